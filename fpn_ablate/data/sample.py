@@ -1,0 +1,60 @@
+"""What a data set hands out, and a batch of it.
+
+N images, G ground-truth boxes (padded), K categories. Boxes are XYXY in absolute pixels; labels are 1..K (0 is background).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its objects, at native resolution."""
+
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    boxes: np.ndarray  # (G, 4) float32
+    labels: np.ndarray  # (G,) int64, 1..K
+    crowd: np.ndarray  # (G,) bool: a region of many objects, neither positive nor negative
+    image_id: int
+
+
+@dataclass
+class Batch:
+    """Images of one step, padded at the right and the bottom to a common size."""
+
+    images: Tensor  # (N, 3, H, W) uint8
+    sizes: Tensor  # (N, 2) int64: height and width without the padding
+    boxes: Tensor  # (N, G, 4) float32, in pixels of `images`
+    labels: Tensor  # (N, G) int64
+    valid: Tensor  # (N, G) bool: a real object, not padding and not crowd
+    crowd: Tensor  # (N, G) bool: a crowd region
+    scales: Tensor  # (N,) float32: pixels of `images` per native pixel
+    image_ids: list[int] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+class DetectionDataset(Protocol):
+    """What the rest of the program knows of a data set. Implementations: `shapes.ShapesDataset`, `coco.CocoDataset`."""
+
+    name: str  # shown in every table
+    generated: bool  # True: its figures must never be mistaken for COCO's
+    categories: Sequence[dict[str, Any]]  # [{"id": ..., "name": ...}], position k is label k + 1
+    image_ids: Sequence[int]
+    area_bounds: tuple[float, float]  # small < a <= medium < b <= large, in square native pixels
+    digest: str  # sha256 over everything that decides what it yields
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def coco(self) -> dict[str, Any]:
+        """The ground truth as a COCO instances dictionary, in native pixels and native category ids."""
+        ...

@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend: the message names the file, key or value, and the fix."""
+
+
+class UserError(Exception):
+    """Bad input. The command line prints the message alone; in Python it is an ordinary exception."""
