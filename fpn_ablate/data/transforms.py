@@ -1,0 +1,102 @@
+"""From samples to a batch: resize, flip, pad. Pure functions; chance is decided by the caller and passed in.
+
+N images, G objects. Boxes are XYXY in pixels of the image they come with; images are (3, H, W) uint8.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as v2
+
+from fpn_ablate.data.sample import Batch, Sample
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image ready to be put into a batch."""
+
+    image: Tensor  # (3, H, W) uint8
+    boxes: Tensor  # (G, 4) float32
+    labels: Tensor  # (G,) int64
+    crowd: Tensor  # (G,) bool
+    scale: float  # pixels of `image` per native pixel
+    image_id: int
+
+
+def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+    """Height and width after scaling the short side to `short_side`, or the long side to `max_side` where it would
+    exceed it.
+
+    The paper scales the short side to 800 (Sec. 5); a limit of 1333 on the long side is its authors' later default.
+    """
+    scale = min(short_side / min(height, width), max_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int) -> tuple[Tensor, Tensor, float]:
+    """Image and boxes at `resized_size`, and the scale, taken on the long side, where rounding weighs least.
+
+    An image that has this size already is handed back untouched. Boxes follow the pixels on each axis (height and width
+    are rounded to whole pixels apart); `to_native` is the inverse.
+    """
+    height, width = image.shape[-2:]
+    size = resized_size(height, width, short_side, max_side)
+    if size == (height, width):
+        return image, boxes, 1.0
+    resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized, boxes * _ratio(size, (height, width), boxes), max(size) / max(height, width)
+
+
+def to_native(boxes: Tensor, size: Sequence[int], native_size: Sequence[int]) -> Tensor:
+    """Boxes (..., 4) of a resized image of `size` (height, width, no padding) in pixels of the native image."""
+    return boxes * _ratio(native_size, size, boxes)
+
+
+def _ratio(size: Sequence[int], old: Sequence[int], like: Tensor) -> Tensor:
+    y, x = float(size[0]) / float(old[0]), float(size[1]) / float(old[1])
+    return like.new_tensor([x, y, x, y])
+
+
+def hflip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right."""
+    width = image.shape[-1]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+
+
+def prepare(sample: Sample, short_side: int, max_side: int, flip: bool) -> Item:
+    """A sample resized and, where `flip` says so, mirrored."""
+    image = torch.from_numpy(sample.image).permute(2, 0, 1)
+    image, boxes, scale = resize(image, torch.from_numpy(sample.boxes), short_side, max_side)
+    if flip:
+        image, boxes = hflip(image, boxes)
+    return Item(image, boxes, torch.from_numpy(sample.labels), torch.from_numpy(sample.crowd), scale, sample.image_id)
+
+
+def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
+    """Pad images with 0 at the right and the bottom to a common multiple of `divisor`, and objects to the largest G
+    (which may be 0).
+    """
+    height, width = (math.ceil(max(item.image.shape[axis] for item in items) / divisor) * divisor for axis in (1, 2))
+    count, most = len(items), max(len(item.boxes) for item in items)
+    batch = Batch(
+        images=torch.zeros(count, 3, height, width, dtype=torch.uint8),
+        sizes=torch.tensor([item.image.shape[1:] for item in items], dtype=torch.int64),
+        boxes=torch.zeros(count, most, 4),
+        labels=torch.zeros(count, most, dtype=torch.int64),
+        valid=torch.zeros(count, most, dtype=torch.bool),
+        crowd=torch.zeros(count, most, dtype=torch.bool),
+        scales=torch.tensor([item.scale for item in items], dtype=torch.float32),
+        image_ids=[item.image_id for item in items],
+    )
+    for n, item in enumerate(items):
+        h, w = item.image.shape[1:]
+        g = len(item.boxes)
+        batch.images[n, :, :h, :w] = item.image
+        batch.boxes[n, :g], batch.labels[n, :g] = item.boxes, item.labels
+        batch.crowd[n, :g], batch.valid[n, :g] = item.crowd, ~item.crowd
+    return batch
