@@ -1,0 +1,234 @@
+"""From records to tables: which records stand in one table, and what each cell says."""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.report import footer
+from fpn_ablate.report.definition import Definition, Metric, RowSpec, find
+from fpn_ablate.report.stats import Summary, summarise
+
+Record = dict[str, Any]  # one record, flat, with dots in its keys
+Key = tuple[str, str, str]  # table, recipe, data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row. Values in the table's unit (percent); only finished seeds are in `values`."""
+
+    values: dict[int, float | None]
+    published: float | None
+
+    @cached_property
+    def ours(self) -> Summary:
+        return summarise(self.values.values())
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published."""
+        return None if self.ours.mean is None or self.published is None else self.ours.mean - self.published
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with a cell for each metric; `states` holds the status of every seed that has a record."""
+
+    row: str
+    label: str
+    letter: str | None
+    facts: dict[str, Any]
+    published: dict[str, Any]
+    cells: dict[str, Cell]
+    states: dict[int, str]
+    errors: dict[int, str]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Finished seeds."""
+        return tuple(seed for seed, state in self.states.items() if state == "finished")
+
+    @property
+    def state(self) -> str:
+        """`finished` if any seed is, `not run` without a record, else what became of the seeds (`failed` if mixed)."""
+        if self.seeds:
+            return "finished"
+        found = set(self.states.values()) or {"not run"}
+        return found.pop() if len(found) == 1 else "failed"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: the rows of a definition, filled with the records of one setting."""
+
+    recipe: str
+    data: str
+    generated: bool
+    same_data: bool  # as the paper's
+    setting: str
+    definition: Definition
+    rows: tuple[Row, ...]
+    footer: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> Key:
+        return self.definition.table, self.recipe, self.data
+
+    @property
+    def name(self) -> str:
+        return file_name(self.key)
+
+    @property
+    def published(self) -> bool:
+        return any(cell.published is not None for row in self.rows for cell in row.cells.values())
+
+
+def collate(
+    frame: pd.DataFrame, only: Collection[Key] | None = None, experiments: Iterable[Path] = (EXPERIMENTS,)
+) -> list[Table]:
+    """Tables of all records, or of those (table, recipe, data) in `only`; one for each, of its newest setting.
+
+    Raises:
+        UserError: two records claim one cell, or one fingerprint stands under two rows.
+    """
+    groups: dict[Key, list[Record]] = {}
+    for record in frame.to_dict("records"):
+        groups.setdefault((record["table"], record["recipe"], record["data"]), []).append(record)
+    chosen = [key for key in sorted(groups) if only is None or key in only]
+    names = [file_name(key) for key in chosen]
+    for key, name in zip(chosen, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(f"two tables would be written to the one file name '{name}', one of them {key}; rename one")
+    unreadable = frame.attrs.get("unreadable", [])
+    return [_table(key, groups[key], unreadable, list(experiments)) for key in chosen]
+
+
+def file_name(key: Key) -> str:
+    """`<table>-<data>-<recipe>` in harmless characters, at most 100; a hash keeps altered names apart."""
+    table, recipe, data = key
+    raw = "-".join((table, data, recipe))
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", raw).strip(".")
+    if safe == raw and len(raw) <= 100:
+        return raw
+    return f"{safe[:91]}-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
+
+
+def _table(key: Key, records: list[Record], unreadable: list[str], experiments: list[Path]) -> Table:
+    settings: dict[str, list[Record]] = {}
+    for record in records:
+        settings.setdefault(record["setting"], []).append(record)
+    for group in settings.values():
+        _refuse_duplicates(group)
+    setting = max(settings, key=lambda name: (_newest(settings[name]), name))
+    ours = settings.pop(setting)
+    definition = find(key[0], _metrics(ours), experiments)
+    rows = _rows(definition, ours)
+    others = [settings[name] for name in sorted(settings)]
+    table, recipe, data = key
+    return Table(
+        recipe=recipe,
+        data=data,
+        generated=any(record["generated"] for record in ours),
+        same_data=_same_data(definition, data, ours),
+        setting=setting,
+        definition=definition,
+        rows=rows,
+        footer=tuple(footer.lines(definition, rows, ours, others, _of_table(unreadable, table))),
+    )
+
+
+def _refuse_duplicates(records: list[Record]) -> None:
+    cells: dict[tuple, Record] = {}
+    fingerprints: dict[str, Record] = {}
+    for record in records:
+        first = cells.setdefault((record["row"], record["seed"]), record)
+        if first is not record:
+            differ = ", ".join(footer.differing_keys([first], [record], factors=True)) or "nothing that they record"
+            raise UserError(
+                f"two records claim row '{record['row']}', seed {record['seed']} of table '{record['table']}': "
+                f"{first['folder']} and {record['folder']}; they differ in {differ}. "
+                "Remove one folder, or give its row a name of its own."
+            )
+        first = fingerprints.setdefault(record["fingerprint"], record)
+        if first is not record:
+            raise UserError(
+                f"rows '{first['row']}' and '{record['row']}' have the same fingerprint {record['fingerprint']}: they "
+                f"are one experiment under two names ({first['folder']}, {record['folder']}). Remove one of them."
+            )
+
+
+def _newest(records: list[Record]) -> tuple[bool, datetime]:
+    """A setting's age: that of its newest finished record, or, before any has finished, of its newest record."""
+    return max((r["status"] == "finished", _time(r.get("finished") or r.get("started"))) for r in records)
+
+
+def _time(text: Any) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:
+    paper = definition.paper
+    if paper is None or any(record["generated"] for record in records):
+        return False
+    counts = {record.get("images.count") for record in records if record["status"] == "finished"}
+    return data.casefold() in paper.same_names and (paper.same_images is None or counts == {paper.same_images})
+
+
+def _rows(definition: Definition, records: list[Record]) -> tuple[Row, ...]:
+    by_row: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: (r["row"], r["seed"])):
+        by_row.setdefault(record["row"], []).append(record)
+    promised = {spec.row for spec in definition.rows}
+    own = [RowSpec(name, name) for name in by_row if name not in promised]
+    return tuple(_row(spec, by_row.get(spec.row, []), definition) for spec in (*definition.rows, *own))
+
+
+def _row(spec: RowSpec, records: list[Record], definition: Definition) -> Row:
+    finished = [record for record in records if record["status"] == "finished"]
+    return Row(
+        row=spec.row,
+        label=spec.label,
+        letter=spec.letter,
+        facts={fact.key: _fact(fact.source, records, spec.published.get(fact.key)) for fact in definition.facts},
+        published=spec.published,
+        cells={metric.key: _cell(metric, finished, spec) for metric in definition.metrics},
+        states={record["seed"]: record["status"] for record in records},
+        errors={record["seed"]: str(record["error"]) for record in records if record.get("error")},
+    )
+
+
+def _fact(source: str, records: list[Record], published: Any) -> Any:
+    """What the records say; where there is none, what the definition says of the row."""
+    found = [record[source] for record in records if record.get(source) is not None]
+    if any(value != found[0] for value in found):
+        return " / ".join(sorted({str(value) for value in found}))
+    return found[0] if found else published
+
+
+def _cell(metric: Metric, finished: list[Record], spec: RowSpec) -> Cell:
+    values = {record["seed"]: record.get(f"metrics.{metric.key}") for record in finished}
+    scaled = {seed: None if value is None else value * metric.scale for seed, value in values.items()}
+    return Cell(scaled, spec.published.get(metric.key))
+
+
+def _metrics(records: list[Record]) -> set[str]:
+    """Metrics that are defined in any record."""
+    keys = {key for record in records for key, value in record.items() if value is not None}
+    return {key.removeprefix("metrics.") for key in keys if key.startswith("metrics.")}
+
+
+def _of_table(unreadable: list[str], table: str) -> list[str]:
+    """Files of a run's folder belong to the table that the folder names; others might belong to any."""
+    return [item for item in unreadable if table in (parts := item.split(": ")[0].split("/")) or len(parts) < 5]

@@ -1,0 +1,193 @@
+"""What a table shows, read from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+
+STYLES = ("text", "count", "check")
+SIZES = ("", "s", "m", "l")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A column that describes a row. `source` is the record's key, as `verify.anchors`; `style` one of STYLES."""
+
+    key: str
+    title: str
+    source: str
+    style: str = "text"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of results. Records hold fractions; tables show `scale` times as much, with `digits` decimals."""
+
+    key: str
+    title: str
+    scale: float = 100.0
+    digits: int = 1
+    plot: bool = True
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A row the table promises. `published` maps facts and metrics to the paper's values, in the table's unit."""
+
+    row: str
+    label: str
+    letter: str | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where the published figures come from, and which of our data sets are the paper's own."""
+
+    reference: str
+    settings: str = ""
+    data: str = "the paper's data"
+    same_names: tuple[str, ...] = ()
+    same_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A table's layout. Without a file it is generic: `rows` and `metrics` are then taken from the records."""
+
+    table: str
+    title: str
+    facts: tuple[Fact, ...]
+    metrics: tuple[Metric, ...]
+    rows: tuple[RowSpec, ...] = ()
+    paper: Paper | None = None
+    seeds: tuple[int, ...] = ()
+
+
+def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
+    """The definition of `table`: from the file whose `table:` names it, else a generic one over the `metrics` found.
+
+    Raises:
+        UserError: a file is not valid YAML or not a valid definition, or two files define the table.
+    """
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    matches = {file: content for file in files if (content := _content(file)) and content.get("table") == table}
+    matches = {file: content for file, content in matches.items() if "report" in content}
+    if len(matches) > 1:
+        raise UserError(f"table '{table}' is defined twice: {' and '.join(map(str, matches))}; keep one")
+    for file, content in matches.items():
+        return _parse(file, content)
+    return generic(table, metrics)
+
+
+def generic(table: str, metrics: Iterable[str]) -> Definition:
+    """A layout for a table without a file: all metrics found, sizes behind their own metric."""
+    facts = (
+        Fact("feature", "feature", "verify.feature"),
+        Fact("anchors", "# anchors", "verify.anchors", "count"),
+        Fact("lateral", "lateral?", "verify.lateral", "check"),
+        Fact("top_down", "top-down?", "verify.top_down", "check"),
+    )
+    ordered = sorted(metrics, key=_metric_order)
+    return Definition(table, table, facts, tuple(Metric(name, name) for name in ordered))
+
+
+def _metric_order(name: str) -> tuple:
+    base, _, size = name.partition("_")
+    return base, SIZES.index(size) if size in SIZES else len(SIZES), size
+
+
+def _content(file: Path) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read as YAML: {error}") from None
+    return content if isinstance(content, dict) else None
+
+
+def _parse(file: Path, content: dict[str, Any]) -> Definition:
+    report = _mapping(f"{file}: report", content["report"], {"title", "facts", "metrics"}, {"rows", "paper"})
+    facts = tuple(_fact(f"{file}: report.facts[{i}]", item) for i, item in enumerate(report["facts"]))
+    metrics = tuple(_metric(f"{file}: report.metrics[{i}]", item) for i, item in enumerate(report["metrics"]))
+    columns = [column.key for column in (*facts, *metrics)]
+    known = {*(fact.key for fact in facts)}, {*(metric.key for metric in metrics)}
+    rows = tuple(_row(f"{file}: report.rows[{i}]", item, *known) for i, item in enumerate(report.get("rows") or []))
+    for kind, names in (("column", columns), ("row", [row.row for row in rows])):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"{file}: {kind} '{twice[0]}' stands there twice")
+    paper = _paper(f"{file}: report.paper", report["paper"]) if report.get("paper") else None
+    if paper is None and any(row.published for row in rows):
+        raise UserError(f"{file}: rows have published values but report.paper names no source")
+    return Definition(content["table"], _text(file, report, "title"), facts, metrics, rows, paper, _seeds(content))
+
+
+def _fact(where: str, item: Any) -> Fact:
+    item = _mapping(where, item, {"key", "from"}, {"title", "style"})
+    style = item.get("style", "text")
+    if style not in STYLES:
+        raise UserError(f"{where}: style {style!r} is not one of {', '.join(STYLES)}")
+    return Fact(_text(where, item, "key"), str(item.get("title", item["key"])), _text(where, item, "from"), style)
+
+
+def _metric(where: str, item: Any) -> Metric:
+    item = _mapping(where, item, {"key"}, {"title", "scale", "digits", "plot"})
+    scale, digits = item.get("scale", 100.0), item.get("digits", 1)
+    if not _number(scale) or type(digits) is not int or digits < 0:
+        raise UserError(f"{where}: scale must be a number and digits an integer of 0 or more")
+    key = _text(where, item, "key")
+    return Metric(key, str(item.get("title", key)), float(scale), digits, bool(item.get("plot", True)))
+
+
+def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
+    item = _mapping(where, item, {"row"}, {"label", "letter", "published"})
+    published = _mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
+    for key, value in published.items():
+        if key in metrics and value is not None and not _number(value):
+            raise UserError(f"{where}.published.{key}: must be a number or null, found {value!r}")
+    letter = _text(where, item, "letter") if item.get("letter") is not None else None
+    return RowSpec(_text(where, item, "row"), str(item.get("label", item["row"])), letter, published)
+
+
+def _paper(where: str, item: Any) -> Paper:
+    item = _mapping(where, item, {"reference"}, {"settings", "data", "same_data"})
+    same = _mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
+    names = tuple(str(name).casefold() for name in same.get("names") or ())
+    data = str(item.get("data", Paper.data))
+    return Paper(_text(where, item, "reference"), str(item.get("settings", "")), data, names, same.get("images"))
+
+
+def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
+    """Seeds that the sweep in the same file asks for, where they are a plain list."""
+    node: Any = content
+    for key in ("hydra", "sweeper", "params", "seed"):
+        node = node.get(key) if isinstance(node, dict) else None
+    parts = str("" if node is None else node).split(",")
+    return tuple(int(part) for part in parts) if all(part.strip().isdecimal() for part in parts) else ()
+
+
+def _mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a mapping, found {value!r}")
+    missing, unknown = sorted(required - set(value)), [key for key in value if key not in required | optional]
+    if missing or unknown:
+        problem = f"lacks '{missing[0]}'" if missing else f"does not know '{unknown[0]}'"
+        raise UserError(f"{where}: {problem}; allowed: {', '.join(sorted(required | optional))}")
+    return value
+
+
+def _text(where: Any, item: dict[str, Any], key: str) -> str:
+    # YAML reads a bare `no` as false and a bare `1` as a number: a row of that name would never match a record.
+    if not isinstance(item[key], str):
+        raise UserError(f"{where}: {key} must be text, found {item[key]!r}; put it in quotation marks")
+    return item[key]
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

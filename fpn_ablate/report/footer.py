@@ -1,0 +1,163 @@
+"""What a reader must know to trust a table: data, images, evaluator, recipe, machine, code, and what was left out."""
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fpn_ablate.report.definition import Definition
+
+if TYPE_CHECKING:
+    from fpn_ablate.report.collate import Record, Row
+
+GENERATED = "GENERATED DATA: not comparable with COCO"
+# The row factors (by contract) and what names a cell: between rows of one setting they differ on purpose.
+FACTORS = ("config.neck.", "config.head.")
+NAMES = ("config.seed", "config.row", "config.ablation", "config.name")
+# What else can set two settings apart, beside the configuration.
+CIRCUMSTANCES = (
+    "images.count",
+    "images.digest",
+    "environment.evaluator",
+    "environment.version",
+    "environment.commit",
+    "environment.device",
+)
+SHOWN_DIFFERENCES = 6
+SPREAD = " (mean ± sample standard deviation over n seeds)"
+
+
+def lines(
+    definition: Definition,
+    rows: "Iterable[Row]",
+    ours: "list[Record]",
+    others: "list[list[Record]]",
+    unreadable: list[str],
+) -> list[tuple[str, str]]:
+    """Pairs (label, text): first what was measured and how, then what is missing."""
+    finished = [record for record in ours if record["status"] == "finished"] or ours
+    pairs = [
+        ("data", _data(ours)),
+        ("images", _images(finished)),
+        ("objects", _each(finished, _objects)),
+        ("evaluator", _each(finished, lambda r: r.get("environment.evaluator"))),
+        ("recipe", ours[0]["recipe"]),
+        ("seeds", _seeds(definition, rows)),
+        ("device", _each(finished, lambda r: r.get("environment.device"))),
+        ("code", _each(finished, _code)),
+        ("cost", _cost(finished)),
+        ("published", _published(definition)),
+        *(("left out", _left_out(ours, other)) for other in others),
+    ]
+    if unreadable:
+        pairs.append(("unreadable", f"{len(unreadable)} of the record files: {'; '.join(unreadable)}"))
+    return [(label, text) for label, text in pairs if text]
+
+
+def differing_keys(these: "list[Record]", those: "list[Record]", factors: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Keys for which the two groups of records share no value, with both values; row factors only on request.
+
+    Keys are shown without `config.`; a missing value is None.
+    """
+    keys = sorted({key for record in (*these, *those) for key in record if key.startswith("config.")})
+    if not factors:
+        keys = [key for key in keys if not key.startswith(FACTORS) and key not in NAMES]
+    differing = {}
+    for key in (*keys, *CIRCUMSTANCES):
+        here, there = _values(these, key), _values(those, key)
+        if not here & there:
+            differing[key.removeprefix("config.")] = (_join(sorted(here)), _join(sorted(there)))
+    return differing
+
+
+def _values(records: "list[Record]", key: str) -> set[str]:
+    return {json.dumps(record.get(key), sort_keys=True) for record in records}
+
+
+def _left_out(ours: "list[Record]", other: "list[Record]") -> str:
+    differing = differing_keys(ours, other)
+    parts = [f"{key} {there}, here {here}" for key, (here, there) in list(differing.items())[:SHOWN_DIFFERENCES]]
+    if len(differing) > SHOWN_DIFFERENCES:
+        parts.append(f"and {len(differing) - SHOWN_DIFFERENCES} more keys")
+    what = "; ".join(parts) or "nothing that the records hold differs, so the code of the core does"
+    return f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
+
+
+def _data(records: "list[Record]") -> str:
+    generated = any(record["generated"] for record in records)
+    return f"{records[0]['data']}: {GENERATED}" if generated else records[0]["data"]
+
+
+def _images(records: "list[Record]") -> str:
+    def text(record: "Record") -> str | None:
+        count, digest = record.get("images.count"), record.get("images.digest")
+        return None if count is None else f"{count} evaluated, list {str(digest)[:12]}"
+
+    return _each(records, text)
+
+
+def _objects(record: "Record") -> str | None:
+    sizes = {key.removeprefix("objects."): value for key, value in record.items() if key.startswith("objects.")}
+    order = [size for size in ("small", "medium", "large") if size in sizes]
+    order += [size for size in sizes if size not in order]
+    return ", ".join(f"{size} {sizes[size]}" for size in order if sizes[size] is not None) or None
+
+
+def _code(record: "Record") -> str | None:
+    version, commit = record.get("environment.version"), record.get("environment.commit")
+    if version is None and commit is None:
+        return None
+    dirty = " with uncommitted changes" if record.get("environment.dirty") else ""
+    return f"version {version}, " + (f"commit {commit}{dirty}" if commit else "outside a git checkout")
+
+
+def _seeds(definition: Definition, rows: "Iterable[Row]") -> str:
+    seeds = {row.row: row.seeds for row in rows if row.seeds}
+    if not seeds:
+        return "none finished"
+    if len(set(seeds.values())) == 1:
+        only = next(iter(seeds.values()))
+        text = _numbers(only) + (SPREAD if len(only) > 1 else " (one: no spread)")
+    else:
+        text = "; ".join(f"{row}: {_numbers(found)}" for row, found in seeds.items())
+        text += SPREAD
+    missing = sorted(set(definition.seeds) - {seed for found in seeds.values() for seed in found})
+    return text + (f"; the definition also asks for {_numbers(missing)}" if missing else "")
+
+
+def _cost(records: "list[Record]") -> str:
+    def seconds(key: str) -> list[float]:
+        return [value for record in records if type(value := record.get(f"cost.{key}")) in (int, float)]
+
+    train, evaluate, pretrain = seconds("train_s"), seconds("eval_s"), seconds("pretrain_s")
+    if not train:
+        return ""
+    runs = f"{len(records)} run{'s' * (len(records) > 1)}"
+    text = f"{runs}: training {_minutes(sum(train))}, evaluation {_minutes(sum(evaluate))}"
+    # Rows share the pre-trained backbone: its time is paid once, and a run that found it cached may record 0.
+    return text + (f"; pre-training {_minutes(max(pretrain))}, shared" if any(pretrain) else "")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _published(definition: Definition) -> str:
+    paper = definition.paper
+    return ". ".join(part for part in (paper.reference, paper.settings) if part) if paper else ""
+
+
+def _each(records: "list[Record]", text: Any) -> str:
+    """What all records agree on, or every answer with the number of records that give it."""
+    found = [value for record in records if (value := text(record)) is not None]
+    counts = {value: found.count(value) for value in sorted(set(found))}
+    if len(counts) <= 1:
+        return next(iter(counts), "")
+    return "; ".join(f"{value} ({count} of {len(found)} runs)" for value, count in counts.items())
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _join(values: list[str]) -> str:
+    return "/".join(value.strip('"') if value != "null" else "unset" for value in values)

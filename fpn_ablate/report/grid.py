@@ -1,0 +1,165 @@
+"""What a table prints, as plain text: one grid, which `tables` sets in each format."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fpn_ablate.report.collate import Cell, Row, Table
+from fpn_ablate.report.definition import Fact, Metric
+from fpn_ablate.report.footer import GENERATED
+
+CHECK = "✓"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours."""
+
+    ours: bool
+    label: str
+    facts: tuple[str, ...]
+    metrics: tuple[str, ...]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Label, facts and metrics, differences in brackets."""
+        pairs = zip(self.metrics, self.differences or [""] * len(self.metrics), strict=True)
+        return (self.label, *self.facts, *(f"{value} ({more})" if more else value for value, more in pairs))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that is printed, as clean plain text; labels refer to `notes` as [1], [2], ..."""
+
+    title: str
+    banner: str
+    legend: str
+    header: tuple[str, ...]
+    right: tuple[bool, ...]  # columns set flush right
+    paper_label: str
+    difference_label: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    footer: tuple[tuple[str, str], ...]
+
+
+def grid(table: Table) -> Grid:
+    """The printed content, the same for every format."""
+    definition = table.definition
+    lines: list[Line] = []
+    notes: list[str] = []
+    for row in table.rows:
+        mark = ""
+        if note := _note(row):
+            notes.append(note)
+            mark = f" [{len(notes)}]"
+        facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
+        metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
+        lines.append(Line(True, clean(_label(table, row)) + mark, (*facts, str(len(row.seeds))), metrics))
+        if row.published:
+            lines.append(_paper_line(table, row))
+    titles = [column.title for column in (*definition.facts, *definition.metrics)]
+    titles.insert(len(definition.facts), "n")
+    return Grid(
+        title=clean(f"{definition.title} · data {table.data} · recipe {table.recipe}"),
+        banner=GENERATED if table.generated else "",
+        legend=clean(_legend(table)),
+        header=("", *map(clean, titles)),
+        right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
+        paper_label=_paper_label(table),
+        difference_label=_difference_label(table),
+        lines=tuple(lines),
+        notes=tuple(notes),
+        footer=tuple((label, clean(text)) for label, text in table.footer),
+    )
+
+
+def clean(text: str) -> str:
+    """One line without control characters: names and messages come from outside."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
+
+
+def _label(table: Table, row: Row) -> str:
+    label = f"({row.letter}) {row.label}" if row.letter else row.label
+    return f"{label}, ours only" if table.published and not row.published else label
+
+
+def _paper_line(table: Table, row: Row) -> Line:
+    facts = [_paper_fact(fact, row) for fact in table.definition.facts]
+    cells = [(metric, row.cells[metric.key]) for metric in table.definition.metrics]
+    return Line(
+        ours=False,
+        label=f"{_paper_label(table)} ({_difference_label(table)})",
+        facts=(*facts, ""),
+        metrics=tuple("–" if c.published is None else f"{c.published:.{m.digits}f}" for m, c in cells),
+        differences=tuple("" if c.difference is None else f"{c.difference:+.{m.digits}f}" for m, c in cells),
+    )
+
+
+def _paper_label(table: Table) -> str:
+    return clean("paper" if table.same_data else f"paper: {table.definition.paper.data}")
+
+
+def _difference_label(table: Table) -> str:
+    return "Δ" if table.same_data else "Δ other data"
+
+
+def _legend(table: Table) -> str:
+    """What the second line of a row is, and what its difference is worth."""
+    if not table.published:
+        return ""
+    paper = table.definition.paper
+    text = f"Under each row: the paper's figures on {paper.data}, and Δ = ours − paper"
+    if table.same_data:
+        return f"{text}."
+    return f"{text}. Δ is BETWEEN DIFFERENT DATA SETS ({table.data} and {paper.data}): for orientation only."
+
+
+def _note(row: Row) -> str:
+    """What became of the seeds that did not finish."""
+    causes: dict[str, list[int]] = {}
+    for seed, state in row.states.items():
+        if state != "finished":
+            error = clean(row.errors.get(seed, ""))
+            error = error if len(error) <= 200 else f"{error[:199]}…"
+            causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
+    parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
+    left = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
+    return clean(f"{row.row}, {'; '.join(parts)}{left}") if parts else ""
+
+
+def _ours(metric: Metric, cell: Cell, row: Row) -> str:
+    if not row.seeds:
+        return row.state
+    ours = cell.ours
+    if ours.mean is None:
+        return "n/a"
+    text = f"{ours.mean:.{metric.digits}f}"
+    text += f" ± {ours.std:.{metric.digits}f}" if ours.std is not None else ""
+    # Some seeds are undefined here: column n does not hold for this cell.
+    return text + (f" (n={ours.n})" if ours.n < len(row.seeds) else "")
+
+
+def _paper_fact(fact: Fact, row: Row) -> str:
+    """The paper's entry, where it is not the one printed above it."""
+    published = _fact(fact, row.published.get(fact.key))
+    return "" if published == _fact(fact, row.facts[fact.key]) else published
+
+
+def _fact(fact: Fact, value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    if fact.style == "check" and value is True:
+        return CHECK
+    if fact.style == "count" and type(value) in (int, float):
+        return _count(value)
+    return clean(value)
+
+
+def _count(value: float) -> str:
+    """As the paper prints counts: 47250 is 47k."""
+    for size, unit in ((999_500, "M"), (1000, "k")):
+        if value >= size:
+            scaled = value / (1_000_000 if unit == "M" else 1000)
+            return f"{scaled:.1f}M" if unit == "M" else f"{scaled:.0f}k"
+    return str(value)

@@ -1,0 +1,74 @@
+"""Writing: tables, plots and ledger of a folder of runs, and the tables inside a README."""
+
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.report import plots, records, tables
+from fpn_ablate.report.collate import Key, Table, collate
+
+MARKER = re.compile(r"(?P<open><!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(?P<close><!-- /table -->)", re.DOTALL)
+OPENING = re.compile(r"<!-- table: (\S+) -->")
+
+Source = str | Path | Iterable[str | Path] | pd.DataFrame
+
+
+def write(
+    source: Source,
+    out: str | Path = "results",
+    only: Collection[Key] | None = None,
+    experiments: Iterable[Path] = (EXPERIMENTS,),
+) -> list[Table]:
+    """Write `<out>/tables`, `<out>/plots` and `<out>/ledger.csv` from folders of runs, ledgers or a loaded frame.
+
+    `only` limits tables and plots to these (table, recipe, data); the ledger takes all records.
+
+    Raises:
+        UserError: a path does not exist, a definition is wrong, or records contradict each other; nothing is written.
+    """
+    frame = source if isinstance(source, pd.DataFrame) else records.load(source)
+    collated = collate(frame, only, experiments)
+    out = Path(out)
+    for table in collated:
+        texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
+        for kind, text in texts.items():
+            records.write_atomic(out / "tables" / f"{table.name}.{kind}", text)
+        for kind, image in plots.render(table).items():
+            records.write_atomic(out / "plots" / f"{table.name}.{kind}", image)
+    if len(frame):
+        records.write_ledger(frame, out / "ledger.csv")
+    return collated
+
+
+def readme(text: str, collated: Iterable[Table]) -> str:
+    """`text` with each block `<!-- table: NAME -->` to `<!-- /table -->` filled with that table.
+
+    NAME is a table's file name without its suffix, or the table alone where there is one of it.
+
+    Raises:
+        UserError: a block is not closed, or names no table or several.
+    """
+    collated = list(collated)
+    filled = MARKER.sub(lambda match: match["open"] + _block(match["name"], collated) + match["close"], text)
+    openings, blocks = OPENING.findall(text), [match["name"] for match in MARKER.finditer(text)]
+    if openings != blocks:
+        broken = next((name for name in openings if name not in blocks), openings[-1])
+        raise UserError(
+            f"the block '<!-- table: {broken} -->' needs a line of its own and a '<!-- /table -->' after it"
+        )
+    if not blocks:
+        raise UserError("no '<!-- table: NAME -->' ... '<!-- /table -->' block to fill")
+    return filled
+
+
+def _block(name: str, collated: list[Table]) -> str:
+    found = [table for table in collated if name in (table.name, table.definition.table)]
+    found = [table for table in found if table.name == name] or found
+    if len(found) != 1:
+        names = ", ".join(table.name for table in (found or collated))
+        raise UserError(f"'<!-- table: {name} -->' names {len(found) or 'no'} tables; there are: {names}")
+    return tables.markdown(found[0])

@@ -1,0 +1,108 @@
+"""A table as a picture: each metric a panel, each row a line in it, ours beside the published value."""
+
+import io
+from typing import TYPE_CHECKING
+
+from fpn_ablate.report.collate import Table
+from fpn_ablate.report.definition import Metric
+from fpn_ablate.report.grid import clean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and in grey, where the marker helps.
+OURS, PAPER = "#0072B2", "#D55E00"
+MEAN = {"marker": "o", "markersize": 6, "color": OURS, "markeredgecolor": "white", "linestyle": "none"}
+SEED = {"marker": "o", "markersize": 3, "color": OURS, "alpha": 0.5, "markeredgewidth": 0, "linestyle": "none"}
+HOLLOW = {"marker": "D", "markersize": 5, "color": PAPER, "markerfacecolor": "none", "linestyle": "none"}
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
+    "font.size": 9,
+    "text.parse_math": False,  # a "$" in a name is a dollar
+    "svg.hashsalt": "fpn-ablate",
+    "svg.fonttype": "path",
+}
+
+
+def render(table: Table) -> dict[str, bytes]:
+    """The figure as `{"png": ..., "svg": ...}`; equal tables give equal bytes under one version of matplotlib."""
+    import matplotlib
+
+    images = {}
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        with matplotlib.rc_context(STYLE):
+            buffer = io.BytesIO()
+            draw(table).savefig(buffer, format=kind, dpi=150, metadata=metadata, facecolor="white")
+        images[kind] = buffer.getvalue()
+    return images
+
+
+def draw(table: Table) -> "Figure":
+    """Small multiples: rows downwards in the table's order, one panel a metric."""
+    from matplotlib.figure import Figure
+
+    metrics = [metric for metric in table.definition.metrics if metric.plot]
+    height = 0.36 * len(table.rows) + 1.9
+    figure = Figure(figsize=(2.6 + 1.75 * max(len(metrics), 1), height), layout="constrained")
+    axes = figure.subplots(1, max(len(metrics), 1), sharey=True, squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=False):
+        _panel(axis, table, metric)
+    axes[0].set_yticks(range(len(table.rows)), [_name(table, number) for number in range(len(table.rows))])
+    axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
+    heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"
+    figure.suptitle("\n".join(clean(line) for line in heading.split("\n")), fontsize=10, fontweight="bold")
+    _legend(figure, table)
+    if table.generated:
+        figure.text(
+            0.5, 0.5, "GENERATED DATA", fontsize=34, color="0.5", alpha=0.16, ha="center", va="center", rotation=14
+        )
+    return figure
+
+
+def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
+    axis.set_title(clean(metric.title), fontsize=9)
+    axis.grid(axis="x", color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    for y, row in enumerate(table.rows):
+        cell = row.cells[metric.key]
+        if y % 2:
+            axis.axhspan(y - 0.5, y + 0.5, color="0.97", linewidth=0, zorder=0)
+        if cell.published is not None:
+            axis.plot(cell.published, y + 0.22, **HOLLOW, zorder=2)
+        if cell.ours.mean is None:
+            state = "n/a" if row.seeds else row.state
+            axis.text(0.03, y, state, transform=axis.get_yaxis_transform(), color="0.35", fontsize=8, va="center")
+            continue
+        if cell.ours.std is not None:
+            seeds = [value for value in cell.values.values() if value is not None]
+            axis.plot(seeds, [y - 0.28] * len(seeds), **SEED, zorder=3)
+            ends = (cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std)
+            axis.plot(ends, (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=3)
+        axis.plot(cell.ours.mean, y - 0.03, **MEAN, zorder=4)
+    axis.margins(x=0.12)
+    axis.locator_params(axis="x", nbins=4)
+
+
+def _name(table: Table, number: int) -> str:
+    row = table.rows[number]
+    name = clean(f"({row.letter}) {row.label}" if row.letter else row.label)
+    return name if len(name) <= 36 else f"{name[:35]}…"
+
+
+def _legend(figure: "Figure", table: Table) -> None:
+    from matplotlib.lines import Line2D
+
+    on = f"ours on {clean(table.data)}"
+    if any(len(row.seeds) > 1 for row in table.rows):
+        marks = [Line2D([], [], label=f"{on}: mean ± standard deviation", **MEAN | {"linestyle": "-"})]
+        marks.append(Line2D([], [], label="single seeds", **SEED))
+    else:
+        marks = [Line2D([], [], label=on, **MEAN)]
+    if table.published:
+        paper = f"paper on {clean(table.definition.paper.data)}" + ("" if table.same_data else " (another data set)")
+        marks.append(Line2D([], [], label=paper, **HOLLOW))
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)

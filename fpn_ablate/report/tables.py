@@ -1,0 +1,169 @@
+"""A table as text for the terminal, Markdown, LaTeX and CSV. All but the CSV are drawn from the one grid of `grid`.
+
+Each row of the table has a line of ours and, where the paper has that row, the paper's figures and the difference
+below it: in brackets on paper and in Markdown, on a line of its own in the terminal, where width is dear.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fpn_ablate.report.collate import Row, Table
+from fpn_ablate.report.definition import Metric
+from fpn_ablate.report.footer import GENERATED
+from fpn_ablate.report.grid import CHECK, Grid, grid
+from fpn_ablate.report.records import to_csv
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+
+def show(table: Table, console: "Console | None" = None) -> None:
+    """Print the table; never narrower than its figures need, since a cut figure is worse than a wrapped line."""
+    from rich.console import Console, Group
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    console = console or Console()
+    content = grid(table)
+    drawn = _drawn(content)
+    parts = [Text(content.title, style="bold")]
+    parts += [Text(content.banner, style="bold yellow")] if content.banner else []
+    parts += [Text(content.legend)] if content.legend else []
+    notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
+    footer = [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), drawn).minimum)
+    console.print(Group(*parts, Text(), drawn, Text(), *notes, *footer, Text()))
+
+
+def _drawn(content: Grid) -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rows: list[tuple[str, tuple[str, ...]]] = []
+    for line in content.lines:
+        label = line.label if line.ours else content.paper_label
+        values = tuple(value.replace(" ± ", "±") for value in line.metrics)
+        rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
+        if any(line.differences):
+            rows.append(("dim", (content.difference_label, *("" for _ in line.facts), *line.differences)))
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    drawn.add_column("", min_width=16)
+    for number, title in enumerate(content.header[1:], start=1):
+        # A title breaks at its hyphen too, or "top-down?" takes the width of a result.
+        heading = Text(title.replace("-", "-\n").replace(" ", "\n"))
+        width = max((len(cells[number]) for _, cells in rows), default=0)
+        drawn.add_column(heading, justify="right" if content.right[number] else "left", min_width=width)
+    for number, (style, cells) in enumerate(rows):
+        last = number + 1 == len(rows) or not rows[number + 1][0]
+        drawn.add_row(*(Text(cell, style=style) for cell in cells), end_section=last)
+    return drawn
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, without a heading so that it fits anywhere."""
+    content = grid(table)
+    text = [f"**{escape_markdown(content.title)}**", ""]
+    text += [f"> **{content.banner}**", ""] if content.banner else []
+    text += [escape_markdown(content.legend), ""] if content.legend else []
+    text.append(_pipe(escape_markdown(cell) for cell in content.header))
+    text.append(_pipe("---:" if right else "---" for right in content.right))
+    for line in content.lines:
+        cells = [escape_markdown(cell) for cell in line.cells]
+        text.append(_pipe([f"**{cells[0]}**" if line.ours else f"*{cells[0]}*", *cells[1:]]))
+    text.append("")
+    text += [f"- \\[{number}\\] {escape_markdown(note)}" for number, note in enumerate(content.notes, start=1)]
+    text += [f"- {label}: {escape_markdown(value)}" for label, value in content.footer]
+    return "\n".join(text) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A `table` environment; needs the packages booktabs, amssymb and graphicx."""
+    content = grid(table)
+    caption = ". ".join(part.rstrip(".") for part in (content.title, content.banner, content.legend) if part)
+    body = [r"\begin{table}", r"\centering\footnotesize", r"\setlength{\tabcolsep}{3pt}"]
+    body += [rf"\caption{{{escape_latex(caption)}.}}"]
+    # Shrunk to the page where it is wider, left alone where it is not.
+    body += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    body += [rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in content.right)}}}", r"\toprule"]
+    body += [" & ".join(map(escape_latex, content.header)) + r" \\", r"\midrule"]
+    first = 1 + len(content.lines[0].facts) if content.lines else 1
+    for number, line in enumerate(content.lines):
+        if line.ours and number:
+            body.append(r"\addlinespace")
+        cells = [escape_latex(cell) for cell in line.cells]
+        label = cells[0] if line.ours else rf"\quad {cells[0]}"
+        body.append(" & ".join([label, *cells[1:first], *(c.replace("-", "$-$") for c in cells[first:])]) + r" \\")
+    body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\scriptsize"]
+    body += [rf"{{[{number}]}} {escape_latex(note)}\par" for number, note in enumerate(content.notes, start=1)]
+    body += [rf"{label}: {escape_latex(text)}\par" for label, text in content.footer]
+    body += [r"\end{minipage}", r"\end{table}"]
+    return "% Needs \\usepackage{booktabs,amssymb,graphicx}\n" + "\n".join(body) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """One line for each row and metric, at full precision. Cells are encoded as in the ledger (`records.encode`)."""
+    definition = table.definition
+    seeds = sorted({seed for row in table.rows for seed in row.states})
+    columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
+    columns += [fact.key for fact in definition.facts]
+    columns += ["metric", "unit", "state", "n", "mean", "std", "published", "difference", "difference_between"]
+    columns += [f"seed_{seed}" for seed in seeds]
+    lines = []
+    for row in table.rows:
+        for metric in definition.metrics:
+            cell = row.cells[metric.key]
+            between = "same data" if table.same_data else "different data sets"
+            lines.append(
+                [*table.key, table.generated, GENERATED if table.generated else None, table.setting]
+                + [row.row, row.letter, row.label, *(row.facts[fact.key] for fact in definition.facts)]
+                + [metric.key, _unit(metric), _state(row), cell.ours.n, cell.ours.mean, cell.ours.std]
+                + [cell.published, cell.difference, None if cell.difference is None else between]
+                + [cell.values.get(seed) for seed in seeds]
+            )
+    return to_csv(columns, lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that GitHub's Markdown shows as it is, in a table as well."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+# What LaTeX would read as a command, and what a plain pdflatex cannot set.
+LATEX = {char: f"\\{char}" for char in "&%$#_{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {
+    "±": r"$\pm$",
+    CHECK: r"$\checkmark$",
+    "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "−": "$-$",
+    "…": r"\dots{}",
+    "�": "?",
+}
+LATEX |= {"[": "{[}", "]": "{]}"}  # "\\ [" would be read as a length
+
+
+def escape_latex(text: str) -> str:
+    """Text for LaTeX. What a plain pdflatex cannot set is named by its code point."""
+    return "".join(LATEX.get(char) or (char if ord(char) < 0x180 else f"U+{ord(char):04X}") for char in text)
+
+
+def _pipe(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _state(row: Row) -> str:
+    """The row's state for the CSV: every seed's, where they differ."""
+    if len(set(row.states.values())) <= 1:
+        return row.state
+    return ", ".join(f"seed {seed} {state}" for seed, state in row.states.items())
+
+
+def _unit(metric: Metric) -> str:
+    return "percent" if metric.scale == 100 else f"record times {metric.scale:g}"
