@@ -1,0 +1,59 @@
+"""Which anchor answers for which object (Sec. 4.1), and which anchors a step looks at. Whole batches, no loop over images.
+
+N images, R anchors, G ground-truth boxes (padded; `valid` marks the real ones).
+"""
+
+import torch
+from torch import Tensor
+
+from fpn_ablate.model import boxes
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+def match(
+    anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high: float, low: float
+) -> tuple[Tensor, Tensor]:
+    """Match anchors (R, 4) with ground truth (N, G, 4).
+
+    Positive: IoU of at least `high` with any object, or the highest IoU for some object (all that tie). Negative: IoU under
+    `low` with all objects. Others are ignored, and so are negatives that lie in a crowd region by half of their own area.
+
+    Returns:
+        matched_idxs (N, R) int64: the object that the anchor overlaps most; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.
+    """
+    n, g = valid.shape
+    if g == 0:
+        empty = torch.zeros((n, len(anchors)), dtype=torch.int64, device=anchors.device)
+        return empty, empty.to(torch.int8)
+    shared = boxes.intersection(gt_boxes, anchors.expand(n, -1, -1))  # (N, G, R)
+    anchor_area = boxes.area(anchors)
+    overlap = boxes.iou_from(shared, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
+    best, matched_idxs = overlap.max(1)
+    # Low-quality matches: an object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
+    best_of_object = overlap.amax(2, keepdim=True)
+    is_best = ((overlap == best_of_object) & (best_of_object > 0)).any(1)
+    labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
+    labels[best < low] = NEGATIVE
+    in_crowd = ((2 * shared >= anchor_area) & crowd[..., None]).any(1)
+    labels[(labels == NEGATIVE) & in_crowd] = IGNORED
+    labels[(best >= high) | is_best] = POSITIVE
+    return matched_idxs, labels
+
+
+def sample(
+    labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw up to `count` anchors an image without replacement: up to `positive_fraction` positives, the rest negatives.
+
+    Returns:
+        idxs (N, S) int64 with S = min(count, R), and chosen (N, S) bool: entries past an image's draw are not chosen.
+    """
+    keys = torch.rand(labels.shape, generator=generator, device=labels.device)
+    most = min(count, labels.shape[1])
+    # The positives with the largest keys, as many as the quota admits; then they outrank every negative.
+    key, first = torch.where(labels == POSITIVE, keys, -1).topk(min(int(count * positive_fraction), most), dim=1)
+    score = torch.where(labels == NEGATIVE, keys, -1)
+    score = score.scatter(1, first, torch.where(key >= 0, key + 1, score.gather(1, first)))
+    key, idxs = score.topk(most, dim=1)
+    return idxs, key >= 0

@@ -1,0 +1,108 @@
+"""Backbones: C2..C5, the output of the last block of each stage (Sec. 3), with strides 4, 8, 16, 32.
+
+N images of H x W pixels. conv1 (the stem) is left out of the pyramid, as in the paper, for its memory.
+"""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from fpn_ablate.model.levels import Features, Level
+
+# Stages that can be frozen, in order; `freeze_at=2` freezes the stem and conv2.
+STAGES = ("stem", "c2", "c3", "c4", "c5")
+
+
+class Backbone(nn.Module):
+    """Five stages. `levels` says what C2..C5 are; `out_channels` is C5's width (the classifier's input)."""
+
+    def __init__(self, stages: dict[str, nn.Module], channels: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.levels = tuple(Level(name, width) for name, width in zip(STAGES[1:], channels, strict=True))
+        self.out_channels = channels[-1]
+
+    def forward(self, images: Tensor) -> Features:
+        """(N, 3, H, W) normalised images -> {"c2": ..., "c5": ...}."""
+        features = {}
+        x = images
+        for name, stage in self.stages.items():
+            x = stage(x)
+            features[name] = x
+        del features["stem"]
+        return features
+
+    def freeze(self, freeze_at: int) -> None:
+        """Take the parameters of the first `freeze_at` stages out of training; 0 freezes none. Not in the paper: Detectron
+        freezes the stem and conv2."""
+        for name in STAGES[:freeze_at]:
+            self.stages[name].requires_grad_(False)
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm by its affine form with the statistics it has (Detectron's default for fine-tuning)."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
+            setattr(module, name, frozen.to(child.weight.device))
+        else:
+            freeze_batch_norm(child)
+    return module
+
+
+class SmallBlock(nn.Module):
+    """A basic residual block (two 3x3 convolutions) for the small backbone."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def small_resnet(channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Backbone:
+    """One basic block a stage: a ResNet that trains in minutes on a CPU."""
+    first = channels[0]
+    stem = nn.Sequential(
+        nn.Conv2d(3, first, 5, 2, 2, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    )
+    blocks = {
+        name: SmallBlock(before, after, stride)
+        for name, before, after, stride in zip(STAGES[1:], (first, *channels), channels, (1, 2, 2, 2), strict=False)
+    }
+    return Backbone({"stem": stem, **blocks}, channels)
+
+
+def torchvision_resnet(name: str) -> Callable[[], Backbone]:
+    def build() -> Backbone:
+        net = getattr(torchvision.models, name)(weights=None)
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        # The width of a stage is that of its last convolution: basic and bottleneck blocks name it differently.
+        last = [m for m in net.layer4.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+        stages = {"c2": net.layer1, "c3": net.layer2, "c4": net.layer3, "c5": net.layer4}
+        return Backbone({"stem": stem, **stages}, (last // 8, last // 4, last // 2, last))
+
+    return build
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "small": small_resnet,
+    **{name: torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+}

@@ -1,0 +1,54 @@
+"""Box arithmetic for whole batches. Boxes are (..., 4) XYXY in absolute pixels; N images, G ground truth, R anchors."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp() of a larger width or height delta is a box far beyond any image; Detectron's bound.
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...) in square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """(..., A, 4) x (..., B, 4) -> (..., A, B) in square pixels."""
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    return (high - low).clamp_(min=0).prod(-1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """(..., A, 4) x (..., B, 4) -> (..., A, B) in [0, 1]; 0 where both boxes are empty (padding)."""
+    return iou_from(intersection(a, b), area(a), area(b))
+
+
+def iou_from(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
+    """`iou` for who has the intersections (..., A, B) already; areas (..., A) and (..., B)."""
+    union = area_a[..., :, None] + area_b[..., None, :] - shared
+    return shared / union.clamp(min=1e-9)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (..., 4) = (dx, dy, dw, dh) that `decode` turns back into `boxes` (Fast R-CNN, appendix of R-CNN)."""
+    size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
+    center, anchor_center = boxes[..., :2] + size / 2, anchors[..., :2] + anchor_size / 2
+    return torch.cat([(center - anchor_center) / anchor_size, torch.log(size / anchor_size)], -1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes (..., 4) from deltas (..., 4) and anchors that broadcast to them; always fp32."""
+    deltas = deltas.float()
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    center = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
+    half = anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2
+    return torch.cat([center - half, center + half], -1)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (N, P, 4) cut to images whose heights and widths are `sizes` (N, 2)."""
+    limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
+    return torch.minimum(boxes.clamp(min=0), limit)

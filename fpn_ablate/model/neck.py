@@ -1,0 +1,109 @@
+"""Necks: from C2..C5 to the levels that the heads read (Sec. 3, Fig. 3), with a switch for every part.
+
+A switch that is off builds nothing. A neck of your own is a module with `levels` (what it puts out, finest first) and
+`forward(features) -> features`.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpn_ablate.model.levels import Features, Level
+
+
+class SingleLevel(nn.Module):
+    """One backbone map as it is: the baselines of Table 1, rows (a) C4 and (b) C5."""
+
+    def __init__(self, in_levels: Sequence[Level], level: str) -> None:
+        super().__init__()
+        self.levels = tuple(spec for spec in in_levels if spec.name == level)
+
+    def forward(self, features: Features) -> Features:
+        return {spec.name: features[spec.name] for spec in self.levels}
+
+
+class Deconvolution(nn.ConvTranspose2d):
+    """Learned 2x upsampling, cut to the size asked for (odd sizes: ceil(H / 2) * 2 >= H)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[..., : size[0], : size[1]]
+
+
+class FPN(nn.Module):
+    """Feature pyramid network.
+
+    Args:
+        in_levels: C2..C5, finest first.
+        channels: d, the width of every extra layer (Sec. 3: 256). No non-linearities in the extra layers.
+        top_down: add the upsampled coarser map. Off: Table 1 (d).
+        lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
+        output: "pyramid", or the one level to put out, e.g. "p2": Table 1 (f).
+        upsample: "nearest" (the paper's), "bilinear" or "deconv".
+        smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only (so P5 has none: the other reading of
+            "each merged map"), or "none".
+        p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (RetinaNet's stride-2 convolution on P5) or "none".
+            Only a pyramid has it.
+    """
+
+    def __init__(
+        self,
+        in_levels: Sequence[Level],
+        channels: int = 256,
+        top_down: bool = True,
+        lateral: bool = True,
+        output: str = "pyramid",
+        upsample: str = "nearest",
+        smooth: str = "all",
+        p6: str = "subsample",
+    ) -> None:
+        super().__init__()
+        self.top_down, self.upsample = top_down, upsample
+        names = [spec.name.replace("c", "p") for spec in in_levels]
+        self.outputs = names if output == "pyramid" else [output]
+        coarsest, finest = names[-1], self.outputs[0]
+        # What the outputs depend on: without the top-down path only their own maps, else everything coarser as well.
+        self.computed = [n for n in names if n >= finest] if top_down else list(self.outputs)
+        self.lateral = nn.ModuleDict(
+            {
+                spec.name.replace("c", "p"): nn.Conv2d(spec.channels, channels, 1)
+                for spec in in_levels
+                if spec.name.replace("c", "p") in self.computed and (lateral or spec is in_levels[-1])
+            }
+        )
+        steps = [n for n in self.computed if n != coarsest] if top_down else []
+        self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if upsample == "deconv" else {})
+        merged = set(steps) if smooth == "merged" else set(names) if smooth == "all" else set()
+        self.smooth = nn.ModuleDict(
+            {n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged}
+        )
+        self.p6 = p6 if output == "pyramid" else "none"
+        self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})
+        published = self.outputs + (["p6"] if self.p6 != "none" else [])
+        self.levels = tuple(Level(n, channels) for n in published)
+
+    def forward(self, features: Features) -> Features:
+        # Step 1, laterals: bring the maps to one width. Without laterals only C5 has one.
+        maps = {n: self.lateral[n](features[n.replace("p", "c")]) for n in self.lateral}
+        # Step 2, top-down: coarse to fine, upsample to the size of the finer map and add.
+        if self.top_down:
+            for fine, coarse in list(zip(self.computed, self.computed[1:], strict=False))[::-1]:
+                above = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
+                maps[fine] = maps[fine] + above if fine in maps else above
+        # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
+        out = {n: self.smooth[n](maps[n]) if n in self.smooth else maps[n] for n in self.outputs}
+        if self.p6 == "subsample":
+            out["p6"] = out["p5"][..., ::2, ::2]
+        elif self.p6 == "conv":
+            out["p6"] = self.p6_conv["p6"](out["p5"])
+        return out
+
+    def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:
+        if self.upsample == "deconv":
+            return self.up[fine](x, size)
+        if self.upsample == "bilinear":
+            return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(x, size=size, mode="nearest")

@@ -1,0 +1,164 @@
+"""Region proposal network over any set of levels (Sec. 4.1).
+
+N images, L levels, A anchors a cell, R = sum(Hi * Wi * A) anchors, G ground-truth boxes, P proposals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from fpn_ablate.model import anchors as anchor_grid
+from fpn_ablate.model import boxes
+from fpn_ablate.model.assign import POSITIVE, match, sample
+from fpn_ablate.model.levels import Features, Level
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch: boxes (N, G, 4), valid (N, G) and crowd (N, G) bool; sizes (N, 2) of the images."""
+
+    boxes: Tensor
+    valid: Tensor
+    crowd: Tensor
+    sizes: Tensor
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Proposals of a batch, best first: boxes (N, P, 4), scores (N, P) in 0..1, valid (N, P) bool (the rest is padding)."""
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RPNSettings:
+    """Numbers of the RPN. Sizes in pixels of the network's input; pairs are (training, test)."""
+
+    sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    ratios: tuple[float, ...] = (0.5, 1, 2)
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    samples: int = 256
+    positive_fraction: float = 0.5
+    pre_nms_topk: tuple[int, int] = (2000, 1000)  # a level of a pyramid
+    pre_nms_topk_single: tuple[int, int] = (12000, 6000)  # the one level of a single map
+    post_nms_topk: tuple[int, int] = (2000, 1000)  # an image
+    nms_thresh: float = 0.7
+    box_loss_beta: float = 1 / 9
+
+
+class RPNHead(nn.Module):
+    """3x3 convolution with ReLU, then sibling 1x1 objectness and box deltas; one head shared over all levels."""
+
+    def __init__(self, channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level: objectness (N, Ri) and deltas (N, Ri, 4), in anchor order."""
+        hidden = [F.relu(self.conv(x)) for x in features.values()]
+        objectness = [anchor_grid.flatten_cells(self.objectness(x), 1)[..., 0] for x in hidden]
+        return objectness, [anchor_grid.flatten_cells(self.deltas(x), 4) for x in hidden]
+
+
+class RPN(nn.Module):
+    def __init__(self, levels: Sequence[Level], settings: RPNSettings) -> None:
+        super().__init__()
+        self.levels, self.settings = tuple(levels), settings
+        self.level_sizes = anchor_grid.sizes_per_level(levels, settings.sizes)
+        self.head = RPNHead(levels[0].channels, len(self.level_sizes[0]) * len(settings.ratios))
+        self._grids: dict[tuple, list[Tensor]] = {}
+
+    def anchors(self, features: Features) -> list[Tensor]:
+        """Per level (Ri, 4). Kept for the last shape: batches of one size need them once."""
+        used = list(features.values())[: len(self.level_sizes)]
+        shape = (*(tuple(x.shape[-2:]) for x in used), used[0].device)
+        if shape not in self._grids:
+            self._grids = {
+                shape: [
+                    anchor_grid.grid(
+                        anchor_grid.cell_anchors(sizes, self.settings.ratios).to(x.device), level.stride, *x.shape[-2:]
+                    )
+                    for level, sizes, x in zip(self.levels, self.level_sizes, used, strict=False)
+                ]
+            }
+        return self._grids[shape]
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per level: objectness (N, Ri), deltas (N, Ri, 4), anchors (Ri, 4)."""
+        features = dict(list(features.items())[: len(self.level_sizes)])
+        return *self.head(features), self.anchors(features)
+
+    def losses(
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        targets: Targets,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """`rpn_objectness` (binary cross-entropy) and `rpn_box` (smooth L1), both over the sampled anchors, in fp32."""
+        every = torch.cat(anchors)
+        matched_idxs, labels = match(
+            every,
+            targets.boxes,
+            targets.valid,
+            targets.crowd,
+            self.settings.positive_iou,
+            self.settings.negative_iou,
+        )
+        idxs, chosen = sample(labels, self.settings.samples, self.settings.positive_fraction, generator)
+        score = torch.cat(objectness, 1).float().gather(1, idxs)
+        delta = torch.cat(deltas, 1).float().gather(1, idxs[..., None].expand(-1, -1, 4))
+        positive = chosen & (labels.gather(1, idxs) == POSITIVE)
+        normaliser = chosen.sum().clamp(min=1)
+        objectness_loss = F.binary_cross_entropy_with_logits(score, positive.float(), reduction="none")
+        if targets.boxes.shape[1]:
+            own = matched_idxs.gather(1, idxs)[..., None].expand(-1, -1, 4)
+            wanted = boxes.encode(targets.boxes.gather(1, own), every[idxs])
+            box_loss = F.smooth_l1_loss(delta, wanted, beta=self.settings.box_loss_beta, reduction="none").sum(-1)
+        else:
+            box_loss = delta.sum(-1) * 0
+        # `where`, not a product: what is not chosen may be infinite (padding boxes have no size).
+        return {
+            "rpn_objectness": torch.where(chosen, objectness_loss, 0).sum() / normaliser,
+            "rpn_box": torch.where(positive, box_loss, 0).sum() / normaliser,
+        }
+
+    @torch.no_grad()
+    def propose(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
+    ) -> Proposals:
+        """Top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels."""
+        s, mode = self.settings, 0 if self.training else 1
+        pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]
+        per_level = []
+        for score, delta, anchor in zip(objectness, deltas, anchors, strict=True):
+            top, idxs = score.float().topk(min(pre, score.shape[1]), dim=1)
+            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
+            per_level.append((boxes.clip(box, sizes), top))
+        kept = [self._suppress([(b[i], t[i]) for b, t in per_level], s.post_nms_topk[mode]) for i in range(len(sizes))]
+        most = max(len(score) for _, score in kept)
+        box = torch.stack([F.pad(b, (0, 0, 0, most - len(b))) for b, _ in kept])
+        score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
+        return Proposals(box, score.sigmoid(), torch.isfinite(score))
+
+    def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
+        """One image's levels [(boxes (K, 4), logits (K,))] -> what NMS leaves of them, best first, at most `topk`."""
+        box, score = [], []
+        for b, t in levels:
+            b, t = (x[((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))] for x in (b, t))  # clipping can empty a box
+            keep = nms(b, t, self.settings.nms_thresh)
+            box.append(b[keep])
+            score.append(t[keep])
+        box, score = torch.cat(box), torch.cat(score)
+        score, order = score.topk(min(topk, len(score)))
+        return box[order], score

@@ -1,0 +1,278 @@
+"""The typed configuration of one run: every key, its type, its limits. Nothing that is not declared here is accepted.
+
+Hydra composes `conf/` into a plain dictionary; `validate` turns that into a `Config` or raises `UserError`, which names each
+wrong key or value and lists what is allowed. Defaults live in `conf/`, not here, so that each is written once.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fpn_ablate.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=32, le=8192)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shapes(Strict):
+    """The generated set; see `fpn_ablate.data.shapes.World` for what the numbers mean."""
+
+    name: Literal["shapes"]
+    seed: Count
+    train_images: Positive
+    val_images: Positive
+    aspect: Annotated[float, Field(ge=0.25, le=4)]
+    objects: tuple[Count, Count]
+    distractors: tuple[Count, Count]
+    mix: tuple[Share, Share, Share]
+    extent: tuple[Share, Share]
+    single_scale: Share | None
+    light: Annotated[float, Field(ge=0)]
+    patches: Annotated[float, Field(ge=0)]
+    noise: Annotated[float, Field(ge=0)]
+    context: bool
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Shapes":
+        for key in ("objects", "distractors", "extent"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: the first number ({low}) must not exceed the second ({high})")
+        if sum(self.mix) <= 0:
+            raise ValueError("mix: at least one share must be above 0")
+        return self
+
+
+class Split(Strict):
+    annotations: str
+    images: str
+
+
+class Coco(Strict):
+    """Any data set in COCO's instances format."""
+
+    name: Literal["coco"]
+    label: str | None
+    root: str
+    train: Split
+    val: Split
+    invalid: Literal["error", "clip", "drop"]
+    keep_empty: bool
+
+
+class Backbone(Strict):
+    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
+    downloaded), or a file with a state dict. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
+
+    name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+    weights: str
+    freeze_at: Annotated[int, Field(ge=0, le=5)]
+    frozen_bn: bool
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "Backbone":
+        if self.weights == "none" and (self.freeze_at or self.frozen_bn):
+            raise ValueError(
+                "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
+            )
+        if self.weights == "imagenet" and self.name == "small":
+            raise ValueError("the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
+        return self
+
+
+class FPNNeck(Strict):
+    """The switches of the pyramid; see `fpn_ablate.model.neck.FPN`."""
+
+    name: Literal["fpn"]
+    channels: Annotated[int, Field(ge=1, le=4096)]
+    top_down: bool
+    lateral: bool
+    output: Literal["pyramid", "p2", "p3", "p4", "p5"]
+    upsample: Literal["nearest", "bilinear", "deconv"]
+    smooth: Literal["all", "merged", "none"]
+    p6: Literal["subsample", "conv", "none"]
+
+    @model_validator(mode="after")
+    def _connected(self) -> "FPNNeck":
+        if not self.top_down and not self.lateral:
+            raise ValueError(
+                "top_down=false with lateral=false connects P2..P4 to nothing: switch at most one of them off "
+                "(a single backbone map is ablation=c4 or ablation=c5)"
+            )
+        return self
+
+
+class SingleLevelNeck(Strict):
+    name: Literal["single_level"]
+    level: Literal["c2", "c3", "c4", "c5"]
+
+
+class Head(Strict):
+    """The RPN; see `fpn_ablate.model.rpn.RPNSettings`. Pairs are (training, test)."""
+
+    name: Literal["rpn"]
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    positive_iou: Share
+    negative_iou: Share
+    samples: Positive
+    positive_fraction: Share
+    pre_nms_topk: tuple[Positive, Positive]
+    pre_nms_topk_single: tuple[Positive, Positive]
+    post_nms_topk: tuple[Positive, Positive]
+    nms_thresh: Share
+
+    @model_validator(mode="after")
+    def _thresholds(self) -> "Head":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
+        return self
+
+
+class Task(Strict):
+    name: Literal["rpn"]
+
+
+class Optimizer(Strict):
+    name: Literal["sgd", "adamw"]
+    lr: PositiveFloat
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Schedule(Strict):
+    """Learning rate over the steps: linear warm-up, then "step" (x 0.1 at each of `drops`, shares of all steps) or "cosine"."""
+
+    name: Literal["step", "cosine"]
+    warmup_steps: Count
+    drops: tuple[Share, ...]
+
+
+class Pretrain(Strict):
+    """Classification of single things, for a backbone without ImageNet weights. Counted as part of the cost."""
+
+    side: Side
+    steps: Positive
+    batch_size: Positive
+    lr: PositiveFloat
+    seed: Count
+
+
+class Recipe(Strict):
+    name: str
+    short_side: Side
+    max_side: Side
+    batch_size: Positive
+    steps: Positive
+    optimizer: Optimizer
+    schedule: Schedule
+    clip_norm: PositiveFloat | None
+    flip: bool
+    bf16: bool
+    eval_batch_size: Positive
+    eval_images: Positive | None
+    checkpoint_every: Positive
+    pretrain: Pretrain
+
+    @model_validator(mode="after")
+    def _sides(self) -> "Recipe":
+        if self.max_side < self.short_side:
+            raise ValueError(f"max_side ({self.max_side}) must not be below short_side ({self.short_side})")
+        return self
+
+
+class Log(Strict):
+    wandb: Literal["off", "offline", "online"]
+    project: str
+    every: Positive
+
+
+class Config(Strict):
+    """One cell: a row of a table at one seed."""
+
+    table: str
+    row: str
+    seed: Count
+    results: str
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive | None
+    workers: Count
+    deterministic: bool
+    data: Shapes | Coco = Field(discriminator="name")
+    backbone: Backbone
+    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    head: Head
+    task: Task
+    recipe: Recipe
+    log: Log
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if isinstance(self.data, Shapes) and self.recipe.max_side < self.recipe.short_side * max(
+            self.data.aspect, 1 / self.data.aspect
+        ):
+            raise ValueError("recipe.max_side cuts the generated pictures: raise it, or bring data.aspect closer to 1")
+        return self
+
+
+# Keys that say where and how a run is carried out, not what comes out. They are no part of its identity.
+INCIDENTAL = ("table", "row", "results", "threads", "workers", "log")
+# The declared factors of the ablation. Rows of a table may differ in these alone (and in the seed).
+FACTORS = ("neck",)
+
+
+def validate(values: dict[str, Any]) -> Config:
+    """A nested dictionary -> Config. Raises UserError that lists every problem."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(dict.fromkeys(_explain(problem) for problem in error.errors()))) from None
+
+
+def _explain(problem: Any) -> str:
+    # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
+    tags = {"shapes", "coco", "fpn", "single_level"}
+    where = [str(part) for part in problem["loc"] if str(part) not in tags]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(key)
+    if problem["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; set {key}=..."
+    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def unknown_key(key: str) -> str:
+    """A message for a key that does not exist, with the nearest ones that do."""
+    parent, _, name = key.rpartition(".")
+    allowed = sorted(k.rpartition(".")[2] for k in keys() if k.rpartition(".")[0] == parent)
+    if not allowed:
+        allowed = sorted({k.split(".")[0] for k in keys()})
+        parent, name = "", key.split(".")[0]
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
+    return f"{key}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, groups included; of all variants where a group has several."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        options = [field.annotation]
+        if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
+            options = list(typing.get_args(field.annotation))
+        for option in options:
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from keys(option, f"{prefix}{name}.")
