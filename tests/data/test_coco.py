@@ -1,0 +1,348 @@
+import json
+import logging
+import pickle
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from coco_sets import CATEGORIES, REAL, base, picture, rewrite, write
+from PIL import Image
+
+from fpn_ablate.data.coco import CocoDataset, load
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import CONF
+
+
+def by_id(entries):
+    return sorted(entries, key=lambda entry: entry["id"])
+
+
+def one_image(root, image: Image.Image, name: str, height: int, width: int, **save) -> CocoDataset:
+    """A set of one picture, saved under `name` and annotated as height x width."""
+    data = {"categories": CATEGORIES, "annotations": [], "images": []}
+    data["images"].append({"id": 5, "file_name": name, "height": height, "width": width})
+    file, images = write(root, data)
+    image.save(images / name, **save)
+    return CocoDataset(file, images, "one")
+
+
+def test_category_ids_with_gaps_go_there_and_back(tmp_path):
+    data = CocoDataset(*write(tmp_path, base()), "set")
+    assert data.categories == CATEGORIES  # sorted by id, whatever the file's order
+    assert data.label_of == {1: 1, 3: 2, 90: 3} and data.category_of == {1: 1, 2: 3, 3: 90}
+    samples = [data[n] for n in range(len(data))]
+    natives = [data.category_of[label] for one in samples for label in one.labels.tolist()]
+    assert natives == [3, 1, 90, 1]  # image 42, then 7, each in the file's order
+    assert {a["id"]: a["category_id"] for a in data.coco()["annotations"]} == {11: 90, 12: 3, 13: 1, 14: 1}
+
+
+def test_samples_hold_the_objects_of_their_image(tmp_path):
+    data = CocoDataset(*write(tmp_path, base()), "set")
+    assert list(data.image_ids) == [42, 7, 9] and len(data) == 3
+    first, second, third = (data[n] for n in range(3))
+    assert first.image.shape == (40, 60, 3) and first.image_id == 42
+    assert first.boxes.tolist() == [[0, 0, 60, 40], [20, 10, 50, 30]] and first.crowd.tolist() == [False, True]
+    assert second.boxes.tolist() == [[5, 6, 15, 18.5], [1, 2, 4, 6]]
+    assert np.array_equal(second.image, picture(50, 50, 1))
+    assert third.boxes.shape == (0, 4) and third.labels.shape == third.crowd.shape == (0,)
+    for one in (first, second, third):
+        assert (one.image.dtype, one.boxes.dtype) == (np.uint8, np.float32)
+        assert (one.labels.dtype, one.crowd.dtype) == (np.int64, np.bool_)
+
+
+def test_ground_truth_equals_the_file_and_survives_a_second_reading(tmp_path):
+    raw = base()
+    file, images = write(tmp_path, raw)
+    data = CocoDataset(file, images, "set")
+    truth = data.coco()
+    for key in ("images", "annotations", "categories"):
+        assert by_id(truth[key]) == by_id(raw[key])
+    again = CocoDataset(rewrite(tmp_path, truth), images, "set")
+    assert again.digest == data.digest and again.coco() == truth
+
+
+def test_images_without_objects_are_left_out_of_training_alone(tmp_path):
+    raw = base()
+    raw["annotations"] = [a for a in raw["annotations"] if a["id"] in (11, 14)]  # image 42 keeps a crowd region alone
+    file, images = write(tmp_path, raw)
+    data = CocoDataset(file, images, "set", keep_empty=False)
+    assert list(data.image_ids) == [7] and len(data) == 1 and data[0].image_id == 7
+    assert data.repairs == {"images without objects left out": 2}
+    assert [entry["id"] for entry in data.coco()["images"]] == [42, 7, 9]
+    with pytest.raises(IndexError):
+        data[1]
+
+
+def test_a_set_without_any_object_is_legal(tmp_path):
+    data = CocoDataset(*write(tmp_path, base() | {"annotations": []}), "set")
+    assert [len(data[n].boxes) for n in range(3)] == [0, 0, 0]
+    assert data.coco()["annotations"] == []
+
+
+def test_missing_area_falls_back_to_the_box_and_is_said_once(tmp_path, caplog):
+    raw = base()
+    for entry in raw["annotations"]:
+        entry.pop("area")
+        entry.pop("iscrowd")
+    with caplog.at_level(logging.WARNING):
+        data = CocoDataset(*write(tmp_path, raw), "set")
+    assert len(caplog.records) == 1 and "area" in caplog.text
+    areas = {a["id"]: (a["area"], a["iscrowd"]) for a in data.coco()["annotations"]}
+    assert areas == {11: (125.0, 0), 12: (2400.0, 0), 13: (12.0, 0), 14: (600.0, 0)}
+
+
+def test_annotation_id_zero_is_replaced_in_the_ground_truth(tmp_path):
+    raw = base()
+    raw["annotations"][0]["id"] = 0
+    ids = [a["id"] for a in CocoDataset(*write(tmp_path, raw), "set").coco()["annotations"]]
+    assert 0 not in ids and len(set(ids)) == 4 and set(ids) >= {12, 13, 14}
+
+
+# --- pixels
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_every_pixel_format_comes_as_rgb(tmp_path, mode):
+    flat = np.full((30, 20, 3), 255, dtype=np.uint8)
+    flat[:15] = 0
+    if mode not in ("L", "1", "LA"):
+        flat[:, :10] = (255, 0, 0)
+    name = "x.tif" if mode in ("CMYK", "YCbCr") else "x.png"
+    seen = one_image(tmp_path, Image.fromarray(flat).convert(mode), name, 30, 20)[0].image
+    assert seen.shape == (30, 20, 3) and seen.dtype == np.uint8
+    assert np.abs(seen.astype(int) - flat).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpeg(tmp_path, mode):
+    flat = np.full((30, 20, 3), 150, dtype=np.uint8)
+    if mode == "CMYK":
+        flat[:] = (200, 60, 90)
+    seen = one_image(tmp_path, Image.fromarray(flat).convert(mode), "x.jpg", 30, 20)[0].image
+    assert np.abs(seen.astype(int) - flat).max() <= 6
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path, recwarn):
+    palette = Image.new("P", (20, 30), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    seen = one_image(tmp_path, palette, "x.png", 30, 20, transparency=bytes([0, 7]))[0].image
+    assert (seen == (200, 100, 50)).all() and not recwarn.list
+
+
+def test_16_bit_grey_is_scaled_by_its_full_range(tmp_path):
+    grey = np.linspace(0, 65535, 600).astype(np.uint16).reshape(30, 20)
+    seen = one_image(tmp_path, Image.fromarray(grey), "x.png", 30, 20)[0].image
+    assert np.array_equal(seen, np.repeat(np.round(grey / 257).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+ROTATIONS = {  # EXIF orientation: how the stored picture must be turned
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_is_followed_where_the_annotated_size_asks_for_it(tmp_path, orientation):
+    stored = picture(20, 30)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.fromarray(stored)
+    as_stored = one_image(tmp_path / "stored", image, "x.png", 20, 30, exif=exif)
+    assert np.array_equal(as_stored[0].image, stored)
+    if orientation in ROTATIONS:
+        turned = one_image(tmp_path / "turned", image, "x.png", 30, 20, exif=exif)
+        assert np.array_equal(turned[0].image, ROTATIONS[orientation](stored))
+    else:
+        with pytest.raises(UserError, match="30x20, annotated as 20x30"):
+            one_image(tmp_path / "turned", image, "x.png", 30, 20, exif=exif)
+
+
+def test_exif_rotated_jpeg_and_a_square_one(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = np.zeros((20, 30, 3), dtype=np.uint8)
+    stored[:10] = 255  # above as stored, at the right once turned
+    seen = one_image(tmp_path, Image.fromarray(stored), "x.jpg", 30, 20, exif=exif)[0].image
+    assert seen.shape == (30, 20, 3) and seen[:, 12:].min() > 200 and seen[:, :8].max() < 50
+    square = picture(20, 20)
+    left = one_image(tmp_path, Image.fromarray(square), "y.png", 20, 20, exif=exif)[0].image
+    assert np.array_equal(left, square)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "other size"])
+def test_damage_after_construction_names_file_and_image(tmp_path, damage):
+    file, images = write(tmp_path, base())
+    data = CocoDataset(file, images, "set")
+    target = images / "a.jpg"
+    if damage == "cut":
+        target.write_bytes(target.read_bytes()[:-500])
+    elif damage == "gone":
+        target.unlink()
+    else:
+        Image.fromarray(picture(8, 8)).save(target)
+    with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read.*Fix: replace"):
+        data[0]
+
+
+# --- bad boxes
+
+
+def spoilt(root):
+    """The base set with two boxes across the border (11, 14), one empty (13) and one wholly outside (15)."""
+    raw = base()
+    raw["annotations"][0]["bbox"] = [45, -6, 10, 12.5]
+    raw["annotations"][2]["bbox"] = [1, 2, 3, 0]
+    raw["annotations"][3]["bbox"] = [20, 10, 45, 20]
+    raw["annotations"].append({"id": 15, "image_id": 42, "category_id": 1, "bbox": [70, 0, 5, 5], "iscrowd": 0})
+    return write(root, raw)
+
+
+def test_bad_boxes_are_refused_clipped_or_dropped(tmp_path):
+    file, images = spoilt(tmp_path)
+    with pytest.raises(UserError, match="4 problems") as refusal:
+        CocoDataset(file, images, "set")
+    assert "3 box-outside" in str(refusal.value) and "1 box-empty" in str(refusal.value)
+    dropped = CocoDataset(file, images, "set", invalid="drop")
+    assert [a["id"] for a in dropped.coco()["annotations"]] == [12] and dropped.repairs == {"boxes dropped": 4}
+    assert [len(dropped[n].boxes) for n in range(3)] == [1, 0, 0]
+    clipped = CocoDataset(file, images, "set", invalid="clip")
+    assert clipped.repairs == {"boxes clipped": 2, "boxes dropped": 2}
+    truth = {a["id"]: (a["bbox"], a["area"]) for a in clipped.coco()["annotations"]}
+    assert truth == {
+        11: ([45, 0, 5, 6.5], 32.5),  # the area shrinks to what is left
+        12: ([0, 0, 60, 40], 2400),
+        14: ([20, 10, 40, 20], 500),  # a mask's area that still fits stays
+    }
+    assert clipped[1].boxes.tolist() == [[45, 0, 50, 6.5]]
+    with pytest.raises(UserError, match="'error', 'clip', 'drop'"):
+        CocoDataset(file, images, "set", invalid="ignore")
+
+
+@pytest.mark.parametrize("setting", ["clip", "drop"])
+def test_no_setting_lets_broken_structure_through(tmp_path, setting):
+    raw = base()
+    raw["annotations"][0]["category_id"] = 2
+    file, images = write(tmp_path, raw)
+    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:-100])
+    with pytest.raises(UserError, match="unknown-category") as refusal:
+        CocoDataset(file, images, "set", invalid=setting)
+    assert "image-truncated" in str(refusal.value)
+
+
+def test_a_pixel_over_the_border_is_rounding_and_stays_in_the_ground_truth(tmp_path):
+    raw = base()
+    raw["annotations"][0]["bbox"] = [-1, 6, 52, 12.5]
+    data = CocoDataset(*write(tmp_path, raw), "set")
+    assert data.repairs == {"boxes clipped by up to 1 px": 1}
+    assert data[1].boxes[0].tolist() == [0, 6, 50, 18.5]
+    assert next(a for a in data.coco()["annotations"] if a["id"] == 11)["bbox"] == [-1, 6, 52, 12.5]
+    raw["annotations"][0]["bbox"] = [-1.01, 6, 52, 12.5]
+    with pytest.raises(UserError, match="box-outside"):
+        CocoDataset(rewrite(tmp_path, raw), tmp_path / "images", "set")
+
+
+# --- identity
+
+
+def test_digest_covers_what_decides_the_samples_and_nothing_else(tmp_path):
+    file, images = write(tmp_path / "one", base())
+
+    def digest(change=lambda raw: None, **settings):
+        raw = base()
+        change(raw)
+        return CocoDataset(rewrite(tmp_path / "one", raw), images, "set", **settings).digest
+
+    original = digest()
+    changes = [
+        lambda raw: raw["annotations"][0].update(bbox=[5, 6, 10, 12]),
+        lambda raw: raw["annotations"][0].update(area=7),
+        lambda raw: raw["annotations"][0].update(iscrowd=1),
+        lambda raw: raw["annotations"][0].update(category_id=3),
+        lambda raw: raw["annotations"][0].update(image_id=42),
+        lambda raw: raw["annotations"][0].update(id=99),
+        lambda raw: raw["annotations"].pop(),
+        lambda raw: raw["images"].pop(),
+        lambda raw: raw["images"].reverse(),
+        lambda raw: raw["categories"][0].update(name="cat"),
+    ]
+    assert len({original, *(digest(change) for change in changes)}) == 1 + len(changes)
+    assert len({original, digest(invalid="drop"), digest(keep_empty=False)}) == 3
+    assert original == digest(lambda raw: raw["annotations"][0].update(segmentation=[[1, 2, 3, 4]], note="x"))
+    assert original == digest(lambda raw: raw.update(info={"year": 2026}, licenses=[]))
+    rewrite(tmp_path / "one", base())
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    moved = CocoDataset(tmp_path / "two" / file.name, tmp_path / "two" / "images", "another name")
+    assert moved.digest == original
+    with open(tmp_path / "two/images/a.jpg", "ab") as stream:
+        stream.write(b"\0")
+    assert CocoDataset(tmp_path / "two" / file.name, tmp_path / "two" / "images", "set").digest != original
+
+
+def test_a_worker_process_gets_an_equal_data_set(tmp_path):
+    data = CocoDataset(*write(tmp_path, base()), "set")
+    other = pickle.loads(pickle.dumps(data))
+    assert other.digest == data.digest and np.array_equal(other[0].image, data[0].image)
+
+
+# --- configuration
+
+
+def config(root, **changes) -> SimpleNamespace:
+    """conf/data/coco.yaml as the program hands it over."""
+    raw = yaml.safe_load((CONF / "data" / "coco.yaml").read_text()) | {"root": root} | changes
+    return SimpleNamespace(**{k: SimpleNamespace(**v) if isinstance(v, dict) else v for k, v in raw.items()})
+
+
+def splits(root, train, val):
+    (root / "annotations").mkdir(parents=True)
+    for split, data in (("train", train), ("val", val)):
+        file, _ = write(root, data)
+        file.rename(root / "annotations" / f"instances_{split}.json")
+
+
+def test_load_follows_the_configuration(tmp_path):
+    splits(tmp_path / "ants", base(), base())
+    train, val = load(config(tmp_path / "ants", keep_empty=False))
+    assert (train.name, len(train), len(val)) == ("ants", 2, 3)  # evaluation keeps the image without objects
+    assert load(config(str(tmp_path / "ants"), label="my ants"))[1].name == "my ants"
+    with pytest.raises(UserError, match=r"data\.root=.*none is not a folder\. Fix"):
+        load(config(tmp_path / "none"))
+
+
+def test_load_refuses_splits_with_different_categories(tmp_path):
+    other = base()
+    other["categories"].append({"id": 2, "name": "dog"})
+    splits(tmp_path / "ants", base(), other)
+    with pytest.raises(UserError, match=r"different categories: .*dog"):
+        load(config(tmp_path / "ants"))
+
+
+# --- real sets
+
+
+@pytest.mark.parametrize(
+    "annotations, images, count",
+    [
+        ("bccd/annotations/instances_all.json", "bccd/images", 364),
+        ("facemask/annotations/instances_all.json", "facemask/images", 853),
+        ("coco_eval/voc100_gt.json", "coco_eval/voc100_images", 100),
+    ],
+)
+def test_real_sets_load_with_the_default_setting(annotations, images, count):
+    if not (REAL / annotations).exists():
+        pytest.skip(f"{REAL / annotations} is not there")
+    data = CocoDataset(REAL / annotations, REAL / images, "real")
+    raw = json.loads((REAL / annotations).read_text())
+    assert len(data) == count and data.repairs == {}
+    for got, given in zip(by_id(data.coco()["annotations"]), by_id(raw["annotations"]), strict=True):
+        assert got == {key: given[key] for key in got}
+    for n in range(0, count, count // 7):
+        one = data[n]
+        height, width = one.image.shape[:2]
+        expected = [a["bbox"] for a in raw["annotations"] if a["image_id"] == one.image_id]
+        expected = np.array([[x, y, x + w, y + h] for x, y, w, h in expected]).reshape(-1, 4)
+        np.testing.assert_allclose(one.boxes, expected.clip(0, [width, height] * 2), atol=1e-3)

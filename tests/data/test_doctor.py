@@ -1,0 +1,285 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from coco_sets import REAL, base, picture, rewrite, write
+from PIL import Image
+
+from fpn_ablate.data import doctor
+from fpn_ablate.data.coco import CocoDataset
+from fpn_ablate.data.findings import BOX, BROKEN, KINDS, NOTE
+from fpn_ablate.errors import UserError
+
+A, B = "images/a.jpg", "images/sub/b.png"
+JSON = "instances.json"
+
+
+def change(what, n, **values):
+    return lambda data: data[what][n].update(values)
+
+
+def remove(what, n, key):
+    return lambda data: data[what][n].pop(key)
+
+
+def again(what, n, **values):
+    return lambda data: data[what].append(data[what][n] | values)
+
+
+# Faults of the annotation file: what to do to a sound set, and the one finding that must come of it.
+FAULTS = [
+    # change, kind, file, image id, annotation id, part of the value
+    (again("images", 0, file_name="c.png", height=30, width=20), "duplicate-image-id", JSON, 42, None, "c.png"),
+    (again("annotations", 0), "duplicate-annotation-id", JSON, 7, 11, "before"),
+    (again("categories", 0, name="dog"), "duplicate-category-id", JSON, None, None, "dog"),
+    (change("annotations", 1, category_id=2), "unknown-category", JSON, 42, 12, "2"),
+    (change("annotations", 1, image_id=43), "unknown-image", JSON, 43, 12, "43"),
+    (change("images", 0, file_name="../a.jpg"), "path-escape", JSON, 42, None, "../a.jpg"),
+    (change("images", 0, file_name="sub/../a.jpg"), "path-escape", JSON, 42, None, ".."),
+    (change("images", 0, file_name="..\\a.jpg"), "path-escape", JSON, 42, None, ".."),
+    (change("images", 0, file_name="/etc/hostname"), "path-escape", JSON, 42, None, "/etc/hostname"),
+    (change("images", 0, file_name="a\0.jpg"), "path-escape", JSON, 42, None, "x00"),
+    (change("images", 0, file_name="no.jpg"), "image-missing", "images/no.jpg", 42, None, "no such"),
+    (change("images", 0, file_name="sub"), "image-missing", "images/sub", 42, None, "no such"),
+    (change("images", 1, width=49), "image-size", B, 7, None, "50x50, annotated as 49x50"),
+    (change("annotations", 0, bbox=[5, 6, 10, 0]), "box-empty", B, 7, 11, "[5.0, 6.0, 10.0, 0.0]"),
+    (change("annotations", 0, bbox=[5, 6, -10, 12]), "box-empty", B, 7, 11, "-10"),
+    (change("annotations", 0, bbox=[45, 6, 6.5, 12]), "box-outside", B, 7, 11, "50x50"),
+    (change("annotations", 0, bbox=[-1.5, 6, 10, 12]), "box-outside", B, 7, 11, "-1.5"),
+    (change("annotations", 0, bbox=[5, -30, 10, 12]), "box-outside", B, 7, 11, "-30"),
+    (change("annotations", 0, bbox=[5, 48, 10, 4]), "box-outside", B, 7, 11, "48"),
+    (change("annotations", 0, bbox=[50, 6, 1, 12]), "box-outside", B, 7, 11, "50.0"),
+    (change("annotations", 0, bbox=[1e308, 6, 1e308, 12]), "box-outside", B, 7, 11, "1e+308"),
+    (change("annotations", 0, bbox=[5, 6, float("nan"), 12]), "non-finite", JSON, 7, 11, "nan"),
+    (change("annotations", 0, bbox=[5, 6, 10**400, 12]), "non-finite", JSON, 7, 11, "bbox"),
+    (change("annotations", 0, area=float("inf")), "non-finite", JSON, 7, 11, "area"),
+    (change("annotations", 0, area=-1), "wrong-type", JSON, 7, 11, "area"),
+    (change("annotations", 0, bbox=[5, 6, 10]), "wrong-type", JSON, 7, 11, "bbox"),
+    (change("annotations", 0, bbox=None), "wrong-type", JSON, 7, 11, "None"),
+    (change("annotations", 0, bbox=[5, 6, "10", 12]), "wrong-type", JSON, 7, 11, "'10'"),
+    (change("annotations", 0, bbox=[5, 6, True, 12]), "wrong-type", JSON, 7, 11, "True"),
+    (change("annotations", 0, iscrowd=2), "wrong-type", JSON, 7, 11, "iscrowd"),
+    (change("annotations", 0, id="11"), "wrong-type", JSON, 7, None, "'11'"),
+    (change("annotations", 0, id=2**63), "wrong-type", JSON, 7, 2**63, "integer"),
+    (change("images", 2, width=0), "wrong-type", JSON, 9, None, "width"),
+    (change("images", 2, file_name=5), "wrong-type", JSON, 9, None, "file_name"),
+    (change("categories", 0, name=None), "wrong-type", JSON, None, None, "name"),
+    (remove("annotations", 0, "bbox"), "missing-key", JSON, 7, 11, "bbox"),
+    (remove("annotations", 0, "category_id"), "missing-key", JSON, 7, 11, "category_id"),
+    (remove("images", 2, "width"), "missing-key", JSON, 9, None, "width"),
+    (lambda data: data["annotations"].append(5), "wrong-type", JSON, None, None, "5"),
+    (lambda data: data["annotations"].append("id"), "wrong-type", JSON, None, None, "'id'"),
+    (lambda data: data["images"].append(["id"]), "wrong-type", JSON, None, None, "['id']"),
+    (lambda data: data.pop("categories"), "structure", JSON, None, None, "categories"),
+    (lambda data: data.update(annotations={}), "structure", JSON, None, None, "annotations"),
+    (lambda data: data.update(images=[]), "structure", JSON, None, None, "empty"),
+]
+
+
+def assert_refused(root, file, images, kind, where, image_id, annotation_id, value):
+    report = doctor.examine(file, images)
+    faults = report.at(BROKEN, BOX)
+    first = next(f for f in faults if f.kind == kind)
+    assert (first.file, first.image_id, first.annotation_id) == (str(root / where), image_id, annotation_id)
+    assert value in first.value
+    assert not report.sound
+    with pytest.raises(UserError) as refusal:
+        CocoDataset(file, images, "set")
+    for part in (f"1 {kind}", str(root / where), value, KINDS[kind][1]):
+        assert part in str(refusal.value)
+    if image_id is not None:
+        assert f"image id {image_id}" in str(refusal.value)
+    if annotation_id is not None:
+        assert f"annotation id {annotation_id}" in str(refusal.value)
+    return faults
+
+
+@pytest.mark.parametrize("spoil, kind, where, image_id, annotation_id, value", FAULTS)
+def test_each_fault_of_the_file_is_named_alone(tmp_path, spoil, kind, where, image_id, annotation_id, value):
+    data = base()
+    spoil(data)
+    file, images = write(tmp_path, data)
+    faults = assert_refused(tmp_path, file, images, kind, where, image_id, annotation_id, value)
+    # A category that cannot be read leaves its objects without one; every other fault stands alone.
+    follow = {"unknown-category"} if value == "name" else set()
+    assert [f.kind for f in faults if f.kind not in follow] == [kind]
+
+
+def test_a_sound_set_has_no_findings(tmp_path):
+    report = doctor.examine(*write(tmp_path, base()))
+    assert report.findings == [] and report.sound
+
+
+def test_all_problems_are_found_at_once(tmp_path):
+    data = base()
+    change("annotations", 0, bbox=[5, 6, 0, 5], area=float("nan"))(data)  # two faults in one entry
+    change("annotations", 1, category_id=2, image_id=43)(data)
+    change("annotations", 2, bbox=[49, 2, 30, 4])(data)
+    change("annotations", 3, bbox=[70, 2, 30, 4])(data)
+    change("images", 2, file_name="no.png")(data)
+    file, images = write(tmp_path, data)
+    (images / "a.jpg").write_bytes(b"")
+    counts = doctor.examine(file, images).counts()
+    expected = ("non-finite", "unknown-category", "unknown-image", "image-missing", "image-unreadable")
+    assert counts == {**dict.fromkeys(expected, 1), "box-outside": 2}
+    change("annotations", 0, bbox=[5, "6", 0, 5], area=float("nan"), iscrowd="no")(data)
+    rewrite(tmp_path, data)
+    assert doctor.examine(file, images).counts()["wrong-type"] == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"images": [}', "\ud800".encode("utf-16", "surrogatepass").decode("latin1")]
+)
+def test_not_json(tmp_path, text):
+    file, images = write(tmp_path, text)
+    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    file, images = write(tmp_path, base())
+    file.write_bytes(b"\xff\xfe\x00{")
+    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+
+
+def test_nesting_beyond_all_bounds(tmp_path):
+    file, images = write(tmp_path, "[" * 200_000)
+    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+
+
+@pytest.mark.parametrize("top", ["[]", "3", '"images"', "null"])
+def test_top_level_of_another_type(tmp_path, top):
+    file, images = write(tmp_path, top)
+    assert_refused(tmp_path, file, images, "structure", JSON, None, None, "top level")
+
+
+def test_missing_files(tmp_path):
+    file, images = write(tmp_path, base())
+    assert_refused(tmp_path, tmp_path / "no.json", images, "annotations-missing", "no.json", None, None, "")
+    assert_refused(tmp_path, tmp_path, images, "annotations-missing", "", None, None, "irectory")
+    assert_refused(tmp_path, file, tmp_path / "none", "images-missing", "none", None, None, "no such folder")
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path):
+    file, images = write(tmp_path, base())
+    (images / "a.jpg").rename(tmp_path / "outside.jpg")
+    (images / "a.jpg").symlink_to(tmp_path / "outside.jpg")
+    assert_refused(tmp_path, file, images, "path-escape", JSON, 42, None, "a.jpg")
+    (images / "a.jpg").unlink()
+    (tmp_path / "outside.jpg").rename(images / "other.jpg")
+    (images / "a.jpg").symlink_to(images / "other.jpg")
+    (tmp_path / "linked").symlink_to(images)
+    assert doctor.examine(file, tmp_path / "linked").sound  # the folder itself may be a link
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100, 1000])
+def test_truncated_jpeg(tmp_path, cut):
+    file, images = write(tmp_path, base())
+    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:-cut])
+    assert_refused(tmp_path, file, images, "image-truncated", A, 42, None, "truncated")
+
+
+def test_truncated_png(tmp_path):
+    file, images = write(tmp_path, base())
+    (images / "sub/b.png").write_bytes((images / "sub/b.png").read_bytes()[:-3000])
+    assert_refused(tmp_path, file, images, "image-truncated", B, 7, None, "")
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "webp", "tif"])
+def test_truncated_picture_of_another_format(tmp_path, suffix):
+    data = base()
+    change("images", 0, file_name=f"a.{suffix}")(data)
+    file, images = write(tmp_path, data)
+    Image.fromarray(picture(40, 60)).save(images / f"a.{suffix}")
+    assert doctor.examine(file, images).sound
+    whole = (images / f"a.{suffix}").read_bytes()
+    (images / f"a.{suffix}").write_bytes(whole[: len(whole) // 2])
+    counts = doctor.examine(file, images).counts()
+    assert counts in ({"image-truncated": 1}, {"image-unreadable": 1})
+
+
+def test_bytes_after_the_end_are_harmless(tmp_path):
+    file, images = write(tmp_path, base())
+    for name in ("a.jpg", "sub/b.png"):
+        with open(images / name, "ab") as stream:
+            stream.write(bytes(3 * 4096))
+    assert doctor.examine(file, images).sound
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_images(tmp_path, content):
+    file, images = write(tmp_path, base())
+    (images / "a.jpg").write_bytes(content)
+    assert_refused(tmp_path, file, images, "image-unreadable", A, 42, None, "")
+
+
+def test_a_pixel_format_without_rgb(tmp_path):
+    data = base()
+    change("images", 0, file_name="a.tif")(data)
+    file, images = write(tmp_path, data)
+    Image.fromarray(np.zeros((40, 60), dtype=np.float32)).save(images / "a.tif")
+    assert_refused(tmp_path, file, images, "image-mode", "images/a.tif", 42, None, "F")
+
+
+def test_transposed_size_without_rotation_in_exif_is_a_mismatch(tmp_path):
+    data = base()
+    change("images", 0, height=60, width=40)(data)
+    file, images = write(tmp_path, data)
+    change("annotations", 1, bbox=[0, 0, 40, 40])(data)
+    change("annotations", 3, bbox=[0, 0, 40, 40])(data)
+    rewrite(tmp_path, data)
+    assert_refused(tmp_path, file, images, "image-size", A, 42, None, "60x40, annotated as 40x60")
+
+
+def test_notes_do_not_refuse(tmp_path):
+    data = base()
+    change("annotations", 0, id=0)(data)
+    change("annotations", 2, bbox=[-1, 2, 3, 49])(data)
+    del data["annotations"][1]["area"], data["annotations"][3]["area"]
+    report = doctor.examine(*write(tmp_path, data))
+    assert report.sound
+    assert {f.kind: (f.image_id, f.annotation_id) for f in report.at(NOTE)} == {
+        "annotation-id-zero": (7, 0),
+        "box-rounded": (7, 13),
+        "area-missing": (None, None),
+    }
+
+
+def test_refusal_shows_rare_kinds_before_many_of_one(tmp_path):
+    data = base()
+    data["annotations"] += [data["annotations"][0] | {"id": n, "bbox": [0, 0, 0, 5]} for n in range(100, 150)]
+    change("annotations", 1, category_id=2)(data)
+    change("annotations", 3, bbox=[0, 0, 70, 70])(data)
+    with pytest.raises(UserError) as refusal:
+        CocoDataset(*write(tmp_path, data), "set")
+    text = str(refusal.value)
+    assert "52 problems" in text and "50 box-empty" in text and "... and 42 more" in text
+    assert all(KINDS[kind][1] in text for kind in ("box-empty", "unknown-category", "box-outside"))
+    assert text.count("Fix:") == 10
+
+
+def test_command_line(tmp_path, capsys):
+    data = base()
+    file, images = write(tmp_path, data)
+    assert doctor.main([str(file), str(images)]) == 0
+    assert "3 images, 4 objects, 3 categories" in capsys.readouterr().out
+    change("annotations", 1, bbox=[0, 0, 0, 5])(data)
+    change("images", 0, file_name="no.jpg")(data)
+    rewrite(tmp_path, data)
+    run = subprocess.run(
+        [sys.executable, "-m", "fpn_ablate.data.doctor", file, images], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "1 image-missing, 1 box-empty" in run.stdout and "annotation id 12" in run.stdout
+    assert doctor.main([str(file)]) == 1  # without images, the annotations alone
+    assert "image-missing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["instances_val2014_100", "padilla_gts_nocrowd_bboxarea", "voc100_gt"])
+def test_real_annotation_files_are_sound(name):
+    file = REAL / "coco_eval" / f"{name}.json"
+    if not file.exists():
+        pytest.skip(f"{file} is not there")
+    report = doctor.examine(file)
+    assert report.findings == []
+    assert len(report.annotations.image_ids) == 100
