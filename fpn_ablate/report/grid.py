@@ -97,7 +97,8 @@ def _paper_line(table: Table, row: Row) -> Line:
 
 
 def _paper_label(table: Table) -> str:
-    return clean("paper" if table.same_data else f"paper: {table.definition.paper.data}")
+    paper = table.definition.paper
+    return clean("paper" if table.same_data or paper is None else f"paper: {paper.data}")
 
 
 def _difference_label(table: Table) -> str:

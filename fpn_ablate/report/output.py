@@ -57,9 +57,7 @@ def readme(text: str, collated: Iterable[Table]) -> str:
     openings, blocks = OPENING.findall(text), [match["name"] for match in MARKER.finditer(text)]
     if openings != blocks:
         broken = next((name for name in openings if name not in blocks), openings[-1])
-        raise UserError(
-            f"the block '<!-- table: {broken} -->' needs a line of its own and a '<!-- /table -->' after it"
-        )
+        raise UserError(f"'<!-- table: {broken} -->' must end its line and have a '<!-- /table -->' after it")
     if not blocks:
         raise UserError("no '<!-- table: NAME -->' ... '<!-- /table -->' block to fill")
     return filled

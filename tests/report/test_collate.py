@@ -1,0 +1,259 @@
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.report import collate, load
+from fpn_ablate.report.collate import file_name
+from fpn_ablate.report.stats import summarise
+
+ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
+
+
+def only_table(runs):
+    (table,) = collate(load(runs))
+    return table
+
+
+def row_of(table, name):
+    (row,) = [row for row in table.rows if row.row == name]
+    return row
+
+
+def footer_of(table, label):
+    return [text for found, text in table.footer if found == label]
+
+
+def test_mean_and_deviation_are_numpys(runs, put):
+    values = [0.41, 0.44, 0.39, 0.47]
+    for seed, value in enumerate(values):
+        put(seed=seed, metrics={"AR100": value})
+    cell = row_of(only_table(runs), "fpn").cells["AR100"]
+    assert math.isclose(cell.ours.mean, 100 * np.mean(values))
+    assert math.isclose(cell.ours.std, 100 * np.std(values, ddof=1))
+    assert math.isclose(cell.difference, 100 * np.mean(values) - 44.0)
+    assert cell.ours.n == 4
+
+
+def test_summary_of_few_values():
+    assert summarise([]).mean is None
+    assert (summarise([3.0]).mean, summarise([3.0]).std, summarise([3.0]).n) == (3.0, None, 1)
+    assert summarise([1.0, None, math.nan, math.inf, 2.0]) == summarise([1.0, 2.0])
+
+
+def test_undefined_seed_is_counted_out_not_averaged(runs, put):
+    for seed, value in enumerate((0.2, None, 0.4)):
+        put(seed=seed, metrics={"AR1k_s": value, "AR1k_l": None})
+    cells = row_of(only_table(runs), "fpn").cells
+    assert math.isclose(cells["AR1k_s"].ours.mean, 30) and cells["AR1k_s"].ours.n == 2
+    assert cells["AR1k_l"].ours.mean is None and cells["AR1k_l"].difference is None
+
+
+def test_states(runs, put):
+    put("c4", 0)
+    put("c4", 1, status="failed", error="out of memory")
+    put("c5", 0, status="diverged")
+    put("fpn", 0, status="failed")
+    put("fpn", 1, status="interrupted")
+    table = only_table(runs)
+    assert [row_of(table, name).state for name in ROWS[:4]] == ["finished", "diverged", "failed", "not run"]
+    assert row_of(table, "c4").seeds == (0,)
+    assert row_of(table, "c4").cells["AR100"].ours.n == 1
+    assert row_of(table, "c4").errors == {1: "out of memory"}
+
+
+def test_metrics_of_an_unfinished_seed_do_not_count(runs, put):
+    put(seed=0, metrics={"AR100": 0.5})
+    folder = put(seed=1, metrics={"AR100": 0.1})
+    file = folder / "record.json"
+    file.write_text(file.read_text().replace('"status": "finished"', '"status": "interrupted"'))
+    assert row_of(only_table(runs), "fpn").cells["AR100"].ours.mean == 50
+
+
+def test_settings_are_not_mixed(runs, put):
+    def old(steps):
+        return {"setting": "01d0" * 4, "config": {"recipe": {"steps": steps}}, "finished": "2025-01-01T00:00:00+00:00"}
+
+    for row in ("fpn", "c4"):
+        put(row, 0, metrics={"AR100": 0.5})
+        put(row, 0, metrics={"AR100": 0.1}, fingerprint=f"old-{row}", **old(400))
+    table = only_table(runs)
+    assert row_of(table, "fpn").cells["AR100"].ours.mean == 50
+    assert footer_of(table, "left out") == ["2 records of another setting: recipe.steps 400, here 500"]
+
+
+def test_newest_finished_setting_is_shown_whatever_failed_later(runs, put):
+    put(setting="a", fingerprint="1", finished="2026-01-02T00:00:00+01:00", metrics={"AR100": 0.2})
+    put(setting="b", fingerprint="2", finished="2026-01-01T23:30:00Z", metrics={"AR100": 0.3})
+    put(setting="c", fingerprint="3", finished="2026-02-01T00:00:00Z", status="failed")
+    table = only_table(runs)
+    assert table.setting == "b"
+    assert len(footer_of(table, "left out")) == 2
+
+
+def test_code_version_is_named_where_nothing_else_differs(runs, put):
+    put("fpn", finished="2026-12-01T00:00:00Z")
+    put("c4", setting="other", environment={"commit": "fffffff", "device": "cpu"})
+    (text,) = footer_of(only_table(runs), "left out")
+    assert "environment.commit fffffff, here abc1234" in text and "neck" not in text
+
+
+def test_tables_are_apart_by_table_recipe_and_data(runs, put):
+    put(fingerprint="1")
+    put(fingerprint="2", data="faces", generated=False)
+    put(fingerprint="3", recipe="gpu")
+    put(fingerprint="4", table="other")
+    tables = collate(load(runs))
+    assert len({table.key for table in tables}) == 4
+    assert [table.generated for table in tables if table.data == "faces"] == [False]
+    assert [table.key for table in collate(load(runs), only={("other", "quick", "shapes")})] == [
+        ("other", "quick", "shapes")
+    ]
+
+
+def test_two_records_of_one_cell_are_refused(runs, put):
+    put(fingerprint="1" * 16)
+    put(fingerprint="2" * 16, config={"neck": {"channels": 64}})
+    with pytest.raises(UserError, match=r"seed0-11111111.*seed0-22222222.*neck\.channels"):
+        collate(load(runs))
+
+
+def test_two_rows_of_one_fingerprint_are_refused(runs, put):
+    put("fpn", fingerprint="1" * 16, folder="a")
+    put("mine", fingerprint="1" * 16, folder="b")
+    with pytest.raises(UserError, match="'fpn' and 'mine' have the same fingerprint"):
+        collate(load(runs))
+
+
+def test_own_rows_stand_below_without_published_values(runs, put):
+    put("a_row_of_mine")
+    table = only_table(runs)
+    assert [row.row for row in table.rows] == [*ROWS, "a_row_of_mine"]
+    assert row_of(table, "a_row_of_mine").published == {}
+
+
+def test_table_without_a_definition_shows_what_it_finds(runs, put):
+    put("b", table="unheard_of", metrics={"AP": 0.3, "AP_s": 0.1})
+    table = only_table(runs)
+    assert [metric.key for metric in table.definition.metrics] == [
+        "AP", "AP_s", "AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l",
+    ]  # fmt: skip
+    assert [row.row for row in table.rows] == ["b"] and not table.published
+
+
+def test_another_table_needs_its_file_alone(runs, put, tmp_path):
+    definition = {
+        "table": "table2",
+        "report": {
+            "title": "Fast R-CNN",
+            "paper": {"reference": "Table 2"},
+            "facts": [{"key": "head", "from": "config.head"}],
+            "metrics": [{"key": "AP"}, {"key": "seconds", "scale": 1, "digits": 3}],
+            "rows": [
+                {"row": "fpn", "letter": "c", "published": {"head": "2fc", "AP": 33.9, "seconds": None}},
+                {"row": "new"},
+            ],
+        },
+    }
+    (tmp_path / "any_name.yaml").write_text(yaml.safe_dump(definition))
+    put("fpn", table="table2", metrics={"AP": 0.34, "seconds": 0.25}, config={"head": "2fc"})
+    put("new", table="table2", metrics={"AP": 0.36})
+    (table,) = collate(load(runs), experiments=[tmp_path])
+    fpn = row_of(table, "fpn")
+    assert fpn.facts == {"head": "2fc"}
+    assert fpn.cells["AP"].published == 33.9 and fpn.cells["seconds"].ours.mean == 0.25
+    assert row_of(table, "new").cells["AP"].published is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tittle": "x"}, "does not know 'tittle'"),
+        ({"metrics": [{"key": "AP", "sacle": 1}]}, r"metrics\[0\].*'sacle'"),
+        ({"facts": [{"key": "a", "from": "b", "style": "bold"}]}, "style 'bold'"),
+        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' stands there twice"),
+        ({"rows": [{"row": False}]}, "quotation marks"),
+        ({"rows": [{"row": "a", "published": {"AQ": 1}}], "paper": {"reference": "x"}}, "'AQ'"),
+        ({"rows": [{"row": "a", "published": {"AP": "36,1"}}], "paper": {"reference": "x"}}, "must be a number"),
+        ({"rows": [{"row": "a", "published": {"AP": 36.1}}]}, "names no source"),
+    ],
+)
+def test_wrong_definition_is_refused_by_file_and_key(runs, put, tmp_path, change, message):
+    report = {"title": "t", "facts": [], "metrics": [{"key": "AP"}]} | change
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
+    put(table="mine")
+    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
+        collate(load(runs), experiments=[tmp_path])
+
+
+def test_same_data_as_the_paper_only_on_all_of_it(runs, put):
+    cases = {"coco": 5000, "COCO2017": 5000, "facemask": 5000, "coco-minival": 4952}
+    for data, count in cases.items():
+        put(fingerprint=data, data=data, generated=False, images={"count": count, "digest": "d"})
+    put(fingerprint="g", data="minival", generated=True, images={"count": 5000, "digest": "d"})
+    same = {table.data: table.same_data for table in collate(load(runs))}
+    assert same == {"coco": True, "COCO2017": True, "facemask": False, "coco-minival": False, "minival": False}
+
+
+def test_missing_seeds_of_the_definition_are_in_the_footer(runs, put):
+    put(seed=1)
+    assert footer_of(only_table(runs), "seeds") == ["1 (one: no spread); the definition also asks for 0, 2"]
+
+
+def test_unreadable_records_are_in_the_footer(runs, put):
+    put("c4")
+    (put("fpn", folder="seed0-half") / "record.json").write_text('{"format"')
+    (text,) = footer_of(only_table(runs), "unreadable")
+    assert text.startswith("1 of the record files") and "seed0-half/record.json" in text
+
+
+def test_circumstances_that_differ_are_all_shown(runs, put):
+    put("fpn", 0, images={"count": 400, "digest": "aaaa"})
+    put("fpn", 1, images={"count": 399, "digest": "bbbb"})
+    (text,) = footer_of(only_table(runs), "images")
+    assert text == "399 evaluated, list bbbb (1 of 2 runs); 400 evaluated, list aaaa (1 of 2 runs)"
+
+
+def test_file_names_are_harmless_short_and_apart():
+    hostile = [("../../etc", "q", "d"), ("a/b", "q", "d"), ("a_b", "q", "d"), ("a b", "q", "d"), ("x" * 300, "q", "d")]
+    hostile += [("x" * 301, "q", "d"), ("..", "", ""), ("t", "q", "日本"), ("t", "q", "日木"), ("t", "q", "a\nb")]
+    names = [file_name(key) for key in hostile]
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= 100 and "/" not in name and not name.startswith(".") for name in names)
+    assert file_name(("table1_rpn", "quick", "shapes")) == "table1_rpn-shapes-quick"
+
+
+def test_ambiguous_file_names_are_refused(runs, put):
+    put(table="a-b", data="c", fingerprint="1")
+    put(table="a", data="b-c", fingerprint="2")
+    with pytest.raises(UserError, match="a-b-c-quick"):
+        collate(load(runs))
+
+
+def test_published_values_are_the_papers(runs, put):
+    source = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "table1_rpn_proposals.csv"
+    if not source.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    put()
+    with source.open(newline="") as file:
+        paper = {line["row"]: line for line in csv.DictReader(file)}
+    rows = only_table(runs).rows
+    assert [row.letter for row in rows] == list(paper)
+    for row in rows:
+        expected = paper[row.letter]
+        assert row.label == expected["label"]
+        for key, value in row.published.items():
+            found = str(int(value)) if isinstance(value, bool) else str(value)
+            assert found == expected[key], (row.row, key)
+        assert set(row.published) == set(expected) - {"row", "label"}
+
+
+def test_sweep_and_report_of_table_1_name_the_same_rows():
+    content = yaml.safe_load((EXPERIMENTS / "table1_rpn.yaml").read_text())
+    swept = content["hydra"]["sweeper"]["params"]["ablation"].split(",")
+    assert swept == [row["row"] for row in content["report"]["rows"]] == list(ROWS)
