@@ -224,9 +224,11 @@ def _cell(metric: Metric, finished: list[Record], spec: RowSpec) -> Cell:
 
 
 def _metrics(records: list[Record]) -> set[str]:
-    """Metrics that are defined in any record."""
-    keys = {key for record in records for key, value in record.items() if value is not None}
-    return {key.removeprefix("metrics.") for key in keys if key.startswith("metrics.")}
+    """Metrics that are defined in any record, and their sizes, which may be undefined in all of them."""
+    metrics = {key: key.removeprefix("metrics.") for key in records[0] if key.startswith("metrics.")}
+    defined = {name for key, name in metrics.items() if any(record[key] is not None for record in records)}
+    bases = {name.partition("_")[0] for name in defined}
+    return {name for name in metrics.values() if name in defined or name.partition("_")[0] in bases}
 
 
 def _of_table(unreadable: list[str], table: str) -> list[str]:

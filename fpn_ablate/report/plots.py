@@ -30,11 +30,12 @@ def render(table: Table) -> dict[str, bytes]:
     import matplotlib
 
     images = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
+        figure = draw(table)
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
-            draw(table).savefig(buffer, format=kind, dpi=150, metadata=metadata, facecolor="white")
-        images[kind] = buffer.getvalue()
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata, facecolor="white")
+            images[kind] = buffer.getvalue()
     return images
 
 
@@ -67,24 +68,28 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
     axis.tick_params(length=0)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
-    for y, row in enumerate(table.rows):
-        cell = row.cells[metric.key]
-        if y % 2:
-            axis.axhspan(y - 0.5, y + 0.5, color="0.97", linewidth=0, zorder=0)
-        if cell.published is not None:
-            axis.plot(cell.published, y + 0.22, **HOLLOW, zorder=2)
+    for y in range(1, len(table.rows), 2):
+        axis.axhspan(y - 0.5, y + 0.5, color="0.97", linewidth=0, zorder=0)
+    cells = [(y, row, row.cells[metric.key]) for y, row in enumerate(table.rows)]
+    ours = [(y, cell) for y, _, cell in cells if cell.ours.mean is not None]
+    spread = [(y, cell) for y, cell in ours if cell.ours.std is not None]
+    _dots(axis, [(cell.published, y + 0.22) for y, _, cell in cells if cell.published is not None], HOLLOW)
+    _dots(axis, [(x, y - 0.28) for y, cell in spread for x in cell.values.values() if x is not None], SEED)
+    _dots(axis, [(cell.ours.mean, y - 0.03) for y, cell in ours], MEAN)
+    for y, cell in spread:
+        ends = (cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std)
+        axis.plot(ends, (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=2)
+    for y, row, cell in cells:
         if cell.ours.mean is None:
             state = "n/a" if row.seeds else row.state
             axis.text(0.03, y, state, transform=axis.get_yaxis_transform(), color="0.35", fontsize=8, va="center")
-            continue
-        if cell.ours.std is not None:
-            seeds = [value for value in cell.values.values() if value is not None]
-            axis.plot(seeds, [y - 0.28] * len(seeds), **SEED, zorder=3)
-            ends = (cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std)
-            axis.plot(ends, (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=3)
-        axis.plot(cell.ours.mean, y - 0.03, **MEAN, zorder=4)
     axis.margins(x=0.12)
     axis.locator_params(axis="x", nbins=4)
+
+
+def _dots(axis: "Axes", points: list[tuple[float, float]], style: dict) -> None:
+    if points:
+        axis.plot(*zip(*points, strict=True), **style, zorder=3)
 
 
 def _name(table: Table, number: int) -> str:

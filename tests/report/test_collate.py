@@ -138,8 +138,9 @@ def test_own_rows_stand_below_without_published_values(runs, put):
 
 
 def test_table_without_a_definition_shows_what_it_finds(runs, put):
-    put("b", table="unheard_of", metrics={"AP": 0.3, "AP_s": 0.1})
-    table = only_table(runs)
+    put("b", table="unheard_of", metrics={"AP": 0.3, "AP_s": None})
+    put("b", table="another", metrics={"AQ": 0.3})
+    (table,) = collate(load(runs), only={("unheard_of", "quick", "shapes")})
     assert [metric.key for metric in table.definition.metrics] == [
         "AP", "AP_s", "AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l",
     ]  # fmt: skip
