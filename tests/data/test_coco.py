@@ -52,6 +52,19 @@ def test_samples_hold_the_objects_of_their_image(tmp_path):
         assert (one.labels.dtype, one.crowd.dtype) == (np.int64, np.bool_)
 
 
+def test_objects_keep_the_order_of_the_file(tmp_path):
+    raw = base()
+    images = [42, 7, 9] * 300
+    raw["annotations"] = [
+        {"id": n + 1, "image_id": image, "category_id": 1, "bbox": [0, 0, 1 + n / 100, 5]}
+        for n, image in enumerate(images)
+    ]
+    data = CocoDataset(*write(tmp_path, raw), "set")
+    for n in range(3):
+        widths = [a["bbox"][2] for a in raw["annotations"] if a["image_id"] == data.image_ids[n]]
+        np.testing.assert_allclose(data[n].boxes[:, 2], widths, rtol=1e-6)
+
+
 def test_ground_truth_equals_the_file_and_survives_a_second_reading(tmp_path):
     raw = base()
     file, images = write(tmp_path, raw)
