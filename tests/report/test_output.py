@@ -63,8 +63,8 @@ def test_contradiction_writes_nothing(filled, put, tmp_path):
 
 
 def test_plot_marks_generated_data_and_names_survive(runs, put):
-    put("$x_{1} <b>&", data="a $\\frac{", status="finished")
-    put("c4", data="a $\\frac{", status="failed")
+    put("$x_{1} <b>&", data="a $\\frac{$", status="finished")
+    put("c4", data="a $\\frac{$", status="failed")
     (table,) = collate(load(runs))
     svg = plots.render(table)["svg"].decode()
     ElementTree.fromstring(svg)
