@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input. The command line prints the message alone; in Python it is an ordinary exception."""
+
+
+class Diverged(Exception):
+    """A loss is not finite. Ends the run, not the sweep."""

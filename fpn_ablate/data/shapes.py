@@ -1,11 +1,10 @@
 """The generated data set: no download, any size, the same bytes for the same seed.
 
 A small world in which finding an object takes meaning, not only contrast. *Things* are discs, squares, diamonds and
-triangles in one of three hues, with one of three marks on them. A thing is an *object* if its mark goes with its hue, and
-the light decides which go together: in the morning (the picture brightens upwards) a hue goes with the mark of its own
-number, in the evening (it brightens downwards) with the next one. All other things are distractors, made of the same
-parts. The light is a weak slope under strong patches of brightness: it cannot be read off a neighbourhood of some forty
-pixels, which is what the early stages of a backbone see, but a deep stage sees it at once.
+triangles in one of three hues, with one of three marks on them. Whether a thing is an *object* depends on how its parts are
+combined and on its surroundings: by day (the lanterns in the picture are yellow) a hue goes with the mark of its own number,
+by night (they are cyan) with the next one. A distractor is a thing that would be an object at the other time. Nothing in or
+near most things tells the time: the early stages of a backbone, which see some forty pixels, cannot know it; deep ones can.
 
 Sizes: the bounds between small, medium and large are COCO's (32 and 96 px), scaled by the short side over 480, the usual
 short side of a COCO image. So "small" means the same share of the picture as it does there.
@@ -34,6 +33,8 @@ MARKS = ("dot", "bar", "post")
 BODIES = ("disc", "square", "diamond", "triangle")
 COCO_SHORT_SIDE = 480
 NUM_CLASSES = len(HUES)
+LANTERN_COLOURS = ((255, 225, 60), (60, 225, 255))  # by day, by night
+LANTERN_RADIUS = 0.02  # share of the short side
 
 # Enlarged whenever the renderer draws something else, so that no cached result outlives its picture.
 RENDERER = 1
@@ -55,10 +56,10 @@ class World:
     mix: tuple[float, float, float] = (0.45, 0.35, 0.20)
     extent: tuple[float, float] = (0.05, 0.55)
     single_scale: float | None = None
-    light: float = 70.0  # grey levels between the bright and the dark end
+    lanterns: float = 0.375  # distance between neighbouring lanterns as a share of the short side
     patches: float = 22.0  # amplitude of the patches of brightness, grey levels
     noise: float = 8.0  # standard deviation of the pixel noise, grey levels
-    context: bool = True  # False: it is always morning
+    context: bool = True  # False: it is always day
 
     @property
     def short_side(self) -> int:
@@ -152,13 +153,31 @@ def _patches(height: int, width: int, cell: int, rng: np.random.Generator) -> np
     return spread(spread(grid, height).T, width).T
 
 
-def background(world: World, morning: bool, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32: a tint, the slope of the light, and patches of brightness that hide the slope nearby."""
-    slope = np.linspace(0.5, -0.5, world.height, dtype=np.float32)[:, None] * (1 if morning else -1)
+def background(world: World, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) float32: a tint and patches of brightness."""
     cell = max(4, world.short_side // 8)
-    grey = world.light * slope + world.patches * _patches(world.height, world.width, cell, rng)
-    tint = rng.uniform(95, 145, 3).astype(np.float32)
-    return np.float32(grey)[..., None] + tint
+    grey = world.patches * _patches(world.height, world.width, cell, rng)
+    return grey[..., None] + rng.uniform(95, 145, 3).astype(np.float32)
+
+
+def lantern_spots(world: World, rng: np.random.Generator) -> np.ndarray:
+    """(M, 2) centres x, y: one somewhere in each cell of a grid, so that no place is far from all of them."""
+    step = world.lanterns * world.short_side
+    columns, rows = (max(1, round(side / step)) for side in (world.width, world.height))
+    at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) + rng.uniform(0.15, 0.85, (columns * rows, 2))
+    return at * [world.width / columns, world.height / rows]
+
+
+def draw_lanterns(canvas: np.ndarray, world: World, spots: np.ndarray, day: bool) -> None:
+    """Discs in the colour of the time of day."""
+    radius = LANTERN_RADIUS * world.short_side
+    colour = np.array(LANTERN_COLOURS[0 if day else 1], np.float32)
+    for cx, cy in spots:
+        x0, y0 = max(0, math.floor(cx - radius - 1)), max(0, math.floor(cy - radius - 1))
+        window = canvas[y0 : math.ceil(cy + radius + 1), x0 : math.ceil(cx + radius + 1)]
+        y, x = np.ogrid[0 : window.shape[0], 0 : window.shape[1]]
+        u, v = np.float32(x + 0.5 + x0 - cx) / np.float32(radius), np.float32(y + 0.5 + y0 - cy) / np.float32(radius)
+        window += _coverage("disc", u, v, np.float32(1 / radius))[..., None] * (colour - window)
 
 
 # -------------------------------------------------------------------------------------------------------------- composing
@@ -175,11 +194,10 @@ def _pick_side(world: World, rng: np.random.Generator) -> float:
     return math.exp(rng.uniform(math.log(edges[bucket]), math.log(edges[bucket + 1])))
 
 
-def pick_parts(is_object: bool, morning: bool, rng: np.random.Generator) -> tuple[int, int, int]:
+def pick_parts(is_object: bool, day: bool, rng: np.random.Generator) -> tuple[int, int, int]:
     """(hue, mark, label). Objects and distractors show every hue and every mark equally often."""
     hue = int(rng.integers(NUM_CLASSES))
-    fitting = hue if morning else (hue + 1) % NUM_CLASSES
-    mark = fitting if is_object else (fitting + int(rng.integers(1, NUM_CLASSES))) % NUM_CLASSES
+    mark = (hue + (day != is_object)) % NUM_CLASSES
     return hue, mark, hue + 1 if is_object else 0
 
 
@@ -201,10 +219,10 @@ def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generato
     return None
 
 
-def compose(world: World, split: str, index: int) -> tuple[bool, list[Thing], np.random.Generator]:
-    """The light and the things of picture `index`, back to front, and the generator that paints them."""
+def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, list[Thing], np.random.Generator]:
+    """Is it day, where the lanterns are, the things of picture `index`, back to front, and the generator that paints them."""
     rng = numpy_generator("shapes", RENDERER, world.seed, split, index)
-    morning = bool(rng.random() < 0.5) or not world.context
+    day = bool(rng.random() < 0.5) or not world.context
     counts = rng.integers(world.objects[0], world.objects[1] + 1), rng.integers(
         world.distractors[0], world.distractors[1] + 1
     )
@@ -212,18 +230,19 @@ def compose(world: World, split: str, index: int) -> tuple[bool, list[Thing], np
         ((_pick_side(world, rng), kind < counts[0]) for kind in range(sum(counts))), key=lambda w: w[0], reverse=True
     )
     things: list[Thing] = []
-    taken = np.zeros((0, 4))
+    lanterns, reach = lantern_spots(world, rng), LANTERN_RADIUS * world.short_side
+    taken = np.hstack([lanterns - reach, lanterns + reach])
     for side, is_object in wanted:
         spot = _place(world, side, taken, rng)
         if spot is None:
             continue
         center, half = spot
-        hue, mark, label = pick_parts(is_object, morning, rng)
+        hue, mark, label = pick_parts(is_object, day, rng)
         body, angle = BODIES[int(rng.integers(len(BODIES)))], rng.uniform(-0.2, 0.2)
         things.append(Thing(body, hue, mark, label, center, half, angle))
         box = [center[0] - half[0], center[1] - half[1], center[0] + half[0], center[1] + half[1]]
         taken = np.vstack([taken, box])
-    return morning, things, rng
+    return day, lanterns, things, rng
 
 
 def finish(canvas: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
@@ -244,8 +263,9 @@ class Picture:
 
 def render(world: World, split: str, index: int) -> Picture:
     """Picture `index` of a split: a pure function of its arguments."""
-    morning, things, rng = compose(world, split, index)
-    canvas = background(world, morning, rng)
+    day, lanterns, things, rng = compose(world, split, index)
+    canvas = background(world, rng)
+    draw_lanterns(canvas, world, lanterns, day)
     owner = np.zeros((world.height, world.width), np.int32)
     for number, thing in enumerate(things, start=1):
         draw(canvas, owner, number, thing, rng)
@@ -354,8 +374,8 @@ def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
     For pre-training a backbone, as ImageNet does for photographs. Half of the pictures show an object.
     """
     rng = numpy_generator("classify", RENDERER, world.seed, index)
-    morning = bool(rng.random() < 0.5) or not world.context
-    hue, mark, label = pick_parts(bool(rng.random() < 0.5), morning, rng)
+    day = bool(rng.random() < 0.5) or not world.context
+    hue, mark, label = pick_parts(bool(rng.random() < 0.5), day, rng)
     # Even on the log scale, from the shortest side of a thing up to what fills the picture.
     side = math.exp(rng.uniform(math.log(world.extent[0]), math.log(world.extent[1]))) * world.short_side
     stretch = math.exp(rng.uniform(-0.35, 0.35))
@@ -363,7 +383,9 @@ def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
     # A stretched thing may be larger than the picture; its centre stays at least a quarter inside.
     center = tuple(rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s)) for h, s in zip(half, (world.width, world.height), strict=True))
     thing = Thing(BODIES[int(rng.integers(len(BODIES)))], hue, mark, label, center, half, rng.uniform(-0.2, 0.2))
-    canvas = background(world, morning, rng)
+    canvas = background(world, rng)
+    lanterns = lantern_spots(world, rng)
+    draw_lanterns(canvas, world, lanterns, day)
     draw(canvas, np.zeros(canvas.shape[:2], np.int32), 1, thing, rng)
     return finish(canvas, world.noise, rng), label
 

@@ -102,7 +102,15 @@ def torchvision_resnet(name: str) -> Callable[[], Backbone]:
     return build
 
 
+def mobilenet_v2() -> Backbone:
+    """torchvision's MobileNetV2, cut where its stride doubles: features 0-1 | 2-3 | 4-6 | 7-13 | 14-17."""
+    net = torchvision.models.mobilenet_v2(weights=None).features
+    cuts = {"stem": (0, 2), "c2": (2, 4), "c3": (4, 7), "c4": (7, 14), "c5": (14, 18)}
+    return Backbone({name: net[a:b] for name, (a, b) in cuts.items()}, (24, 32, 96, 320))
+
+
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "small": small_resnet,
+    "mobilenet_v2": mobilenet_v2,
     **{name: torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }

@@ -1,0 +1,149 @@
+"""From a validated configuration to modules with their initial weights."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.model.backbone import BACKBONES, Backbone, freeze_batch_norm
+from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
+from fpn_ablate.model.rpn import RPN, RPNSettings
+from fpn_ablate.schema import Config, FPNNeck
+from fpn_ablate.seeding import torch_generator
+
+# The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
+PAPER_SHORT_SIDE = 800
+
+
+def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
+    """The RPN's numbers for inputs of `short_side` pixels."""
+    head = cfg.head
+    return RPNSettings(
+        sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in head.anchor_sizes),
+        ratios=head.anchor_ratios,
+        positive_iou=head.positive_iou,
+        negative_iou=head.negative_iou,
+        samples=head.samples,
+        positive_fraction=head.positive_fraction,
+        pre_nms_topk=head.pre_nms_topk,
+        pre_nms_topk_single=head.pre_nms_topk_single,
+        post_nms_topk=head.post_nms_topk,
+        nms_thresh=head.nms_thresh,
+    )
+
+
+def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
+    neck = cfg.neck
+    if isinstance(neck, FPNNeck):
+        return FPN(backbone.levels, **neck.model_dump(exclude={"name"}))
+    return SingleLevel(backbone.levels, neck.level)
+
+
+def build_detector(cfg: Config, short_side: int | None = None) -> Detector:
+    """The modules of a row, without weights of their own yet. `short_side` defaults to the recipe's."""
+    backbone = BACKBONES[cfg.backbone.name]()
+    if cfg.backbone.frozen_bn:
+        freeze_batch_norm(backbone)
+    backbone.freeze(cfg.backbone.freeze_at)
+    neck = build_neck(cfg, backbone)
+    return Detector(backbone, neck, RPN(neck.levels, rpn_settings(cfg, short_side or cfg.recipe.short_side)))
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter from a generator of its own, keyed by its name: rows share what they share by name and shape.
+
+    Detectron's defaults (not in the paper): Xavier with bias 0 in the neck, Gaussian 0.01 in the RPN; He in a backbone.
+    """
+    for owner, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{owner}.{name}"
+            generator = torch_generator(seed, "init", full)
+            if parameter.dim() == 1:
+                nn.init.constant_(parameter, float(isinstance(module, nn.BatchNorm2d) and name == "weight"))
+            elif full.startswith("rpn."):
+                nn.init.normal_(parameter, std=0.01, generator=generator)
+            elif full.startswith("backbone.") and isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
+            elif isinstance(module, Deconvolution):
+                # Each output pixel of a 4x4 stride-2 kernel sees 4 of its 16 taps.
+                bound = (6 / (4 * (module.in_channels + module.out_channels))) ** 0.5
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            else:
+                nn.init.xavier_uniform_(parameter, generator=generator)
+
+
+def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] | None:
+    """The state dict that the backbone starts from, in our names; None: random. `pretrained` is the file of weights=pretrain."""
+    source = cfg.backbone.weights
+    if source == "none":
+        return None
+    if source == "pretrain":
+        assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
+        return torch.load(pretrained, weights_only=True, map_location="cpu")
+    if source == "imagenet":
+        state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+    else:
+        state = _read_state(Path(source))
+    return _from_torchvision(cfg.backbone.name, state, source)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"backbone.weights={path}: no such file; give a state dict, or none, pretrain, imagenet")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UserError(f"backbone.weights={path}: not a readable state dict ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"backbone.weights={path}: expected a dictionary of tensors, as torch.save(model.state_dict())")
+    return state
+
+
+def _from_torchvision(name: str, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename torchvision's keys into the stages of `Backbone`; the classifier is left out."""
+    renamed = {}
+    wanted = BACKBONES[name]().state_dict()
+    if set(state) & set(wanted):  # a file of our own names
+        renamed = state
+    elif name == "mobilenet_v2":
+        starts = {"stem": 0, "c2": 2, "c3": 4, "c4": 7, "c5": 14, None: 18}
+        order = list(starts)[:-1]
+        for key, value in state.items():
+            if key.startswith("features."):
+                _, number, rest = key.split(".", 2)
+                stage = next((s for s in reversed(order) if int(number) >= starts[s]), "stem")
+                if int(number) < starts[None]:
+                    renamed[f"stages.{stage}.{int(number) - starts[stage]}.{rest}"] = value
+    else:
+        stages = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k}": f"c{k + 1}" for k in range(1, 5)}}
+        for key, value in state.items():
+            first, rest = key.split(".", 1)
+            if first in stages:
+                renamed[f"stages.{stages[first]}.{rest}"] = value
+    missing = sorted(set(wanted) - set(renamed))
+    wrong = [k for k in wanted if k in renamed and wanted[k].shape != renamed[k].shape]
+    if missing or wrong:
+        raise UserError(
+            f"backbone.weights={source} does not fit backbone={name}: {len(missing)} tensors are missing"
+            f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} have another shape"
+            f"{f' (first: {wrong[0]})' if wrong else ''}"
+        )
+    return {key: renamed[key] for key in wanted}
+
+
+def load_backbone(backbone: Backbone, state: dict[str, Tensor]) -> None:
+    """Fill a backbone; frozen BN has no batch counter, everything else must be there."""
+    own = backbone.state_dict()
+    backbone.load_state_dict({k: v for k, v in state.items() if k in own})
+
+
+def digest(state: dict[str, Tensor] | None) -> str:
+    """sha256 over names and values: which weights a run started from."""
+    sha = hashlib.sha256()
+    for name, value in sorted((state or {}).items()):
+        sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,128 @@
+"""Pre-training of a backbone on single things of the generated world, as ImageNet does for photographs.
+
+Made once, kept under its own fingerprint, shared by every row and seed; its time is part of each record's cost.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fpn_ablate.data.shapes import NUM_CLASSES, RENDERER, World, classification_picture
+from fpn_ablate.files import write_atomically
+from fpn_ablate.model.backbone import BACKBONES
+from fpn_ablate.model.build import initialise
+from fpn_ablate.model.detector import normalise
+from fpn_ablate.schema import Config, Pretrain
+from fpn_ablate.seeding import set_deterministic
+
+HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Where the weights are, how good they are (share of held-out pictures named right) and what they took (seconds)."""
+
+    path: Path
+    accuracy: float
+    seconds: float
+
+
+class _Pictures(Dataset):
+    def __init__(self, world: World, start: int, size: int) -> None:
+        self.world, self.start, self.size = world, start, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = classification_picture(self.world, self.start + index)
+        return torch.from_numpy(image).permute(2, 0, 1), label
+
+
+class Classifier(nn.Module):
+    """The backbone, global average pooling of C5, one linear layer: no object, or an object of hue 1..K."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.backbone = BACKBONES[name]()
+        self.classes = nn.Linear(self.backbone.out_channels, NUM_CLASSES + 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        sizes = torch.tensor([images.shape[-2:]] * len(images), device=images.device)
+        return self.classes(self.backbone(normalise(images, sizes))["c5"].mean((2, 3)))
+
+
+def ensure(
+    cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print
+) -> Pretrained:
+    """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
+    facts = [RENDERER, cfg.backbone.name, cfg.recipe.pretrain.model_dump(), _world(world, cfg.recipe.pretrain), str(device)]
+    name = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{cfg.backbone.name}-{name}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path) + ".lock"):
+        if not path.exists():
+            _train(cfg, world, path, device, say)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    return Pretrained(path, facts["accuracy"], facts["seconds"])
+
+
+def _world(world: World, recipe: Pretrain) -> World:
+    """The detection world at the size of a classification picture: a thing spans the same pixels, or what fits."""
+    low, high = (share * world.short_side / recipe.side for share in world.extent)
+    return World(
+        height=recipe.side,
+        width=recipe.side,
+        seed=recipe.seed,
+        extent=(low, min(high, 0.9)),
+        light=world.light,
+        patches=world.patches,
+        noise=world.noise,
+        context=world.context,
+    )
+
+
+def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Callable[[str], None]) -> None:
+    recipe, started = cfg.recipe.pretrain, time.monotonic()
+    small_world = _world(world, recipe)
+    set_deterministic(cfg.deterministic)
+    model = Classifier(cfg.backbone.name)
+    initialise(model, recipe.seed)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
+    pictures = _Pictures(small_world, HELD_OUT, recipe.steps * recipe.batch_size)
+    batches = DataLoader(pictures, recipe.batch_size, num_workers=1, generator=torch.Generator().manual_seed(0))
+    for step, (images, labels) in enumerate(batches, start=1):
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % max(1, recipe.steps // 5) == 0:
+            left = (time.monotonic() - started) / step * (recipe.steps - step)
+            say(f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, loss {float(loss.detach()):.3f}, {left:.0f} s left")
+    accuracy = _accuracy(model, small_world, device)
+    facts = {"accuracy": accuracy, "seconds": round(time.monotonic() - started, 1), "recipe": recipe.model_dump()}
+    say(f"pre-training {cfg.backbone.name}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
+    # The facts come first: the weights are what `ensure` looks for.
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(facts)))
+    write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
+
+
+@torch.no_grad()
+def _accuracy(model: Classifier, world: World, device: torch.device) -> float:
+    model.eval()
+    right = 0
+    for images, labels in DataLoader(_Pictures(world, 0, HELD_OUT), 128):
+        right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+    return right / HELD_OUT

@@ -1,0 +1,79 @@
+"""The record of a run: written last and in one piece, so a run with a record is over and a run without one is not."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpn_ablate import __version__
+from fpn_ablate.files import write_atomically
+from fpn_ablate.metrics import evaluator_name
+from fpn_ablate.paths import PACKAGE
+
+FORMAT = 1
+FILE = "record.json"
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    text = json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record, or None where there is none or it cannot be read (the run is then done again)."""
+    try:
+        return json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where a run took place. Works outside a git checkout: then there is no commit."""
+    commit, dirty = _git()
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "evaluator": evaluator_name(),
+        "version": __version__,
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+@lru_cache
+def device_name(device: torch.device) -> str:
+    """A GPU's product name, or cpu with the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"cpu ({model})"
+
+
+@lru_cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and whether tracked files differ from it; only if the package lies in a checkout of its own repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

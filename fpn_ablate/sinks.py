@@ -1,0 +1,111 @@
+"""Where a run's progress goes: a JSON-lines file, the terminal, and, if asked for, a copy to wandb that cannot hurt a run."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fpn_ablate.schema import Config
+
+# Set by the sweep for its jobs: how many cells it has and when it began (seconds since the epoch).
+CELLS, BEGAN = "FPN_ABLATE_CELLS", "FPN_ABLATE_BEGAN"
+
+
+class JsonLines:
+    """Append-only metrics. A resumed run drops the lines past its checkpoint, so each step stands there once."""
+
+    def __init__(self, path: Path, resume_from: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= resume_from:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # cut off by a kill
+        self._file = path.open("w")
+        self._file.writelines(line + "\n" for line in kept)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self, exit_code: int = 0) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """One wandb run. Whatever goes wrong there is one warning here."""
+
+    def __init__(self, cfg: Config, fingerprint: str, folder: Path) -> None:
+        self._run: Any = None
+        self._guard("start", lambda: self._start(cfg, fingerprint, folder))
+
+    def _start(self, cfg: Config, fingerprint: str, folder: Path) -> None:
+        import wandb  # takes seconds: only if asked for
+
+        self._run = wandb.init(
+            project=cfg.log.project,
+            dir=folder,
+            id=fingerprint,
+            group=cfg.table[:128],
+            job_type=cfg.row[:64],
+            name=f"{cfg.row}-seed{cfg.seed}"[:128],
+            config=cfg.model_dump(mode="json"),
+            mode=cfg.log.wandb,
+            resume="allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True),
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._guard("log", lambda: self._run and self._run.log(values, step=step))
+
+    def close(self, exit_code: int = 0) -> None:
+        self._guard("finish", lambda: self._run and self._run.finish(exit_code=exit_code))
+
+    def _guard(self, what: str, call: Any) -> None:
+        try:
+            call()
+        except Exception as error:
+            warnings.warn(f"wandb could not {what} ({error}); the run goes on with its local files", stacklevel=3)
+            self._run = None
+
+
+class Console:
+    """A progress line with the time left for the run and for the sweep; in a log file, a line at every tenth."""
+
+    def __init__(self, cfg: Config, job: int = 0) -> None:
+        self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.recipe.steps, job
+        self.cells = int(os.environ.get(CELLS, "1"))
+        self.began = float(os.environ.get(BEGAN, time.time()))
+        self.first: tuple[int, float] | None = None
+        self.tenth = -1
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        now = time.time()
+        self.first = self.first or (step, now)
+        live, tenth = sys.stderr.isatty(), 10 * step // self.steps
+        if not live and tenth == self.tenth:
+            return
+        self.tenth = tenth
+        done, begun = step - self.first[0], self.first[1]
+        left = (now - begun) / done * (self.steps - step) if done else None
+        losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
+        text = f"{self.title}: step {step}/{self.steps} {losses}, {_clock(left)} left"
+        if self.cells > 1:
+            share = self.job + step / self.steps
+            text += f"; row {self.job + 1} of {self.cells}, sweep {_clock((now - self.began) / share * (self.cells - share))} left"
+        print(f"\r\x1b[2K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    def close(self, exit_code: int = 0) -> None:
+        if sys.stderr.isatty() and self.first:
+            print(file=sys.stderr)
+
+
+def _clock(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,119 @@
+"""Training of one row: a plain loop over batches."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpn_ablate.data.loader import training_batches
+from fpn_ablate.data.sample import Batch, DetectionDataset
+from fpn_ablate.errors import Diverged
+from fpn_ablate.files import write_atomically
+from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.rpn import Targets
+from fpn_ablate.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fpn_ablate.schema import Config
+from fpn_ablate.seeding import torch_generator
+
+Report = Callable[[int, dict[str, float]], None]  # (steps done, named values)
+
+
+def targets(batch: Batch) -> Targets:
+    return Targets(batch.boxes, batch.valid, batch.crowd, batch.sizes)
+
+
+def autocast(cfg: Config, device: torch.device) -> torch.autocast:
+    """bf16 convolutions on a GPU if the recipe asks for it; on a CPU bf16 is slower than fp32, so never there."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.recipe.bf16 and device.type == "cuda")
+
+
+def train(
+    model: Detector,
+    dataset: DetectionDataset,
+    cfg: Config,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    report: Report = lambda step, values: None,
+) -> None:
+    """Fine-tune `model` in place for `cfg.recipe.steps` steps.
+
+    Continues from `checkpoint` if it exists, and ends with the same weights, bit by bit on a CPU, as an uninterrupted run.
+
+    Raises:
+        Diverged: a loss is not finite; the message names the step, the loss and the images.
+    """
+    recipe = cfg.recipe
+    optimizer = build_optimizer(model, recipe.optimizer)
+    sampling = torch_generator(cfg.seed, "sampling", device=device)
+    start = _resume(checkpoint, model, optimizer, sampling) if checkpoint else 0
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    batches = training_batches(
+        dataset,
+        batch_size=recipe.batch_size,
+        steps=range(start, recipe.steps),
+        seed=cfg.seed,
+        flip=recipe.flip,
+        short_side=recipe.short_side,
+        max_side=recipe.max_side,
+        workers=cfg.workers,
+    )
+    model.train()
+    for step, batch in enumerate(batches, start=start):
+        rate = recipe.optimizer.lr * learning_rate_factor(step, recipe.steps, recipe.schedule)
+        set_learning_rate(optimizer, rate)
+        batch = batch.to(device)
+        with autocast(cfg, device):
+            losses = model.losses(batch.images, targets(batch), sampling)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if recipe.clip_norm:
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+        done = step + 1
+        # Reading a loss waits for a GPU, so there it is read at the logging interval only; a NaN stays until then.
+        logged = done % cfg.log.every == 0 or done == recipe.steps
+        if logged or device.type == "cpu":
+            values = _finite(losses, step, batch)
+        if logged:
+            report(done, {**values, "lr": rate})
+        optimizer.step()
+        if checkpoint and done < recipe.steps and done % recipe.checkpoint_every == 0:
+            _save(checkpoint, done, model, optimizer, sampling)
+
+
+def _finite(losses: dict[str, Tensor], step: int, batch: Batch) -> dict[str, float]:
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(
+                f"diverged at step {step}: {name} is {value} (losses {values}, images {batch.image_ids}); "
+                "lower recipe.optimizer.lr or set recipe.clip_norm"
+            )
+    return values
+
+
+def _save(
+    path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> None:
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "sampling": generator.get_state(),
+    }
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def _resume(
+    path: Path, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> int:
+    """The step to go on from; 0 without a checkpoint. Order and flips are functions of the step and need no state."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["sampling"])
+    return state["step"]
