@@ -8,12 +8,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.paths import CONF, EXPERIMENTS
+from fpn_ablate.paths import CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.schema import keys, unknown_key
-from fpn_ablate.sweep import cell_config, publish, refusal, register
+from fpn_ablate.sweep import cell_config, publish, refusal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verifying = arguments[:1] == ["verify"]
     try:
         arguments = normalise(arguments[1:] if verifying else arguments)
-        register()
+        _introduce()
         if verifying:
             return _verify(arguments)
     except (UserError, CompactHydraException) as error:
@@ -31,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv[1:] = arguments
     _job()
     return 0
+
+
+def _introduce() -> None:
+    """Make the sweeper and the resolver of conf/config.yaml known to Hydra."""
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+    OmegaConf.register_new_resolver("fpn_ablate_root", lambda: f"file://{ROOT}", replace=True)
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
@@ -89,8 +96,20 @@ def _verify(overrides: list[str]) -> int:
     chosen = [o.split("=", 1)[1].split(",") for o in overrides if o.startswith("ablation=")]
     overrides = [o for o in overrides if not o.startswith("ablation=")]
     table = Table(title=f"Rows, one image of {PAPER_SIZE[0]} x {PAPER_SIZE[1]} pixels")
-    for column in ("row", "feature", "# anchors", "lateral?", "top-down?", "finest level sees", "parameters", "trained", "GFLOPs"):
-        table.add_column(column, justify="right" if column in ("# anchors", "parameters", "trained", "GFLOPs") else "left")
+    for column in (
+        "row",
+        "feature",
+        "# anchors",
+        "lateral?",
+        "top-down?",
+        "finest level sees",
+        "parameters",
+        "trained",
+        "GFLOPs",
+    ):
+        table.add_column(
+            column, justify="right" if column in ("# anchors", "parameters", "trained", "GFLOPs") else "left"
+        )
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for row in chosen[0] if chosen else rows:
             cfg = cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)

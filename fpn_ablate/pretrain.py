@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.shapes import NUM_CLASSES, RENDERER, World, classification_picture
+from fpn_ablate.data.shapes import NUM_KINDS, RENDERER, World, classification_picture
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.backbone import BACKBONES
 from fpn_ablate.model.build import initialise
@@ -49,12 +49,12 @@ class _Pictures(Dataset):
 
 
 class Classifier(nn.Module):
-    """The backbone, global average pooling of C5, one linear layer: no object, or an object of hue 1..K."""
+    """The backbone, global average pooling of C5, one linear layer over the kinds of things."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.backbone = BACKBONES[name]()
-        self.classes = nn.Linear(self.backbone.out_channels, NUM_CLASSES + 1)
+        self.classes = nn.Linear(self.backbone.out_channels, NUM_KINDS)
 
     def forward(self, images: Tensor) -> Tensor:
         sizes = torch.tensor([images.shape[-2:]] * len(images), device=images.device)
@@ -65,7 +65,8 @@ def ensure(
     cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print
 ) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
-    facts = [RENDERER, cfg.backbone.name, cfg.recipe.pretrain.model_dump(), _world(world, cfg.recipe.pretrain), str(device)]
+    recipe = cfg.recipe.pretrain
+    facts = [RENDERER, cfg.backbone.name, recipe.model_dump(), _world(world, recipe), str(device)]
     name = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{cfg.backbone.name}-{name}.pt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,18 +78,8 @@ def ensure(
 
 
 def _world(world: World, recipe: Pretrain) -> World:
-    """The detection world at the size of a classification picture: a thing spans the same pixels, or what fits."""
-    low, high = (share * world.short_side / recipe.side for share in world.extent)
-    return World(
-        height=recipe.side,
-        width=recipe.side,
-        seed=recipe.seed,
-        extent=(low, min(high, 0.9)),
-        light=world.light,
-        patches=world.patches,
-        noise=world.noise,
-        context=world.context,
-    )
+    """A detail of the detection world: a thing, a lantern and a patch span the same pixels."""
+    return replace(world, height=recipe.side, width=recipe.side, seed=recipe.seed, reference=world.short_side)
 
 
 def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Callable[[str], None]) -> None:
@@ -110,7 +101,9 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
         schedule.step()
         if step % max(1, recipe.steps // 5) == 0:
             left = (time.monotonic() - started) / step * (recipe.steps - step)
-            say(f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, loss {float(loss.detach()):.3f}, {left:.0f} s left")
+            say(
+                f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, loss {float(loss.detach()):.3f}, {left:.0f} s left"
+            )
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(time.monotonic() - started, 1), "recipe": recipe.model_dump()}
     say(f"pre-training {cfg.backbone.name}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")

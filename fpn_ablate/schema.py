@@ -38,7 +38,7 @@ class Shapes(Strict):
     mix: tuple[Share, Share, Share]
     extent: tuple[Share, Share]
     single_scale: Share | None
-    light: Annotated[float, Field(ge=0)]
+    lanterns: Annotated[float, Field(ge=0.1, le=1)]
     patches: Annotated[float, Field(ge=0)]
     noise: Annotated[float, Field(ge=0)]
     context: bool
@@ -87,7 +87,9 @@ class Backbone(Strict):
                 "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
             )
         if self.weights == "imagenet" and self.name == "small":
-            raise ValueError("the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
+            raise ValueError(
+                "the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone"
+            )
         return self
 
 

@@ -94,9 +94,7 @@ def _finite(losses: dict[str, Tensor], step: int, batch: Batch) -> dict[str, flo
     return values
 
 
-def _save(
-    path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> None:
+def _save(path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
     state = {
         "step": step,
         "model": model.state_dict(),
@@ -106,9 +104,7 @@ def _save(
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def _resume(
-    path: Path, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> int:
+def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
     """The step to go on from; 0 without a checkpoint. Order and flips are functions of the step and need no state."""
     if not path.exists():
         return 0

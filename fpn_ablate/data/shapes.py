@@ -60,10 +60,13 @@ class World:
     patches: float = 22.0  # amplitude of the patches of brightness, grey levels
     noise: float = 8.0  # standard deviation of the pixel noise, grey levels
     context: bool = True  # False: it is always day
+    reference: int | None = (
+        None  # pixels that shares are of; None: the short side. Others: a detail of a larger picture
+    )
 
     @property
     def short_side(self) -> int:
-        return min(self.height, self.width)
+        return self.reference or min(self.height, self.width)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -164,7 +167,9 @@ def lantern_spots(world: World, rng: np.random.Generator) -> np.ndarray:
     """(M, 2) centres x, y: one somewhere in each cell of a grid, so that no place is far from all of them."""
     step = world.lanterns * world.short_side
     columns, rows = (max(1, round(side / step)) for side in (world.width, world.height))
-    at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) + rng.uniform(0.15, 0.85, (columns * rows, 2))
+    at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) + rng.uniform(
+        0.15, 0.85, (columns * rows, 2)
+    )
     return at * [world.width / columns, world.height / rows]
 
 
@@ -206,8 +211,9 @@ def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generato
     for _ in range(20):
         stretch = math.exp(rng.uniform(-0.35, 0.35))
         half = side / 2 * stretch, side / 2 / stretch
-        center = rng.uniform(0.6 * half[0], world.width - 0.6 * half[0]), rng.uniform(
-            0.6 * half[1], world.height - 0.6 * half[1]
+        center = (
+            rng.uniform(0.6 * half[0], world.width - 0.6 * half[0]),
+            rng.uniform(0.6 * half[1], world.height - 0.6 * half[1]),
         )
         box = np.array([center[0] - half[0], center[1] - half[1], center[0] + half[0], center[1] + half[1]])
         if len(taken) == 0:
@@ -223,8 +229,9 @@ def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, lis
     """Is it day, where the lanterns are, the things of picture `index`, back to front, and the generator that paints them."""
     rng = numpy_generator("shapes", RENDERER, world.seed, split, index)
     day = bool(rng.random() < 0.5) or not world.context
-    counts = rng.integers(world.objects[0], world.objects[1] + 1), rng.integers(
-        world.distractors[0], world.distractors[1] + 1
+    counts = (
+        rng.integers(world.objects[0], world.objects[1] + 1),
+        rng.integers(world.distractors[0], world.distractors[1] + 1),
     )
     wanted = sorted(
         ((_pick_side(world, rng), kind < counts[0]) for kind in range(sum(counts))), key=lambda w: w[0], reverse=True
@@ -368,26 +375,34 @@ def size_counts(dataset: ShapesDataset) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------- classification
 
 
-def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
-    """One thing of any size on a background of the same world, and what it is: 0 no object, 1..K an object of that hue.
+NUM_KINDS = 2 * 2 * NUM_CLASSES
 
-    For pre-training a backbone, as ImageNet does for photographs. Half of the pictures show an object.
+
+def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
+    """One thing of any size on a background of the same world, and its kind: hue, which of its two marks, time of day.
+
+    For pre-training a backbone, as ImageNet does for photographs. Half of the kinds are objects, half are distractors.
     """
     rng = numpy_generator("classify", RENDERER, world.seed, index)
-    day = bool(rng.random() < 0.5) or not world.context
-    hue, mark, label = pick_parts(bool(rng.random() < 0.5), day, rng)
-    # Even on the log scale, from the shortest side of a thing up to what fills the picture.
-    side = math.exp(rng.uniform(math.log(world.extent[0]), math.log(world.extent[1]))) * world.short_side
+    day, is_object = bool(rng.random() < 0.5) or not world.context, bool(rng.random() < 0.5)
+    hue, mark, _ = pick_parts(is_object, day, rng)
+    kind = hue + NUM_CLASSES * (is_object + 2 * day)
+    # Even on the log scale, from the shortest side of a thing up to what the picture holds.
+    low, high = (share * world.short_side for share in world.extent)
+    side = math.exp(rng.uniform(math.log(low), math.log(min(high, 0.9 * min(world.height, world.width)))))
     stretch = math.exp(rng.uniform(-0.35, 0.35))
     half = side / 2 * stretch, side / 2 / stretch
     # A stretched thing may be larger than the picture; its centre stays at least a quarter inside.
-    center = tuple(rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s)) for h, s in zip(half, (world.width, world.height), strict=True))
-    thing = Thing(BODIES[int(rng.integers(len(BODIES)))], hue, mark, label, center, half, rng.uniform(-0.2, 0.2))
+    center = tuple(
+        rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s))
+        for h, s in zip(half, (world.width, world.height), strict=True)
+    )
+    thing = Thing(BODIES[int(rng.integers(len(BODIES)))], hue, mark, 0, center, half, rng.uniform(-0.2, 0.2))
     canvas = background(world, rng)
     lanterns = lantern_spots(world, rng)
     draw_lanterns(canvas, world, lanterns, day)
     draw(canvas, np.zeros(canvas.shape[:2], np.int32), 1, thing, rng)
-    return finish(canvas, world.noise, rng), label
+    return finish(canvas, world.noise, rng), kind
 
 
 # ----------------------------------------------------------------------------------------------------------------- export
@@ -421,7 +436,9 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     import argparse
 
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.shapes", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fpn_ablate.data.shapes", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--export", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--train", type=int, default=1000, help="training pictures (default %(default)s)")
     parser.add_argument("--val", type=int, default=250, help="validation pictures (default %(default)s)")

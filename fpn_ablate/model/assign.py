@@ -41,9 +41,7 @@ def match(
     return matched_idxs, labels
 
 
-def sample(
-    labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def sample(labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw up to `count` anchors an image without replacement: up to `positive_fraction` positives, the rest negatives.
 
     Returns:

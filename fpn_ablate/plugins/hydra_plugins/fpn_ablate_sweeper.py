@@ -1,0 +1,41 @@
+"""Hydra's own sweeper, which first looks at all cells together and, when the sweep ends, prints what is on disk.
+
+Hydra takes plugins from the namespace `hydra_plugins` alone; `fpn_ablate.__main__` puts this folder on the path.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+from fpn_ablate.schema import Config
+from fpn_ablate.sinks import BEGAN, CELLS
+from fpn_ablate.sweep import cell_config, publish, refusal, refuse_twins, without_hydra
+
+
+class TableSweeper(BasicSweeper):
+    """BasicSweeper with two additions: all jobs are validated before the first starts, and the tables come at the end."""
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+        self.cells: list[Config] = []
+
+    def sweep(self, arguments: list[str]) -> Any:
+        try:
+            return super().sweep(arguments)
+        finally:
+            publish(self.cells)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        assert self.hydra_context is not None and self.config is not None
+        cells = []
+        for overrides in batch:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            context = composed.hydra
+            with refusal():
+                cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
+        refuse_twins(cells)
+        self.cells += cells
+        os.environ[CELLS], os.environ[BEGAN] = str(len(self.cells)), str(time.time())
