@@ -107,9 +107,7 @@ def _verify(overrides: list[str]) -> int:
         "trained",
         "GFLOPs",
     ):
-        table.add_column(
-            column, justify="right" if column in ("# anchors", "parameters", "trained", "GFLOPs") else "left"
-        )
+        table.add_column(column, justify="right" if column in ("# anchors", "parameters", "trained", "GFLOPs") else "left")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for row in chosen[0] if chosen else rows:
             cfg = cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)

@@ -26,9 +26,7 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = all(p.is_cuda for p in parameters)
     if cfg.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused or None
-        )
+        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused or None)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": cfg.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},

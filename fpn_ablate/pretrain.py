@@ -61,9 +61,7 @@ class Classifier(nn.Module):
         return self.classes(self.backbone(normalise(images, sizes))["c5"].mean((2, 3)))
 
 
-def ensure(
-    cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print
-) -> Pretrained:
+def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
     recipe = cfg.recipe.pretrain
     facts = [RENDERER, cfg.backbone.name, recipe.model_dump(), _world(world, recipe), str(device)]

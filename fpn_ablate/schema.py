@@ -87,9 +87,7 @@ class Backbone(Strict):
                 "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
             )
         if self.weights == "imagenet" and self.name == "small":
-            raise ValueError(
-                "the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone"
-            )
+            raise ValueError("the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
         return self
 
 

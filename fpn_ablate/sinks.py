@@ -99,7 +99,9 @@ class Console:
         text = f"{self.title}: step {step}/{self.steps} {losses}, {_clock(left)} left"
         if self.cells > 1:
             share = self.job + step / self.steps
-            text += f"; row {self.job + 1} of {self.cells}, sweep {_clock((now - self.began) / share * (self.cells - share))} left"
+            text += (
+                f"; row {self.job + 1} of {self.cells}, sweep {_clock((now - self.began) / share * (self.cells - share))} left"
+            )
         print(f"\r\x1b[2K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
     def close(self, exit_code: int = 0) -> None:

@@ -41,11 +41,7 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
 
 def data_name(cfg: Config) -> str:
     """The data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
-    return (
-        (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name)
-        if isinstance(cfg.data, Coco)
-        else cfg.data.name
-    )
+    return (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name) if isinstance(cfg.data, Coco) else cfg.data.name
 
 
 def publish(cells: Iterable[Config]) -> None:
@@ -58,9 +54,7 @@ def publish(cells: Iterable[Config]) -> None:
         only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells if cfg.results == results}
         for table in report.write(runs, results, only):
             show(table)
-            print(
-                f"written: {Path(results, 'tables', table.name)}.md .csv .tex, {Path(results, 'plots', table.name)}.png .svg"
-            )
+            print(f"written: {Path(results, 'tables', table.name)}.md .csv .tex, {Path(results, 'plots', table.name)}.png .svg")
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -180,9 +180,7 @@ def _categories(rows: list[list[Any]], file: str, found: list[Finding]) -> list[
     names: dict[int, str] = {}
     for key, name in rows:
         if key in names:
-            found.append(
-                Finding("duplicate-category-id", file, value=f"category id {key}: {names[key]!a} and {name!a}")
-            )
+            found.append(Finding("duplicate-category-id", file, value=f"category id {key}: {names[key]!a} and {name!a}"))
         names.setdefault(key, name)
     return [{"id": key, "name": names[key]} for key in sorted(names)]
 

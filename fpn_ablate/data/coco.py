@@ -127,18 +127,14 @@ def load(cfg: Any) -> tuple[CocoDataset, CocoDataset]:
     """
     root = Path(cfg.root).expanduser()
     if not root.is_dir():
-        raise UserError(
-            f"data.root={cfg.root} is not a folder. Fix: data.root=PATH of the folder with annotations and images"
-        )
+        raise UserError(f"data.root={cfg.root} is not a folder. Fix: data.root=PATH of the folder with annotations and images")
     name = cfg.label or root.resolve().name
     train, val = (
         CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
         for split, keep_empty in ((cfg.train, cfg.keep_empty), (cfg.val, True))
     )
     if train.categories != val.categories:
-        differing = [
-            c for c in (*train.categories, *val.categories) if (c in train.categories) != (c in val.categories)
-        ]
+        differing = [c for c in (*train.categories, *val.categories) if (c in train.categories) != (c in val.categories)]
         raise UserError(
             f"{cfg.train.annotations} and {cfg.val.annotations} below {root} declare different categories: {differing}"
             ". Fix: the same `categories` in both files, used or not"

@@ -63,9 +63,5 @@ class Finding:
         return KINDS[self.kind][1]
 
     def __str__(self) -> str:
-        ids = [
-            f"{what} id {n}"
-            for what, n in (("image", self.image_id), ("annotation", self.annotation_id))
-            if n is not None
-        ]
+        ids = [f"{what} id {n}" for what, n in (("image", self.image_id), ("annotation", self.annotation_id)) if n is not None]
         return f"{self.kind}: {', '.join([self.file, *ids])}: {self.value}. Fix: {self.fix}"

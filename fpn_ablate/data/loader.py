@@ -24,8 +24,7 @@ def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[
     positions = range(step * batch_size, (step + 1) * batch_size)
     coins = numpy_generator(seed, "flip", step).random(batch_size) < 0.5
     return [
-        (int(_order(size, seed, p // size)[p % size]), bool(coin) and flip)
-        for p, coin in zip(positions, coins, strict=True)
+        (int(_order(size, seed, p // size)[p % size]), bool(coin) and flip) for p, coin in zip(positions, coins, strict=True)
     ]
 
 

@@ -60,9 +60,7 @@ class World:
     patches: float = 22.0  # amplitude of the patches of brightness, grey levels
     noise: float = 8.0  # standard deviation of the pixel noise, grey levels
     context: bool = True  # False: it is always day
-    reference: int | None = (
-        None  # pixels that shares are of; None: the short side. Others: a detail of a larger picture
-    )
+    reference: int | None = None  # pixels that shares are of; None: the short side. Others: a detail of a larger picture
 
     @property
     def short_side(self) -> int:
@@ -394,8 +392,7 @@ def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
     half = side / 2 * stretch, side / 2 / stretch
     # A stretched thing may be larger than the picture; its centre stays at least a quarter inside.
     center = tuple(
-        rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s))
-        for h, s in zip(half, (world.width, world.height), strict=True)
+        rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s)) for h, s in zip(half, (world.width, world.height), strict=True)
     )
     thing = Thing(BODIES[int(rng.integers(len(BODIES)))], hue, mark, 0, center, half, rng.uniform(-0.2, 0.2))
     canvas = background(world, rng)
@@ -436,9 +433,7 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     import argparse
 
-    parser = argparse.ArgumentParser(
-        prog="python -m fpn_ablate.data.shapes", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.shapes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--export", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--train", type=int, default=1000, help="training pictures (default %(default)s)")
     parser.add_argument("--val", type=int, default=250, help="validation pictures (default %(default)s)")

@@ -11,9 +11,7 @@ from fpn_ablate.model import boxes
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 
-def match(
-    anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high: float, low: float
-) -> tuple[Tensor, Tensor]:
+def match(anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high: float, low: float) -> tuple[Tensor, Tensor]:
     """Match anchors (R, 4) with ground truth (N, G, 4).
 
     Positive: IoU of at least `high` with any object, or the highest IoU for some object (all that tie). Negative: IoU under

@@ -77,9 +77,7 @@ class FPN(nn.Module):
         steps = [n for n in self.computed if n != coarsest] if top_down else []
         self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if upsample == "deconv" else {})
         merged = set(steps) if smooth == "merged" else set(names) if smooth == "all" else set()
-        self.smooth = nn.ModuleDict(
-            {n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged}
-        )
+        self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
         self.p6 = p6 if output == "pyramid" else "none"
         self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})
         published = self.outputs + (["p6"] if self.p6 != "none" else [])

@@ -134,9 +134,7 @@ class RPN(nn.Module):
         }
 
     @torch.no_grad()
-    def propose(
-        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
-    ) -> Proposals:
+    def propose(self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Proposals:
         """Top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels."""
         s, mode = self.settings, 0 if self.training else 1
         pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]

@@ -53,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where to write (default: results)")
     parser.add_argument("--readme", type=Path, help="fill the '<!-- table: NAME -->' blocks of this file")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme would change")
-    parser.add_argument(
-        "--experiments", type=Path, action="append", default=[], help="a further folder of table definitions"
-    )
+    parser.add_argument("--experiments", type=Path, action="append", default=[], help="a further folder of table definitions")
     return parser
 
 

@@ -55,9 +55,7 @@ def draw(table: Table) -> "Figure":
     figure.suptitle("\n".join(clean(line) for line in heading.split("\n")), fontsize=10, fontweight="bold")
     _legend(figure, table)
     if table.generated:
-        figure.text(
-            0.5, 0.5, "GENERATED DATA", fontsize=34, color="0.5", alpha=0.16, ha="center", va="center", rotation=14
-        )
+        figure.text(0.5, 0.5, "GENERATED DATA", fontsize=34, color="0.5", alpha=0.16, ha="center", va="center", rotation=14)
     return figure
 
 

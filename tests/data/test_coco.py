@@ -56,8 +56,7 @@ def test_objects_keep_the_order_of_the_file(tmp_path):
     raw = base()
     images = [42, 7, 9] * 300
     raw["annotations"] = [
-        {"id": n + 1, "image_id": image, "category_id": 1, "bbox": [0, 0, 1 + n / 100, 5]}
-        for n, image in enumerate(images)
+        {"id": n + 1, "image_id": image, "category_id": 1, "bbox": [0, 0, 1 + n / 100, 5]} for n, image in enumerate(images)
     ]
     data = CocoDataset(*write(tmp_path, raw), "set")
     for n in range(3):

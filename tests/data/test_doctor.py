@@ -128,9 +128,7 @@ def test_all_problems_are_found_at_once(tmp_path):
     assert doctor.examine(file, images).counts()["wrong-type"] == 2
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", '{"images": [}', "\ud800".encode("utf-16", "surrogatepass").decode("latin1")]
-)
+@pytest.mark.parametrize("text", ["", "{", '{"images": [}', "\ud800".encode("utf-16", "surrogatepass").decode("latin1")])
 def test_not_json(tmp_path, text):
     file, images = write(tmp_path, text)
     assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")

@@ -111,9 +111,7 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
     tables = collate(load(runs))
     assert len({table.key for table in tables}) == 4
     assert [table.generated for table in tables if table.data == "faces"] == [False]
-    assert [table.key for table in collate(load(runs), only={("other", "quick", "shapes")})] == [
-        ("other", "quick", "shapes")
-    ]
+    assert [table.key for table in collate(load(runs), only={("other", "quick", "shapes")})] == [("other", "quick", "shapes")]
 
 
 def test_two_records_of_one_cell_are_refused(runs, put):
