@@ -22,7 +22,6 @@ from fpn_ablate.model.backbone import BACKBONES
 from fpn_ablate.model.build import initialise
 from fpn_ablate.model.detector import normalise
 from fpn_ablate.schema import Config, Pretrain
-from fpn_ablate.seeding import set_deterministic
 
 HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
 
@@ -83,7 +82,6 @@ def _world(world: World, recipe: Pretrain) -> World:
 def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Callable[[str], None]) -> None:
     recipe, started = cfg.recipe.pretrain, time.monotonic()
     small_world = _world(world, recipe)
-    set_deterministic(cfg.deterministic)
     model = Classifier(cfg.backbone.name)
     initialise(model, recipe.seed)
     model.to(device).train()
@@ -99,9 +97,8 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
         schedule.step()
         if step % max(1, recipe.steps // 5) == 0:
             left = (time.monotonic() - started) / step * (recipe.steps - step)
-            say(
-                f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, loss {float(loss.detach()):.3f}, {left:.0f} s left"
-            )
+            loss_text = f"loss {float(loss.detach()):.3f}"
+            say(f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(time.monotonic() - started, 1), "recipe": recipe.model_dump()}
     say(f"pre-training {cfg.backbone.name}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")

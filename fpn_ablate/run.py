@@ -39,7 +39,7 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
     device = pick_device(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    set_deterministic(cfg.deterministic)
+    set_deterministic(is_deterministic(cfg, device))
     training, validation = load_data(cfg)
     pretrained = ensure(cfg, world(cfg), Path(cfg.results) / "backbones", device) if _pretrains(cfg) else None
     weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
@@ -100,7 +100,7 @@ class Cell:
             "seed": cfg.seed,
             "config": cfg.model_dump(mode="json"),
             "environment": record.environment(self.device),
-            "deterministic": cfg.deterministic,
+            "deterministic": is_deterministic(cfg, self.device),
         }
 
 
@@ -196,6 +196,11 @@ def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str
         "medium": sum(low <= area <= high for area in areas),
         "large": sum(area >= high for area in areas),
     }
+
+
+def is_deterministic(cfg: Config, device: torch.device) -> bool:
+    """Whether the same seed gives the same bits on this machine."""
+    return device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
 
 
 def pick_device(cfg: Config) -> torch.device:

@@ -173,6 +173,7 @@ class Recipe(Strict):
     name: str
     short_side: Side
     max_side: Side
+    channels: Annotated[int, Field(ge=1, le=4096)]
     batch_size: Positive
     steps: Positive
     optimizer: Optimizer
@@ -208,7 +209,7 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive | None
     workers: Count
-    deterministic: bool
+    deterministic: bool | Literal["auto"]
     data: Shapes | Coco = Field(discriminator="name")
     backbone: Backbone
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
