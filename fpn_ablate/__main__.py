@@ -1,5 +1,6 @@
 """The command line: `python -m fpn_ablate [-m] key=value ...`, and `python -m fpn_ablate verify [key=value ...]`."""
 
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def _job(composed: DictConfig) -> None:
     """What Hydra calls for a cell; everything heavy is imported here, so that a mistyped key is told at once."""
     from fpn_ablate.run import run
 
+    _usual_processes()
     context = HydraConfig.get()
     with refusal():
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
@@ -82,6 +84,12 @@ def _job(composed: DictConfig) -> None:
         finally:
             if single:
                 publish([cfg])
+
+
+def _usual_processes() -> None:
+    """Start processes in the platform's way: in a worker of joblib's launcher the default is loky's, which torch's loader cannot use."""
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method(None, force=True)
 
 
 def _verify(overrides: list[str]) -> int:

@@ -173,7 +173,10 @@ def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
     """Training and validation split; broken input is refused here, before anything is trained."""
     if isinstance(cfg.data, Shapes):
         # Rendering is what costs, so pictures that are not evaluated are not part of the set.
-        return shapes.load(world(cfg), cfg.data.train_images, cfg.recipe.eval_images or cfg.data.val_images)
+        splits = shapes.load(world(cfg), cfg.data.train_images, cfg.recipe.eval_images or cfg.data.val_images)
+        for split in splits:
+            split.render_all(cfg.workers)
+        return splits
     return coco.load(cfg.data)
 
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -310,11 +311,16 @@ class ShapesDataset:
 
     def _sample(self, index: int) -> tuple[Sample, np.ndarray]:
         if index not in self._samples:
-            picture = render(self.world, self.split, index)
-            crowd = np.zeros(len(picture.labels), bool)
-            sample = Sample(picture.image, picture.boxes, picture.labels, crowd, self.image_ids[index])
-            self._samples[index] = sample, picture.masks.sum((1, 2))
+            self._samples[index] = _render_sample(self.world, self.split, index)
         return self._samples[index]
+
+    def render_all(self, workers: int) -> None:
+        """Render what is missing now, in `workers` processes: a GPU must not wait for pictures."""
+        missing = [index for index in range(self.size) if index not in self._samples]
+        if workers and missing:
+            arguments = [(self.world, self.split, index) for index in missing]
+            with get_context("spawn").Pool(min(workers, len(missing))) as pool:
+                self._samples.update(zip(missing, pool.starmap(_render_sample, arguments, chunksize=8), strict=True))
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index)[0]
@@ -331,6 +337,13 @@ class ShapesDataset:
             images.append(_image_entry(self.world, image_id))
             annotations += _annotations(image_id, sample.boxes, sample.labels, areas, len(annotations) + 1)
         return {"images": images, "annotations": annotations, "categories": list(self.categories)}
+
+
+def _render_sample(world: World, split: str, index: int) -> tuple[Sample, np.ndarray]:
+    """A picture as a sample, and the visible area of each object."""
+    picture = render(world, split, index)
+    crowd = np.zeros(len(picture.labels), bool)
+    return Sample(picture.image, picture.boxes, picture.labels, crowd, index + 1), picture.masks.sum((1, 2))
 
 
 def _image_entry(world: World, image_id: int) -> dict[str, Any]:
