@@ -87,7 +87,7 @@ def _job(composed: DictConfig) -> None:
 
 
 def _usual_processes() -> None:
-    """Start processes in the platform's way: in a worker of joblib's launcher the default is loky's, which torch's loader cannot use."""
+    """Start processes in the platform's way: joblib's launcher leaves loky's in its workers, where torch's loader fails."""
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method(None, force=True)
 
