@@ -77,7 +77,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] | None:
-    """The state dict that the backbone starts from, in our names; None: random. `pretrained` is the file of weights=pretrain."""
+    """The state dict that the backbone starts from, in our names; None: random. `pretrained` belongs to weights=pretrain."""
     source = cfg.backbone.weights
     if source == "none":
         return None

@@ -1,0 +1,107 @@
+"""The pictures of a split as a `DetectionDataset`."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from fpn_ablate.data.sample import Sample
+from fpn_ablate.data.shapes.render import render
+from fpn_ablate.data.shapes.world import HUES, RENDERER, World
+
+
+class ShapesDataset:
+    """`size` pictures of a split. Each is rendered when it is first asked for and kept (0.1 MB at 192 x 192)."""
+
+    generated = True
+    name = "shapes"
+
+    def __init__(self, world: World, split: str, size: int) -> None:
+        self.world, self.split, self.size = world, split, size
+        self.categories: Sequence[dict[str, Any]] = [{"id": k + 1, "name": hue} for k, hue in enumerate(HUES)]
+        self.image_ids = list(range(1, size + 1))
+        self.area_bounds = (world.bounds[0] ** 2, world.bounds[1] ** 2)
+        facts = json.dumps([RENDERER, asdict(world), split, size], sort_keys=True)
+        self.digest = hashlib.sha256(facts.encode()).hexdigest()
+        self._samples: dict[int, tuple[Sample, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def _sample(self, index: int) -> tuple[Sample, np.ndarray]:
+        if index not in self._samples:
+            self._samples[index] = _render_sample(self.world, self.split, index)
+        return self._samples[index]
+
+    def render_all(self, workers: int) -> None:
+        """Render what is missing now, in `workers` processes: a GPU must not wait for pictures."""
+        missing = [index for index in range(self.size) if index not in self._samples]
+        if workers and missing:
+            arguments = [(self.world, self.split, index) for index in missing]
+            with get_context("spawn").Pool(min(workers, len(missing))) as pool:
+                self._samples.update(zip(missing, pool.starmap(_render_sample, arguments, chunksize=8), strict=True))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample(index)[0]
+
+    def coco(self) -> dict[str, Any]:
+        """COCO instances without segmentations (`export` writes those); `area` counts visible pixels, as in COCO."""
+        return self._ground_truth
+
+    @cached_property
+    def _ground_truth(self) -> dict[str, Any]:
+        images, annotations = [], []
+        for index, image_id in enumerate(self.image_ids):
+            sample, areas = self._sample(index)
+            images.append(image_entry(self.world, image_id))
+            annotations += annotations_of(image_id, sample.boxes, sample.labels, areas, len(annotations) + 1)
+        return {"images": images, "annotations": annotations, "categories": list(self.categories)}
+
+
+def _render_sample(world: World, split: str, index: int) -> tuple[Sample, np.ndarray]:
+    """A picture as a sample, and the visible area of each object."""
+    picture = render(world, split, index)
+    crowd = np.zeros(len(picture.labels), bool)
+    return Sample(picture.image, picture.boxes, picture.labels, crowd, index + 1), picture.masks.sum((1, 2))
+
+
+def image_entry(world: World, image_id: int) -> dict[str, Any]:
+    return {"id": image_id, "file_name": f"{image_id:06d}.png", "height": world.height, "width": world.width}
+
+
+def annotations_of(
+    image_id: int, boxes: np.ndarray, labels: np.ndarray, areas: np.ndarray, first_id: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": first_id + i,
+            "image_id": image_id,
+            "category_id": int(labels[i]),
+            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+            "area": float(areas[i]),
+            "iscrowd": 0,
+        }
+        for i, (x0, y0, x1, y1) in enumerate(boxes)
+    ]
+
+
+@lru_cache(maxsize=4)
+def load(world: World, train_images: int, val_images: int) -> tuple[ShapesDataset, ShapesDataset]:
+    """Training and validation split. Kept in the process, so that the rows of a sweep render each picture once."""
+    return ShapesDataset(world, "train", train_images), ShapesDataset(world, "val", val_images)
+
+
+def size_counts(dataset: ShapesDataset) -> dict[str, int]:
+    """Objects by size, for the record and for the README."""
+    low, high = dataset.area_bounds
+    areas = np.array([a["area"] for a in dataset.coco()["annotations"]])
+    return {
+        "small": int((areas < low).sum()),
+        "medium": int(((areas >= low) & (areas <= high)).sum()),
+        "large": int((areas > high).sum()),
+    }
