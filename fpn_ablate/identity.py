@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fpn_ablate.paths import PACKAGE
@@ -37,10 +38,18 @@ def _without_docstrings(source: str) -> str:
     return ast.dump(tree)
 
 
+def portable(cfg: Config) -> dict[str, Any]:
+    """The configuration without the places of files, which differ between machines; digests stand for what is in them."""
+    values = cfg.model_dump(mode="json", exclude={"results"})
+    values["data"].pop("root", None)
+    values["backbone"]["weights"] = Path(cfg.backbone.weights).name
+    return values
+
+
 def facts(cfg: Config, data: str, weights: str, device: str) -> dict[str, Any]:
     """All that decides a run's figures. `data` and `weights` are digests."""
     return {
-        "config": cfg.model_dump(mode="json", exclude=set(INCIDENTAL)),
+        "config": {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL},
         "data": data,
         "weights": weights,
         "device": device,

@@ -98,7 +98,7 @@ class Cell:
             "task": cfg.task.name,
             "row": cfg.row,
             "seed": cfg.seed,
-            "config": cfg.model_dump(mode="json"),
+            "config": identity.portable(cfg),
             "environment": record.environment(self.device),
             "deterministic": is_deterministic(cfg, self.device),
         }
@@ -109,7 +109,7 @@ def _recorded(cell: Cell) -> dict[str, Any]:
     known = {**cell.describe(), "started": record.now()}
     status, error, results = "interrupted", None, {}
     try:
-        (cell.folder / "config.yaml").write_text(yaml.safe_dump(known["config"], sort_keys=False))
+        (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.cfg.model_dump(mode="json"), sort_keys=False))
         results = _carry_out(cell)
         status = "finished"
     except Diverged as problem:
