@@ -1,0 +1,158 @@
+"""Anchors: their number, their places, and that a head's output meets its own anchor."""
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from fpn_ablate.model import anchors, boxes
+from fpn_ablate.model.build import build_detector, rpn_settings
+from fpn_ablate.model.levels import Level
+from fpn_ablate.model.rpn import RPN, RPNHead, RPNSettings
+from fpn_ablate.verify import row_facts
+
+PYRAMID = tuple(Level(f"p{k}", 8) for k in range(2, 7))
+SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1, 2)
+PAPER = {"c4": 47250, "c5": 12000, "fpn": 199974, "bottom_up": 199974, "no_lateral": 199974, "finest": 750000}
+
+
+@pytest.mark.parametrize(("row", "expected"), PAPER.items())
+def test_the_papers_number_of_anchors(config, row, expected):
+    """The "# anchors" column of Table 1 (47k, 12k, 200k, 750k) is that of an image of 800 x 1000."""
+    cfg = config(f"ablation={row}")
+    facts = row_facts(cfg)
+    assert facts.anchors == expected
+    levels = build_detector(cfg).neck.levels
+    assert anchors.count(levels, cfg.head.anchor_sizes, cfg.head.anchor_ratios, 800, 1000) == expected
+
+
+@pytest.mark.parametrize("overrides", [(), ("neck.p6=none",), ("neck.p6=conv",), ("neck.output=p3",), ("ablation=c5",)])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (65, 97), (33, 1)])
+def test_count_is_the_number_that_a_forward_pass_meets(config, overrides, size):
+    cfg = config(*overrides)
+    with torch.device("meta"):
+        model = build_detector(cfg)
+        objectness, deltas, made = model.rpn(model.neck(model.backbone(torch.empty(2, 3, *size))))
+    numbers = [len(a) for a in made]
+    assert [o.shape for o in objectness] == [(2, n) for n in numbers]
+    assert [d.shape for d in deltas] == [(2, n, 4) for n in numbers]
+    assert sum(numbers) == anchors.count(model.neck.levels, cfg.head.anchor_sizes, cfg.head.anchor_ratios, *size)
+
+
+def test_a_small_table_by_hand():
+    """Two rows, three columns, two sizes, two ratios: y slowest, then x, then size, then ratio."""
+    cell = anchors.cell_anchors([4, 8], [1, 4])
+    assert cell.tolist() == [[-2, -2, 2, 2], [-1, -4, 1, 4], [-4, -4, 4, 4], [-2, -8, 2, 8]]
+    table = anchors.grid(cell, 16, 2, 3)
+    expected = [
+        [x + a, y + b, x + c, y + d]
+        for y in (0, 16)
+        for x in (0, 16, 32)
+        for a, b, c, d in [(-2, -2, 2, 2), (-1, -4, 1, 4), (-4, -4, 4, 4), (-2, -8, 2, 8)]
+    ]
+    assert table.tolist() == expected
+
+
+def test_ratios_are_height_over_width_and_keep_the_area():
+    cell = anchors.cell_anchors(SIZES, RATIOS)
+    width, height = cell[:, 2] - cell[:, 0], cell[:, 3] - cell[:, 1]
+    torch.testing.assert_close(height / width, torch.tensor(RATIOS * 5, dtype=torch.float32))
+    torch.testing.assert_close(boxes.area(cell), torch.tensor(SIZES).repeat_interleave(3).float() ** 2)
+    assert torch.equal(cell[:, :2], -cell[:, 2:])
+
+
+def test_a_pyramid_has_one_size_a_level_and_a_single_map_has_them_all():
+    assert anchors.sizes_per_level(PYRAMID, SIZES) == [[32], [64], [128], [256], [512]]
+    assert anchors.sizes_per_level(PYRAMID[:4], SIZES) == [[32], [64], [128], [256]]
+    assert anchors.sizes_per_level(PYRAMID[:1], SIZES) == [[32, 64, 128, 256, 512]]
+
+
+@pytest.mark.parametrize("levels", [PYRAMID, PYRAMID[:1]])
+def test_torchvisions_generator_gives_the_same_anchors(levels):
+    """It rounds its base anchors, which does not matter where sides are even: ratios 1/4, 1, 4."""
+    maps = [torch.zeros(1, 8, 64 // level.stride + 1, 128 // level.stride) for level in levels]
+    sizes = anchors.sizes_per_level(levels, SIZES)
+    ratios = (0.25, 1, 4)
+    theirs = AnchorGenerator(tuple(map(tuple, sizes)), (ratios,) * len(levels))
+    theirs.set_cell_anchors(torch.float32, torch.device("cpu"))
+    expected = theirs.grid_anchors(
+        [m.shape[-2:] for m in maps], [[torch.tensor(lv.stride), torch.tensor(lv.stride)] for lv in levels]
+    )
+    rpn = RPN(levels, RPNSettings(ratios=ratios))
+    ours = rpn.anchors({lv.name: m for lv, m in zip(levels, maps, strict=True)})
+    for mine, other, own in zip(ours, expected, sizes, strict=True):
+        # Within a cell its sizes vary fastest, ours its ratios.
+        torch.testing.assert_close(mine, other.view(-1, len(ratios), len(own), 4).transpose(1, 2).reshape(-1, 4))
+
+
+@pytest.mark.parametrize(("levels", "per_cell"), [(PYRAMID[:3], 3), (PYRAMID[1:2], 9)])
+def test_each_planted_box_meets_its_own_score_and_deltas(levels, per_cell):
+    """Level by level, cell by cell, anchor by anchor: plant a box at the place where (n, a, y, x) must be, and an output at
+    (n, a, y, x); the flat index of the best IoU is the one that carries the output."""
+    settings = RPNSettings(sizes=(8, 16, 32), ratios=RATIOS)
+    rpn = RPN(levels, settings)
+    assert rpn.head.objectness.out_channels == per_cell
+    shapes = {lv.name: (32 // lv.stride, 48 // lv.stride) for lv in levels}
+    features = {name: torch.zeros(1, 8, *shape) for name, shape in shapes.items()}
+    table = torch.cat(rpn.anchors(features))
+    start = 0
+    for level, sizes in zip(levels, rpn.level_sizes, strict=True):
+        rows, columns = shapes[level.name]
+        for y in range(rows):
+            for x in range(columns):
+                for a in range(per_cell):
+                    size, ratio = sizes[a // len(RATIOS)], RATIOS[a % len(RATIOS)]
+                    half = torch.tensor([size / ratio**0.5, size * ratio**0.5]) / 2
+                    centre = torch.tensor([x, y]) * float(level.stride)
+                    planted = torch.cat([centre - half, centre + half])
+                    index = int(boxes.iou(planted[None], table)[0].argmax())
+                    torch.testing.assert_close(table[index], planted)
+
+                    scores = torch.zeros(1, per_cell, rows, columns)
+                    scores[0, a, y, x] = 1
+                    assert int(anchors.flatten_cells(scores, 1)[0, :, 0].argmax()) == index - start
+                    deltas = torch.zeros(1, 4 * per_cell, rows, columns)
+                    deltas[0, 4 * a : 4 * a + 4, y, x] = torch.tensor([1.0, 2, 3, 4])
+                    flat = anchors.flatten_cells(deltas, 4)[0]
+                    assert flat[index - start].tolist() == [1, 2, 3, 4]
+                    assert flat.abs().sum() == 10
+        start += rows * columns * per_cell
+
+
+def test_the_head_reads_objectness_and_deltas_in_that_order():
+    """Its convolutions, cell by cell: channel a of the objectness and 4a..4a+3 of the deltas belong to anchor a."""
+    torch.manual_seed(0)
+    head, x = RPNHead(8, 3), torch.randn(2, 8, 3, 4)
+    (objectness,), (deltas,) = head({"p2": x})
+    hidden = head.conv(x).relu()
+    raw_scores, raw_deltas = head.objectness(hidden), head.deltas(hidden)
+    for n in range(2):
+        for y in range(3):
+            for column in range(4):
+                for a in range(3):
+                    flat = (y * 4 + column) * 3 + a
+                    assert objectness[n, flat] == raw_scores[n, a, y, column]
+                    assert torch.equal(deltas[n, flat], raw_deltas[n, 4 * a : 4 * a + 4, y, column])
+
+
+def test_one_head_serves_all_levels():
+    torch.manual_seed(0)
+    head, x = RPNHead(8, 3), torch.randn(1, 8, 4, 4)
+    objectness, deltas = head({"p2": x, "p3": x})
+    assert torch.equal(objectness[0], objectness[1])
+    assert torch.equal(deltas[0], deltas[1])
+
+
+def test_the_papers_sizes_scale_with_the_short_side(config):
+    cfg = config()
+    assert rpn_settings(cfg, 800).sizes == tuple(cfg.head.anchor_sizes)
+    assert rpn_settings(cfg, 200).sizes == tuple(size / 4 for size in cfg.head.anchor_sizes)
+    assert build_detector(cfg).rpn.settings.sizes == rpn_settings(cfg, cfg.recipe.short_side).sizes
+
+
+def test_anchors_follow_the_shape_of_the_maps():
+    """They are kept for one shape; another shape must not meet the old ones."""
+    rpn = RPN(PYRAMID[:1], RPNSettings())
+    small, large = ({"p2": torch.zeros(1, 8, *shape)} for shape in ((2, 3), (3, 2)))
+    first = rpn.anchors(small)[0].clone()
+    assert not torch.equal(rpn.anchors(large)[0], first)
+    assert torch.equal(rpn.anchors(small)[0], first)

@@ -1,0 +1,202 @@
+"""Matching and sampling, against the paper's rule written as a loop and against counting."""
+
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from fpn_ablate.model.assign import IGNORED, NEGATIVE, POSITIVE, match, sample
+
+HIGH, LOW = 0.7, 0.3
+
+
+def scene(images=4, objects=5, anchors=200, seed=0):
+    """Random anchors and boxes; padding and crowds among the boxes, in any place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(*shape):
+        corner = torch.rand(*shape, 2, generator=generator) * 60
+        return torch.cat([corner, corner + 4 + torch.rand(*shape, 2, generator=generator) * 40], -1)
+
+    gt, kind = some(images, objects), torch.rand(images, objects, generator=generator)
+    valid, crowd = kind < 0.6, kind > 0.8
+    gt[~valid & ~crowd] = 0
+    table = some(anchors)
+    table[: objects] = gt[0]  # anchors that fit perfectly, some of them on padding
+    return table, gt, valid, crowd
+
+
+def by_the_book(anchors, gt, valid, crowd):
+    """Sec. 4.1 for one image, anchor by anchor."""
+    real = [g for g in range(len(gt)) if valid[g]]
+    labels = []
+    overlap = box_iou(gt, anchors)
+    for r in range(len(anchors)):
+        own = [float(overlap[g, r]) for g in real]
+        highest = [g for g in real if overlap[g, r] == overlap[g].max() and overlap[g, r] > 0]
+        if highest or any(v >= HIGH for v in own):
+            labels.append(POSITIVE)
+        elif all(v < LOW for v in own):
+            labels.append(NEGATIVE)
+        else:
+            labels.append(IGNORED)
+        if labels[-1] == NEGATIVE:
+            x1, y1, x2, y2 = anchors[r].tolist()
+            for g in [g for g in range(len(gt)) if crowd[g]]:
+                a1, b1, a2, b2 = gt[g].tolist()
+                inside = max(0, min(x2, a2) - max(x1, a1)) * max(0, min(y2, b2) - max(y1, b1))
+                if inside >= 0.5 * (x2 - x1) * (y2 - y1):
+                    labels[-1] = IGNORED
+    return labels, overlap, real
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_matching_a_batch_is_the_papers_rule_anchor_by_anchor(seed):
+    anchors, gt, valid, crowd = scene(seed=seed)
+    matched_idxs, labels = match(anchors, gt, valid, crowd, HIGH, LOW)
+    for n in range(len(gt)):
+        expected, overlap, real = by_the_book(anchors, gt[n], valid[n], crowd[n])
+        assert labels[n].tolist() == expected
+        for r in (labels[n] == POSITIVE).nonzero()[:, 0].tolist():
+            assert int(matched_idxs[n, r]) in real
+            assert overlap[matched_idxs[n, r], r] == max(overlap[g, r] for g in real)
+    assert {POSITIVE, NEGATIVE, IGNORED} == set(labels.unique().tolist())
+
+
+def test_all_anchors_that_tie_for_an_object_are_positive():
+    gt = torch.tensor([[[10.0, 10, 20, 20]]])
+    anchors = torch.tensor([[8.0, 10, 18, 20], [12, 10, 22, 20], [40, 40, 50, 50], [0, 0, 12, 12]])
+    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
+    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
+
+
+def test_an_object_that_no_anchor_touches_makes_no_anchor_positive():
+    gt, anchors = torch.tensor([[[90.0, 90, 95, 95]]]), torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])
+    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
+    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[NEGATIVE, NEGATIVE]]
+
+
+def test_an_object_with_a_poor_best_anchor_keeps_it_whatever_the_thresholds_say():
+    gt, anchors = torch.tensor([[[0.0, 0, 4, 4]]]), torch.tensor([[0.0, 0, 16, 16], [2, 2, 18, 18]])
+    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
+    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, NEGATIVE]]
+
+
+@pytest.mark.parametrize(("iou", "expected"), [(0.69, IGNORED), (0.71, POSITIVE), (0.31, IGNORED), (0.29, NEGATIVE)])
+def test_the_thresholds(iou, expected):
+    """A second anchor covers the share `iou` of the object; the first fits it and is the best."""
+    gt = torch.tensor([[[0.0, 0, 10, 10]]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10 * iou]])
+    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
+    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, expected]]
+
+
+@pytest.mark.parametrize("objects", [0, 3])
+def test_an_image_without_objects_has_negatives_alone(objects):
+    """No room for boxes at all, or room that only holds padding."""
+    anchors = scene()[0]
+    nothing = torch.zeros(2, objects, dtype=torch.bool)
+    matched_idxs, labels = match(anchors, torch.zeros(2, objects, 4), nothing, nothing, HIGH, LOW)
+    assert matched_idxs.shape == labels.shape == (2, len(anchors))
+    assert (labels == NEGATIVE).all()
+    assert labels.dtype == torch.int8
+    assert matched_idxs.dtype == torch.int64
+
+
+def test_padding_changes_nothing():
+    anchors, gt, valid, crowd = scene()
+    more = torch.nn.functional.pad(gt, (0, 0, 0, 3))
+    labels = match(anchors, more, *(torch.nn.functional.pad(m, (0, 3)) for m in (valid, crowd)), HIGH, LOW)[1]
+    assert torch.equal(labels, match(anchors, gt, valid, crowd, HIGH, LOW)[1])
+
+
+def test_a_crowd_takes_negatives_out_and_leaves_positives_in():
+    gt = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 40, 40]]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [25, 25, 35, 35], [35, 0, 45, 10], [36, 0, 46, 10], [80, 80, 90, 90]])
+    valid, crowd = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+    labels = match(anchors, gt, valid, crowd, HIGH, LOW)[1]
+    assert labels.tolist() == [[POSITIVE, IGNORED, IGNORED, NEGATIVE, NEGATIVE]]  # the third lies in it by exactly half
+
+
+# --------------------------------------------------------------------------------------------------------------- sampling
+
+
+def labels_of(*counts, total=400):
+    """One row for each (positives, negatives), shuffled, the rest ignored."""
+    rows = []
+    for seed, (positives, negatives) in enumerate(counts):
+        row = torch.full((total,), IGNORED, dtype=torch.int8)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        row[order[:positives]] = POSITIVE
+        row[order[positives : positives + negatives]] = NEGATIVE
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def draw(labels, count=64, fraction=0.5, seed=0):
+    return sample(labels, count, fraction, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [
+        ((100, 300), (32, 32)),  # enough of both
+        ((10, 300), (10, 54)),  # few positives: negatives fill up
+        ((0, 300), (0, 64)),
+        ((100, 5), (32, 5)),  # few negatives: the quota of positives stays
+        ((3, 4), (3, 4)),
+        ((0, 0), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_how_many_of_each_are_drawn(available, expected, seed):
+    labels = labels_of(available, (200, 200))
+    idxs, chosen = draw(labels, seed=seed)
+    own = labels[0][idxs[0][chosen[0]]]
+    assert (int((own == POSITIVE).sum()), int((own == NEGATIVE).sum())) == expected
+    assert len(own) == sum(expected)  # so no ignored one is among them
+    assert len(set(idxs[0][chosen[0]].tolist())) == len(own)  # without replacement
+    assert idxs.shape == chosen.shape == (2, 64)
+    assert idxs.dtype == torch.int64
+    assert idxs.min() >= 0
+    assert idxs.max() < 400
+
+
+@pytest.mark.parametrize(("fraction", "positives"), [(0.0, 0), (0.25, 16), (1.0, 64)])
+def test_the_fraction_of_positives(fraction, positives):
+    labels = labels_of((100, 300))
+    idxs, chosen = draw(labels, fraction=fraction)
+    assert int((labels.gather(1, idxs)[chosen] == POSITIVE).sum()) == positives
+    assert int(chosen.sum()) == 64
+
+
+def test_fewer_anchors_than_samples():
+    labels = labels_of((10, 20), total=30)
+    idxs, chosen = draw(labels, count=1000)
+    assert idxs.shape == (1, 30)
+    assert chosen.all()
+    assert sorted(idxs[0].tolist()) == list(range(30))
+
+
+def test_the_generator_alone_decides():
+    labels = labels_of((100, 300), (50, 60))
+
+    def drawn(seed):
+        idxs, chosen = draw(labels, seed=seed)
+        return [set(i[c].tolist()) for i, c in zip(idxs, chosen, strict=True)]
+
+    torch.manual_seed(1)
+    first = drawn(7)
+    torch.manual_seed(2)
+    assert drawn(7) == first
+    assert drawn(8) != first
+
+
+def test_every_candidate_is_drawn_equally_often():
+    """Of 40 positives 8 and of 60 negatives 8 are drawn, 4,000 times: each count lies within 5 standard deviations."""
+    labels = labels_of((40, 60), total=100).expand(4000, -1)
+    idxs, chosen = draw(labels, count=16)
+    times = torch.zeros(4000, 100).scatter_add_(1, idxs, chosen.float()).sum(0)
+    for kind, number in ((POSITIVE, 40), (NEGATIVE, 60)):
+        share = 8 / number
+        deviation = (4000 * share * (1 - share)) ** 0.5
+        assert ((times[labels[0] == kind] - 4000 * share).abs() < 5 * deviation).all()
