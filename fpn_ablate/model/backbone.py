@@ -35,10 +35,10 @@ class Backbone(nn.Module):
         return features
 
     def freeze(self, freeze_at: int) -> None:
-        """Take the parameters of the first `freeze_at` stages out of training; 0 freezes none. Not in the paper: Detectron
-        freezes the stem and conv2."""
+        """Take the first `freeze_at` stages out of training, their batch statistics included; 0 freezes none. Not in the
+        paper: Detectron freezes the stem and conv2."""
         for name in STAGES[:freeze_at]:
-            self.stages[name].requires_grad_(False)
+            freeze_batch_norm(self.stages[name].requires_grad_(False))
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
