@@ -110,21 +110,19 @@ def _from_torchvision(name: str, state: dict[str, Tensor], source: str) -> dict[
     if set(state) & set(wanted):  # a file of our own names
         renamed = state
     elif name == "mobilenet_v2":
-        starts = {"stem": 0, "c2": 2, "c3": 4, "c4": 7, "c5": 14, None: 18}
-        order = list(starts)[:-1]
-        for key, value in state.items():
-            if key.startswith("features."):
-                _, number, rest = key.split(".", 2)
-                stage = next((s for s in reversed(order) if int(number) >= starts[s]), "stem")
-                if int(number) < starts[None]:
-                    renamed[f"stages.{stage}.{int(number) - starts[stage]}.{rest}"] = value
+        # A slice of a Sequential keeps the numbers of its layers: stages.c2.2.conv.... is features.2.conv....
+        for key in wanted:
+            theirs = "features." + key.split(".", 2)[2]
+            if theirs in state:
+                renamed[key] = state[theirs]
     else:
         stages = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k}": f"c{k + 1}" for k in range(1, 5)}}
         for key, value in state.items():
-            first, rest = key.split(".", 1)
+            first, _, rest = key.partition(".")
             if first in stages:
                 renamed[f"stages.{stages[first]}.{rest}"] = value
-    missing = sorted(set(wanted) - set(renamed))
+    # Files older than torch 0.4.1 (torchvision's first ResNets) do not count batches; torch fills that in.
+    missing = sorted(k for k in wanted if k not in renamed and not k.endswith("num_batches_tracked"))
     wrong = [k for k in wanted if k in renamed and wanted[k].shape != renamed[k].shape]
     if missing or wrong:
         raise UserError(
@@ -132,7 +130,7 @@ def _from_torchvision(name: str, state: dict[str, Tensor], source: str) -> dict[
             f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} have another shape"
             f"{f' (first: {wrong[0]})' if wrong else ''}"
         )
-    return {key: renamed[key] for key in wanted}
+    return {key: renamed[key] for key in wanted if key in renamed}
 
 
 def load_backbone(backbone: Backbone, state: dict[str, Tensor]) -> None:
