@@ -21,7 +21,7 @@ def scene(images=4, objects=5, anchors=200, seed=0):
     valid, crowd = kind < 0.6, kind > 0.8
     gt[~valid & ~crowd] = 0
     table = some(anchors)
-    table[: objects] = gt[0]  # anchors that fit perfectly, some of them on padding
+    table[:objects] = gt[0]  # anchors that fit perfectly, some of them on padding
     return table, gt, valid, crowd
 
 

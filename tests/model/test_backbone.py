@@ -1,0 +1,184 @@
+"""Backbones: strides, freezing, and that the cut-up networks are torchvision's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from coco_sets import REAL
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.model import build
+from fpn_ablate.model.backbone import BACKBONES, STAGES, freeze_batch_norm
+
+# In double precision two orders of the same sums agree closely.
+IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (31, 1)])
+def test_levels_say_what_comes_out(name, size):
+    with torch.device("meta"):
+        backbone = BACKBONES[name]().eval()
+        features = backbone(torch.empty(2, 3, *size))
+    assert list(features) == ["c2", "c3", "c4", "c5"] == [level.name for level in backbone.levels]
+    for level in backbone.levels:
+        assert features[level.name].shape == (2, level.channels, *(-(-side // level.stride) for side in size))
+    assert backbone.out_channels == features["c5"].shape[1]
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """Weights and BN statistics that are neither 0 nor 1."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            low, high = (0.5, 1.5) if "running_var" in name or value.dim() == 1 else (-0.1, 0.1)
+            value.uniform_(low, high, generator=generator)
+    return net.eval().double()
+
+
+def file_of(state: dict, folder: Path) -> str:
+    torch.save(state, folder / "weights.pth")
+    return str(folder / "weights.pth")
+
+
+def loaded(config, name: str, path: str, frozen_bn: bool = True) -> nn.Module:
+    cfg = config(f"backbone={name}", f"backbone.weights={path}", f"backbone.frozen_bn={str(frozen_bn).lower()}")
+    model = build.build_detector(cfg)
+    build.initialise(model, 0)
+    build.load_backbone(model.backbone, build.backbone_weights(cfg, None))
+    return model.backbone.eval().double()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("frozen_bn", [True, False])
+def test_resnet_features_are_torchvisions(config, tmp_path, name, frozen_bn):
+    net = randomised(getattr(torchvision.models, name)(weights=None))
+    backbone = loaded(config, name, file_of(net.state_dict(), tmp_path), frozen_bn)
+    nodes = {f"layer{k}": f"c{k + 1}" for k in range(1, 5)}
+    with torch.no_grad():
+        expected, features = create_feature_extractor(net, nodes)(IMAGES), backbone(IMAGES)
+    for level in ("c2", "c3", "c4", "c5"):
+        torch.testing.assert_close(features[level], expected[level])
+
+
+def mobilenet_stages(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Every output of the trunk before its resolution halves, and the last one before the classifier's 1x1."""
+    seen, x = {}, IMAGES
+    for number, layer in enumerate(net.features[:18]):
+        y = layer(x)
+        if number and y.shape[-1] < x.shape[-1]:
+            seen[f"c{len(seen) + 1}"] = x
+        x = y
+    return {**seen, "c5": x}
+
+
+def check_mobilenet(config, state: dict, path: str) -> None:
+    net = torchvision.models.mobilenet_v2(weights=None)
+    net.load_state_dict(state)
+    backbone = loaded(config, "mobilenet_v2", path)
+    with torch.no_grad():
+        expected, features = mobilenet_stages(net.eval().double()), backbone(IMAGES)
+    for level in ("c2", "c3", "c4", "c5"):
+        torch.testing.assert_close(features[level], expected[level])
+
+
+def test_mobilenet_features_are_torchvisions(config, tmp_path):
+    state = randomised(torchvision.models.mobilenet_v2(weights=None)).state_dict()
+    check_mobilenet(config, state, file_of(state, tmp_path))
+
+
+def test_real_imagenet_weights_load_into_mobilenet(config):
+    path = REAL / "pretrained" / "mobilenetv2_coral.pth"
+    if not path.is_file():
+        pytest.skip(f"no weights at {path}")
+    check_mobilenet(config, torch.load(path, weights_only=True), str(path))
+
+
+def test_weights_without_batch_counters_load(config, tmp_path):
+    """Files older than torch 0.4.1, as torchvision's first ResNets, do not count batches."""
+    net = randomised(torchvision.models.resnet18(weights=None))
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    for frozen_bn in (True, False):
+        backbone = loaded(config, "resnet18", file_of(state, tmp_path), frozen_bn)
+        assert torch.equal(backbone.state_dict()["stages.c5.1.bn2.running_mean"], state["layer4.1.bn2.running_mean"])
+
+
+def test_a_backbones_own_file_loads(config, tmp_path):
+    state = randomised(BACKBONES["small"]()).state_dict()
+    backbone = loaded(config, "small", file_of(state, tmp_path))
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; give a state dict, or none, pretrain, imagenet"),
+        (b"not a file of torch", "not a readable state dict"),
+        ({"model": {"conv1.weight": torch.zeros(1)}}, "expected a dictionary of tensors"),
+        ([torch.zeros(1)], "expected a dictionary of tensors"),
+        ({"weight": torch.zeros(1)}, "does not fit backbone=resnet18: .* tensors are missing"),
+        ("resnet50", "does not fit backbone=resnet18: 0 tensors are missing.*have another shape|are missing"),
+        ("mobilenet_v2", "does not fit backbone=resnet18: .* tensors are missing"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_its_name(config, tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        state = getattr(torchvision.models, content)().state_dict() if isinstance(content, str) else content
+        torch.save(state, path)
+    with pytest.raises(UserError, match=message) as refused:
+        build.backbone_weights(config("backbone=resnet18", f"backbone.weights={path}"), None)
+    assert str(path) in str(refused.value)
+
+
+def test_resnet_weights_do_not_fit_mobilenet(config, tmp_path):
+    path = file_of(torchvision.models.resnet18().state_dict(), tmp_path)
+    with pytest.raises(UserError, match="does not fit backbone=mobilenet_v2"):
+        build.backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}"), None)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name):
+    net = randomised(BACKBONES[name]())
+    with torch.no_grad():
+        expected = net(IMAGES)
+        freeze_batch_norm(net)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+        found = net.double().train()(IMAGES)
+    for level, value in expected.items():
+        torch.testing.assert_close(found[level], value)
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+def test_freezing_takes_whole_stages_out_of_training(name, freeze_at):
+    backbone = BACKBONES[name]()
+    backbone.freeze(freeze_at)
+    trained = {stage for stage in STAGES for p in backbone.stages[stage].parameters() if p.requires_grad}
+    assert trained == set(STAGES[freeze_at:])
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+def test_a_frozen_stage_keeps_its_batch_statistics_too(name):
+    backbone = BACKBONES[name]()
+    backbone.freeze(2)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.train()(torch.rand(2, 3, 64, 64))
+    changed = {k.split(".")[1] for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"c3", "c4", "c5"}
+
+
+def test_the_digest_of_weights_sees_names_and_values():
+    state = {"a": torch.zeros(2), "b": torch.ones(2)}
+    digests = [
+        build.digest(s)
+        for s in (state, {"a": torch.zeros(2), "c": torch.ones(2)}, {**state, "a": torch.tensor([0.0, 1e-9])}, None)
+    ]
+    assert len(set(digests)) == 4
+    assert build.digest(dict(reversed(state.items()))) == digests[0]

@@ -1,0 +1,254 @@
+"""The RPN's losses and proposals, against slow references: image by image, anchor by anchor."""
+
+import math
+
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from fpn_ablate.model import boxes
+from fpn_ablate.model.assign import POSITIVE, match, sample
+from fpn_ablate.model.levels import Level
+from fpn_ablate.model.rpn import RPN, RPNSettings, Targets
+
+LEVELS = tuple(Level(f"p{k}", 8) for k in (3, 4, 5))
+SIDES = (64, 96)
+SETTINGS = RPNSettings(
+    sizes=(12, 24, 48), samples=40, pre_nms_topk=(60, 30), pre_nms_topk_single=(100, 50), post_nms_topk=(50, 20)
+)
+
+
+def rpn(settings=SETTINGS, levels=LEVELS):
+    model = RPN(levels, settings)
+    for number, p in enumerate(model.parameters()):
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(number))
+    return model
+
+
+def raw(model, images=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return model(
+        {lv.name: torch.randn(images, 8, *(s // lv.stride for s in SIDES), generator=generator) for lv in model.levels}
+    )
+
+
+def one(raw_outputs, n):
+    objectness, deltas, anchors = raw_outputs
+    return [o[n : n + 1] for o in objectness], [d[n : n + 1] for d in deltas], anchors
+
+
+def targets(images=3):
+    """Images of different sizes; the second without any object, the third with a crowd."""
+    gt = torch.zeros(images, 3, 4)
+    gt[0, :2] = torch.tensor([[5.0, 5, 20, 18], [30, 10, 80, 50]])
+    gt[2, :2] = torch.tensor([[40.0, 30, 52, 44], [0, 0, 60, 30]])
+    valid, crowd = torch.zeros(images, 3, dtype=torch.bool), torch.zeros(images, 3, dtype=torch.bool)
+    valid[0, :2] = valid[2, 0] = True
+    crowd[2, 1] = True
+    return Targets(gt, valid, crowd, torch.tensor([[64, 96], [50, 96], [64, 70]]))
+
+
+def only(t, n):
+    return Targets(t.boxes[n : n + 1], t.valid[n : n + 1], t.crowd[n : n + 1], t.sizes[n : n + 1])
+
+
+def generator(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def slow_losses(outputs, t, settings, draw):
+    """The same draws; then every sampled anchor by itself, with plain mathematics."""
+    every = torch.cat(outputs[2])
+    matched_idxs, labels = match(every, t.boxes, t.valid, t.crowd, settings.positive_iou, settings.negative_iou)
+    idxs, chosen = sample(labels, settings.samples, settings.positive_fraction, draw)
+    logits, deltas = torch.cat(outputs[0], 1).detach(), torch.cat(outputs[1], 1).detach()
+    objectness = box = count = 0
+    for n in range(len(labels)):
+        for r in idxs[n][chosen[n]].tolist():
+            count += 1
+            p = 1 / (1 + math.exp(-float(logits[n, r])))
+            positive = int(labels[n, r]) == POSITIVE
+            objectness -= math.log(p if positive else 1 - p)
+            if positive:
+                wanted = boxes.encode(t.boxes[n, matched_idxs[n, r]], every[r])
+                for x in (deltas[n, r] - wanted).abs().tolist():
+                    beta = settings.box_loss_beta
+                    box += 0.5 * x * x / beta if x < beta else x - 0.5 * beta
+    return {"rpn_objectness": objectness / count, "rpn_box": box / count}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
+def test_losses_are_those_of_a_slow_loop_over_the_same_draws(seed, levels):
+    model = rpn(levels=levels)
+    outputs, t = raw(model), targets()
+    losses = model.losses(*outputs, t, generator(seed))
+    expected = slow_losses(outputs, t, SETTINGS, generator(seed))
+    assert expected["rpn_box"] > 0
+    for name, value in expected.items():
+        assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
+    assert losses.keys() == expected.keys()
+
+
+def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples():
+    """With room for every anchor nothing is left to chance."""
+    model = rpn(RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=1.0))
+    outputs, t = raw(model), targets()
+    every = torch.cat(outputs[2])
+    labels = match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1]
+    weights = (labels >= 0).sum(1).float()
+    together = model.losses(*outputs, t, generator())
+    alone = [model.losses(*one(outputs, n), only(t, n), generator()) for n in range(3)]
+    for name, value in together.items():
+        mean = sum(w * loss[name] for w, loss in zip(weights, alone, strict=True)) / weights.sum()
+        torch.testing.assert_close(value, mean)
+
+
+def test_the_generator_decides_which_anchors_are_drawn():
+    model = rpn()
+    outputs, t = raw(model), targets()
+    first, again, other = (float(model.losses(*outputs, t, generator(s))["rpn_objectness"]) for s in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_without_any_object_the_box_loss_is_0_and_everything_has_a_finite_gradient(room):
+    model = rpn()
+    outputs = raw(model)
+    nothing = torch.zeros(3, room, dtype=torch.bool)
+    losses = model.losses(*outputs, Targets(torch.zeros(3, room, 4), nothing, nothing, targets().sizes), generator())
+    assert float(losses["rpn_box"].detach()) == 0
+    assert losses["rpn_objectness"] > 0
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_gradients_are_finite_where_some_images_have_only_padding():
+    model = rpn()
+    sum(model.losses(*raw(model), targets(), generator()).values()).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_nothing_to_sample_gives_losses_of_0():
+    """One crowd over everything: all anchors inside are ignored."""
+    model = rpn(RPNSettings(sizes=(4, 4, 4), samples=40))
+    outputs = raw(model, images=1)
+    t = Targets(
+        torch.tensor([[[-99.0, -99, 999, 999]]]), torch.tensor([[False]]), torch.tensor([[True]]), torch.tensor([[64, 96]])
+    )
+    losses = model.losses(*outputs, t, generator())
+    assert {name: float(value.detach()) for name, value in losses.items()} == {"rpn_objectness": 0, "rpn_box": 0}
+
+
+# -------------------------------------------------------------------------------------------------------------- proposals
+
+
+def slow_proposals(outputs, n, size, settings, mode):
+    """Sec. 4.1 with Detectron's numbers for one image, box by box."""
+    kept = []
+    for objectness, deltas, anchors in zip(*outputs, strict=True):
+        pre = (settings.pre_nms_topk_single if len(outputs[0]) == 1 else settings.pre_nms_topk)[mode]
+        order = sorted(range(len(anchors)), key=lambda r: -float(objectness[n, r]))[:pre]
+        level = []
+        for r in order:
+            x1, y1, x2, y2 = boxes.decode(deltas[n, r], anchors[r]).tolist()
+            x1, x2 = (min(max(v, 0), float(size[1])) for v in (x1, x2))
+            y1, y2 = (min(max(v, 0), float(size[0])) for v in (y1, y2))
+            if x2 <= x1 or y2 <= y1:
+                continue
+            box = torch.tensor([[x1, y1, x2, y2]])
+            if all(float(box_iou(box, other)) <= settings.nms_thresh for other, _ in level):
+                level.append((box, float(objectness[n, r])))
+        kept += level
+    kept.sort(key=lambda pair: -pair[1])
+    kept = kept[: settings.post_nms_topk[mode]]
+    return torch.cat([b for b, _ in kept]), torch.tensor([s for _, s in kept]).sigmoid()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
+@pytest.mark.parametrize("nms_thresh", [0.7, 0.2])
+def test_proposals_are_those_of_a_slow_loop(training, levels, nms_thresh):
+    settings = RPNSettings(**{**SETTINGS.__dict__, "nms_thresh": nms_thresh})
+    model = rpn(settings, levels).train(training)
+    outputs, sizes = raw(model), targets().sizes
+    proposals = model.propose(*outputs, sizes)
+    assert proposals.boxes.shape[:2] == proposals.scores.shape == proposals.valid.shape
+    for n in range(3):
+        box, score = slow_proposals(outputs, n, sizes[n], settings, 0 if training else 1)
+        valid = proposals.valid[n]
+        assert not valid[len(score) :].any()
+        torch.testing.assert_close(proposals.boxes[n][valid], box)
+        torch.testing.assert_close(proposals.scores[n][valid], score)
+
+
+def test_proposals_of_a_batch_are_those_of_its_images():
+    model = rpn().eval()
+    outputs, sizes = raw(model), targets().sizes
+    together = model.propose(*outputs, sizes)
+    for n in range(3):
+        alone = model.propose(*one(outputs, n), sizes[n : n + 1])
+        assert torch.equal(together.boxes[n][together.valid[n]], alone.boxes[0][alone.valid[0]])
+        torch.testing.assert_close(together.scores[n][together.valid[n]], alone.scores[0][alone.valid[0]])
+
+
+def test_proposals_lie_inside_their_image_best_first_with_an_area():
+    model = rpn().eval()
+    proposals = model.propose(*raw(model), targets().sizes)
+    for n, (height, width) in enumerate(targets().sizes.tolist()):
+        box, score = proposals.boxes[n][proposals.valid[n]], proposals.scores[n][proposals.valid[n]]
+        assert len(box) == 20
+        assert (box >= 0).all()
+        assert (box <= torch.tensor([width, height, width, height])).all()
+        assert (boxes.area(box) > 0).all()
+        assert (score[:-1] >= score[1:]).all()
+        assert (score <= 1).all()
+
+
+def test_no_proposal_at_all_is_an_answer():
+    """Deltas that shift every box out of the image: clipping leaves nothing."""
+    model = rpn().eval()
+    objectness, deltas, anchors = raw(model)
+    away = [torch.zeros_like(d) + torch.tensor([1e4, 0, 0, 0]) for d in deltas]
+    proposals = model.propose(objectness, away, anchors, targets().sizes)
+    assert proposals.boxes.shape == (3, 0, 4)
+    assert proposals.scores.shape == proposals.valid.shape == (3, 0)
+    # One image with proposals among others without.
+    away[1] = torch.stack([away[1][0], torch.zeros_like(away[1][1]), away[1][2]])
+    proposals = model.propose(objectness, away, anchors, targets().sizes)
+    assert proposals.valid.any(1).tolist() == [False, True, False]
+
+
+def test_padding_an_image_does_not_change_its_best_proposals():
+    """The same map inside a larger one, whose padding scores low: the boxes that lead are the same ones."""
+    model = rpn().eval()
+    objectness, deltas, _ = raw(model, images=1)
+    large = {lv.name: torch.zeros(1, 8, *(2 * s // lv.stride for s in SIDES)) for lv in LEVELS}
+    wide = model.anchors(large)
+    small_anchors = rpn().anchors({lv.name: torch.zeros(1, 8, *(s // lv.stride for s in SIDES)) for lv in LEVELS})
+    padded_scores, padded_deltas = [], []
+    for lv, score, delta in zip(LEVELS, objectness, deltas, strict=True):
+        rows, columns = (s // lv.stride for s in SIDES)
+        more = torch.full((1, 2 * rows, 2 * columns, 3), -50.0)
+        more[:, :rows, :columns] = score.view(1, rows, columns, 3)
+        padded_scores.append(more.flatten(1))
+        more = torch.zeros(1, 2 * rows, 2 * columns, 3, 4)
+        more[:, :rows, :columns] = delta.view(1, rows, columns, 3, 4)
+        padded_deltas.append(more.view(1, -1, 4))
+    sizes = torch.tensor([SIDES])
+    plain = model.propose(objectness, deltas, small_anchors, sizes)
+    padded = model.propose(padded_scores, padded_deltas, wide, sizes)
+    assert torch.equal(plain.boxes, padded.boxes[:, : plain.boxes.shape[1]])
+    torch.testing.assert_close(plain.scores, padded.scores[:, : plain.scores.shape[1]])
+
+
+def test_levels_do_not_suppress_each_other():
+    """The same box on two levels stays twice (Detectron: NMS by level)."""
+    model = rpn(RPNSettings(sizes=(16, 16, 16), ratios=(1,))).eval()
+    outputs = raw(model, images=1)
+    zero = [torch.zeros_like(d) for d in outputs[1]]
+    low = [torch.full_like(o, -20.0) for o in outputs[0]]
+    low[0][0, 0] = low[1][0, 0] = 5.0  # cell (0, 0) of both levels has its centre at pixel 0
+    proposals = model.propose(low, zero, outputs[2], torch.tensor([SIDES]))
+    assert torch.equal(proposals.boxes[0, 0], proposals.boxes[0, 1])
+    assert proposals.scores[0, 1] > 0.9 > proposals.scores[0, 2]
