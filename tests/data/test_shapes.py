@@ -1,0 +1,257 @@
+"""The generated world: the same bytes everywhere, boxes and masks that agree, nothing that gives objects away but meaning."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from fpn_ablate.data import shapes
+from fpn_ablate.data.coco import CocoDataset
+from fpn_ablate.data.shapes import NUM_CLASSES, ShapesDataset, World, classification_picture, compose, render
+
+WORLD = World(height=160, width=160, seed=3)
+SIZES = [(160, 160), (97, 161), (200, 64), (33, 64)]
+
+
+def digest(picture) -> str:
+    sha = hashlib.sha256()
+    for part in (picture.image, picture.boxes, picture.labels, picture.masks):
+        sha.update(np.ascontiguousarray(part).tobytes())
+    return sha.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [render(WORLD, "train", index) for index in range(30)]
+
+
+def test_another_process_renders_the_same_bytes(pictures):
+    code = (
+        "from test_shapes import *;"
+        "print(digest(render(WORLD, 'train', 5)), hashlib.sha256(classification_picture(WORLD, 7)[0].tobytes()).hexdigest())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=__file__.rsplit("/", 1)[0]
+    )
+    here = hashlib.sha256(classification_picture(WORLD, 7)[0].tobytes()).hexdigest()
+    assert done.stdout.split() == [digest(pictures[5]), here]
+
+
+def test_the_global_generator_decides_nothing(pictures):
+    np.random.seed(1)
+    assert digest(render(WORLD, "train", 0)) == digest(pictures[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"noise": 1.0}, {"patches": 1.0}, {"context": False}, {"width": 161}, {"mix": (0, 0, 1)}]
+)
+def test_what_a_world_says_matters(pictures, change):
+    world = replace(WORLD, **change)
+    assert [digest(render(world, "train", i)) for i in range(4)] != [digest(p) for p in pictures[:4]]
+    assert ShapesDataset(world, "train", 4).digest != ShapesDataset(WORLD, "train", 4).digest
+
+
+def test_splits_pictures_and_pre_training_are_all_different(pictures):
+    val = [render(WORLD, "val", index) for index in range(10)]
+    seen = [hashlib.sha256(p.image.tobytes()).hexdigest() for p in (*pictures, *val)]
+    seen += [hashlib.sha256(classification_picture(WORLD, i)[0].tobytes()).hexdigest() for i in range(10)]
+    assert len(set(seen)) == 50
+    train, val = shapes.load(WORLD, 5, 5)
+    assert train.digest != val.digest
+    assert not np.array_equal(train[0].image, val[0].image)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_any_image_size(height, width):
+    world = World(height=height, width=width, objects=(2, 4), distractors=(2, 4))
+    for index in range(3):
+        picture = render(world, "train", index)
+        assert picture.image.shape == (height, width, 3)
+        assert picture.image.dtype == np.uint8
+        assert picture.masks.shape == (len(picture.boxes), height, width)
+        assert (picture.boxes >= 0).all()
+        assert (picture.boxes <= [width, height, width, height]).all()
+        assert classification_picture(world, index)[0].shape == (height, width, 3)
+
+
+def test_boxes_are_the_extents_of_their_masks_and_nothing_is_empty(pictures):
+    for picture in pictures:
+        assert len(picture.boxes) == len(picture.labels) == len(picture.masks)
+        for box, mask in zip(picture.boxes, picture.masks, strict=True):
+            ys, xs = np.nonzero(mask)
+            assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def test_masks_do_not_overlap_and_are_seen_in_the_picture(pictures):
+    """A pixel belongs to one thing; without noise, light patches and marks, objects show their own hue."""
+    for picture in pictures:
+        assert picture.masks.sum(0).max(initial=0) <= 1
+    plain = replace(WORLD, noise=0.0)
+    for index in range(10):
+        picture = render(plain, "train", index)
+        for label, mask in zip(picture.labels, picture.masks, strict=True):
+            colours = picture.image[mask].astype(int)
+            coloured = colours[np.ptp(colours, axis=1) > 40]
+            strongest = Counter(coloured.argmax(1).tolist())
+            assert len(coloured) == 0 or strongest.most_common(1)[0][0] == label - 1
+
+
+def test_areas_are_visible_pixels_and_the_truth_agrees_with_the_samples(pictures):
+    dataset = ShapesDataset(WORLD, "train", len(pictures))
+    truth = dataset.coco()
+    assert [image["id"] for image in truth["images"]] == list(dataset.image_ids)
+    assert len({a["id"] for a in truth["annotations"]}) == len(truth["annotations"])
+    for index, (image, picture) in enumerate(zip(truth["images"], pictures, strict=True)):
+        own = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+        sample = dataset[index]
+        assert np.array_equal(sample.image, picture.image)
+        assert sample.image_id == image["id"]
+        assert [a["area"] for a in own] == [float(m.sum()) for m in picture.masks]
+        assert [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)] == sample.boxes.tolist()
+        assert [a["category_id"] for a in own] == sample.labels.tolist() == picture.labels.tolist()
+        assert not sample.crowd.any()
+        assert image["height"], image["width"] == sample.image.shape[:2]
+
+
+def test_small_medium_and_large_are_all_well_filled():
+    dataset = ShapesDataset(WORLD, "train", 100)
+    counts = shapes.size_counts(dataset)
+    assert sum(counts.values()) == len(dataset.coco()["annotations"])
+    assert all(number >= 0.08 * sum(counts.values()) for number in counts.values()), counts
+
+
+@pytest.mark.parametrize("side", [96, 192, 320])
+def test_the_bounds_of_the_sizes_scale_with_the_picture(side):
+    small, large = ShapesDataset(World(height=side, width=2 * side), "val", 1).area_bounds
+    assert (small**0.5, large**0.5) == (pytest.approx(32 * side / 480), pytest.approx(96 * side / 480))
+
+
+def statistics(world, pictures=400):
+    """(day, object?) -> how often each (hue, mark) occurs, over all things, drawn or hidden."""
+    table: dict[tuple[bool, bool], Counter] = {}
+    for index in range(pictures):
+        day, _, things, _ = compose(world, "train", index)
+        for thing in things:
+            table.setdefault((day, thing.label > 0), Counter())[thing.hue, thing.mark] += 1
+    return table
+
+
+def test_objects_and_distractors_share_hues_and_marks():
+    """Neither a hue nor a mark, nor a pair of them without the time of day, says that a thing is an object."""
+    table = statistics(WORLD)
+    for part in (0, 1):
+        shares = {}
+        for is_object in (True, False):
+            counts = Counter()
+            for (_, kind), pairs in table.items():
+                if kind == is_object:
+                    for pair, number in pairs.items():
+                        counts[pair[part]] += number
+            shares[is_object] = np.array([counts[k] for k in range(3)]) / sum(counts.values())
+        assert np.abs(shares[True] - 1 / 3).max() < 0.05
+        assert np.abs(shares[False] - 1 / 3).max() < 0.05
+    of_objects, of_distractors = (
+        {pair for (_, kind), pairs in table.items() if kind == is_object for pair in pairs} for is_object in (True, False)
+    )
+    assert of_objects == of_distractors
+
+
+def test_given_the_time_of_day_the_pair_of_hue_and_mark_decides():
+    table = statistics(WORLD, 100)
+    assert len(table) == 4
+    for day in (True, False):
+        assert not set(table[day, True]) & set(table[day, False])
+
+
+def test_without_context_the_pair_alone_decides():
+    table = statistics(replace(WORLD, context=False), 100)
+    assert set(table) == {(True, True), (True, False)}
+    assert not set(table[True, True]) & set(table[True, False])
+
+
+def test_objects_and_distractors_have_the_same_sizes_and_bodies():
+    sides, bodies = {True: [], False: []}, {True: Counter(), False: Counter()}
+    for index in range(400):
+        for thing in compose(WORLD, "train", index)[2]:
+            sides[thing.label > 0].append(np.log(thing.half[0] * thing.half[1]) / 2)
+            bodies[thing.label > 0][thing.body] += 1
+    a, b = (np.array(sides[kind]) for kind in (True, False))
+    error = (a.var() / len(a) + b.var() / len(b)) ** 0.5
+    assert abs(a.mean() - b.mean()) < 5 * error
+    for body in shapes.BODIES:
+        x, y = (bodies[kind][body] / bodies[kind].total() for kind in (True, False))
+        assert abs(x - y) < 0.06
+
+
+def test_a_label_is_the_hue_and_all_classes_occur(pictures):
+    labels = Counter(label for p in pictures for label in p.labels.tolist())
+    assert set(labels) == set(range(1, NUM_CLASSES + 1))
+    for index in range(20):
+        for thing in compose(WORLD, "train", index)[2]:
+            assert thing.label in (0, thing.hue + 1)
+
+
+def test_a_single_scale_has_one_size():
+    world = replace(WORLD, single_scale=0.2)
+    sides = [2 * (t.half[0] * t.half[1]) ** 0.5 for i in range(20) for t in compose(world, "train", i)[2]]
+    assert np.allclose(sides, 0.2 * 160)
+
+
+def test_numbers_of_objects_stay_within_their_limits():
+    world = replace(WORLD, objects=(2, 3), distractors=(0, 0))
+    numbers = [len(compose(world, "train", index)[2]) for index in range(30)]
+    assert set(numbers) == {2, 3}
+    nothing = render(replace(WORLD, objects=(0, 0)), "train", 0)
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.masks.shape == (0, 160, 160)
+
+
+def test_pre_training_shows_every_kind_equally_often():
+    small = World(height=32, width=32, seed=1)
+    kinds = Counter(classification_picture(small, index)[1] for index in range(600))
+    expected = 600 / shapes.NUM_KINDS
+    assert set(kinds) == set(range(shapes.NUM_KINDS))
+    assert all(abs(number - expected) < 5 * expected**0.5 for number in kinds.values())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    shapes.main(["--export", str(folder), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
+    return folder
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 3), ("val", 2)])
+def test_the_export_read_back_as_a_coco_set_is_the_original(exported, split, size):
+    world = World(height=128, width=128, seed=9)
+    original = ShapesDataset(world, split, size)
+    annotations = exported / "annotations" / f"instances_{split}.json"
+    copy = CocoDataset(annotations, exported / split, "copy")
+    assert len(copy) == size
+    assert list(copy.categories) == list(original.categories)
+    for index in range(size):
+        a, b = original[index], copy[index]
+        assert a.image_id == b.image_id
+        for name in ("image", "boxes", "labels", "crowd"):
+            assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    assert copy.coco()["annotations"] == original.coco()["annotations"]
+
+    written = json.loads(annotations.read_text())
+    masks = {i: iter(render(world, split, i - 1).masks) for i in original.image_ids}
+    for annotation in written["annotations"]:
+        decoded = rle.decode(annotation["segmentation"]).astype(bool)
+        assert np.array_equal(decoded, next(masks[annotation["image_id"]]))
+        assert rle.area(annotation["segmentation"]) == annotation["area"]
+        assert rle.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+
+
+def test_exporting_twice_writes_the_same_bytes(exported, tmp_path):
+    shapes.main(["--export", str(tmp_path), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
+    for file in (f for f in exported.rglob("*") if f.is_file()):
+        assert file.read_bytes() == (tmp_path / file.relative_to(exported)).read_bytes(), file.name
