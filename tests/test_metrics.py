@@ -38,7 +38,10 @@ def scene(seed=0, images=12, crowds=True, tied=False, first_id=0):
                 shift = rng.uniform(-0.2, 0.2, 4) * side
                 box = np.array([x, y, x + side, y + side * 0.9]) + shift
                 found.append((image_id, *box, rng.random()))
-        found += [(image_id, *rng.uniform(0, 100, 2), *rng.uniform(110, 300, 2), rng.random()) for _ in range(60 if image_id > 5 else 150)]
+        found += [
+            (image_id, *rng.uniform(0, 100, 2), *rng.uniform(110, 300, 2), rng.random())
+            for _ in range(60 if image_id > 5 else 150)
+        ]
     table = np.array(found)
     if tied:
         table[:, 5] = np.round(table[:, 5], 1)
@@ -137,7 +140,14 @@ def perfect(*sides, score=0.9, first_id=1, crowd=0):
         "images": [{"id": 1, "height": 2000, "width": 2000}],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [
-            {"id": first_id + i, "image_id": 1, "category_id": 1, "bbox": [float(c), 0.0, s, s], "area": s * s, "iscrowd": crowd}
+            {
+                "id": first_id + i,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [float(c), 0.0, s, s],
+                "area": s * s,
+                "iscrowd": crowd,
+            }
             for i, (c, s) in enumerate(zip(corners.tolist(), sides, strict=True))
         ],
     }
@@ -174,9 +184,7 @@ def test_the_limit_counts_an_images_best_proposals():
 def test_images_without_proposals_count():
     truth, detections = scene()
     truth["images"].append({"id": 99, "height": 10, "width": 10})
-    truth["annotations"].append(
-        {"id": 999, "image_id": 99, "category_id": 3, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
-    )
+    truth["annotations"].append({"id": 999, "image_id": 99, "category_id": 3, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0})
     before, after = average_recall(*scene()), average_recall(truth, detections)
     assert after["AR1k_s"] < before["AR1k_s"]
     assert after["AR1k_l"] == before["AR1k_l"]

@@ -97,9 +97,7 @@ def test_workers_change_nothing():
 
 
 def evaluation(count=None, workers=0):
-    return list(
-        evaluation_batches(Numbered(), batch_size=4, short_side=32, max_side=64, workers=workers, count=count)
-    )
+    return list(evaluation_batches(Numbered(), batch_size=4, short_side=32, max_side=64, workers=workers, count=count))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(None, 10), (10, 10), (6, 6), (99, 10), (1, 1)])

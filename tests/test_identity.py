@@ -1,0 +1,131 @@
+"""What makes two runs the same, and what does not."""
+
+import shutil
+
+import pytest
+
+from fpn_ablate import identity
+from fpn_ablate.schema import FACTORS, INCIDENTAL, Config, Strict
+from fpn_ablate.sweep import Refused, refuse_twins
+
+
+def leaves(values, prefix=()):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+def changed(cfg: Config, path: tuple[str, ...]) -> Config:
+    """The configuration with another value at one key, whether valid or not."""
+    model: Strict = cfg
+    for part in path[:-1]:
+        model = getattr(model, part)
+    old = getattr(model, path[-1])
+    value = model.model_copy(update={path[-1]: f"another {old}" if isinstance(old, str) else ("another", old)})
+    for depth in range(len(path) - 2, -1, -1):
+        owner = cfg
+        for part in path[:depth]:
+            owner = getattr(owner, part)
+        value = owner.model_copy(update={path[depth]: value})
+    return value
+
+
+def facts(cfg, data="d", weights="w", device="cpu"):
+    return identity.facts(cfg, data, weights, device)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize("row", ["fpn", "c4"])
+def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row):
+    cfg = config(f"ablation={row}")
+    before = identity.fingerprint(facts(cfg))
+    paths = list(leaves(cfg.model_dump()))
+    assert len(paths) > 50
+    for path in paths:
+        after = identity.fingerprint(facts(changed(cfg, path)))
+        assert (after == before) == (path[0] in INCIDENTAL), ".".join(path)
+
+
+def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatch):
+    cfg = config()
+    before = facts(cfg)
+    others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu")]
+    monkeypatch.setattr(identity, "code_version", lambda: "other")
+    others.append(facts(cfg))
+    fingerprints = {identity.fingerprint(f) for f in (before, *others)}
+    assert len(fingerprints) == 5
+    assert len({identity.setting(f) for f in (before, *others)}) == 5
+
+
+def test_what_is_incidental_is_written_down():
+    assert set(INCIDENTAL) >= {"table", "row", "results", "threads", "workers", "log"}
+    assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "head", "task", "recipe", "deterministic"}
+    assert FACTORS == ("neck",)
+
+
+@pytest.mark.parametrize("other", [("ablation=c4",), ("ablation=finest",), ("seed=3",), ("neck.upsample=deconv", "seed=1")])
+def test_rows_and_seeds_share_a_setting(config, other):
+    a, b = facts(config()), facts(config(*other))
+    assert identity.setting(a) == identity.setting(b)
+    assert identity.fingerprint(a) != identity.fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    "other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "deterministic=false", "data.seed=1"]
+)
+def test_other_recipes_and_data_are_another_setting(config, other):
+    assert identity.setting(facts(config())) != identity.setting(facts(config(other)))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose files a test may edit."""
+    copy = tmp_path / "fpn_ablate"
+    shutil.copytree(identity.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(identity, "PACKAGE", copy)
+    identity.code_version.cache_clear()
+    yield copy
+    identity.code_version.cache_clear()
+
+
+def version():
+    identity.code_version.cache_clear()
+    return identity.code_version()
+
+
+def test_comments_docstrings_and_formatting_are_no_new_version(package):
+    before = version()
+    file = package / "model" / "neck.py"
+    file.write_text(
+        file.read_text().replace('"""Necks:', '"""Something else:').replace("# Step 1", "\n    # step one") + "\n\n\n"
+    )
+    assert version() == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model/neck.py", "data/loader.py", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "seeding.py", "train.py"],
+)
+def test_code_of_the_core_is_a_new_version(package, name):
+    before = version()
+    file = package / name
+    file.write_text(file.read_text() + "\nANOTHER = 1\n")
+    assert version() != before
+
+
+@pytest.mark.parametrize("name", ["report/tables.py", "sinks.py", "sweep.py", "__main__.py"])
+def test_code_around_it_is_not(package, name):
+    before = version()
+    file = package / name
+    file.write_text(file.read_text() + "\nANOTHER = 1\n")
+    assert version() == before
+
+
+def test_two_rows_that_are_one_configuration_are_refused(config):
+    fpn, same = config(), config("neck.top_down=true")
+    assert fpn.row != same.row
+    with pytest.raises(Refused, match=r"rows fpn and fpn\+top_down=true are the same configuration"):
+        refuse_twins([fpn, config("ablation=c4"), same])
+    refuse_twins([fpn, config("seed=1"), config("ablation=c4"), fpn])

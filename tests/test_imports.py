@@ -1,0 +1,83 @@
+"""Who may import what: data, model and report do not know each other, and heavy or optional packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from fpn_ablate.paths import PACKAGE
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
+
+
+def name_of(path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(path, top_level_only=False) -> set[str]:
+    """What a file imports: a for `import a`; a, and a.b, which may be a module or a name in a, for `from a import b`."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.iter_child_nodes(tree) if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def users_of(*packages: str, top_level_only=False) -> set[str]:
+    return {
+        name_of(path)
+        for path in FILES
+        if any(i == p or i.startswith(p + ".") for i in imports(path, top_level_only) for p in packages)
+    }
+
+
+def test_the_search_finds_something():
+    assert len(FILES) > 30
+    assert "train.py" in users_of("torch")
+
+
+def test_hydra_is_known_to_the_command_line_alone():
+    assert users_of("hydra", "omegaconf") == {"__main__.py", "sweep.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
+
+
+def test_wandb_is_known_to_the_sinks_alone_and_imported_when_asked_for():
+    assert users_of("wandb") == {"sinks.py"}
+    assert users_of("wandb", top_level_only=True) == set()
+
+
+def test_data_and_model_do_not_know_each_other():
+    above = ("run", "train", "evaluate", "pretrain", "report", "sweep", "sinks", "record")
+    assert not {f for f in users_of("fpn_ablate.model") if f.startswith("data/")}
+    assert not {f for f in users_of("fpn_ablate.data") if f.startswith("model/")}
+    assert not {f for f in users_of(*(f"fpn_ablate.{name}" for name in above)) if f.startswith(("data/", "model/"))}
+
+
+def test_the_report_knows_neither_torch_nor_the_rest():
+    for path in (p for p in FILES if name_of(p).startswith("report/")):
+        own = {i for i in imports(path) if i.startswith("fpn_ablate.") and not i.startswith("fpn_ablate.report")}
+        assert all(i.startswith(("fpn_ablate.paths", "fpn_ablate.errors")) for i in own), path
+    assert not {f for f in users_of("torch", "torchvision", "hydra", "omegaconf", "pydantic") if f.startswith("report/")}
+
+
+@pytest.mark.parametrize("module", ["fpn_ablate.__main__", "fpn_ablate.report", "fpn_ablate.schema"])
+def test_torch_is_not_loaded_before_it_is_needed(module):
+    """So that a mistyped key is told at once, and tables need no torch."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'torchvision', 'wandb'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_imports_are_acyclic():
+    """Packages themselves are left out: `from a import b` of a module b needs b, and a only as its place."""
+    modules = {"fpn_ablate." + name_of(path).removesuffix(".py").replace("/", "."): path for path in FILES}
+    modules = {name: path for name, path in modules.items() if not name.endswith("__init__")}
+    graph = {name: imports(path, top_level_only=True) & set(modules) for name, path in modules.items()}
+    assert sum(map(len, graph.values())) > 50
+    while leaves := {name for name, used in graph.items() if not used & set(graph)}:
+        graph = {name: used for name, used in graph.items() if name not in leaves}
+    assert not graph, f"these import each other in a circle: {sorted(graph)}"

@@ -1,0 +1,146 @@
+"""Progress reports: the local file is the truth, and wandb cannot hurt a run."""
+
+import json
+import sys
+import types
+import warnings
+
+import pytest
+
+from fpn_ablate import sinks
+from fpn_ablate.sinks import Console, JsonLines, Wandb
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path, *steps, resume_from=0):
+    sink = JsonLines(path, resume_from)
+    for step in steps:
+        sink.log(step, {"loss": step / 10})
+    sink.close()
+
+
+def test_one_line_a_step(tmp_path):
+    path = tmp_path / "deep" / "metrics.jsonl"
+    write(path, 1, 2)
+    assert lines(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}]
+
+
+def test_lines_are_on_disk_before_the_run_ends(tmp_path):
+    sink = JsonLines(tmp_path / "m.jsonl")
+    sink.log(1, {"loss": 2.0})
+    assert lines(tmp_path / "m.jsonl") == [{"step": 1, "loss": 2.0}]
+    sink.close()
+
+
+def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write(path, 1, 2, 3, 4)
+    write(path, 3, 4, 5, resume_from=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_new_run_begins_a_new_file(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write(path, 1, 2)
+    write(path, 1)
+    assert [line["step"] for line in lines(path)] == [1]
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "m.jsonl"
+    write(path, 1)
+    path.write_text(path.read_text() + '{"step": 2, "lo\n[]\n{"loss": 1}\nnull\n')
+    write(path, 2, resume_from=1)
+    assert [line["step"] for line in lines(path)] == [1, 2]
+
+
+class FakeWandb(types.ModuleType):
+    """wandb as far as it is used, with a fault at one place."""
+
+    def __init__(self, fault=None):
+        super().__init__("wandb")
+        self.fault, self.logged, self.settings, self.exit_code = fault, [], {}, None
+
+    def Settings(self, **settings):
+        return settings
+
+    def init(self, **settings):
+        self._fail("init")
+        self.settings = settings
+        return self
+
+    def log(self, values, step):
+        self._fail("log")
+        self.logged.append((step, values))
+
+    def finish(self, exit_code):
+        self._fail("finish")
+        self.exit_code = exit_code
+
+    def _fail(self, place):
+        if self.fault == place:
+            raise ConnectionResetError(f"no {place}")
+
+
+def use(monkeypatch, wandb, config, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    sink = Wandb(config("log.wandb=offline"), "0123456789abcdef", tmp_path)
+    for step in (1, 2, 3):
+        sink.log(step, {"loss": 0.5})
+    sink.close(exit_code=1)
+
+
+def test_wandb_gets_every_line_under_the_fingerprint(monkeypatch, config, tmp_path):
+    wandb = FakeWandb()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(monkeypatch, wandb, config, tmp_path)
+    assert [step for step, _ in wandb.logged] == [1, 2, 3]
+    assert (wandb.settings["id"], wandb.settings["mode"], wandb.settings["resume"]) == ("0123456789abcdef", "offline", "allow")
+    assert wandb.settings["config"]["neck"]["top_down"] is True
+    assert wandb.exit_code == 1
+
+
+@pytest.mark.parametrize("fault", ["init", "log", "finish", "import"])
+def test_a_failing_wandb_is_one_warning(monkeypatch, config, tmp_path, fault):
+    wandb = None if fault == "import" else FakeWandb(fault)
+    with pytest.warns(UserWarning, match="wandb could not .*the run goes on with its local files") as caught:
+        use(monkeypatch, wandb, config, tmp_path)
+    assert len(caught) == 1
+
+
+def test_names_fit_wandbs_limits(monkeypatch, config, tmp_path):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    cfg = config().model_copy(update={"row": "r" * 300, "table": "t" * 300})
+    Wandb(cfg, "f" * 16, tmp_path)
+    assert len(wandb.settings["name"]) <= 128
+    assert len(wandb.settings["group"]) <= 128
+    assert len(wandb.settings["job_type"]) <= 64
+
+
+def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
+    cfg = config("recipe.steps=100", "seed=4")
+    now = 1000.0
+    monkeypatch.setattr(sinks.time, "time", lambda: now)
+    monkeypatch.setenv(sinks.CELLS, "6")
+    monkeypatch.setenv(sinks.BEGAN, "900.0")
+    console = Console(cfg, job=2)
+    console.log(10, {"rpn_box": 0.5, "lr": 0.1})
+    now = 1010.0
+    console.log(20, {"rpn_box": 0.25, "lr": 0.1})
+    now = 1020.0
+    console.log(30, {"rpn_box": 0.125, "lr": 0.1})
+    last = capsys.readouterr().err.splitlines()[-1]
+    # 20 steps took 20 s, so 70 steps take 1:10; 2.3 of 6 rows took 120 s, so 3.7 rows take 193 s.
+    assert "fpn seed 4: step 30/100 box 0.125, 1:10 left; row 3 of 6, sweep 3:13 left" in last
+
+
+def test_a_log_file_gets_a_line_at_every_tenth(config, capsys):
+    console = Console(config("recipe.steps=1000"))
+    for step in range(1, 1001):
+        console.log(step, {"loss": 1.0})
+    assert 10 <= len(capsys.readouterr().err.splitlines()) <= 11
