@@ -36,6 +36,7 @@ class Shapes(Strict):
     objects: tuple[Count, Count]
     distractors: tuple[Count, Count]
     mix: tuple[Share, Share, Share]
+    distractor_mix: tuple[Share, Share, Share]
     extent: tuple[Share, Share]
     single_scale: Share | None
     lanterns: Annotated[float, Field(ge=0.1, le=1)]
@@ -49,8 +50,9 @@ class Shapes(Strict):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key}: the first number ({low}) must not exceed the second ({high})")
-        if sum(self.mix) <= 0:
-            raise ValueError("mix: at least one share must be above 0")
+        for key in ("mix", "distractor_mix"):
+            if sum(getattr(self, key)) <= 0:
+                raise ValueError(f"{key}: at least one share must be above 0")
         return self
 
 

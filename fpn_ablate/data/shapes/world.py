@@ -23,16 +23,18 @@ RENDERER = 1
 class World:
     """Everything that decides a picture, but its index.
 
-    `mix`: shares of small, medium and large among the things. `extent`: shortest and longest side of a thing as a share
+    `mix`: shares of small, medium and large among the objects, `distractor_mix` among the others, where large ones would
+    leave no room. `extent`: shortest and longest side of a thing as a share
     of the image's short side. `single_scale`: every thing has that one size (a control on which a pyramid cannot help).
     """
 
-    height: int = 192
-    width: int = 192
+    height: int = 256
+    width: int = 256
     seed: int = 0
-    objects: tuple[int, int] = (4, 8)
-    distractors: tuple[int, int] = (8, 16)
-    mix: tuple[float, float, float] = (0.45, 0.35, 0.20)
+    objects: tuple[int, int] = (6, 10)
+    distractors: tuple[int, int] = (55, 70)
+    mix: tuple[float, float, float] = (0.50, 0.30, 0.20)
+    distractor_mix: tuple[float, float, float] = (0.84, 0.12, 0.04)
     extent: tuple[float, float] = (0.05, 0.55)
     single_scale: float | None = None
     lanterns: float = 0.375  # distance between neighbouring lanterns as a share of the short side
@@ -75,14 +77,14 @@ def lantern_spots(world: World, rng: np.random.Generator) -> np.ndarray:
     return at * [world.width / columns, world.height / rows]
 
 
-def _pick_side(world: World, rng: np.random.Generator) -> float:
-    """Geometric mean of a thing's width and height in pixels: a bucket by `mix`, then even on the log scale inside it."""
+def _pick_side(world: World, mix: tuple[float, float, float], rng: np.random.Generator) -> float:
+    """Geometric mean of a thing's sides in pixels: small, medium or large by `mix`, then even on the log scale."""
     if world.single_scale is not None:
         return world.single_scale * world.short_side
     low, high = (e * world.short_side for e in world.extent)
     # Bodies fill about 0.7 of their box, so a box whose side is 1.2 times the bound has about the bound's area.
     edges = (low, 1.2 * world.bounds[0], 1.2 * world.bounds[1], high)
-    bucket = int(rng.choice(3, p=np.asarray(world.mix) / sum(world.mix)))
+    bucket = int(rng.choice(3, p=np.asarray(mix) / sum(mix)))
     return math.exp(rng.uniform(math.log(edges[bucket]), math.log(edges[bucket + 1])))
 
 
@@ -94,22 +96,18 @@ def pick_parts(is_object: bool, day: bool, rng: np.random.Generator) -> tuple[in
 
 
 def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any] | None:
-    """A centre and half sides that hide at most a quarter of anything placed before, or None after 20 tries."""
-    for _ in range(20):
-        stretch = math.exp(rng.uniform(-0.35, 0.35))
-        half = side / 2 * stretch, side / 2 / stretch
-        center = (
-            rng.uniform(0.6 * half[0], world.width - 0.6 * half[0]),
-            rng.uniform(0.6 * half[1], world.height - 0.6 * half[1]),
-        )
-        box = np.array([center[0] - half[0], center[1] - half[1], center[0] + half[0], center[1] + half[1]])
-        if len(taken) == 0:
-            return center, half
-        shared = np.clip(np.minimum(taken[:, 2:], box[2:]) - np.maximum(taken[:, :2], box[:2]), 0, None).prod(1)
-        smaller = np.minimum((taken[:, 2:] - taken[:, :2]).prod(1), 4 * half[0] * half[1])
-        if (shared <= 0.25 * smaller).all():
-            return center, half
-    return None
+    """A centre and half sides that hide at most a quarter of anything placed before; None if none of 20 tries is one."""
+    stretch = rng.uniform(0.7, 1.4, (20, 1))
+    half = side / 2 * np.hstack([stretch, 1 / stretch])
+    center = 0.6 * half + rng.random((20, 2)) * ([world.width, world.height] - 1.2 * half)
+    low, high = center - half, center + half
+    shared = np.minimum(taken[:, 2:], high[:, None]) - np.maximum(taken[:, :2], low[:, None])
+    shared = np.maximum(shared, 0).prod(-1)
+    smaller = np.minimum((taken[:, 2:] - taken[:, :2]).prod(1), side**2)
+    free = np.flatnonzero((shared <= 0.25 * smaller).all(1))
+    if len(free) == 0:
+        return None
+    return tuple(center[free[0]].tolist()), tuple(half[free[0]].tolist())
 
 
 def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, list[Thing], np.random.Generator]:
@@ -120,9 +118,9 @@ def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, lis
         rng.integers(world.objects[0], world.objects[1] + 1),
         rng.integers(world.distractors[0], world.distractors[1] + 1),
     )
-    wanted = sorted(
-        ((_pick_side(world, rng), kind < counts[0]) for kind in range(sum(counts))), key=lambda w: w[0], reverse=True
-    )
+    kinds = [True] * counts[0] + [False] * counts[1]
+    sides = [_pick_side(world, world.mix if is_object else world.distractor_mix, rng) for is_object in kinds]
+    wanted = sorted(zip(sides, kinds, strict=True), reverse=True)  # large things lie behind small ones
     things: list[Thing] = []
     lanterns, reach = lantern_spots(world, rng), LANTERN_RADIUS * world.short_side
     taken = np.hstack([lanterns - reach, lanterns + reach])
