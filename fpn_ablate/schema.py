@@ -14,15 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fpn_ablate.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=32, le=8192)]
+# Numbers are strict: `recipe.steps=true` would be one step otherwise.
+Positive = Annotated[int, Field(strict=True, gt=0)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Side = Annotated[int, Field(strict=True, ge=32, le=8192)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # a record could not hold them
 
 
 class Shapes(Strict):
@@ -32,16 +35,16 @@ class Shapes(Strict):
     seed: Count
     train_images: Positive
     val_images: Positive
-    aspect: Annotated[float, Field(ge=0.25, le=4)]
+    aspect: Annotated[float, Field(strict=True, ge=0.25, le=4)]
     objects: tuple[Count, Count]
     distractors: tuple[Count, Count]
     mix: tuple[Share, Share, Share]
     distractor_mix: tuple[Share, Share, Share]
-    extent: tuple[Share, Share]
-    single_scale: Share | None
-    lanterns: Annotated[float, Field(ge=0.1, le=1)]
-    patches: Annotated[float, Field(ge=0)]
-    noise: Annotated[float, Field(ge=0)]
+    extent: tuple[PositiveShare, PositiveShare]
+    single_scale: PositiveShare | None
+    lanterns: Annotated[float, Field(strict=True, ge=0.1, le=1)]
+    patches: NotNegative
+    noise: NotNegative
     context: bool
 
     @model_validator(mode="after")
@@ -79,7 +82,7 @@ class Backbone(Strict):
 
     name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
     weights: str
-    freeze_at: Annotated[int, Field(ge=0, le=5)]
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
 
     @model_validator(mode="after")
@@ -97,7 +100,7 @@ class FPNNeck(Strict):
     """The switches of the pyramid; see `fpn_ablate.model.neck.FPN`."""
 
     name: Literal["fpn"]
-    channels: Annotated[int, Field(ge=1, le=4096)]
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
     top_down: bool
     lateral: bool
     output: Literal["pyramid", "p2", "p3", "p4", "p5"]
@@ -150,7 +153,7 @@ class Optimizer(Strict):
     name: Literal["sgd", "adamw"]
     lr: PositiveFloat
     momentum: Share
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: NotNegative
 
 
 class Schedule(Strict):
@@ -175,7 +178,7 @@ class Recipe(Strict):
     name: str
     short_side: Side
     max_side: Side
-    channels: Annotated[int, Field(ge=1, le=4096)]
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
     batch_size: Positive
     steps: Positive
     optimizer: Optimizer
@@ -249,7 +252,7 @@ def _explain(problem: Any) -> str:
     where = [str(part) for part in problem["loc"] if str(part) not in tags]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
-        return unknown_key(key)
+        return unknown_key(key, next((str(part) for part in problem["loc"] if str(part) in tags), None))
     if problem["type"] == "value_error":
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":
@@ -257,25 +260,33 @@ def _explain(problem: Any) -> str:
     return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def unknown_key(key: str) -> str:
-    """A message for a key that does not exist, with the nearest ones that do."""
+def unknown_key(key: str, variant: str | None = None) -> str:
+    """A message for a key that does not exist (or not with the group's `variant`, as neck=fpn), with the nearest that do."""
     parent, _, name = key.rpartition(".")
-    allowed = sorted(k.rpartition(".")[2] for k in keys() if k.rpartition(".")[0] == parent)
+    allowed = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent})
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    return f"{key}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
+    where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
+    return f"{where}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the configuration, groups included; of all variants where a group has several."""
+def keys(model: type[BaseModel] = Config, prefix: str = "", variant: str | None = None) -> Iterator[str]:
+    """Every dotted key that a user may set, groups included; where a group has variants, of all or of `variant` alone."""
     for name, field in model.model_fields.items():
+        if model is Config and name == "row":
+            continue  # a row is called after its file and the switches added to it
         yield prefix + name
         options = [field.annotation]
         if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
             options = list(typing.get_args(field.annotation))
-        for option in options:
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                yield from keys(option, f"{prefix}{name}.")
+        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        for option in [m for m in models if len(models) > 1 and variant in _tags(m)] or models:
+            yield from keys(option, f"{prefix}{name}.", variant)
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    """What a variant of a group is called: `name: Literal["fpn"]`."""
+    return typing.get_args(model.model_fields["name"].annotation)
