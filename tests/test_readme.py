@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from fpn_ablate import report
 from fpn_ablate.__main__ import _introduce, normalise
 from fpn_ablate.paths import CONF
+from fpn_ablate.paths import ROOT as SHIPPED
 from fpn_ablate.report.collate import collate
 from fpn_ablate.report.output import MARKER, readme
 from fpn_ablate.sweep import cell_config, without_hydra
@@ -24,6 +25,8 @@ from fpn_ablate.sweep import cell_config, without_hydra
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LEDGER = ROOT / "results" / "reference" / "ledger.csv"
+# "`mine/ablation/thin.yaml`:" and the block that follows: files that the reader is told to write.
+FILES = dict(re.findall(r"`(\S+\.yaml)`:\n\n```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
@@ -83,9 +86,23 @@ def choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def check_overrides(arguments: list[str]) -> None:
+def searchpath(arguments: list[str], folder: Path) -> list[str]:
+    """Take `--config-dir DIR` out of `arguments`; the override that makes Hydra look into that folder below `folder`."""
+    if "--config-dir" not in arguments:
+        return []
+    place = arguments.index("--config-dir")
+    _, name = arguments.pop(place), arguments.pop(place)
+    for file, text in FILES.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    assert (folder / name).is_dir(), f"the README shows no file in {name}"
+    return [f"hydra.searchpath=['file://{SHIPPED}','file://{folder / name}']"]
+
+
+def check_overrides(arguments: list[str], folder: Path) -> None:
     """Compose and validate each job of a command line, as the sweeper does."""
     _introduce()
+    more = searchpath(arguments, folder)
     assert {argument for argument in arguments if argument.startswith("-")} <= {"-m", "--multirun", "--cfg", "--help", "-h"}
     # Launchers are Hydra plugins, and not all of them are installed.
     overrides = [
@@ -95,7 +112,7 @@ def check_overrides(arguments: list[str]) -> None:
     assert "-m" in arguments or not any(override.is_sweep_override() for override in parsed)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in product(*(choices(override) for override in parsed)):
-            composed = compose("config", list(job), return_hydra_config=True)
+            composed = compose("config", [*job, *more], return_hydra_config=True)
             own = [override for override in job if not override.startswith("hydra")]
             cell_config(without_hydra(composed), composed.hydra.runtime.choices, own)
 
@@ -109,12 +126,12 @@ def check_options(module: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", quoted())
-def test_a_quoted_command_is_accepted(command: str) -> None:
+def test_a_quoted_command_is_accepted(command: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(command) if word != "..."]
     if words[0].endswith("fpn-ablate"):
-        check_overrides(words[1:])
+        check_overrides(words[1:], tmp_path)
     elif words[1] == "fpn_ablate":
-        check_overrides(["-m", *words[3:]] if words[2:3] == ["verify"] else words[2:])
+        check_overrides(["-m", *words[3:]] if words[2:3] == ["verify"] else words[2:], tmp_path)
     else:
         check_options(words[1], words[2:])
 
