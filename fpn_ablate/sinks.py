@@ -6,12 +6,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fpn_ablate.schema import Config
 
-# Set by the sweep for its jobs: how many cells it has and when it began (seconds since the epoch).
-CELLS, BEGAN = "FPN_ABLATE_CELLS", "FPN_ABLATE_BEGAN"
+# Set by the sweep for its jobs: how many cells it has.
+CELLS = "FPN_ABLATE_CELLS"
 
 
 class JsonLines:
@@ -79,35 +79,39 @@ class Wandb:
 class Console:
     """A progress line with the time left for the run and for the sweep; in a log file, a line at every tenth."""
 
+    spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of the runs before this one in the same process
+
     def __init__(self, cfg: Config, job: int = 0) -> None:
         self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.recipe.steps, job
         self.cells = int(os.environ.get(CELLS, "1"))
-        self.began = float(os.environ.get(BEGAN, time.time()))
         self.first: tuple[int, float] | None = None
+        self.now: tuple[int, float] = (0, 0.0)
         self.tenth = -1
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        now = time.time()
-        self.first = self.first or (step, now)
+        self.now = step, time.monotonic()
+        self.first = self.first or self.now
         live, tenth = sys.stderr.isatty(), 10 * step // self.steps
         if not live and tenth == self.tenth:
             return
         self.tenth = tenth
-        done, begun = step - self.first[0], self.first[1]
-        left = (now - begun) / done * (self.steps - step) if done else None
         losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
-        text = f"{self.title}: step {step}/{self.steps} {losses}, {_clock(left)} left"
+        text = f"{self.title}: step {step}/{self.steps} {losses}, {self._left(self.steps - step)} left"
         if self.cells > 1:
-            share = self.job + step / self.steps
-            text += (
-                f"; row {self.job + 1} of {self.cells}, sweep {_clock((now - self.began) / share * (self.cells - share))} left"
-            )
+            later = (self.cells - self.job - 1) * self.steps
+            text += f"; row {self.job + 1} of {self.cells}, training {self._left(self.steps - step + later)} left"
         print(f"\r\x1b[2K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
+    def _left(self, steps: int) -> str:
+        """Minutes and seconds for `steps` more, at the mean pace so far."""
+        spans = [*self.spent, self._span()]
+        seconds, done = (sum(column) for column in zip(*spans, strict=True))
+        return "?" if not done else f"{int(seconds / done * steps) // 60}:{int(seconds / done * steps) % 60:02d}"
+
+    def _span(self) -> tuple[float, int]:
+        return (self.now[1] - self.first[1], self.now[0] - self.first[0]) if self.first else (0.0, 0)
+
     def close(self, exit_code: int = 0) -> None:
+        self.spent.append(self._span())
         if sys.stderr.isatty() and self.first:
             print(file=sys.stderr)
-
-
-def _clock(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -4,14 +4,13 @@ Hydra takes plugins from the namespace `hydra_plugins` alone; `fpn_ablate.__main
 """
 
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from fpn_ablate.schema import Config
-from fpn_ablate.sinks import BEGAN, CELLS
+from fpn_ablate.sinks import CELLS
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_twins, without_hydra
 
 
@@ -38,4 +37,4 @@ class TableSweeper(BasicSweeper):
                 cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
         refuse_twins(cells)
         self.cells += cells
-        os.environ[CELLS], os.environ[BEGAN] = str(len(self.cells)), str(time.time())
+        os.environ[CELLS] = str(len(self.cells))
