@@ -8,6 +8,7 @@ import re
 import resource
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +55,25 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
         return _recorded(Cell(cfg, device, training, validation, pretrained, weights, facts, folder, job))
 
 
+@dataclass
 class Cell:
     """What a running cell holds."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        device: torch.device,
-        training: DetectionDataset,
-        validation: DetectionDataset,
-        pretrained: Pretrained | None,
-        weights: dict[str, torch.Tensor] | None,
-        facts: dict[str, Any],
-        folder: Path,
-        job: int,
-    ) -> None:
-        self.cfg, self.device, self.folder = cfg, device, folder
-        self.training, self.validation = training, validation
-        self.pretrained, self.weights, self.facts = pretrained, weights, facts
-        self.sinks = [JsonLines(folder / "metrics.jsonl", resume_from=_checkpoint_step(folder)), Console(cfg, job)]
-        if cfg.log.wandb != "off":
-            self.sinks.append(Wandb(cfg, self.fingerprint, folder))
+    cfg: Config
+    device: torch.device
+    training: DetectionDataset
+    validation: DetectionDataset
+    pretrained: Pretrained | None
+    weights: dict[str, torch.Tensor] | None
+    facts: dict[str, Any]
+    folder: Path
+    job: int
+
+    def __post_init__(self) -> None:
+        lines = JsonLines(self.folder / "metrics.jsonl", resume_from=_checkpoint_step(self.folder))
+        self.sinks = [lines, Console(self.cfg, self.job)]
+        if self.cfg.log.wandb != "off":
+            self.sinks.append(Wandb(self.cfg, self.fingerprint, self.folder))
 
     @property
     def fingerprint(self) -> str:
