@@ -1,0 +1,124 @@
+"""The typed configuration: what is wrong is refused by name, and what would be allowed is listed."""
+
+import pytest
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.schema import Config, keys, unknown_key, validate
+
+
+@pytest.fixture
+def values(config):
+    return config().model_dump(mode="json")
+
+
+def put(values, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        values = values[part]
+    values[last] = value
+
+
+def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
+    assert validate(values).model_dump(mode="json") == values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("neck.topdown", True, "neck.topdown.*Did you mean neck.top_down\\? Allowed in neck: channels, lateral"),
+        ("neck.level", "c4", "neck.level with neck=fpn: there is no such key. Allowed in neck: channels, "),
+        ("recipe.optimiser", 1, "Did you mean recipe.optimizer"),
+        ("sede", 1, "sede: there is no such key. Did you mean seed\\?"),
+        ("neck.upsample", "cubic", "neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        ("neck.output", "p6", "neck.output='p6': .*'pyramid', 'p2', 'p3', 'p4' or 'p5'"),
+        ("neck.smooth", None, "neck.smooth=None"),
+        ("neck.p6", True, "neck.p6=True"),
+        ("neck.channels", 0, "neck.channels=0: .*greater than or equal to 1"),
+        ("neck.channels", 2.5, "neck.channels=2.5: .*valid integer"),
+        ("neck.top_down", "perhaps", "neck.top_down='perhaps': .*valid boolean"),
+        ("seed", -1, "seed=-1"),
+        ("seed", True, "seed=True: .*valid integer"),
+        ("recipe.steps", 0, "recipe.steps=0"),
+        ("recipe.steps", True, "recipe.steps=True"),
+        ("recipe.optimizer.lr", 0, "recipe.optimizer.lr=0"),
+        ("recipe.optimizer.lr", float("inf"), "recipe.optimizer.lr=inf: .*finite"),
+        ("recipe.optimizer.weight_decay", float("inf"), "recipe.optimizer.weight_decay=inf: .*finite"),
+        ("recipe.optimizer.weight_decay", float("nan"), "recipe.optimizer.weight_decay=nan"),
+        ("recipe.optimizer.momentum", 1.5, "recipe.optimizer.momentum=1.5"),
+        ("recipe.short_side", 16, "recipe.short_side=16"),
+        ("recipe.max_side", 32, "max_side .* must not be below short_side"),
+        ("recipe.schedule.name", "linear", "'step' or 'cosine'"),
+        ("recipe.schedule.drops", [1.5], "recipe.schedule.drops.0=1.5"),
+        ("backbone.name", "resnet20", "'small', 'resnet18'"),
+        ("backbone.freeze_at", 6, "backbone.freeze_at=6"),
+        ("backbone.weights", "imagenet", "the small backbone has no ImageNet weights"),
+        ("backbone.weights", "none", "weights=none starts from random weights"),
+        ("head.nms_thresh", 2, "head.nms_thresh=2"),
+        ("head.negative_iou", 0.9, "negative_iou .* must not exceed positive_iou"),
+        ("head.anchor_sizes", [], "head.anchor_sizes"),
+        ("head.anchor_ratios", [0], "head.anchor_ratios.0=0"),
+        ("head.pre_nms_topk", [5], "head.pre_nms_topk"),
+        ("data.objects", [5, 2], "objects: the first number"),
+        ("data.extent", [0, 0.5], "data.extent.0=0"),
+        ("data.single_scale", 0, "data.single_scale=0"),
+        ("data.mix", [0, 0, 0], "mix: at least one share"),
+        ("data.aspect", 3.9, "recipe.max_side cuts the generated pictures"),
+        ("data.name", "voc", "data=.*'shapes', 'coco'"),
+        ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("log.wandb", "on", "'off', 'offline' or 'online'"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_and_the_allowed_listed(values, key, value, message):
+    put(values, key, value)
+    with pytest.raises(UserError, match=message):
+        validate(values)
+
+
+def test_every_problem_is_listed_at_once(values):
+    put(values, "neck.upsample", "cubic")
+    put(values, "seed", -1)
+    del values["recipe"]["steps"]
+    with pytest.raises(UserError) as refused:
+        validate(values)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    assert "recipe.steps: missing; set recipe.steps=..." in lines
+
+
+def test_a_pyramid_that_is_connected_to_nothing_is_refused_with_the_reason(values):
+    values["neck"] |= {"top_down": False, "lateral": False}
+    with pytest.raises(UserError, match="connects P2..P4 to nothing: switch at most one of them off"):
+        validate(values)
+
+
+def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
+    names = set(keys())
+    assert {"neck.top_down", "neck.level", "data.root", "data.seed", "recipe.pretrain.steps", "log.wandb", "head"} <= names
+    assert "row" not in names
+
+    def leaves(part, prefix=""):
+        for key, value in part.items():
+            yield prefix + key
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+
+    assert set(leaves(values)) - {"row"} <= names
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, lateral, level"),
+        ("nek.top_down", "Did you mean neck?"),
+        ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: lr, momentum"),
+        ("zzz", "Allowed: backbone, data"),
+    ],
+)
+def test_the_nearest_key_is_offered(key, expected):
+    assert expected in unknown_key(key)
+
+
+def test_a_configuration_cannot_be_changed(config):
+    with pytest.raises(Exception, match="frozen"):
+        config().seed = 1
+    assert isinstance(config(), Config)

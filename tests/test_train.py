@@ -1,0 +1,196 @@
+"""Training: what it shows the rows, what it leaves alone, and that an interruption changes nothing."""
+
+import hashlib
+
+import pytest
+import torch
+
+from fpn_ablate import train as training
+from fpn_ablate.data.shapes import World, load
+from fpn_ablate.errors import Diverged
+from fpn_ablate.model.build import build_detector, initialise
+from fpn_ablate.seeding import key, numpy_generator, torch_generator
+from fpn_ablate.train import autocast, train
+
+CPU = torch.device("cpu")
+SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+# Few samples, so that chance matters; reports at every step.
+SHORT = (*SCRATCH, "recipe.steps=6", "recipe.checkpoint_every=2", "recipe.batch_size=2", "head.samples=16", "log.every=1")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
+
+
+def fresh(cfg):
+    model = build_detector(cfg)
+    initialise(model, cfg.seed)
+    return model
+
+
+def trained(cfg, pictures, **arguments):
+    model = fresh(cfg)
+    train(model, pictures, cfg, CPU, **arguments)
+    return model.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def report(done, values):
+        if done == step:
+            raise Killed
+
+    return report
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("killed_at", [3, 5, 6])
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, tmp_path, optimizer, killed_at):
+    cfg = config(*SHORT, f"recipe.optimizer.name={optimizer}", "recipe.flip=true")
+    whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
+    path, seen = tmp_path / "checkpoint.pt", []
+    with pytest.raises(Killed):
+        train(fresh(cfg), pictures, cfg, CPU, path, kill_at(killed_at))
+    torch.manual_seed(99)
+    resumed = trained(cfg, pictures, checkpoint=path, report=lambda done, values: seen.append(done))
+    assert seen == list(range((killed_at - 1) // 2 * 2 + 1, 7))
+    assert equal(resumed, whole)
+
+
+def test_the_same_cell_twice_is_the_same_and_another_seed_is_not(config, pictures):
+    cfg = config(*SHORT)
+    torch.manual_seed(1)
+    first = trained(cfg, pictures)
+    torch.manual_seed(2)
+    assert equal(first, trained(cfg, pictures))
+    assert not equal(first, trained(config(*SHORT, "seed=1"), pictures))
+
+
+def test_workers_change_nothing(config, pictures):
+    short = (*SHORT, "recipe.steps=3")
+    assert equal(trained(config(*short), pictures), trained(config(*short, "workers=2"), pictures))
+
+
+def what_a_row_sees(cfg, pictures, monkeypatch):
+    """Images of every step, and where the sampling generator stands at the first."""
+    model, images, states = fresh(cfg), [], []
+    losses = model.losses
+
+    def spy(batch, targets, generator):
+        images.append(hashlib.sha256(batch.numpy().tobytes() + targets.boxes.numpy().tobytes()).hexdigest())
+        states.append(generator.get_state())
+        return losses(batch, targets, generator)
+
+    monkeypatch.setattr(model, "losses", spy)
+    train(model, pictures, cfg, CPU)
+    return images, states
+
+
+def test_rows_at_one_seed_see_the_same_images_in_the_same_order_with_the_same_flips(config, pictures, monkeypatch):
+    short = (*SHORT, "recipe.steps=3")
+    rows = {
+        row: what_a_row_sees(config(f"ablation={row}", *short), pictures, monkeypatch)
+        for row in ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
+    }
+    assert len({tuple(images) for images, _ in rows.values()}) == 1
+    assert all(torch.equal(states[0], rows["fpn"][1][0]) for _, states in rows.values())
+    # Rows with the same anchors draw the same random keys at every step.
+    for row in ("bottom_up", "no_lateral"):
+        assert all(torch.equal(a, b) for a, b in zip(rows[row][1], rows["fpn"][1], strict=True))
+    other = what_a_row_sees(config(*short, "seed=1"), pictures, monkeypatch)
+    assert other[0] != rows["fpn"][0]
+    assert not torch.equal(other[1][0], rows["fpn"][1][0])
+
+
+@pytest.mark.parametrize("frozen_bn", ["true", "false"])
+@pytest.mark.parametrize("freeze_at", [0, 2, 5])
+def test_what_is_frozen_stays_bitwise_what_it_was_and_the_rest_moves(config, pictures, frozen_bn, freeze_at):
+    cfg = config("recipe.steps=3", f"backbone.freeze_at={freeze_at}", f"backbone.frozen_bn={frozen_bn}", "recipe.batch_size=2")
+    model = fresh(cfg)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    train(model, pictures, cfg, CPU)
+    still = {n for n, v in model.state_dict().items() if torch.equal(v, before[n])}
+    stages = ("stem", "c2", "c3", "c4", "c5")
+    frozen = {n for n in before if n.startswith(tuple(f"backbone.stages.{s}." for s in stages[:freeze_at]))}
+    statistics = {n for n in before if ".bn" in n or "stem.1." in n or "shortcut.1." in n}
+    assert still == (frozen | statistics if frozen_bn == "true" else frozen)
+
+
+def test_a_model_learns_two_images_by_heart(config, pictures):
+    cfg = config(*SCRATCH, "recipe.steps=60", "log.every=1", "recipe.batch_size=2", "recipe.flip=false")
+    cfg = cfg.model_copy(update={"recipe": cfg.recipe.model_copy(update={"flip": False})})
+    losses = []
+    two = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 2, 2)[0]
+    trained(cfg, two, report=lambda done, values: losses.append(values))
+    for name in ("rpn_objectness", "rpn_box"):
+        first, last = (sum(v[name] for v in part) / 5 for part in (losses[:5], losses[-5:]))
+        assert last < 0.5 * first, name
+
+
+def test_the_rate_follows_the_schedule_and_is_reported(config, pictures):
+    cfg = config(*SHORT, "recipe.schedule.warmup_steps=2", "recipe.schedule.drops=[0.5]", "recipe.optimizer.lr=0.001")
+    rates = []
+    trained(cfg, pictures, report=lambda done, values: rates.append(values["lr"]))
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-4, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("switch", ["recipe.clip_norm=0.001", "recipe.flip=false", "recipe.optimizer.lr=0.01"])
+def test_switches_of_the_recipe_make_a_difference(config, pictures, switch):
+    short = (*SHORT, "recipe.steps=3", "recipe.optimizer.name=sgd")
+    assert not equal(trained(config(*short), pictures), trained(config(*short, switch), pictures))
+
+
+def test_the_gradient_is_clipped_to_its_norm(config, pictures):
+    """One SGD step without momentum or decay moves the weights by rate x clipped gradient."""
+    cfg = config(
+        *SHORT,
+        "recipe.steps=1",
+        "recipe.optimizer={name: sgd, lr: 1.0, momentum: 0.0, weight_decay: 0.0}",
+        "recipe.schedule.warmup_steps=0",
+        "recipe.clip_norm=0.001",
+    )
+    model = fresh(cfg)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    train(model, pictures, cfg, CPU)
+    moved = torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
+    assert float(moved.norm()) == pytest.approx(0.001, rel=0.02)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["rpn_objectness", "rpn_box"])
+def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictures, monkeypatch, name, bad):
+    cfg = config(*SHORT, "log.every=100")
+    model, calls = fresh(cfg), []
+    losses = model.losses
+
+    def fail_in_step_3(*arguments):
+        calls.append(1)
+        found = losses(*arguments)
+        return {**found, name: found[name] * bad} if len(calls) == 4 else found
+
+    monkeypatch.setattr(model, "losses", fail_in_step_3)
+    with pytest.raises(Diverged, match=rf"diverged at step 3: {name} is (nan|inf).*images \[\d, \d\]"):
+        train(model, pictures, cfg, CPU)
+    assert len(calls) == 4
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_nothing_is_computed_in_bf16_on_a_cpu(config):
+    assert not autocast(config("recipe.bf16=true"), CPU)._enabled
+    assert training.autocast is autocast
+
+
+def test_generators_are_keyed_by_their_purpose():
+    keys = {key(*parts) for parts in ((0, "order", 1), (0, "order", 11), (0, "flip", 1), (1, "order", 1), (0, "or", "der", 1))}
+    assert len(keys) == 5
+    assert all(0 <= k < 2**63 for k in keys)
+    assert torch_generator(0, "a").initial_seed() == torch_generator(0, "a").initial_seed() == key(0, "a")
+    assert numpy_generator(0, "a").random() == numpy_generator(0, "a").random() != numpy_generator(1, "a").random()
