@@ -1,7 +1,6 @@
 """Files that are whole or not there: written beside, flushed to the disk, then renamed."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +8,8 @@ from pathlib import Path
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder and move the result to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    # A name of its own a process; not mkstemp, whose files nobody else may read (records on a shared disk).
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
         with temporary.open("rb") as file:
