@@ -123,7 +123,8 @@ def _recorded(cell: Cell) -> dict[str, Any]:
         record.write(cell.folder, outcome)
         for sink in cell.sinks:
             sink.close(exit_code=0 if status == "finished" else 1)
-    (cell.folder / "checkpoint.pt").unlink(missing_ok=True)  # the weights of a finished row are in model.pt
+    for name in ("checkpoint.pt", "error.txt"):  # the weights of a finished row are in model.pt; an old error is over
+        (cell.folder / name).unlink(missing_ok=True)
     return outcome
 
 
