@@ -229,6 +229,14 @@ class Config(Strict):
             self.data.aspect, 1 / self.data.aspect
         ):
             raise ValueError("recipe.max_side cuts the generated pictures: raise it, or bring data.aspect closer to 1")
+        if isinstance(self.neck, FPNNeck) and self.neck.output == "pyramid":
+            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (self.neck.p6 != "none")
+            if len(self.head.anchor_sizes) < len(names):
+                # A level without anchors would be computed for nothing.
+                raise ValueError(
+                    f"head.anchor_sizes has {len(self.head.anchor_sizes)} sizes for the {len(names)} levels {', '.join(names)}: "
+                    "give one a level"
+                )
         return self
 
 

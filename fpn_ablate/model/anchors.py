@@ -6,21 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fpn_ablate.errors import UserError
 from fpn_ablate.model.levels import Level
 
 
 def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[list[float]]:
     """Side lengths that each level carries: one a level over a pyramid, all of them on a single map.
 
-    A pyramid with fewer levels than sizes (no P6) leaves the largest ones out. Raises UserError with more levels than sizes:
-    a level without anchors would be computed for nothing.
+    A pyramid with fewer levels than sizes (no P6) leaves the largest ones out.
     """
     if len(levels) == 1:
         return [list(sizes)]
-    if len(sizes) < len(levels):
-        names = ", ".join(level.name for level in levels)
-        raise UserError(f"head.anchor_sizes has {len(sizes)} sizes for the {len(levels)} levels {names}: give one a level")
     return [[size] for _, size in zip(levels, sizes, strict=False)]
 
 
