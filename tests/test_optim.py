@@ -1,5 +1,6 @@
 """Schedules as pure functions, and what the optimiser touches."""
 
+import itertools
 import math
 
 import pytest
@@ -41,7 +42,7 @@ def test_cosine_falls_from_1_towards_0():
     assert factors[50] == pytest.approx(0.5)
     assert factors[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert factors[100] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors))
 
 
 def test_a_run_shorter_than_its_warm_up():

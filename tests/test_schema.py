@@ -56,6 +56,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("head.nms_thresh", 2, "head.nms_thresh=2"),
         ("head.negative_iou", 0.9, "negative_iou .* must not exceed positive_iou"),
         ("head.anchor_sizes", [], "head.anchor_sizes"),
+        ("head.anchor_sizes", [8, 16, 32, 64], "head.anchor_sizes has 4 sizes for the 5 levels p2, p3, p4, p5, p6"),
         ("head.anchor_ratios", [0], "head.anchor_ratios.0=0"),
         ("head.pre_nms_topk", [5], "head.pre_nms_topk"),
         ("data.objects", [5, 2], "objects: the first number"),
@@ -87,7 +88,7 @@ def test_every_problem_is_listed_at_once(values):
 
 def test_a_pyramid_that_is_connected_to_nothing_is_refused_with_the_reason(values):
     values["neck"] |= {"top_down": False, "lateral": False}
-    with pytest.raises(UserError, match="connects P2..P4 to nothing: switch at most one of them off"):
+    with pytest.raises(UserError, match=r"connects P2..P4 to nothing: switch at most one of them off"):
         validate(values)
 
 

@@ -125,21 +125,28 @@ def test_names_fit_wandbs_limits(monkeypatch, config, tmp_path):
 def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
     cfg = config("recipe.steps=100", "seed=4")
     now = 1000.0
-    monkeypatch.setattr(sinks.time, "time", lambda: now)
+    monkeypatch.setattr(sinks.time, "monotonic", lambda: now)
+    monkeypatch.setattr(Console, "spent", [])
     monkeypatch.setenv(sinks.CELLS, "6")
-    monkeypatch.setenv(sinks.BEGAN, "900.0")
+
+    def last():
+        return capsys.readouterr().err.splitlines()[-1]
+
     console = Console(cfg, job=2)
     console.log(10, {"rpn_box": 0.5, "lr": 0.1})
-    now = 1010.0
-    console.log(20, {"rpn_box": 0.25, "lr": 0.1})
+    assert "? left" in last()
     now = 1020.0
     console.log(30, {"rpn_box": 0.125, "lr": 0.1})
-    last = capsys.readouterr().err.splitlines()[-1]
-    # 20 steps took 20 s, so 70 steps take 1:10; 2.3 of 6 rows took 120 s, so 3.7 rows take 193 s.
-    assert "fpn seed 4: step 30/100 box 0.125, 1:10 left; row 3 of 6, sweep 3:13 left" in last
+    # 20 steps took 20 s, so 70 steps take 1:10, and 370 with the three rows that follow 6:10.
+    assert "fpn seed 4: step 30/100 box 0.125, 1:10 left; row 3 of 6, training 6:10 left" in last()
+    console.close()
+    console = Console(cfg, job=3)
+    console.log(50, {"rpn_box": 0.1})
+    assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
 
 
-def test_a_log_file_gets_a_line_at_every_tenth(config, capsys):
+def test_a_log_file_gets_a_line_at_every_tenth(config, capsys, monkeypatch):
+    monkeypatch.setattr(Console, "spent", [])
     console = Console(config("recipe.steps=1000"))
     for step in range(1, 1001):
         console.log(step, {"loss": 1.0})

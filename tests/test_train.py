@@ -126,7 +126,6 @@ def test_what_is_frozen_stays_bitwise_what_it_was_and_the_rest_moves(config, pic
 
 def test_a_model_learns_two_images_by_heart(config, pictures):
     cfg = config(*SCRATCH, "recipe.steps=60", "log.every=1", "recipe.batch_size=2", "recipe.flip=false")
-    cfg = cfg.model_copy(update={"recipe": cfg.recipe.model_copy(update={"flip": False})})
     losses = []
     two = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 2, 2)[0]
     trained(cfg, two, report=lambda done, values: losses.append(values))

@@ -1,0 +1,187 @@
+"""The command line, in this process: refusals, sweeps, tables."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fpn_ablate import run as running
+from fpn_ablate import sinks
+from fpn_ablate.__main__ import main, normalise
+from fpn_ablate.errors import Diverged, UserError
+
+TINY = [
+    "recipe=smoke",
+    "backbone.weights=none",
+    "backbone.freeze_at=0",
+    "backbone.frozen_bn=false",
+    "recipe.steps=2",
+    "recipe.batch_size=2",
+    "recipe.eval_images=2",
+    "data.train_images=2",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """`cli("ablation=c4")` -> (exit code, standard output, standard error), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(sinks.CELLS, "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def records(folder="results/runs"):
+    return {f"{r['row']}/{r['seed']}": r for r in (json.loads(p.read_text()) for p in Path(folder).rglob("record.json"))}
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["one", "sweep"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["neck.topdown=true"], r"neck.topdown: there is no such key. Did you mean neck.top_down\? Allowed in neck: channels"),
+        (["+neck.topdown=true"], r"Did you mean neck.top_down\?"),
+        (["++neck.topdown=true"], r"Did you mean neck.top_down\?"),
+        (["+row=mine"], r"row: there is no such key"),
+        (["ablation=fpm"], r"ablation/fpm[\s\S]*bottom_up[\s\S]*c4[\s\S]*c5[\s\S]*finest[\s\S]*fpn[\s\S]*no_lateral"),
+        (["neck=fpm"], r"neck/fpm[\s\S]*fpn[\s\S]*single_level"),
+        (["recipe=none"], r"recipe/none[\s\S]*quick[\s\S]*smoke"),
+        (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        (["neck.top_down=false", "neck.lateral=false"], r"connects P2..P4 to nothing"),
+        (["ablation=bottom_up", "neck.lateral=false"], r"connects P2..P4 to nothing"),
+        (["ablation=c4", "+neck.channels=8"], r"neck.channels with neck=single_level: .*Allowed in neck: level, name"),
+        (["recipe.steps=0"], r"recipe.steps=0: input should be greater than 0"),
+        (["seed=x"], r"seed='x': input should be a valid integer"),
+        (["experiments=table99"], r"experiments/table99[\s\S]*table1_rpn"),
+        (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
+        (["head.anchor_sizes=[32,64]"], r"head.anchor_sizes has 2 sizes for the 5 levels p2, p3, p4, p5, p6"),
+    ],
+)
+def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
+    code, out, err = cli(*sweep, "recipe=smoke", *arguments) if arguments != ["recipe=none"] else cli(*sweep, *arguments)
+    assert code not in (0, None)
+    assert re.search(message, out + err)
+    assert "Traceback" not in out + err
+    assert not records()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("neck.channels=8,9,10,11,12,0", "neck.channels=0"),
+        ("neck.upsample=nearest,bilinear,cubic", "neck.upsample='cubic'"),
+        ("ablation=c4,c5,fpm", "fpm"),
+    ],
+)
+def test_a_bad_value_in_a_late_job_stops_before_the_first_trains(cli, monkeypatch, bad, message):
+    monkeypatch.setattr(running, "train", lambda *a: pytest.fail("something was trained"))
+    code, out, err = cli("-m", *TINY, bad)
+    assert code not in (0, None)
+    assert message in out + err
+    assert "Traceback" not in out + err
+    assert not Path("results").exists() or not records()
+
+
+def test_two_rows_that_are_one_configuration_are_refused(cli):
+    code, out, err = cli("-m", *TINY, "ablation=fpn,finest", "neck.output=p2")
+    assert code not in (0, None)
+    assert "are the same configuration: take one of them out" in out + err
+    assert not records()
+
+
+def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_time(cli, monkeypatch):
+    code, out, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
+    assert code == 0
+    found = records()
+    assert set(found) == {"c4/0", "c4/1", "fpn/0", "fpn/1"}
+    assert {r["status"] for r in found.values()} == {"finished"}
+    assert len({r["setting"] for r in found.values()}) == 1
+    for text in ("47k", "200k", "48.3", "56.3", "GENERATED DATA"):
+        assert text in out
+    assert {p.suffix for p in Path("results/tables").iterdir()} == {".md", ".csv", ".tex"}
+    assert {p.suffix for p in Path("results/plots").iterdir()} == {".png", ".svg"}
+    assert Path("results/ledger.csv").exists()
+
+    monkeypatch.setattr(running, "train", lambda *a: pytest.fail("something was trained"))
+    code, again, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
+    assert code == 0
+    assert again.count("finished before") == 4
+    assert "200k" in again
+
+
+def test_a_row_that_diverges_is_shown_as_such_and_the_others_go_on(cli, monkeypatch):
+    train = running.train
+
+    def diverge_on_c4(model, dataset, cfg, *rest):
+        if cfg.row == "c4":
+            raise Diverged("diverged at step 1: rpn_box is nan")
+        return train(model, dataset, cfg, *rest)
+
+    monkeypatch.setattr(running, "train", diverge_on_c4)
+    code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
+    assert code not in (0, None)
+    assert "diverged at step 1: rpn_box is nan" in out + err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "diverged", "fpn/0": "finished"}
+    assert "diverged" in out
+    assert "200k" in out
+
+
+def test_a_loss_that_blows_up_by_itself_is_a_divergence(cli):
+    code, out, err = cli(
+        *TINY, "recipe.steps=8", "recipe.clip_norm=null", "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1.0e+20"
+    )
+    assert code not in (0, None)
+    assert re.search(r"diverged at step \d: rpn_\w+ is (nan|inf)", out + err)
+    (left,) = records().values()
+    assert left["status"] == "diverged"
+
+
+def test_switches_on_the_command_line_name_the_row_and_other_changes_the_recipe(cli):
+    code, out, _ = cli(*TINY, "neck.upsample=bilinear", "head.samples=8")
+    assert code == 0
+    (found,) = records().values()
+    assert found["row"] == "fpn+upsample=bilinear"
+    assert found["recipe"].startswith("smoke+")
+    assert "head.samples=8" in found["recipe"]
+    assert "steps=2" in found["recipe"]
+    assert not any(word in found["recipe"] for word in ("device", "seed", "upsample"))
+    assert "fpn+upsample=bilinear" in out
+
+
+def test_the_verifier_prints_every_row_before_training(cli):
+    code, out, _ = cli("verify", "recipe=smoke")
+    assert code == 0
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") > 5}
+    expected = {"c4": "47,250", "c5": "12,000", "finest": "750,000"} | dict.fromkeys(
+        ("fpn", "bottom_up", "no_lateral"), "199,974"
+    )
+    assert set(expected) <= set(lines)
+    for row, anchors in expected.items():
+        assert anchors in lines[row]
+    assert "c2 c3 c4 c5" in lines["fpn"]
+    assert not records()
+    assert cli("verify", "neck.topdown=true")[0] == 2
+    assert cli("verify", "ablation=fpm")[0] == 2
+
+
+def test_an_experiment_is_known_by_the_beginning_of_its_name():
+    assert normalise(["+experiments=table1"]) == ["+experiments=table1_rpn"]
+    assert normalise(["experiments=table1_rpn"]) == ["+experiments=table1_rpn"]
+    with pytest.raises(UserError, match=r"nek.top_down: there is no such key. Did you mean neck\?"):
+        normalise(["-m", "nek.top_down=false"])
+    plain = ["-m", "--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
+    assert normalise(plain) == plain

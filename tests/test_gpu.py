@@ -1,0 +1,82 @@
+"""What only a GPU can show."""
+
+import pytest
+import torch
+
+from fpn_ablate import run as running
+from fpn_ablate.model.build import build_detector, initialise
+from fpn_ablate.model.rpn import Targets
+from fpn_ablate.seeding import torch_generator
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 128, 128), generator=generator, dtype=torch.uint8).cuda()
+    gt = torch.tensor([[[10.0, 10, 40, 50], [60, 60, 120, 110]], [[30.0, 5, 60, 30], [0, 0, 0, 0]]]).cuda()
+    valid = torch.tensor([[True, True], [True, False]]).cuda()
+    return images, Targets(gt, valid, torch.zeros_like(valid), torch.tensor([[128, 128], [128, 100]]).cuda())
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
+    cfg = config(f"ablation={row}", "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+    outcome = running.run(cfg.model_copy(update={"results": str(tmp_path), "workers": workers}))
+    assert outcome["status"] == "finished"
+    assert outcome["environment"]["device"] == torch.cuda.get_device_name(0)
+    assert outcome["cost"]["peak_memory_mib"] > 0
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear", "deconv"])
+def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, upsample):
+    cfg = config(
+        f"neck.upsample={upsample}", "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"
+    )
+    states = []
+    for attempt in ("a", "b"):
+        running.run(cfg.model_copy(update={"results": str(tmp_path / attempt)}))
+        (path,) = (tmp_path / attempt).rglob("model.pt")
+        states.append(torch.load(path, weights_only=True, map_location="cpu"))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
+    model = build_detector(config())
+    initialise(model, 0)
+    model.cuda()
+    images, targets = batch
+    found = {}
+    for enabled in (False, True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+            losses = model.losses(images, targets, torch_generator(0, "sampling", device="cuda"))
+            proposals = model.eval().propose(images, targets.sizes)
+        assert {v.dtype for v in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
+        found[enabled] = {name: float(v.detach()) for name, v in losses.items()}, proposals
+    for name, value in found[False][0].items():
+        assert found[True][0][name] == pytest.approx(value, rel=0.05), name
+    best = [found[enabled][1].scores[:, :20].mean() for enabled in (False, True)]
+    assert float(best[0]) == pytest.approx(float(best[1]), abs=0.02)
+
+
+def test_the_gpu_computes_what_the_cpu_computes(config, batch):
+    model = build_detector(config())
+    initialise(model, 0)
+    model.eval()
+    images, targets = batch
+    torch.backends.cudnn.allow_tf32 = False
+    here = model.cuda().propose(images, targets.sizes)
+    there = model.cpu().propose(images.cpu(), targets.sizes.cpu())
+    torch.testing.assert_close(here.scores[:, :50].cpu(), there.scores[:, :50], rtol=1e-3, atol=1e-3)
+
+
+def test_generators_live_on_their_device():
+    a, b = (torch.rand(8, generator=torch_generator(0, "x", device="cuda"), device="cuda") for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, torch.rand(8, generator=torch_generator(1, "x", device="cuda"), device="cuda"))

@@ -1,0 +1,336 @@
+"""A cell from its configuration to its record: skipped when finished, resumed when not, recorded whatever happens."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fpn_ablate import pretrain, record
+from fpn_ablate import run as running
+from fpn_ablate.data.shapes.__main__ import main as export_shapes
+from fpn_ablate.errors import Diverged, UserError
+from fpn_ablate.files import write_atomically
+from fpn_ablate.metrics import Detections
+from fpn_ablate.schema import validate
+
+TINY = (
+    "backbone.weights=none",
+    "backbone.freeze_at=0",
+    "backbone.frozen_bn=false",
+    "recipe.steps=4",
+    "recipe.checkpoint_every=2",
+    "recipe.batch_size=2",
+    "recipe.eval_images=3",
+    "data.train_images=4",
+    "head.samples=16",
+    "log.every=1",
+    "device=cpu",
+)
+
+
+@pytest.fixture
+def cell(config, tmp_path):
+    def make(*overrides):
+        return config(*TINY, *overrides).model_copy(update={"results": str(tmp_path / "results")})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A finished cell: its configuration, its record, its folder."""
+    cfg = config(*TINY).model_copy(update={"results": str(tmp_path_factory.mktemp("results"))})
+    outcome = running.run(cfg)
+    return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+
+
+def training_is_forbidden(*arguments, **named):
+    raise AssertionError("something was trained")
+
+
+def raising(error):
+    def train(*arguments, **named):
+        raise error
+
+    return train
+
+
+def test_a_record_holds_what_tables_need(finished):
+    cfg, outcome, folder = finished
+    on_disk = json.loads((folder / "record.json").read_text())
+    assert on_disk == {"format": 1, **json.loads(json.dumps(outcome))}
+    assert (on_disk["status"], on_disk["error"]) == ("finished", None)
+    assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
+    assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
+    assert validate({**on_disk["config"], "results": cfg.results}) == cfg  # a record names no place on a disk
+    assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
+    assert on_disk["verify"]["anchors"] == 199974
+    assert on_disk["images"]["count"] == 3
+    assert on_disk["cost"]["steps"] == 4
+    assert {"device", "torch", "python", "evaluator", "commit", "dirty", "version"} <= set(on_disk["environment"])
+    assert on_disk["started"] <= on_disk["finished"]
+
+
+def test_a_cells_folder_holds_what_the_design_says(finished):
+    cfg, outcome, folder = finished
+    assert folder.relative_to(cfg.results).parts[:2] == ("runs", "table1_rpn")
+    assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
+    assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    assert {"rpn_objectness", "rpn_box", "lr"} < set(lines[0])
+    assert {k: v for k, v in lines[-1].items() if k != "step"} == {k: v for k, v in outcome["metrics"].items() if v is not None}
+
+
+def test_saved_detections_give_the_records_recall_through_pycocotools_alone(finished):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    cfg, outcome, folder = finished
+    detections = Detections.load(folder / "detections.npz")
+    validation = running.load_data(cfg)[1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = validation.coco()
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(detections.coco_results()), "bbox")
+        evaluation.params.useCats = 0
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[8] == pytest.approx(outcome["metrics"]["AR100"], abs=1e-6)
+    assert set(detections.image_ids.tolist()) <= set(validation.image_ids)
+
+
+def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
+    cfg, outcome, _ = finished
+    validation = running.load_data(cfg)[1]
+    assert len(validation) == 3
+    assert sum(outcome["objects"].values()) >= len(validation.coco()["annotations"])
+    areas = ((4, 0), (9, 0), (16, 0), (25, 0), (30, 0), (4, 1))
+    truth = {"annotations": [{"bbox": [0, 0, 9, 9], "area": a, "iscrowd": crowd} for a, crowd in areas]}
+    assert running.object_sizes(truth, (9, 25)) == {"small": 2, "medium": 3, "large": 2}
+
+
+def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
+    cfg, _, folder = finished
+    monkeypatch.setattr(running, "train", training_is_forbidden)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    again = running.run(cfg)
+    assert again == json.loads((folder / "record.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(finished, monkeypatch):
+    cfg, _, _ = finished
+    monkeypatch.setattr(running, "train", training_is_forbidden)
+    running.run(cfg.model_copy(update={"threads": 1}))
+    with pytest.raises(AssertionError, match="something was trained"):
+        running.run(cfg.model_copy(update={"seed": 5}))
+
+
+def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(cell, monkeypatch):
+    cfg = cell()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "train", raising(MemoryError("no room")))
+        with pytest.raises(MemoryError):
+            running.run(cfg)
+    (file,) = Path(cfg.results).rglob("record.json")
+    left = json.loads(file.read_text())
+    assert (left["status"], left["error"], left["metrics"]) == ("failed", "MemoryError: no room", {})
+    assert "no room" in (file.parent / "error.txt").read_text()
+    assert "Traceback" in (file.parent / "error.txt").read_text()
+    assert running.run(cfg)["status"] == "finished"
+    assert json.loads(file.read_text())["error"] is None
+    assert not (file.parent / "error.txt").exists()
+
+
+def test_a_diverged_cell_says_so(cell, monkeypatch):
+    cfg = cell()
+    monkeypatch.setattr(running, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
+    with pytest.raises(Diverged):
+        running.run(cfg)
+    (file,) = Path(cfg.results).rglob("record.json")
+    assert (json.loads(file.read_text())["status"], json.loads(file.read_text())["error"]) == (
+        "diverged",
+        "diverged at step 7: rpn_box is nan",
+    )
+
+
+def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished, monkeypatch):
+    """Ctrl-C in step 4, after the checkpoint of step 2: weights, proposals and figures are those of a run left alone."""
+    cfg, (_, whole, whole_folder) = cell(), finished
+    log = running.Cell.log
+
+    def interrupt(self, step, values):
+        log(self, step, values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Cell, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            running.run(cfg)
+    (file,) = Path(cfg.results).rglob("record.json")
+    assert json.loads(file.read_text())["status"] == "interrupted"
+    assert (file.parent / "checkpoint.pt").exists()
+    outcome = running.run(cfg)
+    assert outcome["fingerprint"] == whole["fingerprint"]
+    assert outcome["metrics"] == whole["metrics"]
+    a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (file.parent, whole_folder))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    x, y = (Detections.load(folder / "detections.npz") for folder in (file.parent, whole_folder))
+    assert np.array_equal(x.boxes, y.boxes)
+    texts = [(folder / "metrics.jsonl").read_text() for folder in (file.parent, whole_folder)]
+    assert texts[0] == texts[1]
+
+
+def test_a_record_that_cannot_be_read_is_no_record(tmp_path):
+    assert record.read(tmp_path) is None
+    (tmp_path / "record.json").write_text('{"status": "fin')
+    assert record.read(tmp_path) is None
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def break_off(temporary):
+        temporary.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, break_off)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):
+    write_atomically(tmp_path / "ours", lambda temporary: temporary.write_text("x"))
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("fault", ["init", "log", "finish"])
+def test_a_failing_wandb_changes_no_result(cell, finished, monkeypatch, fault):
+    import sys
+    import types
+
+    def fail(place):
+        if place == fault:
+            raise ConnectionResetError(place)
+
+    fake = types.ModuleType("wandb")
+    fake.Settings = lambda **settings: None
+    fake.log = lambda values, step: fail("log")
+    fake.finish = lambda exit_code: fail("finish")
+    fake.init = lambda **settings: fail("init") or fake
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.warns(UserWarning, match="wandb could not") as caught:
+        outcome = running.run(cell("log={wandb: offline, project: p, every: 1}"))
+    assert len([w for w in caught if "wandb" in str(w.message)]) == 1
+    assert (outcome["status"], outcome["metrics"]) == ("finished", finished[1]["metrics"])
+
+
+def test_missing_weights_are_refused_before_anything_is_written(cell):
+    cfg = cell("backbone.weights=nowhere.pth")
+    with pytest.raises(UserError, match=r"backbone.weights=nowhere.pth: no such file"):
+        running.run(cfg)
+    assert not Path(cfg.results).exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(cell, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=cuda: torch sees no GPU; use device=cpu or device=auto"):
+        running.run(cell().model_copy(update={"device": "cuda"}))
+    assert running.pick_device(cell().model_copy(update={"device": "auto"})).type == "cpu"
+
+
+def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
+    root = tmp_path / "herbarium"
+    export_shapes(["--export", str(root), "--train", "4", "--val", "3", "--size", "64"])
+    overrides = [o for o in TINY if not o.startswith("data.")]
+    cfg = config(
+        *overrides,
+        "data=coco",
+        f"data.root={root}",
+        "data.train={annotations: annotations/instances_train.json, images: train}",
+        "data.val={annotations: annotations/instances_val.json, images: val}",
+    ).model_copy(update={"results": str(tmp_path / "results")})
+    outcome = running.run(cfg)
+    assert (outcome["status"], outcome["data"], outcome["generated"]) == ("finished", "herbarium", False)
+    assert outcome["images"]["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("fpn+upsample=bilinear", "fpn+upsample-bilinear"), ("../../x", "-..-x"), ("", "unnamed"), ("..", "unnamed")],
+)
+def test_names_of_folders_stay_inside(text, expected):
+    assert running.safe_name(text) == expected
+    assert len(running.safe_name(text * 100)) <= 80
+
+
+# ------------------------------------------------------------------------------------------------------------ pre-training
+
+
+@pytest.fixture(scope="module")
+def backbone(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones")
+    cfg = config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "HELD_OUT", 16)
+        made = pretrain.ensure(cfg, running.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
+    return cfg, folder, made
+
+
+def test_a_backbone_is_pre_trained_once_and_shared(backbone, monkeypatch, config):
+    cfg, folder, made = backbone
+    assert 0 <= made.accuracy <= 1
+    assert made.seconds > 0
+    monkeypatch.setattr(pretrain, "_train", training_is_forbidden)
+    for other in (cfg, cfg.model_copy(update={"seed": 3, "neck": config("ablation=c4").neck})):
+        assert pretrain.ensure(other, running.world(other), folder, torch.device("cpu")) == made
+
+
+def test_another_world_or_recipe_is_another_backbone(backbone, monkeypatch, config):
+    _, folder, made = backbone
+    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
+    paths = {made.path}
+    for other in (
+        config("recipe.pretrain.steps=3", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32"),
+        config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32", "data.noise=1"),
+    ):
+        paths.add(pretrain.ensure(other, running.world(other), folder, torch.device("cpu"), say=lambda line: None).path)
+    assert len(paths) == 3
+
+
+def test_pre_training_again_gives_the_same_weights(backbone, tmp_path, monkeypatch):
+    cfg, _, made = backbone
+    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
+    torch.manual_seed(5)
+    again = pretrain.ensure(cfg, running.world(cfg), tmp_path, torch.device("cpu"), say=lambda line: None)
+    a, b = (torch.load(p.path, weights_only=True) for p in (made, again))
+    assert made.path.name == again.path.name
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
+    """All of it frozen, so the weights at the end are those of the file."""
+    _, _, made = backbone
+    overrides = [o for o in TINY if not o.startswith("backbone.")]
+    cfg = config(*overrides, f"backbone.weights={made.path}", "backbone.freeze_at=5", "ablation=c5")
+    running.run(cfg.model_copy(update={"results": str(tmp_path)}))
+    (model,) = tmp_path.rglob("model.pt")
+    state, start = (torch.load(path, weights_only=True) for path in (model, made.path))
+    own = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+    assert own
+    assert all(torch.equal(value, start[name]) for name, value in own.items())
