@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.schema import keys, unknown_key
-from fpn_ablate.sweep import cell_config, publish, refusal
+from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +78,7 @@ def _job(composed: DictConfig) -> None:
     context = HydraConfig.get()
     with refusal():
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
+        refuse_unwritable(cfg.out)
         single = context.mode == RunMode.RUN
         try:
             run(cfg, 0 if single else context.job.num)

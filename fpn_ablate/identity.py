@@ -40,7 +40,7 @@ def _without_docstrings(source: str) -> str:
 
 def portable(cfg: Config) -> dict[str, Any]:
     """The configuration without the places of files, which differ between machines; digests stand for what is in them."""
-    values = cfg.model_dump(mode="json", exclude={"results"})
+    values = cfg.model_dump(mode="json", exclude={"out"})
     values["data"].pop("root", None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     return values

@@ -84,7 +84,7 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     small_world = _world(world, recipe)
     model = Classifier(cfg.backbone.name)
     initialise(model, recipe.seed)
-    model.to(device).train()
+    model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     pictures = _Pictures(small_world, HELD_OUT, recipe.steps * recipe.batch_size)

@@ -210,7 +210,7 @@ class Config(Strict):
     table: str
     row: str
     seed: Count
-    results: str
+    out: str
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive | None
     workers: Count
@@ -241,7 +241,7 @@ class Config(Strict):
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity.
-INCIDENTAL = ("table", "row", "results", "threads", "workers", "log")
+INCIDENTAL = ("table", "row", "out", "threads", "workers", "log")
 # The declared factors of the ablation. Rows of a table may differ in these alone (and in the seed).
 FACTORS = ("neck",)
 

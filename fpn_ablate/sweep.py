@@ -1,5 +1,6 @@
 """Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,28 @@ def data_name(cfg: Config) -> str:
     return (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name) if isinstance(cfg.data, Coco) else cfg.data.name
 
 
+def refuse_unwritable(out: str) -> None:
+    """UserError if runs cannot be written below `out`."""
+    try:
+        runs = Path(out, "runs")
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs):
+            pass
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give out=FOLDER") from None
+
+
 def publish(cells: Iterable[Config]) -> None:
     """Print and write the tables that these cells belong to, from all records on disk, finished or not."""
     cells = list(cells)
-    for results in sorted({cfg.results for cfg in cells}):
-        runs = Path(results, "runs")
+    for out in sorted({cfg.out for cfg in cells}):
+        runs = Path(out, "runs")
         if not runs.is_dir():
             continue
-        only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells if cfg.results == results}
-        for table in report.write(runs, results, only):
+        only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells if cfg.out == out}
+        for table in report.write(runs, out, only):
             show(table)
-            print(f"written: {Path(results, 'tables', table.name)}.md .csv .tex, {Path(results, 'plots', table.name)}.png .svg")
+            print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

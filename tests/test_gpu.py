@@ -28,7 +28,7 @@ def batch():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
     cfg = config(f"ablation={row}", "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
-    outcome = running.run(cfg.model_copy(update={"results": str(tmp_path), "workers": workers}))
+    outcome = running.run(cfg.model_copy(update={"out": str(tmp_path), "workers": workers}))
     assert outcome["status"] == "finished"
     assert outcome["environment"]["device"] == torch.cuda.get_device_name(0)
     assert outcome["cost"]["peak_memory_mib"] > 0
@@ -41,7 +41,7 @@ def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, upsample)
     )
     states = []
     for attempt in ("a", "b"):
-        running.run(cfg.model_copy(update={"results": str(tmp_path / attempt)}))
+        running.run(cfg.model_copy(update={"out": str(tmp_path / attempt)}))
         (path,) = (tmp_path / attempt).rglob("model.pt")
         states.append(torch.load(path, weights_only=True, map_location="cpu"))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -60,7 +60,7 @@ def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatc
 
 
 def test_what_is_incidental_is_written_down():
-    assert set(INCIDENTAL) >= {"table", "row", "results", "threads", "workers", "log"}
+    assert set(INCIDENTAL) >= {"table", "row", "out", "threads", "workers", "log"}
     assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "head", "task", "recipe", "deterministic"}
     assert FACTORS == ("neck",)
 

@@ -192,7 +192,7 @@ def test_console_script_and_processes_side_by_side_give_the_same_rows(
 def test_a_folder_that_cannot_be_written_to_stays_as_it_is(installed: Environment, tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir(mode=0o555)
-    installed.run("python", ["-m", "fpn_ablate", "ablation=c5", *SMOKE, f"results={elsewhere}"], here)
+    installed.run("python", ["-m", "fpn_ablate", "ablation=c5", *SMOKE, f"out={elsewhere}"], here)
     assert records(elsewhere)["c5"]["status"] == "finished"
     assert not list(here.iterdir())  # root may write anywhere: it must not have wanted to
 

@@ -36,7 +36,7 @@ TINY = (
 @pytest.fixture
 def cell(config, tmp_path):
     def make(*overrides):
-        return config(*TINY, *overrides).model_copy(update={"results": str(tmp_path / "results")})
+        return config(*TINY, *overrides).model_copy(update={"out": str(tmp_path / "results")})
 
     return make
 
@@ -44,7 +44,7 @@ def cell(config, tmp_path):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     """A finished cell: its configuration, its record, its folder."""
-    cfg = config(*TINY).model_copy(update={"results": str(tmp_path_factory.mktemp("results"))})
+    cfg = config(*TINY).model_copy(update={"out": str(tmp_path_factory.mktemp("results"))})
     outcome = running.run(cfg)
     return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
 
@@ -67,7 +67,7 @@ def test_a_record_holds_what_tables_need(finished):
     assert (on_disk["status"], on_disk["error"]) == ("finished", None)
     assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
     assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
-    assert validate({**on_disk["config"], "results": cfg.results}) == cfg  # a record names no place on a disk
+    assert validate({**on_disk["config"], "out": cfg.out}) == cfg  # a record names no place on a disk
     assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
     assert on_disk["verify"]["anchors"] == 199974
     assert on_disk["images"]["count"] == 3
@@ -78,7 +78,7 @@ def test_a_record_holds_what_tables_need(finished):
 
 def test_a_cells_folder_holds_what_the_design_says(finished):
     cfg, outcome, folder = finished
-    assert folder.relative_to(cfg.results).parts[:2] == ("runs", "table1_rpn")
+    assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
@@ -143,7 +143,7 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
         patch.setattr(running, "train", raising(MemoryError("no room")))
         with pytest.raises(MemoryError):
             running.run(cfg)
-    (file,) = Path(cfg.results).rglob("record.json")
+    (file,) = Path(cfg.out).rglob("record.json")
     left = json.loads(file.read_text())
     assert (left["status"], left["error"], left["metrics"]) == ("failed", "MemoryError: no room", {})
     assert "no room" in (file.parent / "error.txt").read_text()
@@ -158,7 +158,7 @@ def test_a_diverged_cell_says_so(cell, monkeypatch):
     monkeypatch.setattr(running, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
     with pytest.raises(Diverged):
         running.run(cfg)
-    (file,) = Path(cfg.results).rglob("record.json")
+    (file,) = Path(cfg.out).rglob("record.json")
     assert (json.loads(file.read_text())["status"], json.loads(file.read_text())["error"]) == (
         "diverged",
         "diverged at step 7: rpn_box is nan",
@@ -179,7 +179,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
         patch.setattr(running.Cell, "log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             running.run(cfg)
-    (file,) = Path(cfg.results).rglob("record.json")
+    (file,) = Path(cfg.out).rglob("record.json")
     assert json.loads(file.read_text())["status"] == "interrupted"
     assert (file.parent / "checkpoint.pt").exists()
     outcome = running.run(cfg)
@@ -244,7 +244,7 @@ def test_missing_weights_are_refused_before_anything_is_written(cell):
     cfg = cell("backbone.weights=nowhere.pth")
     with pytest.raises(UserError, match=r"backbone.weights=nowhere.pth: no such file"):
         running.run(cfg)
-    assert not Path(cfg.results).exists()
+    assert not Path(cfg.out).exists()
 
 
 def test_a_gpu_that_is_not_there_is_refused(cell, monkeypatch):
@@ -264,7 +264,7 @@ def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
         f"data.root={root}",
         "data.train={annotations: annotations/instances_train.json, images: train}",
         "data.val={annotations: annotations/instances_val.json, images: val}",
-    ).model_copy(update={"results": str(tmp_path / "results")})
+    ).model_copy(update={"out": str(tmp_path / "results")})
     outcome = running.run(cfg)
     assert (outcome["status"], outcome["data"], outcome["generated"]) == ("finished", "herbarium", False)
     assert outcome["images"]["count"] == 3
@@ -328,7 +328,7 @@ def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
     _, _, made = backbone
     overrides = [o for o in TINY if not o.startswith("backbone.")]
     cfg = config(*overrides, f"backbone.weights={made.path}", "backbone.freeze_at=5", "ablation=c5")
-    running.run(cfg.model_copy(update={"results": str(tmp_path)}))
+    running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     (model,) = tmp_path.rglob("model.pt")
     state, start = (torch.load(path, weights_only=True) for path in (model, made.path))
     own = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}

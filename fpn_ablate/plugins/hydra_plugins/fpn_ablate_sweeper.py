@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
-from fpn_ablate.sweep import cell_config, publish, refusal, refuse_twins, without_hydra
+from fpn_ablate.sweep import cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
 
 
 class TableSweeper(BasicSweeper):
@@ -22,6 +22,8 @@ class TableSweeper(BasicSweeper):
         self.cells: list[Config] = []
 
     def sweep(self, arguments: list[str]) -> Any:
+        with refusal():
+            refuse_unwritable(self.config.out)  # before Hydra writes its own file there
         try:
             return super().sweep(arguments)
         finally:
