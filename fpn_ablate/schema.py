@@ -233,10 +233,8 @@ class Config(Strict):
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (self.neck.p6 != "none")
             if len(self.head.anchor_sizes) < len(names):
                 # A level without anchors would be computed for nothing.
-                raise ValueError(
-                    f"head.anchor_sizes has {len(self.head.anchor_sizes)} sizes for the {len(names)} levels {', '.join(names)}: "
-                    "give one a level"
-                )
+                given = len(self.head.anchor_sizes)
+                raise ValueError(f"head.anchor_sizes has {given} sizes for {len(names)} levels ({', '.join(names)}): give one a level")
         return self
 
 

@@ -90,6 +90,18 @@ def test_losses_are_those_of_a_slow_loop_over_the_same_draws(seed, levels):
     assert losses.keys() == expected.keys()
 
 
+def test_positives_beyond_their_quota_count_for_nothing():
+    """Room for all anchors, but for two positives an image alone."""
+    settings = RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=2e-6)
+    model = rpn(settings)
+    outputs, t = raw(model), targets()
+    every = torch.cat(outputs[2])
+    assert (match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1] == POSITIVE).sum(1).max() > 2
+    losses = model.losses(*outputs, t, generator())
+    for name, value in slow_losses(outputs, t, settings, generator()).items():
+        assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
+
+
 def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples():
     """With room for every anchor nothing is left to chance."""
     model = rpn(RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=1.0))
@@ -107,7 +119,7 @@ def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples(
 def test_the_generator_decides_which_anchors_are_drawn():
     model = rpn()
     outputs, t = raw(model), targets()
-    first, again, other = (float(model.losses(*outputs, t, generator(s))["rpn_objectness"]) for s in (1, 1, 2))
+    first, again, other = (float(model.losses(*outputs, t, generator(s))["rpn_objectness"].detach()) for s in (1, 1, 2))
     assert first == again != other
 
 
