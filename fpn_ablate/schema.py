@@ -234,7 +234,7 @@ class Config(Strict):
             if len(self.head.anchor_sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 given = len(self.head.anchor_sizes)
-                raise ValueError(f"head.anchor_sizes has {given} sizes for {len(names)} levels ({', '.join(names)}): give one a level")
+                raise ValueError(f"head.anchor_sizes has {given} sizes for the levels {names}: give one a level")
         return self
 
 
