@@ -233,8 +233,8 @@ class Config(Strict):
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (self.neck.p6 != "none")
             if len(self.head.anchor_sizes) < len(names):
                 # A level without anchors would be computed for nothing.
-                given = len(self.head.anchor_sizes)
-                raise ValueError(f"head.anchor_sizes has {given} sizes for the levels {names}: give one a level")
+                sizes, levels = len(self.head.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
+                raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
         return self
 
 
