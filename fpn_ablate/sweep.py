@@ -27,7 +27,9 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is not the run's business
     values.pop("hydra", None)
-    pairs = sorted(tuple(o.lstrip("+~").split("=", 1)) for o in overrides if "=" in o)
+    # A path is named by its last part: records travel, folders do not.
+    parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
+    pairs = sorted((key, value.rpartition("/")[2]) for key, value in parts)
     row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
     for key, value in pairs:
         group = key.split(".")[0]
