@@ -134,11 +134,26 @@ def test_a_model_learns_two_images_by_heart(config, pictures):
         assert last < 0.5 * first, name
 
 
-def test_the_rate_follows_the_schedule_and_is_reported(config, pictures):
-    cfg = config(*SHORT, "recipe.schedule.warmup_steps=2", "recipe.schedule.drops=[0.5]", "recipe.optimizer.lr=0.001")
-    rates = []
-    trained(cfg, pictures, report=lambda done, values: rates.append(values["lr"]))
-    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-4, 1e-4, 1e-4])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_rate_follows_the_schedule_in_the_optimiser_and_in_the_report(config, pictures, monkeypatch, name):
+    cfg = config(
+        *SHORT,
+        f"recipe.optimizer.name={name}",
+        "recipe.schedule.warmup_steps=2",
+        "recipe.schedule.drops=[0.5]",
+        "recipe.optimizer.lr=0.001",
+    )
+    made, reported, used = [], [], []
+    build = training.build_optimizer
+    monkeypatch.setattr(training, "build_optimizer", lambda *a: made.append(build(*a)) or made[0])
+
+    def report(done, values):
+        reported.append(values["lr"])
+        used.append({group["lr"] for group in made[0].param_groups})
+
+    trained(cfg, pictures, report=report)
+    assert reported == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-4, 1e-4, 1e-4])
+    assert used == [{rate} for rate in reported]
 
 
 @pytest.mark.parametrize("switch", ["recipe.clip_norm=0.001", "recipe.flip=false", "recipe.optimizer.lr=0.01"])
