@@ -70,6 +70,7 @@ def test_the_global_generators_decide_nothing():
 def test_half_of_the_images_are_flipped_and_none_without_flip():
     flips = [flip for step in range(500) for _, flip in draws(10, 4, 0, True, step)]
     assert abs(np.mean(flips) - 0.5) < 5 * 0.5 / 2000**0.5
+    assert len({tuple(flip for _, flip in draws(10, 16, 0, True, step)) for step in range(20)}) == 20  # new coins each step
     assert not any(flip for step in range(20) for _, flip in draws(10, 4, 0, False, step))
     with_flips = [[i for i, _ in draws(10, 4, 0, True, step)] for step in range(5)]
     assert with_flips == [[i for i, _ in draws(10, 4, 0, False, step)] for step in range(5)]
