@@ -210,6 +210,9 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, break_off)
     assert path.read_text() == "old"
+    with path.open() as reader:  # who has the old one open reads on in it
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+        assert (reader.read(), path.read_text()) == ("old", "new")
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 

@@ -1,0 +1,78 @@
+"""Proposals come back in native pixels, for every declared image, from a model in evaluation mode."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fpn_ablate.data.sample import Sample
+from fpn_ablate.evaluate import declared_truth, propose
+from fpn_ablate.model.rpn import Proposals
+
+SIZES = [(64, 64), (130, 65), (40, 200), (64, 96), (77, 91)]
+
+
+class Pictures:
+    """Images of several sizes with ids that are not their index; the second has no object."""
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        boxes = np.zeros((0 if index == 1 else 1, 4), np.float32)
+        image = np.full((*SIZES[index], 3), 10 * index, np.uint8)
+        return Sample(image, boxes, np.ones(len(boxes), np.int64), np.zeros(len(boxes), bool), 50 - index)
+
+    def coco(self):
+        images = [{"id": 50 - i, "height": h, "width": w} for i, (h, w) in enumerate(SIZES)]
+        annotations = [{"id": i + 1, "image_id": 50 - i, "bbox": [0, 0, 9, 9]} for i in range(len(SIZES)) if i != 1]
+        return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+
+
+class WholeImage(nn.Module):
+    """Proposes the whole of each image, then its left upper quarter, then padding; nothing on the image of id 48."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = []
+
+    def propose(self, images, sizes):
+        self.modes.append(self.training)
+        size = sizes.flip(1).float()
+        zero = torch.zeros_like(size)
+        boxes = torch.stack([torch.cat([zero, size], 1), torch.cat([zero, size / 2], 1), torch.cat([zero, size * 9], 1)], 1)
+        valid = torch.tensor([True, True, False]).repeat(len(images), 1)
+        valid[(images[:, 0, 0, 0] == 20)] = False
+        return Proposals(boxes, torch.tensor([0.9, 0.8, 0.0]).repeat(len(images), 1), valid)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
+    model = WholeImage().train()
+    found = propose(
+        model, Pictures(), config("recipe.eval_images=null", f"recipe.eval_batch_size={batch_size}"), torch.device("cpu")
+    )
+    assert not any(model.modes)
+    expected = [i for i in range(len(SIZES)) if i != 2]
+    assert found.image_ids.tolist() == [50 - i for i in expected for _ in range(2)]
+    for index, boxes in zip(expected, found.boxes.reshape(-1, 2, 4), strict=True):
+        height, width = SIZES[index]
+        np.testing.assert_allclose(boxes, [[0, 0, width, height], [0, 0, width / 2, height / 2]], rtol=1e-5)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8] * 4)
+
+
+def test_progress_is_told(config):
+    told = []
+    cfg = config("recipe.eval_images=4", "recipe.eval_batch_size=2")
+    propose(WholeImage(), Pictures(), cfg, torch.device("cpu"), lambda done, images: told.append((done, images)))
+    assert told == [(2, 4), (4, 4)]
+
+
+def test_proposals_and_truth_are_of_the_same_images(config):
+    for count, number in ((2, 2), (99, 5), ("null", 5)):
+        cfg = config(f"recipe.eval_images={count}")
+        truth = declared_truth(Pictures(), cfg)
+        ids = [image["id"] for image in truth["images"]]
+        assert ids == [50 - i for i in range(number)]
+        assert {a["image_id"] for a in truth["annotations"]} == set(ids) - {49}
+        assert set(propose(WholeImage(), Pictures(), cfg, torch.device("cpu")).image_ids.tolist()) == set(ids) - {48}
