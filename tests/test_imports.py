@@ -68,7 +68,7 @@ def test_the_report_knows_neither_torch_nor_the_rest():
 def test_torch_is_not_loaded_before_it_is_needed(module):
     """So that a mistyped key is told at once, and tables need no torch."""
     code = f"import sys, {module}; print(sorted({{'torch', 'torchvision', 'wandb'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
 
 

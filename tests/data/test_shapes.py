@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fpn_ablate.data import shapes
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.shapes import NUM_CLASSES, ShapesDataset, World, classification_picture, compose, render
 from fpn_ablate.data.shapes.__main__ import main
+from fpn_ablate.paths import PACKAGE
 
 WORLD = World(height=160, width=160, seed=3)
 SIZES = [(160, 160), (97, 161), (200, 64), (33, 64)]
@@ -37,9 +40,10 @@ def test_another_process_renders_the_same_bytes(pictures):
         "from test_shapes import *;"
         "print(digest(render(WORLD, 'train', 5)), hashlib.sha256(classification_picture(WORLD, 7)[0].tobytes()).hexdigest())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=__file__.rsplit("/", 1)[0]
-    )
+    # The package and this file as this process has them, wherever it was started and whatever else is installed.
+    paths = os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     here = hashlib.sha256(classification_picture(WORLD, 7)[0].tobytes()).hexdigest()
     assert done.stdout.split() == [digest(pictures[5]), here]
 
