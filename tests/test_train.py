@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fpn_ablate import train as training
+from fpn_ablate.data.sample import Batch
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.errors import Diverged
 from fpn_ablate.model.build import build_detector, initialise
@@ -77,6 +78,21 @@ def test_the_same_cell_twice_is_the_same_and_another_seed_is_not(config, picture
 def test_workers_change_nothing(config, pictures):
     short = (*SHORT, "recipe.steps=3")
     assert equal(trained(config(*short), pictures), trained(config(*short, "workers=2"), pictures))
+
+
+def test_the_model_is_given_all_of_a_batch_crowds_included():
+    flags = torch.rand(2, 3, 3) < 0.5
+    batch = Batch(
+        images=torch.zeros(2, 3, 8, 8),
+        sizes=torch.tensor([[8, 8], [7, 6]]),
+        boxes=torch.rand(2, 3, 4),
+        labels=torch.ones(2, 3),
+        valid=flags[..., 0],
+        crowd=~flags[..., 0],
+        scales=torch.ones(2),
+    )
+    given = training.targets(batch)
+    assert all(getattr(given, name) is getattr(batch, name) for name in ("boxes", "valid", "crowd", "sizes"))
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):

@@ -1,6 +1,7 @@
 """The generated world: the same bytes everywhere, boxes and masks that agree, nothing that gives objects away but meaning."""
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -17,8 +18,10 @@ from fpn_ablate.data import shapes
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.shapes import NUM_CLASSES, ShapesDataset, World, classification_picture, compose, render
 from fpn_ablate.data.shapes.__main__ import main
+from fpn_ablate.data.shapes.draw import draw
 from fpn_ablate.paths import PACKAGE
 
+rendering = importlib.import_module("fpn_ablate.data.shapes.render")  # the package has a function of that name
 WORLD = World(height=160, width=160, seed=3)
 SIZES = [(160, 160), (97, 161), (200, 64), (33, 64)]
 
@@ -107,6 +110,27 @@ def test_masks_do_not_overlap_and_are_seen_in_the_picture(pictures):
             assert len(coloured) == 0 or strongest.most_common(1)[0][0] == label - 1
 
 
+def test_every_thing_is_painted_in_its_own_hue_object_or_not():
+    """Painted alone on grey, most coloured pixels show the hue that it is said to have."""
+    for index in range(5):
+        for thing in compose(WORLD, "train", index)[2]:
+            canvas, owner = np.full((160, 160, 3), 120, np.float32), np.zeros((160, 160), np.int32)
+            draw(canvas, owner, 1, thing, np.random.default_rng(0))
+            colours = canvas[owner == 1]
+            coloured = colours[np.ptp(colours, axis=1) > 40]
+            assert len(coloured)
+            assert Counter(coloured.argmax(1).tolist()).most_common(1)[0][0] == thing.hue
+
+
+def test_an_object_that_others_hide_is_not_listed(monkeypatch):
+    day, lanterns, things, rng = compose(WORLD, "train", 0)
+    thing = next(t for t in things if t.label)
+    front = replace(thing, label=0)
+    monkeypatch.setattr(rendering, "compose", lambda *arguments: (day, lanterns, [thing, thing, front], rng))
+    picture = render(WORLD, "train", 0)
+    assert len(picture.boxes) == len(picture.labels) == len(picture.masks) == 0
+
+
 def test_areas_are_visible_pixels_and_the_truth_agrees_with_the_samples(pictures):
     dataset = ShapesDataset(WORLD, "train", len(pictures))
     truth = dataset.coco()
@@ -152,7 +176,7 @@ def statistics(world, pictures=400):
 def test_objects_and_distractors_share_hues_and_marks():
     """Neither a hue nor a mark, nor a pair of them without the time of day, says that a thing is an object."""
     table = statistics(WORLD)
-    for part in (0, 1):
+    for part, number_of_values in ((0, NUM_CLASSES), (1, len(shapes.MARKS))):
         shares = {}
         for is_object in (True, False):
             counts = Counter()
@@ -160,9 +184,9 @@ def test_objects_and_distractors_share_hues_and_marks():
                 if kind == is_object:
                     for pair, number in pairs.items():
                         counts[pair[part]] += number
-            shares[is_object] = np.array([counts[k] for k in range(3)]) / sum(counts.values())
-        assert np.abs(shares[True] - 1 / 3).max() < 0.05
-        assert np.abs(shares[False] - 1 / 3).max() < 0.05
+            shares[is_object] = np.array([counts[k] for k in range(number_of_values)]) / sum(counts.values())
+        assert np.abs(shares[True] - 1 / number_of_values).max() < 0.05
+        assert np.abs(shares[False] - 1 / number_of_values).max() < 0.05
     of_objects, of_distractors = (
         {pair for (_, kind), pairs in table.items() if kind == is_object for pair in pairs} for is_object in (True, False)
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from fpn_ablate.model import assign
 from fpn_ablate.model.assign import IGNORED, NEGATIVE, POSITIVE, match, sample
 
 HIGH, LOW = 0.7, 0.3
@@ -60,6 +61,13 @@ def test_matching_a_batch_is_the_papers_rule_anchor_by_anchor(seed):
             assert int(matched_idxs[n, r]) in real
             assert overlap[matched_idxs[n, r], r] == max(overlap[g, r] for g in real)
     assert {POSITIVE, NEGATIVE, IGNORED} == set(labels.unique().tolist())
+
+
+def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatch):
+    arguments = scene(images=3)
+    together = match(*arguments, HIGH, LOW)
+    monkeypatch.setattr(assign, "MOST_PAIRS", 0, raising=False)
+    assert all(torch.equal(a, b) for a, b in zip(match(*arguments, HIGH, LOW), together, strict=True))
 
 
 def test_all_anchors_that_tie_for_an_object_are_positive():
