@@ -11,7 +11,7 @@ from fpn_ablate.paths import PACKAGE
 from fpn_ablate.schema import FACTORS, INCIDENTAL, Config
 
 # Everything that can change a figure; reports, logging and the command line cannot.
-CORE = ("data", "model", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "seeding.py", "train.py")
+CORE = ("data", "model", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "run.py", "seeding.py", "train.py")
 
 
 def digest(value: Any) -> str:
@@ -20,10 +20,10 @@ def digest(value: Any) -> str:
 
 
 @lru_cache
-def code_version() -> str:
+def code_version(parts: tuple[str, ...] = CORE) -> str:
     """Of the core's syntax trees without docstrings: comments and formatting do not make a new version."""
     sources = []
-    for part in CORE:
+    for part in parts:
         files = [PACKAGE / part] if part.endswith(".py") else sorted((PACKAGE / part).rglob("*.py"))
         sources += [(str(f.relative_to(PACKAGE)), _without_docstrings(f.read_text())) for f in files]
     return digest(sources)
@@ -41,18 +41,20 @@ def _without_docstrings(source: str) -> str:
 def portable(cfg: Config) -> dict[str, Any]:
     """The configuration without the places of files, which differ between machines; digests stand for what is in them."""
     values = cfg.model_dump(mode="json", exclude={"out"})
-    values["data"].pop("root", None)
+    for place in ("root", "label", "train", "val"):
+        values["data"].pop(place, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     return values
 
 
-def facts(cfg: Config, data: str, weights: str, device: str) -> dict[str, Any]:
-    """All that decides a run's figures. `data` and `weights` are digests."""
+def facts(cfg: Config, data: str, weights: str, device: str, deterministic: bool) -> dict[str, Any]:
+    """All that decides a run's figures. `data` and `weights` are digests; `device` and `deterministic` are what the run has."""
     return {
         "config": {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL},
         "data": data,
         "weights": weights,
         "device": device,
+        "deterministic": deterministic,
         "code": code_version(),
     }
 

@@ -3,11 +3,10 @@
 Made once, kept under its own fingerprint, shared by every row and seed; its time is part of each record's cost.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +15,16 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.shapes import NUM_KINDS, RENDERER, World, classification_picture
+from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.files import write_atomically
+from fpn_ablate.identity import code_version, digest
 from fpn_ablate.model.backbone import BACKBONES
 from fpn_ablate.model.build import initialise
 from fpn_ablate.model.detector import normalise
 from fpn_ablate.schema import Config, Pretrain
 
+# The code that decides the weights.
+PARTS = ("data/shapes", "model/backbone.py", "model/build.py", "model/detector.py", "pretrain.py", "seeding.py")
 HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
 
 
@@ -63,9 +65,8 @@ class Classifier(nn.Module):
 def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
     recipe = cfg.recipe.pretrain
-    facts = [RENDERER, cfg.backbone.name, recipe.model_dump(), _world(world, recipe), str(device)]
-    name = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{cfg.backbone.name}-{name}.pt"
+    facts = [cfg.backbone.name, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
+    path = folder / f"{cfg.backbone.name}-{digest(facts)[:12]}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if not path.exists():
@@ -88,7 +89,9 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     pictures = _Pictures(small_world, HELD_OUT, recipe.steps * recipe.batch_size)
-    batches = DataLoader(pictures, recipe.batch_size, num_workers=1, generator=torch.Generator().manual_seed(0))
+    batches = DataLoader(
+        pictures, recipe.batch_size, num_workers=max(1, cfg.workers), generator=torch.Generator().manual_seed(0)
+    )
     for step, (images, labels) in enumerate(batches, start=1):
         loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         optimizer.zero_grad(set_to_none=True)

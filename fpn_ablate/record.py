@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from fpn_ablate import __version__
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import FORMAT, write_atomically
 from fpn_ablate.metrics import evaluator_name
 from fpn_ablate.paths import PACKAGE
 
-FORMAT = 1
 FILE = "record.json"
 
 

@@ -44,7 +44,8 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
     training, validation = load_data(cfg)
     pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if _pretrains(cfg) else None
     weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
-    facts = identity.facts(cfg, training.digest + validation.digest, build.digest(weights), record.device_name(device))
+    data = training.digest + validation.digest
+    facts = identity.facts(cfg, data, build.digest(weights), record.device_name(device), is_deterministic(cfg, device))
     folder = cell_folder(cfg, identity.fingerprint(facts))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -157,7 +158,7 @@ def _carry_out(cell: Cell) -> dict[str, Any]:
             "declared": len(cell.validation),
             "digest": identity.digest([image["id"] for image in truth["images"]]),
         },
-        "repairs": getattr(cell.training, "repairs", {}),
+        "repairs": {"train": getattr(cell.training, "repairs", {}), "val": getattr(cell.validation, "repairs", {})},
         "cost": {
             "pretrain_s": cell.pretrained.seconds if cell.pretrained else 0.0,
             "pretrain_accuracy": cell.pretrained.accuracy if cell.pretrained else None,
@@ -173,7 +174,9 @@ def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
     """Training and validation split; broken input is refused here, before anything is trained."""
     if isinstance(cfg.data, Shapes):
         # Rendering is what costs, so pictures that are not evaluated are not part of the set.
-        splits = shapes.load(world(cfg), cfg.data.train_images, cfg.recipe.eval_images or cfg.data.val_images)
+        splits = shapes.load(
+            world(cfg), cfg.data.train_images, min(cfg.data.val_images, cfg.recipe.eval_images or cfg.data.val_images)
+        )
         for split in splits:
             split.render_all(cfg.workers)
         return splits

@@ -238,8 +238,9 @@ class Config(Strict):
         return self
 
 
-# Keys that say where and how a run is carried out, not what comes out. They are no part of its identity.
-INCIDENTAL = ("table", "row", "out", "threads", "workers", "log")
+# Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
+# has in the end, and whether it is deterministic there, are (identity.facts).
+INCIDENTAL = ("table", "row", "out", "device", "deterministic", "threads", "workers", "log")
 # The declared factors of the ablation. Rows of a table may differ in these alone (and in the seed).
 FACTORS = ("neck",)
 

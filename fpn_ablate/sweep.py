@@ -15,6 +15,7 @@ from fpn_ablate.schema import INCIDENTAL, Coco, Config, validate
 
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
 _NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "experiments")
+_PLACES = ("data.train.", "data.val.")
 
 
 def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -35,7 +36,7 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
         group = key.split(".")[0]
         if group == "neck":
             row.append(f"{key.removeprefix('neck.')}={value}")
-        elif key not in _NAMED_ELSEWHERE and group not in (*INCIDENTAL, "device", "hydra") and "/" not in key:
+        elif not (key in _NAMED_ELSEWHERE or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)

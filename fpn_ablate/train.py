@@ -72,14 +72,15 @@ def train(
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
-        # Reading a loss waits for a GPU, so there it is read at the logging interval only; a NaN stays until then.
+        # Reading a loss waits for a GPU, so there it is read now and then only; a NaN stays until then, and is never saved.
         logged = done % cfg.log.every == 0 or done == recipe.steps
-        if logged or device.type == "cpu":
+        saved = checkpoint and done < recipe.steps and done % recipe.checkpoint_every == 0
+        if logged or saved or device.type == "cpu":
             values = _finite(losses, step, batch)
         if logged:
             report(done, {**values, "lr": rate})
         optimizer.step()
-        if checkpoint and done < recipe.steps and done % recipe.checkpoint_every == 0:
+        if checkpoint and saved:
             _save(checkpoint, done, model, optimizer, sampling)
 
 

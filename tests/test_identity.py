@@ -32,8 +32,8 @@ def changed(cfg: Config, path: tuple[str, ...]) -> Config:
     return value
 
 
-def facts(cfg, data="d", weights="w", device="cpu"):
-    return identity.facts(cfg, data, weights, device)
+def facts(cfg, data="d", weights="w", device="cpu", deterministic=True):
+    return identity.facts(cfg, data, weights, device, deterministic)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
@@ -51,17 +51,17 @@ def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row
 def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatch):
     cfg = config()
     before = facts(cfg)
-    others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu")]
+    others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu"), facts(cfg, deterministic=False)]
     monkeypatch.setattr(identity, "code_version", lambda: "other")
     others.append(facts(cfg))
     fingerprints = {identity.fingerprint(f) for f in (before, *others)}
-    assert len(fingerprints) == 5
-    assert len({identity.setting(f) for f in (before, *others)}) == 5
+    assert len(fingerprints) == 6
+    assert len({identity.setting(f) for f in (before, *others)}) == 6
 
 
 def test_what_is_incidental_is_written_down():
-    assert set(INCIDENTAL) >= {"table", "row", "out", "threads", "workers", "log"}
-    assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "head", "task", "recipe", "deterministic"}
+    assert set(INCIDENTAL) >= {"table", "row", "out", "device", "deterministic", "threads", "workers", "log"}
+    assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "head", "task", "recipe"}
     assert FACTORS == ("neck",)
 
 
@@ -73,7 +73,7 @@ def test_rows_and_seeds_share_a_setting(config, other):
 
 
 @pytest.mark.parametrize(
-    "other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "deterministic=false", "data.seed=1"]
+    "other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "data.seed=1"]
 )
 def test_other_recipes_and_data_are_another_setting(config, other):
     assert identity.setting(facts(config())) != identity.setting(facts(config(other)))

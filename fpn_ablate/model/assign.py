@@ -9,6 +9,8 @@ from torch import Tensor
 from fpn_ablate.model import boxes
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+# Pairs of an object and an anchor that are looked at together; more go image by image, with equal results and less memory.
+MOST_PAIRS = 2**26
 
 
 def match(anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high: float, low: float) -> tuple[Tensor, Tensor]:
@@ -24,6 +26,9 @@ def match(anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high:
     if g == 0:
         empty = torch.zeros((n, len(anchors)), dtype=torch.int64, device=anchors.device)
         return empty, empty.to(torch.int8)
+    if n > 1 and n * g * len(anchors) > MOST_PAIRS:
+        each = (match(anchors, gt_boxes[i : i + 1], valid[i : i + 1], crowd[i : i + 1], high, low) for i in range(n))
+        return tuple(torch.cat(column) for column in zip(*each, strict=True))
     shared = boxes.intersection(gt_boxes, anchors.expand(n, -1, -1))  # (N, G, R)
     anchor_area = boxes.area(anchors)
     overlap = boxes.iou_from(shared, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)

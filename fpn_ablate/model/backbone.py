@@ -34,10 +34,15 @@ class Backbone(nn.Module):
         del features["stem"]
         return features
 
+    def truncate(self, deepest: str) -> None:
+        """Drop the stages behind `deepest` ("c4"), which nothing reads."""
+        for name in STAGES[STAGES.index(deepest) + 1 :]:
+            del self.stages[name]
+
     def freeze(self, freeze_at: int) -> None:
         """Take the first `freeze_at` stages out of training, their batch statistics included; 0 freezes none. Not in the
         paper: Detectron freezes the stem and conv2."""
-        for name in STAGES[:freeze_at]:
+        for name in list(self.stages)[:freeze_at]:
             freeze_batch_norm(self.stages[name].requires_grad_(False))
 
 

@@ -48,8 +48,9 @@ def build_detector(cfg: Config, short_side: int | None = None) -> Detector:
     backbone = BACKBONES[cfg.backbone.name]()
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
-    backbone.freeze(cfg.backbone.freeze_at)
     neck = build_neck(cfg, backbone)
+    backbone.truncate(neck.deepest)
+    backbone.freeze(cfg.backbone.freeze_at)
     return Detector(backbone, neck, RPN(neck.levels, rpn_settings(cfg, short_side or cfg.recipe.short_side)))
 
 

@@ -1,7 +1,7 @@
 """Necks: from C2..C5 to the levels that the heads read (Sec. 3, Fig. 3), with a switch for every part.
 
-A switch that is off builds nothing. A neck of your own is a module with `levels` (what it puts out, finest first) and
-`forward(features) -> features`.
+A switch that is off builds nothing. A neck of your own is a module with `levels` (what it puts out, finest first), `deepest`
+(the last backbone map that it reads: later stages are not built) and `forward(features) -> features`.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ class SingleLevel(nn.Module):
     def __init__(self, in_levels: Sequence[Level], level: str) -> None:
         super().__init__()
         self.levels = tuple(spec for spec in in_levels if spec.name == level)
+        self.deepest = level  # the last backbone map that is read
 
     def forward(self, features: Features) -> Features:
         return {spec.name: features[spec.name] for spec in self.levels}
@@ -43,8 +44,8 @@ class FPN(nn.Module):
         lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
         output: "pyramid", or the one level to put out, e.g. "p2": Table 1 (f).
         upsample: "nearest" (the paper's), "bilinear" or "deconv".
-        smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only (so P5 has none: the other reading of
-            "each merged map"), or "none".
+        smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
+            of "each merged map"), or "none".
         p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (RetinaNet's stride-2 convolution on P5) or "none".
             Only a pyramid has it.
     """
@@ -65,6 +66,7 @@ class FPN(nn.Module):
         names = [spec.name.replace("c", "p") for spec in in_levels]
         self.outputs = names if output == "pyramid" else [output]
         coarsest, finest = names[-1], self.outputs[0]
+        self.deepest = (coarsest if top_down else self.outputs[-1]).replace("p", "c")
         # What the outputs depend on: without the top-down path only their own maps, else everything coarser as well.
         self.computed = [n for n in names if n >= finest] if top_down else list(self.outputs)
         self.lateral = nn.ModuleDict(
@@ -76,7 +78,7 @@ class FPN(nn.Module):
         )
         steps = [n for n in self.computed if n != coarsest] if top_down else []
         self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if upsample == "deconv" else {})
-        merged = set(steps) if smooth == "merged" else set(names) if smooth == "all" else set()
+        merged = {"all": set(names), "merged": set(names) - {coarsest}, "none": set()}[smooth]
         self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
         self.p6 = p6 if output == "pyramid" else "none"
         self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})

@@ -65,8 +65,10 @@ class RPNHead(nn.Module):
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: objectness (N, Ri) and deltas (N, Ri, 4), in anchor order."""
         hidden = [F.relu(self.conv(x)) for x in features.values()]
-        objectness = [anchor_grid.flatten_cells(self.objectness(x), 1)[..., 0] for x in hidden]
-        return objectness, [anchor_grid.flatten_cells(self.deltas(x), 4) for x in hidden]
+        # In fp32 also under autocast: bf16 has so few values that the best scores would tie by the hundred.
+        with torch.autocast("cuda", enabled=False):
+            objectness = [anchor_grid.flatten_cells(self.objectness(x.float()), 1)[..., 0] for x in hidden]
+            return objectness, [anchor_grid.flatten_cells(self.deltas(x.float()), 4) for x in hidden]
 
 
 class RPN(nn.Module):

@@ -12,7 +12,7 @@ from fpn_ablate.report.collate import collate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all is well, 1 when --check finds the README out of date, 2 when the input is wrong."""
+    """0 when all is well, 1 when --check finds the README out of date, 2 when the input, or that of a table, is wrong."""
     options = _parser().parse_args(arguments)
     try:
         return _report(options)
@@ -30,21 +30,23 @@ def _report(options: argparse.Namespace) -> int:
     if frame.empty:
         looked = ", ".join(map(str, options.source))
         raise UserError(f"no records found in {looked}; a run writes its record.json when it ends")
-    experiments = [EXPERIMENTS, *options.experiments]
-    collated = collate(frame, experiments=experiments)
+    errors: list[str] = []
+    collated = collate(frame, experiments=[EXPERIMENTS, *options.experiments], errors=errors)
+    for table in () if options.check else collated:
+        tables.show(table)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
     # Before anything is written: a README that cannot be filled stops here.
     text = options.readme.read_text(encoding="utf-8") if options.readme else ""
     filled = output.readme(text, collated) if options.readme else ""
     if options.check:
         print(f"{options.readme}: " + ("its tables are up to date" if text == filled else "its tables are out of date"))
-        return int(text != filled)
-    output.write(frame, options.out, experiments=experiments)
+        return 2 if errors else int(text != filled)
+    output.save(collated, frame, options.out)
     if text != filled:
-        records.write_atomic(options.readme, filled)
-    for table in collated:
-        tables.show(table)
-    print(f"written to {options.out}: {', '.join(table.name for table in collated)}")
-    return 0
+        records.save_text(options.readme, filled)
+    print(f"written to {options.out}: {', '.join(table.name for table in collated) or 'the ledger alone'}")
+    return 2 if errors else 0
 
 
 def _parser() -> argparse.ArgumentParser:

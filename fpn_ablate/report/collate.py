@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pandas as pd
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import footer
+from fpn_ablate.report import choose, footer
 from fpn_ablate.report.definition import Definition, Metric, RowSpec, find
 from fpn_ablate.report.stats import Summary, summarise
 
@@ -92,23 +91,38 @@ class Table:
 
 
 def collate(
-    frame: pd.DataFrame, only: Collection[Key] | None = None, experiments: Iterable[Path] = (EXPERIMENTS,)
+    frame: pd.DataFrame,
+    only: Collection[Key] | None = None,
+    experiments: Iterable[Path] = (EXPERIMENTS,),
+    settings: Collection[str] | None = None,
+    errors: list[str] | None = None,
 ) -> list[Table]:
     """Tables of all records, or of those (table, recipe, data) in `only`; one for each, of its newest setting.
 
+    A table that has records of one of `settings` is made of these instead. `errors` collects why a table cannot be made, so
+    that the others are; without it the first such reason is raised.
+
     Raises:
-        UserError: two records claim one cell, or one fingerprint stands under two rows.
+        UserError: a definition is wrong, two tables share a file name, or `settings` puts rows together that cannot be.
     """
     groups: dict[Key, list[Record]] = {}
     for record in frame.to_dict("records"):
         groups.setdefault((record["table"], record["recipe"], record["data"]), []).append(record)
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]
-    for key, name in zip(chosen, names, strict=True):
-        if names.count(name) > 1:
-            raise UserError(f"two tables would be written to the one file name '{name}', one of them {key}; rename one")
     unreadable = frame.attrs.get("unreadable", [])
-    return [_table(key, groups[key], unreadable, list(experiments)) for key in chosen]
+    tables: list[Table] = []
+    for key, name in zip(chosen, names, strict=True):
+        try:
+            if names.count(name) > 1:
+                raise UserError(f"two tables would be written to the one file name '{name}', one of them {key}; rename one")
+            tables.append(_table(key, groups[key], unreadable, list(experiments), settings))
+        except UserError as error:
+            if errors is None:
+                raise
+            if str(error) not in errors:  # a wrong definition is in the way of many tables
+                errors.append(str(error))
+    return tables
 
 
 def file_name(key: Key) -> str:
@@ -121,61 +135,24 @@ def file_name(key: Key) -> str:
     return f"{safe[:91]}-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
 
 
-def _table(key: Key, records: list[Record], unreadable: list[str], experiments: list[Path]) -> Table:
-    settings: dict[str, list[Record]] = {}
-    for record in records:
-        settings.setdefault(record["setting"], []).append(record)
-    for group in settings.values():
-        _refuse_duplicates(group)
-    setting = max(settings, key=lambda name: (_newest(settings[name]), name))
-    ours = settings.pop(setting)
+def _table(
+    key: Key, records: list[Record], unreadable: list[str], experiments: list[Path], settings: Collection[str] | None
+) -> Table:
+    ours, others = choose.one_setting(records, settings)
     definition = find(key[0], _metrics(ours), experiments)
+    ours, left_out = choose.one_record_a_seed(ours, {spec.row for spec in definition.rows})
     rows = _rows(definition, ours)
-    others = [settings[name] for name in sorted(settings)]
     table, recipe, data = key
     return Table(
         recipe=recipe,
         data=data,
         generated=any(record["generated"] for record in ours),
         same_data=_same_data(definition, data, ours),
-        setting=setting,
+        setting=ours[0]["setting"],
         definition=definition,
         rows=rows,
-        footer=tuple(footer.lines(definition, rows, ours, others, _of_table(unreadable, table))),
+        footer=tuple(footer.lines(definition, rows, ours, others, left_out, _of_table(unreadable, table))),
     )
-
-
-def _refuse_duplicates(records: list[Record]) -> None:
-    cells: dict[tuple, Record] = {}
-    fingerprints: dict[str, Record] = {}
-    for record in records:
-        first = cells.setdefault((record["row"], record["seed"]), record)
-        if first is not record:
-            differ = ", ".join(footer.differing_keys([first], [record], factors=True)) or "nothing that they record"
-            raise UserError(
-                f"two records claim row '{record['row']}', seed {record['seed']} of table '{record['table']}': "
-                f"{first['folder']} and {record['folder']}; they differ in {differ}. "
-                "Remove one folder, or give its row a name of its own."
-            )
-        first = fingerprints.setdefault(record["fingerprint"], record)
-        if first is not record:
-            raise UserError(
-                f"rows '{first['row']}' and '{record['row']}' have the same fingerprint {record['fingerprint']}: they "
-                f"are one experiment under two names ({first['folder']}, {record['folder']}). Remove one of them."
-            )
-
-
-def _newest(records: list[Record]) -> tuple[bool, datetime]:
-    """A setting's age: that of its newest finished record, or, before any has finished, of its newest record."""
-    return max((r["status"] == "finished", _time(r.get("finished") or r.get("started"))) for r in records)
-
-
-def _time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return datetime.min.replace(tzinfo=UTC)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:

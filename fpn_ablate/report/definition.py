@@ -73,16 +73,18 @@ class Definition:
 def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
     """The definition of `table`: from the file whose `table:` names it, else a generic one over the `metrics` found.
 
+    What a later folder defines stands for what an earlier one does.
+
     Raises:
-        UserError: a file is not valid YAML or not a valid definition, or two files define the table.
+        UserError: a file is not valid YAML or not a valid definition, or two files of a folder define the table.
     """
-    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
-    matches = {file: content for file in files if (content := _content(file)) and content.get("table") == table}
-    matches = {file: content for file, content in matches.items() if "report" in content}
-    if len(matches) > 1:
-        raise UserError(f"table '{table}' is defined twice: {' and '.join(map(str, matches))}; keep one")
-    for file, content in matches.items():
-        return _parse(file, content)
+    for folder in reversed(list(folders)):
+        contents = {file: _content(file) for file in sorted(folder.glob("*.yaml"))}
+        matches = {f: c for f, c in contents.items() if c and c.get("table") == table and "report" in c}
+        if len(matches) > 1:
+            raise UserError(f"table '{table}' is defined twice: {' and '.join(map(str, matches))}; keep one")
+        for file, content in matches.items():
+            return _parse(file, content)
     return generic(table, metrics)
 
 

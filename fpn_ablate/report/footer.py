@@ -5,14 +5,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.report.definition import Definition
+from fpn_ablate.schema import FACTORS, INCIDENTAL
 
 if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record, Row
 
 GENERATED = "GENERATED DATA: not comparable with COCO"
-# The row factors (by contract) and what names a cell: between rows of one setting they differ on purpose.
-FACTORS = ("config.neck.", "config.head.")
-NAMES = ("config.seed", "config.row", "config.ablation", "config.name")
+# Prefixes of a record's keys: the row factors, and what is no part of a setting.
+DECLARED = tuple(f"config.{key}." for key in FACTORS)
+ELSEWHERE = ("seed", *INCIDENTAL)
 # What else can set two settings apart, beside the configuration.
 CIRCUMSTANCES = (
     "images.count",
@@ -21,6 +22,8 @@ CIRCUMSTANCES = (
     "environment.version",
     "environment.commit",
     "environment.device",
+    "deterministic",
+    "code",
 )
 SHOWN_DIFFERENCES = 6
 SPREAD = " (mean ± sample standard deviation over n seeds)"
@@ -31,6 +34,7 @@ def lines(
     rows: "Iterable[Row]",
     ours: "list[Record]",
     others: "list[list[Record]]",
+    left_out: list[str],
     unreadable: list[str],
 ) -> list[tuple[str, str]]:
     """Pairs (label, text): first what was measured and how, then what is missing."""
@@ -39,14 +43,17 @@ def lines(
         ("data", _data(ours)),
         ("images", _images(finished)),
         ("objects", _each(finished, _objects)),
+        ("repairs", _each(finished, _repairs)),
         ("evaluator", _each(finished, lambda r: r.get("environment.evaluator"))),
         ("recipe", ours[0]["recipe"]),
+        ("backbone", _each(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
         ("device", _each(finished, lambda r: r.get("environment.device"))),
         ("code", _each(finished, _code)),
         ("cost", _cost(finished)),
         ("published", _published(definition)),
-        *(("left out", _left_out(ours, other)) for other in others),
+        *(("left out", text) for text in left_out),
+        *(("left out", _other_setting(ours, other)) for other in others),
     ]
     if unreadable:
         pairs.append(("unreadable", f"{len(unreadable)} of the record files: {'; '.join(unreadable)}"))
@@ -59,8 +66,7 @@ def differing_keys(these: "list[Record]", those: "list[Record]", factors: bool =
     Keys are shown without `config.`; a missing value is None.
     """
     keys = sorted({key for record in (*these, *those) for key in record if key.startswith("config.")})
-    if not factors:
-        keys = [key for key in keys if not key.startswith(FACTORS) and key not in NAMES]
+    keys = [key for key in keys if key.split(".")[1] not in ELSEWHERE and (factors or not key.startswith(DECLARED))]
     differing = {}
     for key in (*keys, *CIRCUMSTANCES):
         here, there = _values(these, key), _values(those, key)
@@ -69,16 +75,21 @@ def differing_keys(these: "list[Record]", those: "list[Record]", factors: bool =
     return differing
 
 
+def differences(ours: "list[Record]", others: "list[Record]", factors: bool = False, versus: str = ", here ") -> str:
+    """The keys for which two groups share no value, the others' value first; empty if there are none."""
+    differing = differing_keys(ours, others, factors)
+    parts = [f"{key} {there}{versus}{here}" for key, (here, there) in list(differing.items())[:SHOWN_DIFFERENCES]]
+    if len(differing) > SHOWN_DIFFERENCES:
+        parts.append(f"and {len(differing) - SHOWN_DIFFERENCES} more keys")
+    return "; ".join(parts)
+
+
 def _values(records: "list[Record]", key: str) -> set[str]:
     return {json.dumps(record.get(key), sort_keys=True) for record in records}
 
 
-def _left_out(ours: "list[Record]", other: "list[Record]") -> str:
-    differing = differing_keys(ours, other)
-    parts = [f"{key} {there}, here {here}" for key, (here, there) in list(differing.items())[:SHOWN_DIFFERENCES]]
-    if len(differing) > SHOWN_DIFFERENCES:
-        parts.append(f"and {len(differing) - SHOWN_DIFFERENCES} more keys")
-    what = "; ".join(parts) or "nothing that the records hold differs, so the code of the core does"
+def _other_setting(ours: "list[Record]", other: "list[Record]") -> str:
+    what = differences(ours, other) or "nothing that the records hold differs, so what the files of data or weights hold does"
     return f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
 
 
@@ -100,6 +111,30 @@ def _objects(record: "Record") -> str | None:
     order = [size for size in ("small", "medium", "large") if size in sizes]
     order += [size for size in sizes if size not in order]
     return ", ".join(f"{size} {sizes[size]}" for size in order if sizes[size] is not None) or None
+
+
+def _repairs(record: "Record") -> str | None:
+    """Counts of what was changed in the annotations, by split."""
+    splits: dict[str, list[str]] = {}
+    for key, value in record.items():
+        if key.startswith("repairs.") and value:
+            split, dot, what = key.removeprefix("repairs.").partition(".")
+            splits.setdefault(split if dot else "", []).append(f"{what or split} {value}")
+    return "; ".join(f"{split}: {', '.join(parts)}".removeprefix(": ") for split, parts in sorted(splits.items())) or None
+
+
+def _backbone(record: "Record") -> str | None:
+    name, weights = record.get("config.backbone.name"), record.get("config.backbone.weights")
+    if name is None:
+        return None
+    right, frozen = record.get("cost.pretrain_accuracy"), record.get("config.backbone.freeze_at")
+    share = "" if right is None else f", {right:.0%} of held-out ones right".replace("%", " %")
+    start = {
+        "pretrain": f"pre-trained on generated pictures{share}",
+        "imagenet": "weights from ImageNet (torchvision)",
+        "none": "random weights",
+    }.get(weights, f"weights from the file {weights}")
+    return f"{name}, {start}, freeze_at {frozen}"
 
 
 def _code(record: "Record") -> str | None:

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import plots, records, tables
 from fpn_ablate.report.collate import Key, Table, collate
@@ -22,26 +24,37 @@ def write(
     out: str | Path = "results",
     only: Collection[Key] | None = None,
     experiments: Iterable[Path] = (EXPERIMENTS,),
+    settings: Collection[str] | None = None,
 ) -> list[Table]:
     """Write `<out>/tables`, `<out>/plots` and `<out>/ledger.csv` from folders of runs, ledgers or a loaded frame.
 
-    `only` limits tables and plots to these (table, recipe, data); the ledger takes all records.
+    `only` limits tables and plots to these (table, recipe, data), and `settings` chooses among their records as in `collate`;
+    the ledger takes all records.
 
     Raises:
         UserError: a path does not exist, a definition is wrong, or records contradict each other; nothing is written.
     """
     frame = source if isinstance(source, pd.DataFrame) else records.load(source)
-    collated = collate(frame, only, experiments)
-    out = Path(out)
-    for table in collated:
-        texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
-        for kind, text in texts.items():
-            records.write_atomic(out / "tables" / f"{table.name}.{kind}", text)
-        for kind, image in plots.render(table).items():
-            records.write_atomic(out / "plots" / f"{table.name}.{kind}", image)
-    if len(frame):
-        records.write_ledger(frame, out / "ledger.csv")
+    collated = collate(frame, only, experiments, settings)
+    save(collated, frame, out)
     return collated
+
+
+def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path) -> None:
+    """Write tables that are made, and the ledger of the records."""
+    for table in collated:
+        save_table(table, out)
+    if len(frame):
+        records.write_ledger(frame, Path(out, "ledger.csv"))
+
+
+def save_table(table: Table, out: str | Path) -> None:
+    """Write one table in each format, then its plots."""
+    texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
+    for kind, text in texts.items():
+        records.save_text(Path(out, "tables", f"{table.name}.{kind}"), text)
+    for kind, image in plots.render(table).items():
+        write_atomically(Path(out, "plots", f"{table.name}.{kind}"), partial(Path.write_bytes, data=image))
 
 
 def readme(text: str, collated: Iterable[Table]) -> str:

@@ -7,16 +7,16 @@ have dtype object: pandas would otherwise turn integers beside an absent value i
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import FORMAT, write_atomically
 
-FORMAT = 1
 STATUSES = ("finished", "failed", "diverged", "interrupted")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
 # These columns stand first, in this order; records are sorted by them.
@@ -54,7 +54,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
-    """Merge `frame` into the ledger at `path`: a record replaces the one with its table and fingerprint.
+    """Merge `frame` into the ledger at `path`: a record replaces the one with its table, fingerprint and row.
 
     Equal records give equal bytes, whatever the order in which they came.
     """
@@ -65,9 +65,20 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
         lines = "; ".join(old.attrs["unreadable"])
         raise UserError(f"{path} would lose lines that cannot be read ({lines}); mend or remove them first")
     for record in [*old.to_dict("records"), *frame.to_dict("records")]:
-        merged[record["table"], record["fingerprint"]] = record
+        merged[record["table"], record["fingerprint"], record["row"]] = record
     ledger = _frame(merged.values())
-    write_atomic(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
+    save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dots in its keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = None if item != item else item  # NaN: undefined, as null is
+    return flat
 
 
 def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
@@ -103,18 +114,9 @@ def decode(cell: str) -> Any:
         return cell
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader, or a crash, sees the old text or the new one."""
+    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
@@ -128,7 +130,7 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
         return f"{shown}: not a JSON object"
     if content.get("format") != FORMAT:
         return f"{shown}: format {content.get('format')!r}, and this version reads format {FORMAT}"
-    record = _flatten(content)
+    record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
     return _problem(shown, record) or record
 
@@ -169,16 +171,6 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
             return f"{name}: key '{key}' must be a number or null, found {value!r}"
     return None
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = None if item != item else item  # NaN: undefined, as null is
-    return flat
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:

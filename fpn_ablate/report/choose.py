@@ -1,0 +1,109 @@
+"""Which records stand in a table: of one setting, of one configuration a row, one a seed. What is left out is named."""
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.report import footer
+from fpn_ablate.schema import FACTORS
+
+if TYPE_CHECKING:
+    from fpn_ablate.report.collate import Record
+
+
+def one_setting(
+    records: "list[Record]", wanted: Collection[str] | None = None
+) -> "tuple[list[Record], list[list[Record]]]":
+    """The records of one setting and, setting by setting, the others.
+
+    The setting is the one of `wanted` that has records here, or, where none has, the newest.
+
+    Raises:
+        UserError: several of `wanted` have records, so rows that are meant for one table cannot be compared.
+    """
+    settings: dict[str, list[Record]] = {}
+    for record in records:
+        settings.setdefault(record["setting"], []).append(record)
+    chosen = sorted(set(wanted or ()) & set(settings)) or [max(settings, key=lambda name: (_newest(settings[name]), name))]
+    if len(chosen) > 1:
+        raise UserError(_unfair([settings[name] for name in chosen]))
+    ours = settings.pop(chosen[0])
+    return ours, [settings[name] for name in sorted(settings)]
+
+
+def one_record_a_seed(records: "list[Record]", named: Collection[str]) -> "tuple[list[Record], list[str]]":
+    """Of records of one setting those to show, and a line on each kind of record left out.
+
+    A row is its newest finished record and those that share its factors. Of rows that are one experiment under several
+    names, the one in `named` stands, else the newest.
+    """
+    rows: dict[str, list[Record]] = {}
+    for record in records:
+        rows.setdefault(record["row"], []).append(record)
+    left: dict[tuple[str, str], set[int]] = {}
+    kept: dict[str, Record] = {}
+    for row in sorted(rows, key=lambda row: (row in named, _newest(rows[row]), row), reverse=True):
+        standing, replaced = _of_one_row(rows[row])
+        for record, other in replaced:
+            text = footer.differences([other], [record], factors=True) or "no key that they hold differs"
+            left.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
+        for record in standing:
+            first = kept.setdefault(record["fingerprint"], record)
+            if first is not record:
+                same = f"the same experiment as row '{first['row']}', seed {first['seed']}"
+                same = f"the same experiment as row '{first['row']}'" if first["seed"] == record["seed"] else same
+                left.setdefault((row, same), set()).add(record["seed"])
+    return list(kept.values()), [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left.items())]
+
+
+def _of_one_row(records: "list[Record]") -> "tuple[list[Record], list[tuple[Record, Record]]]":
+    """The records that stand, one a seed, and the others, each with the one that stands in its place."""
+    ordered = sorted(records, key=_age, reverse=True)
+    seeds: dict[int, Record] = {}
+    replaced = []
+    for record in ordered:
+        # Seeds of other factors would be averaged with these.
+        stands = _factors(record) == _factors(ordered[0])
+        other = seeds.setdefault(record["seed"], record) if stands else seeds.get(record["seed"], ordered[0])
+        if other is not record:
+            replaced.append((record, other))
+    return list(seeds.values()), replaced
+
+
+def _factors(record: "Record") -> "Record":
+    return {key: value for key, value in record.items() if key.startswith(footer.DECLARED)}
+
+
+def _unfair(groups: "list[list[Record]]") -> str:
+    table, recipe, data = (groups[0][0][key] for key in ("table", "recipe", "data"))
+    first, *others = groups
+    rows = [", ".join(sorted({record["row"] for record in group})) for group in groups]
+    keys = dict.fromkeys(footer.differences(first, other, versus=" against ") or "contents of data or weights" for other in others)
+    return (
+        f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {', '.join(FACTORS)}, so "
+        f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
+        "the records stay"
+    )
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    seeds = sorted(seeds)
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _newest(records: "list[Record]") -> tuple[bool, datetime, str]:
+    """The age of a group: that of its newest finished record, or, before any has finished, of its newest record."""
+    return max(map(_age, records))
+
+
+def _age(record: "Record") -> tuple[bool, datetime, str]:
+    return record["status"] == "finished", _time(record.get("finished") or record.get("started")), record["folder"] or ""
+
+
+def _time(text: Any) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
