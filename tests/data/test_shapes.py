@@ -221,7 +221,6 @@ def test_with_one_mix_objects_and_distractors_have_the_same_sizes_and_bodies():
         assert abs(x - y) < 0.06
 
 
-@pytest.mark.xfail(reason="things of equal size are drawn objects first, so a thing in front is a distractor", strict=False)
 def test_with_one_scale_what_lies_in_front_does_not_tell_objects():
     world = replace(WORLD, single_scale=0.1, objects=(6, 6), distractors=(6, 6))
     ranks = {True: [], False: []}

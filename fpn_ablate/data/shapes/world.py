@@ -119,7 +119,11 @@ def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, lis
     )
     kinds = [True] * counts[0] + [False] * counts[1]
     sides = [_pick_side(world, world.mix if is_object else world.distractor_mix, rng) for is_object in kinds]
-    wanted = sorted(zip(sides, kinds, strict=True), reverse=True)  # large things lie behind small ones
+    wanted = list(zip(sides, kinds, strict=True))
+    if world.single_scale is not None:
+        # Or every object would be placed first, and what lies in front would tell what is an object.
+        wanted = [wanted[i] for i in rng.permutation(len(wanted))]
+    wanted.sort(key=lambda thing: thing[0], reverse=True)  # large things lie behind small ones
     things: list[Thing] = []
     lanterns, reach = lantern_spots(world, rng), LANTERN_RADIUS * world.short_side
     taken = np.hstack([lanterns - reach, lanterns + reach])
