@@ -1,17 +1,23 @@
 """Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
 
+import json
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import report
 from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.report.records import flatten
 from fpn_ablate.report.tables import show
-from fpn_ablate.schema import INCIDENTAL, Coco, Config, validate
+from fpn_ablate.schema import FACTORS, INCIDENTAL, Coco, Config, validate
 
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
 _NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "experiments")
@@ -60,16 +66,96 @@ def refuse_unwritable(out: str) -> None:
 
 
 def publish(cells: Iterable[Config]) -> None:
-    """Print and write the tables that these cells belong to, from all records on disk, finished or not."""
+    """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
+
+    Raises nothing: it is called when a sweep ends, whatever ended it.
+    """
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
-        runs = Path(out, "runs")
-        if not runs.is_dir():
-            continue
-        only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells if cfg.out == out}
-        for table in report.write(runs, out, only):
+        with _warning(f"no table of {out}"):
+            if Path(out, "runs").is_dir():
+                _publish([cfg for cfg in cells if cfg.out == out], Path(out))
+
+
+def _publish(cells: list[Config], out: Path) -> None:
+    frame, errors = report.load(out / "runs"), []
+    only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
+    tables = report.collate(frame, only, _experiments(), settings_of(cells, frame.to_dict("records")), errors)
+    for table in tables:
+        with _warning(f"{table.name} is not shown"):
             show(table)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    for table in tables:
+        with _warning(f"{table.name} is not written"):
+            report.save_table(table, out)
             print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
+    with _warning(f"{out / 'ledger.csv'} is not written"):
+        report.write_ledger(frame, out / "ledger.csv")
+
+
+_Pair = tuple[Config, dict[str, Any]]  # a cell and a record of it, flat
+
+
+def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[str]:
+    """The settings of these cells' own records (flat ones). Cells that share all but the declared factors share a setting.
+
+    Where such cells have records of several (of an older version, of another machine), it is the one of the present code and of
+    the device asked for, then the one that has most cells, then the newest.
+    """
+    from fpn_ablate import identity
+
+    found: dict[str, dict[str, list[_Pair]]] = {}
+    for cfg in cells:
+        wanted = _relevant(flatten({"config": identity.portable(cfg)}))
+        shared = {key: value for key, value in wanted.items() if key.split(".")[1] not in (*FACTORS, "seed")}
+        place = [cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed]
+        for record in records:
+            here = [record[key] for key in ("table", "recipe", "data", "row", "seed")] == place
+            if here and _relevant(record) == wanted:
+                group = found.setdefault(json.dumps([*place[:3], shared], sort_keys=True), {})
+                group.setdefault(record["setting"], []).append((cfg, record))
+
+    def rank(pairs: list[_Pair]) -> tuple:
+        cfg, record = pairs[0]
+        finished = [record for _, record in pairs if record["status"] == "finished"]
+        newest = max((str(record.get("finished")) for record in finished), default="")
+        return record.get("code") == identity.code_version(), _as_asked(cfg, record), len(finished), newest
+
+    return {max(settings, key=lambda name: (*rank(settings[name]), name)) for settings in found.values()}
+
+
+def _relevant(record: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in a flat record, without what is absent or decides nothing."""
+    config = {key: value for key, value in record.items() if key.startswith("config.") and value is not None}
+    return {key: value for key, value in config.items() if key.split(".")[1] not in INCIDENTAL}
+
+
+def _as_asked(cfg: Config, record: dict[str, Any]) -> bool:
+    """Whether a record is of the device, and of the determinism, that a cell asks for."""
+    device = cfg.device
+    if device == "auto" and "torch" in sys.modules:  # else the runs took place in other processes, perhaps elsewhere
+        device = "cuda" if sys.modules["torch"].cuda.is_available() else "cpu"
+    kind = "cpu" if str(record.get("environment.device")).startswith("cpu") else "cuda"
+    return device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
+
+
+def _experiments() -> list[Path]:
+    """Folders of table definitions: ours, then those of --config-dir and of the search path, which may replace ours."""
+    hydra = GlobalHydra.instance()
+    sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []
+    folders = [Path(source.path, "experiments").resolve() for source in reversed(sources) if source.scheme() == "file"]
+    return [EXPERIMENTS, *(f for f in dict.fromkeys(folders) if f.is_dir() and f != EXPERIMENTS.resolve())]
+
+
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """One printed line in place of an exception."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: {what}: {text}", file=sys.stderr)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record
 
 
-def one_setting(
-    records: "list[Record]", wanted: Collection[str] | None = None
-) -> "tuple[list[Record], list[list[Record]]]":
+def one_setting(records: "list[Record]", wanted: Collection[str] | None = None) -> "tuple[list[Record], list[list[Record]]]":
     """The records of one setting and, setting by setting, the others.
 
     The setting is the one of `wanted` that has records here, or, where none has, the newest.
@@ -79,7 +77,8 @@ def _unfair(groups: "list[list[Record]]") -> str:
     table, recipe, data = (groups[0][0][key] for key in ("table", "recipe", "data"))
     first, *others = groups
     rows = [", ".join(sorted({record["row"] for record in group})) for group in groups]
-    keys = dict.fromkeys(footer.differences(first, other, versus=" against ") or "contents of data or weights" for other in others)
+    found = [footer.differences(first, other, versus=" against ") for other in others]
+    keys = dict.fromkeys(text or "what the files of data or weights hold" for text in found)
     return (
         f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {', '.join(FACTORS)}, so "
         f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "

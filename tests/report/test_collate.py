@@ -114,20 +114,6 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
     assert [table.key for table in collate(load(runs), only={("other", "quick", "shapes")})] == [("other", "quick", "shapes")]
 
 
-def test_two_records_of_one_cell_are_refused(runs, put):
-    put(fingerprint="1" * 16)
-    put(fingerprint="2" * 16, config={"neck": {"channels": 64}})
-    with pytest.raises(UserError, match=r"seed0-11111111.*seed0-22222222.*neck\.channels"):
-        collate(load(runs))
-
-
-def test_two_rows_of_one_fingerprint_are_refused(runs, put):
-    put("fpn", fingerprint="1" * 16, folder="a")
-    put("mine", fingerprint="1" * 16, folder="b")
-    with pytest.raises(UserError, match="'fpn' and 'mine' have the same fingerprint"):
-        collate(load(runs))
-
-
 def test_own_rows_stand_below_without_published_values(runs, put):
     put("a_row_of_mine")
     table = only_table(runs)
@@ -167,6 +153,17 @@ def test_another_table_needs_its_file_alone(runs, put, tmp_path):
     assert fpn.facts == {"head": "2fc"}
     assert fpn.cells["AP"].published == 33.9 and fpn.cells["seconds"].ours.mean == 0.25
     assert row_of(table, "new").cells["AP"].published is None
+
+
+def test_a_later_folder_defines_a_table_anew(runs, put, tmp_path):
+    mine = {"table": "table1_rpn", "report": {"title": "Mine", "facts": [], "metrics": [{"key": "AR100"}]}}
+    (tmp_path / "other_name.yaml").write_text(yaml.safe_dump(mine))
+    put()
+    (table,) = collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
+    assert table.definition.title == "Mine"
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(mine))
+    with pytest.raises(UserError, match="defined twice"):
+        collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -227,11 +224,46 @@ def test_file_names_are_harmless_short_and_apart():
     assert file_name(("table1_rpn", "quick", "shapes")) == "table1_rpn-shapes-quick"
 
 
-def test_ambiguous_file_names_are_refused(runs, put):
+def test_ambiguous_file_names_are_refused_and_the_others_are_made(runs, put):
     put(table="a-b", data="c", fingerprint="1")
     put(table="a", data="b-c", fingerprint="2")
+    put()
     with pytest.raises(UserError, match="a-b-c-quick"):
         collate(load(runs))
+    errors = []
+    assert [table.key for table in collate(load(runs), errors=errors)] == [("table1_rpn", "quick", "shapes")]
+    assert len(errors) == 2 and all("a-b-c-quick" in error for error in errors)
+
+
+def test_the_backbone_is_in_the_footer(runs, put):
+    def backbone(weights):
+        return {"backbone": {"name": "small", "weights": weights, "freeze_at": 2}}
+
+    put("c4", config=backbone("pretrain"), cost={"pretrain_accuracy": 0.9712})
+    put("c4", data="b", fingerprint="b", config=backbone("imagenet"), cost={"pretrain_accuracy": None})
+    put("c4", data="c", fingerprint="c", config=backbone("mine.pt"))
+    put("c4", data="d", fingerprint="d", config=backbone("none"))
+    put("c4", data="e", fingerprint="e", status="failed", config=backbone("pretrain"), cost={})
+    assert {table.data: footer_of(table, "backbone") for table in collate(load(runs))} == {
+        "shapes": ["small, pre-trained on generated pictures, 97 % of held-out ones right, freeze_at 2"],
+        "b": ["small, weights from ImageNet (torchvision), freeze_at 2"],
+        "c": ["small, weights from the file mine.pt, freeze_at 2"],
+        "d": ["small, random weights, freeze_at 2"],
+        "e": ["small, pre-trained on generated pictures, freeze_at 2"],
+    }
+
+
+def test_repairs_are_in_the_footer_where_there_are_any(runs, put):
+    put(data="a", fingerprint="a", repairs={"train": {"boxes clipped": 3, "degenerate boxes": 1}, "val": {"boxes clipped": 2}})
+    put(data="b", fingerprint="b", repairs={"boxes clipped": 3})
+    put(data="c", fingerprint="c", repairs={"train": {}, "val": {}})
+    put(data="d", fingerprint="d")
+    assert [footer_of(table, "repairs") for table in collate(load(runs))] == [
+        ["train: boxes clipped 3, degenerate boxes 1; val: boxes clipped 2"],
+        ["boxes clipped 3"],
+        [],
+        [],
+    ]
 
 
 def test_published_values_are_the_papers(runs, put):

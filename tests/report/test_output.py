@@ -27,12 +27,12 @@ def contents(folder):
 def test_report_imports_neither_torch_nor_hydra():
     code = (
         "import sys, fpn_ablate.report, fpn_ablate.report.__main__, fpn_ablate.report.plots\n"
-        "banned = {'torch', 'torchvision', 'hydra', 'omegaconf', 'wandb', 'matplotlib', 'pydantic'}\n"
+        "banned = {'torch', 'torchvision', 'hydra', 'omegaconf', 'wandb', 'matplotlib'}\n"
         "ours = {m for m in sys.modules if m.startswith('fpn_ablate.') and not m.startswith('fpn_ablate.report')}\n"
         "print(sorted(banned & set(sys.modules)), sorted(ours))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[] ['fpn_ablate.errors', 'fpn_ablate.paths']"
+    assert out.strip() == "[] ['fpn_ablate.errors', 'fpn_ablate.files', 'fpn_ablate.paths', 'fpn_ablate.schema']"
 
 
 def test_writing_twice_and_from_the_ledger_gives_equal_bytes(filled, tmp_path):
@@ -55,11 +55,34 @@ def test_only_limits_tables_but_not_the_ledger(filled, put, tmp_path):
     assert len(load(tmp_path / "out" / "ledger.csv")) == 5
 
 
-def test_contradiction_writes_nothing(filled, put, tmp_path):
-    put("fpn", 0, fingerprint="again")
+def test_wrong_definition_writes_nothing(filled, put, tmp_path):
+    put(table="mine", fingerprint="m")
+    (tmp_path / "mine.yaml").write_text("table: mine\nreport: {tittle: x}\n")
     with pytest.raises(UserError):
-        write(filled, tmp_path / "out")
+        write(filled, tmp_path / "out", experiments=[tmp_path])
     assert not (tmp_path / "out").exists()
+
+
+def test_command_makes_the_other_tables_of_a_wrong_one_and_ends_with_code_2(filled, put, tmp_path, capsys):
+    put(table="mine", fingerprint="m")
+    (tmp_path / "mine.yaml").write_text("table: mine\nreport: {tittle: x}\n")
+    out = tmp_path / "out"
+    assert main([str(filled), "--out", str(out), "--experiments", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "(c) FPN" in shown.out
+    assert shown.err.startswith("error: ") and "mine.yaml: report" in shown.err
+    assert {path.stem for path in (out / "tables").iterdir()} == {NAME}
+    assert len(load(out / "ledger.csv")) == 5
+
+
+def test_twins_stand_side_by_side_in_the_ledger(filled, put, tmp_path):
+    """A table of the ledger is that of the runs, which chooses between them."""
+    fingerprint = load(filled).query("row == 'fpn' and seed == 0")["fingerprint"].item()
+    put("fpn+upsample=nearest", 0, "twin", fingerprint=fingerprint)
+    (table,) = write(filled, tmp_path / "out")
+    (again,) = collate(load(tmp_path / "out" / "ledger.csv"))
+    assert tables.markdown(again) == tables.markdown(table)
+    assert len(load(tmp_path / "out" / "ledger.csv")) == 5
 
 
 def test_plot_marks_generated_data_and_names_survive(runs, put):

@@ -1,0 +1,112 @@
+"""Which of several records stands in a table, and what the footer says of the others."""
+
+import pytest
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.report import collate, load
+
+TWIN = "fpn+upsample=nearest"  # the default, spelled out
+
+
+def table_of(runs, **options):
+    (table,) = collate(load(runs), **options)
+    return table
+
+
+def values(table):
+    """{(row, seed): AR@100 in percent} of what is shown."""
+    shown = {(row.row, seed): value for row in table.rows for seed, value in row.cells["AR100"].values.items()}
+    return {key: round(value, 6) for key, value in shown.items()}
+
+
+def left_out(table):
+    return [text for label, text in table.footer if label == "left out"]
+
+
+def neck(channels):
+    return {"neck": {"channels": channels}}
+
+
+def test_of_one_experiment_under_two_names_the_defined_row_stands(runs, put):
+    for seed in (0, 1):
+        put("fpn", seed, fingerprint=f"f{seed}", finished="2026-01-01T00:00:00Z", metrics={"AR100": 0.3})
+        put(TWIN, seed, f"twin{seed}", fingerprint=f"f{seed}", finished="2026-01-02T00:00:00Z", metrics={"AR100": 0.3})
+    put("c4", metrics={"AR100": 0.2})
+    table = table_of(runs)
+    assert values(table) == {("fpn", 0): 30, ("fpn", 1): 30, ("c4", 0): 20}
+    assert TWIN not in [row.row for row in table.rows]
+    assert left_out(table) == [f"row '{TWIN}', seeds 0, 1: the same experiment as row 'fpn'"]
+
+
+def test_of_two_undefined_names_the_newest_stands_in_all_seeds(runs, put):
+    """Else the seeds of one experiment would be shared out between two rows."""
+    for seed in (0, 1):
+        put("old", seed, f"old{seed}", fingerprint=f"f{seed}", finished="2026-01-02T00:00:00Z")
+    put("new", 0, fingerprint="f0", finished="2026-01-01T00:00:00Z")
+    put("new", 1, fingerprint="f1", finished="2026-01-03T00:00:00Z")
+    table = table_of(runs)
+    assert set(values(table)) == {("new", 0), ("new", 1)}
+    assert left_out(table) == ["row 'old', seeds 0, 1: the same experiment as row 'new'"]
+
+
+def test_of_an_edited_row_the_newest_finished_stands(runs, put):
+    put("mine", fingerprint="1", finished="2026-01-01T00:00:00Z", config=neck(32), metrics={"AR100": 0.1})
+    put("mine", fingerprint="2", finished="2026-01-02T00:00:00Z", config=neck(64), metrics={"AR100": 0.2})
+    put("mine", fingerprint="3", finished="2026-01-03T00:00:00Z", config=neck(96), status="failed")
+    table = table_of(runs)
+    assert values(table) == {("mine", 0): 20}
+    assert left_out(table) == [
+        "row 'mine', seed 0: not the newest finished: neck.channels 32, here 64",
+        "row 'mine', seed 0: not the newest finished: neck.channels 96, here 64",
+    ]
+
+
+def test_seeds_of_an_edited_row_are_not_averaged_with_those_before_the_edit(runs, put):
+    for seed in (0, 1):
+        put("mine", seed, fingerprint=f"old{seed}", finished="2026-01-01T00:00:00Z", config=neck(32))
+    put("mine", 0, fingerprint="new", finished="2026-01-02T00:00:00Z", config=neck(64), metrics={"AR100": 0.2})
+    table = table_of(runs)
+    assert values(table) == {("mine", 0): 20}
+    assert left_out(table) == ["row 'mine', seeds 0, 1: not the newest finished: neck.channels 32, here 64"]
+
+
+def test_a_copied_folder_is_one_record(runs, put):
+    put("fpn", folder="a", metrics={"AR100": 0.2})
+    put("fpn", folder="b", metrics={"AR100": 0.2})
+    table = table_of(runs)
+    assert values(table) == {("fpn", 0): 20}
+    assert left_out(table) == ["row 'fpn', seed 0: not the newest finished: no key that they hold differs"]
+
+
+def test_the_head_is_no_declared_factor(runs, put):
+    put("fpn", setting="a", fingerprint="1", config={"head": {"samples": 256}}, finished="2026-01-01T00:00:00Z")
+    put("fpn", setting="b", fingerprint="2", config={"head": {"samples": 64}}, finished="2026-01-02T00:00:00Z")
+    assert left_out(table_of(runs)) == ["1 record of another setting: head.samples 256, here 64"]
+
+
+def test_what_decides_nothing_is_not_named_as_a_difference(runs, put):
+    first = {"seed": 0, "threads": 1, "workers": 0, "log": {"wandb": "off"}, "device": "cpu", "row": "fpn"}
+    second = {"seed": 1, "threads": 2, "workers": 3, "log": {"wandb": "online"}, "device": "auto", "row": "c4"}
+    put("fpn", 0, setting="a", config=first, code="1111", finished="2026-01-01T00:00:00Z")
+    put("c4", 1, setting="b", config=second, code="2222", finished="2026-01-02T00:00:00Z")
+    assert left_out(table_of(runs)) == ["1 record of another setting: code 1111, here 2222"]
+
+
+def test_an_asked_for_setting_stands_though_another_is_newer(runs, put):
+    put("fpn", setting="a", fingerprint="1", finished="2026-01-01T00:00:00Z", metrics={"AR100": 0.1})
+    put("fpn", setting="b", fingerprint="2", finished="2026-01-02T00:00:00Z", metrics={"AR100": 0.2})
+    assert values(table_of(runs)) == {("fpn", 0): 20}
+    assert values(table_of(runs, settings={"a", "of another table"})) == {("fpn", 0): 10}
+    assert values(table_of(runs, settings={"of another table"})) == {("fpn", 0): 20}
+
+
+def test_several_asked_for_settings_are_unfair_and_the_other_tables_are_made(runs, put):
+    put("fpn", setting="a", fingerprint="1")
+    put("mine", setting="b", fingerprint="2", config={"recipe": {"steps": 900}, **neck(7)})
+    put("fpn", table="other", setting="a", fingerprint="3")
+    with pytest.raises(UserError, match=r"recipe\.steps 900 against 500 \(rows fpn \| mine\)") as refusal:
+        collate(load(runs), settings={"a", "b"})
+    assert "channels" not in str(refusal.value)
+    errors = []
+    assert [table.key[0] for table in collate(load(runs), settings={"a", "b"}, errors=errors)] == ["other"]
+    assert errors == [str(refusal.value)]
