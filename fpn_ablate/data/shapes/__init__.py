@@ -1,10 +1,10 @@
 """The generated data set: no download, any size, the same bytes for the same seed.
 
 A small world in which finding an object takes meaning, not only contrast. *Things* are discs, squares, diamonds and
-triangles in one of three hues, marked with a bar or a post. Whether a thing is an *object* depends on its mark and on its
-surroundings: by day (the lanterns in the picture are yellow) things with a bar are objects, by night (they are cyan) those with
-a post. All others are distractors, made of the same parts, and in the majority. What tells the time, the lanterns and the
-majority's mark, lies farther from most small things than the forty pixels that the early stages of a backbone see.
+triangles in one of three hues, with one of three marks on them. Whether a thing is an *object* depends on how its parts are
+combined and on its surroundings: by day (the lanterns in the picture are yellow) a hue goes with the mark of its own number,
+by night (they are cyan) with the next one. A distractor is a thing that would be an object at the other time. What tells the
+time, the lanterns and the majority of the things, takes a wide view: the early stages of a backbone see some forty pixels.
 
 Sizes: the bounds between small, medium and large are COCO's (32 and 96 px), scaled by the short side over 480, the usual
 short side of a COCO image. So "small" means the same share of the picture as it does there.

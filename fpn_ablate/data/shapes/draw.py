@@ -25,7 +25,9 @@ def _coverage(body: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarr
 def _mark_coverage(mark: int, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
     """As `_coverage`, but u, v have equal scales: a mark keeps its form on a stretched body."""
     v = v - 0.1  # the middle of a triangle lies lower than that of the other bodies
-    if MARKS[mark] == "bar":
+    if MARKS[mark] == "dot":
+        distance = np.maximum(np.abs(u), np.abs(v)) - 0.32
+    elif MARKS[mark] == "bar":
         distance = np.maximum(np.abs(u) - 0.62, np.abs(v) - 0.2)
     else:
         distance = np.maximum(np.abs(u) - 0.2, np.abs(v) - 0.62)

@@ -44,7 +44,7 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
-    """One thing of any size on a background of the same world, and its kind: hue, mark, time of day.
+    """One thing of any size on a background of the same world, and its kind: hue, which of its two marks, time of day.
 
     For pre-training a backbone, as ImageNet does for photographs. Half of the kinds are objects, half are distractors.
     """

@@ -9,14 +9,14 @@ import numpy as np
 from fpn_ablate.seeding import numpy_generator
 
 HUES = ("red", "green", "blue")
-MARKS = ("bar", "post")
+MARKS = ("dot", "bar", "post")
 BODIES = ("disc", "square", "diamond", "triangle")
 COCO_SHORT_SIDE = 480
 NUM_CLASSES = len(HUES)
 LANTERN_RADIUS = 0.02  # share of the short side
 
 # Enlarged whenever the renderer draws something else, so that no cached result outlives its picture.
-RENDERER = 2
+RENDERER = 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def _pick_side(world: World, mix: tuple[float, float, float], rng: np.random.Gen
 def pick_parts(is_object: bool, day: bool, rng: np.random.Generator) -> tuple[int, int, int]:
     """(hue, mark, label). Objects and distractors show every hue and every mark equally often."""
     hue = int(rng.integers(NUM_CLASSES))
-    return hue, int(day != is_object), hue + 1 if is_object else 0
+    mark = (hue + (day != is_object)) % NUM_CLASSES
+    return hue, mark, hue + 1 if is_object else 0
 
 
 def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any] | None:
