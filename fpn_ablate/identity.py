@@ -41,7 +41,7 @@ def _without_docstrings(source: str) -> str:
 def portable(cfg: Config) -> dict[str, Any]:
     """The configuration without the places of files, which differ between machines; digests stand for what is in them."""
     values = cfg.model_dump(mode="json", exclude={"out"})
-    for place in ("root", "label", "train", "val"):
+    for place in ("root", "train", "val"):
         values["data"].pop(place, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     return values
