@@ -72,9 +72,7 @@ def test_rows_and_seeds_share_a_setting(config, other):
     assert identity.fingerprint(a) != identity.fingerprint(b)
 
 
-@pytest.mark.parametrize(
-    "other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "data.seed=1"]
-)
+@pytest.mark.parametrize("other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "data.seed=1"])
 def test_other_recipes_and_data_are_another_setting(config, other):
     assert identity.setting(facts(config())) != identity.setting(facts(config(other)))
 
