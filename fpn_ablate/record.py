@@ -1,4 +1,4 @@
-"""The record of a run: written last and in one piece, so a run with a record is over and a run without one is not."""
+"""The record of a run, written last and in one piece. A run whose record says finished is over; any other is taken up again."""
 
 import json
 import platform
