@@ -145,8 +145,57 @@ class Head(Strict):
         return self
 
 
-class Task(Strict):
+class RPNTask(Strict):
+    """Table 1: the RPN alone, class-agnostic proposals."""
+
     name: Literal["rpn"]
+
+
+class RoI(Strict):
+    """The second stage; see `fpn_ablate.model.roi.RoISettings`. Pairs are (training, test)."""
+
+    head: Literal["auto", "2fc", "conv5"]
+    canonical_level: Positive
+    canonical_box_size: PositiveFloat
+    pooling: Literal["align", "pool"]
+    sampling_ratio: Count
+    resolution: Positive
+    conv5_resolution: Positive
+    fc_dim: Positive
+    proposals: tuple[Positive, Positive]
+    samples: Positive
+    positive_fraction: Share
+    positive_iou: PositiveShare
+    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+    box_loss_beta: NotNegative
+    score_thresh: Share
+    nms_thresh: Share
+    detections: Positive
+
+
+class ProposalSource(Strict):
+    """Whose RPN makes the proposals: the row `row` with the neck `neck`, or a `file` that another run has made."""
+
+    row: str
+    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    file: str | None
+
+
+class FastRCNNTask(Strict):
+    """Table 2: Fast R-CNN on fixed proposals, the same for all rows."""
+
+    name: Literal["fast_rcnn"]
+    proposals: ProposalSource
+    roi: RoI
+
+
+class FasterRCNNTask(Strict):
+    """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
+    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
+
+    name: Literal["faster_rcnn"]
+    training: Literal["separate", "four_step", "joint"]
+    roi: RoI
 
 
 class Optimizer(Strict):
@@ -174,6 +223,16 @@ class Pretrain(Strict):
     seed: Count
 
 
+class BoxRecipe(Strict):
+    """What the second stage takes from a recipe. `proposals`: as many of the best, in (training, test)."""
+
+    steps: Positive
+    samples: Positive
+    proposals: tuple[Positive, Positive]
+    fc_dim: Positive
+    pooling: Literal["align", "pool"]
+
+
 class Recipe(Strict):
     name: str
     short_side: Side
@@ -190,6 +249,7 @@ class Recipe(Strict):
     eval_images: Positive | None
     checkpoint_every: Positive
     pretrain: Pretrain
+    box: BoxRecipe
 
     @model_validator(mode="after")
     def _sides(self) -> "Recipe":
@@ -210,6 +270,7 @@ class Config(Strict):
     table: str
     row: str
     seed: Count
+    factors: Annotated[tuple[str, ...], Field(min_length=1)]
     out: str
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive | None
@@ -219,7 +280,7 @@ class Config(Strict):
     backbone: Backbone
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
     head: Head
-    task: Task
+    task: RPNTask | FastRCNNTask | FasterRCNNTask = Field(discriminator="name")
     recipe: Recipe
     log: Log
 
@@ -235,12 +296,15 @@ class Config(Strict):
                 # A level without anchors would be computed for nothing.
                 sizes, levels = len(self.head.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
                 raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
+        roi = getattr(self.task, "roi", None)
+        if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
+            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: use it with ablation=c4, or take 2fc or auto")
         return self
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, and whether it is deterministic there, are (identity.facts).
-INCIDENTAL = ("table", "row", "out", "device", "deterministic", "threads", "workers", "log")
+INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "log")
 # The declared factors of the ablation. Rows of a table may differ in these alone (and in the seed).
 FACTORS = ("neck",)
 
@@ -255,7 +319,7 @@ def validate(values: dict[str, Any]) -> Config:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {"shapes", "coco", "fpn", "single_level"}
+    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn"}
     where = [str(part) for part in problem["loc"] if str(part) not in tags]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
