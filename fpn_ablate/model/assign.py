@@ -13,34 +13,46 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 MOST_PAIRS = 2**26
 
 
-def match(anchors: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, high: float, low: float) -> tuple[Tensor, Tensor]:
-    """Match anchors (R, 4) with ground truth (N, G, 4).
+def match(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    valid: Tensor,
+    crowd: Tensor,
+    high: float,
+    low: float,
+    best_of_object: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Match anchors (R, 4), or each image's own RoIs (N, R, 4), with ground truth (N, G, 4).
 
-    Positive: IoU of at least `high` with any object, or the highest IoU for some object (all that tie). Negative: IoU under
-    `low` with all objects. Others are ignored, and so are negatives that lie in a crowd region by half of their own area.
+    Positive: IoU of at least `high` with any object, or, with `best_of_object` (the RPN's rule), the highest IoU for some object
+    (all that tie). Negative: IoU under `low` with all objects. Others are ignored, and so are negatives that lie in a crowd
+    region by half of their own area.
 
     Returns:
         matched_idxs (N, R) int64: the object that the anchor overlaps most; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.
     """
     n, g = valid.shape
+    anchors = anchors.expand(n, -1, -1)
     if g == 0:
-        empty = torch.zeros((n, len(anchors)), dtype=torch.int64, device=anchors.device)
+        empty = torch.zeros(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         return empty, empty.to(torch.int8)
-    if n > 1 and n * g * len(anchors) > MOST_PAIRS:
-        each = (match(anchors, gt_boxes[i : i + 1], valid[i : i + 1], crowd[i : i + 1], high, low) for i in range(n))
+    if n > 1 and n * g * anchors.shape[1] > MOST_PAIRS:
+        columns = (column.split(1) for column in (anchors, gt_boxes, valid, crowd))
+        each = (match(*one, high, low, best_of_object) for one in zip(*columns, strict=True))
         return tuple(torch.cat(column) for column in zip(*each, strict=True))
-    shared = boxes.intersection(gt_boxes, anchors.expand(n, -1, -1))  # (N, G, R)
+    shared = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
     anchor_area = boxes.area(anchors)
     overlap = boxes.iou_from(shared, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
     best, matched_idxs = overlap.max(1)
-    # Low-quality matches: an object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
-    best_of_object = overlap.amax(2, keepdim=True)
-    is_best = ((overlap == best_of_object) & (best_of_object > 0)).any(1)
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
     labels[best < low] = NEGATIVE
-    in_crowd = ((2 * shared >= anchor_area) & crowd[..., None]).any(1)
+    in_crowd = ((2 * shared >= anchor_area[:, None]) & crowd[..., None]).any(1)
     labels[(labels == NEGATIVE) & in_crowd] = IGNORED
-    labels[(best >= high) | is_best] = POSITIVE
+    labels[best >= high] = POSITIVE
+    if best_of_object:
+        # Low-quality matches: an object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
+        highest = overlap.amax(2, keepdim=True)
+        labels[((overlap == highest) & (highest > 0)).any(1)] = POSITIVE
     return matched_idxs, labels
 
 

@@ -1,6 +1,7 @@
 """From a validated configuration to modules with their initial weights."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor, nn
 from fpn_ablate.errors import UserError
 from fpn_ablate.model.backbone import BACKBONES, Backbone, freeze_batch_norm
 from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.levels import Level
 from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
+from fpn_ablate.model.pool import RoIPooler
+from fpn_ablate.model.roi import Conv5, RoIHeads, RoISettings, TwoFC
 from fpn_ablate.model.rpn import RPN, RPNSettings
 from fpn_ablate.schema import Config, FPNNeck
 from fpn_ablate.seeding import torch_generator
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
 PAPER_SHORT_SIDE = 800
+# What a network of each task has. Trained apart (task.training=separate), the RPN of Faster R-CNN is a network of its own.
+PARTS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
 
 def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
@@ -31,9 +37,14 @@ def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
         positive_fraction=head.positive_fraction,
         pre_nms_topk=head.pre_nms_topk,
         pre_nms_topk_single=head.pre_nms_topk_single,
-        post_nms_topk=head.post_nms_topk,
+        # A second stage that is trained together with the RPN reads no more than it uses.
+        post_nms_topk=cfg.task.roi.proposals if _joint(cfg) else head.post_nms_topk,
         nms_thresh=head.nms_thresh,
     )
+
+
+def _joint(cfg: Config) -> bool:
+    return cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
 
 
 def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
@@ -43,21 +54,55 @@ def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
     return SingleLevel(backbone.levels, neck.level)
 
 
-def build_detector(cfg: Config, short_side: int | None = None) -> Detector:
-    """The modules of a row, without weights of their own yet. `short_side` defaults to the recipe's."""
+def build_roi(cfg: Config, levels: Sequence[Level], behind: dict[str, nn.Module], num_classes: int, short_side: int) -> RoIHeads:
+    """The second stage on `levels`; `behind`: the backbone's stages that the neck does not read."""
+    roi, scale = cfg.task.roi, short_side / PAPER_SHORT_SIDE
+    conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
+    pooler = RoIPooler(
+        levels,
+        resolution=roi.conv5_resolution if conv5 else roi.resolution,
+        pooling=roi.pooling,
+        sampling_ratio=roi.sampling_ratio,
+        canonical_level=roi.canonical_level,
+        canonical_box_size=roi.canonical_box_size * scale,
+    )
+    head = (
+        Conv5(behind["c5"], BACKBONES[cfg.backbone.name]().out_channels)
+        if conv5
+        else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
+    )
+    settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
+    return RoIHeads(pooler, head, num_classes, settings)
+
+
+def build_detector(
+    cfg: Config, *, num_classes: int = 1, parts: Sequence[str] | None = None, short_side: int | None = None
+) -> Detector:
+    """The modules of a row, without weights of their own yet.
+
+    Args:
+        num_classes: K of the second stage.
+        parts: of "rpn" and "roi" what is built; by default what runs in one network of the task.
+        short_side: by default the recipe's.
+    """
+    parts = PARTS[cfg.task.name] if parts is None else parts
+    short_side = short_side or cfg.recipe.short_side
     backbone = BACKBONES[cfg.backbone.name]()
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
-    neck = build_neck(cfg, backbone)
-    backbone.truncate(neck.deepest)
     backbone.freeze(cfg.backbone.freeze_at)
-    return Detector(backbone, neck, RPN(neck.levels, rpn_settings(cfg, short_side or cfg.recipe.short_side)))
+    neck = build_neck(cfg, backbone)
+    behind = backbone.truncate(neck.deepest)
+    rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None
+    roi = build_roi(cfg, neck.levels, behind, num_classes, short_side) if "roi" in parts else None
+    return Detector(backbone, neck, rpn, roi)
 
 
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw every parameter from a generator of its own, keyed by its name: rows share what they share by name and shape.
 
-    Detectron's defaults (not in the paper): Xavier with bias 0 in the neck, Gaussian 0.01 in the RPN; He in a backbone.
+    Detectron's defaults (not in the paper): Xavier with bias 0 in the neck and the fully connected layers, Gaussian 0.01 in the
+    RPN and for class scores, 0.001 for the box deltas of the second stage; He in a backbone, to which conv5 as a head belongs.
     """
     for owner, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -67,7 +112,9 @@ def initialise(model: nn.Module, seed: int) -> None:
                 nn.init.constant_(parameter, float(isinstance(module, nn.BatchNorm2d) and name == "weight"))
             elif full.startswith("rpn."):
                 nn.init.normal_(parameter, std=0.01, generator=generator)
-            elif full.startswith("backbone.") and isinstance(module, nn.Conv2d):
+            elif full.startswith("roi.predictor."):
+                nn.init.normal_(parameter, std=0.001 if "deltas" in full else 0.01, generator=generator)
+            elif full.startswith(("backbone.", "roi.box_head.stage.")) and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
             elif isinstance(module, Deconvolution):
                 # Each output pixel of a 4x4 stride-2 kernel sees 4 of its 16 taps.
@@ -134,10 +181,17 @@ def _from_torchvision(name: str, state: dict[str, Tensor], source: str) -> dict[
     return {key: renamed[key] for key in wanted if key in renamed}
 
 
-def load_backbone(backbone: Backbone, state: dict[str, Tensor]) -> None:
-    """Fill a backbone; frozen BN has no batch counter, everything else must be there."""
-    own = backbone.state_dict()
-    backbone.load_state_dict({k: v for k, v in state.items() if k in own})
+def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
+    """Fill the backbone, and conv5 where it is the head; frozen BN has no batch counter, everything else must be there."""
+    _fill(detector.backbone, state)
+    if detector.roi and isinstance(detector.roi.box_head, Conv5):
+        prefix = "stages.c5."
+        _fill(detector.roi.box_head.stage, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({k: v for k, v in state.items() if k in own})
 
 
 def digest(state: dict[str, Tensor] | None) -> str:

@@ -1,9 +1,10 @@
-"""The whole detector on one page: images -> features -> levels -> proposals (and, in a two-stage task, detections)."""
+"""The whole detector on one page: images -> features -> levels -> proposals -> detections."""
 
 import torch
 from torch import Tensor, nn
 
 from fpn_ablate.model.levels import Features
+from fpn_ablate.model.roi import Detections, RoIHeads
 from fpn_ablate.model.rpn import RPN, Proposals, Targets
 
 # ImageNet's statistics, RGB in 0..1; every backbone here was or is trained with them.
@@ -20,25 +21,51 @@ def normalise(images: Tensor, sizes: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Backbone, neck and RPN. Convolutions may run in bf16 under autocast; matching, boxes, NMS and losses are fp32."""
+    """Backbone, neck, and of RPN and second stage what the task trains. Convolutions may run in bf16 under autocast; matching,
+    boxes, NMS and losses are fp32."""
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, rpn: RPN) -> None:
+    def __init__(self, backbone: nn.Module, neck: nn.Module, rpn: RPN | None, roi: RoIHeads | None) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn = backbone, neck, rpn
+        self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
 
     def features(self, images: Tensor, sizes: Tensor) -> Features:
         """uint8 images (N, 3, H, W) of `sizes` (N, 2) -> the neck's levels."""
         return self.neck(self.backbone(normalise(images, sizes)))
 
-    def losses(self, images: Tensor, targets: Targets, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named losses of a training batch; `generator` draws the samples."""
-        raw = self.rpn(self.features(images, targets.sizes))
-        with torch.autocast(images.device.type, enabled=False):
-            return self.rpn.losses(*raw, targets, generator)
+    def losses(
+        self, images: Tensor, targets: Targets, generator: torch.Generator, proposals: Proposals | None = None
+    ) -> dict[str, Tensor]:
+        """Named losses of a training batch; `generator` draws the samples.
+
+        The second stage learns from `proposals`, or from the RPN's own, through which it sends no gradient back (Faster R-CNN's
+        approximate joint training).
+        """
+        features, found = self.features(images, targets.sizes), {}
+        if self.rpn:
+            raw = self.rpn(features)
+            with torch.autocast(images.device.type, enabled=False):
+                found |= self.rpn.losses(*raw, targets, generator)
+                if self.roi and proposals is None:
+                    proposals = self.rpn.propose(*raw, targets.sizes, to_train=True)
+        if self.roi:
+            assert proposals is not None, "a detector without an RPN learns from given proposals"
+            found |= self.roi.losses(features, proposals, targets, generator)
+        return found
 
     @torch.no_grad()
-    def propose(self, images: Tensor, sizes: Tensor) -> Proposals:
-        """Proposals in pixels of `images`."""
-        raw = self.rpn(self.features(images, sizes))
-        with torch.autocast(images.device.type, enabled=False):
-            return self.rpn.propose(*raw, sizes)
+    def propose(self, images: Tensor, sizes: Tensor, to_train: bool = False) -> Proposals:
+        """Proposals in pixels of `images`; `to_train`: as many as a second stage is trained on, else as many as it is tested on."""
+        return self._propose(self.features(images, sizes), sizes, to_train)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> Detections:
+        """Detections in pixels of `images`, from `proposals` or from the RPN's own."""
+        features = self.features(images, sizes)
+        if proposals is None:
+            proposals = self._propose(features, sizes, to_train=False)
+        return self.roi.detect(features, proposals, sizes)
+
+    def _propose(self, features: Features, sizes: Tensor, to_train: bool) -> Proposals:
+        raw = self.rpn(features)
+        with torch.autocast(sizes.device.type, enabled=False):
+            return self.rpn.propose(*raw, sizes, to_train)

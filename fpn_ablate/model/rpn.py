@@ -19,9 +19,11 @@ from fpn_ablate.model.levels import Features, Level
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of a batch: boxes (N, G, 4), valid (N, G) and crowd (N, G) bool; sizes (N, 2) of the images."""
+    """Ground truth of a batch: boxes (N, G, 4), labels (N, G) in 1..K, valid (N, G) and crowd (N, G) bool; sizes (N, 2) of the
+    images."""
 
     boxes: Tensor
+    labels: Tensor
     valid: Tensor
     crowd: Tensor
     sizes: Tensor
@@ -136,9 +138,12 @@ class RPN(nn.Module):
         }
 
     @torch.no_grad()
-    def propose(self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Proposals:
-        """Top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels."""
-        s, mode = self.settings, 0 if self.training else 1
+    def propose(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, to_train: bool
+    ) -> Proposals:
+        """Top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels; `to_train`: as many of them as
+        a second stage is trained on."""
+        s, mode = self.settings, 0 if to_train else 1
         pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]
         per_level = []
         for score, delta, anchor in zip(objectness, deltas, anchors, strict=True):
