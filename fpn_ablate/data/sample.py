@@ -1,6 +1,7 @@
 """What a data set hands out, and a batch of it.
 
-N images, G ground-truth boxes (padded), K categories. Boxes are XYXY in absolute pixels; labels are 1..K (0 is background).
+N images, G ground-truth boxes and P proposals (both padded), K categories. Boxes are XYXY in absolute pixels; labels are
+1..K (0 is background).
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ class Sample:
     labels: np.ndarray  # (G,) int64, 1..K
     crowd: np.ndarray  # (G,) bool: a region of many objects, neither positive nor negative
     image_id: int
+    proposals: np.ndarray | None = None  # (P, 4) float32, best first; P differs from image to image and may be 0
 
 
 @dataclass
@@ -33,8 +35,9 @@ class Batch:
     labels: Tensor  # (N, G) int64
     valid: Tensor  # (N, G) bool: a real object, not padding and not crowd
     crowd: Tensor  # (N, G) bool: a crowd region
-    scales: Tensor  # (N,) float32: pixels of `images` per native pixel
     image_ids: list[int] = field(default_factory=list)
+    proposals: Tensor | None = None  # (N, P, 4) float32, in pixels of `images`, best first; None: the set has none
+    proposals_valid: Tensor | None = None  # (N, P) bool: a real proposal, not padding
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -42,7 +45,9 @@ class Batch:
 
 
 class DetectionDataset(Protocol):
-    """What the rest of the program knows of a data set. Implementations: `shapes.ShapesDataset`, `coco.CocoDataset`."""
+    """What the rest of the program knows of a data set. Implementations: `shapes.ShapesDataset`, `coco.CocoDataset`, and
+    `proposals.WithProposals` around one of them.
+    """
 
     name: str  # shown in every table
     generated: bool  # True: its figures must never be mistaken for COCO's

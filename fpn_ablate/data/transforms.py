@@ -1,6 +1,6 @@
 """From samples to a batch: resize, flip, pad. Pure functions; chance is decided by the caller and passed in.
 
-N images, G objects. Boxes are XYXY in pixels of the image they come with; images are (3, H, W) uint8.
+N images, G objects, P proposals. Boxes are XYXY in pixels of the image they come with; images are (3, H, W) uint8.
 """
 
 import math
@@ -23,8 +23,8 @@ class Item:
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64
     crowd: Tensor  # (G,) bool
-    scale: float  # pixels of `image` per native pixel
     image_id: int
+    proposals: Tensor | None = None  # (P, 4) float32
 
 
 def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
@@ -37,8 +37,8 @@ def resized_size(height: int, width: int, short_side: int, max_side: int) -> tup
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int) -> tuple[Tensor, Tensor, float]:
-    """Image and boxes at `resized_size`, and the scale, taken on the long side, where rounding weighs least.
+def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int) -> tuple[Tensor, Tensor]:
+    """Image and boxes at `resized_size`.
 
     An image that has this size already is handed back untouched. Boxes follow the pixels on each axis (height and width
     are rounded to whole pixels apart); `to_native` is the inverse.
@@ -46,9 +46,9 @@ def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int) -> tupl
     height, width = image.shape[-2:]
     size = resized_size(height, width, short_side, max_side)
     if size == (height, width):
-        return image, boxes, 1.0
+        return image, boxes
     resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized, boxes * _ratio(size, (height, width), boxes), max(size) / max(height, width)
+    return resized, boxes * _ratio(size, (height, width), boxes)
 
 
 def to_native(boxes: Tensor, size: Sequence[int], native_size: Sequence[int]) -> Tensor:
@@ -69,17 +69,22 @@ def hflip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prepare(sample: Sample, short_side: int, max_side: int, flip: bool) -> Item:
-    """A sample resized and, where `flip` says so, mirrored."""
+    """A sample resized and, where `flip` says so, mirrored. Proposals go the way of the ground-truth boxes, in one tensor."""
     image = torch.from_numpy(sample.image).permute(2, 0, 1)
-    image, boxes, scale = resize(image, torch.from_numpy(sample.boxes), short_side, max_side)
+    boxes, objects = torch.from_numpy(sample.boxes), len(sample.boxes)
+    if sample.proposals is not None:
+        boxes = torch.cat([boxes, torch.from_numpy(sample.proposals)])
+    image, boxes = resize(image, boxes, short_side, max_side)
     if flip:
         image, boxes = hflip(image, boxes)
-    return Item(image, boxes, torch.from_numpy(sample.labels), torch.from_numpy(sample.crowd), scale, sample.image_id)
+    proposals = None if sample.proposals is None else boxes[objects:]
+    labels, crowd = torch.from_numpy(sample.labels), torch.from_numpy(sample.crowd)
+    return Item(image, boxes[:objects], labels, crowd, sample.image_id, proposals)
 
 
 def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
-    """Pad images with 0 at the right and the bottom to a common multiple of `divisor`, and objects to the largest G
-    (which may be 0).
+    """Pad images with 0 at the right and the bottom to a common multiple of `divisor`, objects to the largest G and
+    proposals to the largest P (which may be 0). Either all items have proposals or none has.
     """
     height, width = (math.ceil(max(item.image.shape[axis] for item in items) / divisor) * divisor for axis in (1, 2))
     count, most = len(items), max(len(item.boxes) for item in items)
@@ -90,7 +95,6 @@ def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
         labels=torch.zeros(count, most, dtype=torch.int64),
         valid=torch.zeros(count, most, dtype=torch.bool),
         crowd=torch.zeros(count, most, dtype=torch.bool),
-        scales=torch.tensor([item.scale for item in items], dtype=torch.float32),
         image_ids=[item.image_id for item in items],
     )
     for n, item in enumerate(items):
@@ -99,4 +103,16 @@ def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
         batch.images[n, :, :h, :w] = item.image
         batch.boxes[n, :g], batch.labels[n, :g] = item.boxes, item.labels
         batch.crowd[n, :g], batch.valid[n, :g] = item.crowd, ~item.crowd
+    batch.proposals, batch.proposals_valid = _padded([item.proposals for item in items])
     return batch
+
+
+def _padded(proposals: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """N times (P_n, 4) -> (N, P, 4) and (N, P) bool with P the largest P_n; None where there are none."""
+    if all(own is None for own in proposals):
+        return None, None
+    most = max(len(own) for own in proposals)
+    boxes, valid = torch.zeros(len(proposals), most, 4), torch.zeros(len(proposals), most, dtype=torch.bool)
+    for n, own in enumerate(proposals):
+        boxes[n, : len(own)], valid[n, : len(own)] = own, True
+    return boxes, valid
