@@ -1,4 +1,7 @@
-"""Average recall of proposals (Sec. 5.1): class-agnostic, averaged over IoU .50:.05:.95, as COCO's evaluator computes it."""
+"""Average recall of proposals (Sec. 5.1) and average precision of detections (Sec. 5.2), as COCO's evaluator computes them.
+
+Both are averaged over IoU .50:.05:.95; recall is class-agnostic. M boxes, K categories.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,28 +18,48 @@ SUFFIX = {"all": "", "small": "_s", "medium": "_m", "large": "_l"}
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes of many images in native pixels: image_ids (M,) int64, boxes (M, 4) XYXY float32, scores (M,) float32."""
+    """Boxes of many images in native pixels: image_ids (M,) int64, boxes (M, 4) XYXY float32, scores (M,) float32.
+
+    labels: (M,) int64, 1..K; None for class-agnostic proposals.
+    """
 
     image_ids: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
+    labels: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, image_ids=self.image_ids, boxes=self.boxes, scores=self.scores)
+        labels = {} if self.labels is None else {"labels": self.labels}
+        np.savez_compressed(path, image_ids=self.image_ids, boxes=self.boxes, scores=self.scores, **labels)
 
     @staticmethod
     def load(path: Path) -> "Detections":
         with np.load(path, allow_pickle=False) as data:
-            return Detections(data["image_ids"], data["boxes"], data["scores"])
+            return Detections(data["image_ids"], data["boxes"], data["scores"], data.get("labels"))
 
-    def coco_results(self) -> list[dict[str, Any]]:
-        """As a COCO results list; every box has category 1, since nobody asks for it."""
+    def coco_results(self, categories: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+        """As a COCO results list.
+
+        Args:
+            categories: those of the data set; position k is label k + 1. Without them every box has category 1.
+
+        Raises ValueError where categories are asked for and labels are missing or not in 1..K.
+        """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         return [
-            {"image_id": int(i), "category_id": 1, "bbox": b, "score": float(s)}
-            for i, b, s in zip(self.image_ids, boxes.tolist(), self.scores, strict=True)
+            {"image_id": int(i), "category_id": c, "bbox": b, "score": float(s)}
+            for i, c, b, s in zip(self.image_ids, self._category_ids(categories), boxes.tolist(), self.scores, strict=True)
         ]
+
+    def _category_ids(self, categories: Sequence[dict[str, Any]] | None) -> list[int]:
+        if categories is None:
+            return [1] * len(self.boxes)
+        if self.labels is None:
+            raise ValueError("detections without labels have no categories")
+        if ((self.labels < 1) | (self.labels > len(categories))).any():
+            raise ValueError(f"labels are 1..{len(categories)}, not {self.labels.min()}..{self.labels.max()}")
+        return [categories[label - 1]["id"] for label in self.labels.tolist()]
 
 
 def evaluator_name(engine: Engine = "faster-coco-eval") -> str:
@@ -50,7 +73,7 @@ def average_recall(
     limits: Sequence[int] = (100, 1000),
     engine: Engine = "faster-coco-eval",
 ) -> dict[str, float | None]:
-    """AR at the best `limits` proposals an image, over all images of `truth`, by size of the object.
+    """AR at the best `limits` boxes an image, over all images of `truth`, by size of the object. Labels do not matter.
 
     Args:
         truth: a COCO instances dictionary. Crowd regions are ignored, as COCO does.
@@ -59,6 +82,64 @@ def average_recall(
     Returns:
         {"AR100": ..., "AR100_s": ..., ..., "AR1k_l": ...} in 0..1; None where no object of that size exists.
     """
+    evaluation = _evaluated(truth, detections, None, area_bounds, limits, engine)
+    recall = evaluation.eval["recall"]  # (IoU thresholds, 1, areas, limits); -1 where there is nothing to recall
+    found: dict[str, float | None] = {}
+    for m, limit in enumerate(sorted(limits)):
+        name = f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}"
+        for a, area in enumerate(AREAS):
+            found[name + SUFFIX[area]] = _mean(recall[:, 0, a, m])
+    return found
+
+
+def average_precision(
+    truth: dict[str, Any],
+    detections: Detections,
+    categories: Sequence[dict[str, Any]],
+    area_bounds: tuple[float, float] = (32**2, 96**2),
+    limit: int = 100,
+    engine: Engine = "faster-coco-eval",
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """AP over all images of `truth`, and AP of each category; arguments as in `average_recall`.
+
+    Args:
+        categories: those of the data set; position k is label k + 1.
+        limit: only the best so many detections of a category in an image count: COCO's evaluator cuts each category apart.
+
+    Returns:
+        {"AP": ..., "AP50": ..., "AP75": ..., "AP_s": ..., "AP_m": ..., "AP_l": ...} and {category's name: AP} in 0..1; None
+        where no object exists. A category without objects does not count in the mean, as in COCO. Names that are not
+        unique have the id added.
+    """
+    evaluation = _evaluated(truth, detections, categories, area_bounds, [limit], engine)
+    params = evaluation.params
+    precision = evaluation.eval["precision"][..., 0]  # (IoU thresholds, recall thresholds, K, areas); -1: no object
+    metrics = {"AP": _mean(precision[..., 0])}
+    for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
+        metrics[name] = _mean(precision[np.isclose(params.iouThrs, threshold), :, :, 0])
+    for a, area in enumerate(AREAS[1:], start=1):
+        metrics["AP" + SUFFIX[area]] = _mean(precision[..., a])
+    position = {int(key): k for k, key in enumerate(params.catIds)}  # the evaluator sorts by id
+    per_class = {
+        name: _mean(precision[:, :, position[category["id"]], 0])
+        for name, category in zip(_unique_names(categories), categories, strict=True)
+    }
+    return metrics, per_class
+
+
+def _evaluated(
+    truth: dict[str, Any],
+    detections: Detections,
+    categories: Sequence[dict[str, Any]] | None,
+    area_bounds: tuple[float, float],
+    limits: Sequence[int],
+    engine: Engine,
+) -> Any:
+    """A COCOeval that has accumulated, by areas in the order of AREAS and by `limits` in rising order.
+
+    Without `categories` the evaluation is class-agnostic. `summarize` takes limits of its own for granted, and the engines
+    differ in which: read the arrays.
+    """
     if engine == "faster-coco-eval":
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -66,43 +147,28 @@ def average_recall(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    ground_truth = COCO()
-    ground_truth.dataset = {
-        "images": truth["images"],
-        "categories": [{"id": 1, "name": "object"}],
-        # COCOeval takes the annotation id 0 for "unmatched", so the ids are counted anew from 1.
-        "annotations": [
-            {**a, "id": i, "category_id": 1, "area": a.get("area", a["bbox"][2] * a["bbox"][3])}
-            for i, a in enumerate(truth["annotations"], start=1)
-        ],
-    }
-    ground_truth.createIndex()
-    results = COCO()
-    results.dataset = {
-        "images": truth["images"],
-        "categories": [{"id": 1, "name": "object"}],
-        "annotations": [
-            {**d, "id": i, "area": d["bbox"][2] * d["bbox"][3], "iscrowd": 0}
-            for i, d in enumerate(detections.coco_results(), start=1)
-        ],
-    }
-    results.createIndex()
+    both = (truth["annotations"], detections.coco_results(categories))
+    evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
     small, large = area_bounds
-    evaluation = COCOeval(ground_truth, results, "bbox")
-    evaluation.params.useCats = 0
-    # pycocotools' own summary wants three limits; `summarize` is never called here, the array is read below.
-    evaluation.params.maxDets = [1, *sorted(limits)]
+    evaluation.params.useCats = int(categories is not None)
+    evaluation.params.maxDets = sorted(limits)
     evaluation.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
     evaluation.params.areaRngLbl = list(AREAS)
     _quietly(evaluation)
-    recall = evaluation.eval["recall"]  # (IoU thresholds, 1, areas, limits); -1 where there is nothing to recall
-    found: dict[str, float | None] = {}
-    for m, limit in enumerate(sorted(limits), start=1):
-        name = f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}"
-        for a, area in enumerate(AREAS):
-            values = recall[:, 0, a, m]
-            found[name + SUFFIX[area]] = float(values.mean()) if (values > -1).all() else None
-    return found
+    return evaluation
+
+
+def _indexed(coco: Any, images: Any, categories: Sequence[dict[str, Any]] | None, annotations: list[dict[str, Any]]) -> Any:
+    """The COCO object, filled. The annotations get ids from 1, since COCOeval takes the id 0 for "unmatched"."""
+    category = {"category_id": 1} if categories is None else {}
+    annotations = [
+        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, **category, "id": i}
+        for i, a in enumerate(annotations, start=1)
+    ]
+    declared = [{"id": 1, "name": "object"}] if categories is None else list(categories)
+    coco.dataset = {"images": images, "categories": declared, "annotations": annotations}
+    coco.createIndex()
+    return coco
 
 
 def _quietly(evaluation: Any) -> None:
@@ -113,3 +179,14 @@ def _quietly(evaluation: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Over what is defined; None where nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _unique_names(categories: Sequence[dict[str, Any]]) -> list[str]:
+    names = [category["name"] for category in categories]
+    return [n if names.count(n) == 1 else f"{n} (id {c['id']})" for n, c in zip(names, categories, strict=True)]

@@ -1,14 +1,15 @@
-"""Average recall: the fast evaluator against pycocotools, and both against published figures."""
+"""Average recall and precision: the fast evaluator against pycocotools, and both against written-out definitions."""
 
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from coco_sets import REAL
 
-from fpn_ablate.metrics import Detections, average_recall, evaluator_name
+from fpn_ablate.metrics import Detections, average_precision, average_recall, evaluator_name
 
 ENGINES = ("faster-coco-eval", "pycocotools")
 BOUNDS = (32.0**2, 96.0**2)
@@ -201,9 +202,12 @@ def test_detections_come_back_from_their_file(tmp_path):
     detections = scene()[1]
     detections.save(tmp_path / "d.npz")
     loaded = Detections.load(tmp_path / "d.npz")
+    assert loaded.labels is None
     for name in ("image_ids", "boxes", "scores"):
         assert np.array_equal(getattr(loaded, name), getattr(detections, name))
         assert getattr(loaded, name).dtype == getattr(detections, name).dtype
+    labelled()[1].save(tmp_path / "labelled.npz")
+    assert np.array_equal(Detections.load(tmp_path / "labelled.npz").labels, labelled()[1].labels)
 
 
 def test_the_evaluators_name_has_its_version():
@@ -246,3 +250,211 @@ def test_real_sets_give_the_same_through_pycocotools_own_loader(truth_file, dete
     expected = evaluation.stats[8:12]
     for name, value in zip(("AR100", "AR100_s", "AR100_m", "AR100_l"), expected, strict=True):
         assert found[name] == pytest.approx(value, abs=1e-9) if value > -1 else found[name] is None, name
+
+
+# Average precision
+
+APS = ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l")
+CATEGORIES = [{"id": 90, "name": "bee"}, {"id": 1, "name": "ant"}, {"id": 3, "name": "cow"}]  # not sorted by id, with gaps
+
+
+def labelled(seed=0, **options):
+    """`scene` in three categories of native ids 1, 3 and 90; labels are mostly right, so that AP is neither 0 nor 1."""
+    truth, found = scene(seed, **options)
+    rng = np.random.default_rng(seed)
+    native = [c["id"] for c in CATEGORIES]
+    for a in truth["annotations"]:
+        a["category_id"] = int(rng.choice(native))
+    labels = rng.integers(1, 4, len(found.scores))
+    scores = found.scores * 0.2
+    for n, (key, box) in enumerate(zip(found.image_ids, found.boxes, strict=True)):
+        for a in truth["annotations"]:
+            x, y, w, h = a["bbox"]
+            if a["image_id"] == key and np.abs(box - [x, y, x + w, y + h]).max() < 0.2 * w and rng.random() < 0.8:
+                labels[n], scores[n] = native.index(a["category_id"]) + 1, found.scores[n]
+    return {**truth, "categories": CATEGORIES}, replace(found, labels=labels, scores=scores)
+
+
+def both_ap(truth, detections, categories=CATEGORIES, bounds=BOUNDS, limit=100):
+    """By either engine; equal to pycocotools' own summary at its standard limits where these are in force."""
+    ours, reference = (average_precision(truth, detections, categories, bounds, limit, engine) for engine in ENGINES)
+    for one, other in zip(ours, reference, strict=True):
+        assert list(one) == list(other)
+        for name, value in one.items():
+            assert value == (None if other[name] is None else pytest.approx(other[name], abs=1e-9)), name
+    assert tuple(ours[0]) == APS and list(ours[1]) == [c["name"] for c in categories]
+    return ours
+
+
+def summary(truth, results, bounds=BOUNDS):
+    """pycocotools alone, its limits as they are, with its own loader: the six APs, and AP of each category by id."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+        assert evaluation.params.maxDets == [1, 10, 100]
+        evaluation.params.areaRng = [[0, 1e10], [0, bounds[0]], list(bounds), [bounds[1], 1e10]]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        by_category = {}
+        for k, key in enumerate(evaluation.params.catIds):
+            values = evaluation.eval["precision"][:, :, k, 0, 2]
+            by_category[int(key)] = values.mean()
+    return evaluation.stats[:6], by_category
+
+
+def assert_same(found, expected):
+    assert found is None if expected == -1 else found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("bounds", [BOUNDS, (16.0**2, 48.0**2)])
+@pytest.mark.parametrize(("seed", "tied", "crowds"), [(0, False, True), (1, True, True), (2, True, False)])
+def test_precision_is_that_of_pycocotools_summary(seed, tied, crowds, bounds):
+    truth, detections = labelled(seed, tied=tied, crowds=crowds, first_id=1)
+    metrics, per_class = both_ap(truth, detections, bounds=bounds)
+    stats, by_category = summary(truth, detections.coco_results(CATEGORIES), bounds)
+    assert all(0 < value < 1 for value in metrics.values())
+    for name, expected in zip(APS, stats, strict=True):
+        assert_same(metrics[name], expected)
+    for category in CATEGORIES:
+        assert_same(per_class[category["name"]], by_category[category["id"]])
+    assert len(set(per_class.values())) == 3
+    assert np.mean(list(per_class.values())) == pytest.approx(metrics["AP"])
+
+
+@pytest.mark.parametrize(("truth_file", "detections_file"), FILES)
+def test_precision_on_real_sets_is_that_of_pycocotools_own_loader(truth_file, detections_file):
+    folder = REAL / "coco_eval"
+    if not folder.is_dir():
+        pytest.skip(f"no evaluator references at {folder}")
+    truth, results = (json.loads((folder / name).read_text()) for name in (truth_file, detections_file))
+    categories = truth["categories"]
+    label = {c["id"]: k for k, c in enumerate(categories, start=1)}
+    boxes = np.array([d["bbox"] for d in results], np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    ids, scores, own = (np.array([d[key] for d in results]) for key in ("image_id", "score", "category_id"))
+    labels = np.array([label[key] for key in own.tolist()])
+    metrics, per_class = both_ap(truth, Detections(ids, boxes, scores, labels), categories)
+    stats, by_category = summary(truth, results)
+    for name, expected in zip(APS, stats, strict=True):
+        assert_same(metrics[name], expected)
+    for category in categories:
+        assert_same(per_class[category["name"]], by_category[category["id"]])
+    assert np.mean([v for v in per_class.values() if v is not None]) == pytest.approx(metrics["AP"])
+
+
+def test_all_found_is_1_and_nothing_found_is_0():
+    truth, detections = perfect(20, 50, 200, first_id=0)
+    categories = truth["categories"]
+    metrics, per_class = both_ap(truth, replace(detections, labels=np.ones(3, np.int64)), categories)
+    assert metrics == pytest.approx(dict.fromkeys(APS, 1.0)) and per_class == pytest.approx({"thing": 1.0})
+    metrics, per_class = both_ap(truth, replace(nothing(), labels=np.zeros(0, np.int64)), categories)
+    assert metrics == dict.fromkeys(APS, 0.0) and per_class == {"thing": 0.0}
+
+
+def test_a_box_off_by_a_fifth_counts_by_its_overlap():
+    """IoU is 0.8 / 1.2 = 0.67: found at the thresholds .50, .55, .60 and .65 of ten."""
+    truth, detections = perfect(50)
+    shifted = detections.boxes + np.array([10, 0, 10, 0], np.float32)
+    metrics, _ = both_ap(truth, replace(detections, boxes=shifted, labels=np.ones(1, np.int64)), truth["categories"])
+    assert metrics == {**dict.fromkeys(("AP", "AP_m"), pytest.approx(0.4)), "AP50": 1, "AP75": 0, "AP_s": None, "AP_l": None}
+
+
+def test_a_false_alarm_costs_when_its_score_is_higher():
+    truth, detections = perfect(50)
+    boxes = np.concatenate([detections.boxes, [[500, 500, 550, 550]]]).astype(np.float32)
+
+    def ap(scores):
+        found = Detections(np.ones(2, np.int64), boxes, np.array(scores, np.float32), np.ones(2, np.int64))
+        return both_ap(truth, found, truth["categories"])[0]["AP"]
+
+    assert ap([0.9, 0.1]) == 1
+    assert ap([0.1, 0.9]) == pytest.approx(0.5)
+
+
+def test_mixed_up_labels_lower_precision_and_leave_recall():
+    truth, detections = labelled()
+    mixed = replace(detections, labels=detections.labels % 3 + 1)
+    before, after = (average_precision(truth, found, CATEGORIES, BOUNDS)[0]["AP"] for found in (detections, mixed))
+    assert after < before / 3
+    alone = average_recall(truth, replace(detections, labels=None), BOUNDS)
+    assert average_recall(truth, detections, BOUNDS) == average_recall(truth, mixed, BOUNDS) == alone
+
+
+def test_crowd_regions_neither_help_nor_hurt():
+    truth, detections = perfect(20, 50)
+    found = replace(detections, labels=np.ones(2, np.int64))
+    truth["annotations"][0]["iscrowd"] = 1
+    assert both_ap(truth, found, truth["categories"])[0]["AP"] == pytest.approx(1)
+    truth["annotations"][1]["iscrowd"] = 1
+    metrics, per_class = both_ap(truth, found, truth["categories"])
+    assert set(metrics.values()) == {None} and per_class == {"thing": None}
+    del truth["annotations"][1]["iscrowd"]  # not every file has the key
+    assert both_ap(truth, found, truth["categories"])[0]["AP"] == pytest.approx(1)
+
+
+def test_a_category_without_objects_is_undefined_and_not_in_the_mean():
+    truth, detections = labelled()
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 90]
+    metrics, per_class = both_ap(truth, detections)
+    assert per_class["bee"] is None
+    assert metrics["AP"] == pytest.approx((per_class["ant"] + per_class["cow"]) / 2)
+
+
+def test_without_objects_precision_is_undefined():
+    truth, detections = labelled()
+    metrics, per_class = both_ap({**truth, "annotations": []}, detections)
+    assert set(metrics.values()) == set(per_class.values()) == {None}
+
+
+@pytest.mark.parametrize("limit", [100, 120, 150])
+def test_an_images_best_hundred_of_a_category_count(limit):
+    """As one category, 150 objects found exactly, the later ones worse in score; as two, each has a limit of its own."""
+    truth, detections = perfect(*[10] * 150)
+    categories = [{"id": 1, "name": "thing"}, {"id": 2, "name": "other"}]
+    found = replace(detections, scores=np.linspace(0.9, 0.1, 150).astype(np.float32), labels=np.ones(150, np.int64))
+    exact = (np.linspace(0, 1, 101) <= limit / 150 + 1e-9).mean()  # precision is 1 up to that recall and 0 beyond
+    assert both_ap(truth, found, categories, limit=limit)[0]["AP"] == pytest.approx(exact)
+    if limit == 100:
+        best = Detections(found.image_ids[:100], found.boxes[:100], found.scores[:100], found.labels[:100])
+        assert average_precision(truth, best, categories) == average_precision(truth, found, categories)
+    for n in range(75):
+        truth["annotations"][n]["category_id"], found.labels[n] = 2, 2
+    assert both_ap(truth, found, categories, limit=limit)[0]["AP"] == pytest.approx(1)
+
+
+def test_categories_of_one_name_are_told_apart():
+    truth, detections = labelled()
+    names = [{**c, "name": "insect" if c["id"] != 3 else "cow"} for c in CATEGORIES]
+    metrics, per_class = average_precision(truth, detections, names, BOUNDS)
+    expected = average_precision(truth, detections, CATEGORIES, BOUNDS)
+    assert list(per_class) == ["insect (id 90)", "insect (id 1)", "cow"]
+    assert metrics == expected[0] and list(per_class.values()) == list(expected[1].values())
+
+
+def test_results_have_the_native_category_ids():
+    found = replace(perfect(20, 50, 70)[1], labels=np.array([2, 1, 3]))
+    assert [d["category_id"] for d in found.coco_results(CATEGORIES)] == [1, 90, 3]
+    assert [d["category_id"] for d in found.coco_results()] == [1, 1, 1]
+    assert found.coco_results()[1] == {**found.coco_results(CATEGORIES)[1], "category_id": 1}
+
+
+@pytest.mark.parametrize("labels", [None, [1, 0], [4, 1]])
+def test_labels_that_name_no_category_are_refused(labels):
+    """0 is the background: as an index it would be the last category."""
+    truth, detections = perfect(20, 50)
+    found = replace(detections, labels=labels and np.array(labels))
+    with pytest.raises(ValueError, match="labels"):
+        average_precision(truth, found, CATEGORIES)
+
+
+def test_the_truth_is_left_as_it_was_by_precision():
+    truth, detections = labelled()
+    copy = json.loads(json.dumps(truth))
+    average_precision(truth, detections, CATEGORIES)
+    assert truth == copy and CATEGORIES[0] == {"id": 90, "name": "bee"}
