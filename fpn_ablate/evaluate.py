@@ -1,4 +1,4 @@
-"""Proposals of a trained row on the validation split, in native pixels."""
+"""What a trained row finds, in native pixels, and the truth that it is held against."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,25 @@ import numpy as np
 import torch
 
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.data.sample import DetectionDataset
+from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import to_native
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.roi import Detections as Found
+from fpn_ablate.model.rpn import Proposals
 from fpn_ablate.schema import Config
 from fpn_ablate.train import autocast
 
 
 @torch.no_grad()
-def propose(
-    model: Detector,
+def collect(
+    answer: Callable[[Batch], Proposals | Found],
     dataset: DetectionDataset,
     cfg: Config,
     device: torch.device,
-    report: Callable[[int, int], None] = lambda done, images: None,
+    count: int | None = None,
 ) -> Detections:
-    """Proposals for every image of `dataset`, or for the first `recipe.eval_images`; best first within an image."""
-    model.eval()
+    """What `answer` finds in every image of `dataset`, or in its first `count`; native pixels, best first within an image."""
     recipe = cfg.recipe
     native = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
     batches = evaluation_batches(
@@ -32,25 +33,41 @@ def propose(
         short_side=recipe.short_side,
         max_side=recipe.max_side,
         workers=cfg.workers,
-        count=recipe.eval_images,
+        count=count,
     )
-    ids, boxes, scores, total = [], [], [], recipe.eval_images or len(dataset)
+    ids, boxes, scores, labels = [], [], [], []
     for batch in batches:
         batch = batch.to(device)
         with autocast(cfg, device):
-            proposals = model.propose(batch.images, batch.sizes)
+            found = answer(batch)
         for n, image_id in enumerate(batch.image_ids):
-            keep = proposals.valid[n]
-            own = to_native(proposals.boxes[n][keep].cpu(), batch.sizes[n].tolist(), native[image_id])
+            keep = found.valid[n]
+            own = to_native(found.boxes[n][keep].cpu(), batch.sizes[n].tolist(), native[image_id])
             ids.append(np.full(len(own), image_id, np.int64))
             boxes.append(own.numpy().astype(np.float32))
-            scores.append(proposals.scores[n][keep].cpu().numpy().astype(np.float32))
-        report(len(ids), total)
-    return Detections(np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores))
+            scores.append(found.scores[n][keep].cpu().numpy().astype(np.float32))
+            if isinstance(found, Found):
+                labels.append(found.labels[n][keep].cpu().numpy())
+    return Detections(
+        np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels) if labels else None
+    )
+
+
+def propose(
+    model: Detector,
+    dataset: DetectionDataset,
+    cfg: Config,
+    device: torch.device,
+    count: int | None = None,
+    to_train: bool = False,
+) -> Detections:
+    """Proposals for every image of `dataset`, or for its first `count`; `to_train`: as many as a second stage is trained on."""
+    model.eval()
+    return collect(lambda batch: model.propose(batch.images, batch.sizes, to_train), dataset, cfg, device, count)
 
 
 def declared_truth(dataset: DetectionDataset, cfg: Config) -> dict:
-    """The ground truth that the proposals are held against: all declared images, whether anything was proposed or not."""
+    """The ground truth to evaluate against: all declared images, whether anything was found in them or not."""
     truth, count = dataset.coco(), cfg.recipe.eval_images
     if count is None or count >= len(truth["images"]):
         return truth

@@ -5,10 +5,9 @@ sweep can be started again at any time, with any launcher.
 """
 
 import re
-import resource
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,17 @@ import torch
 import yaml
 from filelock import FileLock
 
-from fpn_ablate import identity, record
-from fpn_ablate.data import coco, shapes
-from fpn_ablate.data.sample import DetectionDataset
-from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.evaluate import declared_truth, propose
-from fpn_ablate.metrics import average_recall
+from fpn_ablate import identity, record, tasks
+from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
+from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.errors import Diverged
+from fpn_ablate.evaluate import collect, declared_truth
+from fpn_ablate.inputs import Inputs, is_deterministic, prepare
+from fpn_ablate.metrics import average_precision, average_recall
 from fpn_ablate.model import build
-from fpn_ablate.pretrain import Pretrained, ensure
-from fpn_ablate.schema import Config, Shapes
-from fpn_ablate.seeding import set_deterministic
+from fpn_ablate.schema import Config
 from fpn_ablate.sinks import Console, JsonLines, Wandb
-from fpn_ablate.train import train
+from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 
 
@@ -37,15 +35,11 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
     Raises:
         UserError: bad input, before anything is trained. Any other exception leaves a record that says what happened.
     """
-    device = pick_device(cfg)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    set_deterministic(is_deterministic(cfg, device))
-    training, validation = load_data(cfg)
-    pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if _pretrains(cfg) else None
-    weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
-    data = training.digest + validation.digest
-    facts = identity.facts(cfg, data, build.digest(weights), record.device_name(device), is_deterministic(cfg, device))
+    return _run(cfg, prepare(cfg), job)
+
+
+def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
+    facts = _facts(cfg, inputs)
     folder = cell_folder(cfg, identity.fingerprint(facts))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -53,7 +47,14 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
         if known and known["status"] == "finished":
             print(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
             return known
-        return _recorded(Cell(cfg, device, training, validation, pretrained, weights, facts, folder, job))
+        return _recorded(Cell(cfg, inputs, facts, folder, job))
+
+
+def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
+    device, data = inputs.device, inputs.training.digest + inputs.validation.digest
+    named = (record.device_name(device), is_deterministic(cfg, device))
+    proposals = inputs.proposals if cfg.task.name == "fast_rcnn" else None
+    return identity.facts(cfg, data, build.digest(inputs.weights), *named, proposals=proposals)
 
 
 @dataclass
@@ -61,17 +62,15 @@ class Cell:
     """What a running cell holds."""
 
     cfg: Config
-    device: torch.device
-    training: DetectionDataset
-    validation: DetectionDataset
-    pretrained: Pretrained | None
-    weights: dict[str, torch.Tensor] | None
+    inputs: Inputs
     facts: dict[str, Any]
     folder: Path
     job: int
+    elsewhere: float = 0.0  # seconds that it spent on other cells
+    built_on: dict[str, float] = field(default_factory=dict)  # fingerprints of those, with their training time in seconds
 
     def __post_init__(self) -> None:
-        lines = JsonLines(self.folder / "metrics.jsonl", resume_from=_checkpoint_step(self.folder))
+        lines = JsonLines(self.folder / "metrics.jsonl", resume_from=_logged_steps(self.cfg, self.folder))
         self.sinks = [lines, Console(self.cfg, self.job)]
         if self.cfg.log.wandb != "off":
             self.sinks.append(Wandb(self.cfg, self.fingerprint, self.folder))
@@ -79,6 +78,21 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         return identity.fingerprint(self.facts)
+
+    def finished(self, cfg: Config) -> Path:
+        """The folder of a finished run of another cell on the same inputs, in whatever table it stands; carried out now if
+        there is none. Raises what that run raises."""
+        began = time.monotonic()
+        fingerprint = identity.fingerprint(_facts(cfg, self.inputs))
+        for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
+            known = record.read(folder)
+            if known and known["status"] == "finished" and known["fingerprint"] == fingerprint:
+                break
+        else:
+            known, folder = _run(cfg, self.inputs, self.job), cell_folder(cfg, fingerprint)
+        self.elsewhere += time.monotonic() - began
+        self.built_on[fingerprint] = known["cost"]["train_s"] + known["cost"]["sources_s"]
+        return folder
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for sink in self.sinks:
@@ -89,18 +103,18 @@ class Cell:
         cfg = self.cfg
         return {
             "fingerprint": self.fingerprint,
-            "setting": identity.setting(self.facts),
+            "setting": identity.setting(self.facts, self.cfg.factors),
             "code": self.facts["code"],
             "table": cfg.table,
             "recipe": cfg.recipe.name,
-            "data": self.validation.name,
-            "generated": self.validation.generated,
+            "data": self.inputs.validation.name,
+            "generated": self.inputs.validation.generated,
             "task": cfg.task.name,
             "row": cfg.row,
             "seed": cfg.seed,
             "config": identity.portable(cfg),
-            "environment": record.environment(self.device),
-            "deterministic": is_deterministic(cfg, self.device),
+            "environment": record.environment(self.inputs.device),
+            "deterministic": is_deterministic(cfg, self.inputs.device),
         }
 
 
@@ -124,73 +138,71 @@ def _recorded(cell: Cell) -> dict[str, Any]:
         record.write(cell.folder, outcome)
         for sink in cell.sinks:
             sink.close(exit_code=0 if status == "finished" else 1)
-    for name in ("checkpoint.pt", "error.txt"):  # the weights of a finished row are in model.pt; an old error is over
+    for name in (
+        "checkpoint.pt",
+        tasks.STEP3,
+        "error.txt",
+    ):  # the weights of a finished row are in model.pt; an old error is over
         (cell.folder / name).unlink(missing_ok=True)
     return outcome
 
 
 def _carry_out(cell: Cell) -> dict[str, Any]:
-    """Train, propose, evaluate; returns the measured part of the record."""
-    cfg, device = cell.cfg, cell.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    """Train and evaluate; returns the measured part of the record."""
+    cfg, (device, training, validation) = cell.cfg, (cell.inputs.device, cell.inputs.training, cell.inputs.validation)
     facts = row_facts(cfg)
-    model = build.build_detector(cfg)
-    build.initialise(model, cfg.seed)
-    if cell.weights is not None:
-        build.load_backbone(model.backbone, cell.weights)
-    model.to(device, memory_format=torch.channels_last)  # a quarter less time a step, on a CPU as well
+    reset_peak_memory(device)
     began = time.monotonic()
-    train(model, cell.training, cfg, device, cell.folder / "checkpoint.pt", cell.log)
-    trained = time.monotonic()
-    record.write_atomically(cell.folder / "model.pt", lambda temporary: torch.save(model.state_dict(), temporary))
-    detections = propose(model, cell.validation, cfg, device)
-    record.write_atomically(cell.folder / "detections.npz", detections.save)
-    truth = declared_truth(cell.validation, cfg)
-    metrics = average_recall(truth, detections, cell.validation.area_bounds)
-    cell.log(cfg.recipe.steps, {name: value for name, value in metrics.items() if value is not None})
+    trained = tasks.carry_out(cell)
+    ended = time.monotonic()
+    record.write_atomically(cell.folder / "model.pt", lambda temporary: torch.save(trained.model.state_dict(), temporary))
+    trained.model.eval()
+    found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
+    record.write_atomically(cell.folder / "detections.npz", found.save)
+    truth = declared_truth(validation, cfg)
+    metrics, measured = average_recall(truth, found, validation.area_bounds), {}
+    if found.labels is not None:
+        metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}
+        precision, per_class = average_precision(truth, found, validation.categories, validation.area_bounds)
+        metrics, measured = precision | metrics, {"per_class": per_class, "proposals": trained.proposals}
+    cell.log(cfg.steps, {name: value for name, value in metrics.items() if value is not None})
+    evaluated = time.monotonic()
     return {
         "verify": facts.to_dict(),
         "metrics": metrics,
-        "objects": object_sizes(truth, cell.validation.area_bounds),
+        **measured,
+        "objects": object_sizes(truth, validation.area_bounds),
         "images": {
             "count": len(truth["images"]),
-            "declared": len(cell.validation),
+            "declared": len(validation),
             "digest": identity.digest([image["id"] for image in truth["images"]]),
         },
-        "repairs": {"train": getattr(cell.training, "repairs", {}), "val": getattr(cell.validation, "repairs", {})},
+        "repairs": {"train": getattr(training, "repairs", {}), "val": getattr(validation, "repairs", {})},
         "cost": {
-            "pretrain_s": cell.pretrained.seconds if cell.pretrained else 0.0,
-            "pretrain_accuracy": cell.pretrained.accuracy if cell.pretrained else None,
-            "train_s": round(trained - began, 1),
-            "eval_s": round(time.monotonic() - trained, 1),
-            "steps": cfg.recipe.steps,
-            "peak_memory_mib": _peak_memory(device),
+            "pretrain_s": cell.inputs.pretrained.seconds if cell.inputs.pretrained else 0.0,
+            "pretrain_accuracy": cell.inputs.pretrained.accuracy if cell.inputs.pretrained else None,
+            "train_s": round(ended - began - cell.elsewhere, 1),
+            "sources_s": round(sum(cell.built_on.values()), 1),
+            "eval_s": round(evaluated - ended, 1),
+            "steps": cfg.steps,
+            "peak_memory_mib": peak_memory_mib(device),
+            "latency_ms": latency_of(trained, cfg, device),
         },
     }
 
 
-def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and validation split; broken input is refused here, before anything is trained."""
-    if isinstance(cfg.data, Shapes):
-        # Rendering is what costs, so pictures that are not evaluated are not part of the set.
-        splits = shapes.load(
-            world(cfg), cfg.data.train_images, min(cfg.data.val_images, cfg.recipe.eval_images or cfg.data.val_images)
-        )
-        for split in splits:
-            split.render_all(cfg.workers)
-        return splits
-    return coco.load(cfg.data)
+def latency_of(trained: tasks.Trained, cfg: Config, device: torch.device) -> float:
+    """Milliseconds for the first image of the validation split alone, from pixels to what the task puts out (Sec. 5.2)."""
+    recipe = cfg.recipe
+    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side}
+    batch = next(evaluation_batches(trained.validation, batch_size=1, count=1, **sides)).to(device)
 
+    @torch.no_grad()
+    def once() -> None:
+        with autocast(cfg, device):
+            trained.whole(batch)
 
-def world(cfg: Config) -> shapes.World:
-    """The generated world at the recipe's size. With other data it still serves to pre-train a backbone."""
-    side = cfg.recipe.short_side
-    if not isinstance(cfg.data, Shapes):
-        return shapes.World(height=side, width=side)
-    height, width = round(side * max(1, 1 / cfg.data.aspect)), round(side * max(1, cfg.data.aspect))
-    numbers = cfg.data.model_dump(exclude={"name", "train_images", "val_images", "aspect"})
-    return shapes.World(height=height, width=width, **numbers)
+    return round(latency_ms(once, device), 2)
 
 
 def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str, int]:
@@ -204,19 +216,6 @@ def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str
     }
 
 
-def is_deterministic(cfg: Config, device: torch.device) -> bool:
-    """Whether the same seed gives the same bits on this machine."""
-    return device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
-
-
-def pick_device(cfg: Config) -> torch.device:
-    if cfg.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch sees no GPU; use device=cpu or device=auto")
-    return torch.device(cfg.device)
-
-
 def cell_folder(cfg: Config, fingerprint: str) -> Path:
     """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
     parts = [safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)]
@@ -228,18 +227,8 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"
 
 
-def _pretrains(cfg: Config) -> bool:
-    return cfg.backbone.weights == "pretrain"
-
-
-def _checkpoint_step(folder: Path) -> int:
-    """The step that a checkpoint holds; 0 without one."""
+def _logged_steps(cfg: Config, folder: Path) -> int:
+    """The last step whose log line a resumed cell keeps; 0 for a new one."""
+    before = cfg.recipe.steps if (folder / tasks.STEP3).exists() else 0
     path = folder / "checkpoint.pt"
-    return torch.load(path, weights_only=True, map_location="cpu")["step"] if path.exists() else 0
-
-
-def _peak_memory(device: torch.device) -> int:
-    """MiB: of the GPU since the run began, or of the whole process since it began (a later row of a sweep includes earlier)."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return before + (torch.load(path, weights_only=True, map_location="cpu")["step"] if path.exists() else 0)

@@ -284,6 +284,14 @@ class Config(Strict):
     recipe: Recipe
     log: Log
 
+    @property
+    def steps(self) -> int:
+        """Training steps of the cell itself, without those of cells that it builds on."""
+        if self.task.name == "rpn":
+            return self.recipe.steps
+        four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
+        return self.recipe.box.steps + (self.recipe.steps if four_step else 0)
+
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         if isinstance(self.data, Shapes) and self.recipe.max_side < self.recipe.short_side * max(
@@ -298,15 +306,15 @@ class Config(Strict):
                 raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
         roi = getattr(self.task, "roi", None)
         if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
-            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: use it with ablation=c4, or take 2fc or auto")
+            raise ValueError(
+                "task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone; take 2fc or auto"
+            )
         return self
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, and whether it is deterministic there, are (identity.facts).
 INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "log")
-# The declared factors of the ablation. Rows of a table may differ in these alone (and in the seed).
-FACTORS = ("neck",)
 
 
 def validate(values: dict[str, Any]) -> Config:

@@ -82,7 +82,7 @@ class Console:
     spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of the runs before this one in the same process
 
     def __init__(self, cfg: Config, job: int = 0) -> None:
-        self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.recipe.steps, job
+        self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.steps, job
         self.cells = int(os.environ.get(CELLS, "1"))
         self.first: tuple[int, float] | None = None
         self.now: tuple[int, float] = (0, 0.0)

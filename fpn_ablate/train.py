@@ -12,7 +12,7 @@ from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.errors import Diverged
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
-from fpn_ablate.model.rpn import Targets
+from fpn_ablate.model.rpn import Proposals, Targets
 from fpn_ablate.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from fpn_ablate.schema import Config
 from fpn_ablate.seeding import torch_generator
@@ -21,7 +21,14 @@ Report = Callable[[int, dict[str, float]], None]  # (steps done, named values)
 
 
 def targets(batch: Batch) -> Targets:
-    return Targets(batch.boxes, batch.valid, batch.crowd, batch.sizes)
+    return Targets(batch.boxes, batch.labels, batch.valid, batch.crowd, batch.sizes)
+
+
+def given(batch: Batch) -> Proposals | None:
+    """The fixed proposals that come with a batch, whose order is all that is known of their scores."""
+    if batch.proposals is None:
+        return None
+    return Proposals(batch.proposals, torch.zeros_like(batch.proposals[..., 0]), batch.proposals_valid)
 
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:
@@ -34,10 +41,11 @@ def train(
     dataset: DetectionDataset,
     cfg: Config,
     device: torch.device,
+    steps: int,
     checkpoint: Path | None = None,
     report: Report = lambda step, values: None,
 ) -> None:
-    """Fine-tune `model` in place for `cfg.recipe.steps` steps.
+    """Fine-tune in place, for `steps` steps, what of `model` is not frozen.
 
     Continues from `checkpoint` if it exists, and ends with the same weights, bit by bit on a CPU, as an uninterrupted run.
 
@@ -52,7 +60,7 @@ def train(
     batches = training_batches(
         dataset,
         batch_size=recipe.batch_size,
-        steps=range(start, recipe.steps),
+        steps=range(start, steps),
         seed=cfg.seed,
         flip=recipe.flip,
         short_side=recipe.short_side,
@@ -61,11 +69,11 @@ def train(
     )
     model.train()
     for step, batch in enumerate(batches, start=start):
-        rate = recipe.optimizer.lr * learning_rate_factor(step, recipe.steps, recipe.schedule)
+        rate = recipe.optimizer.lr * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
         batch = batch.to(device)
         with autocast(cfg, device):
-            losses = model.losses(batch.images, targets(batch), sampling)
+            losses = model.losses(batch.images, targets(batch), sampling, given(batch))
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -73,8 +81,8 @@ def train(
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
         # Reading a loss waits for a GPU, so there it is read now and then only; a NaN stays until then, and is never saved.
-        logged = done % cfg.log.every == 0 or done == recipe.steps
-        saved = checkpoint and done < recipe.steps and done % recipe.checkpoint_every == 0
+        logged = done % cfg.log.every == 0 or done == steps
+        saved = checkpoint and done < steps and done % recipe.checkpoint_every == 0
         if logged or saved or device.type == "cpu":
             values = _finite(losses, step, batch)
         if logged:

@@ -24,9 +24,9 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """Match anchors (R, 4), or each image's own RoIs (N, R, 4), with ground truth (N, G, 4).
 
-    Positive: IoU of at least `high` with any object, or, with `best_of_object` (the RPN's rule), the highest IoU for some object
-    (all that tie). Negative: IoU under `low` with all objects. Others are ignored, and so are negatives that lie in a crowd
-    region by half of their own area.
+    Positive: IoU of at least `high` with any object, or, with `best_of_object` (the RPN's rule), the highest IoU for some
+    object (all that tie). Negative: IoU under `low` with all objects. Others are ignored, and so are negatives that lie in a
+    crowd region by half of their own area.
 
     Returns:
         matched_idxs (N, R) int64: the object that the anchor overlaps most; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.

@@ -54,7 +54,9 @@ def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
     return SingleLevel(backbone.levels, neck.level)
 
 
-def build_roi(cfg: Config, levels: Sequence[Level], behind: dict[str, nn.Module], num_classes: int, short_side: int) -> RoIHeads:
+def build_roi(
+    cfg: Config, levels: Sequence[Level], behind: dict[str, nn.Module], num_classes: int, short_side: int
+) -> RoIHeads:
     """The second stage on `levels`; `behind`: the backbone's stages that the neck does not read."""
     roi, scale = cfg.task.roi, short_side / PAPER_SHORT_SIDE
     conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])

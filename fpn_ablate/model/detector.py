@@ -54,7 +54,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor, to_train: bool = False) -> Proposals:
-        """Proposals in pixels of `images`; `to_train`: as many as a second stage is trained on, else as many as it is tested on."""
+        """Proposals in pixels of `images`; `to_train`: as many as a second stage is trained on, else as it is tested on."""
         return self._propose(self.features(images, sizes), sizes, to_train)
 
     @torch.no_grad()

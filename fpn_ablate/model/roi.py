@@ -195,5 +195,6 @@ class RoIHeads(nn.Module):
         out = Detections(
             box.new_zeros(n, most, 4), score.new_zeros(n, most), label.new_zeros(n, most), valid.new_zeros(n, most)
         )
-        out.boxes[place], out.scores[place], out.labels[place], out.valid[place] = box[among], score[among], label[among] + 1, True
+        out.boxes[place], out.scores[place], out.labels[place] = box[among], score[among], label[among] + 1
+        out.valid[place] = True
         return out

@@ -1,0 +1,92 @@
+"""What a cell starts from: a device, both splits of the data, and the weights of the backbone."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fpn_ablate.data import coco, shapes
+from fpn_ablate.data.sample import DetectionDataset
+from fpn_ablate.errors import UserError
+from fpn_ablate.model import build
+from fpn_ablate.pretrain import Pretrained, ensure
+from fpn_ablate.schema import Config, Shapes
+from fpn_ablate.seeding import set_deterministic
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a cell starts from, and with it the cells that it builds on. `proposals`: the digest of a file, if one is given."""
+
+    device: torch.device
+    training: DetectionDataset
+    validation: DetectionDataset
+    pretrained: Pretrained | None
+    weights: dict[str, torch.Tensor] | None
+    proposals: str | None
+
+
+def prepare(cfg: Config) -> Inputs:
+    """Everything that is read or made before training.
+
+    Raises:
+        UserError: bad input.
+    """
+    device = pick_device(cfg)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    set_deterministic(is_deterministic(cfg, device))
+    proposals = _digest_of_proposals(cfg)
+    training, validation = load_data(cfg)
+    pretrains = cfg.backbone.weights == "pretrain"
+    pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if pretrains else None
+    weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
+    return Inputs(device, training, validation, pretrained, weights, proposals)
+
+
+def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
+    """Training and validation split; broken input is refused here, before anything is trained."""
+    if isinstance(cfg.data, Shapes):
+        # Rendering is what costs, so pictures that are not evaluated are not part of the set.
+        splits = shapes.load(
+            world(cfg), cfg.data.train_images, min(cfg.data.val_images, cfg.recipe.eval_images or cfg.data.val_images)
+        )
+        for split in splits:
+            split.render_all(cfg.workers)
+        return splits
+    return coco.load(cfg.data)
+
+
+def world(cfg: Config) -> shapes.World:
+    """The generated world at the recipe's size. With other data it still serves to pre-train a backbone."""
+    side = cfg.recipe.short_side
+    if not isinstance(cfg.data, Shapes):
+        return shapes.World(height=side, width=side)
+    height, width = round(side * max(1, 1 / cfg.data.aspect)), round(side * max(1, cfg.data.aspect))
+    numbers = cfg.data.model_dump(exclude={"name", "train_images", "val_images", "aspect"})
+    return shapes.World(height=height, width=width, **numbers)
+
+
+def is_deterministic(cfg: Config, device: torch.device) -> bool:
+    """Whether the same seed gives the same bits on this machine."""
+    return device.type == "cpu" if cfg.deterministic == "auto" else cfg.deterministic
+
+
+def pick_device(cfg: Config) -> torch.device:
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no GPU; use device=cpu or device=auto")
+    return torch.device(cfg.device)
+
+
+def _digest_of_proposals(cfg: Config) -> str | None:
+    """sha256 of the file that task.proposals.file names."""
+    path = cfg.task.proposals.file if cfg.task.name == "fast_rcnn" else None
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"task.proposals.file={path}: cannot be read ({error.strerror})") from None
