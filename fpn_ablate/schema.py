@@ -307,7 +307,7 @@ class Config(Strict):
         roi = getattr(self.task, "roi", None)
         if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
             raise ValueError(
-                "task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone; take 2fc or auto"
+                "task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone"
             )
         return self
 
