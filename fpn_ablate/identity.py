@@ -3,12 +3,13 @@
 import ast
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fpn_ablate.paths import PACKAGE
-from fpn_ablate.schema import FACTORS, INCIDENTAL, Config
+from fpn_ablate.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 
 # Everything that can change a figure; reports, logging and the command line cannot.
 CORE = ("data", "model", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "run.py", "seeding.py", "train.py")
@@ -39,16 +40,26 @@ def _without_docstrings(source: str) -> str:
 
 
 def portable(cfg: Config) -> dict[str, Any]:
-    """The configuration without the places of files, which differ between machines; digests stand for what is in them."""
+    """The configuration without the places of files, which differ between machines; digests stand for what is in them.
+
+    What the task does not read is left out too: a source of proposals is the same cell as that row of Table 1.
+    """
     values = cfg.model_dump(mode="json", exclude={"out"})
     for place in ("root", "train", "val"):
         values["data"].pop(place, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
+    if isinstance(cfg.task, RPNTask):
+        del values["recipe"]["box"]
+    if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
+        values["task"]["proposals"]["file"] = Path(cfg.task.proposals.file).name
     return values
 
 
-def facts(cfg: Config, data: str, weights: str, device: str, deterministic: bool) -> dict[str, Any]:
-    """All that decides a run's figures. `data` and `weights` are digests; `device` and `deterministic` are what the run has."""
+def facts(
+    cfg: Config, data: str, weights: str, device: str, deterministic: bool, proposals: str | None = None
+) -> dict[str, Any]:
+    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` and `proposals`
+    are digests, the last one that of the file `task.proposals.file`, where there is one."""
     return {
         "config": {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL},
         "data": data,
@@ -56,6 +67,7 @@ def facts(cfg: Config, data: str, weights: str, device: str, deterministic: bool
         "device": device,
         "deterministic": deterministic,
         "code": code_version(),
+        **({} if proposals is None else {"proposals": proposals}),
     }
 
 
@@ -64,7 +76,19 @@ def fingerprint(facts: dict[str, Any]) -> str:
     return digest(facts)
 
 
-def setting(facts: dict[str, Any]) -> str:
-    """What the rows of a table have in common: everything but the declared factors and the seed."""
-    shared = {k: v for k, v in facts["config"].items() if k not in (*FACTORS, "seed")}
-    return digest({**facts, "config": shared})
+def setting(facts: dict[str, Any], factors: Iterable[str]) -> str:
+    """What the rows of a table have in common: everything but the declared factors (dotted keys, as Config's) and the seed."""
+    shared, factors = dict(facts), (*factors, "seed")
+    for factor in factors:
+        shared["config"] = _without(shared["config"], factor)
+    if "backbone" in factors:
+        del shared["weights"]
+    return digest(shared)
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Nested `values` less a dotted key and all below it; as they are where there is no such key."""
+    first, _, rest = key.partition(".")
+    if rest and isinstance(values.get(first), dict):
+        return values | {first: _without(values[first], rest)}
+    return {name: value for name, value in values.items() if rest or name != first}

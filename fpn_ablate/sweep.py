@@ -15,20 +15,22 @@ from omegaconf import DictConfig, OmegaConf
 from fpn_ablate import report
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report.records import flatten
+from fpn_ablate.report.records import flatten, under
 from fpn_ablate.report.tables import show
-from fpn_ablate.schema import FACTORS, INCIDENTAL, Coco, Config, validate
+from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, validate
 
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
 _NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "experiments")
 _PLACES = ("data.train.", "data.val.")
+# Where factors lie. Data and recipe name a table of their own.
+_MODEL = ("backbone", "neck", "head", "task")
 
 
 def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:
     """What Hydra composed for a job, as a validated `Config` that knows its row's and its recipe's name.
 
-    The row is called after its file in conf/ablation, and after the neck's switches that the command line adds to it; the
-    recipe likewise: `fpn+upsample=bilinear`, `quick+steps=100`.
+    The row is called after its file in conf/ablation, and after the factors that the command line, or the sweep of an
+    experiment's file, adds to it; the recipe after all other keys: `fpn+upsample=bilinear`, `quick+steps=100`.
     """
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
@@ -38,15 +40,27 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     pairs = sorted((key, value.rpartition("/")[2]) for key, value in parts)
     row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
+    factors = declared_factors(values.get("factors"))
     for key, value in pairs:
         group = key.split(".")[0]
-        if group == "neck":
-            row.append(f"{key.removeprefix('neck.')}={value}")
+        if under(key, factors):
+            row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NAMED_ELSEWHERE or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
     return validate(values)
+
+
+def declared_factors(declared: Any) -> list[str]:
+    """The factors, or UserError if one of them is no key, or one in which the rows of a table cannot differ."""
+    factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
+    for factor in factors:
+        if factor not in set(keys()):
+            raise UserError(f"factors: {unknown_key(factor)}")
+        if factor.split(".")[0] not in _MODEL:
+            raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")
+    return factors
 
 
 def data_name(cfg: Config) -> str:
@@ -108,7 +122,8 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
     found: dict[str, dict[str, list[_Pair]]] = {}
     for cfg in cells:
         wanted = _relevant(flatten({"config": identity.portable(cfg)}))
-        shared = {key: value for key, value in wanted.items() if key.split(".")[1] not in (*FACTORS, "seed")}
+        shared = {key: value for key, value in wanted.items() if not under(key, cfg.factors, "config.")}
+        shared.pop("config.seed")
         place = [cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed]
         for record in records:
             here = [record[key] for key in ("table", "recipe", "data", "row", "seed")] == place

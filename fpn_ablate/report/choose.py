@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.report import footer
-from fpn_ablate.schema import FACTORS
+from fpn_ablate.report.records import factors_of, under
 
 if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record
@@ -70,17 +70,19 @@ def _of_one_row(records: "list[Record]") -> "tuple[list[Record], list[tuple[Reco
 
 
 def _factors(record: "Record") -> "Record":
-    return {key: value for key, value in record.items() if key.startswith(footer.DECLARED)}
+    """In what rows may differ. Where the backbone is a factor, what its weights are is no part of the setting either."""
+    return {key: value for key, value in record.items() if key == "weights" or under(key, factors_of(record), "config.")}
 
 
 def _unfair(groups: "list[list[Record]]") -> str:
     table, recipe, data = (groups[0][0][key] for key in ("table", "recipe", "data"))
+    factors = ", ".join(footer.declared_factors(record for group in groups for record in group))
     first, *others = groups
     rows = [", ".join(sorted({record["row"] for record in group})) for group in groups]
     found = [footer.differences(first, other, versus=" against ") for other in others]
     keys = dict.fromkeys(text or "what the files of data or weights hold" for text in found)
     return (
-        f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {', '.join(FACTORS)}, so "
+        f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {factors}, so "
         f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
         "the records stay"
     )

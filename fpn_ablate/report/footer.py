@@ -5,19 +5,20 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.report.definition import Definition
-from fpn_ablate.schema import FACTORS, INCIDENTAL
+from fpn_ablate.report.records import factors_of, under
+from fpn_ablate.schema import INCIDENTAL
 
 if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record, Row
 
 GENERATED = "GENERATED DATA: not comparable with COCO"
-# Prefixes of a record's keys: the row factors, and what is no part of a setting.
-DECLARED = tuple(f"config.{key}." for key in FACTORS)
+# Keys of a configuration that are no part of a setting.
 ELSEWHERE = ("seed", *INCIDENTAL)
 # What else can set two settings apart, beside the configuration.
 CIRCUMSTANCES = (
     "images.count",
     "images.digest",
+    "weights",
     "environment.evaluator",
     "environment.version",
     "environment.commit",
@@ -66,13 +67,21 @@ def differing_keys(these: "list[Record]", those: "list[Record]", factors: bool =
     Keys are shown without `config.`; a missing value is None.
     """
     keys = sorted({key for record in (*these, *those) for key in record if key.startswith("config.")})
-    keys = [key for key in keys if key.split(".")[1] not in ELSEWHERE and (factors or not key.startswith(DECLARED))]
+    declared = () if factors else declared_factors([*these, *those])
+    keys = [key for key in keys if key.split(".")[1] not in ELSEWHERE and not under(key, declared, "config.")]
     differing = {}
+    if declared_factors(these) != declared_factors(those):
+        differing["factors"] = (", ".join(declared_factors(these)), ", ".join(declared_factors(those)))
     for key in (*keys, *CIRCUMSTANCES):
         here, there = _values(these, key), _values(those, key)
         if not here & there:
             differing[key.removeprefix("config.")] = (_join(sorted(here)), _join(sorted(there)))
     return differing
+
+
+def declared_factors(records: "Iterable[Record]") -> tuple[str, ...]:
+    """The factors that any of the records declares."""
+    return tuple(sorted({factor for record in records for factor in factors_of(record)}))
 
 
 def differences(ours: "list[Record]", others: "list[Record]", factors: bool = False, versus: str = ", here ") -> str:

@@ -81,6 +81,16 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def factors_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The dotted keys in which the rows of a record's table may differ; records of older versions do not say so."""
+    return tuple(record.get("config.factors") or ("neck",))
+
+
+def under(key: str, factors: Iterable[str], prefix: str = "") -> bool:
+    """Whether a dotted key is one of `factors`, or below one; `prefix` is what stands before them."""
+    return any(key == prefix + factor or key.startswith(f"{prefix}{factor}.") for factor in factors)
+
+
 def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
     """CSV text whose cells keep their type (see `encode`)."""
     buffer = io.StringIO()
@@ -167,6 +177,9 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
         return f"{name}: key 'seed' must be an integer, found {record.get('seed')!r}"
     if type(record.get("generated")) is not bool:
         return f"{name}: key 'generated' must be true or false, found {record.get('generated')!r}"
+    factors = record.get("config.factors") or []
+    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
+        return f"{name}: key 'config.factors' must be a list of text, found {factors!r}"
     for key, value in record.items():
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
             return f"{name}: key '{key}' must be a number or null, found {value!r}"

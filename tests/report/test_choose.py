@@ -110,3 +110,42 @@ def test_several_asked_for_settings_are_unfair_and_the_other_tables_are_made(run
     errors = []
     assert [table.key[0] for table in collate(load(runs), settings={"a", "b"}, errors=errors)] == ["other"]
     assert errors == [str(refusal.value)]
+
+
+FACTORS = ["neck", "backbone", "task.training"]
+
+
+def two_stage(training="separate", backbone="small", **more):
+    return {"factors": FACTORS, "task": {"training": training}, "backbone": {"name": backbone}, **more}
+
+
+def test_declared_factors_are_those_of_the_records(runs, put):
+    """A row's seeds must agree in all of them; what tells two settings apart is none of them."""
+    put("mine", 0, finished="2026-01-01T00:00:00Z", config=two_stage("joint"))
+    put("mine", 1, finished="2026-01-02T00:00:00Z", config=two_stage("four_step"))
+    put("other", 0, setting="b", finished="2026-01-01T00:00:00Z", config=two_stage("joint", "large", tasks={"training": 1}))
+    assert left_out(table_of(runs)) == [
+        "row 'mine', seed 0: not the newest finished: task.training joint, here four_step",
+        "1 record of another setting: tasks.training 1, here unset",
+    ]
+
+
+def test_records_that_do_not_say_their_factors_may_differ_in_the_neck_alone(runs, put):
+    put("mine", 0, setting="b", fingerprint="old", finished="2026-01-01T00:00:00Z", config={"backbone": {"name": "large"}})
+    put("mine", 0, finished="2026-01-02T00:00:00Z", config={"factors": ["neck"], "backbone": {"name": "small"}})
+    assert left_out(table_of(runs)) == ["1 record of another setting: backbone.name large, here small"]
+
+
+def test_settings_that_differ_in_their_factors_say_so(runs, put):
+    put("fpn", setting="a", fingerprint="1", config=two_stage())
+    put("mine", setting="b", fingerprint="2", config=two_stage() | {"factors": ["neck"]})
+    with pytest.raises(UserError, match=r"than backbone, neck, task.training, so .* factors neck against backbone, neck"):
+        collate(load(runs), settings={"a", "b"})
+
+
+def test_seeds_from_other_starting_weights_are_not_averaged(runs, put):
+    put("mine", 0, finished="2026-01-01T00:00:00Z", config=two_stage(), weights="a", metrics={"AR100": 0.1})
+    put("mine", 1, finished="2026-01-02T00:00:00Z", config=two_stage(), weights="b", metrics={"AR100": 0.2})
+    table = table_of(runs)
+    assert values(table) == {("mine", 1): 20}
+    assert left_out(table) == ["row 'mine', seed 0: not the newest finished: weights a, here b"]

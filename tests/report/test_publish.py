@@ -85,6 +85,18 @@ def test_leftovers_of_an_older_version_do_not_make_a_sweep_unfair(cell, leave, c
     assert "not run" in out and not err
 
 
+@pytest.mark.parametrize("factors", ["[neck,backbone]", "[backbone.freeze_at]"])
+def test_rows_that_differ_in_a_declared_factor_are_one_group(cell, leave, capsys, factors):
+    """As above: else each row would stand for itself, and the two settings would be unfair."""
+    cells = [cell(f"factors={factors}", *other) for other in ([], ["backbone.freeze_at=3"])]
+    for cfg in cells:
+        leave(cfg, 0.222, "old", code="of an older version")
+    leave(cells[0], 0.111, "new", day=2)
+    sweep.publish(cells)
+    out, err = capsys.readouterr()
+    assert "11.1" in out and "22.2" not in out and not err
+
+
 def test_a_row_that_sets_more_than_its_neck_is_refused_and_the_records_stay(cell, leave, capsys):
     fair = cell()
     head = fair.head.model_copy(update={"samples": 8})

@@ -98,6 +98,8 @@ def test_ledger_is_byte_stable_and_merges_by_fingerprint(runs, put, tmp_path):
         ({"table": None}, "'table' must be text"),
         ({"generated": None}, "'generated' must be true or false"),
         ({"metrics": {"AR100": "0.5"}}, "'metrics.AR100' must be a number"),
+        ({"config": {"factors": "neck"}}, "'config.factors' must be a list of text"),
+        ({"config": {"factors": [1]}}, "'config.factors' must be a list of text"),
     ],
 )
 def test_unreadable_record_is_named_and_the_others_are_read(runs, put, content, reason):

@@ -1,0 +1,46 @@
+"""What a composed job is called, and which keys may be factors."""
+
+import pytest
+
+from fpn_ablate.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "row", "recipe"),
+    [
+        (["neck.upsample=bilinear", "head.samples=8"], "fpn+upsample=bilinear", "smoke+head.samples=8"),
+        (["backbone.freeze_at=3"], "fpn", "smoke+backbone.freeze_at=3"),
+        (["factors=[neck,backbone]", "backbone.freeze_at=3"], "fpn+backbone.freeze_at=3", "smoke"),
+        (["factors=[neck,backbone]", "backbone=resnet50", "ablation=c4"], "c4+backbone=resnet50", "smoke"),
+        (["factors=[neck,backbone]", "backbone.weights=a/b.pth"], "fpn+backbone.weights=b.pth", "smoke"),
+        (["factors=[backbone]", "neck.smooth=none"], "fpn", "smoke+neck.smooth=none"),
+        (["factors=[neck.upsample]", "neck.upsample=deconv", "neck.p6=none"], "fpn+upsample=deconv", "smoke+neck.p6=none"),
+        (["task=faster_rcnn", "task.training=joint"], "fpn", "smoke+task.training=joint"),
+        (["task=faster_rcnn", "task.roi.head=2fc"], "fpn", "smoke+task.roi.head=2fc"),
+        (
+            ["task=faster_rcnn", "factors=[backbone,task.training]", "task.training=joint", "seed=1", "backbone=resnet18"],
+            "fpn+backbone=resnet18+training=joint",
+            "smoke",
+        ),
+    ],
+)
+def test_factors_name_the_row_and_all_else_the_recipe(config, overrides, row, recipe):
+    cfg = config(*overrides)
+    assert (cfg.row, cfg.recipe.name) == (row, recipe)
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ("[nek]", r"factors: nek: there is no such key. Did you mean neck\?"),
+        ("[neck,task.trainng]", r"factors: task.trainng: .*Did you mean task.training\? Allowed in task: .*training"),
+        ("[neck.]", "factors: neck.: there is no such key"),
+        ("[recipe.steps]", "factors: recipe.steps cannot be one. Allowed: backbone, neck, head, task"),
+        ("[seed]", "factors: seed cannot be one"),
+        ("[]", r"factors=\[\]"),
+        ("neck", "factors='neck': input should be a valid tuple"),
+    ],
+)
+def test_a_factor_that_cannot_be_one_is_refused_with_what_can(config, factors, message):
+    with pytest.raises(UserError, match=message):
+        config(f"factors={factors}")
