@@ -137,8 +137,8 @@ def _evaluated(
 ) -> Any:
     """A COCOeval that has accumulated, by areas in the order of AREAS and by `limits` in rising order.
 
-    Without `categories` the evaluation is class-agnostic. `summarize` takes limits of its own for granted, and the engines
-    differ in which: read the arrays.
+    Without `categories` the evaluation is class-agnostic: all is of one category. `summarize` takes limits of its own for
+    granted, and the engines differ in which: read the arrays.
     """
     if engine == "faster-coco-eval":
         from faster_coco_eval import COCO
@@ -150,7 +150,6 @@ def _evaluated(
     both = (truth["annotations"], detections.coco_results(categories))
     evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
     small, large = area_bounds
-    evaluation.params.useCats = int(categories is not None)
     evaluation.params.maxDets = sorted(limits)
     evaluation.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
     evaluation.params.areaRngLbl = list(AREAS)
