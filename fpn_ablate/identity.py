@@ -12,7 +12,8 @@ from fpn_ablate.paths import PACKAGE
 from fpn_ablate.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 
 # Everything that can change a figure; reports, logging and the command line cannot.
-CORE = ("data", "model", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "run.py", "seeding.py", "train.py")
+CORE = ("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py", "run.py")
+CORE += ("seeding.py", "tasks.py", "train.py")
 
 
 def digest(value: Any) -> str:

@@ -147,7 +147,8 @@ def test_comments_docstrings_and_formatting_are_no_new_version(package):
 
 @pytest.mark.parametrize(
     "name",
-    ["model/neck.py", "data/loader.py", "evaluate.py", "metrics.py", "optim.py", "pretrain.py", "seeding.py", "train.py"],
+    ["model/neck.py", "data/loader.py", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py"]
+    + ["run.py", "seeding.py", "tasks.py", "train.py"],
 )
 def test_code_of_the_core_is_a_new_version(package, name):
     before = version()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ import pandas as pd
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import choose, footer
-from fpn_ablate.report.definition import Definition, Metric, RowSpec, find
+from fpn_ablate.report.definition import Definition, Effect, Metric, RowSpec, find
 from fpn_ablate.report.stats import Summary, summarise
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
@@ -49,6 +50,7 @@ class Row:
     cells: dict[str, Cell]
     states: dict[int, str]
     errors: dict[int, str]
+    published_only: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -58,10 +60,21 @@ class Row:
     @property
     def state(self) -> str:
         """`finished` if any seed is, `not run` without a record, else what became of the seeds (`failed` if mixed)."""
+        if self.published_only:
+            return "published only"
         if self.seeds:
             return "finished"
         found = set(self.states.values()) or {"not run"}
         return found.pop() if len(found) == 1 else "failed"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An effect of the definition, with a cell for each metric over the seeds that all its rows have finished."""
+
+    title: str
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Table:
     setting: str
     definition: Definition
     rows: tuple[Row, ...]
+    effects: tuple[Difference, ...]
     footer: tuple[tuple[str, str], ...]
 
     @property
@@ -140,7 +154,7 @@ def _table(
 ) -> Table:
     ours, others = choose.one_setting(records, settings)
     definition = find(key[0], _metrics(ours), experiments)
-    ours, left_out = choose.one_record_a_seed(ours, {spec.row for spec in definition.rows})
+    ours, left_out = choose.one_record_a_seed(ours, {name for spec in definition.rows for name in spec.names})
     rows = _rows(definition, ours)
     table, recipe, data = key
     return Table(
@@ -151,6 +165,7 @@ def _table(
         setting=ours[0]["setting"],
         definition=definition,
         rows=rows,
+        effects=_effects(definition, rows),
         footer=tuple(footer.lines(definition, rows, ours, others, left_out, _of_table(unreadable, table))),
     )
 
@@ -167,15 +182,24 @@ def _rows(definition: Definition, records: list[Record]) -> tuple[Row, ...]:
     by_row: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["row"], r["seed"])):
         by_row.setdefault(record["row"], []).append(record)
-    promised = {spec.row for spec in definition.rows}
-    own = [RowSpec(name, name) for name in by_row if name not in promised]
-    return tuple(_row(spec, by_row.get(spec.row, []), definition) for spec in (*definition.rows, *own))
+    names = [_name(spec, by_row) for spec in definition.rows]
+    own = [name for name in by_row if name not in names]
+    specs = (*definition.rows, *(RowSpec((name,), name) for name in own))
+    pairs = zip(specs, (*names, *own), strict=True)
+    return tuple(_row(spec, name, [] if spec.published_only else by_row.get(name, []), definition) for spec, name in pairs)
 
 
-def _row(spec: RowSpec, records: list[Record], definition: Definition) -> Row:
+def _name(spec: RowSpec, found: Collection[str]) -> str:
+    """The name under which a promised row stands."""
+    if spec.published_only:
+        return f"{spec.names[0]} (published only)"  # a row of ours that happens to have its name is shown below
+    return next((name for name in spec.names if name in found), spec.names[0])
+
+
+def _row(spec: RowSpec, name: str, records: list[Record], definition: Definition) -> Row:
     finished = [record for record in records if record["status"] == "finished"]
     return Row(
-        row=spec.row,
+        row=name,
         label=spec.label,
         letter=spec.letter,
         facts={fact.key: _fact(fact.source, records, spec.published.get(fact.key)) for fact in definition.facts},
@@ -183,7 +207,28 @@ def _row(spec: RowSpec, records: list[Record], definition: Definition) -> Row:
         cells={metric.key: _cell(metric, finished, spec) for metric in definition.metrics},
         states={record["seed"]: record["status"] for record in records},
         errors={record["seed"]: str(record["error"]) for record in records if record.get("error")},
+        published_only=spec.published_only,
     )
+
+
+def _effects(definition: Definition, rows: tuple[Row, ...]) -> tuple[Difference, ...]:
+    pairs = {spec.names[0]: (spec, row) for spec, row in zip(definition.rows, rows, strict=False)}
+    return tuple(_difference(effect, pairs, definition) for effect in definition.effects)
+
+
+def _difference(effect: Effect, pairs: dict[str, tuple[RowSpec, Row]], definition: Definition) -> Difference:
+    """No seeds where the rows have none in common, or stand for different ones of their names (of another backbone, say)."""
+    chosen = [pairs[name] for name in (*effect.plus, *effect.minus)]
+    names = {spec.names.index(row.row) for spec, row in chosen if len(spec.names) > 1}
+    seeds = sorted(set.intersection(*(set(row.seeds) for _, row in chosen))) if len(names) < 2 else []
+
+    def value(seed: int, key: str) -> float | None:
+        values = [row.cells[key].values[seed] for _, row in chosen]
+        plus, minus = values[: len(effect.plus)], values[len(effect.plus) :]
+        return None if None in values else effect.scale * (fmean(plus) - fmean(minus))
+
+    cells = {metric.key: Cell({seed: value(seed, metric.key) for seed in seeds}, None) for metric in definition.metrics}
+    return Difference(effect.title, tuple(seeds), cells)
 
 
 def _fact(source: str, records: list[Record], published: Any) -> Any:
@@ -195,8 +240,8 @@ def _fact(source: str, records: list[Record], published: Any) -> Any:
 
 
 def _cell(metric: Metric, finished: list[Record], spec: RowSpec) -> Cell:
-    values = {record["seed"]: record.get(f"metrics.{metric.key}") for record in finished}
-    scaled = {seed: None if value is None else value * metric.scale for seed, value in values.items()}
+    values = {record["seed"]: record.get(metric.source or f"metrics.{metric.key}") for record in finished}
+    scaled = {seed: value * metric.scale if type(value) in (int, float) else None for seed, value in values.items()}
     return Cell(scaled, spec.published.get(metric.key))
 
 

@@ -27,23 +27,46 @@ class Fact:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of results. Records hold fractions; tables show `scale` times as much, with `digits` decimals."""
+    """A column of results: `source` in the records, else their `metrics.<key>`, shown times `scale` with `digits` decimals.
+
+    Metrics are fractions; another source is shown as it is, and not plotted, unless the definition says so.
+    """
 
     key: str
     title: str
     scale: float = 100.0
     digits: int = 1
     plot: bool = True
+    source: str | None = None
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """A row the table promises. `published` maps facts and metrics to the paper's values, in the table's unit."""
+    """A row the table promises. `published` maps facts and metrics to the paper's values, in the table's unit.
 
-    row: str
+    Of several `names`, the first that has records stands. A row that is `published_only` has no line of ours.
+    """
+
+    names: tuple[str, ...]
     label: str
     letter: str | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    published_only: bool = False
+
+
+@dataclass(frozen=True)
+class Effect:
+    """`scale` x (mean of the rows `plus` - mean of the rows `minus`), seed by seed; rows by the first of their names.
+
+    With one row each it is a difference, with several a main effect: top-down = mean(with) - mean(without). An interaction is
+    a difference of differences: of a (neither), b (the first alone), c (the second alone) and d (both) it is (d - c) - (b - a),
+    which is plus [a, d], minus [b, c], scale 2. Above 0, each does more where the other is.
+    """
+
+    title: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,7 @@ class Definition:
     rows: tuple[RowSpec, ...] = ()
     paper: Paper | None = None
     seeds: tuple[int, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
@@ -114,20 +138,35 @@ def _content(file: Path) -> dict[str, Any] | None:
 
 
 def _parse(file: Path, content: dict[str, Any]) -> Definition:
-    report = _mapping(f"{file}: report", content["report"], {"title", "facts", "metrics"}, {"rows", "paper"})
+    report = _with_columns(file, content["report"])
+    report = _mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects"})
     facts = tuple(_fact(f"{file}: report.facts[{i}]", item) for i, item in enumerate(report["facts"]))
     metrics = tuple(_metric(f"{file}: report.metrics[{i}]", item) for i, item in enumerate(report["metrics"]))
     columns = [column.key for column in (*facts, *metrics)]
     known = {*(fact.key for fact in facts)}, {*(metric.key for metric in metrics)}
     rows = tuple(_row(f"{file}: report.rows[{i}]", item, *known) for i, item in enumerate(report.get("rows") or []))
-    for kind, names in (("column", columns), ("row", [row.row for row in rows])):
+    for kind, names in (("column", columns), ("row", [name for row in rows for name in row.names])):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"{file}: {kind} '{twice[0]}' stands there twice")
     paper = _paper(f"{file}: report.paper", report["paper"]) if report.get("paper") else None
     if paper is None and any(row.published for row in rows):
         raise UserError(f"{file}: rows have published values but report.paper names no source")
-    return Definition(content["table"], _text(file, report, "title"), facts, metrics, rows, paper, _seeds(content))
+    ours = {row.names[0] for row in rows if not row.published_only}
+    effects = [_effect(f"{file}: report.effects[{i}]", item, ours) for i, item in enumerate(report.get("effects") or [])]
+    title = _text(file, report, "title")
+    return Definition(content["table"], title, facts, metrics, rows, paper, _seeds(content), tuple(effects))
+
+
+def _with_columns(file: Path, report: Any) -> Any:
+    """`columns: NAME` stands for the facts and metrics of NAME.yaml beside `file`, where it has none of its own."""
+    if not isinstance(report, dict) or "columns" not in report:
+        return report
+    source = file.with_name(f"{_text(f'{file}: report', report, 'columns')}.yaml")
+    other = (_content(source) or {}).get("report")
+    if not isinstance(other, dict) or not {"facts", "metrics"} <= set(other):
+        raise UserError(f"{file}: report.columns: {source} has no report with facts and metrics of its own")
+    return {key: other[key] for key in ("facts", "metrics")} | {key: report[key] for key in report if key != "columns"}
 
 
 def _fact(where: str, item: Any) -> Fact:
@@ -139,22 +178,41 @@ def _fact(where: str, item: Any) -> Fact:
 
 
 def _metric(where: str, item: Any) -> Metric:
-    item = _mapping(where, item, {"key"}, {"title", "scale", "digits", "plot"})
-    scale, digits = item.get("scale", 100.0), item.get("digits", 1)
+    item = _mapping(where, item, {"key"}, {"title", "scale", "digits", "plot", "from"})
+    source = _text(where, item, "from") if "from" in item else None
+    scale, digits = item.get("scale", 1.0 if source else 100.0), item.get("digits", 1)
     if not _number(scale) or type(digits) is not int or digits < 0:
         raise UserError(f"{where}: scale must be a number and digits an integer of 0 or more")
     key = _text(where, item, "key")
-    return Metric(key, str(item.get("title", key)), float(scale), digits, bool(item.get("plot", True)))
+    return Metric(key, str(item.get("title", key)), float(scale), digits, bool(item.get("plot", not source)), source)
 
 
 def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
-    item = _mapping(where, item, {"row"}, {"label", "letter", "published"})
+    item = _mapping(where, item, {"row"}, {"label", "letter", "published", "published_only"})
+    names = item["row"] if isinstance(item["row"], list) and item["row"] else [item["row"]]
+    names = tuple(_text(where, {"row": name}, "row") for name in names)
     published = _mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
     for key, value in published.items():
         if key in metrics and value is not None and not _number(value):
             raise UserError(f"{where}.published.{key}: must be a number or null, found {value!r}")
     letter = _text(where, item, "letter") if item.get("letter") is not None else None
-    return RowSpec(_text(where, item, "row"), str(item.get("label", item["row"])), letter, published)
+    only = item.get("published_only", False)
+    if type(only) is not bool or (only and not published):
+        raise UserError(f"{where}: published_only must be true or false, and true only with published values")
+    return RowSpec(names, str(item.get("label", names[0])), letter, published, only)
+
+
+def _effect(where: str, item: Any, rows: set[str]) -> Effect:
+    item = _mapping(where, item, {"title", "plus", "minus"}, {"scale"})
+    for side in ("plus", "minus"):
+        names = item[side] if isinstance(item[side], list) else []
+        unknown = [name for name in names if name not in rows]
+        if unknown or not names:
+            found = f"found {unknown[0] if unknown else item[side]!r}"
+            raise UserError(f"{where}.{side}: must list rows of ours by their first names, {', '.join(sorted(rows))}; {found}")
+    if not _number(item.get("scale", 1.0)):
+        raise UserError(f"{where}: scale must be a number, found {item['scale']!r}")
+    return Effect(_text(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
 
 
 def _paper(where: str, item: Any) -> Paper:

@@ -27,6 +27,7 @@ CIRCUMSTANCES = (
     "code",
 )
 SHOWN_DIFFERENCES = 6
+EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
 SPREAD = " (mean ± sample standard deviation over n seeds)"
 
 
@@ -51,7 +52,9 @@ def lines(
         ("seeds", _seeds(definition, rows)),
         ("device", _each(finished, lambda r: r.get("environment.device"))),
         ("code", _each(finished, _code)),
+        ("proposals", _proposals(finished)),
         ("cost", _cost(finished)),
+        ("effects", EFFECTS if definition.effects else ""),
         ("published", _published(definition)),
         *(("left out", text) for text in left_out),
         *(("left out", _other_setting(ours, other)) for other in others),
@@ -154,6 +157,20 @@ def _code(record: "Record") -> str | None:
     return f"version {version}, " + (f"commit {commit}{dirty}" if commit else "outside a git checkout")
 
 
+def _proposals(records: "list[Record]") -> str:
+    """Whose RPN made the proposals, with the fingerprint of that run for each seed."""
+    sources: dict[str, dict[int, set[str]]] = {}
+    for record in records:
+        row, fingerprint = record.get("proposals.row"), record.get("proposals.fingerprint")
+        if row is not None:
+            sources.setdefault(str(row), {}).setdefault(record["seed"], set()).add(str(fingerprint)[:8])
+    texts = []
+    for row, seeds in sorted(sources.items()):
+        runs = (f"{'/'.join(sorted(found))} (seed {seed})" for seed, found in sorted(seeds.items()))
+        texts.append(f"of row {row}'s RPN: {', '.join(runs)}")
+    return "; ".join(texts)
+
+
 def _seeds(definition: Definition, rows: "Iterable[Row]") -> str:
     seeds = {row.row: row.seeds for row in rows if row.seeds}
     if not seeds:
@@ -177,6 +194,9 @@ def _cost(records: "list[Record]") -> str:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
     text = f"{runs}: training {_minutes(sum(train))}, evaluation {_minutes(sum(evaluate))}"
+    # Rows that learn from one RPN's proposals name the same run, which was trained once.
+    sources = {r.get("proposals.fingerprint"): r.get("cost.sources_s") for r in records if r.get("cost.sources_s")}
+    text += f"; runs that they stand on {_minutes(sum(sources.values()))}" if sources else ""
     # Rows share the pre-trained backbone: its time is paid once, and a run that found it cached may record 0.
     return text + (f"; pre-training {_minutes(max(pretrain))}, shared" if any(pretrain) else "")
 

@@ -1,9 +1,9 @@
 """What a table prints, as plain text: one grid, which `tables` sets in each format."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from fpn_ablate.report.collate import Cell, Row, Table
+from fpn_ablate.report.collate import Cell, Difference, Row, Table
 from fpn_ablate.report.definition import Fact, Metric
 from fpn_ablate.report.footer import GENERATED
 
@@ -12,13 +12,20 @@ CHECK = "✓"
 
 @dataclass(frozen=True)
 class Line:
-    """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours."""
+    """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours.
 
-    ours: bool
+    `kind` "published" is a row of the paper that has no line of ours; "paper" stands below one.
+    """
+
+    kind: Literal["ours", "paper", "published", "effect"]
     label: str
     facts: tuple[str, ...]
     metrics: tuple[str, ...]
     differences: tuple[str, ...] = ()
+
+    @property
+    def ours(self) -> bool:
+        return self.kind in ("ours", "effect")
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -53,11 +60,15 @@ def grid(table: Table) -> Grid:
         if note := _note(row):
             notes.append(note)
             mark = f" [{len(notes)}]"
+        if row.published_only:
+            lines.append(_paper_line(table, row))
+            continue
         facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
         metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
-        lines.append(Line(True, clean(_label(table, row)) + mark, (*facts, str(len(row.seeds))), metrics))
+        lines.append(Line("ours", clean(_label(table, row)) + mark, (*facts, str(len(row.seeds))), metrics))
         if row.published:
             lines.append(_paper_line(table, row))
+    lines += [_effect_line(table, effect) for effect in table.effects]
     titles = [column.title for column in (*definition.facts, *definition.metrics)]
     titles.insert(len(definition.facts), "n")
     return Grid(
@@ -87,13 +98,21 @@ def _label(table: Table, row: Row) -> str:
 def _paper_line(table: Table, row: Row) -> Line:
     facts = [_paper_fact(fact, row) for fact in table.definition.facts]
     cells = [(metric, row.cells[metric.key]) for metric in table.definition.metrics]
+    label = f"{_paper_label(table)} ({_difference_label(table)})"
     return Line(
-        ours=False,
-        label=f"{_paper_label(table)} ({_difference_label(table)})",
+        kind="published" if row.published_only else "paper",
+        label=clean(f"{_label(table, row)}, {_paper_label(table)}, published only") if row.published_only else label,
         facts=(*facts, ""),
         metrics=tuple("–" if c.published is None else f"{c.published:.{m.digits}f}" for m, c in cells),
         differences=tuple("" if c.difference is None else f"{c.difference:+.{m.digits}f}" for m, c in cells),
     )
+
+
+def _effect_line(table: Table, effect: Difference) -> Line:
+    cells = [(metric, effect.cells[metric.key]) for metric in table.definition.metrics]
+    values = (_value(metric, cell, len(effect.seeds), "+") if effect.seeds else "not run" for metric, cell in cells)
+    blank = tuple("" for _ in table.definition.facts)
+    return Line("effect", clean(f"effect, ours: {effect.title}"), (*blank, str(len(effect.seeds))), tuple(values))
 
 
 def _paper_label(table: Table) -> str:
@@ -130,21 +149,23 @@ def _note(row: Row) -> str:
 
 
 def _ours(metric: Metric, cell: Cell, row: Row) -> str:
-    if not row.seeds:
-        return row.state
+    return _value(metric, cell, len(row.seeds)) if row.seeds else row.state
+
+
+def _value(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     ours = cell.ours
     if ours.mean is None:
         return "n/a"
-    text = f"{ours.mean:.{metric.digits}f}"
+    text = f"{ours.mean:{sign}.{metric.digits}f}"
     text += f" ± {ours.std:.{metric.digits}f}" if ours.std is not None else ""
     # Some seeds are undefined here: column n does not hold for this cell.
-    return text + (f" (n={ours.n})" if ours.n < len(row.seeds) else "")
+    return text + (f" (n={ours.n})" if ours.n < seeds else "")
 
 
 def _paper_fact(fact: Fact, row: Row) -> str:
     """The paper's entry, where it is not the one printed above it."""
     published = _fact(fact, row.published.get(fact.key))
-    return "" if published == _fact(fact, row.facts[fact.key]) else published
+    return "" if published == _fact(fact, row.facts[fact.key]) and not row.published_only else published
 
 
 def _fact(fact: Fact, value: Any) -> str:

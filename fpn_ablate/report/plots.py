@@ -78,11 +78,22 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
         ends = (cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std)
         axis.plot(ends, (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=2)
     for y, row, cell in cells:
-        if cell.ours.mean is None:
+        if cell.ours.mean is None and not row.published_only:
             state = "n/a" if row.seeds else row.state
-            axis.text(0.03, y, state, transform=axis.get_yaxis_transform(), color="0.35", fontsize=8, va="center")
+            axis.text(0.03, y - 0.12, state, transform=axis.get_yaxis_transform(), color="0.35", fontsize=8, va="center")
+    _scale(axis, metric)
+
+
+def _scale(axis: "Axes", metric: Metric) -> None:
+    """At least 5 points of a percentage, so that tenths of a point look like what they are; no ticks without values."""
     axis.margins(x=0.12)
     axis.locator_params(axis="x", nbins=4)
+    if not axis.lines:
+        axis.set_xticks([])
+        return
+    low, high = axis.get_xlim()
+    if metric.scale == 100 and high - low < 5:
+        axis.set_xlim((low + high - 5) / 2, (low + high + 5) / 2)
 
 
 def _dots(axis: "Axes", points: list[tuple[float, float]], style: dict) -> None:

@@ -44,7 +44,7 @@ def _drawn(content: Grid) -> "RichTable":
 
     rows: list[tuple[str, tuple[str, ...]]] = []
     for line in content.lines:
-        label = line.label if line.ours else content.paper_label
+        label = content.paper_label if line.kind == "paper" else line.label
         values = tuple(value.replace(" ± ", "±") for value in line.metrics)
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
@@ -91,10 +91,11 @@ def latex(table: Table) -> str:
     body += [" & ".join(map(escape_latex, content.header)) + r" \\", r"\midrule"]
     first = 1 + len(content.lines[0].facts) if content.lines else 1
     for number, line in enumerate(content.lines):
-        if line.ours and number:
-            body.append(r"\addlinespace")
+        if line.kind != "paper" and number:
+            first_effect = line.kind == "effect" and content.lines[number - 1].kind != "effect"
+            body.append(r"\midrule" if first_effect else r"\addlinespace")
         cells = [escape_latex(cell) for cell in line.cells]
-        label = cells[0] if line.ours else rf"\quad {cells[0]}"
+        label = rf"\quad {cells[0]}" if line.kind == "paper" else cells[0]
         body.append(" & ".join([label, *cells[1:first], *(c.replace("-", "$-$") for c in cells[first:])]) + r" \\")
     body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\scriptsize"]
     body += [rf"{{[{number}]}} {escape_latex(note)}\par" for number, note in enumerate(content.notes, start=1)]
@@ -104,22 +105,27 @@ def latex(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """One line for each row and metric, at full precision. Cells are encoded as in the ledger (`records.encode`)."""
+    """One line for each row and metric, then for each effect and metric (no `row`, its title as `label`), at full precision.
+
+    Cells are encoded as in the ledger (`records.encode`).
+    """
     definition = table.definition
     seeds = sorted({seed for row in table.rows for seed in row.states})
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "std", "published", "difference", "difference_between"]
     columns += [f"seed_{seed}" for seed in seeds]
+    named = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
+    blank = [None for _ in definition.facts]
+    named += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
+    between = "same data" if table.same_data else "different data sets"
     lines = []
-    for row in table.rows:
+    for names, state, cells in named:
         for metric in definition.metrics:
-            cell = row.cells[metric.key]
-            between = "same data" if table.same_data else "different data sets"
+            cell = cells[metric.key]
             lines.append(
-                [*table.key, table.generated, GENERATED if table.generated else None, table.setting]
-                + [row.row, row.letter, row.label, *(row.facts[fact.key] for fact in definition.facts)]
-                + [metric.key, _unit(metric), _state(row), cell.ours.n, cell.ours.mean, cell.ours.std]
+                [*table.key, table.generated, GENERATED if table.generated else None, table.setting, *names]
+                + [metric.key, _unit(metric), state, cell.ours.n, cell.ours.mean, cell.ours.std]
                 + [cell.published, cell.difference, None if cell.difference is None else between]
                 + [cell.values.get(seed) for seed in seeds]
             )

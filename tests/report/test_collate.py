@@ -1,6 +1,4 @@
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,27 +262,3 @@ def test_repairs_are_in_the_footer_where_there_are_any(runs, put):
         [],
         [],
     ]
-
-
-def test_published_values_are_the_papers(runs, put):
-    source = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "table1_rpn_proposals.csv"
-    if not source.exists():
-        pytest.skip("the transcription of the paper's tables is not beside this checkout")
-    put()
-    with source.open(newline="") as file:
-        paper = {line["row"]: line for line in csv.DictReader(file)}
-    rows = only_table(runs).rows
-    assert [row.letter for row in rows] == list(paper)
-    for row in rows:
-        expected = paper[row.letter]
-        assert row.label == expected["label"]
-        for key, value in row.published.items():
-            found = str(int(value)) if isinstance(value, bool) else str(value)
-            assert found == expected[key], (row.row, key)
-        assert set(row.published) == set(expected) - {"row", "label"}
-
-
-def test_sweep_and_report_of_table_1_name_the_same_rows():
-    content = yaml.safe_load((EXPERIMENTS / "table1_rpn.yaml").read_text())
-    swept = content["hydra"]["sweeper"]["params"]["ablation"].split(",")
-    assert swept == [row["row"] for row in content["report"]["rows"]] == list(ROWS)

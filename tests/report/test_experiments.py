@@ -1,0 +1,149 @@
+"""The files in experiments/: each sweeps the rows that it shows, and shows the paper's figures and no others."""
+
+import csv
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from fpn_ablate.__main__ import _introduce
+from fpn_ablate.paths import CONF, EXPERIMENTS
+from fpn_ablate.report.definition import find
+from fpn_ablate.schema import Config
+from fpn_ablate.sweep import cell_config, refuse_twins, without_hydra
+
+FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
+# The task of a file that does not train Table 1's.
+TASKS = {"table2_fast_rcnn": "fast_rcnn", "table3_faster_rcnn": "faster_rcnn", "table5_sharing": "faster_rcnn"}
+
+
+def content(name: str) -> dict:
+    return yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def definition(name: str):
+    return find(content(name)["table"], ())
+
+
+def cells(name: str, *more: str) -> list[Config]:
+    """What `-m +experiments=<name> recipe=smoke` would run, for the first seed."""
+    _introduce()
+    params = content(name)["hydra"]["sweeper"]["params"] | dict(item.split("=", 1) for item in more)
+    choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items() if key != "seed"]
+    found = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in product(*choices):
+            own = [f"+experiments={name}", "recipe=smoke", *overrides]
+            composed = compose("config", own, return_hydra_config=True)
+            found.append(cell_config(without_hydra(composed), composed.hydra.runtime.choices, own))
+    return found
+
+
+def there(name: str) -> bool:
+    params = content(name)["hydra"]["sweeper"]["params"]
+    return all((CONF / "backbone" / f"{b}.yaml").exists() for b in params.get("backbone", "small").split(","))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_swept_is_what_is_shown(name):
+    if not there(name):
+        pytest.skip("a backbone is not there yet")
+    swept, shown = cells(name), definition(name)
+    assert [cfg.row for cfg in swept] == [row.names[0] for row in shown.rows if not row.published_only]
+    assert {cfg.table for cfg in swept} == {content(name)["table"]} == {name}
+    assert {cfg.task.name for cfg in swept} == {TASKS.get(name, "rpn")}
+    refuse_twins(swept)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_differ_in_declared_factors_alone(name):
+    if not there(name):
+        pytest.skip("a backbone is not there yet")
+    first, *others = (cfg.model_dump() for cfg in cells(name))
+    factors = [tuple(factor.split(".")) for factor in first["factors"]]
+
+    def differing(a, b, where=()):
+        if where in factors or where == ("row",) or a == b:
+            return []
+        if isinstance(a, dict) and isinstance(b, dict):
+            return [key for k in a.keys() | b.keys() for key in differing(a.get(k), b.get(k), (*where, k))]
+        return [where]
+
+    assert [key for other in others for key in differing(first, other)] == []
+
+
+def test_table_5_swept_over_the_papers_backbones_fills_the_same_lines():
+    swept = [cfg.row for cfg in cells("table5_sharing", "backbone=resnet50,resnet101")]
+    assert swept == [row.names[1] for row in definition("table5_sharing").rows]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_says_how_it_is_run_and_what_it_costs(name):
+    text = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8")
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    command = next(line.split("+experiments=")[1] for line in head if "command" in line and "+experiments=" in line)
+    assert [stem for stem in FILES if stem.startswith(command)] == [name]
+    assert any(line.startswith("#   cost  ") for line in head)
+
+
+def test_the_factorials_effects_weigh_only_what_they_name():
+    """Over the rows of an effect the other factors cancel, so that it is not mixed with theirs."""
+    levels = {
+        cfg.row: {"top-down": cfg.neck.top_down, "lateral": cfg.neck.lateral, "pyramid": cfg.neck.output == "pyramid"}
+        for cfg in cells("factorial")
+    }
+    for effect in definition("factorial").effects[:3]:
+        for key in levels["fpn+output=p2"]:
+            plus, minus = ([levels[name][key] for name in side] for side in (effect.plus, effect.minus))
+            if key in effect.title.split(",")[0]:
+                assert all(plus) and not any(minus)
+            else:
+                assert sum(plus) / len(plus) == sum(minus) / len(minus)
+    for effect in definition("factorial").effects[3:]:
+        (path,) = (key for key in ("top-down", "lateral") if key in effect.title)
+        signs = {name: side for side, names in ((1, effect.plus), (-1, effect.minus)) for name in names}
+        for name, sign in signs.items():
+            assert (levels[name][path] == levels[name]["pyramid"]) == (sign == 1)
+        assert effect.scale == 2 and len({(levels[n][path], levels[n]["pyramid"]) for n in signs}) == 4
+
+
+TRANSCRIPTS = {
+    "table1_rpn": "table1_rpn_proposals.csv",
+    "table2_fast_rcnn": "table2_fast_rcnn.csv",
+    "table3_faster_rcnn": "table3_faster_rcnn.csv",
+}
+
+
+@pytest.mark.parametrize("name", TRANSCRIPTS)
+def test_published_values_are_the_papers(name):
+    source = PAPER / TRANSCRIPTS[name]
+    if not source.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    with source.open(newline="") as file:
+        paper = {line["row"]: line for line in csv.DictReader(file)}
+    rows = definition(name).rows
+    assert [row.letter for row in rows] == list(paper)
+    for row in rows:
+        expected = {key: value for key, value in paper[row.letter].items() if value and key not in ("row", "label")}
+        assert row.label == paper[row.letter]["label"]
+        found = {key: str(int(value)) if isinstance(value, bool) else str(value) for key, value in row.published.items()}
+        assert found == expected
+
+
+def test_published_values_of_table_5_are_the_papers():
+    source = PAPER / "table5_sharing_features.csv"
+    if not source.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    with source.open(newline="") as file:
+        paper = {line["share_features"]: line for line in csv.DictReader(file)}
+    rows = definition("table5_sharing").rows
+    found = [row.published for row in rows if row.published]
+    assert [(p["backbone"], p["sharing"], str(p["AP50"]), str(p["AP"])) for p in found] == [
+        (f"ResNet-{depth}", text, paper[share][f"R{depth}_AP50"], paper[share][f"R{depth}_AP"])
+        for depth in (50, 101)
+        for share, text in (("no", "not shared"), ("yes", "shared"))
+    ]
+    assert [row.names[0].split("=")[-1] for row in rows if not row.published] == ["joint", "joint"]
