@@ -12,7 +12,10 @@ from fpn_ablate.paths import PACKAGE
 from fpn_ablate.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 
 # Everything that can change a figure; reports, logging and the command line cannot.
-CORE = ("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py", "run.py")
+CORE = (
+    *("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py", "run.py"),
+    *("seeding.py", "tasks.py", "train.py"),
+)
 CORE += ("seeding.py", "tasks.py", "train.py")
 
 
@@ -61,8 +64,10 @@ def facts(
 ) -> dict[str, Any]:
     """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` and `proposals`
     are digests, the last one that of the file `task.proposals.file`, where there is one."""
+    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
+    del config["recipe"]["name"]  # it tells what was overridden, and that is in the configuration itself
     return {
-        "config": {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL},
+        "config": config,
         "data": data,
         "weights": weights,
         "device": device,

@@ -36,7 +36,7 @@ class WholeImage(nn.Module):
         super().__init__()
         self.modes = []
 
-    def propose(self, images, sizes):
+    def propose(self, images, sizes, to_train=False):
         self.modes.append(self.training)
         size = sizes.flip(1).float()
         zero = torch.zeros_like(size)
@@ -49,9 +49,7 @@ class WholeImage(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
     model = WholeImage().train()
-    found = propose(
-        model, Pictures(), config("recipe.eval_images=null", f"recipe.eval_batch_size={batch_size}"), torch.device("cpu")
-    )
+    found = propose(model, Pictures(), config(f"recipe.eval_batch_size={batch_size}"), torch.device("cpu"))
     assert not any(model.modes)
     expected = [i for i in range(len(SIZES)) if i != 2]
     assert found.image_ids.tolist() == [50 - i for i in expected for _ in range(2)]
@@ -61,13 +59,6 @@ def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
     assert found.scores.tolist() == pytest.approx([0.9, 0.8] * 4)
 
 
-def test_progress_is_told(config):
-    told = []
-    cfg = config("recipe.eval_images=4", "recipe.eval_batch_size=2")
-    propose(WholeImage(), Pictures(), cfg, torch.device("cpu"), lambda done, images: told.append((done, images)))
-    assert told == [(2, 4), (4, 4)]
-
-
 def test_proposals_and_truth_are_of_the_same_images(config):
     for count, number in ((2, 2), (99, 5), ("null", 5)):
         cfg = config(f"recipe.eval_images={count}")
@@ -75,4 +66,6 @@ def test_proposals_and_truth_are_of_the_same_images(config):
         ids = [image["id"] for image in truth["images"]]
         assert ids == [50 - i for i in range(number)]
         assert {a["image_id"] for a in truth["annotations"]} == set(ids) - {49}
-        assert set(propose(WholeImage(), Pictures(), cfg, torch.device("cpu")).image_ids.tolist()) == set(ids) - {48}
+        assert set(
+            propose(WholeImage(), Pictures(), cfg, torch.device("cpu"), cfg.recipe.eval_images).image_ids.tolist()
+        ) == set(ids) - {48}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fpn_ablate import pretrain, record
+from fpn_ablate import inputs, pretrain, record, tasks
 from fpn_ablate import run as running
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
@@ -67,7 +67,8 @@ def test_a_record_holds_what_tables_need(finished):
     assert (on_disk["status"], on_disk["error"]) == ("finished", None)
     assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
     assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
-    assert validate({**on_disk["config"], "out": cfg.out}) == cfg  # a record names no place on a disk
+    recipe = {**on_disk["config"]["recipe"], "box": cfg.recipe.box.model_dump()}  # which the task does not read
+    assert validate({**on_disk["config"], "recipe": recipe, "out": cfg.out}) == cfg  # a record names no place on a disk
     assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
     assert on_disk["verify"]["anchors"] == 199974
     assert on_disk["images"]["count"] == 3
@@ -95,7 +96,7 @@ def test_saved_detections_give_the_records_recall_through_pycocotools_alone(fini
 
     cfg, outcome, folder = finished
     detections = Detections.load(folder / "detections.npz")
-    validation = running.load_data(cfg)[1]
+    validation = inputs.load_data(cfg)[1]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = validation.coco()
@@ -111,7 +112,7 @@ def test_saved_detections_give_the_records_recall_through_pycocotools_alone(fini
 
 def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
     cfg, outcome, _ = finished
-    validation = running.load_data(cfg)[1]
+    validation = inputs.load_data(cfg)[1]
     assert len(validation) == 3
     assert sum(outcome["objects"].values()) >= len(validation.coco()["annotations"])
     areas = ((4, 0), (9, 0), (16, 0), (25, 0), (30, 0), (4, 1))
@@ -121,7 +122,7 @@ def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
 
 def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
     cfg, _, folder = finished
-    monkeypatch.setattr(running, "train", training_is_forbidden)
+    monkeypatch.setattr(tasks, "train", training_is_forbidden)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
     again = running.run(cfg)
     assert again == json.loads((folder / "record.json").read_text())
@@ -131,7 +132,7 @@ def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeyp
 
 def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(finished, monkeypatch):
     cfg, _, _ = finished
-    monkeypatch.setattr(running, "train", training_is_forbidden)
+    monkeypatch.setattr(tasks, "train", training_is_forbidden)
     running.run(cfg.model_copy(update={"threads": 1}))
     with pytest.raises(AssertionError, match="something was trained"):
         running.run(cfg.model_copy(update={"seed": 5}))
@@ -140,7 +141,7 @@ def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(
 def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(cell, monkeypatch):
     cfg = cell()
     with monkeypatch.context() as patch:
-        patch.setattr(running, "train", raising(MemoryError("no room")))
+        patch.setattr(tasks, "train", raising(MemoryError("no room")))
         with pytest.raises(MemoryError):
             running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
@@ -155,7 +156,7 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
 
 def test_a_diverged_cell_says_so(cell, monkeypatch):
     cfg = cell()
-    monkeypatch.setattr(running, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
+    monkeypatch.setattr(tasks, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
     with pytest.raises(Diverged):
         running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
@@ -254,7 +255,7 @@ def test_a_gpu_that_is_not_there_is_refused(cell, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="device=cuda: torch sees no GPU; use device=cpu or device=auto"):
         running.run(cell().model_copy(update={"device": "cuda"}))
-    assert running.pick_device(cell().model_copy(update={"device": "auto"})).type == "cpu"
+    assert inputs.pick_device(cell().model_copy(update={"device": "auto"})).type == "cpu"
 
 
 def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
@@ -291,7 +292,7 @@ def backbone(config, tmp_path_factory):
     cfg = config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "HELD_OUT", 16)
-        made = pretrain.ensure(cfg, running.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
+        made = pretrain.ensure(cfg, inputs.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
     return cfg, folder, made
 
 
@@ -301,7 +302,7 @@ def test_a_backbone_is_pre_trained_once_and_shared(backbone, monkeypatch, config
     assert made.seconds > 0
     monkeypatch.setattr(pretrain, "_train", training_is_forbidden)
     for other in (cfg, cfg.model_copy(update={"seed": 3, "neck": config("ablation=c4").neck})):
-        assert pretrain.ensure(other, running.world(other), folder, torch.device("cpu")) == made
+        assert pretrain.ensure(other, inputs.world(other), folder, torch.device("cpu")) == made
 
 
 def test_another_world_or_recipe_is_another_backbone(backbone, monkeypatch, config):
@@ -312,7 +313,7 @@ def test_another_world_or_recipe_is_another_backbone(backbone, monkeypatch, conf
         config("recipe.pretrain.steps=3", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32"),
         config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32", "data.noise=1"),
     ):
-        paths.add(pretrain.ensure(other, running.world(other), folder, torch.device("cpu"), say=lambda line: None).path)
+        paths.add(pretrain.ensure(other, inputs.world(other), folder, torch.device("cpu"), say=lambda line: None).path)
     assert len(paths) == 3
 
 
@@ -320,7 +321,7 @@ def test_pre_training_again_gives_the_same_weights(backbone, tmp_path, monkeypat
     cfg, _, made = backbone
     monkeypatch.setattr(pretrain, "HELD_OUT", 16)
     torch.manual_seed(5)
-    again = pretrain.ensure(cfg, running.world(cfg), tmp_path, torch.device("cpu"), say=lambda line: None)
+    again = pretrain.ensure(cfg, inputs.world(cfg), tmp_path, torch.device("cpu"), say=lambda line: None)
     a, b = (torch.load(p.path, weights_only=True) for p in (made, again))
     assert made.path.name == again.path.name
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -32,7 +32,7 @@ def fresh(cfg):
 
 def trained(cfg, pictures, **arguments):
     model = fresh(cfg)
-    train(model, pictures, cfg, CPU, **arguments)
+    train(model, pictures, cfg, CPU, cfg.steps, **arguments)
     return model.state_dict()
 
 
@@ -59,7 +59,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, 
     whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
     path, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Killed):
-        train(fresh(cfg), pictures, cfg, CPU, path, kill_at(killed_at))
+        train(fresh(cfg), pictures, cfg, CPU, cfg.steps, path, kill_at(killed_at))
     torch.manual_seed(99)
     resumed = trained(cfg, pictures, checkpoint=path, report=lambda done, values: seen.append(done))
     assert seen == list(range((killed_at - 1) // 2 * 2 + 1, 7))
@@ -89,10 +89,9 @@ def test_the_model_is_given_all_of_a_batch_crowds_included():
         labels=torch.ones(2, 3),
         valid=flags[..., 0],
         crowd=~flags[..., 0],
-        scales=torch.ones(2),
     )
     given = training.targets(batch)
-    assert all(getattr(given, name) is getattr(batch, name) for name in ("boxes", "valid", "crowd", "sizes"))
+    assert all(getattr(given, name) is getattr(batch, name) for name in ("boxes", "labels", "valid", "crowd", "sizes"))
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):
@@ -100,13 +99,13 @@ def what_a_row_sees(cfg, pictures, monkeypatch):
     model, images, states = fresh(cfg), [], []
     losses = model.losses
 
-    def spy(batch, targets, generator):
+    def spy(batch, targets, generator, proposals):
         images.append(hashlib.sha256(batch.numpy().tobytes() + targets.boxes.numpy().tobytes()).hexdigest())
         states.append(generator.get_state())
-        return losses(batch, targets, generator)
+        return losses(batch, targets, generator, proposals)
 
     monkeypatch.setattr(model, "losses", spy)
-    train(model, pictures, cfg, CPU)
+    train(model, pictures, cfg, CPU, cfg.steps)
     return images, states
 
 
@@ -132,7 +131,7 @@ def test_what_is_frozen_stays_bitwise_what_it_was_and_the_rest_moves(config, pic
     cfg = config("recipe.steps=3", f"backbone.freeze_at={freeze_at}", f"backbone.frozen_bn={frozen_bn}", "recipe.batch_size=2")
     model = fresh(cfg)
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    train(model, pictures, cfg, CPU)
+    train(model, pictures, cfg, CPU, cfg.steps)
     still = {n for n, v in model.state_dict().items() if torch.equal(v, before[n])}
     stages = ("stem", "c2", "c3", "c4", "c5")
     frozen = {n for n in before if n.startswith(tuple(f"backbone.stages.{s}." for s in stages[:freeze_at]))}
@@ -189,7 +188,7 @@ def test_the_gradient_is_clipped_to_its_norm(config, pictures):
     )
     model = fresh(cfg)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    train(model, pictures, cfg, CPU)
+    train(model, pictures, cfg, CPU, cfg.steps)
     moved = torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
     assert float(moved.norm()) == pytest.approx(0.001, rel=0.02)
 
@@ -208,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictu
 
     monkeypatch.setattr(model, "losses", fail_in_step_3)
     with pytest.raises(Diverged, match=rf"diverged at step 3: {name} is (nan|inf).*images \[\d, \d\]"):
-        train(model, pictures, cfg, CPU)
+        train(model, pictures, cfg, CPU, cfg.steps)
     assert len(calls) == 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
 

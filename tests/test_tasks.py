@@ -1,0 +1,227 @@
+"""The two-stage tasks: whose proposals a network learns from, what is shared, and that what is made once is made once."""
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fpn_ablate import run as running
+from fpn_ablate import tasks
+from fpn_ablate.errors import UserError
+from fpn_ablate.metrics import Detections
+from fpn_ablate.proposals import FILE
+
+TINY = (
+    "backbone.weights=none",
+    "backbone.freeze_at=0",
+    "backbone.frozen_bn=false",
+    "recipe.steps=4",
+    "recipe.box.steps=4",
+    "recipe.checkpoint_every=2",
+    "recipe.batch_size=2",
+    "recipe.eval_images=3",
+    "data.train_images=4",
+    "head.samples=16",
+    "log.every=1",
+    "device=cpu",
+)
+FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
+JOINT, FOUR_STEP = ("task=faster_rcnn", "task.training=joint"), ("task=faster_rcnn", "task.training=four_step")
+
+
+@pytest.fixture
+def cell(config, tmp_path):
+    def make(*overrides):
+        # An untrained network is sure of nothing.
+        sure = ["task.roi.score_thresh=0.0"] if any(o.startswith("task=f") for o in overrides) else []
+        return config(*TINY, *overrides, *sure).model_copy(update={"out": str(tmp_path / "results")})
+
+    return make
+
+
+def folder_of(cfg, outcome):
+    return running.cell_folder(cfg, outcome["fingerprint"])
+
+
+def weights(folder, part=""):
+    state = torch.load(folder / "model.pt", weights_only=True)
+    return {name: value for name, value in state.items() if name.startswith(part)}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def same_detections(a, b):
+    x, y = (Detections.load(folder / "detections.npz") for folder in (a, b))
+    return all(np.array_equal(getattr(x, f.name), getattr(y, f.name)) for f in dataclasses.fields(x))
+
+
+def runs(cfg, table="*"):
+    """Every finished run of a table, as row -> record."""
+    files = sorted(Path(cfg.out, "runs").glob(f"{table}/*/*/*/record.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Counts the networks that are trained."""
+    counted, train = [], tasks.train
+
+    def spy(model, *rest):
+        counted.append((model.rpn is not None, model.roi is not None))
+        return train(model, *rest)
+
+    monkeypatch.setattr(tasks, "train", spy)
+    return counted
+
+
+@pytest.mark.parametrize("row", ["fpn", "c4", "c5", "finest"])
+@pytest.mark.parametrize("task", [(FAST,), (SEPARATE,), JOINT, FOUR_STEP], ids=["fast", "separate", "joint", "four_step"])
+def test_every_task_gives_detections_and_their_figures(cell, task, row):
+    cfg = cell(*task, f"ablation={row}")
+    outcome = running.run(cfg)
+    assert outcome["status"] == "finished"
+    wanted = {"AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR100", "AR100_s", "AR100_m", "AR100_l"}
+    assert set(outcome["metrics"]) == wanted
+    found = Detections.load(folder_of(cfg, outcome) / "detections.npz")
+    assert len(found.boxes) and set(found.labels) <= set(range(1, len(outcome["per_class"]) + 1))
+    assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
+
+
+def test_separate_is_fast_rcnn_on_the_rows_own_proposals(cell):
+    fast, separate = cell(FAST, "ablation=fpn"), cell(SEPARATE, "ablation=fpn")
+    a, b = running.run(fast), running.run(separate)
+    assert a["proposals"]["fingerprint"] == b["proposals"]["fingerprint"]
+    assert a["metrics"] == b["metrics"]
+    assert equal(weights(folder_of(fast, a)), weights(folder_of(separate, b)))
+    assert same_detections(folder_of(fast, a), folder_of(separate, b))
+
+
+def test_all_rows_of_table_2_learn_from_one_rpn_and_the_rows_of_table_3_from_their_own(cell, trainings):
+    two = [running.run(cell(FAST, f"ablation={row}")) for row in ("c4", "fpn", "bottom_up")]
+    assert len({outcome["proposals"]["fingerprint"] for outcome in two}) == 1
+    assert len({outcome["setting"] for outcome in two}) == 1
+    assert trainings == [(True, False)] + [(False, True)] * 3
+    three = [running.run(cell(SEPARATE, f"ablation={row}")) for row in ("c4", "fpn")]
+    assert len({outcome["proposals"]["fingerprint"] for outcome in three}) == 2
+    assert len({outcome["setting"] for outcome in three}) == 1
+    assert three[1]["proposals"]["fingerprint"] == two[0]["proposals"]["fingerprint"]
+
+
+def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
+    first = running.run(cell("ablation=fpn"))
+    outcome = running.run(cell(FAST, "ablation=c4"))
+    assert outcome["proposals"]["fingerprint"] == first["fingerprint"]
+    assert trainings == [(True, False), (False, True)]
+    assert not runs(cell(), tasks.SOURCES)
+    assert outcome["cost"]["sources_s"] == first["cost"]["train_s"]
+
+
+def test_jobs_that_start_together_make_the_source_once(cell):
+    cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=running.run, args=(cfg,)) for cfg in cells]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    (source,) = runs(cells[0], tasks.SOURCES)
+    (dump,) = Path(cells[0].out).rglob(FILE)
+    made = [record["proposals"]["fingerprint"] for record in runs(cells[0]) if record["task"] == "fast_rcnn"]
+    assert made == [source["fingerprint"]] * 2
+    lines = [json.loads(line)["step"] for line in (dump.parent / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 4]
+
+
+def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_path):
+    running.run(cell(FAST, "ablation=c4"))
+    (dump,) = Path(cell().out).rglob(FILE)
+    with np.load(dump) as kept:
+        assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), tasks.SOURCES)}
+        assert str(kept["row"]) == "fpn"
+    taken = dump.rename(tmp_path / "taken.npz")
+    given = f"task.proposals.file='{taken}'"
+    outcome = running.run(cell(FAST, "ablation=c4", given, "seed=7"))  # no RPN is trained: it comes from the file
+    assert len(runs(cell(), tasks.SOURCES)) == 1
+    assert outcome["proposals"]["row"] == "fpn"
+    with pytest.raises(UserError, match=r"taken\.npz.*other training data"):
+        running.run(cell(FAST, "ablation=c4", given, "data.seed=1"))
+
+
+def test_another_file_is_another_cell(cell, tmp_path):
+    running.run(cell(FAST, "ablation=c4"))
+    (dump,) = Path(cell().out).rglob(FILE)
+    with np.load(dump) as kept:
+        other = dict(kept)
+    other["val_boxes"] = other["val_boxes"] + 1
+    np.savez(tmp_path / "other.npz", **other)
+    fingerprints = {
+        running.run(cell(FAST, "ablation=c4", f"task.proposals.file='{path}'"))["fingerprint"]
+        for path in (dump, tmp_path / "other.npz")
+    }
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04cut off"])
+def test_a_damaged_file_is_refused_by_name(cell, tmp_path, content):
+    (tmp_path / "broken.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.npz: not a file of proposals"):
+        running.run(cell(FAST, f"task.proposals.file='{tmp_path}/broken.npz'"))
+    with pytest.raises(UserError, match=r"nowhere\.npz"):
+        running.run(cell(FAST, f"task.proposals.file='{tmp_path}/nowhere.npz'"))
+
+
+def test_four_steps_share_the_trunk_of_the_second(cell):
+    cfg = cell(*FOUR_STEP)
+    outcome = running.run(cfg)
+    separate = cell(SEPARATE)
+    second = folder_of(separate, running.run(separate))
+    assert len(runs(cfg, "table1_rpn")) == 2  # the separate cell had been made among the sources: no third
+    shared = folder_of(cfg, outcome)
+    for part in ("backbone.", "neck."):
+        ours, theirs = weights(shared, part), weights(second, part)
+        assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not equal(weights(shared, "roi."), weights(second, "roi."))  # trained again
+    (rpn,) = [record for record in runs(cfg, tasks.SOURCES) if record["task"] == "rpn"]
+    (first,) = Path(cfg.out, "runs").glob(f"{tasks.SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
+    assert not equal(weights(shared, "rpn."), weights(first, "rpn."))
+
+
+def test_one_network_has_both_heads_only_where_features_are_shared(cell):
+    parts = {}
+    for name, task in {"separate": (SEPARATE,), "joint": JOINT, "four_step": FOUR_STEP}.items():
+        cfg = cell(*task)
+        parts[name] = {key.split(".")[0] for key in weights(folder_of(cfg, running.run(cfg)))}
+    assert parts["separate"] == {"backbone", "neck", "roi"}
+    assert parts["joint"] == parts["four_step"] == {"backbone", "neck", "rpn", "roi"}
+
+
+@pytest.mark.parametrize("interrupted_at", [3, 7])
+def test_an_interrupted_four_step_cell_goes_on_to_the_same_end(cell, tmp_path, monkeypatch, interrupted_at):
+    """Ctrl-C in step 3 of 4 of either stage, after the checkpoint of its second."""
+    cfg = cell(*FOUR_STEP)
+    whole_cfg = cfg.model_copy(update={"out": str(tmp_path / "whole")})
+    whole = running.run(whole_cfg)
+    log = running.Cell.log
+
+    def interrupt(self, step, values):
+        log(self, step, values)
+        if self.cfg.task.name == "faster_rcnn" and self.cfg.task.training == "four_step" and step == interrupted_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Cell, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            running.run(cfg)
+    outcome = running.run(cfg)
+    a, b = folder_of(cfg, outcome), folder_of(whole_cfg, whole)
+    assert outcome["metrics"] == whole["metrics"]
+    assert equal(weights(a), weights(b)) and same_detections(a, b)
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
