@@ -1,0 +1,52 @@
+"""What a row costs where it runs: latency and peak memory."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def latency_ms(fn: Callable[[], object], device: torch.device, warmup: int = 3, runs: int = 10) -> float:
+    """Median of `runs` calls of `fn`, in milliseconds, after `warmup` calls that are not counted."""
+    times = []
+    for _ in range(warmup + runs):
+        _synchronise(device)
+        began = time.perf_counter()
+        fn()
+        _synchronise(device)  # a GPU works on after the call has returned
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[warmup:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mib` begin anew, from what is in use now. Where a system cannot do that, nothing happens."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # not Linux, or a container that does not allow it
+        CLEAR_REFS.write_text("5")
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Most memory in use since `reset_peak_memory`, in MiB: tensors on the GPU, or resident memory of this process (without
+    those that load its images). Where a system cannot reset it, of the process since it began."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    with suppress(OSError):
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 2**10)  # kB
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
