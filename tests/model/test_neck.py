@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fpn_ablate.model.build import initialise
 from fpn_ablate.model.levels import Level
-from fpn_ablate.model.neck import FPN, SingleLevel
+from fpn_ablate.model.neck import FPN, SingleLevel, bilinear
 
 CHANNELS = (3, 5, 7, 9)
 LEVELS = tuple(Level(f"c{k}", c) for k, c in zip(range(2, 6), CHANNELS, strict=True))
@@ -233,6 +235,72 @@ def test_bilinear_upsampling_is_between_its_neighbours_and_centred():
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     fine = model._upsample("p4", ramp, (16, 16))
     torch.testing.assert_close(fine[0, 0, 5, 1:-1], (torch.arange(16.0) / 2 - 0.25)[1:-1])
+
+
+# From, to: doubled, odd, one pixel, one line, stretched by different factors, shrunk.
+SIZES = [((4, 6), (8, 12)), ((13, 17), (25, 33)), ((25, 32), (50, 63)), ((1, 1), (2, 1)), ((1, 5), (2, 9)), ((3, 4), (17, 5))]
+SIZES += [((9, 10), (5, 3)), ((7, 7), (7, 7))]
+
+
+@pytest.mark.parametrize(("before", "after"), SIZES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_bilinear_upsampling_gives_torchs_values_and_gradients(before, after, memory_format):
+    """In double precision: in single, torch rounds the places of pixels, and differs by more from the exact values."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *before, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
+    weight = torch.randn(2, 3, *after, generator=generator, dtype=torch.float64)
+    found = []
+    for function in (bilinear, lambda x, size: F.interpolate(x, size=size, mode="bilinear", align_corners=False)):
+        x.requires_grad_().grad = None
+        out = function(x, after)
+        (out * weight).sum().backward()
+        found.append((out.detach(), x.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(bilinear(x.detach().float(), after), found[1][0].float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), SIZES)
+def test_bilinear_upsampling_leaves_a_constant_map_constant(before, after):
+    torch.testing.assert_close(bilinear(torch.full((1, 2, *before), 3.0), after), torch.full((1, 2, *after), 3.0))
+
+
+@pytest.mark.parametrize(("before", "after"), SIZES)
+def test_bilinear_upsampling_in_bf16_is_as_exact_as_bf16_is(before, after):
+    x = torch.rand(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = bilinear(given, after)
+        assert out.dtype == torch.bfloat16
+        # Values up to 1, rounded as they are read, as are two weights, and after the rows and the columns: half of 2^-8 each.
+        torch.testing.assert_close(out.float(), bilinear(x, after), rtol=0, atol=2.5 / 2**8)
+
+
+def test_bilinear_upsampling_calls_nothing_that_adds_in_any_order_on_a_gpu():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    called, x = [], torch.rand(1, 2, 5, 7, requires_grad=True)
+    with Names():
+        bilinear(x, (9, 13)).sum().backward()
+    assert sum("mm" in name for name in called) >= 4  # two products, forward and backward
+    assert not [name for name in called if any(word in name for word in ("upsample", "index", "scatter", "gather"))]
+
+
+def test_bilinear_upsampling_works_in_deterministic_mode_and_in_training_after_inference():
+    model, inputs = neck(upsample="bilinear"), features(49, 71, requires_grad=True)  # sizes that no other test has cached
+    with torch.inference_mode():
+        expected = model(inputs)["p2"].clone()
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = model(inputs)["p2"]
+        out.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(out, expected)
+    assert inputs["c5"].grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("level", ["c2", "c3", "c4", "c5"])
