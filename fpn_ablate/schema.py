@@ -80,7 +80,7 @@ class Backbone(Strict):
     """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
     downloaded), or a file with a state dict. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
 
-    name: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
@@ -91,8 +91,8 @@ class Backbone(Strict):
             raise ValueError(
                 "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
             )
-        if self.weights == "imagenet" and self.name == "small":
-            raise ValueError("the small backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
+        if self.weights == "imagenet" and self.name in ("small", "small_deep"):
+            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
         return self
 
 

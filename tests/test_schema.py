@@ -49,7 +49,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("recipe.max_side", 32, "max_side .* must not be below short_side"),
         ("recipe.schedule.name", "linear", "'step' or 'cosine'"),
         ("recipe.schedule.drops", [1.5], "recipe.schedule.drops.0=1.5"),
-        ("backbone.name", "resnet20", "'small', 'resnet18'"),
+        ("backbone.name", "resnet20", "'small', 'small_deep', 'resnet18'"),
         ("backbone.freeze_at", 6, "backbone.freeze_at=6"),
         ("backbone.weights", "imagenet", "the small backbone has no ImageNet weights"),
         ("backbone.weights", "none", "weights=none starts from random weights"),

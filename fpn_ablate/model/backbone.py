@@ -4,6 +4,7 @@ N images of H x W pixels. conv1 (the stem) is left out of the pyramid, as in the
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torchvision
 from torch import Tensor, nn
@@ -34,10 +35,9 @@ class Backbone(nn.Module):
         del features["stem"]
         return features
 
-    def truncate(self, deepest: str) -> None:
-        """Drop the stages behind `deepest` ("c4"), which nothing reads."""
-        for name in STAGES[STAGES.index(deepest) + 1 :]:
-            del self.stages[name]
+    def truncate(self, deepest: str) -> dict[str, nn.Module]:
+        """Take out the stages behind `deepest` ("c4"), which the neck does not read, and return them: {"c5": ...}."""
+        return {name: self.stages.pop(name) for name in STAGES[STAGES.index(deepest) + 1 :]}
 
     def freeze(self, freeze_at: int) -> None:
         """Take the first `freeze_at` stages out of training, their batch statistics included; 0 freezes none. Not in the
@@ -59,7 +59,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class SmallBlock(nn.Module):
-    """A basic residual block (two 3x3 convolutions) for the small backbone."""
+    """A basic residual block (two 3x3 convolutions) for the small backbones."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class SmallBlock(nn.Module):
         return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def small_resnet(channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Backbone:
-    """One basic block a stage: a ResNet that trains in minutes on a CPU."""
+def small_resnet(depth: int = 1, channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Backbone:
+    """`depth` basic blocks a stage: a ResNet that trains in minutes on a CPU."""
     first = channels[0]
     stem = nn.Sequential(
         nn.Conv2d(3, first, 5, 2, 2, bias=False),
@@ -88,11 +88,11 @@ def small_resnet(channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Bac
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2, 1),
     )
-    blocks = {
-        name: SmallBlock(before, after, stride)
-        for name, before, after, stride in zip(STAGES[1:], (first, *channels), channels, (1, 2, 2, 2), strict=False)
-    }
-    return Backbone({"stem": stem, **blocks}, channels)
+    stages: dict[str, nn.Module] = {"stem": stem}
+    for name, before, after, stride in zip(STAGES[1:], (first, *channels), channels, (1, 2, 2, 2), strict=False):
+        blocks = [SmallBlock(before, after, stride)] + [SmallBlock(after, after, 1) for _ in range(depth - 1)]
+        stages[name] = nn.Sequential(*blocks) if depth > 1 else blocks[0]
+    return Backbone(stages, channels)
 
 
 def torchvision_resnet(name: str) -> Callable[[], Backbone]:
@@ -116,6 +116,7 @@ def mobilenet_v2() -> Backbone:
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "small": small_resnet,
+    "small_deep": partial(small_resnet, depth=2),
     "mobilenet_v2": mobilenet_v2,
     **{name: torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }

@@ -9,7 +9,9 @@ from coco_sets import REAL
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from fpn_ablate import pretrain
 from fpn_ablate.errors import UserError
+from fpn_ablate.inputs import world
 from fpn_ablate.model import build
 from fpn_ablate.model.backbone import BACKBONES, STAGES, freeze_batch_norm
 
@@ -48,7 +50,7 @@ def loaded(config, name: str, path: str, frozen_bn: bool = True) -> nn.Module:
     cfg = config(f"backbone={name}", f"backbone.weights={path}", f"backbone.frozen_bn={str(frozen_bn).lower()}")
     model = build.build_detector(cfg)
     build.initialise(model, 0)
-    build.load_backbone(model.backbone, build.backbone_weights(cfg, None))
+    build.load_backbone(model, build.backbone_weights(cfg, None))
     return model.backbone.eval().double()
 
 
@@ -143,7 +145,7 @@ def test_resnet_weights_do_not_fit_mobilenet(config, tmp_path):
         build.backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}"), None)
 
 
-@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
 def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name):
     net = randomised(BACKBONES[name]())
     with torch.no_grad():
@@ -156,7 +158,7 @@ def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name)
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
-@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
 def test_freezing_takes_whole_stages_out_of_training(name, freeze_at):
     backbone = BACKBONES[name]()
     backbone.freeze(freeze_at)
@@ -164,7 +166,7 @@ def test_freezing_takes_whole_stages_out_of_training(name, freeze_at):
     assert trained == set(STAGES[freeze_at:])
 
 
-@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
 def test_a_frozen_stage_keeps_its_batch_statistics_too(name):
     backbone = BACKBONES[name]()
     backbone.freeze(2)
@@ -182,3 +184,47 @@ def test_the_digest_of_weights_sees_names_and_values():
     ]
     assert len(set(digests)) == 4
     assert build.digest(dict(reversed(state.items()))) == digests[0]
+
+
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(("deepest", "dropped"), [("c5", []), ("c4", ["c5"]), ("c2", ["c3", "c4", "c5"])])
+def test_truncation_hands_back_the_stages_that_it_takes_out(name, deepest, dropped):
+    """Put behind what is left, they compute what the whole did: the conv5 head continues a C4 backbone."""
+    backbone = randomised(BACKBONES[name]())
+    with torch.no_grad():
+        whole = backbone(IMAGES)
+        behind = backbone.truncate(deepest)
+        features = backbone(IMAGES)
+        assert list(behind) == dropped
+        assert list(features) == [level for level in whole if level not in dropped]
+        x = features[deepest]
+        for stage, module in behind.items():
+            x = module(x)
+            torch.testing.assert_close(x, whole[stage])
+
+
+def test_the_deep_small_backbone_is_the_small_one_with_a_second_block_in_each_stage():
+    small, deep = BACKBONES["small"](), BACKBONES["small_deep"]()
+    assert small.levels == deep.levels
+    assert set(small.stages["stem"].state_dict()) == set(deep.stages["stem"].state_dict())
+    for stage in STAGES[1:]:
+        first, second = deep.stages[stage]
+        shapes = [{n: p.shape for n, p in block.state_dict().items()} for block in (small.stages[stage], first)]
+        assert shapes[0] == shapes[1]
+        assert not list(second.shortcut)
+
+
+def test_the_deep_small_backbone_is_pre_trained_and_read_like_the_small_one(config, tmp_path):
+    cfg = config("backbone=small_deep", "recipe=smoke")
+    made = pretrain.ensure(cfg, world(cfg), tmp_path, torch.device("cpu"), say=lambda text: None)
+    state = torch.load(made.path, weights_only=True)
+    model = build.build_detector(cfg)
+    build.load_backbone(model, build.backbone_weights(cfg, made.path))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_small_backbones_have_no_imagenet_weights(config):
+    for name in ("small", "small_deep"):
+        with pytest.raises(UserError, match=f"the {name} backbone has no ImageNet weights"):
+            config(f"backbone={name}", "backbone.weights=imagenet")
