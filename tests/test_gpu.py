@@ -21,7 +21,7 @@ def batch():
     images = torch.randint(0, 256, (2, 3, 128, 128), generator=generator, dtype=torch.uint8).cuda()
     gt = torch.tensor([[[10.0, 10, 40, 50], [60, 60, 120, 110]], [[30.0, 5, 60, 30], [0, 0, 0, 0]]]).cuda()
     valid = torch.tensor([[True, True], [True, False]]).cuda()
-    return images, Targets(gt, valid, torch.zeros_like(valid), torch.tensor([[128, 128], [128, 100]]).cuda())
+    return images, Targets(gt, valid.long(), valid, torch.zeros_like(valid), torch.tensor([[128, 128], [128, 100]]).cuda())
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -32,6 +32,18 @@ def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
     assert outcome["status"] == "finished"
     assert outcome["environment"]["device"] == torch.cuda.get_device_name(0)
     assert outcome["cost"]["peak_memory_mib"] > 0
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("task", ["task=fast_rcnn", *(f"task=faster_rcnn,{t}" for t in ("separate", "four_step", "joint"))])
+def test_a_two_stage_smoke_row_runs_on_the_gpu(config, tmp_path, task, row):
+    name, _, training = task.partition(",")
+    scratch = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+    training = [f"task.training={training}"] if training else []
+    cfg = config(f"ablation={row}", name, *training, "device=cuda", *scratch)
+    outcome = running.run(cfg.model_copy(update={"out": str(tmp_path)}))
+    assert outcome["status"] == "finished"
+    assert outcome["cost"]["latency_ms"] > 0
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear", "deconv"])
