@@ -16,7 +16,6 @@ CORE = (
     *("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py", "run.py"),
     *("seeding.py", "tasks.py", "train.py"),
 )
-CORE += ("seeding.py", "tasks.py", "train.py")
 
 
 def digest(value: Any) -> str:

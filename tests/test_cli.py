@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fpn_ablate import run as running
-from fpn_ablate import sinks
+from fpn_ablate import sinks, tasks
 from fpn_ablate.__main__ import main, normalise
 from fpn_ablate.errors import Diverged, UserError
 
@@ -65,6 +64,8 @@ def records(folder="results/runs"):
         (["ablation=bottom_up", "neck.lateral=false"], r"connects P2..P4 to nothing"),
         (["ablation=c4", "+neck.channels=8"], r"neck.channels with neck=single_level: .*Allowed in neck: level, name"),
         (["recipe.steps=0"], r"recipe.steps=0: input should be greater than 0"),
+        (["factors=[nek]"], r"factors: nek: there is no such key. Did you mean neck\?"),
+        (["factors=[seed]"], r"factors: seed cannot be one. Allowed: backbone, neck, head, task"),
         (["seed=x"], r"seed='x': input should be a valid integer"),
         (["experiments=table99"], r"experiments/table99[\s\S]*table1_rpn"),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
@@ -88,7 +89,7 @@ def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arg
     ],
 )
 def test_a_bad_value_in_a_late_job_stops_before_the_first_trains(cli, monkeypatch, bad, message):
-    monkeypatch.setattr(running, "train", lambda *a: pytest.fail("something was trained"))
+    monkeypatch.setattr(tasks, "train", lambda *a: pytest.fail("something was trained"))
     code, out, err = cli("-m", *TINY, bad)
     assert code not in (0, None)
     assert message in out + err
@@ -116,7 +117,7 @@ def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_ti
     assert {p.suffix for p in Path("results/plots").iterdir()} == {".png", ".svg"}
     assert Path("results/ledger.csv").exists()
 
-    monkeypatch.setattr(running, "train", lambda *a: pytest.fail("something was trained"))
+    monkeypatch.setattr(tasks, "train", lambda *a: pytest.fail("something was trained"))
     code, again, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
     assert code == 0
     assert again.count("finished before") == 4
@@ -124,14 +125,14 @@ def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_ti
 
 
 def test_a_row_that_diverges_is_shown_as_such_and_the_others_go_on(cli, monkeypatch):
-    train = running.train
+    train = tasks.train
 
     def diverge_on_c4(model, dataset, cfg, *rest):
         if cfg.row == "c4":
             raise Diverged("diverged at step 1: rpn_box is nan")
         return train(model, dataset, cfg, *rest)
 
-    monkeypatch.setattr(running, "train", diverge_on_c4)
+    monkeypatch.setattr(tasks, "train", diverge_on_c4)
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
     assert code not in (0, None)
     assert "diverged at step 1: rpn_box is nan" in out + err
@@ -181,6 +182,9 @@ def test_the_verifier_prints_every_row_before_training(cli):
 def test_an_experiment_is_known_by_the_beginning_of_its_name():
     assert normalise(["+experiments=table1"]) == ["+experiments=table1_rpn"]
     assert normalise(["experiments=table1_rpn"]) == ["+experiments=table1_rpn"]
+    assert normalise(["+experiments=table5"]) == ["+experiments=table5_sharing"]
+    with pytest.raises(UserError, match="which of table1_rpn, table2_fast_rcnn, table3_faster_rcnn, table5_sharing"):
+        normalise(["+experiments=table"])
     with pytest.raises(UserError, match=r"nek.top_down: there is no such key. Did you mean neck\?"):
         normalise(["-m", "nek.top_down=false"])
     plain = ["-m", "--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]

@@ -19,6 +19,7 @@ from fpn_ablate.report.stats import Summary, summarise
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
+SOURCES = "sources"  # no table: what other cells learned from. Its records stand in the ledger
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def collate(
     settings: Collection[str] | None = None,
     errors: list[str] | None = None,
 ) -> list[Table]:
-    """Tables of all records, or of those (table, recipe, data) in `only`; one for each, of its newest setting.
+    """Tables of all records (not of sources), or of those (table, recipe, data) in `only`; one for each, of its newest setting.
 
     A table that has records of one of `settings` is made of these instead. `errors` collects why a table cannot be made, so
     that the others are; without it the first such reason is raised.
@@ -120,7 +121,7 @@ def collate(
         UserError: a definition is wrong, two tables share a file name, or `settings` puts rows together that cannot be.
     """
     groups: dict[Key, list[Record]] = {}
-    for record in frame.to_dict("records"):
+    for record in frame[frame["table"] != SOURCES].to_dict("records"):
         groups.setdefault((record["table"], record["recipe"], record["data"]), []).append(record)
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]

@@ -93,7 +93,8 @@ def _scale(axis: "Axes", metric: Metric) -> None:
         return
     low, high = axis.get_xlim()
     if metric.scale == 100 and high - low < 5:
-        axis.set_xlim((low + high - 5) / 2, (low + high + 5) / 2)
+        start = max((low + high - 5) / 2, min(low, -0.25))  # no share is below 0
+        axis.set_xlim(start, start + 5)
 
 
 def _dots(axis: "Axes", points: list[tuple[float, float]], style: dict) -> None:
@@ -119,4 +120,4 @@ def _legend(figure: "Figure", table: Table) -> None:
     if table.published:
         paper = f"paper on {clean(table.definition.paper.data)}" + ("" if table.same_data else " (another data set)")
         marks.append(Line2D([], [], label=paper, **HOLLOW))
-    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=marks, loc="outside lower center", ncols=3 if len(figure.axes) > 3 else 1, frameon=False)

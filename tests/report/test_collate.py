@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import yaml
 
+from fpn_ablate import tasks
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import collate, load
-from fpn_ablate.report.collate import file_name
+from fpn_ablate.report import collate, load, write
+from fpn_ablate.report.collate import SOURCES, file_name
 from fpn_ablate.report.stats import summarise
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
@@ -110,6 +111,14 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
     assert len({table.key for table in tables}) == 4
     assert [table.generated for table in tables if table.data == "faces"] == [False]
     assert [table.key for table in collate(load(runs), only={("other", "quick", "shapes")})] == [("other", "quick", "shapes")]
+
+
+def test_sources_of_proposals_are_no_table_but_stay_in_the_ledger(runs, put, tmp_path):
+    put()
+    put("fpn", 1, table=SOURCES)
+    assert tasks.SOURCES == SOURCES
+    assert [table.name for table in write(runs, tmp_path / "out")] == ["table1_rpn-shapes-quick"]
+    assert load(tmp_path / "out" / "ledger.csv")["table"].tolist() == [SOURCES, "table1_rpn"]
 
 
 def test_own_rows_stand_below_without_published_values(runs, put):

@@ -42,15 +42,8 @@ def cells(name: str, *more: str) -> list[Config]:
     return found
 
 
-def there(name: str) -> bool:
-    params = content(name)["hydra"]["sweeper"]["params"]
-    return all((CONF / "backbone" / f"{b}.yaml").exists() for b in params.get("backbone", "small").split(","))
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_swept_is_what_is_shown(name):
-    if not there(name):
-        pytest.skip("a backbone is not there yet")
     swept, shown = cells(name), definition(name)
     assert [cfg.row for cfg in swept] == [row.names[0] for row in shown.rows if not row.published_only]
     assert {cfg.table for cfg in swept} == {content(name)["table"]} == {name}
@@ -60,8 +53,6 @@ def test_what_is_swept_is_what_is_shown(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_rows_differ_in_declared_factors_alone(name):
-    if not there(name):
-        pytest.skip("a backbone is not there yet")
     first, *others = (cfg.model_dump() for cfg in cells(name))
     factors = [tuple(factor.split(".")) for factor in first["factors"]]
 

@@ -1,0 +1,276 @@
+"""What a definition can say beyond rows and columns: published rows, alternative names, effects, columns from elsewhere."""
+
+import csv
+import io
+import math
+import re
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.report import collate, load, plots, tables, write_ledger
+from fpn_ablate.report.grid import grid
+from fpn_ablate.report.records import decode
+
+PAPER = {"reference": "Table 3", "data": "COCO minival"}
+
+
+@pytest.fixture
+def table_of(runs, tmp_path):
+    """`table_of(rows=[...])` -> the table "mine" of what lies in `runs`, by a definition with these keys."""
+
+    def make(**report):
+        report = {"title": "t", "facts": [], "metrics": [{"key": "AP"}], "paper": PAPER} | report
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
+        (table,) = collate(load(runs), experiments=[tmp_path])
+        return table
+
+    return make
+
+
+@pytest.fixture
+def ap(put):
+    """`ap("fpn", 30.0, 32.0)` leaves finished records of the row with that AP, for seeds 0, 1, ..."""
+
+    def leave(row, *values, **changes):
+        for seed, value in enumerate(values):
+            put(row, seed, table="mine", metrics={"AP": None if value is None else value / 100}, **changes)
+
+    return leave
+
+
+def every_format(table):
+    buffer = io.StringIO()
+    tables.show(table, Console(file=buffer, width=200))
+    return {
+        "terminal": buffer.getvalue(),
+        "md": tables.markdown(table),
+        "tex": tables.latex(table),
+        "csv": tables.csv_text(table),
+    }
+
+
+def csv_lines(table):
+    rows = list(csv.reader(io.StringIO(tables.csv_text(table))))
+    return [dict(zip(rows[0], map(decode, row), strict=True)) for row in rows[1:]]
+
+
+def state_of(table):
+    return [(row.row, row.state, [round(v, 6) for v in row.cells["AP"].values.values()]) for row in table.rows]
+
+
+QUOTED = {"row": "he", "letter": "*", "label": "He et al.", "published_only": True, "published": {"AP": 26.3, "head": "conv5"}}
+HEAD = [{"key": "head", "from": "verify.head"}]
+
+
+def test_a_row_that_is_published_only_has_one_line_the_papers(ap, table_of):
+    ap("fpn", 30.0)
+    table = table_of(facts=HEAD, rows=[QUOTED, {"row": "fpn", "published": {"AP": 33.9}}])
+    lines = grid(table).lines
+    assert [line.kind for line in lines] == ["published", "ours", "paper"]
+    assert lines[0].cells == ("(*) He et al., paper: COCO minival, published only", "conv5", "", "26.3")
+    for kind, text in every_format(table).items():
+        assert text.count("He et al.") == text.count("26.3") == 1, kind
+        assert "not run" not in text and "conv5" in text, kind
+    (line,) = [line for line in csv_lines(table) if line["letter"] == "*"]
+    assert (line["state"], line["n"], line["mean"], line["published"], line["difference"]) == (
+        "published only",
+        0,
+        None,
+        26.3,
+        None,
+    )
+
+
+def test_a_row_that_is_published_only_is_a_hollow_mark_in_the_plot(ap, table_of):
+    ap("fpn", 30.0)
+    panel = plots.draw(table_of(rows=[QUOTED | {"published": {"AP": 26.3}}, {"row": "fpn"}])).axes[0]
+    points = {(float(x), round(float(y))) for line in panel.lines for x, y in zip(*line.get_data(), strict=True)}
+    assert points == {(26.3, 0), (30.0, 1)}
+    assert [text.get_text() for text in panel.texts] == []
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["(*) He et al.", "fpn"]
+
+
+def test_a_row_of_ours_with_the_name_of_a_published_one_is_shown_below(ap, table_of):
+    ap("he", 30.0)
+    assert state_of(table_of(facts=HEAD, rows=[QUOTED])) == [
+        ("he (published only)", "published only", []),
+        ("he", "finished", [30.0]),
+    ]
+
+
+def test_of_several_names_the_first_with_records_stands(ap, table_of):
+    rows = [{"row": ["a", "b", "c"], "published": {"AP": 1.0}}]
+    ap("c", 30.0)
+    assert state_of(table_of(rows=rows)) == [("c", "finished", [30.0])]
+    ap("b", 20.0)
+    assert state_of(table_of(rows=rows)) == [("b", "finished", [20.0]), ("c", "finished", [30.0])]
+    assert [row.published for row in table_of(rows=rows).rows] == [{"AP": 1.0}, {}]
+
+
+def test_without_records_the_first_name_is_what_was_not_run(ap, table_of):
+    ap("other", 30.0)
+    assert state_of(table_of(rows=[{"row": ["a", "b"]}]))[0] == ("a", "not run", [])
+
+
+def effects_of(table):
+    return {effect.title: (effect.seeds, list(effect.cells["AP"].values.values())) for effect in table.effects}
+
+
+SUM = [{"title": "e", "plus": ["a", "d"], "minus": ["b", "c"], "scale": 2}]
+ABCD = [{"row": name} for name in "abcd"]
+
+
+def test_an_effect_is_the_difference_of_means_seed_by_seed(ap, table_of):
+    """By hand: over its seeds, not of the rows' means."""
+    ap("a", 10.0, 20.0)
+    ap("b", 11.0, 25.0)
+    ap("c", 15.0, 22.0)
+    ap("d", 30.0, 24.0)
+    main = {"title": "main", "plus": ["c", "d"], "minus": ["a", "b"]}
+    table = table_of(rows=ABCD, effects=[main, *SUM])
+    seeds, values = effects_of(table)["main"]
+    assert seeds == (0, 1) and values == pytest.approx([(15 + 30 - 10 - 11) / 2, (22 + 24 - 20 - 25) / 2])
+    assert effects_of(table)["e"][1] == pytest.approx([(30 - 15) - (11 - 10), (24 - 22) - (25 - 20)])
+    cell = table.effects[0].cells["AP"].ours
+    assert math.isclose(cell.mean, 6.25) and math.isclose(cell.std, math.sqrt(2) * 5.75) and cell.n == 2
+
+
+def test_the_interaction_of_factors_that_add_up_is_0(ap, table_of):
+    for name, value in {"a": 10.0, "b": 10.0 + 3, "c": 10.0 + 7, "d": 10.0 + 3 + 7}.items():
+        ap(name, value)
+    assert effects_of(table_of(rows=ABCD, effects=SUM))["e"][1] == pytest.approx([0])
+
+
+def test_an_effect_takes_the_seeds_that_all_its_rows_have_finished(ap, put, table_of):
+    ap("a", 10.0, 20.0, 30.0)
+    ap("b", 11.0)
+    put("b", 1, table="mine", status="failed", error="x")
+    put("b", 2, table="mine", metrics={"AP": None})
+    effect = {"title": "e", "plus": ["b"], "minus": ["a"]}
+    table = table_of(rows=ABCD, effects=[effect, effect | {"title": "none", "plus": ["d"]}])
+    assert effects_of(table)["e"] == ((0, 2), [pytest.approx(1), None])
+    lines = [line for line in grid(table).lines if line.kind == "effect"]
+    assert [line.cells for line in lines] == [("effect, ours: e", "2", "+1.0 (n=1)"), ("effect, ours: none", "0", "not run")]
+
+
+def test_effects_are_in_every_format_and_marked_as_ours(ap, table_of):
+    ap("a", 10.0, 20.0)
+    ap("b", 8.0, 12.5)
+    effect = {"title": "b - a", "plus": ["b"], "minus": ["a"]}
+    table = table_of(rows=ABCD[:2], effects=[effect])
+    found = every_format(table)
+    plain = {"terminal": "-4.8±3.9", "md": "-4.8 ± 3.9", "tex": r"$-$4.8 $\pm$ 3.9"}
+    for kind, text in plain.items():
+        assert text in found[kind] and "effect, ours: b - a" in found[kind], kind
+    assert [label for label, _ in table.footer].count("effects") == 1
+    assert found["tex"].count(r"\midrule") == 2
+    *_, line = csv_lines(table)
+    assert (line["row"], line["label"], line["state"], line["n"]) == (None, "b - a", "effect", 2)
+    assert (line["mean"], line["seed_0"], line["seed_1"]) == (pytest.approx(-4.75), pytest.approx(-2), pytest.approx(-7.5))
+
+
+def test_no_effect_mixes_rows_that_stand_under_different_names(ap, table_of):
+    """Else the difference would be that of the backbones, say, that the names stand for."""
+    rows = [{"row": ["a", "a+large"]}, {"row": ["b", "b+large"]}, {"row": "c"}]
+    effects = [{"title": "b", "plus": ["b"], "minus": ["a"]}, {"title": "c", "plus": ["c"], "minus": ["b"]}]
+    ap("a", 10.0)
+    ap("b+large", 20.0)
+    ap("c", 25.0)
+    table = table_of(rows=rows, effects=effects)
+    assert effects_of(table) == {"b": ((), []), "c": ((0,), [pytest.approx(5)])}
+
+
+@pytest.mark.parametrize("value", [None, "fast", True, [1], float("inf")])
+def test_a_column_may_come_from_any_key_and_only_numbers_count(ap, put, table_of, value):
+    ap("fpn", 30.0, 31.0, cost={"latency_ms": 12.25})
+    put("fpn", 2, table="mine", metrics={"AP": 0.3}, cost={"latency_ms": value})
+    table = table_of(metrics=[{"key": "AP"}, {"key": "latency", "from": "cost.latency_ms", "digits": 2}], rows=[{"row": "fpn"}])
+    (line,) = grid(table).lines
+    assert line.metrics[1] == "12.25 ± 0.00 (n=2)"
+    assert [axis.get_title() for axis in plots.draw(table).axes] == ["AP"]
+
+
+def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_path):
+    columns = {"title": "other", "facts": [{"key": "f", "from": "verify.feature"}], "metrics": [{"key": "AR100"}]}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"table": "other", "report": columns}))
+    ap("fpn", 30.0)
+
+    def keys(**own):
+        report = {"title": "t", "columns": "base", **own}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
+        (table,) = collate(load(tmp_path / "runs"), experiments=[tmp_path])
+        return [column.key for column in (*table.definition.facts, *table.definition.metrics)]
+
+    assert keys() == ["f", "AR100"]
+    assert keys(metrics=[{"key": "AP"}]) == ["f", "AP"]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"table": "other", "report": {"columns": "base"}}))
+    with pytest.raises(UserError, match=r"mine\.yaml: report\.columns: .*base\.yaml has no report with facts and metrics"):
+        keys()
+    (tmp_path / "base.yaml").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
+        ({"rows": [{"row": "a", "published_only": "yes", "published": {"AP": 1}}]}, "must be true or false"),
+        ({"rows": [{"row": []}]}, "row must be text"),
+        ({"rows": [{"row": ["a", False]}]}, "quotation marks"),
+        ({"rows": [{"row": ["a", "b"]}, {"row": "b"}]}, "row 'b' stands there twice"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\]: lacks 'minus'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "minus: .*a, b, c, d; found 'x'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"found \[\]"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "found 'ab'"),
+        ({"facts": HEAD, "rows": [QUOTED, *ABCD], "effects": [{"title": "e", "plus": ["a"], "minus": ["he"]}]}, "'he'"),
+        ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "found 'b'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale must be a number"),
+        ({"metrics": [{"key": "AP", "from": 3}]}, "from must be text"),
+    ],
+)  # fmt: skip
+def test_what_a_definition_cannot_mean_is_refused(ap, table_of, change, message):
+    ap("a", 1.0)
+    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
+        table_of(**change)
+
+
+def test_the_footer_says_whose_proposals(ap, put, table_of):
+    for seed in range(2):
+        ap_record = {
+            "proposals": {"row": "fpn", "fingerprint": f"{seed}abcdef0123"},
+            "cost": {"train_s": 10.0, "sources_s": 30.0},
+        }
+        put("a", seed, table="mine", **ap_record)
+        put("b", seed, table="mine", **ap_record)
+    footer = dict(table_of().footer)
+    assert footer["proposals"] == "of row fpn's RPN: 0abcdef0 (seed 0), 1abcdef0 (seed 1)"
+    assert footer["cost"].endswith("; runs that they stand on 1.0 min")  # two of 30 s, each named by two rows
+    put("c", 1, table="mine", proposals={"row": "c", "fingerprint": "ffff"})
+    put("d", 1, table="mine", proposals={"row": "fpn", "fingerprint": "eeee"})
+    assert dict(table_of().footer)["proposals"] == (
+        "of row c's RPN: ffff (seed 1); of row fpn's RPN: 0abcdef0 (seed 0), 1abcdef0/eeee (seed 1)"
+    )
+
+
+def test_without_proposals_the_footer_says_nothing(ap, table_of):
+    ap("a", 1.0)
+    assert not {"proposals", "effects"} & set(dict(table_of().footer))
+
+
+CLASSES = ["traffic.light", "a\nb", "a,b;c", '"', "", " ", ".", "=1+1", "日本", "\x1b[31m", "Unnamed: 0", "x", "x.1"]
+
+
+def test_names_of_classes_are_harmless_in_the_ledger(runs, put, tmp_path):
+    scores = {name: number / 100 for number, name in enumerate(CLASSES)}
+    put("fpn", 0, per_class=scores)
+    put("c4", 0, per_class={"x": None})
+    write_ledger(load(runs), tmp_path / "ledger.csv")
+    (fpn,) = load(tmp_path / "ledger.csv").query("row == 'fpn'").to_dict("records")
+    assert {name: fpn[f"per_class.{name}"] for name in CLASSES} == scores
+    write_ledger(load(runs), tmp_path / "ledger.csv")
+    text = (tmp_path / "ledger.csv").read_text()
+    assert text.count("\n") == 3 and not re.search(r"[\x00-\x09\x0b-\x1f]", text)
