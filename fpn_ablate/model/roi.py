@@ -81,7 +81,7 @@ class Predictor(nn.Module):
         """(M, C) -> scores (M, K + 1), deltas (M, K, 4), in fp32: a bf16 score has 8 bits, and many RoIs would tie."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            return self.scores(x), self.deltas(x).view(len(x), -1, 4)
+            return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))  # `view` cannot guess a size where M is 0
 
 
 class RoIHeads(nn.Module):
@@ -150,7 +150,7 @@ class RoIHeads(nn.Module):
         normaliser = chosen.sum().clamp(min=1)
         class_loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         positive = chosen & (labels > 0)
-        box_loss = deltas.new_zeros(labels.shape)
+        box_loss = deltas.sum((2, 3)) * 0  # a gradient of 0, as from a batch whose objects are padding alone
         if gt_boxes.shape[1]:
             own = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
             wanted = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
