@@ -1,9 +1,12 @@
 """The command line: `python -m fpn_ablate [-m] key=value ...`, and `python -m fpn_ablate verify [key=value ...]`."""
 
+import argparse
 import multiprocessing
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +18,9 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.schema import keys, unknown_key
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
+
+if TYPE_CHECKING:
+    from fpn_ablate.verify import RowFacts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,39 +99,106 @@ def _usual_processes() -> None:
         multiprocessing.set_start_method(None, force=True)
 
 
-def _verify(overrides: list[str]) -> int:
+def _verify(arguments: Sequence[str]) -> int:
     """Print what each row of conf/ablation is, before anything is trained."""
+    options = _verify_options(arguments)
+    if options.readme:
+        if not options.readme.is_file():
+            raise UserError(f"--readme {options.readme}: no such file")
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(fill_verify_blocks(text), encoding="utf-8")
+    elif options.markdown:
+        print(_markdown(arguments), end="")
+    else:
+        _print_facts(_facts(options), options.size)
+    return 0
+
+
+def fill_verify_blocks(text: str) -> str:
+    """A README's text with what `verify ARGUMENTS --markdown` prints in each block `<!-- verify: ARGUMENTS -->` to
+    `<!-- /verify -->`.
+
+    Raises:
+        UserError: a block is not closed, or there is none.
+    """
+    from fpn_ablate.verify import fill
+
+    _introduce()
+    return fill(text, lambda arguments: _markdown(normalise(arguments)))
+
+
+def _verify_options(arguments: Sequence[str]) -> argparse.Namespace:
+    from fpn_ablate.verify import PAPER_SIZE
+
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate verify", description=_verify.__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run; ablation=ROW,ROW chooses rows")
+    parser.add_argument("--size", type=_size, default=PAPER_SIZE, metavar="HxW", help="of the image (default: 800x1000)")
+    parser.add_argument("--markdown", action="store_true", help="print the cost alone, as a Markdown table in GMAC")
+    parser.add_argument(
+        "--readme", type=Path, help="fill the '<!-- verify: ARGUMENTS -->' blocks of this file with such tables"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give height x width in pixels, as 800x1024")
+    return int(match[1]), int(match[2])
+
+
+def _facts(options: argparse.Namespace) -> "dict[str, RowFacts]":
+    """Row -> what it is, for the rows that are asked for, or all."""
     from hydra import compose, initialize_config_dir
+
+    from fpn_ablate.verify import row_facts
+
+    rows = sorted(path.stem for path in Path(CONF, "ablation").glob("*.yaml"))
+    chosen = [o.split("=", 1)[1].split(",") for o in options.overrides if o.startswith("ablation=")]
+    overrides = [o for o in options.overrides if not o.startswith("ablation=")]
+    found = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for row in chosen[-1] if chosen else rows:
+            cfg = cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
+            found[cfg.row] = row_facts(cfg, size=options.size)
+    return found
+
+
+def _markdown(arguments: Sequence[str]) -> str:
+    from fpn_ablate.verify import markdown
+
+    options = _verify_options(arguments)
+    return markdown(_facts(options), options.size)
+
+
+def _print_facts(rows: "dict[str, RowFacts]", size: tuple[int, int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fpn_ablate.verify import PAPER_SIZE, row_facts
+    from fpn_ablate.verify import CLASSES, ROIS
 
-    rows = sorted(path.stem for path in Path(CONF, "ablation").glob("*.yaml"))
-    chosen = [o.split("=", 1)[1].split(",") for o in overrides if o.startswith("ablation=")]
-    overrides = [o for o in overrides if not o.startswith("ablation=")]
-    table = Table(title=f"Rows, one image of {PAPER_SIZE[0]} x {PAPER_SIZE[1]} pixels")
-    for column in (
-        "row",
-        "feature",
+    two_stage = any(facts.head for facts in rows.values())
+    words = ["row", *(["proposals"] if two_stage else []), "feature", *(["head"] if two_stage else [])]
+    words += ["lateral?", "top-down?", "finest level sees"]
+    parts = ["backbone", "neck", "rpn", *(["head"] if two_stage else [])]
+    title = f"Rows, one image of {size[0]} x {size[1]} pixels"
+    table = Table(title=title + (f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""))
+    for word in words:
+        table.add_column(word)
+    for word in [
         "# anchors",
-        "lateral?",
-        "top-down?",
-        "finest level sees",
         "parameters",
         "trained",
-        "GFLOPs",
-    ):
-        table.add_column(column, justify="right" if column in ("# anchors", "parameters", "trained", "GFLOPs") else "left")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for row in chosen[0] if chosen else rows:
-            cfg = cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
-            facts = row_facts(cfg)
-            marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
-            counts = [f"{facts.params:,}", f"{facts.trained:,}", f"{facts.gflops:,.1f}"]
-            table.add_row(cfg.row, facts.feature, f"{facts.anchors:,}", *marks, " ".join(facts.reach), *counts)
-    Console(width=max(120, Console().width)).print(table)
-    return 0
+        *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),
+    ]:
+        table.add_column(word, justify="right")
+    for row, facts in rows.items():
+        marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
+        stage = [[facts.proposals], [facts.head]] if two_stage else [[], []]
+        gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
+        counts = [*(f"{n:,}" for n in (facts.anchors, facts.params, facts.trained)), *(f"{x:,.1f}" for x in gflops)]
+        table.add_row(row, *stage[0], facts.feature, *stage[1], *marks, " ".join(facts.reach), *counts)
+    Console(width=max(180, Console().width)).print(table)
 
 
 if __name__ == "__main__":
