@@ -105,6 +105,7 @@ class Cell:
             "fingerprint": self.fingerprint,
             "setting": identity.setting(self.facts, self.cfg.factors),
             "code": self.facts["code"],
+            "weights": self.facts["weights"],
             "table": cfg.table,
             "recipe": cfg.recipe.name,
             "data": self.inputs.validation.name,
