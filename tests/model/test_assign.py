@@ -26,17 +26,17 @@ def scene(images=4, objects=5, anchors=200, seed=0):
     return table, gt, valid, crowd
 
 
-def by_the_book(anchors, gt, valid, crowd):
-    """Sec. 4.1 for one image, anchor by anchor."""
+def by_the_book(anchors, gt, valid, crowd, best_of_object=True, high=HIGH, low=LOW):
+    """Sec. 4.1 for one image, anchor by anchor; for RoIs (`best_of_object` off) the IoU alone decides."""
     real = [g for g in range(len(gt)) if valid[g]]
     labels = []
     overlap = box_iou(gt, anchors)
     for r in range(len(anchors)):
         own = [float(overlap[g, r]) for g in real]
         highest = [g for g in real if overlap[g, r] == overlap[g].max() and overlap[g, r] > 0]
-        if highest or any(v >= HIGH for v in own):
+        if (best_of_object and highest) or any(v >= high for v in own):
             labels.append(POSITIVE)
-        elif all(v < LOW for v in own):
+        elif all(v < low for v in own):
             labels.append(NEGATIVE)
         else:
             labels.append(IGNORED)
@@ -63,11 +63,35 @@ def test_matching_a_batch_is_the_papers_rule_anchor_by_anchor(seed):
     assert {POSITIVE, NEGATIVE, IGNORED} == set(labels.unique().tolist())
 
 
-def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatch):
-    arguments = scene(images=3)
-    together = match(*arguments, HIGH, LOW)
+def own_rois(images=4, seed=0):
+    """Other anchors in each image."""
+    return torch.stack([scene(seed=100 * (seed + 1) + n)[0] for n in range(images)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("best_of_object", [True, False])
+def test_matching_each_images_own_rois_is_the_rule_roi_by_roi(seed, best_of_object):
+    """Faster R-CNN's second stage: RoIs (N, R, 4), 0.5 from both sides, and no low-quality matches."""
+    _, gt, valid, crowd = scene(seed=seed)
+    rois, high = own_rois(seed=seed), 0.5
+    rois[:, :5] = gt + torch.tensor([0, 0, 3.0, 0])
+    matched_idxs, labels = match(rois, gt, valid, crowd, high, high, best_of_object)
+    for n in range(len(gt)):
+        expected, overlap, real = by_the_book(rois[n], gt[n], valid[n], crowd[n], best_of_object, high, high)
+        assert labels[n].tolist() == expected
+        for r in (labels[n] == POSITIVE).nonzero()[:, 0].tolist():
+            assert overlap[matched_idxs[n, r], r] == max(overlap[g, r] for g in real)
+    assert {POSITIVE, NEGATIVE, IGNORED} == set(labels.unique().tolist())
+
+
+@pytest.mark.parametrize("best_of_object", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatch, shared, best_of_object):
+    table, *truth = scene(images=3, seed=1)
+    arguments = (table if shared else own_rois(3), *truth, HIGH, LOW, best_of_object)
+    together = match(*arguments)
     monkeypatch.setattr(assign, "MOST_PAIRS", 0, raising=False)
-    assert all(torch.equal(a, b) for a, b in zip(match(*arguments, HIGH, LOW), together, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(match(*arguments), together, strict=True))
 
 
 def test_all_anchors_that_tie_for_an_object_are_positive():

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+import torchvision
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.model.build import build_detector, initialise, rpn_settings
+from fpn_ablate.errors import UserError
+from fpn_ablate.model.build import backbone_weights, build_detector, initialise, load_backbone, rpn_settings
 from fpn_ablate.model.detector import MEAN, STD, normalise
-from fpn_ablate.model.rpn import Targets
+from fpn_ablate.model.roi import Conv5, TwoFC
+from fpn_ablate.model.rpn import Proposals, Targets
 from fpn_ablate.verify import finest_level_reach, row_facts
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
@@ -21,44 +26,79 @@ SWITCHES = (
 )
 
 
-def built(cfg, seed=0):
-    model = build_detector(cfg)
+JOINT = ("task=faster_rcnn", "task.training=joint")
+TASKS = {"rpn": (), "fast_rcnn": ("task=fast_rcnn",), "joint": JOINT}
+
+
+def built(cfg, seed=0, **how):
+    model = build_detector(cfg, **how)
     initialise(model, seed)
     return model
 
 
 def batch(side=64):
-    """Two images; objects on the anchors of each scale, so that every level has something to learn."""
+    """Two images; objects of each scale, so that every level has something to learn, of anchors as well as of RoIs."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
     sizes = torch.tensor([[side, side], [side, side - 9]])
     gt = torch.tensor([[[4.0, 4, 9, 9], [20, 20, 40, 40], [0, 0, 60, 60]], [[30, 8, 42, 24], [0, 0, 0, 0], [0, 0, 0, 0]]])
     valid = torch.tensor([[True, True, True], [True, False, False]])
-    return images, Targets(gt, valid, torch.zeros_like(valid), sizes)
+    return images, Targets(gt, torch.tensor([[1, 2, 3], [2, 0, 0]]), valid, torch.zeros_like(valid), sizes)
+
+
+def proposals(number=20):
+    """Some of each size, and padding."""
+    corner, size = torch.rand(2, 2, number, 2, generator=torch.Generator().manual_seed(1)) * 40
+    valid = torch.arange(number) < torch.tensor([[number], [number // 2]])
+    return Proposals(torch.cat([corner, corner + size + 2], -1) * valid[..., None], valid.float(), valid)
+
+
+def gradients(model):
+    """Names of the parameters that are trained, and of those that get a gradient."""
+    images, targets = batch()
+    generator = torch.Generator().manual_seed(0)
+    sum(model.losses(images, targets, generator, None if model.rpn else proposals()).values()).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return trained, {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
 @pytest.mark.parametrize("overrides", [*((f"ablation={row}",) for row in ROWS), *SWITCHES], ids=" ".join)
-def test_every_trained_parameter_of_every_row_gets_a_gradient(config, overrides):
-    model = built(config(*overrides))
-    images, targets = batch()
-    sum(model.losses(images, targets, torch.Generator().manual_seed(0)).values()).backward()
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+@pytest.mark.parametrize("task", TASKS)
+def test_every_trained_parameter_of_every_row_gets_a_gradient(config, overrides, task):
+    model = built(config(*overrides, *TASKS[task]), num_classes=3)
+    trained, reached = gradients(model)
+    if task == "fast_rcnn" and "neck.p6=conv" in overrides:
+        trained = {name for name in trained if "p6" not in name}  # built for the RPN, which this network lacks
     assert trained == reached
     assert {name for name in trained if name.startswith(("backbone.stages.stem", "backbone.stages.c2."))} == set()
+    parts = {"rpn": {"rpn"}, "fast_rcnn": {"roi"}, "joint": {"rpn", "roi"}}[task]
+    assert {name.split(".")[0] for name in reached} - {"backbone", "neck"} == parts
 
 
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
 
 
 @pytest.mark.parametrize("backbone", ["small", "resnet18"])
-def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, backbone):
-    rows = {row: built(config(f"ablation={row}", f"backbone={backbone}", *SCRATCH)).state_dict() for row in ROWS}
+@pytest.mark.parametrize("task", ["rpn", "joint"])
+def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, backbone, task):
+    """Also with a second stage: pyramids and P2 have it whole, C4 and C5 its predictor where the widths agree."""
+    overrides = (f"backbone={backbone}", *SCRATCH, *TASKS[task])
+    rows = {row: built(config(f"ablation={row}", *overrides)).state_dict() for row in ROWS}
     reference = rows["fpn"]
     for row, state in rows.items():
         shared = {n for n in state if n in reference and state[n].shape == reference[n].shape}
         assert {n for n in state if n.startswith("backbone.")} <= shared, row
         assert all(torch.equal(state[n], reference[n]) for n in shared), row
+        if task == "joint" and row not in ("c4", "c5"):
+            assert {n for n in state if n.startswith("roi.")} <= shared, row
+
+
+def test_tasks_share_the_weights_that_they_share_by_name(config):
+    rpn, fast, joint = (built(config(*SCRATCH, *TASKS[task]), num_classes=3).state_dict() for task in TASKS)
+    assert rpn.keys() | fast.keys() == joint.keys()
+    assert not {n for n in rpn if n.startswith("roi.")} | {n for n in fast if n.startswith("rpn.")}
+    for state in (rpn, fast):
+        assert all(torch.equal(state[n], joint[n]) for n in state)
 
 
 def test_another_seed_gives_other_weights_and_the_global_generator_none(config):
@@ -74,8 +114,13 @@ def test_another_seed_gives_other_weights_and_the_global_generator_none(config):
 
 
 def test_initial_distributions(config):
-    """Detectron's: Gaussian 0.01 in the RPN, Xavier in the neck; biases 0."""
-    state = built(config("neck.channels=64")).state_dict()
+    """Detectron's: Gaussian 0.01 in the RPN and for classes, 0.001 for boxes; Xavier in the neck and the 2 fc; biases 0."""
+    state = built(config("neck.channels=64", *JOINT), num_classes=50).state_dict()
+    assert float(state["roi.predictor.scores.weight"].std()) == pytest.approx(0.01, rel=0.1)
+    assert float(state["roi.predictor.deltas.weight"].std()) == pytest.approx(0.001, rel=0.1)
+    fc6 = state["roi.box_head.fc6.weight"]
+    assert fc6.shape == (16, 64 * 49)
+    assert float(fc6.abs().max()) == pytest.approx((6 / (16 + 64 * 49)) ** 0.5, rel=0.05)
     assert float(state["rpn.head.conv.weight"].std()) == pytest.approx(0.01, rel=0.1)
     lateral = state["neck.lateral.p5.weight"]
     assert float(lateral.abs().max()) == pytest.approx((6 / (lateral.shape[0] + lateral.shape[1])) ** 0.5, rel=0.05)
@@ -158,3 +203,128 @@ def test_numbers_of_the_head_come_from_the_configuration(config):
     assert (s.samples, s.positive_fraction, s.positive_iou, s.negative_iou, s.nms_thresh) == (7, 0.25, 0.6, 0.2, 0.5)
     assert (s.pre_nms_topk, s.pre_nms_topk_single, s.post_nms_topk) == ((11, 12), (13, 14), (15, 16))
     assert s.ratios == (1, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------- second stage
+
+
+def test_numbers_of_the_second_stage_come_from_the_configuration(config):
+    values = {
+        "proposals": (11, 12),
+        "samples": 13,
+        "positive_fraction": 0.5,
+        "positive_iou": 0.6,
+        "box_weights": (1, 2, 3, 4),
+        "box_loss_beta": 0.25,
+        "score_thresh": 0.1,
+        "nms_thresh": 0.3,
+        "detections": 14,
+    }
+    written = [f"task.roi.{key}={list(v) if isinstance(v, tuple) else v}".replace(" ", "") for key, v in values.items()]
+    settings = built(config(*TASKS["fast_rcnn"], *written)).roi.settings
+    assert settings.__dict__ == values
+
+
+def test_pooling_and_width_of_the_second_stage_come_from_the_configuration(config):
+    written = "pooling=pool canonical_level=3 sampling_ratio=0 resolution=5 fc_dim=12 canonical_box_size=100"
+    cfg = config(*TASKS["fast_rcnn"], *(f"task.roi.{pair}" for pair in written.split()))
+    roi = build_detector(cfg, num_classes=7, short_side=400).roi
+    assert (roi.pooler.pooling, roi.pooler.canonical_level, roi.pooler.sampling_ratio) == ("pool", 3, 0)
+    assert (roi.pooler.resolution, roi.pooler.canonical_box_size) == (5, 50)
+    assert (roi.box_head.fc6.in_features, roi.box_head.fc7.out_features) == (cfg.recipe.channels * 25, 12)
+    assert (roi.predictor.scores.out_features, roi.predictor.deltas.out_features) == (8, 28)
+
+
+def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(config):
+    """An anchor of the paper's 224 pixels is one of 224 * 64 / 800 in images of a short side of 64."""
+    cfg = config(*TASKS["joint"])
+    for side in (800, 256, cfg.recipe.short_side):
+        model = build_detector(cfg, short_side=side)
+        assert model.roi.pooler.canonical_box_size == pytest.approx(224 * side / 800)
+        assert model.rpn.settings.sizes[3] / model.roi.pooler.canonical_box_size == pytest.approx(256 / 224)
+    assert build_detector(cfg).roi.pooler.canonical_box_size == pytest.approx(224 * 64 / 800)
+
+
+def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
+    written = ("task.roi.proposals=[21,22]", "head.post_nms_topk=[31,32]")
+    assert rpn_settings(config(*JOINT, *written), 64).post_nms_topk == (21, 22)
+    assert rpn_settings(config("task=faster_rcnn", *written), 64).post_nms_topk == (31, 32)
+    assert rpn_settings(config("task=fast_rcnn", *written), 64).post_nms_topk == (31, 32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "resolution", "levels"),
+    [
+        (("ablation=c4",), Conv5, 14, ["c4"]),
+        (("ablation=c4", "task.roi.head=conv5"), Conv5, 14, ["c4"]),
+        (("ablation=c4", "task.roi.head=2fc"), TwoFC, 7, ["c4"]),
+        (("ablation=c5",), TwoFC, 7, ["c5"]),
+        (("ablation=finest",), TwoFC, 7, ["p2"]),
+        *(((f"ablation={row}",), TwoFC, 7, ["p2", "p3", "p4", "p5"]) for row in ("fpn", "bottom_up", "no_lateral")),
+        (("ablation=fpn", "neck.p6=none"), TwoFC, 7, ["p2", "p3", "p4", "p5"]),
+    ],
+)
+def test_the_head_of_each_row(config, overrides, kind, resolution, levels):
+    model = built(config(*TASKS["fast_rcnn"], *overrides), num_classes=3)
+    assert isinstance(model.roi.box_head, kind)
+    assert model.roi.pooler.resolution == resolution
+    assert [level.name for level in model.roi.pooler.levels] == levels
+    trained, reached = gradients(model)
+    assert trained == reached
+
+
+@pytest.mark.parametrize("row", ["c5", "fpn", "finest", "bottom_up"])
+def test_conv5_as_a_head_is_refused_where_the_backbone_has_run_it_already(config, row):
+    with pytest.raises(UserError, match="conv5"):
+        config(*TASKS["fast_rcnn"], f"ablation={row}", "task.roi.head=conv5")
+
+
+def torchvisions(name):
+    """Weights and statistics that are neither 0 nor 1."""
+    net, generator = getattr(torchvision.models, name)(weights=None), torch.Generator().manual_seed(0)
+    for key, value in net.state_dict().items():
+        if value.is_floating_point():
+            low, high = (0.5, 1.5) if "running_var" in key or value.dim() == 1 else (-0.1, 0.1)
+            value.uniform_(low, high, generator=generator)
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("frozen_bn", [True, False])
+def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn):
+    net, path = torchvisions(name), tmp_path / "weights.pth"
+    torch.save(net.state_dict(), path)
+    cfg = config(
+        "ablation=c4",
+        *TASKS["fast_rcnn"],
+        f"backbone={name}",
+        f"backbone.weights={path}",
+        f"backbone.frozen_bn={str(frozen_bn).lower()}",
+    )
+    model = built(cfg)
+    load_backbone(model, backbone_weights(cfg, None))
+    head = model.roi.box_head.eval().double()
+    x = torch.randn(3, model.roi.pooler.in_channels, 14, 14, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        expected = net.double().layer4(x)
+        assert expected.shape[-2:] == (7, 7)
+        torch.testing.assert_close(head(x), expected.mean((2, 3)))
+    state = net.layer4.state_dict()
+    own = head.stage.state_dict()
+    assert {n for n in state if not (frozen_bn and n.endswith("num_batches_tracked"))} == own.keys()
+    assert all(torch.equal(own[n], state[n]) for n in own)
+    assert "c5" not in model.backbone.stages
+    norms = {type(m) for m in head.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)}
+    assert norms == {FrozenBatchNorm2d if frozen_bn else nn.BatchNorm2d}
+    assert all(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize("row", ["c5", "fpn"])
+def test_the_backbone_is_filled_with_a_second_stage_as_without(config, tmp_path, row):
+    net, path = torchvisions("resnet18"), tmp_path / "weights.pth"
+    torch.save(net.state_dict(), path)
+    cfg = config(f"ablation={row}", *TASKS["fast_rcnn"], "backbone=resnet18", f"backbone.weights={path}")
+    model = built(cfg)
+    load_backbone(model, backbone_weights(cfg, None))
+    assert torch.equal(model.backbone.stages["c5"][1].conv2.weight, net.layer4[1].conv2.weight)
+    assert model.roi.box_head.fc6.in_features == 49 * (512 if row == "c5" else cfg.recipe.channels)

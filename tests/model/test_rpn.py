@@ -45,11 +45,11 @@ def targets(images=3):
     valid, crowd = torch.zeros(images, 3, dtype=torch.bool), torch.zeros(images, 3, dtype=torch.bool)
     valid[0, :2] = valid[2, 0] = True
     crowd[2, 1] = True
-    return Targets(gt, valid, crowd, torch.tensor([[64, 96], [50, 96], [64, 70]]))
+    return Targets(gt, valid.long(), valid, crowd, torch.tensor([[64, 96], [50, 96], [64, 70]]))
 
 
 def only(t, n):
-    return Targets(t.boxes[n : n + 1], t.valid[n : n + 1], t.crowd[n : n + 1], t.sizes[n : n + 1])
+    return Targets(*(x[n : n + 1] for x in (t.boxes, t.labels, t.valid, t.crowd, t.sizes)))
 
 
 def generator(seed=3):
@@ -128,7 +128,9 @@ def test_without_any_object_the_box_loss_is_0_and_everything_has_a_finite_gradie
     model = rpn()
     outputs = raw(model)
     nothing = torch.zeros(3, room, dtype=torch.bool)
-    losses = model.losses(*outputs, Targets(torch.zeros(3, room, 4), nothing, nothing, targets().sizes), generator())
+    losses = model.losses(
+        *outputs, Targets(torch.zeros(3, room, 4), nothing.long(), nothing, nothing, targets().sizes), generator()
+    )
     assert float(losses["rpn_box"].detach()) == 0
     assert losses["rpn_objectness"] > 0
     sum(losses.values()).backward()
@@ -146,7 +148,11 @@ def test_nothing_to_sample_gives_losses_of_0():
     model = rpn(RPNSettings(sizes=(4, 4, 4), samples=40))
     outputs = raw(model, images=1)
     t = Targets(
-        torch.tensor([[[-99.0, -99, 999, 999]]]), torch.tensor([[False]]), torch.tensor([[True]]), torch.tensor([[64, 96]])
+        torch.tensor([[[-99.0, -99, 999, 999]]]),
+        torch.tensor([[1]]),
+        torch.tensor([[False]]),
+        torch.tensor([[True]]),
+        torch.tensor([[64, 96]]),
     )
     losses = model.losses(*outputs, t, generator())
     assert {name: float(value.detach()) for name, value in losses.items()} == {"rpn_objectness": 0, "rpn_box": 0}
@@ -160,7 +166,7 @@ def slow_proposals(outputs, n, size, settings, mode):
     kept = []
     for objectness, deltas, anchors in zip(*outputs, strict=True):
         pre = (settings.pre_nms_topk_single if len(outputs[0]) == 1 else settings.pre_nms_topk)[mode]
-        order = sorted(range(len(anchors)), key=lambda r: -float(objectness[n, r]))[:pre]
+        order = sorted(range(len(anchors)), key=(-objectness[n].detach()).tolist().__getitem__)[:pre]
         level = []
         for r in order:
             x1, y1, x2, y2 = boxes.decode(deltas[n, r], anchors[r]).tolist()
@@ -170,24 +176,25 @@ def slow_proposals(outputs, n, size, settings, mode):
                 continue
             box = torch.tensor([[x1, y1, x2, y2]])
             if all(float(box_iou(box, other)) <= settings.nms_thresh for other, _ in level):
-                level.append((box, float(objectness[n, r])))
+                level.append((box, float(objectness[n, r].detach())))
         kept += level
     kept.sort(key=lambda pair: -pair[1])
     kept = kept[: settings.post_nms_topk[mode]]
     return torch.cat([b for b, _ in kept]), torch.tensor([s for _, s in kept]).sigmoid()
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("to_train", [True, False])
 @pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
 @pytest.mark.parametrize("nms_thresh", [0.7, 0.2])
-def test_proposals_are_those_of_a_slow_loop(training, levels, nms_thresh):
+def test_proposals_are_those_of_a_slow_loop(to_train, levels, nms_thresh):
+    """What the proposals are for decides how many there are, not the mode that the modules are in."""
     settings = RPNSettings(**{**SETTINGS.__dict__, "nms_thresh": nms_thresh})
-    model = rpn(settings, levels).train(training)
+    model = rpn(settings, levels).train(not to_train)
     outputs, sizes = raw(model), targets().sizes
-    proposals = model.propose(*outputs, sizes)
+    proposals = model.propose(*outputs, sizes, to_train)
     assert proposals.boxes.shape[:2] == proposals.scores.shape == proposals.valid.shape
     for n in range(3):
-        box, score = slow_proposals(outputs, n, sizes[n], settings, 0 if training else 1)
+        box, score = slow_proposals(outputs, n, sizes[n], settings, 0 if to_train else 1)
         valid = proposals.valid[n]
         assert not valid[len(score) :].any()
         torch.testing.assert_close(proposals.boxes[n][valid], box)
@@ -197,16 +204,16 @@ def test_proposals_are_those_of_a_slow_loop(training, levels, nms_thresh):
 def test_proposals_of_a_batch_are_those_of_its_images():
     model = rpn().eval()
     outputs, sizes = raw(model), targets().sizes
-    together = model.propose(*outputs, sizes)
+    together = model.propose(*outputs, sizes, to_train=False)
     for n in range(3):
-        alone = model.propose(*one(outputs, n), sizes[n : n + 1])
+        alone = model.propose(*one(outputs, n), sizes[n : n + 1], to_train=False)
         assert torch.equal(together.boxes[n][together.valid[n]], alone.boxes[0][alone.valid[0]])
         torch.testing.assert_close(together.scores[n][together.valid[n]], alone.scores[0][alone.valid[0]])
 
 
 def test_proposals_lie_inside_their_image_best_first_with_an_area():
     model = rpn().eval()
-    proposals = model.propose(*raw(model), targets().sizes)
+    proposals = model.propose(*raw(model), targets().sizes, to_train=False)
     for n, (height, width) in enumerate(targets().sizes.tolist()):
         box, score = proposals.boxes[n][proposals.valid[n]], proposals.scores[n][proposals.valid[n]]
         assert len(box) == 20
@@ -222,12 +229,12 @@ def test_no_proposal_at_all_is_an_answer():
     model = rpn().eval()
     objectness, deltas, anchors = raw(model)
     away = [torch.zeros_like(d) + torch.tensor([1e4, 0, 0, 0]) for d in deltas]
-    proposals = model.propose(objectness, away, anchors, targets().sizes)
+    proposals = model.propose(objectness, away, anchors, targets().sizes, to_train=False)
     assert proposals.boxes.shape == (3, 0, 4)
     assert proposals.scores.shape == proposals.valid.shape == (3, 0)
     # One image with proposals among others without.
     away[1] = torch.stack([away[1][0], torch.zeros_like(away[1][1]), away[1][2]])
-    proposals = model.propose(objectness, away, anchors, targets().sizes)
+    proposals = model.propose(objectness, away, anchors, targets().sizes, to_train=False)
     assert proposals.valid.any(1).tolist() == [False, True, False]
 
 
@@ -248,8 +255,8 @@ def test_padding_an_image_does_not_change_its_best_proposals():
         more[:, :rows, :columns] = delta.view(1, rows, columns, 3, 4)
         padded_deltas.append(more.view(1, -1, 4))
     sizes = torch.tensor([SIDES])
-    plain = model.propose(objectness, deltas, small_anchors, sizes)
-    padded = model.propose(padded_scores, padded_deltas, wide, sizes)
+    plain = model.propose(objectness, deltas, small_anchors, sizes, to_train=False)
+    padded = model.propose(padded_scores, padded_deltas, wide, sizes, to_train=False)
     assert torch.equal(plain.boxes, padded.boxes[:, : plain.boxes.shape[1]])
     torch.testing.assert_close(plain.scores, padded.scores[:, : plain.scores.shape[1]])
 
@@ -261,6 +268,6 @@ def test_levels_do_not_suppress_each_other():
     zero = [torch.zeros_like(d) for d in outputs[1]]
     low = [torch.full_like(o, -20.0) for o in outputs[0]]
     low[0][0, 0] = low[1][0, 0] = 5.0  # cell (0, 0) of both levels has its centre at pixel 0
-    proposals = model.propose(low, zero, outputs[2], torch.tensor([SIDES]))
+    proposals = model.propose(low, zero, outputs[2], torch.tensor([SIDES]), to_train=False)
     assert torch.equal(proposals.boxes[0, 0], proposals.boxes[0, 1])
     assert proposals.scores[0, 1] > 0.9 > proposals.scores[0, 2]
