@@ -46,6 +46,17 @@ def test_the_peak_of_a_job_does_not_include_the_job_before():
     assert before + 90 < cost.peak_memory_mib(CPU) < before + 160
 
 
+@pytest.mark.skipif(not resettable(), reason="this system cannot reset the peak")
+def test_what_a_job_has_freed_is_not_charged_to_the_next():
+    cost.reset_peak_memory(CPU)
+    before = cost.peak_memory_mib(CPU)
+    pieces = [torch.ones(2**14) for _ in range(200 * 2**4)]  # 64 kB each; the last one keeps the heap from shrinking
+    del pieces[:-1]
+    assert cost.peak_memory_mib(CPU) > before + 190
+    cost.reset_peak_memory(CPU)
+    assert cost.peak_memory_mib(CPU) < before + 60
+
+
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 2**20), ("linux", 2**10)])
 def test_without_proc_the_peak_is_that_of_the_process_so_far(monkeypatch, tmp_path, platform, unit):
     monkeypatch.setattr(cost, "STATUS", tmp_path / "none" / "status")
