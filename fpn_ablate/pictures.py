@@ -141,8 +141,9 @@ def _box(axis: Axes, box: np.ndarray, colour: str, text: str = "", **style: Any)
         # Above the box and from its left; at the picture's border inside, or from its right, or it would be cut off.
         vertical = "top" if y0 < 0.06 * axis.get_ylim()[0] else "bottom"
         x, horizontal = (x1, "right") if x0 > 0.75 * axis.get_xlim()[1] else (x0, "left")
-        ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axis.text(x, y0, text, fontsize=5, color="white", va=vertical, ha=horizontal, bbox=ground, clip_on=True)
+        style = {"fontsize": 5, "color": "white", "va": vertical, "ha": horizontal, "clip_on": True}
+        ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
+        axis.text(x, y0, text, bbox=ground, zorder=0.9, **style)  # below all boxes: where objects crowd, it would hide them
 
 
 def _short(text: str, limit: int) -> str:
