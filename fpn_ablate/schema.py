@@ -92,7 +92,7 @@ class Backbone(Strict):
                 "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
             )
         if self.weights == "imagenet" and self.name in ("small", "small_deep"):
-            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or a torchvision backbone")
+            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
         return self
 
 
