@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from fpn_ablate import report
-from fpn_ablate.__main__ import _introduce, normalise
+from fpn_ablate.__main__ import _introduce, fill_verify_blocks, normalise
 from fpn_ablate.paths import CONF
 from fpn_ablate.paths import ROOT as SHIPPED
 from fpn_ablate.report.collate import collate
@@ -141,6 +141,10 @@ def test_tables_are_those_of_the_committed_ledger() -> None:
         pytest.skip("no reference runs yet: results/reference/ledger.csv does not exist")
     assert MARKER.search(TEXT), "the README shows no table"
     assert readme(TEXT, collate(report.load(LEDGER))) == TEXT
+
+
+def test_costs_are_those_that_verify_counts() -> None:
+    assert fill_verify_blocks(TEXT) == TEXT
 
 
 def test_pictures_and_files_that_are_linked_exist() -> None:

@@ -234,10 +234,18 @@ def _difference(effect: Effect, pairs: dict[str, tuple[RowSpec, Row]], definitio
 
 def _fact(source: str, records: list[Record], published: Any) -> Any:
     """What the records say; where there is none, what the definition says of the row."""
-    found = [record[source] for record in records if record.get(source) is not None]
+    found = [value for record in records if (value := _described(record, source)) is not None]
     if any(value != found[0] for value in found):
         return " / ".join(sorted({str(value) for value in found}))
     return found[0] if found else published
+
+
+def _described(record: Record, source: str) -> Any:
+    """What a record says under the key `source`, or, one beside the other, under several: `verify.gflops_neck + ...`."""
+    values = [record.get(key) for key in source.split(" + ")]
+    if len(values) == 1 or None in values:
+        return values[0] if len(values) == 1 else None
+    return " + ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in values)
 
 
 def _cell(metric: Metric, finished: list[Record], spec: RowSpec) -> Cell:

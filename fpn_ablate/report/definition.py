@@ -17,7 +17,8 @@ SIZES = ("", "s", "m", "l")
 
 @dataclass(frozen=True)
 class Fact:
-    """A column that describes a row. `source` is the record's key, as `verify.anchors`; `style` one of STYLES."""
+    """A column that describes a row. `source` is the record's key, as `verify.anchors`, or several
+    joined by ` + `, which are shown so; `style` one of STYLES."""
 
     key: str
     title: str

@@ -271,3 +271,14 @@ def test_repairs_are_in_the_footer_where_there_are_any(runs, put):
         [],
         [],
     ]
+
+
+def test_a_fact_may_stand_under_several_keys(runs, put, tmp_path):
+    (tmp_path / "own").mkdir()
+    parts = '{key: cost, from: "verify.gflops + verify.anchors"}'
+    text = f"table: table1_rpn\nreport:\n  title: T\n  facts: [{parts}]\n  metrics: [{{key: AR100}}]\n"
+    (tmp_path / "own" / "t.yaml").write_text(text)
+    put("c4", 0)
+    put("fpn", 0, verify={"gflops": 1.25})
+    (table,) = collate(load(runs), experiments=[tmp_path / "own"])
+    assert {row.row: row.facts["cost"] for row in table.rows} == {"c4": "1.5 + 47250", "fpn": None}
