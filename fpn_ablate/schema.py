@@ -306,9 +306,7 @@ class Config(Strict):
                 raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
         roi = getattr(self.task, "roi", None)
         if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
-            raise ValueError(
-                "task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone"
-            )
+            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
 
 

@@ -31,8 +31,8 @@ class RowFacts:
         reach: the backbone maps that the finest level depends on.
         head: "2fc", "conv5", or "" without a second stage.
         proposals: where the second stage has them from ("RPN C4"), or "".
-        params, trained: what is built, and what of it is not frozen; of both networks where RPN and second stage share nothing. A
-            second stage is counted as the paper's, with 80 classes.
+        params, trained: what is built, and what of it is not frozen; of both networks where RPN and second stage share nothing.
+            A second stage is counted as the paper's, with 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's own counter):
             RoI pooling, NMS and nearest upsampling are left out; bilinear upsampling, two products here, is in. The second
             stage works on 1000 RoIs. Where RPN and second stage share nothing, of both networks; where proposals are fixed,
