@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fpn_ablate import run as running
 from fpn_ablate.model.build import build_detector, initialise
+from fpn_ablate.model.neck import bilinear
 from fpn_ablate.model.rpn import Targets
 from fpn_ablate.seeding import torch_generator
 
@@ -57,6 +59,16 @@ def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, upsample)
         (path,) = (tmp_path / attempt).rglob("model.pt")
         states.append(torch.load(path, weights_only=True, map_location="cpu"))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_bilinear_is_the_librarys_and_repeats_in_either_mode():
+    x = torch.rand(2, 8, 13, 17, device="cuda", requires_grad=True)
+    grads = []
+    for _ in range(2):
+        out = bilinear(x, (26, 33))
+        torch.testing.assert_close(out, F.interpolate(x, (26, 33), mode="bilinear"), rtol=1e-4, atol=1e-4)
+        grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert torch.equal(*grads)
 
 
 def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
