@@ -57,6 +57,20 @@ def test_both_numbers_of_equation_1_are_switches(level, size):
     assert int(roi_level(below, level, size)) == level - 1
 
 
+def test_a_box_of_exactly_the_size_is_on_the_upper_side_wherever_it_lies():
+    """Rounding of its corners must not decide. 71.68: 224 pixels at a short side of 256."""
+    corner = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) * 60
+    for power in (-1, 0, 1):
+        boxes = torch.cat([corner, corner + 71.68 * 2**power], -1)
+        assert (roi_level(boxes, 4, 71.68) == 4 + power).all()
+
+
+def test_the_pooler_asks_with_its_own_numbers():
+    boxes = torch.tensor([square(side) for side in (20, 51, 101, 201)])
+    assert RoIPooler(PYRAMID, 7, canonical_level=3, canonical_box_size=100).assign(boxes).tolist() == [0, 0, 1, 2]
+    assert RoIPooler(PYRAMID, 7, canonical_level=4, canonical_box_size=100).assign(boxes).tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("side", "expected"), [(0, "p2"), (3, "p2"), (111.9, "p2"), (112, "p3"), (224, "p4"), (448, "p5"), (5000, "p5")]
 )

@@ -255,10 +255,11 @@ def test_losses_are_finite_where_proposals_and_objects_are_mostly_padding():
 
 
 def with_crowd(targets):
-    """One object of the first image and all of the third become crowd regions."""
+    """All objects of the first image but one, and all of the third, become crowd regions; one of them around that object."""
+    targets.boxes[0, 1] = targets.boxes[0, 0] + torch.tensor([0, 0, 0.5, 0.5])
     crowd = targets.valid.clone()
     crowd[[1, 3]] = False
-    crowd[0, 1:] = False
+    crowd[0, 0] = False
     return Targets(targets.boxes, targets.labels, targets.valid & ~crowd, crowd, targets.sizes)
 
 
