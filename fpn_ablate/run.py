@@ -5,6 +5,7 @@ sweep can be started again at any time, with any launcher.
 """
 
 import re
+import shutil
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from fpn_ablate.sinks import Console, JsonLines, Wandb
 from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 
+KEPT = ("metrics.jsonl", "model.pt", "detections.npz")  # beside config.yaml and record.json, of a finished cell
+
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
     """Carry out a cell and return its record.
@@ -40,14 +43,45 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
 
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     facts = _facts(cfg, inputs)
-    folder = cell_folder(cfg, identity.fingerprint(facts))
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    fingerprint = identity.fingerprint(facts)
+    folder = cell_folder(cfg, fingerprint)
+    with FileLock(Path(_lock_folder(cfg), fingerprint)):  # one for a cell, whatever tables it stands in
         known = record.read(folder)
         if known and known["status"] == "finished":
             print(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
             return known
-        return _recorded(Cell(cfg, inputs, facts, folder, job))
+        folder.mkdir(parents=True, exist_ok=True)
+        cell = Cell(cfg, inputs, facts, folder, job)
+        twin = _finished(cfg, fingerprint)
+        return _taken_over(cell, twin) if twin else _recorded(cell)
+
+
+def _lock_folder(cfg: Config) -> Path:
+    folder = Path(cfg.out, "runs", ".locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _finished(cfg: Config, fingerprint: str) -> Path | None:
+    """The folder of a finished run of a cell, in whatever table it stands."""
+    for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
+        known = record.read(folder)
+        finished = known and known["status"] == "finished" and known["fingerprint"] == fingerprint
+        if finished and all((folder / name).exists() for name in KEPT):
+            return folder
+    return None
+
+
+def _taken_over(cell: "Cell", twin: Path) -> dict[str, Any]:
+    """The same cell in another table: its files and its record, under the names that it has in this one."""
+    print(f"{cell.cfg.row} seed {cell.cfg.seed}: the same run as {twin}, taken over")
+    for name in KEPT:
+        shutil.copyfile(twin / name, cell.folder / name)
+    _write_config(cell)
+    named = {key: value for key, value in cell.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
+    known = (record.read(twin) or {}) | named
+    record.write(cell.folder, known)
+    return known
 
 
 def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
@@ -68,12 +102,7 @@ class Cell:
     job: int
     elsewhere: float = 0.0  # seconds that it spent on other cells
     built_on: dict[str, float] = field(default_factory=dict)  # fingerprints of those, with their training time in seconds
-
-    def __post_init__(self) -> None:
-        lines = JsonLines(self.folder / "metrics.jsonl", resume_from=_logged_steps(self.cfg, self.folder))
-        self.sinks = [lines, Console(self.cfg, self.job)]
-        if self.cfg.log.wandb != "off":
-            self.sinks.append(Wandb(self.cfg, self.fingerprint, self.folder))
+    sinks: list[JsonLines | Console | Wandb] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -84,14 +113,13 @@ class Cell:
         there is none. Raises what that run raises."""
         began = time.monotonic()
         fingerprint = identity.fingerprint(_facts(cfg, self.inputs))
-        for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
-            known = record.read(folder)
-            if known and known["status"] == "finished" and known["fingerprint"] == fingerprint:
-                break
-        else:
-            known, folder = _run(cfg, self.inputs, self.job), cell_folder(cfg, fingerprint)
+        folder = _finished(cfg, fingerprint)
+        if folder is None:
+            _run(cfg, self.inputs, self.job)
+            folder = cell_folder(cfg, fingerprint)
+        cost = record.read(folder)["cost"]
         self.elsewhere += time.monotonic() - began
-        self.built_on[fingerprint] = known["cost"]["train_s"] + known["cost"]["sources_s"]
+        self.built_on[fingerprint] = cost["train_s"] + cost["sources_s"]
         return folder
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -122,9 +150,10 @@ class Cell:
 def _recorded(cell: Cell) -> dict[str, Any]:
     """Carry out a cell; whatever happens, a record says so."""
     known = {**cell.describe(), "started": record.now()}
+    cell.sinks = _sinks(cell)
     status, error, results = "interrupted", None, {}
     try:
-        (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.cfg.model_dump(mode="json"), sort_keys=False))
+        _write_config(cell)
         results = _carry_out(cell)
         status = "finished"
     except Diverged as problem:
@@ -139,13 +168,24 @@ def _recorded(cell: Cell) -> dict[str, Any]:
         record.write(cell.folder, outcome)
         for sink in cell.sinks:
             sink.close(exit_code=0 if status == "finished" else 1)
-    for name in (
-        "checkpoint.pt",
-        tasks.STEP3,
-        "error.txt",
-    ):  # the weights of a finished row are in model.pt; an old error is over
+    for name in ("checkpoint.pt", tasks.STEP3, "error.txt"):  # a finished row's weights are in model.pt; an old error is over
         (cell.folder / name).unlink(missing_ok=True)
     return outcome
+
+
+def _sinks(cell: Cell) -> list[JsonLines | Console | Wandb]:
+    cfg, folder = cell.cfg, cell.folder
+    sinks: list[JsonLines | Console | Wandb] = [
+        JsonLines(folder / "metrics.jsonl", _logged_steps(cfg, folder)),
+        Console(cfg, cell.job),
+    ]
+    if cfg.log.wandb != "off":
+        sinks.append(Wandb(cfg, cell.fingerprint, folder))
+    return sinks
+
+
+def _write_config(cell: Cell) -> None:
+    (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.cfg.model_dump(mode="json"), sort_keys=False))
 
 
 def _carry_out(cell: Cell) -> dict[str, Any]:

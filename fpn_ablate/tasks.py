@@ -4,6 +4,7 @@ Every function takes a `Cell` and returns a `Trained`. A network that another ce
 Fast R-CNN learns from) is that cell's: `Cell.finished` finds it or carries it out, like any row of a table.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,7 @@ def _four_step(cell: "Cell") -> Trained:
     the backbone and the neck of (2), which stay as they are.
     """
     cfg, folder = cell.cfg, cell.folder
-    separate = cfg.task.model_copy(update={"training": "separate"})
-    second = _load(cell, _source(cfg, task=separate, row=f"{cfg.row}+training=separate"), ("roi",))
+    second = _load(cell, _source(cfg, task=cfg.task.model_copy(update={"training": "separate"})), ("roi",))
     third, kept = _share(_fresh(cell, ("rpn",)), second), folder / STEP3
     if not kept.exists():
         _fit(cell, third, cell.inputs.training, cfg.recipe.steps)
@@ -151,7 +151,9 @@ def _rpn_cell(cfg: Config, **changes: Any) -> Config:
 
 
 def _source(cfg: Config, **changes: Any) -> Config:
-    return cfg.model_copy(update={"table": SOURCES, **changes})
+    """Another cell of the same row; its name does without this one's training, since cells of several may ask for it."""
+    row = re.sub(r"\+training=\w+", "", cfg.row)
+    return cfg.model_copy(update={"table": SOURCES, "row": row, **changes})
 
 
 def _with_proposals(cell: "Cell", fixed: FixedProposals) -> tuple[WithProposals, WithProposals]:

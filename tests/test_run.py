@@ -81,7 +81,7 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     cfg, outcome, folder = finished
     assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
-    names = {path.name for path in folder.iterdir()} - {".lock"}
+    names = {path.name for path in folder.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -123,7 +123,7 @@ def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
 def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
     cfg, _, folder = finished
     monkeypatch.setattr(tasks, "train", training_is_forbidden)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = running.run(cfg)
     assert again == json.loads((folder / "record.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -122,21 +122,60 @@ def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
     assert outcome["cost"]["sources_s"] == first["cost"]["train_s"]
 
 
-def test_jobs_that_start_together_make_the_source_once(cell):
-    cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
+def together(cells):
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=running.run, args=(cfg,)) for cfg in cells]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join(120)
-    assert [job.exitcode for job in jobs] == [0, 0]
+    assert [job.exitcode for job in jobs] == [0] * len(cells)
+
+
+def test_jobs_that_start_together_make_the_source_once(cell):
+    cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
+    together(cells)
     (source,) = runs(cells[0], tasks.SOURCES)
     (dump,) = Path(cells[0].out).rglob(FILE)
     made = [record["proposals"]["fingerprint"] for record in runs(cells[0]) if record["task"] == "fast_rcnn"]
     assert made == [source["fingerprint"]] * 2
     lines = [json.loads(line)["step"] for line in (dump.parent / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4, 4]
+
+
+def test_a_source_that_is_itself_a_row_of_the_table_is_trained_once(cell):
+    """Steps 1 and 2 of the four are the row `separate`, and the rows of Table 5 may start together."""
+    factors = {"table": "table5_sharing", "factors": ("neck", "task.training")}
+    cells = [
+        cell(*task).model_copy(update=factors | {"row": f"fpn+training={name}"})
+        for name, task in {"four_step": FOUR_STEP, "separate": (SEPARATE,)}.items()
+    ]
+    together(cells)
+    started = {}
+    for record in runs(cells[0]):
+        started.setdefault(record["fingerprint"], set()).add(record["started"] + str(record["cost"]["train_s"]))
+    assert len(started) == 3 and all(len(times) == 1 for times in started.values())  # rpn, separate, four_step
+    (rpn,) = [record for record in runs(cells[0]) if record["task"] == "rpn"]
+    assert rpn["row"] == "fpn"
+
+
+def test_the_same_cell_in_another_table_is_taken_over(cell, trainings):
+    cfg = cell("ablation=fpn")
+    first = running.run(cfg)
+    other = cfg.model_copy(update={"table": "upsampling", "row": "fpn+upsample=nearest"})
+    second = running.run(other)
+    assert len(trainings) == 1
+    assert (second["table"], second["row"]) == ("upsampling", "fpn+upsample=nearest")
+    named = {"table", "row", "config", "format"}
+    assert {k: v for k, v in first.items() if k not in named} == {k: v for k, v in second.items() if k not in named}
+    here, there = folder_of(other, second), folder_of(cfg, first)
+    assert {path.name for path in here.iterdir()} == {path.name for path in there.iterdir()}
+    assert same_detections(here, there) and equal(weights(here), weights(there))
+    assert "table: upsampling" in (here / "config.yaml").read_text()
+    for folder in (here, there):
+        (folder / "model.pt").unlink()  # thinned out: these serve nobody
+    running.run(cfg.model_copy(update={"table": "third"}))
+    assert len(trainings) == 2
 
 
 def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_path):
@@ -182,13 +221,13 @@ def test_four_steps_share_the_trunk_of_the_second(cell):
     outcome = running.run(cfg)
     separate = cell(SEPARATE)
     second = folder_of(separate, running.run(separate))
-    assert len(runs(cfg, "table1_rpn")) == 2  # the separate cell had been made among the sources: no third
     shared = folder_of(cfg, outcome)
     for part in ("backbone.", "neck."):
         ours, theirs = weights(shared, part), weights(second, part)
         assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not equal(weights(shared, "roi."), weights(second, "roi."))  # trained again
-    (rpn,) = [record for record in runs(cfg, tasks.SOURCES) if record["task"] == "rpn"]
+    rpn, fast = sorted(runs(cfg, tasks.SOURCES), key=lambda record: record["task"] != "rpn")
+    assert rpn["task"] == "rpn" and fast["fingerprint"] == json.loads((second / "record.json").read_text())["fingerprint"]
     (first,) = Path(cfg.out, "runs").glob(f"{tasks.SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
     assert not equal(weights(shared, "rpn."), weights(first, "rpn."))
 
