@@ -54,8 +54,9 @@ def _drawn(content: Grid) -> "RichTable":
     for number, title in enumerate(content.header[1:], start=1):
         # A title breaks at its hyphen too, or "top-down?" takes the width of a result.
         heading = Text(title.replace("-", "-\n").replace(" ", "\n"))
-        width = max((len(cells[number]) for _, cells in rows), default=0)
-        drawn.add_column(heading, justify="right" if content.right[number] else "left", min_width=width)
+        # Fixed: rich takes the missing width from any column that may wrap, below its min_width if need be.
+        width = max(len(text) for text in (*heading.plain.split("\n"), *(cells[number] for _, cells in rows)))
+        drawn.add_column(heading, justify="right" if content.right[number] else "left", width=width)
     for number, (style, cells) in enumerate(rows):
         last = number + 1 == len(rows) or not rows[number + 1][0]
         drawn.add_row(*(Text(cell, style=style) for cell in cells), end_section=last)

@@ -148,6 +148,18 @@ def test_terminal_cuts_no_figure(table1, width):
             assert cell.replace(" ± ", "±") in text
 
 
+def test_terminal_cuts_neither_figure_nor_title_of_a_wide_table(runs, put):
+    parts = {f"gflops_{part}": 123.45 for part in ("backbone", "neck", "rpn", "head")}
+    facts = {"proposals": "RPN {Pk}", "feature": "{Pk}", "head": "conv5", "lateral": True, "top_down": True, "params": 41e6}
+    metrics = {"AP50": 0.5, "AP": 0.123, "AP_s": 0.1, "AP_m": 0.2, "AP_l": 0.3}
+    cost = {"latency_ms": 12345.6, "peak_memory_mib": 98765.0}
+    put("c4", table="table2_fast_rcnn", task="fast_rcnn", verify=facts | parts, metrics=metrics, cost=cost)
+    (table,) = collate(load(runs))
+    text = printed(table, 80)
+    for word in ("memory", "latency", "GFLOPs", "parameters", "12.3", "12345.6", "98765", "{Pk}"):
+        assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text), word
+
+
 def test_terminal_fits_100_columns(runs, put):
     for row in ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest"):
         for seed in range(3):
