@@ -19,8 +19,8 @@ from fpn_ablate.report.records import flatten, under
 from fpn_ablate.report.tables import show
 from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, validate
 
-# The table that shows a task, where none is named.
-TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "faster_rcnn": "table3_faster_rcnn"}
+# The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
+TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
 _NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "experiments")
 _PLACES = ("data.train.", "data.val.")
@@ -49,7 +49,9 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NAMED_ELSEWHERE or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    values["table"] = values["table"] or TABLES.get(str((values["task"] or {}).get("name")))
+    task = values["task"] or {}
+    asked = str(task.get("training", task.get("name")))
+    values["table"] = values["table"] or TABLES.get(asked, asked)
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
     return validate(values)

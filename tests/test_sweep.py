@@ -44,3 +44,18 @@ def test_factors_name_the_row_and_all_else_the_recipe(config, overrides, row, re
 def test_a_factor_that_cannot_be_one_is_refused_with_what_can(config, factors, message):
     with pytest.raises(UserError, match=message):
         config(f"factors={factors}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "table"),
+    [
+        (["task=rpn"], "table1_rpn"),
+        (["task=fast_rcnn"], "table2_fast_rcnn"),
+        (["task=faster_rcnn"], "table3_faster_rcnn"),
+        (["task=faster_rcnn", "task.training=joint"], "joint"),  # not "features not shared", Table 3
+        (["task=faster_rcnn", "task.training=four_step"], "four_step"),
+        (["task=faster_rcnn", "task.training=joint", "table=mine"], "mine"),
+    ],
+)
+def test_a_run_without_a_table_stands_in_its_tasks(config, overrides, table):
+    assert config(*overrides).table == table

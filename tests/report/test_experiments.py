@@ -17,7 +17,7 @@ from fpn_ablate.sweep import cell_config, refuse_twins, without_hydra
 FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 # The task of a file that does not train Table 1's.
-TASKS = {"table2_fast_rcnn": "fast_rcnn", "table3_faster_rcnn": "faster_rcnn", "table5_sharing": "faster_rcnn"}
+TASKS = {"table2_fast_rcnn": "fast_rcnn"} | dict.fromkeys(("table3_faster_rcnn", "table5_sharing", "joint"), "faster_rcnn")
 
 
 def content(name: str) -> dict:
