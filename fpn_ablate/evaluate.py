@@ -1,6 +1,7 @@
 """What a trained row finds, in native pixels, and the truth that it is held against."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ import torch
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import to_native
-from fpn_ablate.metrics import Detections
+from fpn_ablate.identity import digest
+from fpn_ablate.metrics import Detections, average_precision, average_recall
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.roi import Detections as Found
 from fpn_ablate.model.rpn import Proposals
@@ -74,3 +76,34 @@ def declared_truth(dataset: DetectionDataset, cfg: Config) -> dict:
     kept = {image["id"] for image in truth["images"][:count]}
     annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
     return {**truth, "images": truth["images"][:count], "annotations": annotations}
+
+
+def figures(found: Detections, dataset: DetectionDataset, cfg: Config) -> dict[str, Any]:
+    """The evaluated part of a record: recall of proposals, or precision and recall of detections; and on what images."""
+    truth = declared_truth(dataset, cfg)
+    metrics, more = average_recall(truth, found, dataset.area_bounds), {}
+    if found.labels is not None:
+        metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}
+        precision, more["per_class"] = average_precision(truth, found, dataset.categories, dataset.area_bounds)
+        metrics = precision | metrics
+    return {
+        "metrics": metrics,
+        **more,
+        "objects": object_sizes(truth, dataset.area_bounds),
+        "images": {
+            "count": len(truth["images"]),
+            "declared": len(dataset),
+            "digest": digest([image["id"] for image in truth["images"]]),
+        },
+    }
+
+
+def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str, int]:
+    """Objects by size as COCO's evaluator sorts them (one exactly on a bound counts on both sides); crowds left out."""
+    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in truth["annotations"] if not a.get("iscrowd")]
+    low, high = bounds
+    return {
+        "small": sum(area <= low for area in areas),
+        "medium": sum(low <= area <= high for area in areas),
+        "large": sum(area >= high for area in areas),
+    }

@@ -4,19 +4,29 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fpn_ablate.errors import UserError
+
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder and move the result to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Call `write` with a temporary path in the same folder and move the result to `path`.
+
+    Raises:
+        UserError: the disk does not take it; what stood at `path` is untouched.
+    """
     # A name of its own a process; not mkstemp, whose files nobody else may read (records on a shared disk).
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # torch.save reports a full disk as a RuntimeError of its own.
+        if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
+            reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
+            raise UserError(f"{path}: cannot be written ({reason}); make room, then give the same command again") from None
         raise

@@ -11,9 +11,9 @@ from typing import Any
 from fpn_ablate.paths import PACKAGE
 from fpn_ablate.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 
-# Everything that can change a figure; reports, logging and the command line cannot.
+# Everything that can change a figure; bookkeeping, reports, logging and the command line cannot.
 CORE = (
-    *("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py", "run.py"),
+    *("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py"),
     *("seeding.py", "tasks.py", "train.py"),
 )
 

@@ -11,20 +11,31 @@ from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.model import build
 from fpn_ablate.pretrain import Pretrained, ensure
+from fpn_ablate.proposals import FixedProposals, Splits
 from fpn_ablate.schema import Config, Shapes
 from fpn_ablate.seeding import set_deterministic
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a cell starts from, and with it the cells that it builds on. `proposals`: the digest of a file, if one is given."""
+    """What a cell starts from, and with it the cells that it builds on.
+
+    Attributes:
+        weights: of the backbone, in our names; None: random.
+        proposals: those of the file that task.proposals.file names, with the file's sha256.
+    """
 
     device: torch.device
     training: DetectionDataset
     validation: DetectionDataset
-    pretrained: Pretrained | None
-    weights: dict[str, torch.Tensor] | None
-    proposals: str | None
+    pretrained: Pretrained | None = None
+    weights: dict[str, torch.Tensor] | None = None
+    proposals: FixedProposals | None = None
+    proposals_digest: str | None = None
+
+    @property
+    def splits(self) -> Splits:
+        return self.training, self.validation
 
 
 def prepare(cfg: Config) -> Inputs:
@@ -37,12 +48,12 @@ def prepare(cfg: Config) -> Inputs:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     set_deterministic(is_deterministic(cfg, device))
-    proposals = _digest_of_proposals(cfg)
-    training, validation = load_data(cfg)
+    splits = load_data(cfg)
+    proposals = given_proposals(cfg, splits)
     pretrains = cfg.backbone.weights == "pretrain"
     pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if pretrains else None
     weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
-    return Inputs(device, training, validation, pretrained, weights, proposals)
+    return Inputs(device, *splits, pretrained, weights, *proposals)
 
 
 def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
@@ -81,12 +92,11 @@ def pick_device(cfg: Config) -> torch.device:
     return torch.device(cfg.device)
 
 
-def _digest_of_proposals(cfg: Config) -> str | None:
-    """sha256 of the file that task.proposals.file names."""
-    path = cfg.task.proposals.file if cfg.task.name == "fast_rcnn" else None
-    if path is None:
-        return None
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"task.proposals.file={path}: cannot be read ({error.strerror})") from None
+def given_proposals(cfg: Config, splits: Splits) -> tuple[FixedProposals | None, str | None]:
+    """Those of the file that task.proposals.file names, and its sha256; None and None without a file."""
+    file = cfg.task.proposals.file if cfg.task.name == "fast_rcnn" else None
+    if file is None:
+        return None, None
+    instead = f"leave task.proposals.file={file} out, and proposals are made"
+    found = FixedProposals.load(Path(file), cfg, splits, instead)
+    return found, hashlib.sha256(Path(file).read_bytes()).hexdigest()

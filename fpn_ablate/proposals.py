@@ -5,22 +5,23 @@ M proposals in all. Boxes are (M, 4) XYXY in native pixels, best first within an
 
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from filelock import FileLock
 
+from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.evaluate import propose
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
-
-if TYPE_CHECKING:
-    from fpn_ablate.run import Cell
+from fpn_ablate.schema import Config
 
 FILE = "proposals.npz"
+Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation
+KINDS = {"ids": "iu", "boxes": "f", "images": "iu"}  # numpy's kinds of number
 
 
 @dataclass(frozen=True)
@@ -28,60 +29,81 @@ class FixedProposals:
     """Training split: as many an image as a second stage is trained on; validation: as it is tested on.
 
     Attributes:
+        train_images, val_images: ids of the images that were looked at, whether anything was found in them or not.
         row, fingerprint: of the run whose RPN made them.
         train_data, val_data: digests of the splits that they belong to.
     """
 
     train_ids: np.ndarray
     train_boxes: np.ndarray
+    train_images: np.ndarray
     val_ids: np.ndarray
     val_boxes: np.ndarray
+    val_images: np.ndarray
     row: str
     fingerprint: str
     train_data: str
     val_data: str
 
     @staticmethod
-    def of(model: Detector, cell: "Cell", row: str, fingerprint: str) -> "FixedProposals":
-        """What `model` proposes on the splits of `cell`."""
-        train = propose(model, cell.inputs.training, cell.cfg, cell.inputs.device, to_train=True)
-        val = propose(model, cell.inputs.validation, cell.cfg, cell.inputs.device, count=cell.cfg.recipe.eval_images)
-        splits = cell.inputs.training.digest, cell.inputs.validation.digest
-        return FixedProposals(train.image_ids, train.boxes, val.image_ids, val.boxes, row, fingerprint, *splits)
+    def of(model: Detector, cfg: Config, splits: Splits, device: torch.device, row: str, fingerprint: str) -> "FixedProposals":
+        """What `model` proposes on both splits."""
+        (training, validation), count = splits, cfg.recipe.eval_images
+        train = propose(model, training, cfg, device, to_train=True)
+        val = propose(model, validation, cfg, device, count=count)
+        return FixedProposals(
+            *(train.image_ids, train.boxes, np.asarray(training.image_ids)),
+            *(val.image_ids, val.boxes, np.asarray(validation.image_ids[:count])),
+            *(row, fingerprint, training.digest, validation.digest),
+        )
 
     @staticmethod
-    def kept(folder: Path, make: Callable[[], "FixedProposals"], cell: "Cell") -> "FixedProposals":
+    def kept(folder: Path, make: Callable[[], "FixedProposals"], cfg: Config, splits: Splits) -> "FixedProposals":
         """Those in the folder of a finished run; made now if none has asked for them. Runs that start together wait for one."""
         with FileLock(folder / f".{FILE}.lock"):
             if not (folder / FILE).exists():
-                made = asdict(make())
-                write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **made))
-        return FixedProposals.load(folder / FILE, cell)
+                made = make()
+                write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(made)))
+        return FixedProposals.load(folder / FILE, cfg, splits, "remove it, and it is made anew")
 
     @staticmethod
-    def load(path: Path, cell: "Cell") -> "FixedProposals":
-        """Read a file.
+    def load(path: Path, cfg: Config, splits: Splits, instead: str) -> "FixedProposals":
+        """Read a file; `instead`: what to do without it, for the messages.
 
         Raises:
-            UserError: no such file, not a file of proposals, or it belongs to other data than `cell` has.
+            UserError: no such file, not a file of proposals, or it belongs to other data than these.
         """
         try:
             with np.load(path, allow_pickle=False) as data:
-                names = FixedProposals.__dataclass_fields__
-                values = {name: data[name] if data[name].ndim else str(data[name]) for name in names}
+                names = FixedProposals.__annotations__
+                found = FixedProposals(**{name: str(data[name]) if kind is str else data[name] for name, kind in names.items()})
         except FileNotFoundError:
-            raise UserError(f"task.proposals.file={path}: no such file") from None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise UserError(f"{path}: no such file; {instead}") from None
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: not a file of proposals ({reason}); remove it, and it is made anew") from None
-        found = FixedProposals(**values)
-        for split, own, theirs in (
-            ("training", cell.inputs.training.digest, found.train_data),
-            ("validation", cell.inputs.validation.digest, found.val_data),
-        ):
-            if own != theirs:
-                raise UserError(
-                    f"{path}: these proposals were made on other {split} data (of row {found.row}, run {found.fingerprint}); "
-                    "leave task.proposals.file out, and they are made on this data"
-                )
+            raise UserError(f"{path}: not a file of proposals ({reason}); {instead}") from None
+        for split, dataset, count in (("train", splits[0], None), ("val", splits[1], cfg.recipe.eval_images)):
+            problem = found._problem(split, dataset, dataset.image_ids[:count])
+            if problem:
+                raise UserError(f"{path}: {problem}; {instead}")
         return found
+
+    def _problem(self, split: str, dataset: DetectionDataset, wanted: list[int]) -> str | None:
+        """Why the proposals of a split cannot be used, or None."""
+        arrays = {name: getattr(self, f"{split}_{name}") for name in KINDS}
+        for name, array in arrays.items():
+            if array.dtype.kind not in KINDS[name] or array.shape != array.shape[:1] + (4,) * (name == "boxes"):
+                return f"{split}_{name} holds {array.dtype} of shape {array.shape}"
+        ids, boxes, images = arrays.values()
+        if len(ids) != len(boxes):
+            return f"{split}_ids has {len(ids)} entries for {len(boxes)} boxes"
+        wrong = ~(np.isfinite(boxes).all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1))
+        if wrong.any():
+            number = int(wrong.argmax())
+            return f"box {number} of {split}_boxes, of image {ids[number]}, is {boxes[number].tolist()}, not x1, y1, x2, y2"
+        if dataset.digest != getattr(self, f"{split}_data"):
+            return f"these proposals (of row {self.row}, run {self.fingerprint}) were made on other {split} data"
+        missing = np.setdiff1d(wanted, images)
+        if len(missing):
+            return f"it has nothing on {len(missing)} of the {len(wanted)} {split} images, the first with id {missing[0]}"
+        return None

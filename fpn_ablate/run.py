@@ -1,14 +1,16 @@
 """One cell, from its configuration to its record: seed -> data -> model -> train -> evaluate -> record.
 
 A cell finds out itself whether it is finished (returns its record), resumable (goes on from its checkpoint) or new. So a
-sweep can be started again at any time, with any launcher.
+sweep can be started again at any time, with any launcher. Nothing here can change a figure; what can is in identity.CORE.
 """
 
 import re
 import shutil
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,19 @@ from filelock import FileLock
 from fpn_ablate import identity, record, tasks
 from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.errors import Diverged
-from fpn_ablate.evaluate import collect, declared_truth
+from fpn_ablate.errors import Diverged, UserError
+from fpn_ablate.evaluate import collect, figures
+from fpn_ablate.files import write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
-from fpn_ablate.metrics import average_precision, average_recall
 from fpn_ablate.model import build
+from fpn_ablate.proposals import FILE as PROPOSALS
 from fpn_ablate.schema import Config
-from fpn_ablate.sinks import Console, JsonLines, Wandb
+from fpn_ablate.sinks import Console, JsonLines, Sink, Wandb
 from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 
-KEPT = ("metrics.jsonl", "model.pt", "detections.npz")  # beside config.yaml and record.json, of a finished cell
+METRICS, DETECTIONS = "metrics.jsonl", "detections.npz"
+KEPT = (METRICS, tasks.MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
@@ -43,95 +47,63 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
 
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     facts = _facts(cfg, inputs)
-    fingerprint = identity.fingerprint(facts)
-    folder = cell_folder(cfg, fingerprint)
-    with FileLock(Path(_lock_folder(cfg), fingerprint)):  # one for a cell, whatever tables it stands in
-        known = record.read(folder)
-        if known and known["status"] == "finished":
-            print(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
+    run = Run(cfg, inputs, facts, cell_folder(cfg, identity.fingerprint(facts)), job)
+    locks = Path(cfg.out, "runs", ".locks")
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / run.fingerprint):  # one for a cell, whatever tables it stands in
+        known = record.read(run.folder)
+        if _is_finished(known, run.fingerprint):
+            print(f"{cfg.row} seed {cfg.seed}: finished before, {run.folder}")
+            _tidy(run.folder)
             return known
-        folder.mkdir(parents=True, exist_ok=True)
-        cell = Cell(cfg, inputs, facts, folder, job)
-        twin = _finished(cfg, fingerprint)
-        return _taken_over(cell, twin) if twin else _recorded(cell)
-
-
-def _lock_folder(cfg: Config) -> Path:
-    folder = Path(cfg.out, "runs", ".locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _finished(cfg: Config, fingerprint: str) -> Path | None:
-    """The folder of a finished run of a cell, in whatever table it stands."""
-    for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
-        known = record.read(folder)
-        finished = known and known["status"] == "finished" and known["fingerprint"] == fingerprint
-        if finished and all((folder / name).exists() for name in KEPT):
-            return folder
-    return None
-
-
-def _taken_over(cell: "Cell", twin: Path) -> dict[str, Any]:
-    """The same cell in another table: its files and its record, under the names that it has in this one."""
-    print(f"{cell.cfg.row} seed {cell.cfg.seed}: the same run as {twin}, taken over")
-    for name in KEPT:
-        shutil.copyfile(twin / name, cell.folder / name)
-    _write_config(cell)
-    named = {key: value for key, value in cell.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
-    known = (record.read(twin) or {}) | named
-    record.write(cell.folder, known)
-    return known
+        run.folder.mkdir(parents=True, exist_ok=True)
+        twin = find(cfg, run.fingerprint)
+        return _taken_over(run, twin) if twin else _recorded(run)
 
 
 def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     device, data = inputs.device, inputs.training.digest + inputs.validation.digest
     named = (record.device_name(device), is_deterministic(cfg, device))
-    proposals = inputs.proposals if cfg.task.name == "fast_rcnn" else None
+    proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
     return identity.facts(cfg, data, build.digest(inputs.weights), *named, proposals=proposals)
 
 
 @dataclass
-class Cell:
-    """What a running cell holds."""
+class Run:
+    """A cell that is being carried out. `built_on`: fingerprints of the cells that it stands on, with the training time of each
+    in seconds."""
 
     cfg: Config
     inputs: Inputs
     facts: dict[str, Any]
     folder: Path
     job: int
-    elsewhere: float = 0.0  # seconds that it spent on other cells
-    built_on: dict[str, float] = field(default_factory=dict)  # fingerprints of those, with their training time in seconds
-    sinks: list[JsonLines | Console | Wandb] = field(default_factory=list)
+    built_on: dict[str, float] = field(default_factory=dict)
+    sinks: list[Sink] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
         return identity.fingerprint(self.facts)
 
-    def finished(self, cfg: Config) -> Path:
-        """The folder of a finished run of another cell on the same inputs, in whatever table it stands; carried out now if
-        there is none. Raises what that run raises."""
-        began = time.monotonic()
-        fingerprint = identity.fingerprint(_facts(cfg, self.inputs))
-        folder = _finished(cfg, fingerprint)
-        if folder is None:
-            _run(cfg, self.inputs, self.job)
-            folder = cell_folder(cfg, fingerprint)
-        cost = record.read(folder)["cost"]
-        self.elsewhere += time.monotonic() - began
-        self.built_on[fingerprint] = cost["train_s"] + cost["sources_s"]
-        return folder
-
     def log(self, step: int, values: dict[str, float]) -> None:
         for sink in self.sinks:
             sink.log(step, values)
+
+    def open_sinks(self) -> None:
+        cfg, folder = self.cfg, self.folder
+        self.sinks = [JsonLines(folder / METRICS, tasks.logged_steps(folder, cfg)), Console(cfg, self.job)]
+        if cfg.log.wandb != "off":
+            self.sinks.append(Wandb(cfg, self.fingerprint, folder))
+
+    def write_config(self) -> None:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False))
 
     def describe(self) -> dict[str, Any]:
         """The part of the record that is known before training."""
         cfg = self.cfg
         return {
             "fingerprint": self.fingerprint,
-            "setting": identity.setting(self.facts, self.cfg.factors),
+            "setting": identity.setting(self.facts, cfg.factors),
             "code": self.facts["code"],
             "weights": self.facts["weights"],
             "table": cfg.table,
@@ -147,89 +119,128 @@ class Cell:
         }
 
 
-def _recorded(cell: Cell) -> dict[str, Any]:
+def find(cfg: Config, fingerprint: str) -> Path | None:
+    """The folder of a finished run of a cell below `cfg.out`, in whatever table it stands, with all that it has made."""
+    for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
+        if _is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in KEPT):
+            return folder
+    return None
+
+
+def _is_finished(known: dict[str, Any] | None, fingerprint: str) -> bool:
+    return bool(known) and known.get("status") == "finished" and known.get("fingerprint") == fingerprint
+
+
+def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
+    """The same cell in another table: its files and its record, under the names that it has in this one."""
+    print(f"{run.cfg.row} seed {run.cfg.seed}: the same run as {twin}, taken over")
+    for name in KEPT:
+        shutil.copyfile(twin / name, run.folder / name)
+    run.write_config()
+    named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
+    known = (record.read(twin) or {}) | named
+    record.write(run.folder, known)
+    return known
+
+
+def _recorded(run: Run) -> dict[str, Any]:
     """Carry out a cell; whatever happens, a record says so."""
-    known = {**cell.describe(), "started": record.now()}
-    cell.sinks = _sinks(cell)
+    known = {**run.describe(), "started": record.now()}
     status, error, results = "interrupted", None, {}
     try:
-        _write_config(cell)
-        results = _carry_out(cell)
+        for leftover in (*run.folder.glob(".*.[0-9]*.*"), run.folder / PROPOSALS):  # of a killed process; of other weights
+            leftover.unlink(missing_ok=True)
+        run.write_config()
+        results = _carry_out(run)
         status = "finished"
     except Diverged as problem:
         status, error = "diverged", str(problem)
         raise
     except Exception as problem:
         status, error = "failed", f"{type(problem).__name__}: {problem}"
-        (cell.folder / "error.txt").write_text(traceback.format_exc())
+        with suppress(OSError):
+            (run.folder / "error.txt").write_text(traceback.format_exc())
         raise
     finally:
         outcome = {**known, "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
-        record.write(cell.folder, outcome)
-        for sink in cell.sinks:
-            sink.close(exit_code=0 if status == "finished" else 1)
-    for name in ("checkpoint.pt", tasks.STEP3, "error.txt"):  # a finished row's weights are in model.pt; an old error is over
-        (cell.folder / name).unlink(missing_ok=True)
+        _leave(run, outcome)
+    _tidy(run.folder)
     return outcome
 
 
-def _sinks(cell: Cell) -> list[JsonLines | Console | Wandb]:
-    cfg, folder = cell.cfg, cell.folder
-    sinks: list[JsonLines | Console | Wandb] = [
-        JsonLines(folder / "metrics.jsonl", _logged_steps(cfg, folder)),
-        Console(cfg, cell.job),
-    ]
-    if cfg.log.wandb != "off":
-        sinks.append(Wandb(cfg, cell.fingerprint, folder))
-    return sinks
+def _tidy(folder: Path) -> None:
+    """A finished row's weights are in model.pt, and an old error is over."""
+    for name in (*tasks.TEMPORARY, "error.txt"):
+        (folder / name).unlink(missing_ok=True)
 
 
-def _write_config(cell: Cell) -> None:
-    (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.cfg.model_dump(mode="json"), sort_keys=False))
+def _leave(run: Run, outcome: dict[str, Any]) -> None:
+    finished = outcome["status"] == "finished"
+    try:
+        record.write(run.folder, outcome)
+    except UserError:  # a full disk must not hide what it was that failed
+        if finished:
+            raise
+    finally:
+        for sink in run.sinks:
+            sink.close(exit_code=0 if finished else 1)
 
 
-def _carry_out(cell: Cell) -> dict[str, Any]:
+def _carry_out(run: Run) -> dict[str, Any]:
     """Train and evaluate; returns the measured part of the record."""
-    cfg, (device, training, validation) = cell.cfg, (cell.inputs.device, cell.inputs.training, cell.inputs.validation)
+    cfg, device, training = run.cfg, run.inputs.device, run.inputs.training
     facts = row_facts(cfg)
+    sources = {name: _source(run, source) for name, source in tasks.sources(cfg).items()}
+    run.open_sinks()
+    cell = tasks.Cell(cfg, run.inputs, run.folder, run.fingerprint, sources, run.log)
+    times = [time.monotonic()]
+    ground = tasks.ground(cell)
+    times.append(time.monotonic())
     reset_peak_memory(device)
-    began = time.monotonic()
-    trained = tasks.carry_out(cell)
-    ended = time.monotonic()
-    record.write_atomically(cell.folder / "model.pt", lambda temporary: torch.save(trained.model.state_dict(), temporary))
-    trained.model.eval()
+    trained = tasks.carry_out(cell, ground)
+    times.append(time.monotonic())
+    write_atomically(run.folder / tasks.MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
-    record.write_atomically(cell.folder / "detections.npz", found.save)
-    truth = declared_truth(validation, cfg)
-    metrics, measured = average_recall(truth, found, validation.area_bounds), {}
-    if found.labels is not None:
-        metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}
-        precision, per_class = average_precision(truth, found, validation.categories, validation.area_bounds)
-        metrics, measured = precision | metrics, {"per_class": per_class, "proposals": trained.proposals}
-    cell.log(cfg.steps, {name: value for name, value in metrics.items() if value is not None})
-    evaluated = time.monotonic()
+    write_atomically(run.folder / DETECTIONS, found.save)
+    evaluated = figures(found, run.inputs.validation, cfg)
+    run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
+    times.append(time.monotonic())
+    proposed, trained_for, evaluated_for = (round(b - a, 1) for a, b in pairwise(times))
+    pretrained = run.inputs.pretrained
     return {
         "verify": facts.to_dict(),
-        "metrics": metrics,
-        **measured,
-        "objects": object_sizes(truth, validation.area_bounds),
-        "images": {
-            "count": len(truth["images"]),
-            "declared": len(validation),
-            "digest": identity.digest([image["id"] for image in truth["images"]]),
-        },
-        "repairs": {"train": getattr(training, "repairs", {}), "val": getattr(validation, "repairs", {})},
+        **evaluated,
+        **({"proposals": trained.proposals} if trained.proposals else {}),
+        "repairs": {"train": getattr(training, "repairs", {}), "val": getattr(run.inputs.validation, "repairs", {})},
+        "built_on": sorted(map(list, run.built_on.items())),
         "cost": {
-            "pretrain_s": cell.inputs.pretrained.seconds if cell.inputs.pretrained else 0.0,
-            "pretrain_accuracy": cell.inputs.pretrained.accuracy if cell.inputs.pretrained else None,
-            "train_s": round(ended - began - cell.elsewhere, 1),
-            "sources_s": round(sum(cell.built_on.values()), 1),
-            "eval_s": round(evaluated - ended, 1),
+            "pretrain_s": pretrained.seconds if pretrained else 0.0,
+            "pretrain_accuracy": pretrained.accuracy if pretrained else None,
+            "proposals_s": proposed,
+            "train_s": trained_for,
+            "eval_s": evaluated_for,
             "steps": cfg.steps,
             "peak_memory_mib": peak_memory_mib(device),
             "latency_ms": latency_of(trained, cfg, device),
         },
     }
+
+
+def _source(run: Run, cfg: Config) -> Path:
+    """The folder of a finished run of another cell on the same inputs, which is carried out now if there is none."""
+    fingerprint = identity.fingerprint(_facts(cfg, run.inputs))
+    folder = find(cfg, fingerprint)
+    if folder is None:
+        folder = cell_folder(cfg, fingerprint)
+        if _is_finished(record.read(folder), fingerprint):
+            (folder / record.FILE).unlink()  # its weights are gone, and they are what is asked for
+        try:
+            _run(cfg, run.inputs, run.job)
+        except Diverged as problem:
+            raise Diverged(f"what it builds on, row {cfg.row} in {folder}, {problem}") from None
+    known = record.read(folder) or {}
+    run.built_on |= dict(known.get("built_on", [])) | {fingerprint: known["cost"]["train_s"]}
+    return folder
 
 
 def latency_of(trained: tasks.Trained, cfg: Config, device: torch.device) -> float:
@@ -246,17 +257,6 @@ def latency_of(trained: tasks.Trained, cfg: Config, device: torch.device) -> flo
     return round(latency_ms(once, device), 2)
 
 
-def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str, int]:
-    """Objects by size as COCO's evaluator sorts them (one exactly on a bound counts on both sides); crowds left out."""
-    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in truth["annotations"] if not a.get("iscrowd")]
-    low, high = bounds
-    return {
-        "small": sum(area <= low for area in areas),
-        "medium": sum(low <= area <= high for area in areas),
-        "large": sum(area >= high for area in areas),
-    }
-
-
 def cell_folder(cfg: Config, fingerprint: str) -> Path:
     """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
     parts = [safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)]
@@ -266,10 +266,3 @@ def cell_folder(cfg: Config, fingerprint: str) -> Path:
 def safe_name(text: str) -> str:
     """Letters, digits and . _ + - alone, at most 80 of them, never starting with a dot."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"
-
-
-def _logged_steps(cfg: Config, folder: Path) -> int:
-    """The last step whose log line a resumed cell keeps; 0 for a new one."""
-    before = cfg.recipe.steps if (folder / tasks.STEP3).exists() else 0
-    path = folder / "checkpoint.pt"
-    return before + (torch.load(path, weights_only=True, map_location="cpu")["step"] if path.exists() else 0)

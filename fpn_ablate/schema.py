@@ -174,9 +174,8 @@ class RoI(Strict):
 
 
 class ProposalSource(Strict):
-    """Whose RPN makes the proposals: the row `row` with the neck `neck`, or a `file` that another run has made."""
+    """Whose RPN makes the proposals: one with the neck `neck`, or a `file` that another run has made."""
 
-    row: str
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
     file: str | None
 
@@ -298,16 +297,25 @@ class Config(Strict):
             self.data.aspect, 1 / self.data.aspect
         ):
             raise ValueError("recipe.max_side cuts the generated pictures: raise it, or bring data.aspect closer to 1")
-        if isinstance(self.neck, FPNNeck) and self.neck.output == "pyramid":
-            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (self.neck.p6 != "none")
+        self._fits_anchors(self.neck)
+        if isinstance(self.task, FastRCNNTask):
+            self._fits_anchors(self.task.proposals.neck)
+        roi = getattr(self.task, "roi", None)
+        joint = isinstance(self.task, FasterRCNNTask) and self.task.training == "joint"  # reads as many as it uses
+        for used, made in [] if roi is None or joint else zip(roi.proposals, self.head.post_nms_topk, strict=True):
+            if used > made:
+                raise ValueError(f"task.roi.proposals asks for {used} an image, and head.post_nms_topk leaves {made}: raise it")
+        if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
+            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
+        return self
+
+    def _fits_anchors(self, neck: FPNNeck | SingleLevelNeck) -> None:
+        if isinstance(neck, FPNNeck) and neck.output == "pyramid":
+            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
             if len(self.head.anchor_sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 sizes, levels = len(self.head.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
                 raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
-        roi = getattr(self.task, "roi", None)
-        if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
-            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
-        return self
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run

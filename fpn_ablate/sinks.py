@@ -6,12 +6,18 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from fpn_ablate.schema import Config
 
 # Set by the sweep for its jobs: how many cells it has.
 CELLS = "FPN_ABLATE_CELLS"
+
+
+class Sink(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self, exit_code: int = 0) -> None: ...
 
 
 class JsonLines:

@@ -22,7 +22,7 @@ from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, valid
 # The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
 TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
-_NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "experiments")
+_NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments")
 _PLACES = ("data.train.", "data.val.")
 # Where factors lie. Data and recipe name a table of their own.
 _MODEL = ("backbone", "neck", "head", "task")

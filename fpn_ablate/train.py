@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.sample import Batch, DetectionDataset
-from fpn_ablate.errors import Diverged
+from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.rpn import Proposals, Targets
@@ -117,8 +118,21 @@ def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, gener
     """The step to go on from; 0 without a checkpoint. Order and flips are functions of the step and need no state."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = _read(path)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["sampling"])
     return state["step"]
+
+
+def checkpointed_steps(path: Path) -> int:
+    """The steps done by a checkpoint; 0 without one."""
+    return _read(path)["step"] if path.exists() else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a file that is not one of its own
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a checkpoint ({reason}); remove it, and training begins anew") from None

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fpn_ablate import inputs, pretrain, record, tasks
+from fpn_ablate import evaluate, inputs, pretrain, record, tasks
 from fpn_ablate import run as running
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
@@ -117,7 +117,7 @@ def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
     assert sum(outcome["objects"].values()) >= len(validation.coco()["annotations"])
     areas = ((4, 0), (9, 0), (16, 0), (25, 0), (30, 0), (4, 1))
     truth = {"annotations": [{"bbox": [0, 0, 9, 9], "area": a, "iscrowd": crowd} for a, crowd in areas]}
-    assert running.object_sizes(truth, (9, 25)) == {"small": 2, "medium": 3, "large": 2}
+    assert evaluate.object_sizes(truth, (9, 25)) == {"small": 2, "medium": 3, "large": 2}
 
 
 def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
@@ -169,7 +169,7 @@ def test_a_diverged_cell_says_so(cell, monkeypatch):
 def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished, monkeypatch):
     """Ctrl-C in step 4, after the checkpoint of step 2: weights, proposals and figures are those of a run left alone."""
     cfg, (_, whole, whole_folder) = cell(), finished
-    log = running.Cell.log
+    log = running.Run.log
 
     def interrupt(self, step, values):
         log(self, step, values)
@@ -177,7 +177,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Cell, "log", interrupt)
+        patch.setattr(running.Run, "log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
@@ -208,7 +208,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         temporary.write_text("ne")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"file\.txt: cannot be written .*make room"):
         write_atomically(path, break_off)
     assert path.read_text() == "old"
     with path.open() as reader:  # who has the old one open reads on in it

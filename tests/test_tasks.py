@@ -11,7 +11,7 @@ import torch
 
 from fpn_ablate import run as running
 from fpn_ablate import tasks
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.metrics import Detections
 from fpn_ablate.proposals import FILE
 
@@ -119,7 +119,7 @@ def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
     assert outcome["proposals"]["fingerprint"] == first["fingerprint"]
     assert trainings == [(True, False), (False, True)]
     assert not runs(cell(), tasks.SOURCES)
-    assert outcome["cost"]["sources_s"] == first["cost"]["train_s"]
+    assert outcome["built_on"] == [[first["fingerprint"], first["cost"]["train_s"]]]
 
 
 def together(cells):
@@ -189,8 +189,96 @@ def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_pat
     outcome = running.run(cell(FAST, "ablation=c4", given, "seed=7"))  # no RPN is trained: it comes from the file
     assert len(runs(cell(), tasks.SOURCES)) == 1
     assert outcome["proposals"]["row"] == "fpn"
-    with pytest.raises(UserError, match=r"taken\.npz.*other training data"):
+    with pytest.raises(UserError, match=r"taken\.npz.*other train data"):
         running.run(cell(FAST, "ablation=c4", given, "data.seed=1"))
+
+
+def changed(path, other, **arrays):
+    with np.load(path) as kept:
+        np.savez(other, **(dict(kept) | arrays))
+    return other
+
+
+def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, tmp_path, trainings):
+    running.run(cell(FAST, "ablation=c4"))
+    (dump,) = Path(cell().out).rglob(FILE)
+    with np.load(dump) as kept:
+        boxes, ids, images = kept["val_boxes"], kept["val_ids"], kept["val_images"]
+    nan, flipped = boxes.copy(), boxes.copy()
+    nan[1, 0] = np.nan
+    flipped[2] = flipped[2, [2, 1, 0, 3]] + [1, 0, 0, 0]
+    faults = {
+        "box 1 of val_boxes, of image [0-9]+, is \\[nan": {"val_boxes": nan},
+        "box 2 of val_boxes": {"val_boxes": flipped},
+        "entries for": {"val_ids": ids[1:]},
+        r"val_boxes holds float32 of shape \([0-9]+, 3\)": {"val_boxes": boxes[:, :3]},
+        "val_boxes holds <U": {"val_boxes": boxes.astype(str)},
+        "val_ids holds float64": {"val_ids": ids.astype(float)},
+        "it has nothing on 1 of the 3 val images": {"val_images": images[1:]},
+    }
+    before = len(trainings)
+    for message, arrays in faults.items():
+        path = changed(dump, tmp_path / "bad.npz", **arrays)
+        with pytest.raises(UserError, match=rf"bad\.npz: .*{message}.*leave task\.proposals\.file=.*out"):
+            running.run(cell(FAST, f"task.proposals.file='{path}'"))
+    assert len(trainings) == before and len(runs(cell(), "table2_fast_rcnn")) == 1
+    np.save(tmp_path / "array.npy", boxes)
+    with pytest.raises(UserError, match=r"array\.npy: not a file of proposals"):
+        running.run(cell(FAST, f"task.proposals.file='{tmp_path}/array.npy'"))
+
+
+def test_a_row_is_not_charged_with_what_it_builds_on(cell, monkeypatch):
+    """Nor is its progress logged before that is there: wandb has one run at a time."""
+    events, train, opened = [], tasks.train, running.Run.open_sinks
+
+    def spy(model, *rest):
+        events.append("train rpn" if model.rpn else "train roi")
+        return train(model, *rest)
+
+    monkeypatch.setattr(tasks, "train", spy)
+    monkeypatch.setattr(running, "reset_peak_memory", lambda device: events.append("reset"))
+    monkeypatch.setattr(running.Run, "open_sinks", lambda self: (events.append(f"open {self.cfg.task.name}"), opened(self)))
+    of = tasks.FixedProposals.of
+    monkeypatch.setattr(tasks.FixedProposals, "of", lambda *args: (events.append("propose"), of(*args))[1])
+    running.run(cell(FAST, "ablation=c4"))
+    assert events == ["open rpn", "reset", "train rpn", "open fast_rcnn", "propose", "reset", "train roi"]
+
+
+def test_a_source_that_diverges_is_named(cell, monkeypatch):
+    def diverge(*_):
+        raise Diverged("diverged at step 1: rpn_box is nan")
+
+    monkeypatch.setattr(tasks, "train", diverge)
+    cfg = cell(FAST, "ablation=c4")
+    with pytest.raises(Diverged, match=r"what it builds on, row fpn in .*sources.*, diverged at step 1"):
+        running.run(cfg)
+    assert {record["row"]: record["status"] for record in runs(cfg)} == {"fpn": "diverged", "c4": "diverged"}
+
+
+def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
+    cfg = cell(FAST, "ablation=c4")
+    first = running.run(cfg)
+    (source,) = (path.parent for path in Path(cfg.out).rglob(f"{tasks.SOURCES}/**/model.pt"))
+    (source / "model.pt").write_bytes(b"PK damaged")
+    with pytest.raises(UserError, match=r"model\.pt: cannot be read .*; remove its folder"):
+        running.run(cell(FAST, "ablation=bottom_up"))
+    (source / "model.pt").unlink()
+    again = running.run(cell(FAST, "ablation=fpn"))
+    assert again["proposals"] == first["proposals"] and (source / "model.pt").exists()
+    assert [rpn for rpn, _ in trainings] == [True, False, True, False]
+    folder = folder_of(cfg, first)
+    assert running.run(cfg)["finished"] == first["finished"]  # a row that is finished stays so
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_source_is_called_after_its_neck(cell):
+    def source(*overrides):
+        return tasks.sources(cell(FAST, *overrides))["rpn"].row
+
+    assert source() == "fpn"
+    assert source("task.proposals.neck.top_down=false") == "bottom_up"
+    assert source("task.proposals.neck.lateral=false", "task.proposals.neck.output=p2") == "no_lateral+output=p2"
+    assert source("neck@task.proposals.neck=single_level") == "c4"
 
 
 def test_another_file_is_another_cell(cell, tmp_path):
@@ -241,13 +329,13 @@ def test_one_network_has_both_heads_only_where_features_are_shared(cell):
     assert parts["joint"] == parts["four_step"] == {"backbone", "neck", "rpn", "roi"}
 
 
-@pytest.mark.parametrize("interrupted_at", [3, 7])
+@pytest.mark.parametrize("interrupted_at", [3, 5, 7])
 def test_an_interrupted_four_step_cell_goes_on_to_the_same_end(cell, tmp_path, monkeypatch, interrupted_at):
-    """Ctrl-C in step 3 of 4 of either stage, after the checkpoint of its second."""
+    """Ctrl-C in step 3 of 4 of either stage, after the checkpoint of its second, and before the later stage has one."""
     cfg = cell(*FOUR_STEP)
     whole_cfg = cfg.model_copy(update={"out": str(tmp_path / "whole")})
     whole = running.run(whole_cfg)
-    log = running.Cell.log
+    log = running.Run.log
 
     def interrupt(self, step, values):
         log(self, step, values)
@@ -255,7 +343,7 @@ def test_an_interrupted_four_step_cell_goes_on_to_the_same_end(cell, tmp_path, m
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Cell, "log", interrupt)
+        patch.setattr(running.Run, "log", interrupt)
         with pytest.raises(KeyboardInterrupt):
             running.run(cfg)
     outcome = running.run(cfg)

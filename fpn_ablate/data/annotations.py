@@ -83,8 +83,12 @@ def _get(entry: dict[str, Any], key: str) -> Any:
 
 def _integer(entry: dict[str, Any], key: str) -> int:
     value = _get(entry, key)
-    if type(value) is not int or not -(2**63) <= value < 2**63:
+    if type(value) is not int:
         raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not an integer")
+    if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
+        raise _Bad(
+            "wrong-type", f"`{key}` is {_shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
+        )
     return value
 
 

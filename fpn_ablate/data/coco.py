@@ -139,6 +139,10 @@ def load(cfg: Any) -> tuple[CocoDataset, CocoDataset]:
             f"{cfg.train.annotations} and {cfg.val.annotations} below {root} declare different categories: {differing}"
             ". Fix: the same `categories` in both files, used or not"
         )
+    if not len(train._with_objects()):
+        raise UserError(
+            f"{cfg.train.annotations} below {root} has no object to learn from. Fix: annotations that are not crowd"
+        )
     return train, val
 
 

@@ -55,9 +55,9 @@ def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
 
 
 def build_roi(
-    cfg: Config, levels: Sequence[Level], behind: dict[str, nn.Module], num_classes: int, short_side: int
+    cfg: Config, backbone: Backbone, behind: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
 ) -> RoIHeads:
-    """The second stage on `levels`; `behind`: the backbone's stages that the neck does not read."""
+    """The second stage on `levels`; `behind`: stages of the backbone that the neck does not read."""
     roi, scale = cfg.task.roi, short_side / PAPER_SHORT_SIDE
     conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
     pooler = RoIPooler(
@@ -68,11 +68,7 @@ def build_roi(
         canonical_level=roi.canonical_level,
         canonical_box_size=roi.canonical_box_size * scale,
     )
-    head = (
-        Conv5(behind["c5"], BACKBONES[cfg.backbone.name]().out_channels)
-        if conv5
-        else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
-    )
+    head = Conv5(behind["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
     settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
     return RoIHeads(pooler, head, num_classes, settings)
 
@@ -96,7 +92,7 @@ def build_detector(
     neck = build_neck(cfg, backbone)
     behind = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None
-    roi = build_roi(cfg, neck.levels, behind, num_classes, short_side) if "roi" in parts else None
+    roi = build_roi(cfg, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
     return Detector(backbone, neck, rpn, roi)
 
 

@@ -228,7 +228,9 @@ def _difference(effect: Effect, pairs: dict[str, tuple[RowSpec, Row]], definitio
         plus, minus = values[: len(effect.plus)], values[len(effect.plus) :]
         return None if None in values else effect.scale * (fmean(plus) - fmean(minus))
 
-    cells = {metric.key: Cell({seed: value(seed, metric.key) for seed in seeds}, None) for metric in definition.metrics}
+    # A cost is no effect: how long a row takes differs from run to run, and with what else the machine has to do.
+    own = {metric.key: seeds if metric.source is None else [] for metric in definition.metrics}
+    cells = {key: Cell({seed: value(seed, key) for seed in own[key]}, None) for key in own}
     return Difference(effect.title, tuple(seeds), cells)
 
 

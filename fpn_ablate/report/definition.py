@@ -93,6 +93,7 @@ class Definition:
     paper: Paper | None = None
     seeds: tuple[int, ...] = ()
     effects: tuple[Effect, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
@@ -140,7 +141,7 @@ def _content(file: Path) -> dict[str, Any] | None:
 
 def _parse(file: Path, content: dict[str, Any]) -> Definition:
     report = _with_columns(file, content["report"])
-    report = _mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects"})
+    report = _mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects", "notes"})
     facts = tuple(_fact(f"{file}: report.facts[{i}]", item) for i, item in enumerate(report["facts"]))
     metrics = tuple(_metric(f"{file}: report.metrics[{i}]", item) for i, item in enumerate(report["metrics"]))
     columns = [column.key for column in (*facts, *metrics)]
@@ -156,18 +157,23 @@ def _parse(file: Path, content: dict[str, Any]) -> Definition:
     ours = {row.names[0] for row in rows if not row.published_only}
     effects = [_effect(f"{file}: report.effects[{i}]", item, ours) for i, item in enumerate(report.get("effects") or [])]
     title = _text(file, report, "title")
-    return Definition(content["table"], title, facts, metrics, rows, paper, _seeds(content), tuple(effects))
+    notes = report.get("notes") or []
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f"{file}: report.notes must be a list of text, found {notes!r}")
+    return Definition(content["table"], title, facts, metrics, rows, paper, _seeds(content), tuple(effects), tuple(notes))
 
 
 def _with_columns(file: Path, report: Any) -> Any:
-    """`columns: NAME` stands for the facts and metrics of NAME.yaml beside `file`, where it has none of its own."""
+    """`columns: NAME` stands for the facts, metrics and notes of NAME.yaml beside `file`, where it has none of its own."""
     if not isinstance(report, dict) or "columns" not in report:
         return report
     source = file.with_name(f"{_text(f'{file}: report', report, 'columns')}.yaml")
     other = (_content(source) or {}).get("report")
     if not isinstance(other, dict) or not {"facts", "metrics"} <= set(other):
         raise UserError(f"{file}: report.columns: {source} has no report with facts and metrics of its own")
-    return {key: other[key] for key in ("facts", "metrics")} | {key: report[key] for key in report if key != "columns"}
+    return {key: other[key] for key in ("facts", "metrics", "notes") if key in other} | {
+        key: report[key] for key in report if key != "columns"
+    }
 
 
 def _fact(where: str, item: Any) -> Fact:

@@ -23,6 +23,7 @@ CIRCUMSTANCES = (
     "environment.version",
     "environment.commit",
     "environment.device",
+    "environment.torch",
     "deterministic",
     "code",
 )
@@ -50,11 +51,12 @@ def lines(
         ("recipe", ours[0]["recipe"]),
         ("backbone", _each(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
-        ("device", _each(finished, lambda r: r.get("environment.device"))),
+        ("device", _each(finished, _device)),
         ("code", _each(finished, _code)),
         ("proposals", _proposals(finished)),
         ("cost", _cost(finished)),
         ("effects", EFFECTS if definition.effects else ""),
+        *(("note", note) for note in definition.notes),
         ("published", _published(definition)),
         *(("left out", text) for text in left_out),
         *(("left out", _other_setting(ours, other)) for other in others),
@@ -149,12 +151,21 @@ def _backbone(record: "Record") -> str | None:
     return f"{name}, {start}, freeze_at {frozen}"
 
 
+def _device(record: "Record") -> str | None:
+    """With the threads of a CPU, by which its latencies are to be read; records of Table 1's first version have none."""
+    device, threads = record.get("environment.device"), record.get("environment.threads")
+    if threads is None or not str(device).startswith("cpu"):
+        return device
+    return f"{device}, {threads} thread{'s' * (threads > 1)} a run"
+
+
 def _code(record: "Record") -> str | None:
     version, commit = record.get("environment.version"), record.get("environment.commit")
     if version is None and commit is None:
         return None
     dirty = " with uncommitted changes" if record.get("environment.dirty") else ""
-    return f"version {version}, " + (f"commit {commit}{dirty}" if commit else "outside a git checkout")
+    torch = f", torch {record['environment.torch']}" if record.get("environment.torch") else ""
+    return f"version {version}, " + (f"commit {commit}{dirty}" if commit else "outside a git checkout") + torch
 
 
 def _proposals(records: "list[Record]") -> str:
@@ -189,16 +200,23 @@ def _cost(records: "list[Record]") -> str:
     def seconds(key: str) -> list[float]:
         return [value for record in records if type(value := record.get(f"cost.{key}")) in (int, float)]
 
-    train, evaluate, pretrain = seconds("train_s"), seconds("eval_s"), seconds("pretrain_s")
+    train, evaluate, pretrain = seconds("train_s"), [*seconds("eval_s"), *seconds("proposals_s")], seconds("pretrain_s")
     if not train:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
     text = f"{runs}: training {_minutes(sum(train))}, evaluation {_minutes(sum(evaluate))}"
-    # Rows that learn from one RPN's proposals name the same run, which was trained once.
-    sources = {r.get("proposals.fingerprint"): r.get("cost.sources_s") for r in records if r.get("cost.sources_s")}
-    text += f"; runs that they stand on {_minutes(sum(sources.values()))}" if sources else ""
+    # Rows that learn from one RPN's proposals stand on the same run, which was trained once, and may be rows themselves.
+    sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
+    others = set(sources) - {record["fingerprint"] for record in records}
+    text += f"; runs that they stand on {_minutes(sum(sources[name] for name in others))}" if others else ""
     # Rows share the pre-trained backbone: its time is paid once, and a run that found it cached may record 0.
     return text + (f"; pre-training {_minutes(max(pretrain))}, shared" if any(pretrain) else "")
+
+
+def _one_source(record: "Record") -> list[tuple[str, float]]:
+    """Of a record that is older than the key `built_on`."""
+    seconds = record.get("cost.sources_s")
+    return [(str(record.get("proposals.fingerprint")), seconds)] if seconds else []
 
 
 def _minutes(seconds: float) -> str:

@@ -110,7 +110,10 @@ def _paper_line(table: Table, row: Row) -> Line:
 
 def _effect_line(table: Table, effect: Difference) -> Line:
     cells = [(metric, effect.cells[metric.key]) for metric in table.definition.metrics]
-    values = (_value(metric, cell, len(effect.seeds), "+") if effect.seeds else "not run" for metric, cell in cells)
+    values = (
+        "–" if metric.source else _value(metric, cell, len(effect.seeds), "+") if effect.seeds else "not run"
+        for metric, cell in cells
+    )
     blank = tuple("" for _ in table.definition.facts)
     return Line("effect", clean(f"effect, ours: {effect.title}"), (*blank, str(len(effect.seeds))), tuple(values))
 

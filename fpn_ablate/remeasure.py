@@ -1,0 +1,73 @@
+"""Latency of finished runs, measured again one run after the other: what else a machine does in a sweep spoils it.
+
+`python -m fpn_ablate.remeasure results/runs` puts the new figures into the records; tables are made anew with
+`python -m fpn_ablate.report results/runs`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from fpn_ablate import record, tasks
+from fpn_ablate.errors import UserError
+from fpn_ablate.inputs import Inputs, given_proposals, load_data, pick_device
+from fpn_ablate.run import find, latency_of
+from fpn_ablate.schema import Config, validate
+
+
+def restore(folder: Path, splits: dict[str, tuple]) -> tuple[tasks.Trained, Config, torch.device]:
+    """The finished run of a folder below <out>/runs. `splits` keeps what has been loaded, for the next run on the same data.
+
+    Raises:
+        UserError: the run is not finished, was made on another device, or what it is made of is no longer there.
+    """
+    known = record.read(folder) or {}
+    if known.get("status") != "finished":
+        raise UserError(f"{folder}: no finished run")
+    cfg = validate(yaml.safe_load((folder / "config.yaml").read_text()))
+    cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
+    device, made_on = pick_device(cfg), known["environment"]
+    if record.device_name(device) != made_on["device"]:
+        raise UserError(f"{folder}: made on {made_on['device']}, and this is {record.device_name(device)}; measure it there")
+    torch.set_num_threads(made_on["threads"])
+    data = str((cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
+    loaded = splits.setdefault(data, load_data(cfg) if data not in splits else ())
+    inputs = Inputs(device, *loaded, None, None, *given_proposals(cfg, loaded))
+    cell = tasks.Cell(cfg, inputs, folder, known["fingerprint"], {}, lambda step, values: None)
+    if "rpn" in tasks.sources(cfg):
+        source = find(cfg, known["proposals"]["fingerprint"])
+        if source is None:
+            raise UserError(f"{folder}: the run {known['proposals']['fingerprint'][:8]}, whose RPN it uses, is gone")
+        cell.sources["rpn"] = source
+    return tasks.restore(cell, tasks.ground(cell)), cfg, device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.remeasure", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
+    given = parser.parse_args(argv)
+    files = sorted(file for folder in given.runs for file in folder.rglob(record.FILE))
+    if not files:
+        print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
+        return 2
+    splits: dict[str, tuple] = {}
+    problems = 0
+    for folder in (file.parent for file in files):
+        try:
+            trained, cfg, device = restore(folder, splits)
+            known = record.read(folder) or {}
+            before, known["cost"]["latency_ms"] = known["cost"]["latency_ms"], latency_of(trained, cfg, device)
+            record.write(folder, known)
+            print(f"{cfg.table} {cfg.row} seed {cfg.seed}: {known['cost']['latency_ms']} ms, was {before}")
+        except (UserError, OSError) as error:
+            print(f"left as it was: {error}", file=sys.stderr)
+            problems += 1
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
