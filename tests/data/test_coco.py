@@ -333,6 +333,18 @@ def test_load_refuses_splits_with_different_categories(tmp_path):
         load(config(tmp_path / "ants"))
 
 
+CROWD = {"id": 1, "image_id": 7, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 1}
+
+
+@pytest.mark.parametrize("left", [[], [CROWD]])
+def test_load_refuses_a_training_split_without_objects(tmp_path, left):
+    data = base()
+    category = {"category_id": data["categories"][0]["id"]}
+    splits(tmp_path / "ants", data | {"annotations": [annotation | category for annotation in left]}, base())
+    with pytest.raises(UserError, match=r"instances_train\.json .* has no object to learn from\. Fix"):
+        load(config(tmp_path / "ants"))
+
+
 # --- real sets
 
 
