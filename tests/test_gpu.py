@@ -48,11 +48,12 @@ def test_a_two_stage_smoke_row_runs_on_the_gpu(config, tmp_path, task, row):
     assert outcome["cost"]["latency_ms"] > 0
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bilinear", "deconv"])
-def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, upsample):
-    cfg = config(
-        f"neck.upsample={upsample}", "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"
-    )
+END_TO_END = ("task=faster_rcnn", "task.training=joint", "deterministic=true")
+
+
+@pytest.mark.parametrize("what", [*([f"neck.upsample={way}"] for way in ("nearest", "bilinear", "deconv")), END_TO_END])
+def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, what):
+    cfg = config(*what, "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
     states = []
     for attempt in ("a", "b"):
         running.run(cfg.model_copy(update={"out": str(tmp_path / attempt)}))
