@@ -43,7 +43,7 @@ def restore(folder: Path, splits: dict[str, tuple]) -> tuple[tasks.Trained, Conf
         if source is None:
             raise UserError(f"{folder}: the run {known['proposals']['fingerprint'][:8]}, whose RPN it uses, is gone")
         cell.sources["rpn"] = source
-    return tasks.restore(cell, tasks.ground(cell)), cfg, device
+    return tasks.restore(cell, tasks.supplied(cell)), cfg, device
 
 
 def main(argv: Sequence[str] | None = None) -> int:

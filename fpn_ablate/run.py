@@ -194,10 +194,10 @@ def _carry_out(run: Run) -> dict[str, Any]:
     run.open_sinks()
     cell = tasks.Cell(cfg, run.inputs, run.folder, run.fingerprint, sources, run.log)
     times = [time.monotonic()]
-    ground = tasks.ground(cell)
+    supply = tasks.supplied(cell)
     times.append(time.monotonic())
     reset_peak_memory(device)
-    trained = tasks.carry_out(cell, ground)
+    trained = tasks.carry_out(cell, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / tasks.MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)

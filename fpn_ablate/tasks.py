@@ -54,7 +54,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Supply:
     """What a cell's network learns from beside the data: proposals that stay as they are, and the RPN that made them where
     it is the row's own."""
 
@@ -94,13 +94,13 @@ def sources(cfg: Config) -> dict[str, Config]:
     return {}
 
 
-def ground(cell: Cell) -> Ground:
+def supplied(cell: Cell) -> Supply:
     """Proposals are made now if no other cell has asked for those of this RPN."""
     inputs = cell.inputs
     if inputs.proposals:
-        return Ground(inputs.proposals)
+        return Supply(inputs.proposals)
     if "rpn" not in cell.sources:
-        return Ground()
+        return Supply()
     folder = cell.sources["rpn"]
     cfg = cell.cfg.model_copy(update={"neck": sources(cell.cfg)["rpn"].neck})
     rpn, known = _load(cell, cfg, folder, ("rpn",)), record.read(folder) or {}
@@ -109,21 +109,21 @@ def ground(cell: Cell) -> Ground:
         return FixedProposals.of(rpn, cell.cfg, inputs.splits, inputs.device, known["row"], known["fingerprint"])
 
     fixed = FixedProposals.kept(folder, make, cell.cfg, inputs.splits)
-    return Ground(fixed, rpn if _kind(cell.cfg) == "separate" else None)
+    return Supply(fixed, rpn if _kind(cell.cfg) == "separate" else None)
 
 
-def carry_out(cell: Cell, stand: Ground) -> Trained:
+def carry_out(cell: Cell, supply: Supply) -> Trained:
     """Train what the task of a cell asks for."""
-    return _trained(cell, stand, _LEARN[_kind(cell.cfg)](cell, stand))
+    return _trained(cell, supply, _LEARN[_kind(cell.cfg)](cell, supply))
 
 
-def restore(cell: Cell, stand: Ground) -> Trained:
+def restore(cell: Cell, supply: Supply) -> Trained:
     """A finished cell again, from its weights."""
     parts = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(_kind(cell.cfg), ("rpn", "roi"))
     model = _load(cell, cell.cfg, cell.folder, parts)
     if _kind(cell.cfg) == "four_step":
         _freeze_trunk(model)  # as it was; frozen batch norm rounds otherwise
-    return _trained(cell, stand, model)
+    return _trained(cell, supply, model)
 
 
 def logged_steps(folder: Path, cfg: Config) -> int:
@@ -150,29 +150,29 @@ def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
     return name if neck.output == "pyramid" else f"{name}+output={neck.output}"
 
 
-def _rpn(cell: Cell, stand: Ground) -> Detector:
+def _rpn(cell: Cell, supply: Supply) -> Detector:
     """Table 1."""
     model = _fresh(cell, ("rpn",))
     _fit(cell, model, cell.inputs.training, cell.cfg.recipe.steps)
     return model
 
 
-def _fast_rcnn(cell: Cell, stand: Ground) -> Detector:
+def _fast_rcnn(cell: Cell, supply: Supply) -> Detector:
     """Tables 2 and 3, and step 2 of the four: backbone, neck and second stage on proposals that stay as they are."""
-    assert stand.fixed
+    assert supply.fixed
     model = _fresh(cell, ("roi",))
-    _fit(cell, model, _to_train(cell, stand.fixed), cell.cfg.recipe.box.steps)
+    _fit(cell, model, _to_train(cell, supply.fixed), cell.cfg.recipe.box.steps)
     return model
 
 
-def _joint(cell: Cell, stand: Ground) -> Detector:
+def _joint(cell: Cell, supply: Supply) -> Detector:
     """RPN and second stage of one network, trained end to end."""
     model = _fresh(cell, ("rpn", "roi"))
     _fit(cell, model, cell.inputs.training, cell.cfg.recipe.box.steps)
     return model
 
 
-def _four_step(cell: Cell, stand: Ground) -> Detector:
+def _four_step(cell: Cell, supply: Supply) -> Detector:
     """Table 5, features shared by Faster R-CNN's alternating training (Ren et al. 2015, Sec. 3.2).
 
     (1) An RPN, (2) Fast R-CNN on its proposals, both as in `separate`; (3) a new RPN head, (4) the second stage again, both on
@@ -194,7 +194,7 @@ def _four_step(cell: Cell, stand: Ground) -> Detector:
     return Detector(fourth.backbone, fourth.neck, third.rpn, fourth.roi)
 
 
-_LEARN: dict[str, Callable[[Cell, Ground], Detector]] = {
+_LEARN: dict[str, Callable[[Cell, Supply], Detector]] = {
     "rpn": _rpn,
     "fast_rcnn": _fast_rcnn,
     "separate": _fast_rcnn,  # the row's own RPN is a network of its own
@@ -203,9 +203,9 @@ _LEARN: dict[str, Callable[[Cell, Ground], Detector]] = {
 }
 
 
-def _trained(cell: Cell, stand: Ground, model: Detector) -> Trained:
+def _trained(cell: Cell, supply: Supply, model: Detector) -> Trained:
     model.eval()
-    validation, fixed, rpn = cell.inputs.validation, stand.fixed, stand.rpn
+    validation, fixed, rpn = cell.inputs.validation, supply.fixed, supply.rpn
 
     def answer(batch: Batch) -> Proposals | Detections:
         if model.roi is None:
