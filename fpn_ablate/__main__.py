@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CONF, EXPERIMENTS, PLUGINS, ROOT
-from fpn_ablate.schema import keys, unknown_key
+from fpn_ablate.schema import TASKS, keys, unknown_key
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
     Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
     """
-    known, result = {*keys(), "ablation"}, []
+    variant = _task(arguments)
+    known, result = {*keys(variant=variant), "ablation"}, []
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
         if argument.startswith("-") or not equals:
@@ -62,9 +63,17 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         if key == "experiments":
             argument = f"+experiments={','.join(_experiment(name) for name in value.split(','))}"
         elif key not in known and not key.startswith(("hydra.", "hydra/")):
-            raise UserError(unknown_key(key))
+            others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
+            raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     return result
+
+
+def _task(arguments: Sequence[str]) -> str | None:
+    """The task that is asked for; None where a file, ours or the user's, may choose it."""
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    chosen_elsewhere = {"experiments", "--config-dir", "-cd", "--config-name", "-cn"} & set(given)
+    return None if chosen_elsewhere else given.get("task", "rpn")
 
 
 def _experiment(name: str) -> str:
@@ -82,10 +91,10 @@ def _job(composed: DictConfig) -> None:
 
     _usual_processes()
     context = HydraConfig.get()
-    with refusal():
+    single = context.mode == RunMode.RUN
+    with refusal(leave=single):
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
         refuse_unwritable(cfg.out)
-        single = context.mode == RunMode.RUN
         try:
             run(cfg, 0 if single else context.job.num)
         finally:

@@ -197,6 +197,9 @@ class FasterRCNNTask(Strict):
     roi: RoI
 
 
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
+
+
 class Optimizer(Strict):
     name: Literal["sgd", "adamw"]
     lr: PositiveFloat

@@ -195,12 +195,13 @@ class Refused(ConfigCompositionException):
     """A UserError in Hydra's clothes: Hydra prints its message without a traceback."""
 
 
-class refusal:
-    """Turns a UserError into `Refused`."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise Refused(str(error)) from None
+@contextmanager
+def refusal(leave: bool = False) -> Iterator[None]:
+    """Turns a UserError into `Refused`, or, with `leave`, into its message and the exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        if leave:
+            print(error, file=sys.stderr)
+            raise SystemExit(2) from None
+        raise Refused(str(error)) from None
