@@ -187,7 +187,7 @@ def test_an_experiment_is_known_by_the_beginning_of_its_name():
         normalise(["+experiments=table"])
     with pytest.raises(UserError, match=r"nek.top_down: there is no such key. Did you mean neck\?"):
         normalise(["-m", "nek.top_down=false"])
-    with pytest.raises(UserError, match="task.training goes with task=faster_rcnn, not with task=rpn"):
+    with pytest.raises(UserError, match=r"task\.training goes with task=faster_rcnn, not with task=rpn"):
         normalise(["task.training=joint"])
     with pytest.raises(UserError, match=r"task\.roi\.samples goes with task=fast_rcnn or task=faster_rcnn, not with task=rpn"):
         normalise(["-m", "task.roi.samples=3", "task=rpn"])
