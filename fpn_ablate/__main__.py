@@ -205,7 +205,10 @@ def _print_facts(rows: "dict[str, RowFacts]", size: tuple[int, int]) -> None:
         marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
         stage = [[facts.proposals], [facts.head]] if two_stage else [[], []]
         gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
-        counts = [*(f"{n:,}" for n in (facts.anchors, facts.params, facts.trained)), *(f"{x:,.1f}" for x in gflops)]
+        counts = [
+            *(f"{n:,}" if n else "" for n in (facts.anchors, facts.params, facts.trained)),
+            *(f"{x:,.1f}" for x in gflops),
+        ]
         table.add_row(row, *stage[0], facts.feature, *stage[1], *marks, " ".join(facts.reach), *counts)
     Console(width=max(180, Console().width)).print(table)
 

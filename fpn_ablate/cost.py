@@ -15,7 +15,7 @@ import torch
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def latency_ms(fn: Callable[[], object], device: torch.device, warmup: int = 3, runs: int = 10) -> float:
+def latency_ms(fn: Callable[[], object], device: torch.device, warmup: int = 5, runs: int = 30) -> float:
     """Median of `runs` calls of `fn`, in milliseconds, after `warmup` calls that are not counted."""
     times = []
     for _ in range(warmup + runs):

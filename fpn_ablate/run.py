@@ -165,6 +165,7 @@ def _recorded(run: Run) -> dict[str, Any]:
         outcome = {**known, "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
         _leave(run, outcome)
     _tidy(run.folder)
+    print(f"{run.cfg.row} seed {run.cfg.seed}: finished, {run.folder}")
     return outcome
 
 

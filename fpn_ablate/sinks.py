@@ -112,6 +112,8 @@ class Console:
         """Minutes and seconds for `steps` more, at the mean pace so far."""
         spans = [*self.spent, self._span()]
         seconds, done = (sum(column) for column in zip(*spans, strict=True))
+        if not steps:
+            return "0:00"
         return "?" if not done else f"{int(seconds / done * steps) // 60}:{int(seconds / done * steps) % 60:02d}"
 
     def _span(self) -> tuple[float, int]:

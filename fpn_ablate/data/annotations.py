@@ -6,7 +6,7 @@ N images, M annotations, K categories. The arrays of COCO's training set take a 
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Annotations:
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height as in the file
     areas: np.ndarray  # (M,) float64
     crowd: np.ndarray  # (M,) bool
+    generated: bool = False  # the file says that its pictures are drawn by a program
 
 
 def read(path: Path) -> tuple[Annotations | None, list[Finding]]:
@@ -46,7 +47,9 @@ def read(path: Path) -> tuple[Annotations | None, list[Finding]]:
         return None, found
     categories = _categories(_rows(data, "categories", file, found), file, found)
     images = _images(_rows(data, "images", file, found), file, found)
-    return _annotations(_rows(data, "annotations", file, found), categories, images, file, found), found
+    table = _annotations(_rows(data, "annotations", file, found), categories, images, file, found)
+    info = data.get("info")
+    return replace(table, generated=isinstance(info, dict) and info.get("generated") is True), found
 
 
 def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class CocoDataset:
     Raises UserError with all kinds of problems, their number, the first ten, and the fixes.
     """
 
-    generated = False
     area_bounds = (32.0**2, 96.0**2)
 
     def __init__(
@@ -54,7 +53,7 @@ class CocoDataset:
             raise UserError(_refusal(name, report, refused))
         if "area-missing" in report.counts():
             log.warning("%s: annotations without `area` in %s; width x height of the box is used", name, annotations)
-        self.name = name
+        self.name, self.generated = name, report.annotations.generated
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
         self.category_of = {label: key for key, label in self.label_of.items()}

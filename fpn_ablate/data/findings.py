@@ -30,10 +30,10 @@ KINDS = {
     "image-truncated": (BROKEN, REPLACE),
     "image-mode": (BROKEN, "convert the picture to 8-bit RGB or grey"),
     "image-size": (BROKEN, "correct `width` and `height`, or put back the picture that was annotated"),
-    "box-outside": (BOX, "correct the box, or set `invalid=clip` (or `drop`)"),
+    "box-outside": (BOX, "correct the box, or set `data.invalid=clip` (or `drop`)"),
     "box-empty": (
         BOX,
-        "correct the box ([x, y, width, height]), or set `invalid=drop` (or `clip`, which drops it too)",
+        "correct the box ([x, y, width, height]), or set `data.invalid=drop` (or `clip`, which drops it too)",
     ),
     "box-rounded": (NOTE, "none needed: a box up to 1 px over the border is clipped"),
     "annotation-id-zero": (

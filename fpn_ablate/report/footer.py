@@ -190,7 +190,7 @@ def _seeds(definition: Definition, rows: "Iterable[Row]") -> str:
         only = next(iter(seeds.values()))
         text = _numbers(only) + (SPREAD if len(only) > 1 else " (one: no spread)")
     else:
-        text = "; ".join(f"{row}: {_numbers(found)}" for row, found in seeds.items())
+        text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(found)}" for row, found in seeds.items())
         text += SPREAD
     missing = sorted(set(definition.seeds) - {seed for found in seeds.values() for seed in found})
     return text + (f"; the definition also asks for {_numbers(missing)}" if missing else "")

@@ -159,7 +159,7 @@ def _value(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     ours = cell.ours
     if ours.mean is None:
         return "n/a"
-    text = f"{ours.mean:{sign}.{metric.digits}f}"
+    text = f"{ours.mean:{sign}z.{metric.digits}f}"
     text += f" ± {ours.std:.{metric.digits}f}" if ours.std is not None else ""
     # Some seeds are undefined here: column n does not hold for this cell.
     return text + (f" (n={ours.n})" if ours.n < seeds else "")

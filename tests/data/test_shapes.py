@@ -274,8 +274,8 @@ def test_the_export_read_back_as_a_coco_set_is_the_original(exported, split, siz
     world = World(height=128, width=128, seed=9)
     original = ShapesDataset(world, split, size)
     annotations = exported / "annotations" / f"instances_{split}.json"
-    copy = CocoDataset(annotations, exported / split, "copy")
-    assert len(copy) == size
+    copy = CocoDataset(annotations, exported / "images", "copy")
+    assert len(copy) == size and copy.generated
     assert list(copy.categories) == list(original.categories)
     for index in range(size):
         a, b = original[index], copy[index]

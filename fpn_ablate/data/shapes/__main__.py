@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World(height=args.size, width=args.size, seed=args.seed)
     if args.export:
         export(world, {"train": args.train, "val": args.val}, args.export)
-        print(f"wrote {args.train} + {args.val} pictures to {args.export}")
+        print(f"wrote {args.train} + {args.val} pictures; train on them with: data=coco data.root={args.export}")
     if args.sheet:
         contact_sheet(world, args.sheet)
         print(f"wrote {args.sheet}")
