@@ -129,6 +129,22 @@ def test_initial_distributions(config):
     assert not any(value.any() for name, value in state.items() if name.endswith("bias") and not name.startswith("backbone"))
 
 
+def test_conv5_as_a_head_starts_as_the_backbone_does(config):
+    model = build_detector(config("ablation=c4", "task=fast_rcnn", "backbone=resnet18"), num_classes=3)
+    initialise(model, 0)
+    own = [m for part in (model.backbone, model.roi.box_head) for m in part.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(own) == 20
+    for conv in own:  # He et al. 2015, fan-out
+        fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+
+
+def test_what_is_built_is_what_is_asked_for(config):
+    for parts in (("rpn",), ("roi",), ("rpn", "roi")):
+        model = build_detector(config("task=fast_rcnn"), parts=parts)
+        assert [name for name in ("rpn", "roi") if getattr(model, name)] == list(parts)
+
+
 def test_normalised_images_have_imagenets_statistics_inside_and_0_outside():
     images = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
     sizes = torch.tensor([[8, 12], [5, 7]])
