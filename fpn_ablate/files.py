@@ -25,8 +25,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # torch.save reports a full disk as a RuntimeError of its own.
-        if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
+        # torch.save tells of a full disk by a RuntimeError from its zip writer.
+        full = isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("PytorchStreamWriter", "inline_container")
+        )
+        if isinstance(error, OSError) or full:
             reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
             raise UserError(f"{path}: cannot be written ({reason}); make room, then give the same command again") from None
         raise

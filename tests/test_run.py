@@ -200,13 +200,16 @@ def test_a_record_that_cannot_be_read_is_no_record(tmp_path):
     assert record.read(tmp_path) is None
 
 
-def test_a_file_is_whole_or_not_there(tmp_path):
+@pytest.mark.parametrize(
+    "fault", [OSError("disk full"), RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos")]
+)
+def test_a_file_is_whole_or_not_there(tmp_path, fault):
     path = tmp_path / "deep" / "file.txt"
     write_atomically(path, lambda temporary: temporary.write_text("old"))
 
     def break_off(temporary):
         temporary.write_text("ne")
-        raise OSError("disk full")
+        raise fault
 
     with pytest.raises(UserError, match=r"file\.txt: cannot be written .*make room"):
         write_atomically(path, break_off)
