@@ -3,7 +3,9 @@
 Both are averaged over IoU .50:.05:.95; recall is class-agnostic. M boxes, K categories.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,12 +86,11 @@ def average_recall(
     """
     evaluation = _evaluated(truth, detections, None, area_bounds, limits, engine)
     recall = evaluation.eval["recall"]  # (IoU thresholds, 1, areas, limits); -1 where there is nothing to recall
-    found: dict[str, float | None] = {}
-    for m, limit in enumerate(sorted(limits)):
-        name = f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}"
-        for a, area in enumerate(AREAS):
-            found[name + SUFFIX[area]] = _mean(recall[:, 0, a, m])
-    return found
+    return {
+        recall_name(limit, area): mean(recall[:, 0, a, m])
+        for m, limit in enumerate(sorted(limits))
+        for a, area in enumerate(AREAS)
+    }
 
 
 def average_precision(
@@ -114,17 +115,27 @@ def average_precision(
     evaluation = _evaluated(truth, detections, categories, area_bounds, [limit], engine)
     params = evaluation.params
     precision = evaluation.eval["precision"][..., 0]  # (IoU thresholds, recall thresholds, K, areas); -1: no object
-    metrics = {"AP": _mean(precision[..., 0])}
-    for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
-        metrics[name] = _mean(precision[np.isclose(params.iouThrs, threshold), :, :, 0])
-    for a, area in enumerate(AREAS[1:], start=1):
-        metrics["AP" + SUFFIX[area]] = _mean(precision[..., a])
     position = {int(key): k for k, key in enumerate(params.catIds)}  # the evaluator sorts by id
     per_class = {
-        name: _mean(precision[:, :, position[category["id"]], 0])
+        name: mean(precision[:, :, position[category["id"]], 0])
         for name, category in zip(_unique_names(categories), categories, strict=True)
     }
-    return metrics, per_class
+    return precision_by_size(precision, params.iouThrs), per_class
+
+
+def precision_by_size(precision: np.ndarray, thresholds: np.ndarray) -> dict[str, float | None]:
+    """AP, AP50, AP75 and AP by size from an evaluation's precision: (IoU thresholds, recall thresholds, K, areas)."""
+    metrics = {"AP": mean(precision[..., 0])}
+    for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
+        metrics[name] = mean(precision[np.isclose(thresholds, threshold), :, :, 0])
+    for a, area in enumerate(AREAS[1:], start=1):
+        metrics["AP" + SUFFIX[area]] = mean(precision[..., a])
+    return metrics
+
+
+def recall_name(limit: int, area: str) -> str:
+    """AR100, AR1k_s, ..."""
+    return (f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}") + SUFFIX[area]
 
 
 def _evaluated(
@@ -135,7 +146,29 @@ def _evaluated(
     limits: Sequence[int],
     engine: Engine,
 ) -> Any:
-    """A COCOeval that has accumulated, by areas in the order of AREAS and by `limits` in rising order.
+    """A COCOeval that has accumulated, by areas in the order of AREAS and by `limits` in rising order."""
+    evaluation = evaluator(truth, detections, categories, area_ranges(area_bounds), limits, engine)
+    with quietly():
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def area_ranges(area_bounds: tuple[float, float]) -> list[tuple[float, float]]:
+    """The areas of AREAS, from where small ends and large begins; both ends belong to a range, as in COCO."""
+    small, large = area_bounds
+    return [(0, 1e10), (0, small), (small, large), (large, 1e10)]
+
+
+def evaluator(
+    truth: dict[str, Any],
+    detections: Detections,
+    categories: Sequence[dict[str, Any]] | None,
+    areas: Sequence[tuple[float, float]],
+    limits: Sequence[int],
+    engine: Engine = "faster-coco-eval",
+) -> Any:
+    """A COCOeval that has not evaluated yet, for these areas and, in rising order, `limits`.
 
     Without `categories` the evaluation is class-agnostic: all is of one category. `summarize` takes limits of its own for
     granted, and the engines differ in which: read the arrays.
@@ -149,11 +182,9 @@ def _evaluated(
 
     both = (truth["annotations"], detections.coco_results(categories))
     evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
-    small, large = area_bounds
     evaluation.params.maxDets = sorted(limits)
-    evaluation.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
-    evaluation.params.areaRngLbl = list(AREAS)
-    _quietly(evaluation)
+    evaluation.params.areaRng = [list(area) for area in areas]
+    evaluation.params.areaRngLbl = [f"{low:g} to {high:g}" for low, high in areas]
     return evaluation
 
 
@@ -170,17 +201,14 @@ def _indexed(coco: Any, images: Any, categories: Sequence[dict[str, Any]] | None
     return coco
 
 
-def _quietly(evaluation: Any) -> None:
-    """Evaluate without the progress messages that pycocotools prints."""
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress messages that pycocotools prints."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
     """Over what is defined; None where nothing is."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

@@ -6,6 +6,7 @@ sweep can be started again at any time, with any launcher. Nothing here can chan
 
 import re
 import shutil
+import sys
 import time
 import traceback
 from contextlib import suppress
@@ -18,13 +19,14 @@ import torch
 import yaml
 from filelock import FileLock
 
-from fpn_ablate import identity, record, tasks
+from fpn_ablate import exhibits, identity, record, tasks
 from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
 from fpn_ablate.files import write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
+from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
 from fpn_ablate.proposals import FILE as PROPOSALS
 from fpn_ablate.schema import Config
@@ -34,6 +36,7 @@ from fpn_ablate.verify import row_facts
 
 METRICS, DETECTIONS = "metrics.jsonl", "detections.npz"
 KEPT = (METRICS, tasks.MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
+SHOWN = (exhibits.RESAMPLED, exhibits.FILE)  # and these, unless the disk was full
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _is_finished(known: dict[str, Any] | None, fingerprint: str) -> bool:
 def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
     """The same cell in another table: its files and its record, under the names that it has in this one."""
     print(f"{run.cfg.row} seed {run.cfg.seed}: the same run as {twin}, taken over")
-    for name in KEPT:
+    for name in (*KEPT, *(name for name in SHOWN if (twin / name).exists())):
         shutil.copyfile(twin / name, run.folder / name)
     run.write_config()
     named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
@@ -211,6 +214,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     return {
         "verify": facts.to_dict(),
         **evaluated,
+        **_exhibits(run, trained, found),
         **({"proposals": trained.proposals} if trained.proposals else {}),
         "repairs": {"train": getattr(training, "repairs", {}), "val": getattr(run.inputs.validation, "repairs", {})},
         "built_on": sorted(map(list, run.built_on.items())),
@@ -225,6 +229,15 @@ def _carry_out(run: Run) -> dict[str, Any]:
             "latency_ms": latency_of(trained, cfg, device),
         },
     }
+
+
+def _exhibits(run: Run, trained: tasks.Trained, found: Detections) -> dict[str, Any]:
+    """What a report shows beyond the figures; it can be made later, so a full disk is no reason to lose the run."""
+    try:
+        return exhibits.make(run.folder, trained.validation, found, trained.model, run.cfg, run.inputs.device)
+    except (UserError, OSError) as error:
+        print(f"warning: {error}; python -m fpn_ablate.exhibits {run.folder} makes up for it", file=sys.stderr)
+        return {}
 
 
 def _source(run: Run, cfg: Config) -> Path:

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record
 
 
-def one_setting(records: "list[Record]", wanted: Collection[str] | None = None) -> "tuple[list[Record], list[list[Record]]]":
+def one_setting(
+    records: "list[Record]", wanted: Collection[str] | None = None, allow_unfair: bool = False
+) -> "tuple[list[Record], list[list[Record]]]":
     """The records of one setting and, setting by setting, the others.
 
-    The setting is the one of `wanted` that has records here, or, where none has, the newest.
+    The setting is the one of `wanted` that has records here, or, where none has, the newest. With `allow_unfair` all records
+    stand together; the others are named all the same.
 
     Raises:
         UserError: several of `wanted` have records, so rows that are meant for one table cannot be compared.
@@ -24,10 +27,10 @@ def one_setting(records: "list[Record]", wanted: Collection[str] | None = None) 
     for record in records:
         settings.setdefault(record["setting"], []).append(record)
     chosen = sorted(set(wanted or ()) & set(settings)) or [max(settings, key=lambda name: (_newest(settings[name]), name))]
-    if len(chosen) > 1:
+    if len(chosen) > 1 and not allow_unfair:
         raise UserError(_unfair([settings[name] for name in chosen]))
     ours = settings.pop(chosen[0])
-    return ours, [settings[name] for name in sorted(settings)]
+    return records if allow_unfair else ours, [settings[name] for name in sorted(settings)]
 
 
 def one_record_a_seed(records: "list[Record]", named: Collection[str]) -> "tuple[list[Record], list[str]]":

@@ -2,20 +2,24 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import choose, footer
+from fpn_ablate.replicates import Replicates
+from fpn_ablate.report import choose, footer, health
+from fpn_ablate.report.cells import Cell, Contrast, contrast
+from fpn_ablate.report.claims import Claim, Verdict, judge
+from fpn_ablate.report.claims import load as load_claims
 from fpn_ablate.report.definition import Definition, Effect, Metric, RowSpec, find
-from fpn_ablate.report.stats import Summary, summarise
+from fpn_ablate.report.stats import noise_floor
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
@@ -23,25 +27,11 @@ SOURCES = "sources"  # no table: what other cells learned from. Its records stan
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One metric of one row. Values in the table's unit (percent); only finished seeds are in `values`."""
-
-    values: dict[int, float | None]
-    published: float | None
-
-    @cached_property
-    def ours(self) -> Summary:
-        return summarise(self.values.values())
-
-    @property
-    def difference(self) -> float | None:
-        """Ours minus published."""
-        return None if self.ours.mean is None or self.published is None else self.ours.mean - self.published
-
-
-@dataclass(frozen=True)
 class Row:
-    """One row with a cell for each metric; `states` holds the status of every seed that has a record."""
+    """One row with a cell for each metric.
+
+    `states` says of every seed that has a record how it fared (`health.state`), `folders` where its run lies, if on this disk.
+    """
 
     row: str
     label: str
@@ -51,11 +41,13 @@ class Row:
     cells: dict[str, Cell]
     states: dict[int, str]
     errors: dict[int, str]
+    folders: dict[int, Path]
+    records: tuple[Record, ...] = ()
     published_only: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Finished seeds."""
+        """Healthy, finished seeds: those in the means."""
         return tuple(seed for seed, state in self.states.items() if state == "finished")
 
     @property
@@ -75,22 +67,34 @@ class Difference:
 
     title: str
     seeds: tuple[int, ...]
-    cells: dict[str, Cell]
+    cells: dict[str, Contrast]
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: the rows of a definition, filled with the records of one setting."""
+    """One table: the rows of a definition, filled with the records of one setting.
+
+    Attributes:
+        same_data: evaluated on the paper's data.
+        verdicts: on the claims of this table.
+        control: the A/A control's second half, where it has been run.
+        noise: {metric: the difference that equal rows may show by chance}, from the control.
+        best: (row, metric) of the best cells, where the intervals of all differences say that they are.
+    """
 
     recipe: str
     data: str
     generated: bool
-    same_data: bool  # as the paper's
+    same_data: bool
     setting: str
     definition: Definition
     rows: tuple[Row, ...]
     effects: tuple[Difference, ...]
     footer: tuple[tuple[str, str], ...]
+    verdicts: tuple[Verdict, ...] = ()
+    control: Row | None = None
+    noise: Mapping[str, float | None] = field(default_factory=dict)
+    best: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -111,11 +115,13 @@ def collate(
     experiments: Iterable[Path] = (EXPERIMENTS,),
     settings: Collection[str] | None = None,
     errors: list[str] | None = None,
+    allow_unfair: bool = False,
 ) -> list[Table]:
     """Tables of all records (not of sources), or of those (table, recipe, data) in `only`; one for each, of its newest setting.
 
     A table that has records of one of `settings` is made of these instead. `errors` collects why a table cannot be made, so
-    that the others are; without it the first such reason is raised.
+    that the others are; without it the first such reason is raised. `allow_unfair` puts the records of all settings into one
+    table, and names in its footer what they differ in.
 
     Raises:
         UserError: a definition is wrong, two tables share a file name, or `settings` puts rows together that cannot be.
@@ -125,13 +131,20 @@ def collate(
         groups.setdefault((record["table"], record["recipe"], record["data"]), []).append(record)
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]
-    unreadable = frame.attrs.get("unreadable", [])
     tables: list[Table] = []
+    folders = list(experiments)
+    try:
+        claims = load_claims(folders)
+    except UserError as error:
+        if errors is None:
+            raise
+        errors.append(str(error))
+        claims = []
     for key, name in zip(chosen, names, strict=True):
         try:
             if names.count(name) > 1:
                 raise UserError(f"two tables would be written to the one file name '{name}', one of them {key}; rename one")
-            tables.append(_table(key, groups[key], unreadable, list(experiments), settings))
+            tables.append(_table(key, groups[key], frame.attrs, folders, settings, claims, allow_unfair))
         except UserError as error:
             if errors is None:
                 raise
@@ -151,13 +164,26 @@ def file_name(key: Key) -> str:
 
 
 def _table(
-    key: Key, records: list[Record], unreadable: list[str], experiments: list[Path], settings: Collection[str] | None
+    key: Key,
+    records: list[Record],
+    attrs: Mapping[str, Any],
+    experiments: list[Path],
+    settings: Collection[str] | None,
+    claims: list[Claim],
+    allow_unfair: bool,
 ) -> Table:
-    ours, others = choose.one_setting(records, settings)
+    ours, others = choose.one_setting(records, settings, allow_unfair)
     definition = find(key[0], _metrics(ours), experiments)
+    compared = ours if not allow_unfair else [record for record in ours if all(record not in other for other in others)]
     ours, left_out = choose.one_record_a_seed(ours, {name for spec in definition.rows for name in spec.names})
-    rows = _rows(definition, ours)
+    ours, again = _control(definition, ours)
+    context = attrs.get("replicates", Replicates({})), attrs.get("folders", {})
+    rows = _rows(definition, ours, *context)
+    control = _control_row(definition, again, *context)
+    noise = _noise(definition, rows, control)
+    promised = {spec.names[0]: row for spec, row in zip(definition.rows, rows, strict=False) if not row.published_only}
     table, recipe, data = key
+    unreadable = _of_table(attrs.get("unreadable", []), table)
     return Table(
         recipe=recipe,
         data=data,
@@ -167,8 +193,73 @@ def _table(
         definition=definition,
         rows=rows,
         effects=_effects(definition, rows),
-        footer=tuple(footer.lines(definition, rows, ours, others, left_out, _of_table(unreadable, table))),
+        footer=tuple(footer.lines(definition, rows, compared, others, left_out, unreadable, allow_unfair)),
+        verdicts=judge(
+            claims,
+            definition,
+            {name: row.cells for name, row in promised.items()},
+            {name: row.seeds for name, row in promised.items()},
+            noise,
+        ),
+        control=control,
+        noise=noise,
+        best=_best(definition, rows),
     )
+
+
+def _control(definition: Definition, records: list[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of the rows, and those of the A/A control: of its row and its seeds, where no other row has these."""
+    control = definition.control
+    if control is None:
+        return records, []
+    elsewhere = {record["seed"] for record in records if record["row"] != control.row}
+    seeds = set(control.seeds) - elsewhere
+    again = [record for record in records if record["row"] == control.row and record["seed"] in seeds]
+    rest = [record for record in records if record not in again]
+    return (rest, again) if rest else (records, [])
+
+
+def _control_row(
+    definition: Definition, again: list[Record], replicates: Replicates, folders: Mapping[tuple[str, str], Path]
+) -> Row | None:
+    if not again:
+        return None
+    spec = next(spec for spec in definition.rows if spec.names[0] == definition.control.row)
+    label = f"{spec.label} again, other seeds (A/A control)"
+    return _row(RowSpec(spec.names, label), spec.names[0], again, definition, replicates, folders)
+
+
+def _noise(definition: Definition, rows: tuple[Row, ...], control: Row | None) -> dict[str, float | None]:
+    """What two equal rows may differ by, for each metric of the evaluation."""
+    if control is None:
+        return {}
+    first = next(row for row in rows if row.row == control.row)
+
+    def values(row: Row, metric: Metric) -> list[float]:
+        return [value for seed in row.seeds if (value := row.cells[metric.key].values[seed]) is not None]
+
+    own = [metric for metric in definition.metrics if metric.source is None]
+    return {metric.key: noise_floor(values(first, metric), values(control, metric)) for metric in own}
+
+
+def _best(definition: Definition, rows: tuple[Row, ...]) -> frozenset[tuple[str, str]]:
+    best = set()
+    for metric in definition.metrics:
+        means = {row.row: row.cells[metric.key].ours.mean for row in rows if row.seeds}
+        means = {name: mean for name, mean in means.items() if mean is not None}
+        if metric.source is not None or len(means) < 2:
+            continue
+        first = next(row for row in rows if row.row == max(means, key=lambda name: means[name]))
+        others = [row for row in rows if row.row in means and row is not first]
+        if all(_is_better(first, other, metric) for other in others):
+            best.add((first.row, metric.key))
+    return frozenset(best)
+
+
+def _is_better(row: Row, other: Row, metric: Metric) -> bool:
+    common = sorted(set(row.seeds) & set(other.seeds))
+    difference = contrast([row.cells[metric.key]], [other.cells[metric.key]], common).ours
+    return difference.excludes(0.0) and difference.mean > 0
 
 
 def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:
@@ -179,7 +270,9 @@ def _same_data(definition: Definition, data: str, records: list[Record]) -> bool
     return data.casefold() in paper.same_names and (paper.same_images is None or counts == {paper.same_images})
 
 
-def _rows(definition: Definition, records: list[Record]) -> tuple[Row, ...]:
+def _rows(
+    definition: Definition, records: list[Record], replicates: Replicates, folders: Mapping[tuple[str, str], Path]
+) -> tuple[Row, ...]:
     by_row: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["row"], r["seed"])):
         by_row.setdefault(record["row"], []).append(record)
@@ -187,7 +280,10 @@ def _rows(definition: Definition, records: list[Record]) -> tuple[Row, ...]:
     own = [name for name in by_row if name not in names]
     specs = (*definition.rows, *(RowSpec((name,), name) for name in own))
     pairs = zip(specs, (*names, *own), strict=True)
-    return tuple(_row(spec, name, [] if spec.published_only else by_row.get(name, []), definition) for spec, name in pairs)
+    return tuple(
+        _row(spec, name, [] if spec.published_only else by_row.get(name, []), definition, replicates, folders)
+        for spec, name in pairs
+    )
 
 
 def _name(spec: RowSpec, found: Collection[str]) -> str:
@@ -197,17 +293,26 @@ def _name(spec: RowSpec, found: Collection[str]) -> str:
     return next((name for name in spec.names if name in found), spec.names[0])
 
 
-def _row(spec: RowSpec, name: str, records: list[Record], definition: Definition) -> Row:
-    finished = [record for record in records if record["status"] == "finished"]
+def _row(
+    spec: RowSpec,
+    name: str,
+    records: list[Record],
+    definition: Definition,
+    replicates: Replicates,
+    folders: Mapping[tuple[str, str], Path],
+) -> Row:
+    healthy = [record for record in records if health.state(record) == "finished"]
     return Row(
         row=name,
         label=spec.label,
         letter=spec.letter,
         facts={fact.key: _fact(fact.source, records, spec.published.get(fact.key)) for fact in definition.facts},
         published=spec.published,
-        cells={metric.key: _cell(metric, finished, spec) for metric in definition.metrics},
-        states={record["seed"]: record["status"] for record in records},
-        errors={record["seed"]: str(record["error"]) for record in records if record.get("error")},
+        cells={metric.key: _cell(metric, healthy, spec, replicates) for metric in definition.metrics},
+        states={record["seed"]: health.state(record) for record in records},
+        errors={record["seed"]: why for record in records if (why := health.reason(record))},
+        folders={r["seed"]: folders[place] for r in records if (place := (r["table"], r["fingerprint"])) in folders},
+        records=tuple(records),
         published_only=spec.published_only,
     )
 
@@ -222,16 +327,14 @@ def _difference(effect: Effect, pairs: dict[str, tuple[RowSpec, Row]], definitio
     chosen = [pairs[name] for name in (*effect.plus, *effect.minus)]
     names = {spec.names.index(row.row) for spec, row in chosen if len(spec.names) > 1}
     seeds = sorted(set.intersection(*(set(row.seeds) for _, row in chosen))) if len(names) < 2 else []
+    plus, minus = ([pairs[name][1] for name in side] for side in (effect.plus, effect.minus))
 
-    def value(seed: int, key: str) -> float | None:
-        values = [row.cells[key].values[seed] for _, row in chosen]
-        plus, minus = values[: len(effect.plus)], values[len(effect.plus) :]
-        return None if None in values else effect.scale * (fmean(plus) - fmean(minus))
+    def cell(metric: Metric) -> Contrast:
+        # A cost is no effect: how long a row takes differs from run to run, and with what else the machine has to do.
+        own = seeds if metric.source is None else []
+        return contrast([r.cells[metric.key] for r in plus], [r.cells[metric.key] for r in minus], own, effect.scale)
 
-    # A cost is no effect: how long a row takes differs from run to run, and with what else the machine has to do.
-    own = {metric.key: seeds if metric.source is None else [] for metric in definition.metrics}
-    cells = {key: Cell({seed: value(seed, key) for seed in own[key]}, None) for key in own}
-    return Difference(effect.title, tuple(seeds), cells)
+    return Difference(effect.title, tuple(seeds), {metric.key: cell(metric) for metric in definition.metrics})
 
 
 def _fact(source: str, records: list[Record], published: Any) -> Any:
@@ -250,10 +353,19 @@ def _described(record: Record, source: str) -> Any:
     return " + ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _cell(metric: Metric, finished: list[Record], spec: RowSpec) -> Cell:
+def _cell(metric: Metric, finished: list[Record], spec: RowSpec, replicates: Replicates) -> Cell:
     values = {record["seed"]: record.get(metric.source or f"metrics.{metric.key}") for record in finished}
     scaled = {seed: value * metric.scale if type(value) in (int, float) else None for seed, value in values.items()}
-    return Cell(scaled, spec.published.get(metric.key))
+    drawn = {} if metric.source else _resampled(metric, finished, replicates)
+    return Cell(scaled, spec.published.get(metric.key), drawn)
+
+
+def _resampled(metric: Metric, finished: list[Record], replicates: Replicates) -> dict[int, np.ndarray]:
+    found = {}
+    for record in finished:
+        with suppress(KeyError):  # a run of an earlier version, or one whose disk was full
+            found[record["seed"]] = replicates[record["fingerprint"]][metric.key] * metric.scale
+    return found
 
 
 def _metrics(records: list[Record]) -> set[str]:

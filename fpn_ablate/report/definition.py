@@ -71,6 +71,14 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Control:
+    """An A/A control: `row` again with `seeds` that no other row has. What it differs from itself is the harness's own noise."""
+
+    row: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Paper:
     """Where the published figures come from, and which of our data sets are the paper's own."""
 
@@ -94,6 +102,7 @@ class Definition:
     seeds: tuple[int, ...] = ()
     effects: tuple[Effect, ...] = ()
     notes: tuple[str, ...] = ()
+    control: Control | None = None
 
 
 def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
@@ -105,7 +114,7 @@ def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIME
         UserError: a file is not valid YAML or not a valid definition, or two files of a folder define the table.
     """
     for folder in reversed(list(folders)):
-        contents = {file: _content(file) for file in sorted(folder.glob("*.yaml"))}
+        contents = {file: read_yaml(file) for file in sorted(folder.glob("*.yaml"))}
         matches = {f: c for f, c in contents.items() if c and c.get("table") == table and "report" in c}
         if len(matches) > 1:
             raise UserError(f"table '{table}' is defined twice: {' and '.join(map(str, matches))}; keep one")
@@ -131,7 +140,8 @@ def _metric_order(name: str) -> tuple:
     return base, SIZES.index(size) if size in SIZES else len(SIZES), size
 
 
-def _content(file: Path) -> dict[str, Any] | None:
+def read_yaml(file: Path) -> dict[str, Any] | None:
+    """The mapping in a file, None where it holds another thing. Raises UserError where it is no YAML."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -141,7 +151,7 @@ def _content(file: Path) -> dict[str, Any] | None:
 
 def _parse(file: Path, content: dict[str, Any]) -> Definition:
     report = _with_columns(file, content["report"])
-    report = _mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects", "notes"})
+    report = mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects", "notes", "control"})
     facts = tuple(_fact(f"{file}: report.facts[{i}]", item) for i, item in enumerate(report["facts"]))
     metrics = tuple(_metric(f"{file}: report.metrics[{i}]", item) for i, item in enumerate(report["metrics"]))
     columns = [column.key for column in (*facts, *metrics)]
@@ -156,19 +166,21 @@ def _parse(file: Path, content: dict[str, Any]) -> Definition:
         raise UserError(f"{file}: rows have published values but report.paper names no source")
     ours = {row.names[0] for row in rows if not row.published_only}
     effects = [_effect(f"{file}: report.effects[{i}]", item, ours) for i, item in enumerate(report.get("effects") or [])]
-    title = _text(file, report, "title")
+    title = text_of(file, report, "title")
     notes = report.get("notes") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise UserError(f"{file}: report.notes must be a list of text, found {notes!r}")
-    return Definition(content["table"], title, facts, metrics, rows, paper, _seeds(content), tuple(effects), tuple(notes))
+    seeds, effects = _seeds(content), tuple(effects)
+    control = _control(f"{file}: report.control", report["control"], ours, seeds) if report.get("control") else None
+    return Definition(content["table"], title, facts, metrics, rows, paper, seeds, effects, tuple(notes), control)
 
 
 def _with_columns(file: Path, report: Any) -> Any:
     """`columns: NAME` stands for the facts, metrics and notes of NAME.yaml beside `file`, where it has none of its own."""
     if not isinstance(report, dict) or "columns" not in report:
         return report
-    source = file.with_name(f"{_text(f'{file}: report', report, 'columns')}.yaml")
-    other = (_content(source) or {}).get("report")
+    source = file.with_name(f"{text_of(f'{file}: report', report, 'columns')}.yaml")
+    other = (read_yaml(source) or {}).get("report")
     if not isinstance(other, dict) or not {"facts", "metrics"} <= set(other):
         raise UserError(f"{file}: report.columns: {source} has no report with facts and metrics of its own")
     return {key: other[key] for key in ("facts", "metrics", "notes") if key in other} | {
@@ -177,32 +189,32 @@ def _with_columns(file: Path, report: Any) -> Any:
 
 
 def _fact(where: str, item: Any) -> Fact:
-    item = _mapping(where, item, {"key", "from"}, {"title", "style"})
+    item = mapping(where, item, {"key", "from"}, {"title", "style"})
     style = item.get("style", "text")
     if style not in STYLES:
         raise UserError(f"{where}: style {style!r} is not one of {', '.join(STYLES)}")
-    return Fact(_text(where, item, "key"), str(item.get("title", item["key"])), _text(where, item, "from"), style)
+    return Fact(text_of(where, item, "key"), str(item.get("title", item["key"])), text_of(where, item, "from"), style)
 
 
 def _metric(where: str, item: Any) -> Metric:
-    item = _mapping(where, item, {"key"}, {"title", "scale", "digits", "plot", "from"})
-    source = _text(where, item, "from") if "from" in item else None
+    item = mapping(where, item, {"key"}, {"title", "scale", "digits", "plot", "from"})
+    source = text_of(where, item, "from") if "from" in item else None
     scale, digits = item.get("scale", 1.0 if source else 100.0), item.get("digits", 1)
-    if not _number(scale) or type(digits) is not int or digits < 0:
+    if not is_number(scale) or type(digits) is not int or digits < 0:
         raise UserError(f"{where}: scale must be a number and digits an integer of 0 or more")
-    key = _text(where, item, "key")
+    key = text_of(where, item, "key")
     return Metric(key, str(item.get("title", key)), float(scale), digits, bool(item.get("plot", not source)), source)
 
 
 def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
-    item = _mapping(where, item, {"row"}, {"label", "letter", "published", "published_only"})
+    item = mapping(where, item, {"row"}, {"label", "letter", "published", "published_only"})
     names = item["row"] if isinstance(item["row"], list) and item["row"] else [item["row"]]
-    names = tuple(_text(where, {"row": name}, "row") for name in names)
-    published = _mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
+    names = tuple(text_of(where, {"row": name}, "row") for name in names)
+    published = mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
     for key, value in published.items():
-        if key in metrics and value is not None and not _number(value):
+        if key in metrics and value is not None and not is_number(value):
             raise UserError(f"{where}.published.{key}: must be a number or null, found {value!r}")
-    letter = _text(where, item, "letter") if item.get("letter") is not None else None
+    letter = text_of(where, item, "letter") if item.get("letter") is not None else None
     only = item.get("published_only", False)
     if type(only) is not bool or (only and not published):
         raise UserError(f"{where}: published_only must be true or false, and true only with published values")
@@ -210,24 +222,36 @@ def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
 
 
 def _effect(where: str, item: Any, rows: set[str]) -> Effect:
-    item = _mapping(where, item, {"title", "plus", "minus"}, {"scale"})
+    item = mapping(where, item, {"title", "plus", "minus"}, {"scale"})
     for side in ("plus", "minus"):
         names = item[side] if isinstance(item[side], list) else []
         unknown = [name for name in names if name not in rows]
         if unknown or not names:
             found = f"found {unknown[0] if unknown else item[side]!r}"
             raise UserError(f"{where}.{side}: must list rows of ours by their first names, {', '.join(sorted(rows))}; {found}")
-    if not _number(item.get("scale", 1.0)):
+    if not is_number(item.get("scale", 1.0)):
         raise UserError(f"{where}: scale must be a number, found {item['scale']!r}")
-    return Effect(_text(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
+    return Effect(text_of(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
+
+
+def _control(where: str, item: Any, rows: set[str], taken: tuple[int, ...]) -> Control:
+    item = mapping(where, item, {"row", "seeds"}, set())
+    row, seeds = text_of(where, item, "row"), item["seeds"]
+    if row not in rows:
+        raise UserError(f"{where}.row: no row of ours is called '{row}'; there are {', '.join(sorted(rows))}")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"{where}.seeds: must be a list of integers, found {seeds!r}")
+    if both := set(seeds) & set(taken):
+        raise UserError(f"{where}.seeds: {', '.join(map(str, sorted(both)))} are the table's own; a control has others")
+    return Control(row, tuple(seeds))
 
 
 def _paper(where: str, item: Any) -> Paper:
-    item = _mapping(where, item, {"reference"}, {"settings", "data", "same_data"})
-    same = _mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
+    item = mapping(where, item, {"reference"}, {"settings", "data", "same_data"})
+    same = mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
     names = tuple(str(name).casefold() for name in same.get("names") or ())
     data = str(item.get("data", Paper.data))
-    return Paper(_text(where, item, "reference"), str(item.get("settings", "")), data, names, same.get("images"))
+    return Paper(text_of(where, item, "reference"), str(item.get("settings", "")), data, names, same.get("images"))
 
 
 def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
@@ -239,7 +263,7 @@ def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if all(part.strip().isdecimal() for part in parts) else ()
 
 
-def _mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
+def mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a mapping, found {value!r}")
     missing, unknown = sorted(required - set(value)), [key for key in value if key not in required | optional]
@@ -249,12 +273,12 @@ def _mapping(where: str, value: Any, required: set[str], optional: set[str]) -> 
     return value
 
 
-def _text(where: Any, item: dict[str, Any], key: str) -> str:
+def text_of(where: Any, item: dict[str, Any], key: str) -> str:
     # YAML reads a bare `no` as false and a bare `1` as a number: a row of that name would never match a record.
     if not isinstance(item[key], str):
         raise UserError(f"{where}: {key} must be text, found {item[key]!r}; put it in quotation marks")
     return item[key]
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)

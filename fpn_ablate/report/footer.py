@@ -29,7 +29,7 @@ CIRCUMSTANCES = (
 )
 SHOWN_DIFFERENCES = 6
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
-SPREAD = " (mean ± sample standard deviation over n seeds)"
+OPTION = "--allow-unfair"
 
 
 def lines(
@@ -39,8 +39,9 @@ def lines(
     others: "list[list[Record]]",
     left_out: list[str],
     unreadable: list[str],
+    unfair: bool = False,
 ) -> list[tuple[str, str]]:
-    """Pairs (label, text): first what was measured and how, then what is missing."""
+    """Pairs (label, text): first what was measured and how, then what is missing. `unfair`: `others` stand among the rows."""
     finished = [record for record in ours if record["status"] == "finished"] or ours
     pairs = [
         ("data", _data(ours)),
@@ -51,6 +52,7 @@ def lines(
         ("recipe", ours[0]["recipe"]),
         ("backbone", _each(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
+        ("±", _interval(rows)),
         ("device", _each(finished, _device)),
         ("code", _each(finished, _code)),
         ("proposals", _proposals(finished)),
@@ -59,7 +61,7 @@ def lines(
         *(("note", note) for note in definition.notes),
         ("published", _published(definition)),
         *(("left out", text) for text in left_out),
-        *(("left out", _other_setting(ours, other)) for other in others),
+        *(("UNFAIR" if unfair else "left out", _other_setting(ours, other, unfair)) for other in others),
     ]
     if unreadable:
         pairs.append(("unreadable", f"{len(unreadable)} of the record files: {'; '.join(unreadable)}"))
@@ -102,9 +104,10 @@ def _values(records: "list[Record]", key: str) -> set[str]:
     return {json.dumps(record.get(key), sort_keys=True) for record in records}
 
 
-def _other_setting(ours: "list[Record]", other: "list[Record]") -> str:
+def _other_setting(ours: "list[Record]", other: "list[Record]", unfair: bool) -> str:
     what = differences(ours, other) or "nothing that the records hold differs, so what the files of data or weights hold does"
-    return f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
+    text = f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
+    return text if unfair else f"{text} ({OPTION} shows them together)"
 
 
 def _data(records: "list[Record]") -> str:
@@ -187,13 +190,21 @@ def _seeds(definition: Definition, rows: "Iterable[Row]") -> str:
     if not seeds:
         return "none finished"
     if len(set(seeds.values())) == 1:
-        only = next(iter(seeds.values()))
-        text = _numbers(only) + (SPREAD if len(only) > 1 else " (one: no spread)")
+        text = _numbers(next(iter(seeds.values())))
     else:
         text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(found)}" for row, found in seeds.items())
-        text += SPREAD
     missing = sorted(set(definition.seeds) - {seed for found in seeds.values() for seed in found})
     return text + (f"; the definition also asks for {_numbers(missing)}" if missing else "")
+
+
+def _interval(rows: "Iterable[Row]") -> str:
+    """What the intervals of the cells are over."""
+    cells = [cell.ours for row in rows for cell in row.cells.values() if cell.resampled or cell.ours.seeds is not None]
+    over = {(cell.seeds is not None, cell.images is not None) for cell in cells if cell.error is not None}
+    words = {(True, True): "seeds and images", (True, False): "seeds alone", (False, True): "images alone (one seed)"}
+    if not over:
+        return ""
+    return f"half of the 95 % interval, over {', or '.join(words[kind] for kind in sorted(over, reverse=True))}"
 
 
 def _cost(records: "list[Record]") -> str:

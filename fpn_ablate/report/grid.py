@@ -160,7 +160,8 @@ def _value(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     if ours.mean is None:
         return "n/a"
     text = f"{ours.mean:{sign}z.{metric.digits}f}"
-    text += f" ± {ours.std:.{metric.digits}f}" if ours.std is not None else ""
+    # A cost has no interval: no other images, and the machine's other work, are what it varies with.
+    text += f" ± {ours.half:.{metric.digits}f}" if ours.half is not None and metric.source is None else ""
     # Some seeds are undefined here: column n does not hold for this cell.
     return text + (f" (n={ours.n})" if ours.n < seeds else "")
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import FORMAT, write_atomically
+from fpn_ablate.replicates import FILE, Replicates
 
 STATUSES = ("finished", "failed", "diverged", "interrupted")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
@@ -27,20 +28,23 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Read records from folders of runs (searched at any depth), single record files and ledgers.
 
     What cannot be read is no reason to stop: `frame.attrs["unreadable"]` lists it as `file: reason`.
+    `frame.attrs["replicates"]` has the runs' metrics on images drawn anew, `frame.attrs["folders"]` where runs lie on this disk
+    ({(table, fingerprint): folder}).
 
     Raises:
         UserError: a path does not exist, or a ledger is no CSV file.
     """
     records: dict[tuple, dict[str, Any]] = {}
     unreadable: list[str] = []
+    replicates, folders = Replicates({}), {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(path)
-        if path.is_dir():
-            found = [_read_record(file, path) for file in sorted(path.rglob("record.json"))]
-        elif path.suffix == ".csv" and path.is_file():
-            found = _read_ledger(path)
-        elif path.is_file():
-            found = [_read_record(path, path.parent)]
+        if path.suffix == ".csv" and path.is_file():
+            files, found = [], _read_ledger(path)
+            replicates |= Replicates.beside(path)
+        elif path.exists():
+            files, root = (sorted(path.rglob("record.json")), path) if path.is_dir() else ([path], path.parent)
+            found = [_read_record(file, root) for file in files]
         else:
             raise UserError(f"{path}: no such folder or file; give a folder of runs, as results/runs, or a ledger.csv")
         for item in found:
@@ -48,13 +52,18 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
                 unreadable.append(item)
             else:
                 records[item["table"], item["fingerprint"], item["folder"]] = item
+        places = [(item, file.parent) for item, file in zip(found, files, strict=False) if not isinstance(item, str)]
+        folders |= {(item["table"], item["fingerprint"]): folder for item, folder in places}
+        replicates |= Replicates.of_runs((item["fingerprint"], folder) for item, folder in places)
     frame = _frame(records.values())
+    frame.attrs["replicates"], frame.attrs["folders"] = replicates, folders
     frame.attrs["unreadable"] = sorted(unreadable)
     return frame
 
 
 def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
-    """Merge `frame` into the ledger at `path`: a record replaces the one with its table, fingerprint and row.
+    """Merge `frame` into the ledger at `path`, and its replicates into `resampled.npz` beside it: a record replaces the one with
+    its table, fingerprint and row.
 
     Equal records give equal bytes, whatever the order in which they came.
     """
@@ -68,6 +77,8 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
         merged[record["table"], record["fingerprint"], record["row"]] = record
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
+    replicates = old.attrs.get("replicates", Replicates({})) | frame.attrs.get("replicates", Replicates({}))
+    replicates.write(path.with_name(FILE), ledger["fingerprint"])
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

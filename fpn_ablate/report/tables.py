@@ -114,7 +114,7 @@ def csv_text(table: Table) -> str:
     seeds = sorted({seed for row in table.rows for seed in row.states})
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
-    columns += ["metric", "unit", "state", "n", "mean", "std", "published", "difference", "difference_between"]
+    columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
     columns += [f"seed_{seed}" for seed in seeds]
     named = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
     blank = [None for _ in definition.facts]
@@ -126,7 +126,7 @@ def csv_text(table: Table) -> str:
             cell = cells[metric.key]
             lines.append(
                 [*table.key, table.generated, GENERATED if table.generated else None, table.setting, *names]
-                + [metric.key, _unit(metric), state, cell.ours.n, cell.ours.mean, cell.ours.std]
+                + [metric.key, _unit(metric), state, cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std]
                 + [cell.published, cell.difference, None if cell.difference is None else between]
                 + [cell.values.get(seed) for seed in seeds]
             )

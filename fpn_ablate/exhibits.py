@@ -1,0 +1,164 @@
+"""What a report shows of a finished run beyond its figures, from its saved detections and its weights.
+
+`python -m fpn_ablate.exhibits results/runs` makes all of it again, without a GPU where the runs needed none. Below the run:
+`resampled.npz` (its metrics on images drawn anew, for intervals) and `exhibits.npz` (each image's own figure, and what the
+levels of the pyramid hold); in its record `by_size` and `pictures`; and once for all runs on the same images,
+`<out>/runs/.pictures/<pictures>/`: small copies of the images with their ground truth in `truth.json`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fpn_ablate import record
+from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.data.sample import DetectionDataset
+from fpn_ablate.errors import UserError
+from fpn_ablate.evaluate import declared_truth
+from fpn_ablate.files import write_atomically
+from fpn_ablate.metrics import Detections, evaluator, quietly
+from fpn_ablate.model.detector import Detector
+from fpn_ablate.replicates import FILE as RESAMPLED
+from fpn_ablate.replicates import save
+from fpn_ablate.resample import draws, each_image, resample
+from fpn_ablate.schema import Config
+from fpn_ablate.train import autocast
+
+FILE, PICTURES, TRUTH = "exhibits.npz", ".pictures", "truth.json"
+SHOWN = 200  # images of which a small copy is kept
+SIDE = 320  # pixels at most
+
+
+def make(
+    folder: Path, dataset: DetectionDataset, found: Detections, model: Detector, cfg: Config, device: torch.device
+) -> dict[str, Any]:
+    """Write the files of a run, and return what goes into its record.
+
+    Args:
+        folder: of the run, three levels below <out>/runs.
+        dataset: the split that it was evaluated on; `found`: what it found there.
+
+    Raises:
+        UserError: the disk does not take them.
+    """
+    truth = declared_truth(dataset, cfg)
+    generator = np.random.default_rng(int(dataset.digest[:16], 16))  # the same images for every row
+    drawn = draws(len(truth["images"]), generator)
+    resampled = resample(truth, found, dataset.categories, dataset.area_bounds, drawn)
+    write_atomically(folder / RESAMPLED, partial(save, resampled=resampled))
+    ids, values = each_image(truth, _best(found), dataset.categories)
+    shown = {f"level_{name}": level for name, level in levels(model, dataset, cfg, device).items()}
+    write_atomically(folder / FILE, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))
+    name = dataset.digest[:16]
+    _pictures(folder.resolve().parents[3] / PICTURES / name, dataset, truth)
+    return {"by_size": by_size(truth, found, dataset.area_bounds), "pictures": name}
+
+
+def by_size(truth: dict[str, Any], found: Detections, area_bounds: tuple[float, float]) -> dict[str, list]:
+    """Class-agnostic AR@100 by the size of the object.
+
+    Returns:
+        {"edges": E sides in pixels (roots of areas), rising by sqrt(2), "objects": E + 1 counts, "AR100": E + 1 values, None
+        without objects}. The first and the last bin are open; an object on an edge counts on both sides, as in COCO.
+    """
+    small, large = (bound**0.5 for bound in area_bounds)
+    first, last = (round(2 * np.log2(side / small)) for side in (small / 4, large * 2))
+    edges = [small * 2 ** (k / 2) for k in range(first, last + 1)]
+    ranges = list(zip([0, *(edge**2 for edge in edges)], [*(edge**2 for edge in edges), 1e10], strict=True))
+    evaluation = evaluator(truth, _best(found), None, ranges, [100])
+    with quietly():
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0, :, 0].mean(axis=0)
+    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in truth["annotations"] if not a.get("iscrowd")]
+    counts = [sum(low <= area <= high for area in areas) for low, high in ranges]
+    values = [float(value) if count else None for value, count in zip(recall, counts, strict=True)]
+    return {"edges": [round(edge, 2) for edge in edges], "objects": counts, "AR100": values}
+
+
+@torch.no_grad()
+def levels(model: Detector, dataset: DetectionDataset, cfg: Config, device: torch.device) -> dict[str, np.ndarray]:
+    """{level: (h, w) uint8}: the mean absolute activation over the channels of each of the neck's levels, for the first image,
+    from nothing to the level's own greatest."""
+    recipe = cfg.recipe
+    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side}
+    batch = next(evaluation_batches(dataset, batch_size=1, count=1, **sides)).to(device)
+    with autocast(cfg, device):
+        features = model.features(batch.images, batch.sizes)
+    maps = {}
+    for name, level in features.items():
+        height, width = (
+            -(-size * level.shape[2 + d] // batch.images.shape[2 + d]) for d, size in enumerate(batch.sizes[0].tolist())
+        )
+        energy = level[0, :, :height, :width].float().abs().mean(dim=0)
+        maps[name] = (energy / energy.max().clamp(min=1e-12) * 255).byte().cpu().numpy()
+    return maps
+
+
+def _best(found: Detections, limit: int = 100) -> Detections:
+    """The first `limit` of each image: as many as are asked for, and evaluated in a tenth of the time."""
+    order = np.lexsort((-found.scores, found.image_ids))
+    ids = found.image_ids[order]
+    rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
+    kept = np.sort(order[rank < limit])
+    labels = None if found.labels is None else found.labels[kept]
+    return Detections(found.image_ids[kept], found.boxes[kept], found.scores[kept], labels)
+
+
+def _pictures(folder: Path, dataset: DetectionDataset, truth: dict[str, Any]) -> None:
+    """Small copies of the first images, and of all that is true of them; left alone if they are there."""
+    if (folder / TRUTH).exists():
+        return
+    images = truth["images"][:SHOWN]
+    for position, image in enumerate(images):
+        sample = dataset[position]
+        assert sample.image_id == image["id"]
+        picture = Image.fromarray(sample.image)
+        picture.thumbnail((SIDE, SIDE))
+        write_atomically(folder / f"{image['id']}.jpg", partial(picture.save, quality=82))
+    shown = {image["id"]: {"width": image["width"], "height": image["height"], "objects": []} for image in images}
+    names = {category["id"]: category["name"] for category in dataset.categories}
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] in shown:
+            entry = {"bbox": annotation["bbox"], "category": names[annotation["category_id"]]}
+            shown[annotation["image_id"]]["objects"].append(entry | ({"crowd": True} if annotation.get("iscrowd") else {}))
+    content = {"categories": [category["name"] for category in dataset.categories], "images": shown}
+    write_atomically(folder / TRUTH, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all runs have them, 2 when some could not be restored."""
+    from fpn_ablate.remeasure import restore
+
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.exhibits", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
+    given = parser.parse_args(argv)
+    files = sorted(file for folder in given.runs for file in folder.rglob(record.FILE))
+    if not files:
+        print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
+        return 2
+    splits: dict[str, tuple] = {}
+    problems = 0
+    for folder in (file.parent for file in files):
+        try:
+            trained, cfg, device = restore(folder, splits)
+            found = Detections.load(folder / "detections.npz")
+            more = make(folder, trained.validation, found, trained.model, cfg, device)
+            record.write(folder, (record.read(folder) or {}) | more)
+            print(f"{folder}: made")
+        except (UserError, OSError) as error:
+            print(f"left as it was: {error}", file=sys.stderr)
+            problems += 1
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

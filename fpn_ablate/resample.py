@@ -1,0 +1,135 @@
+"""A run's metrics on images drawn anew: what the bootstrap over images needs, from saved detections alone.
+
+Every row is evaluated on the same drawn images, so that differences between rows are paired (`fpn_ablate.report.stats`).
+I images, B replicates, K categories.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fpn_ablate.metrics import (
+    AREAS,
+    Detections,
+    area_ranges,
+    evaluator,
+    mean,
+    precision_by_size,
+    quietly,
+    recall_name,
+)
+
+REPLICATES = 400  # an interval's width is then known to 4 % (Efron and Tibshirani 1993, Sec. 6.4)
+
+
+def draws(images: int, generator: np.random.Generator, replicates: int = REPLICATES) -> np.ndarray:
+    """(B, I) positions of images, drawn with replacement."""
+    return generator.integers(images, size=(replicates, images))
+
+
+def resample(
+    truth: dict[str, Any],
+    detections: Detections,
+    categories: Sequence[dict[str, Any]],
+    area_bounds: tuple[float, float],
+    drawn: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """{metric: (B,) values}, NaN where undefined, as `average_recall` and `average_precision` give on the drawn images.
+
+    Args:
+        truth, detections, categories, area_bounds: as there. Detections with labels have AP and AR100, others AR100 and AR1k.
+        drawn: (B, I) positions in the images of `truth`, sorted by id (`draws`).
+    """
+    if detections.labels is None:
+        return _recall(truth, detections, area_bounds, (100, 1000), drawn)
+    return _precision(truth, detections, categories, area_bounds, drawn) | _recall(
+        truth, detections, area_bounds, (100,), drawn
+    )
+
+
+def each_image(
+    truth: dict[str, Any], detections: Detections, categories: Sequence[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the images, rising, and what each is worth alone: AP, or AR100 without labels; NaN without objects. (I,), (I,)"""
+    labels = detections.labels is not None
+    images = _Images(truth, detections, categories if labels else None, [(0, 1e10)], (100,))
+    ids = np.unique([image["id"] for image in truth["images"]])
+    values = [mean(images.evaluate([i])["precision" if labels else "recall"]) for i in range(len(ids))]
+    return ids, np.array([np.nan if value is None else value for value in values], np.float32)
+
+
+def _recall(
+    truth: dict[str, Any],
+    detections: Detections,
+    area_bounds: tuple[float, float],
+    limits: tuple[int, ...],
+    drawn: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Recall is a ratio of sums over images, so each image is evaluated once, and the replicates only add up."""
+    areas = area_ranges(area_bounds)
+    images = _Images(truth, detections, None, areas, limits)
+    recall = np.stack([images.evaluate([i])["recall"][:, 0].mean(axis=0) for i in range(drawn.shape[1])])  # (I, areas, limits)
+    objects = _objects(truth, areas)
+    times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn]).astype(float)  # (B, I)
+    found = {}
+    for a, area in enumerate(AREAS):
+        total = times @ objects[:, a]
+        for m, limit in enumerate(limits):
+            hits = times @ (np.maximum(recall[:, a, m], 0) * objects[:, a])
+            found[recall_name(limit, area)] = np.divide(hits, total, out=np.full(len(times), np.nan), where=total > 0)
+    return found
+
+
+def _precision(
+    truth: dict[str, Any],
+    detections: Detections,
+    categories: Sequence[dict[str, Any]],
+    area_bounds: tuple[float, float],
+    drawn: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Precision is not: the detections of all drawn images are put in order anew."""
+    images = _Images(truth, detections, categories, area_ranges(area_bounds), (100,))
+    lines = [precision_by_size(images.evaluate(row)["precision"][..., 0], images.thresholds) for row in drawn.tolist()]
+    return {name: np.array([np.nan if line[name] is None else line[name] for line in lines]) for name in lines[0]}
+
+
+class _Images:
+    """Images matched once, each on its own, and accumulated in any combination by faster-coco-eval's own code."""
+
+    def __init__(
+        self,
+        truth: dict[str, Any],
+        detections: Detections,
+        categories: Sequence[dict[str, Any]] | None,
+        areas: list[tuple[float, float]],
+        limits: tuple[int, ...],
+    ) -> None:
+        evaluation = evaluator(truth, detections, categories, areas, limits)
+        evaluation.separate_eval = True  # keeps what was found in each image
+        with quietly():
+            evaluation.evaluate()
+        self.params = evaluation._paramsEval
+        self.thresholds = self.params.iouThrs
+        self.ids = list(self.params.imgIds)
+        kinds = len(evaluation._evalImgs_cpp) // len(self.ids)  # categories x areas; images are the last dimension
+        self._matched = [evaluation._evalImgs_cpp[k * len(self.ids) : (k + 1) * len(self.ids)] for k in range(kinds)]
+
+    def evaluate(self, positions: list[int]) -> dict[str, np.ndarray]:
+        """Precision and recall, as COCOeval gives them, of these images alone; an image may stand there several times."""
+        from faster_coco_eval import faster_eval_api_cpp
+
+        self.params.imgIds = [self.ids[i] for i in positions]
+        return faster_eval_api_cpp.COCOevalAccumulate(self.params, [kind[i] for kind in self._matched for i in positions])
+
+
+def _objects(truth: dict[str, Any], areas: list[tuple[float, float]]) -> np.ndarray:
+    """(I, areas) objects that count, images by rising id."""
+    position = {key: i for i, key in enumerate(np.unique([image["id"] for image in truth["images"]]).tolist())}
+    counts = np.zeros((len(position), len(areas)))
+    for annotation in truth["annotations"]:
+        if annotation.get("iscrowd"):
+            continue
+        area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+        counts[position[annotation["image_id"]]] += [low <= area <= high for low, high in areas]
+    return counts
