@@ -184,6 +184,11 @@ def _table(
     promised = {spec.names[0]: row for spec, row in zip(definition.rows, rows, strict=False) if not row.published_only}
     table, recipe, data = key
     unreadable = _of_table(attrs.get("unreadable", []), table)
+    effects = _effects(definition, rows)
+    cells = {name: row.cells for name, row in promised.items()}
+    verdicts = judge(claims, definition, cells, {name: row.seeds for name, row in promised.items()}, noise)
+    contrasts = [*(v.found for v in verdicts if v.found), *(cell for effect in effects for cell in effect.cells.values())]
+    notes = footer.comparison(definition, contrasts, control, noise)
     return Table(
         recipe=recipe,
         data=data,
@@ -192,15 +197,9 @@ def _table(
         setting=ours[0]["setting"],
         definition=definition,
         rows=rows,
-        effects=_effects(definition, rows),
-        footer=tuple(footer.lines(definition, rows, compared, others, left_out, unreadable, allow_unfair)),
-        verdicts=judge(
-            claims,
-            definition,
-            {name: row.cells for name, row in promised.items()},
-            {name: row.seeds for name, row in promised.items()},
-            noise,
-        ),
+        effects=effects,
+        footer=tuple(footer.lines(definition, rows, compared, others, left_out, unreadable, notes, allow_unfair)),
+        verdicts=verdicts,
         control=control,
         noise=noise,
         best=_best(definition, rows),

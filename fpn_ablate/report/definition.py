@@ -72,7 +72,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Control:
-    """An A/A control: `row` again with `seeds` that no other row has. What it differs from itself is the harness's own noise."""
+    """An A/A control: `row` again with `seeds` that no other row has. What it differs from itself is the harness's noise."""
 
     row: str
     seeds: tuple[int, ...]

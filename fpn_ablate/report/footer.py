@@ -1,7 +1,8 @@
 """What a reader must know to trust a table: data, images, evaluator, recipe, machine, code, and what was left out."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.report.definition import Definition
@@ -9,6 +10,7 @@ from fpn_ablate.report.records import factors_of, under
 from fpn_ablate.schema import INCIDENTAL
 
 if TYPE_CHECKING:
+    from fpn_ablate.report.cells import Contrast
     from fpn_ablate.report.collate import Record, Row
 
 GENERATED = "GENERATED DATA: not comparable with COCO"
@@ -39,9 +41,13 @@ def lines(
     others: "list[list[Record]]",
     left_out: list[str],
     unreadable: list[str],
+    compared: Iterable[tuple[str, str]] = (),
     unfair: bool = False,
 ) -> list[tuple[str, str]]:
-    """Pairs (label, text): first what was measured and how, then what is missing. `unfair`: `others` stand among the rows."""
+    """Pairs (label, text): first what was measured and how, then what is missing.
+
+    `compared` are lines on the comparison of rows (`comparison`); `unfair`: `others` stand among the rows.
+    """
     finished = [record for record in ours if record["status"] == "finished"] or ours
     pairs = [
         ("data", _data(ours)),
@@ -53,6 +59,7 @@ def lines(
         ("backbone", _each(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
         ("±", _interval(rows)),
+        *compared,
         ("device", _each(finished, _device)),
         ("code", _each(finished, _code)),
         ("proposals", _proposals(finished)),
@@ -195,6 +202,32 @@ def _seeds(definition: Definition, rows: "Iterable[Row]") -> str:
         text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(found)}" for row, found in seeds.items())
     missing = sorted(set(definition.seeds) - {seed for found in seeds.values() for seed in found})
     return text + (f"; the definition also asks for {_numbers(missing)}" if missing else "")
+
+
+def comparison(
+    definition: Definition, contrasts: "Iterable[Contrast]", control: "Row | None", noise: "Mapping[str, float | None]"
+) -> list[tuple[str, str]]:
+    """What pairing did for the differences, and what differences mean nothing."""
+    lines = []
+    removed = [share for contrast in contrasts if (share := contrast.removed) is not None and contrast.ours.n > 1]
+    if removed:
+        share = f"{median(removed):.0%}".replace("%", " %")
+        lines.append(
+            ("pairing", f"of the variance of a difference, equal seeds and images removed {share} (median of {len(removed)})")
+        )
+    if control is not None:
+        known = [f"{m.title} {value:.{m.digits}f}" for m in definition.metrics if (value := noise.get(m.key)) is not None]
+        text = f"row {control.row} again with seeds {_numbers(control.states)} (A/A control)"
+        lines.append(
+            (
+                "noise",
+                f"{text}: equal rows stay closer than {', '.join(known)} in 95 of 100 cases († marks less)" if known else text,
+            )
+        )
+    elif definition.control is not None:
+        wanted = f"ablation={definition.control.row} seed={','.join(map(str, definition.control.seeds))}"
+        lines.append(("noise", f"no A/A control has been run; the command of the table with {wanted} added does"))
+    return lines
 
 
 def _interval(rows: "Iterable[Row]") -> str:

@@ -1,31 +1,36 @@
 """What a table prints, as plain text: one grid, which `tables` sets in each format."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fpn_ablate.report.collate import Cell, Difference, Row, Table
+from fpn_ablate.report.cells import Cell
+from fpn_ablate.report.claims import Claim, Verdict
+from fpn_ablate.report.collate import Difference, Row, Table
 from fpn_ablate.report.definition import Fact, Metric
 from fpn_ablate.report.footer import GENERATED
 
 CHECK = "✓"
+WITHIN_NOISE = "†"
 
 
 @dataclass(frozen=True)
 class Line:
     """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours.
 
-    `kind` "published" is a row of the paper that has no line of ours; "paper" stands below one.
+    `kind` "published" is a row of the paper that has no line of ours; "paper" stands below one; "control" is the A/A control.
     """
 
-    kind: Literal["ours", "paper", "published", "effect"]
+    kind: Literal["ours", "paper", "published", "control", "effect"]
     label: str
     facts: tuple[str, ...]
     metrics: tuple[str, ...]
     differences: tuple[str, ...] = ()
+    best: tuple[bool, ...] = ()  # metrics that are better than all others, as far as their intervals tell
 
     @property
     def ours(self) -> bool:
-        return self.kind in ("ours", "effect")
+        return self.kind in ("ours", "control", "effect")
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -47,7 +52,11 @@ class Grid:
     difference_label: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    verdicts: tuple[tuple[str, ...], ...]  # cells as VERDICT_HEADER names them
     footer: tuple[tuple[str, str], ...]
+
+
+VERDICT_HEADER = ("claim", "metric", "ours", "n", "published", "verdict", "p (Holm)")
 
 
 def grid(table: Table) -> Grid:
@@ -63,11 +72,11 @@ def grid(table: Table) -> Grid:
         if row.published_only:
             lines.append(_paper_line(table, row))
             continue
-        facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
-        metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
-        lines.append(Line("ours", clean(_label(table, row)) + mark, (*facts, str(len(row.seeds))), metrics))
+        lines.append(_our_line(table, row, mark))
         if row.published:
             lines.append(_paper_line(table, row))
+        if table.control and table.control.row == row.row:
+            lines.append(_our_line(table, table.control, "", "control"))
     lines += [_effect_line(table, effect) for effect in table.effects]
     titles = [column.title for column in (*definition.facts, *definition.metrics)]
     titles.insert(len(definition.facts), "n")
@@ -81,6 +90,7 @@ def grid(table: Table) -> Grid:
         difference_label=_difference_label(table),
         lines=tuple(lines),
         notes=tuple(notes),
+        verdicts=tuple(_verdict(table, verdict) for verdict in table.verdicts),
         footer=tuple((label, clean(text)) for label, text in table.footer),
     )
 
@@ -88,6 +98,44 @@ def grid(table: Table) -> Grid:
 def clean(text: str) -> str:
     """One line without control characters: names and messages come from outside."""
     return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
+
+
+def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
+    definition = table.definition
+    facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
+    metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
+    best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
+    label = row.label if kind == "control" else _label(table, row)
+    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
+
+
+def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
+    claim, found = verdict.claim, verdict.found
+    titles = {metric.key: metric.title for metric in table.definition.metrics}
+    metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
+    text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
+    if found is None:
+        return text, clean(metric), "", "0", "", verdict.verdict, ""
+    published = "" if found.published is None or claim.ours else f"{found.published:+.1f}"
+    word = verdict.verdict
+    if word == "inconclusive":
+        word += (
+            f"; {verdict.needed} seeds would tell"
+            if verdict.needed
+            else "; more seeds alone would not tell" * (found.ours.n > 1)
+        )
+    if verdict.within_noise:
+        word += f"; within the noise of equal rows, {verdict.noise:.1f}"
+    ours = f"{found.ours.mean:+z.1f}" + (f" ± {found.ours.half:.1f}" if found.ours.half is not None else "")
+    p = "" if found.ours.n < 2 else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    return text, clean(metric), ours, str(found.ours.n), published, word, p
+
+
+def _bounds(claim: Claim) -> str:
+    """In points, as `> 0`, `< 2` or `-2 to 2`."""
+    if len(claim.bounds) == 2:
+        return f"{claim.above:g} to {claim.below:g}"
+    return f"> {claim.above:g}" if math.isfinite(claim.above) else f"< {claim.below:g}"
 
 
 def _label(table: Table, row: Row) -> str:
@@ -109,11 +157,16 @@ def _paper_line(table: Table, row: Row) -> Line:
 
 
 def _effect_line(table: Table, effect: Difference) -> Line:
-    cells = [(metric, effect.cells[metric.key]) for metric in table.definition.metrics]
-    values = (
-        "–" if metric.source else _value(metric, cell, len(effect.seeds), "+") if effect.seeds else "not run"
-        for metric, cell in cells
-    )
+    def value(metric: Metric) -> str:
+        cell, noise = effect.cells[metric.key], table.noise.get(metric.key)
+        if metric.source:
+            return "–"
+        if not effect.seeds:
+            return "not run"
+        within = noise is not None and cell.ours.mean is not None and abs(cell.ours.mean) < noise
+        return _value(metric, cell, len(effect.seeds), "+") + (f" {WITHIN_NOISE}" if within else "")
+
+    values = map(value, table.definition.metrics)
     blank = tuple("" for _ in table.definition.facts)
     return Line("effect", clean(f"effect, ours: {effect.title}"), (*blank, str(len(effect.seeds))), tuple(values))
 

@@ -62,8 +62,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
-    """Merge `frame` into the ledger at `path`, and its replicates into `resampled.npz` beside it: a record replaces the one with
-    its table, fingerprint and row.
+    """Merge `frame` into the ledger at `path`, and its replicates into `resampled.npz` beside it.
+
+    A record replaces the one with its table, fingerprint and row.
 
     Equal records give equal bytes, whatever the order in which they came.
     """

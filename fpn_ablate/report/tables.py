@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.definition import Metric
 from fpn_ablate.report.footer import GENERATED
-from fpn_ablate.report.grid import CHECK, Grid, grid
+from fpn_ablate.report.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Grid, Line, grid
 from fpn_ablate.report.records import to_csv
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def show(table: Table, console: "Console | None" = None) -> None:
     notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
     footer = [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
     console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), drawn).minimum)
-    console.print(Group(*parts, Text(), drawn, Text(), *notes, *footer, Text()))
+    verdicts = [_drawn_verdicts(content), Text()] if content.verdicts else []
+    console.print(Group(*parts, Text(), drawn, Text(), *verdicts, *notes, *footer, Text()))
 
 
 def _drawn(content: Grid) -> "RichTable":
@@ -63,6 +64,24 @@ def _drawn(content: Grid) -> "RichTable":
     return drawn
 
 
+def _drawn_verdicts(content: Grid) -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for number, title in enumerate(VERDICT_HEADER):
+        drawn.add_column(
+            title, justify="right" if title in ("ours", "n", "published", "p (Holm)") else "left", min_width=12 * (not number)
+        )
+    for cells in content.verdicts:
+        style = {"supported": "green", "contradicted": "red"}.get(cells[VERDICT_HEADER.index("verdict")].split(";")[0], "")
+        drawn.add_row(
+            *(Text(cell.replace(" ± ", "±"), style=style if cell.startswith(("supp", "contra")) else "") for cell in cells)
+        )
+    return drawn
+
+
 def markdown(table: Table) -> str:
     """GitHub's Markdown, without a heading so that it fits anywhere."""
     content = grid(table)
@@ -73,8 +92,13 @@ def markdown(table: Table) -> str:
     text.append(_pipe("---:" if right else "---" for right in content.right))
     for line in content.lines:
         cells = [escape_markdown(cell) for cell in line.cells]
+        cells = [f"**{cell}**" if best else cell for cell, best in zip(cells, _best(line), strict=True)]
         text.append(_pipe([f"**{cells[0]}**" if line.ours else f"*{cells[0]}*", *cells[1:]]))
     text.append("")
+    if content.verdicts:
+        text += [_pipe(VERDICT_HEADER), _pipe("---" for _ in VERDICT_HEADER)]
+        text += [_pipe(map(escape_markdown, cells)) for cells in content.verdicts]
+        text.append("")
     text += [f"- \\[{number}\\] {escape_markdown(note)}" for number, note in enumerate(content.notes, start=1)]
     text += [f"- {label}: {escape_markdown(value)}" for label, value in content.footer]
     return "\n".join(text) + "\n"
@@ -96,13 +120,36 @@ def latex(table: Table) -> str:
             first_effect = line.kind == "effect" and content.lines[number - 1].kind != "effect"
             body.append(r"\midrule" if first_effect else r"\addlinespace")
         cells = [escape_latex(cell) for cell in line.cells]
+        cells = [rf"\textbf{{{cell}}}" if best else cell for cell, best in zip(cells, _best(line), strict=True)]
         label = rf"\quad {cells[0]}" if line.kind == "paper" else cells[0]
-        body.append(" & ".join([label, *cells[1:first], *(c.replace("-", "$-$") for c in cells[first:])]) + r" \\")
-    body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\scriptsize"]
+        body.append(" & ".join([label, *cells[1:first], *map(_minus, cells[first:])]) + r" \\")
+    body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", *_latex_verdicts(content)]
+    body += [r"\begin{minipage}{\linewidth}\scriptsize"]
     body += [rf"{{[{number}]}} {escape_latex(note)}\par" for number, note in enumerate(content.notes, start=1)]
-    body += [rf"{label}: {escape_latex(text)}\par" for label, text in content.footer]
+    body += [rf"{escape_latex(label)}: {escape_latex(text)}\par" for label, text in content.footer]
     body += [r"\end{minipage}", r"\end{table}"]
     return "% Needs \\usepackage{booktabs,amssymb,graphicx}\n" + "\n".join(body) + "\n"
+
+
+def _latex_verdicts(content: Grid) -> list[str]:
+    if not content.verdicts:
+        return []
+    lines = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    lines += [r"\begin{tabular}{llrrrlr}", r"\toprule", " & ".join(map(escape_latex, VERDICT_HEADER)) + r" \\", r"\midrule"]
+    for cells in content.verdicts:
+        first, *rest = map(escape_latex, cells)
+        lines.append(" & ".join([first, *map(_minus, rest)]) + r" \\")
+    return [*lines, r"\bottomrule", r"\end{tabular}}", r"\par\smallskip"]
+
+
+def _minus(cell: str) -> str:
+    """A cell of LaTeX with minus signs before its figures."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", cell)
+
+
+def _best(line: Line) -> list[bool]:
+    """Of a line's cells, those to set in bold: label and facts never."""
+    return [False] * (1 + len(line.facts)) + list(line.best or [False] * len(line.metrics))
 
 
 def csv_text(table: Table) -> str:
@@ -151,6 +198,7 @@ LATEX |= {
     "–": "--",
     "−": "$-$",
     "…": r"\dots{}",
+    WITHIN_NOISE: r"$\dagger$",
     "�": "?",
 }
 LATEX |= {"[": "{[}", "]": "{]}"}  # "\\ [" would be read as a length
