@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.paths import CONF, EXPERIMENTS, PLUGINS, ROOT
+from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.schema import TASKS, keys, unknown_key
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
 
@@ -77,7 +77,7 @@ def _task(arguments: Sequence[str]) -> str | None:
 
 
 def _experiment(name: str) -> str:
-    found = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+    found = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.name != CLAIMS)
     matches = [name] if name in found else [stem for stem in found if stem.startswith(name)]
     if len(matches) > 1:
         raise UserError(f"experiments={name}: which of {', '.join(matches)}?")

@@ -8,3 +8,4 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = ROOT / "conf"
 EXPERIMENTS = ROOT / "experiments"
 PLUGINS = PACKAGE / "plugins"
+CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but what is claimed of their tables

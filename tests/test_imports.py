@@ -59,7 +59,7 @@ def test_data_and_model_do_not_know_each_other():
 
 def test_the_report_knows_neither_torch_nor_the_rest():
     """What it does know is light: names of keys, and how a file is written."""
-    light = ("fpn_ablate.paths", "fpn_ablate.errors", "fpn_ablate.files", "fpn_ablate.schema")
+    light = ("fpn_ablate.paths", "fpn_ablate.errors", "fpn_ablate.files", "fpn_ablate.replicates", "fpn_ablate.schema")
     for path in (p for p in FILES if name_of(p).startswith("report/")):
         own = {i for i in imports(path) if i.startswith("fpn_ablate.") and not i.startswith("fpn_ablate.report")}
         assert all(i.startswith(light) for i in own), path

@@ -31,7 +31,8 @@ def _report(options: argparse.Namespace) -> int:
         looked = ", ".join(map(str, options.source))
         raise UserError(f"no records found in {looked}; a run writes its record.json when it ends")
     errors: list[str] = []
-    collated = collate(frame, experiments=[EXPERIMENTS, *options.experiments], errors=errors)
+    folders = [EXPERIMENTS, *options.experiments]
+    collated = collate(frame, experiments=folders, errors=errors, allow_unfair=options.allow_unfair)
     for table in () if options.check else collated:
         tables.show(table)
     for error in errors:
@@ -56,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--readme", type=Path, help="fill the '<!-- table: NAME -->' blocks of this file")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme would change")
     parser.add_argument("--experiments", type=Path, action="append", default=[], help="a further folder of table definitions")
+    parser.add_argument(
+        "--allow-unfair",
+        action="store_true",
+        help="put rows of several settings into one table, and name in its footer what they differ in",
+    )
     return parser
 
 

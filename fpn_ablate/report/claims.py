@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.paths import CLAIMS
 from fpn_ablate.report.cells import Cell, Contrast, beyond, contrast
 from fpn_ablate.report.definition import Definition, is_number, mapping, read_yaml, text_of
 from fpn_ablate.report.stats import LEVEL, holm, seeds_needed
 
-FILE = "claims.yaml"
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 
 
@@ -44,6 +44,7 @@ class Verdict:
         p: the p-value of the verdict, after Holm's correction over the claims of the table; None where nothing was compared.
         needed: seeds that would tell, where it is inconclusive; None: not even 1000, or not known.
         noise: the difference that equal rows may show by chance (A/A control), in points; None without a control.
+        missing: the row or metric that the table does not have.
     """
 
     claim: Claim
@@ -52,6 +53,7 @@ class Verdict:
     p: float | None = None
     needed: int | None = None
     noise: float | None = None
+    missing: str | None = None
 
     @property
     def within_noise(self) -> bool:
@@ -61,7 +63,7 @@ class Verdict:
 def load(folders: Iterable[Path]) -> list[Claim]:
     """All claims of the `claims.yaml` of these folders. Raises UserError where one is not valid."""
     found: list[Claim] = []
-    for file in (folder / FILE for folder in folders):
+    for file in (folder / CLAIMS for folder in folders):
         if not file.is_file():
             continue
         content = read_yaml(file)
@@ -103,19 +105,17 @@ def judge(
     Args:
         rows: {first name: {metric: cell}} of the promised rows. seeds: {first name: finished seeds}.
         noise: {metric: what equal rows differ by}.
-
-    Raises:
-        UserError: a claim names a row or a metric that the table does not promise.
     """
     own = [claim for claim in claims if claim.table == definition.table]
-    found = [_compared(claim, rows, seeds) for claim in own]
+    missing = [_missing(claim, rows) for claim in own]
+    found = [None if lack else _compared(claim, rows, seeds) for claim, lack in zip(own, missing, strict=True)]
     compared = [k for k, difference in enumerate(found) if difference is not None]
     sides = {k: _p_values(own[k], found[k]) for k in compared}
     adjusted = dict(zip(compared, holm([min(1.0, 2 * min(sides[k])) for k in compared]), strict=True))
     verdicts = []
     for k, claim in enumerate(own):
         if found[k] is None:
-            verdicts.append(Verdict(claim, "not run"))
+            verdicts.append(Verdict(claim, "not run", missing=missing[k]))
             continue
         word = "inconclusive"
         if adjusted[k] < 1 - LEVEL:
@@ -125,16 +125,17 @@ def judge(
     return tuple(verdicts)
 
 
-def _compared(claim: Claim, rows: Mapping[str, Mapping[str, Cell]], seeds: Mapping[str, Collection[int]]) -> Contrast | None:
-    names = (*claim.plus, *claim.minus)
-    for name in names:
+def _missing(claim: Claim, rows: Mapping[str, Mapping[str, Cell]]) -> str | None:
+    """A table of the user's own, under the name of ours, need not have what ours has."""
+    for name in (*claim.plus, *claim.minus):
         if name not in rows:
-            raise UserError(f"claims.yaml: table {claim.table} promises no row '{name}'; it has {', '.join(rows)}")
-    for metric in filter(None, (claim.metric, claim.less)):
-        if metric not in rows[names[0]]:
-            known = ", ".join(rows[names[0]])
-            raise UserError(f"claims.yaml: table {claim.table} has no metric '{metric}'; it has {known}")
-    common = sorted(set.intersection(*(set(seeds[name]) for name in names)))
+            return f"row '{name}'"
+    metrics = next(iter(rows.values()))
+    return next((f"metric '{metric}'" for metric in filter(None, (claim.metric, claim.less)) if metric not in metrics), None)
+
+
+def _compared(claim: Claim, rows: Mapping[str, Mapping[str, Cell]], seeds: Mapping[str, Collection[int]]) -> Contrast | None:
+    common = sorted(set.intersection(*(set(seeds[name]) for name in (*claim.plus, *claim.minus))))
 
     def difference(metric: str) -> Contrast:
         plus, minus = ([rows[name][metric] for name in side] for side in (claim.plus, claim.minus))

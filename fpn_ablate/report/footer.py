@@ -31,7 +31,6 @@ CIRCUMSTANCES = (
 )
 SHOWN_DIFFERENCES = 6
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
-OPTION = "--allow-unfair"
 
 
 def lines(
@@ -68,7 +67,7 @@ def lines(
         *(("note", note) for note in definition.notes),
         ("published", _published(definition)),
         *(("left out", text) for text in left_out),
-        *(("UNFAIR" if unfair else "left out", _other_setting(ours, other, unfair)) for other in others),
+        *(("UNFAIR" if unfair else "left out", _other_setting(ours, other)) for other in others),
     ]
     if unreadable:
         pairs.append(("unreadable", f"{len(unreadable)} of the record files: {'; '.join(unreadable)}"))
@@ -111,10 +110,9 @@ def _values(records: "list[Record]", key: str) -> set[str]:
     return {json.dumps(record.get(key), sort_keys=True) for record in records}
 
 
-def _other_setting(ours: "list[Record]", other: "list[Record]", unfair: bool) -> str:
+def _other_setting(ours: "list[Record]", other: "list[Record]") -> str:
     what = differences(ours, other) or "nothing that the records hold differs, so what the files of data or weights hold does"
-    text = f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
-    return text if unfair else f"{text} ({OPTION} shows them together)"
+    return f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {what}"
 
 
 def _data(records: "list[Record]") -> str:

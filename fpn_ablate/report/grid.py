@@ -112,10 +112,11 @@ def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"
 def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
     claim, found = verdict.claim, verdict.found
     titles = {metric.key: metric.title for metric in table.definition.metrics}
-    metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
+    metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
     text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
     if found is None:
-        return text, clean(metric), "", "0", "", verdict.verdict, ""
+        why = f"; the table has no {verdict.missing}" if verdict.missing else ""
+        return text, clean(metric), "", "0", "", clean(verdict.verdict + why), ""
     published = "" if found.published is None or claim.ours else f"{found.published:+.1f}"
     word = verdict.verdict
     if word == "inconclusive":

@@ -53,6 +53,8 @@ def save_table(table: Table, out: str | Path) -> None:
     texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
     for kind, text in texts.items():
         records.save_text(Path(out, "tables", f"{table.name}.{kind}"), text)
+    if table.verdicts:
+        records.save_text(Path(out, "tables", f"{table.name}-claims.csv"), tables.claims_csv(table))
     for kind, image in plots.render(table).items():
         write_atomically(Path(out, "plots", f"{table.name}.{kind}"), partial(Path.write_bytes, data=image))
 

@@ -70,13 +70,14 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
         axis.axhspan(y - 0.5, y + 0.5, color="0.97", linewidth=0, zorder=0)
     cells = [(y, row, row.cells[metric.key]) for y, row in enumerate(table.rows)]
     ours = [(y, cell) for y, _, cell in cells if cell.ours.mean is not None]
-    spread = [(y, cell) for y, cell in ours if cell.ours.std is not None]
+    spread = [(y, cell) for y, cell in ours if cell.ours.half is not None]
     _dots(axis, [(cell.published, y + 0.22) for y, _, cell in cells if cell.published is not None], HOLLOW)
-    _dots(axis, [(x, y - 0.28) for y, cell in spread for x in cell.values.values() if x is not None], SEED)
+    _dots(
+        axis, [(x, y - 0.28) for y, cell in ours if len(cell.values) > 1 for x in cell.values.values() if x is not None], SEED
+    )
     _dots(axis, [(cell.ours.mean, y - 0.03) for y, cell in ours], MEAN)
     for y, cell in spread:
-        ends = (cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std)
-        axis.plot(ends, (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=2)
+        axis.plot((cell.ours.low, cell.ours.high), (y - 0.03, y - 0.03), "-", linewidth=1.4, color=OURS, zorder=2)
     for y, row, cell in cells:
         if cell.ours.mean is None and not row.published_only:
             state = "n/a" if row.seeds else row.state
@@ -113,7 +114,7 @@ def _legend(figure: "Figure", table: Table) -> None:
 
     on = f"ours on {clean(table.data)}"
     if any(len(row.seeds) > 1 for row in table.rows):
-        marks = [Line2D([], [], label=f"{on}: mean ± standard deviation", **MEAN | {"linestyle": "-"})]
+        marks = [Line2D([], [], label=f"{on}: mean with its 95 % interval", **MEAN | {"linestyle": "-"})]
         marks.append(Line2D([], [], label="single seeds", **SEED))
     else:
         marks = [Line2D([], [], label=on, **MEAN)]

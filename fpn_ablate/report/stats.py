@@ -4,12 +4,13 @@ A metric of a row varies with the seed of its training and with the images that 
 images by a bootstrap (`fpn_ablate.resample`: the same drawn images for every run), the seeds in closed form, since the
 bootstrap's variance of a mean over seeds is known without drawing. Two to five seeds are too few for a percentile interval,
 which misses the truth far more often than it says; so the two variances are added up and Student's t takes the place of the
-percentiles, with Welch and Satterthwaite's degrees of freedom. tests/report/test_coverage.py holds that to its 95 %.
+percentiles. tests/report/test_coverage.py holds that to its 95 %.
 
 S seeds, B replicates.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Estimate:
     @property
     def half(self) -> float | None:
         """Half of the 95 % interval."""
-        return None if self.error is None else _t(self.df, LEVEL) * self.error
+        return None if self.error is None else _t(self.df) * self.error
 
     @property
     def low(self) -> float | None:
@@ -63,17 +64,13 @@ class Estimate:
         """The p-value, one-sided, against the mean being at most `bound`; 1 from one seed."""
         if self.n < 2 or self.error is None:
             return 1.0
-        if self.error == 0:
-            return float(self.mean <= bound)
-        from scipy import stats
-
-        return float(stats.t.sf((self.mean - bound) / self.error, self.df))
+        return float(self.mean <= bound) if self.error == 0 else _tail((self.mean - bound) / self.error, self.df)
 
     def below(self, bound: float) -> float:
         """The p-value, one-sided, against the mean being at least `bound`; 1 from one seed."""
         if self.n < 2 or self.error is None:
             return 1.0
-        return float(self.mean >= bound) if self.error == 0 else 1 - self.above(bound)
+        return float(self.mean >= bound) if self.error == 0 else _tail((bound - self.mean) / self.error, self.df)
 
 
 def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndarray] | None = None) -> Estimate:
@@ -92,8 +89,17 @@ def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndar
     if between is None and images is None:
         return Estimate(n, mean)
     variance = (between or 0.0) + (images or 0.0)
-    df = (n - 1) * (variance / between) ** 2 if between else math.inf
-    return Estimate(n, mean, math.sqrt(variance), df, between, images)
+    return Estimate(n, mean, math.sqrt(variance), _degrees(n, between or 0.0, variance), between, images)
+
+
+def _degrees(n: int, between: float, variance: float) -> float:
+    """Degrees of freedom of a variance of which the part `between` is estimated from n seeds.
+
+    Welch and Satterthwaite's formula has the square of the ratio. From so few seeds it is too large whenever they happen to
+    agree: with three of them and little variance from the images, 95 % intervals cover 92 %. Without the square they cover 94 to
+    96 % (both by simulation).
+    """
+    return (n - 1) * variance / between if between else math.inf
 
 
 def _images(replicates: Sequence[np.ndarray | None]) -> float | None:
@@ -123,13 +129,13 @@ def seeds_needed(found: Estimate, bound: float) -> int | None:
     if found.n < 2 or found.seeds is None:
         return None
     distance, spread, images = abs(found.mean - bound), found.seeds * found.n, found.images or 0.0
-    for n in range(2, MOST_SEEDS + 1):
-        between = spread / n
-        variance = between + images
-        df = (n - 1) * (variance / between) ** 2 if between else math.inf
-        if distance > _t(df, LEVEL) * math.sqrt(variance):
-            return n
-    return None
+
+    def tells(n: int) -> bool:
+        variance = spread / n + images
+        return distance > _t(_degrees(n, spread / n, variance)) * math.sqrt(variance)
+
+    needed = 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=tells)
+    return needed if needed <= MOST_SEEDS else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -148,10 +154,18 @@ def noise_floor(first: Sequence[float], second: Sequence[float]) -> float | None
     if min(n, m) < 2:
         return None
     pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
-    return float(_t(n + m - 2, LEVEL) * math.sqrt(pooled * (1 / n + 1 / m)))
+    return float(_t(n + m - 2) * math.sqrt(pooled * (1 / n + 1 / m)))
 
 
-def _t(df: float, level: float) -> float:
-    from scipy import stats
+def _t(df: float) -> float:
+    """What half a 95 % interval is in standard errors."""
+    from scipy.special import stdtrit
 
-    return float(stats.t.ppf((1 + level) / 2, df))
+    return float(stdtrit(df, (1 + LEVEL) / 2))
+
+
+def _tail(t: float, df: float) -> float:
+    """The probability of more than `t`."""
+    from scipy.special import stdtr
+
+    return float(stdtr(df, -t))

@@ -4,15 +4,18 @@ Each row of the table has a line of ours and, where the paper has that row, the 
 below it: in brackets on paper and in Markdown, on a line of its own in the terminal, where width is dear.
 """
 
+import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fpn_ablate.report.claims import Verdict
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.definition import Metric
 from fpn_ablate.report.footer import GENERATED
 from fpn_ablate.report.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Grid, Line, grid
 from fpn_ablate.report.records import to_csv
+from fpn_ablate.report.stats import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,6 +181,25 @@ def csv_text(table: Table) -> str:
                 + [cell.values.get(seed) for seed in seeds]
             )
     return to_csv(columns, lines)
+
+
+def claims_csv(table: Table) -> str:
+    """One line for each claim that is made of the table, at full precision; differences in points."""
+    lines = [_claim_line(table, verdict) for verdict in table.verdicts]
+    return to_csv(lines[0], (line.values() for line in lines))
+
+
+def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
+    claim, found = verdict.claim, verdict.found
+    ours = found.ours if found else Estimate(0)
+    line = dict(zip(("table", "recipe", "data"), table.key, strict=True)) | {"generated": table.generated}
+    line |= {"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less}
+    line |= {"plus": " ".join(claim.plus), "minus": " ".join(claim.minus)}
+    line |= {key: bound if math.isfinite(bound) else None for key, bound in (("above", claim.above), ("below", claim.below))}
+    line |= {"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high}
+    line |= {"published": found.published if found and not claim.ours else None, "verdict": verdict.verdict}
+    line |= {"p_holm": verdict.p, "seeds_needed": verdict.needed, "noise": verdict.noise}
+    return line | {"variance_removed_by_pairing": found.removed if found else None}
 
 
 def escape_markdown(text: str) -> str:

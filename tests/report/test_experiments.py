@@ -9,12 +9,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from fpn_ablate.__main__ import _introduce
-from fpn_ablate.paths import CONF, EXPERIMENTS
+from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS
 from fpn_ablate.report.definition import find
 from fpn_ablate.schema import Config
 from fpn_ablate.sweep import cell_config, refuse_twins, without_hydra
 
-FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != CLAIMS)
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 # The task of a file that does not train Table 1's.
 TASKS = {"table2_fast_rcnn": "fast_rcnn"} | dict.fromkeys(("table3_faster_rcnn", "table5_sharing", "joint"), "faster_rcnn")

@@ -33,13 +33,14 @@ def test_report_imports_neither_torch_nor_hydra():
         "print(sorted(banned & set(sys.modules)), sorted(ours))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[] ['fpn_ablate.errors', 'fpn_ablate.files', 'fpn_ablate.paths', 'fpn_ablate.schema']"
+    ours = ["errors", "files", "paths", "replicates", "schema"]
+    assert out.strip() == f"[] {[f'fpn_ablate.{name}' for name in ours]}"
 
 
 def test_writing_twice_and_from_the_ledger_gives_equal_bytes(filled, tmp_path):
     write(filled, tmp_path / "a")
     first = contents(tmp_path / "a")
-    assert set(first) == {f"tables/{NAME}.{kind}" for kind in ("md", "csv", "tex")} | {
+    assert set(first) == {f"tables/{NAME}{kind}" for kind in (".md", ".csv", ".tex", "-claims.csv")} | {
         f"plots/{NAME}.png", f"plots/{NAME}.svg", "ledger.csv",
     }  # fmt: skip
     write(filled, tmp_path / "a")
@@ -72,7 +73,7 @@ def test_command_makes_the_other_tables_of_a_wrong_one_and_ends_with_code_2(fill
     shown = capsys.readouterr()
     assert "(c) FPN" in shown.out
     assert shown.err.startswith("error: ") and "mine.yaml: report" in shown.err
-    assert {path.stem for path in (out / "tables").iterdir()} == {NAME}
+    assert {path.stem for path in (out / "tables").iterdir()} == {NAME, f"{NAME}-claims"}
     assert len(load(out / "ledger.csv")) == 5
 
 
@@ -106,7 +107,7 @@ def test_plot_shows_every_value(runs, put):
     points = sorted({float(x) for line in panel.lines for x in line.get_xdata()})
     published = [row.cells["AR100"].published for row in table.rows]
     cell = next(row for row in table.rows if row.row == "fpn").cells["AR100"]
-    ends = [cell.ours.mean - cell.ours.std, cell.ours.mean + cell.ours.std]
+    ends = [cell.ours.low, cell.ours.high]
     assert points == pytest.approx(sorted({30.0, 50.0, 40.0, *ends, *published}))
     assert [text.get_text() for text in panel.texts] == ["not run"] * 5
 

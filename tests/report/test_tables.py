@@ -45,7 +45,8 @@ def csv_lines(table):
 
 def markdown_cells(text):
     """Cells of the table's lines, unescaped."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    start = text.index("\n|") + 1
+    lines = text[start : text.index("\n\n", start)].splitlines()
     split = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     return [[re.sub(r"\\(.)", r"\1", cell).strip() for cell in line] for line in split]
 
@@ -62,7 +63,7 @@ def test_markdown_parses_back_to_the_numbers(table1):
         for number, metric in enumerate(table1.definition.metrics, start=first):
             cell = row.cells[metric.key]
             values = [float(value) for value in re.findall(r"[+-]?\d+\.\d", line[number])]
-            expected = [value for value in (cell.ours.mean, cell.ours.std) if value is not None]
+            expected = [value for value in (cell.ours.mean, cell.ours.half) if value is not None]
             assert values == [round(value, 1) for value in expected]
             if published:
                 values = [float(value) for value in re.findall(r"[+-]?\d+\.\d", published[number])]
@@ -84,7 +85,7 @@ def test_csv_is_tidy_and_exact(table1):
     fpn = next(line for line in lines if line["row"] == "fpn")
     assert (fpn["anchors"], fpn["lateral"], fpn["letter"]) == (199974, True, "c")
     states = {line["row"]: line["state"] for line in lines}
-    assert states["no_lateral"] == "diverged" and states["c5"] == "not run"
+    assert states["no_lateral"] == "diverged @ step 12" and states["c5"] == "not run"
     assert states["finest"] == "seed 0 finished, seed 1 finished, seed 2 finished, seed 3 failed"
 
 
@@ -116,10 +117,10 @@ def test_cells_say_what_happened(runs, put):
     put("c4", 0, status="diverged", error="loss is nan at step 12")
     (table,) = collate(load(runs))
     lines = {line.label.split(" [")[0]: line for line in grid(table).lines if line.ours}
-    assert lines["(c) FPN"].metrics[:2] == ("30.0 ± 14.1 (n=2)", "n/a")
-    assert set(lines["(a) baseline on conv4"].metrics) == {"diverged"}
+    assert lines["(c) FPN"].metrics[:2] == ("30.0 ± 127.1 (n=2)", "n/a")
+    assert set(lines["(a) baseline on conv4"].metrics) == {"diverged @ step 12"}
     assert set(lines["(b) baseline on conv5"].metrics) == {"not run"}
-    assert grid(table).notes == ("c4, seed 0: diverged (loss is nan at step 12)",)
+    assert grid(table).notes == ("c4, seed 0: diverged @ step 12 (loss is nan at step 12)",)
 
 
 def test_anchors_are_printed_as_in_the_paper(runs, put):
