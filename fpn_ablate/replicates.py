@@ -43,7 +43,7 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
         try:
             with np.load(file, allow_pickle=False) as content:
                 return Replicates({name: (file, name) for name in content.files})
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return Replicates({})
 
     def __or__(self, other: "Replicates") -> "Replicates":

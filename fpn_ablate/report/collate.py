@@ -13,7 +13,6 @@ import pandas as pd
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.replicates import Replicates
 from fpn_ablate.report import choose, footer, health
 from fpn_ablate.report.cells import Cell, Contrast, contrast
 from fpn_ablate.report.claims import Claim, Verdict, judge
@@ -22,6 +21,7 @@ from fpn_ablate.report.definition import Definition, Effect, Metric, RowSpec, fi
 from fpn_ablate.report.stats import noise_floor
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
+Replicates = Mapping[str, Mapping[str, np.ndarray]]  # {fingerprint: {metric: (B,) fractions}}
 Key = tuple[str, str, str]  # table, recipe, data
 SOURCES = "sources"  # no table: what other cells learned from. Its records stand in the ledger
 
@@ -177,7 +177,7 @@ def _table(
     compared = ours if not allow_unfair else [record for record in ours if all(record not in other for other in others)]
     ours, left_out = choose.one_record_a_seed(ours, {name for spec in definition.rows for name in spec.names})
     ours, again = _control(definition, ours)
-    context = attrs.get("replicates", Replicates({})), attrs.get("folders", {})
+    context = _comparable(attrs.get("replicates", {}), [*ours, *again]), attrs.get("folders", {})
     rows = _rows(definition, ours, *context)
     control = _control_row(definition, again, *context)
     noise = _noise(definition, rows, control)
@@ -206,6 +206,15 @@ def _table(
     )
 
 
+def _comparable(replicates: Replicates, records: list[Record]) -> Replicates:
+    """The replicates of these records; none if they are not of the same draws."""
+    found = {}
+    for record in records:
+        with suppress(KeyError):  # a run of an earlier version, or one whose disk was full
+            found[record["fingerprint"]] = replicates[record["fingerprint"]]
+    return found if len({len(values) for run in found.values() for values in run.values()}) == 1 else {}
+
+
 def _control(definition: Definition, records: list[Record]) -> tuple[list[Record], list[Record]]:
     """The records of the rows, and those of the A/A control: of its row and its seeds, where no other row has these."""
     control = definition.control
@@ -214,6 +223,7 @@ def _control(definition: Definition, records: list[Record]) -> tuple[list[Record
     elsewhere = {record["seed"] for record in records if record["row"] != control.row}
     seeds = set(control.seeds) - elsewhere
     again = [record for record in records if record["row"] == control.row and record["seed"] in seeds]
+    again.sort(key=lambda record: record["seed"])
     rest = [record for record in records if record not in again]
     return (rest, again) if rest else (records, [])
 
@@ -360,11 +370,8 @@ def _cell(metric: Metric, finished: list[Record], spec: RowSpec, replicates: Rep
 
 
 def _resampled(metric: Metric, finished: list[Record], replicates: Replicates) -> dict[int, np.ndarray]:
-    found = {}
-    for record in finished:
-        with suppress(KeyError):  # a run of an earlier version, or one whose disk was full
-            found[record["seed"]] = replicates[record["fingerprint"]][metric.key] * metric.scale
-    return found
+    drawn = {record["seed"]: replicates.get(record["fingerprint"], {}).get(metric.key) for record in finished}
+    return {seed: values * metric.scale for seed, values in drawn.items() if values is not None}
 
 
 def _metrics(records: list[Record]) -> set[str]:

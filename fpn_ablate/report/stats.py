@@ -96,8 +96,8 @@ def _degrees(n: int, between: float, variance: float) -> float:
     """Degrees of freedom of a variance of which the part `between` is estimated from n seeds.
 
     Welch and Satterthwaite's formula has the square of the ratio. From so few seeds it is too large whenever they happen to
-    agree: with three of them and little variance from the images, 95 % intervals cover 92 %. Without the square they cover 94 to
-    96 % (both by simulation).
+    agree: with three of them and little variance from the images, 95 % intervals cover 92 %. Without the square they cover 94
+    to 96 % (both by simulation).
     """
     return (n - 1) * variance / between if between else math.inf
 

@@ -31,7 +31,7 @@ def test_percentiles_over_three_seeds_would_not():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
-        values, drawn = simulated(3, 100, 0.006, 0.02, 0.0, generator=generator)
+        _, drawn = simulated(3, 100, 0.006, 0.02, 0.0, generator=generator)
         picked = generator.integers(3, size=(200, 3))
         means = np.stack(list(drawn.values()))[picked, np.arange(200)[:, None]].mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
@@ -55,7 +55,7 @@ def verdicts(effect, bounds, repetitions=REPETITIONS):
     words = []
     for _ in range(repetitions):
         rows = rows_of(effect, generator)
-        found = judge(claims, Definition("t", "", (), ()), rows, {name: (0, 1, 2) for name in rows}, {})
+        found = judge(claims, Definition("t", "", (), ()), rows, dict.fromkeys(rows, (0, 1, 2)), {})
         words.append([verdict.verdict for verdict in found])
     return np.array(words)
 

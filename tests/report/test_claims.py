@@ -1,0 +1,284 @@
+"""Claims, their verdicts, the A/A control and the best cells, from records as runs leave them."""
+
+import numpy as np
+import pytest
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.replicates import FILE, save
+from fpn_ablate.report import collate, load
+from fpn_ablate.report import tables as formats
+from fpn_ablate.report.cells import Cell, contrast
+from fpn_ablate.report.claims import load as load_claims
+from fpn_ablate.report.definition import find
+from fpn_ablate.report.grid import WITHIN_NOISE, grid
+
+ROWS = {"c4": 0.45, "c5": 0.26, "fpn": 0.60, "bottom_up": 0.46, "no_lateral": 0.40, "finest": 0.55}
+
+
+@pytest.fixture
+def table(runs, put):
+    """Table 1 as ROWS say, 4 seeds that differ by tenths of a point; `change(row, seed) -> AR100` replaces a value."""
+
+    def make(change=lambda row, seed: None, seeds=range(2, 6), extra=()):
+        for row, seed in [*((row, seed) for row in ROWS for seed in seeds), *extra]:
+            value = change(row, seed)
+            value = ROWS[row] + 0.001 * ((3 * seed + len(row)) % 4) if value is None else value
+            put(row, seed, metrics={"AR100": value, "AR1k": value + 0.1, "AR1k_s": value})
+        (made,) = collate(load(runs))
+        return made
+
+    return make
+
+
+def verdict_of(table, words, metric="AR100"):
+    (found,) = [v for v in table.verdicts if v.claim.text == words and v.claim.metric == metric]
+    return found
+
+
+GAIN = "FPN raises RPN's recall over the C4 baseline"
+
+
+def test_a_claim_is_judged_by_the_difference_of_its_rows(table):
+    found = verdict_of(table(), GAIN)
+    assert found.verdict == "supported" and found.found.ours.n == 4
+    assert found.found.ours.mean == pytest.approx(15, abs=0.3)
+    assert found.found.published == pytest.approx(44.0 - 36.1)
+
+
+def test_the_opposite_contradicts_it(table):
+    assert verdict_of(table(lambda row, seed: {"c4": 0.9}.get(row)), GAIN).verdict == "contradicted"
+
+
+def test_a_wide_spread_leaves_it_open_and_says_how_many_seeds_would_tell(table):
+    found = verdict_of(table(lambda row, seed: 0.5 + 0.1 * (-1) ** seed if row == "c4" else None), GAIN)
+    assert found.verdict == "inconclusive" and found.needed > 4
+
+
+def test_about_the_same_is_supported_by_a_small_difference_only(table):
+    words = "without the top-down path the pyramid is about on par with the C4 baseline"
+    assert verdict_of(table(), words).verdict == "supported"
+
+
+def test_a_large_difference_contradicts_about_the_same(table):
+    words = "without the top-down path the pyramid is about on par with the C4 baseline"
+    assert verdict_of(table(lambda row, seed: {"bottom_up": 0.55}.get(row)), words).verdict == "contradicted"
+
+
+def test_an_effect_on_one_metric_beyond_that_on_another(runs, put):
+    for seed in range(4):
+        for row, small in (("c4", 0.2), ("fpn", 0.5 + 0.001 * seed)):
+            put(row, seed, metrics={"AR1k": 0.4 if row == "c4" else 0.5, "AR1k_s": small})
+    (made,) = collate(load(runs))
+    found = verdict_of(made, "... and on small objects most", "AR1k_s")
+    assert found.found.ours.mean == pytest.approx(20.15) and found.verdict == "supported"
+    assert found.found.published == pytest.approx(12.9 - 8.0)
+
+
+def test_nothing_is_supported_where_nothing_was_compared(runs, put):
+    for seed in range(3):
+        put("fpn", seed)
+    put("c4", 9)
+    (made,) = collate(load(runs))
+    assert {v.verdict for v in made.verdicts} == {"not run"}
+    assert all(v.p is None for v in made.verdicts)
+
+
+def test_one_seed_decides_nothing(table):
+    assert {v.verdict for v in table(seeds=[2]).verdicts} <= {"inconclusive", "not run"}
+
+
+def test_holm_takes_the_number_of_claims_into_account(table):
+    made = table()
+    p = {v.claim.text + v.claim.metric: v.p for v in made.verdicts}
+    single = verdict_of(made, GAIN)
+    assert len(p) > 10 and single.p > 2 * single.found.ours.above(0.0)
+
+
+def test_unfinished_rows_do_not_count(runs, put, table):
+    put("c4", 99, status="diverged", error="x")
+    assert verdict_of(table(), GAIN).found.ours.n == 4
+
+
+def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
+    claims = load_claims([EXPERIMENTS])
+    assert {"table1_rpn", "table2_fast_rcnn", "table3_faster_rcnn", "table5_sharing"} <= {c.table for c in claims}
+    for claim in claims:
+        definition = find(claim.table, ())
+        rows = {spec.names[0]: spec for spec in definition.rows}
+        metrics = {metric.key for metric in definition.metrics}
+        assert {*claim.plus, *claim.minus} <= set(rows), claim
+        assert {claim.metric, claim.less or claim.metric} <= metrics, claim
+        published = all(claim.metric in rows[name].published for name in (*claim.plus, *claim.minus))
+        assert published is not claim.ours, claim
+
+
+# The figures that shared/paper's list of claims gives; they follow from the published tables.
+@pytest.mark.parametrize(
+    ("table_name", "words", "metric", "effect"),
+    [
+        ("table1_rpn", GAIN, "AR1k", 8.0),
+        ("table1_rpn", "... and on small objects most", "AR1k_s", 4.9),
+        ("table1_rpn", "C5 has no advantage over C4 as a single map", "AR1k", -3.4),
+        ("table1_rpn", "without the top-down path the pyramid is about on par with the C4 baseline", "AR1k", 1.2),
+        ("table1_rpn", "... and behind FPN", "AR1k", -6.8),
+        ("table1_rpn", "lateral connections are needed", "AR1k", 10.2),
+        ("table1_rpn", "the finest level alone is better than the C4 baseline", "AR1k", 3.0),
+        ("table1_rpn", "... and worse than the pyramid", "AR1k", -5.0),
+        ("table2_fast_rcnn", "FPN raises Fast R-CNN's precision over the C4 baseline", "AP", 2.0),
+        ("table2_fast_rcnn", "FPN raises Fast R-CNN's precision over the C4 baseline", "AP_s", 2.1),
+        ("table2_fast_rcnn", "FPN is better than C5 with the same head", "AP", 5.1),
+        ("table2_fast_rcnn", "removing the top-down path hurts", "AP", -9.0),
+        ("table2_fast_rcnn", "the finest level alone is only marginally worse", "AP", -0.5),
+        ("table3_faster_rcnn", "FPN raises Faster R-CNN's precision over the C4 baseline", "AP", 2.3),
+        ("table3_faster_rcnn", "FPN raises Faster R-CNN's precision over the C4 baseline", "AP50", 3.8),
+        ("table5_sharing", "sharing features is a small gain (the shallower backbone)", "AP", 0.4),
+        ("table5_sharing", "sharing features is a small gain (the deeper backbone)", "AP", 0.2),
+    ],
+)
+def test_the_paper_itself_says_what_is_claimed(table_name, words, metric, effect):
+    definition = find(table_name, ())
+    cells = {spec.names[0]: spec.published for spec in definition.rows}
+    (claim,) = [c for c in load_claims([EXPERIMENTS]) if (c.table, c.text, c.metric) == (table_name, words, metric)]
+
+    def difference(key):
+        plus, minus = ([Cell({}, cells[name][key]) for name in side] for side in (claim.plus, claim.minus))
+        return contrast(plus, minus, []).published
+
+    found = difference(metric) - (difference(claim.less) if claim.less else 0.0)
+    assert found == pytest.approx(effect)
+    assert claim.above < found < claim.below
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b]}", "needs 'above' or 'below'"),
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: 2, below: 1}", "above must be less than below"),
+        ("{table: t, claim: x, metrics: AP, plus: [a], minus: [b], above: 0}", "metrics must be a list"),
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: no}", "as numbers"),
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], abvoe: 0}", "does not know 'abvoe'"),
+        ("{table: t, claim: x, metrics: [AP], plus: [], minus: [b], above: 0}", "plus must be a list"),
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: 0, ours: 1}", "ours must be true or false"),
+    ],
+)
+def test_a_wrong_claim_is_named(tmp_path, entry, problem):
+    (tmp_path / "claims.yaml").write_text(f"claims:\n  - {entry}\n")
+    with pytest.raises(UserError, match=problem) as caught:
+        load_claims([tmp_path])
+    assert "claims.yaml: claims[0]" in str(caught.value)
+
+
+def test_a_wrong_file_of_claims_does_not_take_the_tables_away(runs, put, tmp_path):
+    put()
+    (tmp_path / "claims.yaml").write_text("claims: none\n")
+    errors = []
+    assert len(collate(load(runs), experiments=[EXPERIMENTS, tmp_path], errors=errors)) == 1
+    assert len(errors) == 1 and "must hold a list 'claims'" in errors[0]
+
+
+def test_claims_of_rows_that_a_users_own_table_lacks_are_not_run(runs, put, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "table: table1_rpn\nreport: {title: t, facts: [], metrics: [{key: AR100}], rows: [{row: fpn}]}\n"
+    )
+    put()
+    (made,) = collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
+    assert {v.verdict for v in made.verdicts} == {"not run"}
+    assert any(cells[5] == "not run; the table has no row 'c4'" for cells in grid(made).verdicts)
+
+
+def test_verdicts_stand_in_every_format(table):
+    made = table()
+    for text in (formats.markdown(made), formats.latex(made), formats.claims_csv(made)):
+        assert GAIN in text and "supported" in text
+    lines = formats.claims_csv(made).splitlines()
+    assert len(lines) == 1 + len(made.verdicts)
+
+
+# The A/A control: fpn again at seeds 5, 6, 7, which no other row has.
+def control_of(table, spread=0.002):
+    extra = [("fpn", seed) for seed in (5, 6, 7)]
+    return table(lambda row, seed: 0.6 + spread * (seed % 3) if row == "fpn" else None, seeds=(2, 3, 4), extra=extra)
+
+
+def test_the_control_is_no_part_of_the_row(table):
+    made = control_of(table)
+    fpn = next(row for row in made.rows if row.row == "fpn")
+    assert fpn.seeds == (2, 3, 4) and made.control.seeds == (5, 6, 7)
+    assert [line.label for line in grid(made).lines if line.kind == "control"] == ["FPN again, other seeds (A/A control)"]
+
+
+def test_seeds_that_all_rows_have_are_no_control(table):
+    made = table(seeds=(5, 6, 7))
+    assert made.control is None and made.noise == {}
+
+
+def test_effects_within_the_noise_of_equal_rows_are_marked(table):
+    made = control_of(table, spread=0.1)
+    found = verdict_of(made, "... and worse than the pyramid")
+    assert abs(found.found.ours.mean) < found.noise and found.within_noise
+    assert not verdict_of(control_of(table), GAIN).within_noise
+
+
+def test_the_footer_tells_the_noise_or_how_to_measure_it(table):
+    assert "equal rows stay closer than AR@100" in dict(control_of(table).footer)["noise"]
+
+
+def test_without_a_control_the_footer_says_how_to_run_it(table):
+    assert "ablation=fpn seed=5,6,7" in dict(table(seeds=(2, 3, 4)).footer)["noise"]
+
+
+def test_an_effect_line_is_marked_where_it_is_noise(runs, put, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "table: mine\nhydra: {sweeper: {params: {seed: '0,1,2'}}}\n"
+        "report: {title: t, facts: [], metrics: [{key: AP}], rows: [{row: a}, {row: b}], control: {row: a, seeds: [5, 6, 7]},\n"
+        "  effects: [{title: e, plus: [b], minus: [a]}]}\n"
+    )
+    for seed in range(3):
+        put("a", seed, table="mine", metrics={"AP": 0.5 + 0.1 * seed})
+        put("b", seed, table="mine", metrics={"AP": 0.501 + 0.1 * seed})
+        put("a", seed + 5, table="mine", metrics={"AP": 0.5 + 0.1 * seed})
+    (made,) = collate(load(runs), experiments=[tmp_path])
+    (line,) = [line for line in grid(made).lines if line.kind == "effect"]
+    assert line.metrics[0].endswith(WITHIN_NOISE)
+
+
+# Best cells
+def test_the_best_cell_is_bold_where_all_differences_say_so(table):
+    made = table()
+    assert ("fpn", "AR100") in made.best
+    bold = [cell for line in formats.markdown(made).splitlines() for cell in line.split(" | ") if cell.startswith("**60.1")]
+    assert len(bold) == 2  # AR@100, and AR@1k on small objects, which is the same here
+
+
+def test_no_cell_is_bold_where_the_second_is_too_close(table):
+    made = table(lambda row, seed: 0.6 + 0.01 * ((seed + (row == "finest")) % 2) if row in ("fpn", "finest") else None)
+    assert not {name for name, metric in made.best if metric == "AR100"}
+
+
+def test_no_cell_is_bold_from_one_seed(table):
+    assert not table(seeds=[2]).best
+
+
+# Replicates
+def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
+    generator = np.random.default_rng(0)
+    for seed in range(3):
+        folder = put(seed=seed, metrics={"AR100": 0.5 + 0.001 * seed})
+        save(folder / FILE, {"AR100": 0.5 + 0.02 * generator.standard_normal(50)})
+    (made,) = collate(load(runs))
+    cell = next(row for row in made.rows if row.row == "fpn").cells["AR100"]
+    assert cell.ours.images > 0 and "seeds and images" in dict(made.footer)["±"]
+    for folder in runs.rglob(FILE):
+        folder.write_bytes(b"rubbish")
+    (without,) = collate(load(runs))
+    cell = next(row for row in without.rows if row.row == "fpn").cells["AR100"]
+    assert cell.ours.images is None and cell.ours.mean == pytest.approx(50.1)
+
+
+def test_replicates_of_other_draws_are_not_put_together(runs, put):
+    for seed in range(3):
+        folder = put(seed=seed, metrics={"AR100": 0.5 + 0.001 * seed})
+        save(folder / FILE, {"AR100": np.full(50 + seed, 0.5)})
+    (made,) = collate(load(runs))
+    assert next(row for row in made.rows if row.row == "fpn").cells["AR100"].ours.images is None

@@ -1,0 +1,51 @@
+"""What a cell says of a run that may not stand in a mean."""
+
+import pytest
+
+from fpn_ablate.report import collate, health, load
+from fpn_ablate.report.grid import grid
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "recall", "word"),
+    [
+        ("finished", None, 0.5, "finished"),
+        ("finished", None, None, "finished"),  # not evaluated for recall
+        ("finished", None, 0.009, "unhealthy"),
+        ("diverged", "diverged at step 120: objectness is nan", None, "diverged @ step 120"),
+        ("diverged", "of its own", None, "diverged"),
+        ("failed", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", None, "out of memory"),
+        ("failed", "RuntimeError: DefaultCPUAllocator: can't allocate memory", None, "out of memory"),
+        ("failed", "KeyError: 'x'", None, "failed"),
+        ("interrupted", None, None, "interrupted"),
+    ],
+)
+def test_one_word_for_each_fate(status, error, recall, word):
+    assert health.state({"status": status, "error": error, "metrics.AR100": recall}) == word
+
+
+def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
+    put(seed=0, metrics={"AR100": 0.5})
+    put(seed=1, metrics={"AR100": 0.002})
+    put("c4", 0, metrics={"AR100": 0.001})
+    (table,) = collate(load(runs))
+    fpn, c4 = (next(row for row in table.rows if row.row == name) for name in ("fpn", "c4"))
+    assert fpn.cells["AR100"].ours.mean == pytest.approx(50) and fpn.states == {0: "finished", 1: "unhealthy"}
+    assert c4.state == "unhealthy"
+    made = grid(table)
+    line = next(line for line in made.lines if line.label.startswith("(a)"))
+    assert set(line.metrics) == {"unhealthy"}
+    assert "c4, seed 0: unhealthy (AR@100 0.10 %, less than 1 %)" in made.notes
+    assert any("the cells are over 1 of 2 seeds" in note for note in made.notes)
+
+
+def test_an_unfair_table_is_made_on_request_alone_and_names_the_keys(runs, put):
+    put("fpn", metrics={"AR100": 0.5})
+    older = {"setting": "01d0" * 4, "config": {"recipe": {"steps": 400}}, "finished": "2025-01-01T00:00:00+00:00"}
+    put("c4", metrics={"AR100": 0.4}, **older)
+    (fair,) = collate(load(runs))
+    (unfair,) = collate(load(runs), allow_unfair=True)
+    states = [{row.row: row.state for row in table.rows} for table in (fair, unfair)]
+    assert states[0]["c4"] == "not run" and states[1]["c4"] == "finished"
+    assert ("left out", "1 record of another setting: recipe.steps 400, here 500") in fair.footer
+    assert ("UNFAIR", "1 record of another setting: recipe.steps 400, here 500") in unfair.footer

@@ -1,0 +1,55 @@
+"""Metrics on drawn images, as files."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from fpn_ablate.replicates import FILE, Replicates, save
+
+
+@pytest.fixture
+def values():
+    generator = np.random.default_rng(0)
+    return {"AP": generator.uniform(0, 1, 40), "AP_s": np.where(generator.uniform(size=40) < 0.5, np.nan, 0.25)}
+
+
+def test_values_come_back_to_a_hundred_thousandth(tmp_path, values):
+    save(tmp_path / FILE, values)
+    found = Replicates.of_runs([("f", tmp_path)])["f"]
+    assert list(found) == ["AP", "AP_s"]
+    for name, expected in values.items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+        assert (np.isnan(found[name]) == np.isnan(expected)).all()
+
+
+def test_many_runs_in_one_file_are_the_same_and_equal_bytes(tmp_path, values):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / FILE, values | {"AP": values["AP"] * (1 if name == "a" else 0.5)})
+    runs = Replicates.of_runs((name, tmp_path / name) for name in "ab")
+    for place in ("one", "two"):
+        runs.write(tmp_path / place / FILE, ["b", "a", "a", "unknown"])
+    assert (tmp_path / "one" / FILE).read_bytes() == (tmp_path / "two" / FILE).read_bytes()
+    together = Replicates.beside(tmp_path / "one" / "ledger.csv")
+    assert sorted(together) == ["a", "b"]
+    for name in "ab":
+        for metric in values:
+            np.testing.assert_array_equal(together[name][metric], runs[name][metric])
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_a_damaged_or_absent_file_is_as_if_there_were_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content)
+    runs = Replicates.of_runs([("f", tmp_path)])
+    with pytest.raises(KeyError):
+        runs["f"]
+    runs.write(tmp_path / "all.npz", ["f"])
+    assert not (tmp_path / "all.npz").exists()
+    assert len(Replicates.beside(tmp_path / "ledger.csv")) == 0
+
+
+def test_it_is_not_copied_with_a_frame(tmp_path):
+    runs = Replicates({})
+    assert copy.deepcopy(runs) is runs
