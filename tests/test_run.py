@@ -82,7 +82,8 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
+    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
+    assert names == kept | {"resampled.npz", "exhibits.npz"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]

@@ -1,0 +1,147 @@
+"""What a run leaves for the report beside its figures, and that it can be made again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fpn_ablate import exhibits, record, remeasure
+from fpn_ablate import run as running
+from fpn_ablate.errors import UserError
+from fpn_ablate.evaluate import declared_truth
+from fpn_ablate.metrics import Detections, average_recall
+from fpn_ablate.replicates import FILE as RESAMPLED
+from fpn_ablate.replicates import Replicates
+from fpn_ablate.resample import draws, resample
+
+TINY = (
+    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
+    *("recipe.eval_images=3", "data.train_images=4", "recipe.steps=2", "device=cpu"),
+)
+TASKS = {"rpn": ["task=rpn"], "c4": ["task=rpn", "ablation=c4"], "joint": ["task=faster_rcnn", "task.training=joint"]}
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """Task -> folder of its run, all below one `out`."""
+    out, folders = str(tmp_path_factory.mktemp("results")), {}
+    for name, task in TASKS.items():
+        overrides = [*TINY, *task] + ["task.roi.score_thresh=0.0"] * (name == "joint")
+        cfg = config(*overrides).model_copy(update={"out": out})
+        folders[name] = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+    return folders
+
+
+def restored(folder):
+    trained, cfg, device = remeasure.restore(folder, {})
+    return trained, cfg, device, Detections.load(folder / "detections.npz")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_replicates_are_of_the_saved_detections_on_draws_that_all_rows_share(finished, name):
+    trained, cfg, _, found = restored(finished[name])
+    data = trained.validation
+    drawn = draws(3, np.random.default_rng(int(data.digest[:16], 16)))
+    expected = resample(declared_truth(data, cfg), found, data.categories, data.area_bounds, drawn)
+    kept = Replicates.of_runs([("f", finished[name])])["f"]
+    assert set(kept) == set(expected) == set(record.read(finished[name])["metrics"])
+    for metric, values in expected.items():
+        np.testing.assert_allclose(kept[metric], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_recall_by_size_puts_every_object_into_a_bin(finished, name):
+    trained, cfg, _, found = restored(finished[name])
+    data, known = trained.validation, record.read(finished[name])
+    truth, sizes = declared_truth(data, cfg), known["by_size"]
+    assert sum(sizes["objects"]) == len(truth["annotations"])  # none lies exactly on an edge
+    total = sum(n * (recall or 0.0) for n, recall in zip(sizes["objects"], sizes["AR100"], strict=True))
+    # Bins ignore what lies outside, so that a box on a neighbour is no miss; the sum is near, not equal.
+    assert total / sum(sizes["objects"]) == pytest.approx(average_recall(truth, found)["AR100"], abs=0.05)
+    bound = np.sqrt(data.area_bounds)
+    assert np.isclose(np.array(sizes["edges"])[:, None], bound, atol=0.01).any(axis=0)[0]
+
+
+def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
+    trained, cfg, _, found = restored(finished["rpn"])
+    truth = declared_truth(trained.validation, cfg)
+    edges = record.read(finished["rpn"])["by_size"]["edges"]
+    made = exhibits.by_size(truth, found, trained.validation.area_bounds)
+    k = int(np.argmax(made["objects"][1:-1])) + 1
+    exact = average_recall(truth, found, (edges[k - 1] ** 2, edges[k] ** 2))["AR100_m"]
+    assert made["AR100"][k] == pytest.approx(exact, abs=0.02)  # edges are rounded for reading
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_levels_are_those_of_the_neck(finished, name):
+    trained, cfg, device, _ = restored(finished[name])
+    with np.load(finished[name] / exhibits.FILE) as content:
+        maps = {key: content[key] for key in content.files if key.startswith("level_")}
+        assert content["image_ids"].shape == content["values"].shape == (3,)
+    expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
+    assert set(maps) == expected
+    again = exhibits.levels(trained.model, trained.validation, cfg, device)
+    for key, shown in maps.items():
+        assert shown.max() == 255 and shown.dtype == np.uint8
+        np.testing.assert_array_equal(shown, again[key.removeprefix("level_")])
+
+
+def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):
+    trained, cfg, _, _ = restored(finished["rpn"])
+    names = {record.read(folder)["pictures"] for folder in finished.values()}
+    assert len(names) == 1
+    folder = finished["rpn"].parents[3] / exhibits.PICTURES / names.pop()
+    content = json.loads((folder / exhibits.TRUTH).read_text())
+    truth = declared_truth(trained.validation, cfg)
+    assert set(content["images"]) == {str(image["id"]) for image in truth["images"]}
+    boxes = [entry["bbox"] for image in content["images"].values() for entry in image["objects"]]
+    assert sorted(boxes) == sorted(annotation["bbox"] for annotation in truth["annotations"])
+    sample = trained.validation[0]
+    picture = np.asarray(Image.open(folder / f"{sample.image_id}.jpg"), dtype=float)
+    assert picture.shape == sample.image.shape and abs(picture - sample.image).mean() < 15
+
+
+def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(finished["joint"].parents[4], out)
+    folders = [out / folder.relative_to(finished["joint"].parents[4]) for folder in finished.values()]
+    made = [folder / name for folder in folders for name in (RESAMPLED, exhibits.FILE)]
+    arrays = {path: dict(np.load(path)) for path in made}
+    others = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path not in made}
+    for path in made:
+        path.unlink()
+    for folder in folders:
+        known = record.read(folder)
+        record.write(folder, {key: value for key, value in known.items() if key not in ("by_size", "pictures")})
+    shutil.rmtree(out / "runs" / exhibits.PICTURES)
+    assert exhibits.main([str(out / "runs")]) == 0
+    for path, content in others.items():
+        if path.suffix == ".json":
+            assert json.loads(path.read_text()) == json.loads(content)
+        else:
+            assert path.read_bytes() == content
+    for path, content in arrays.items():
+        again = dict(np.load(path))
+        assert set(again) == set(content)
+        for name, values in content.items():
+            np.testing.assert_array_equal(again[name], values)
+    assert (out / "runs" / exhibits.PICTURES).is_dir()
+    assert capsys.readouterr().out.count(": made") == 3
+
+
+def test_a_disk_that_takes_them_not_does_not_cost_the_run(config, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **named):
+        raise UserError("resampled.npz: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(exhibits, "make", full)
+    cfg = config(*TINY, "seed=7").model_copy(update={"out": str(tmp_path)})
+    outcome = running.run(cfg)
+    assert outcome["status"] == "finished" and "by_size" not in outcome
+    assert "python -m fpn_ablate.exhibits" in capsys.readouterr().err
+
+
+def test_nothing_to_do_is_bad_input(tmp_path, capsys):
+    assert exhibits.main([str(tmp_path)]) == 2
+    assert "no record.json below" in capsys.readouterr().err
