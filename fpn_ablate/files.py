@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fpn_ablate.errors import UserError
 
+RECORD, METRICS = "record.json", "metrics.jsonl"  # in a run's folder
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from fpn_ablate import __version__
-from fpn_ablate.files import FORMAT, write_atomically
+from fpn_ablate.files import FORMAT, RECORD, write_atomically
 from fpn_ablate.metrics import evaluator_name
 from fpn_ablate.paths import PACKAGE
 
-FILE = "record.json"
+FILE = RECORD
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:

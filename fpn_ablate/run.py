@@ -24,17 +24,18 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import METRICS, write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
 from fpn_ablate.proposals import FILE as PROPOSALS
 from fpn_ablate.schema import Config
-from fpn_ablate.sinks import Console, JsonLines, Sink, Wandb
+from fpn_ablate.sinks import Console, JsonLines, Sink
 from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
+from fpn_ablate.wandb_sink import wandb_sinks
 
-METRICS, DETECTIONS = "metrics.jsonl", "detections.npz"
+DETECTIONS = "detections.npz"
 KEPT = (METRICS, tasks.MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
 SHOWN = (exhibits.RESAMPLED, exhibits.FILE)  # and these, unless the disk was full
 
@@ -95,8 +96,7 @@ class Run:
     def open_sinks(self) -> None:
         cfg, folder = self.cfg, self.folder
         self.sinks = [JsonLines(folder / METRICS, tasks.logged_steps(folder, cfg)), Console(cfg, self.job)]
-        if cfg.log.wandb != "off":
-            self.sinks.append(Wandb(cfg, self.fingerprint, folder))
+        self.sinks += wandb_sinks(self.describe(), folder, cfg.log.wandb)
 
     def write_config(self) -> None:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False))
@@ -143,6 +143,8 @@ def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
     named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
     known = (record.read(twin) or {}) | named
     record.write(run.folder, known)
+    for copy in wandb_sinks(known, run.folder, run.cfg.log.wandb):
+        copy.close()
     return known
 
 

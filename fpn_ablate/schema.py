@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fpn_ablate.errors import UserError
 
@@ -261,9 +261,15 @@ class Recipe(Strict):
 
 
 class Log(Strict):
-    wandb: Literal["off", "offline", "online"]
+    wandb: Literal["disabled", "offline", "online"]
     project: str
     every: Positive
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        """What config.yaml of older runs says."""
+        return "disabled" if value == "off" else value
 
 
 class Config(Strict):

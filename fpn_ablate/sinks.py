@@ -1,14 +1,23 @@
-"""Where a run's progress goes: a JSON-lines file, the terminal, and, if asked for, a copy to wandb that cannot hurt a run."""
+"""Where a run's progress goes: a JSON-lines file, the terminal, and a copy for wandb that cannot hurt a run.
 
+`python -m fpn_ablate.sinks replay RUN` makes that copy of finished runs, later.
+"""
+
+import argparse
 import json
 import os
 import sys
 import time
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from fpn_ablate.schema import Config
+from fpn_ablate.files import RECORD
+from fpn_ablate.wandb_copy import LIMIT, MARKER, read_json, synced
+from fpn_ablate.wandb_sink import LOG, Wandb
+
+if TYPE_CHECKING:
+    from fpn_ablate.schema import Config
 
 # Set by the sweep for its jobs: how many cells it has.
 CELLS = "FPN_ABLATE_CELLS"
@@ -44,50 +53,12 @@ class JsonLines:
         self._file.close()
 
 
-class Wandb:
-    """One wandb run. Whatever goes wrong there is one warning here."""
-
-    def __init__(self, cfg: Config, fingerprint: str, folder: Path) -> None:
-        self._run: Any = None
-        self._guard("start", lambda: self._start(cfg, fingerprint, folder))
-
-    def _start(self, cfg: Config, fingerprint: str, folder: Path) -> None:
-        import wandb  # takes seconds: only if asked for
-
-        self._run = wandb.init(
-            project=cfg.log.project,
-            dir=folder,
-            id=fingerprint,
-            group=cfg.table[:128],
-            job_type=cfg.row[:64],
-            name=f"{cfg.row}-seed{cfg.seed}"[:128],
-            config=cfg.model_dump(mode="json"),
-            mode=cfg.log.wandb,
-            resume="allow",
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True),
-        )
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._guard("log", lambda: self._run and self._run.log(values, step=step))
-
-    def close(self, exit_code: int = 0) -> None:
-        self._guard("finish", lambda: self._run and self._run.finish(exit_code=exit_code))
-
-    def _guard(self, what: str, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:
-            warnings.warn(f"wandb could not {what} ({error}); the run goes on with its local files", stacklevel=3)
-            self._run = None
-
-
 class Console:
     """A progress line with the time left for the run and for the sweep; in a log file, a line at every tenth."""
 
     spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of the runs before this one in the same process
 
-    def __init__(self, cfg: Config, job: int = 0) -> None:
+    def __init__(self, cfg: "Config", job: int = 0) -> None:
         self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.steps, job
         self.cells = int(os.environ.get(CELLS, "1"))
         self.first: tuple[int, float] | None = None
@@ -123,3 +94,55 @@ class Console:
         self.spent.append(self._span())
         if sys.stderr.isatty() and self.first:
             print(file=sys.stderr)
+
+
+def replay(folder: Path, mode: str, again: bool) -> tuple[str, bool]:
+    """Copy a finished run to wandb unless that is done; returns what to say of it, and whether all is well."""
+    known = read_json(folder / RECORD)
+    if known.get("status") != "finished":
+        return f"not finished ({known.get('status', 'no record')}), left out", True
+    if again or not _is_copied(folder, mode):
+        (folder / MARKER).unlink(missing_ok=True)
+        copy = Wandb(known, folder, mode)
+        copy.patience = LIMIT + 5
+        copy.close()
+    return _state(folder), _is_copied(folder, mode)
+
+
+def _is_copied(folder: Path, mode: str) -> bool:
+    done = read_json(folder / MARKER)
+    sent = done.get("mode") == "online" or (bool(done) and synced(folder / done["folder"]))
+    return bool(done.get("complete")) and (sent or (mode == "offline" and (folder / done["folder"]).is_dir()))
+
+
+def _state(folder: Path) -> str:
+    done = read_json(folder / MARKER)
+    if not done.get("complete"):
+        return f"no complete copy, see {folder / LOG}"
+    if done["mode"] == "online" or synced(folder / done["folder"]):
+        return f"on wandb as {done['id']}"
+    return f"offline copy; to send it: wandb sync {os.path.normpath(folder / done['folder'])}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.sinks", description="Progress of runs.")
+    commands = parser.add_subparsers(required=True, metavar="replay")
+    command = commands.add_parser("replay", help="copy finished runs to wandb, each once")
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one of runs, as results/runs")
+    command.add_argument("--online", action="store_true", help="send them; without it, write offline copies for wandb sync")
+    command.add_argument("--again", action="store_true", help="also those that have been copied, under the same ids")
+    given = parser.parse_args(argv)
+    folders = sorted({file.parent for runs in given.runs for file in runs.rglob(RECORD)})
+    if not folders:
+        print(f"no {RECORD} below {', '.join(map(str, given.runs))}", file=sys.stderr)
+        return 2
+    mode, problems = "online" if given.online else "offline", 0
+    for folder in folders:
+        said, good = replay(folder, mode, given.again)
+        print(f"{folder}: {said}", flush=True)
+        problems += not good
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

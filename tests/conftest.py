@@ -1,6 +1,7 @@
 """What several test files share: configurations composed as the command line composes them."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fpn_ablate.paths import CONF
 from fpn_ablate.schema import Config
 from fpn_ablate.sweep import cell_config
 
+os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
 sys.path.append(str(Path(__file__).parent / "data"))  # for coco_sets
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")

@@ -45,8 +45,8 @@ def test_hydra_is_known_to_the_command_line_alone():
     assert users_of("hydra", "omegaconf") == {"__main__.py", "sweep.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
 
 
-def test_wandb_is_known_to_the_sinks_alone_and_imported_when_asked_for():
-    assert users_of("wandb") == {"sinks.py"}
+def test_wandb_is_known_to_the_process_that_copies_alone_and_imported_when_asked_for():
+    assert users_of("wandb") == {"wandb_copy.py"}
     assert users_of("wandb", top_level_only=True) == set()
 
 
@@ -66,7 +66,7 @@ def test_the_report_knows_neither_torch_nor_the_rest():
     assert not {f for f in users_of("torch", "torchvision", "hydra", "omegaconf", "pydantic") if f.startswith("report/")}
 
 
-@pytest.mark.parametrize("module", ["fpn_ablate.__main__", "fpn_ablate.report", "fpn_ablate.schema"])
+@pytest.mark.parametrize("module", ["fpn_ablate.__main__", "fpn_ablate.report", "fpn_ablate.schema", "fpn_ablate.sinks"])
 def test_torch_is_not_loaded_before_it_is_needed(module):
     """So that a mistyped key is told at once, and tables need no torch."""
     code = f"import sys, {module}; print(sorted({{'torch', 'torchvision', 'wandb'}} & set(sys.modules)))"

@@ -66,7 +66,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("data.aspect", 3.9, "recipe.max_side cuts the generated pictures"),
         ("data.name", "voc", "data=.*'shapes', 'coco'"),
         ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
-        ("log.wandb", "on", "'off', 'offline' or 'online'"),
+        ("log.wandb", "on", "'disabled', 'offline' or 'online'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_and_the_allowed_listed(values, key, value, message):

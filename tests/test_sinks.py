@@ -1,14 +1,9 @@
-"""Progress reports: the local file is the truth, and wandb cannot hurt a run."""
+"""Progress reports: the file of metrics, which is the truth, and the terminal."""
 
 import json
-import sys
-import types
-import warnings
-
-import pytest
 
 from fpn_ablate import sinks
-from fpn_ablate.sinks import Console, JsonLines, Wandb
+from fpn_ablate.sinks import Console, JsonLines
 
 
 def lines(path):
@@ -55,71 +50,6 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     path.write_text(path.read_text() + '{"step": 2, "lo\n[]\n{"loss": 1}\nnull\n')
     write(path, 2, resume_from=1)
     assert [line["step"] for line in lines(path)] == [1, 2]
-
-
-class FakeWandb(types.ModuleType):
-    """wandb as far as it is used, with a fault at one place."""
-
-    def __init__(self, fault=None):
-        super().__init__("wandb")
-        self.fault, self.logged, self.settings, self.exit_code = fault, [], {}, None
-
-    def Settings(self, **settings):
-        return settings
-
-    def init(self, **settings):
-        self._fail("init")
-        self.settings = settings
-        return self
-
-    def log(self, values, step):
-        self._fail("log")
-        self.logged.append((step, values))
-
-    def finish(self, exit_code):
-        self._fail("finish")
-        self.exit_code = exit_code
-
-    def _fail(self, place):
-        if self.fault == place:
-            raise ConnectionResetError(f"no {place}")
-
-
-def use(monkeypatch, wandb, config, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    sink = Wandb(config("log.wandb=offline"), "0123456789abcdef", tmp_path)
-    for step in (1, 2, 3):
-        sink.log(step, {"loss": 0.5})
-    sink.close(exit_code=1)
-
-
-def test_wandb_gets_every_line_under_the_fingerprint(monkeypatch, config, tmp_path):
-    wandb = FakeWandb()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        use(monkeypatch, wandb, config, tmp_path)
-    assert [step for step, _ in wandb.logged] == [1, 2, 3]
-    assert (wandb.settings["id"], wandb.settings["mode"], wandb.settings["resume"]) == ("0123456789abcdef", "offline", "allow")
-    assert wandb.settings["config"]["neck"]["top_down"] is True
-    assert wandb.exit_code == 1
-
-
-@pytest.mark.parametrize("fault", ["init", "log", "finish", "import"])
-def test_a_failing_wandb_is_one_warning(monkeypatch, config, tmp_path, fault):
-    wandb = None if fault == "import" else FakeWandb(fault)
-    with pytest.warns(UserWarning, match="wandb could not .*the run goes on with its local files") as caught:
-        use(monkeypatch, wandb, config, tmp_path)
-    assert len(caught) == 1
-
-
-def test_names_fit_wandbs_limits(monkeypatch, config, tmp_path):
-    wandb = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    cfg = config().model_copy(update={"row": "r" * 300, "table": "t" * 300})
-    Wandb(cfg, "f" * 16, tmp_path)
-    assert len(wandb.settings["name"]) <= 128
-    assert len(wandb.settings["group"]) <= 128
-    assert len(wandb.settings["job_type"]) <= 64
 
 
 def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):

@@ -1,0 +1,324 @@
+"""The copy for wandb: it holds what the run's files hold, once, and nothing that happens to it changes a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fpn_ablate import identity, sinks, wandb_copy, wandb_sink
+from fpn_ablate import run as running
+from fpn_ablate.schema import validate
+from fpn_ablate.wandb_copy import names, new_lines, run_id
+from fpn_ablate.wandb_sink import Wandb, wandb_sinks
+
+KNOWN = {
+    "fingerprint": "0123456789abcdef",
+    "table": "table1_rpn",
+    "recipe": "quick",
+    "row": "fpn",
+    "seed": 2,
+    "data": "shapes",
+    "generated": True,
+    "task": "rpn",
+    "config": {"neck": {"top_down": True}, "log": {"project": "pyramids"}},
+}
+RESULT = {"status": "finished", "error": None, "metrics": {"AR100": 0.5, "AR100_l": None}, "cost": {"train_s": 3.0}}
+TINY = (
+    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu", "log.every=1"),
+    *("recipe.steps=4", "recipe.batch_size=2", "recipe.eval_images=3", "data.train_images=4", "head.samples=16"),
+)
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch, tmp_path):
+    """As on a machine where nobody has an account."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(Wandb, "patience", 60.0)  # what is tested is how a copy ends
+    wandb_sink.say_once.cache_clear()
+
+
+def append(folder, *lines):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+
+
+def run_folder(place, **changes):
+    """A finished run without its weights."""
+    place.mkdir(parents=True)
+    append(place, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}, {"step": 2, "AR100": 0.5}, '{"step": 3, "lo')
+    (place / "record.json").write_text(json.dumps(KNOWN | RESULT | changes))
+    return place
+
+
+def inspected(folder):
+    """The records of a run's one offline copy, as wandb's own reader gives them: kind -> list."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {}
+    for record in map(json.loads, done.stdout.splitlines()):
+        found.setdefault(record["type"], []).append(record.get(record["type"]))
+    return found
+
+
+def history(records):
+    return [{k: v for k, v in line["item"].items() if k == "_step" or k[0] != "_"} for line in records["history"]]
+
+
+def marker(folder):
+    return json.loads((folder / "wandb.json").read_text())
+
+
+def test_a_run_is_copied_while_it_goes_on(tmp_path, capsys):
+    """Every line, the configuration, the figures and a picture, under names by which runs are found; nothing is printed."""
+    append(tmp_path, {"step": 1, "loss": 0.5})
+    copy = Wandb(KNOWN, tmp_path, "offline")
+    append(tmp_path, {"step": 2, "loss": 0.25}, '{"step": 3, ')
+    while not (tmp_path / "wandb.json").exists():
+        assert copy._child.poll() is None
+        time.sleep(0.05)
+    assert marker(tmp_path)["complete"] is False
+    append(tmp_path, '"loss": 0.125}\n', "[]\n", {"step": 3, "AR100": 0.5})
+    Image.new("RGB", (4, 4)).save(tmp_path / "found.png")
+    (tmp_path / "record.json").write_text(json.dumps(KNOWN | RESULT))
+    copy.close()
+    assert capsys.readouterr().err == ""
+    records = inspected(tmp_path)
+    (run,) = records["run"]
+    assert (run["run_id"], run["project"], run["run_group"], run["job_type"]) == (
+        *(run_id(KNOWN), "pyramids"),
+        *("table1_rpn", "fpn"),
+    )
+    assert (run["display_name"], run["tags"]) == ("fpn-seed2", ["rpn", "quick", "shapes", "generated data"])
+    assert run["config"]["update"]["neck"] == {"top_down": True}
+    lines = history(records)
+    assert [line["_step"] for line in lines] == [1, 2, 3]
+    assert [line["loss"] for line in lines] == [0.5, 0.25, 0.125]
+    assert lines[-1]["AR100"] == 0.5
+    assert (lines[-1]["figures._type"], lines[-1]["found._type"]) == ("table-file", "image-file")
+    summary = {key: value for part in records["summary"] for key, value in part.get("update", {}).items()}
+    assert (summary["AR100"], summary["cost/train_s"], summary["status"]) == (0.5, 3.0, "finished")
+    assert records["exit"][0].get("exit_code", 0) == 0
+    assert {"mode": "offline", "step": 3, "complete": True}.items() <= marker(tmp_path).items()
+
+
+@pytest.mark.slow
+def test_the_copy_of_a_killed_run_says_so(tmp_path):
+    """The record that lies there is that of an earlier attempt."""
+    folder = run_folder(tmp_path / "run")
+    copy = Wandb(KNOWN, folder, "offline")
+    copy._child.stdin.close()
+    assert copy._child.wait(60) == 0
+    records = inspected(folder)
+    assert records["exit"][0]["exit_code"] == 1
+    assert "killed" in json.dumps(records["summary"]) and "train_s" not in json.dumps(records["summary"])
+    assert marker(folder)["complete"] is False
+
+
+def test_a_replayed_run_is_copied_once(tmp_path, capsys):
+    """`replay` twice, and again when `wandb sync` has sent it; a run that is not finished is left out."""
+    folder = run_folder(tmp_path / "deep" / "run")
+    run_folder(tmp_path / "diverged", status="diverged")
+    assert sinks.main(["replay", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    (place,) = folder.glob("wandb/offline-run-*")
+    assert f"{folder}: offline copy; to send it: wandb sync {place}\n" in told
+    assert "not finished (diverged), left out" in told and not (tmp_path / "diverged" / "wandb").exists()
+    assert [line["_step"] for line in history(inspected(folder))] == [1, 2]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert sinks.main(["replay", str(folder), str(folder)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    (place / f"run-{run_id(KNOWN)}.wandb.synced").touch()
+    assert sinks.main(["replay", "--online", str(folder)]) == 0
+    assert f"on wandb as {run_id(KNOWN)}" in capsys.readouterr().out
+    assert sinks.main(["replay", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.slow
+def test_a_replay_without_an_account_or_again_leaves_one_copy(tmp_path, capsys):
+    folder = run_folder(tmp_path / "run")
+    assert sinks.main(["replay", "--online", str(folder)]) == 2
+    assert "API key" in capsys.readouterr().err
+    (first,) = folder.glob("wandb/offline-run-*")
+    time.sleep(1)  # the folder's name has seconds
+    assert sinks.main(["replay", "--again", str(folder)]) == 0
+    (second,) = folder.glob("wandb/offline-run-*")
+    assert first != second and len(history(inspected(folder))) == 2
+
+
+def test_a_copy_that_wandb_has_in_part_goes_on_behind_it(tmp_path):
+    class Run:
+        starting_step = 2
+        sent: list = []  # noqa: RUF012
+
+        def log(self, values, step):
+            self.sent.append((step, values))
+
+    append(tmp_path, {"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 1, "a": 3}, {"step": 3, "a": 4})
+    end = wandb_copy.End(None)
+    end.come.set()
+    assert wandb_copy.follow(Run(), tmp_path / "metrics.jsonl", end) == 3
+    assert Run.sent == [(2, {"a": 2}), (3, {"a": 4})]
+
+
+def test_lines_are_read_once_and_whole(tmp_path):
+    lines = new_lines(tmp_path / "metrics.jsonl")
+    assert next(lines) == []
+    append(tmp_path, {"step": 1, "a": 1}, '{"step": 2,')
+    assert next(lines) == [(1, {"a": 1})]
+    append(tmp_path, ' "a": 2}\n', "null\n", '{"a": 1}\n')
+    assert next(lines) == [(2, {"a": 2})]
+    assert next(lines) == []
+
+
+def test_names_fit_wandbs_limits():
+    known = KNOWN | {key: key[0] * 300 for key in ("table", "recipe", "row", "data", "task")}
+    named = names(known)
+    assert max(map(len, named["tags"])) <= 64 and len(named["id"]) <= 64 and len(named["job_type"]) <= 64
+    assert len(named["group"]) <= 128 and len(named["name"]) <= 128 and named["name"].endswith("-seed2")
+
+
+def test_a_cell_has_an_id_of_its_own_in_each_table():
+    places = [KNOWN, KNOWN | {"table": "other"}, KNOWN | {"row": "other"}, KNOWN | {"fingerprint": "f" * 16}]
+    assert len({run_id(known) for known in places}) == len(places)
+    assert run_id(KNOWN | RESULT | {"seed": 3}) == run_id(KNOWN)
+
+
+def test_the_mode_does_not_make_another_cell(config):
+    facts = [identity.facts(config(f"log.wandb={mode}"), "d", "w", "cpu", True) for mode in ("disabled", "offline", "online")]
+    assert len({identity.fingerprint(f) for f in facts}) == 1
+    assert config().log.wandb == "offline"
+    assert config("log=wandb").log.wandb == "online"
+    values = config().model_dump(mode="json")
+    assert validate(values | {"log": values["log"] | {"wandb": "off"}}).log.wandb == "disabled"  # of older runs
+
+
+def test_it_can_be_switched_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert wandb_sinks(KNOWN, tmp_path, "disabled") == []
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        assert wandb_sinks(KNOWN, tmp_path, "online") == []
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert wandb_sinks(KNOWN, tmp_path, "offline") == wandb_sinks(KNOWN, tmp_path, "offline") == []
+    assert capsys.readouterr().err == "no copy for wandb: it is not installed (pip install wandb, or log.wandb=disabled)\n"
+
+
+def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):
+    (tmp_path / "wandb.log").mkdir()
+    copy = Wandb(KNOWN, tmp_path, "offline")
+    copy.log(1, {"loss": 1.0})
+    copy.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no copy for wandb" in line and "replay" in line
+
+
+# ------------------------------------------------------------------------------------------------------- what can go wrong
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """A cell without a copy: its configuration, its record, its folder."""
+    cfg = config(*TINY, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
+    outcome = running.run(cfg)
+    return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+
+
+def the_same(folder, outcome, alone):
+    _, expected, place = alone
+    for name in ("model.pt", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (place / name).read_bytes(), name
+    assert [outcome[key] for key in ("status", "metrics", "fingerprint")] == [
+        expected[key] for key in ("status", "metrics", "fingerprint")
+    ]
+
+
+def service_of(pid):
+    """wandb-core, once the process that copies has started it."""
+    for _ in range(600):
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in tasks.read_text().split():
+                if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
+                    return int(child)
+        time.sleep(0.05)
+    raise AssertionError("no service")
+
+
+def kill_copy(child):
+    child.kill()
+
+
+def kill_service(child):
+    while not (Path(child.args[3]) / "wandb.json").exists():
+        time.sleep(0.05)
+    os.kill(service_of(child.pid), signal.SIGKILL)
+
+
+def hang(child):
+    child.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [(kill_copy, "process ended with -9"), (kill_service, "no copy for wandb"), (hang, "takes longer and goes on by itself")],
+)
+def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeypatch, capsys, fault, line):
+    cfg, log, children = alone[0].model_copy(update={"out": str(tmp_path)}), running.Run.log, []
+
+    def strike(self, step, values):
+        log(self, step, values)
+        if step == 2:
+            children.append(self.sinks[-1]._child)
+            fault(children[0])
+
+    monkeypatch.setattr(running.Run, "log", strike)
+    if fault is hang:
+        monkeypatch.setattr(Wandb, "patience", 0.3)
+    cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": "offline"})})
+    outcome = running.run(cfg)
+    children[0].kill()
+    the_same(running.cell_folder(cfg, outcome["fingerprint"]), outcome, alone)
+    said = [text for text in capsys.readouterr().err.splitlines() if "wandb" in text]
+    assert len(said) == 1 and line in said[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "place", "line"),
+    [
+        ("offline", "a file", "FileExistsError"),
+        ("online", None, "API key"),
+        pytest.param("offline", "full", "No space left", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_does_without_a_folder_an_account_or_room(alone, tmp_path, capsys, mode, place, line):
+    cfg = alone[0].model_copy(update={"out": str(tmp_path)})
+    cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": mode})})
+    folder = running.cell_folder(cfg, alone[1]["fingerprint"])
+    folder.mkdir(parents=True)
+    if place == "a file":
+        (folder / "wandb").touch()
+    mounted = place == "full"
+    if mounted:
+        (folder / "wandb").mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder / "wandb")]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("no small disk can be mounted here")
+    try:
+        if mounted:
+            (folder / "wandb" / "much").write_bytes(bytes(64 * 1024))
+        outcome = running.run(cfg)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder / "wandb")], check=True)
+    the_same(folder, outcome, alone)
+    said = [text for text in capsys.readouterr().err.splitlines() if "wandb" in text]
+    assert len(said) == 1 and line in said[0]
