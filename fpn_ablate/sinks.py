@@ -125,12 +125,11 @@ def _state(folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.sinks", description="Progress of runs.")
-    commands = parser.add_subparsers(required=True, metavar="replay")
-    command = commands.add_parser("replay", help="copy finished runs to wandb, each once")
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one of runs, as results/runs")
-    command.add_argument("--online", action="store_true", help="send them; without it, write offline copies for wandb sync")
-    command.add_argument("--again", action="store_true", help="also those that have been copied, under the same ids")
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.sinks", description="Copy finished runs to wandb, each once.")
+    parser.add_argument("command", choices=["replay"])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one of runs, as results/runs")
+    parser.add_argument("--online", action="store_true", help="send them; without it, write offline copies for wandb sync")
+    parser.add_argument("--again", action="store_true", help="also those that have been copied, under the same ids")
     given = parser.parse_args(argv)
     folders = sorted({file.parent for runs in given.runs for file in runs.rglob(RECORD)})
     if not folders:

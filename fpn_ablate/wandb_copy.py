@@ -139,6 +139,7 @@ def open_run(known: dict[str, Any], folder: Path, mode: str) -> tuple[Any, str]:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             say(f"{NOTE}not online ({reason}); this is an offline copy, which `wandb sync` sends")
             wandb.teardown()  # the service still holds the id
+            _drop(folder, arguments["id"])
     return wandb.init(**arguments, mode="offline"), "offline"
 
 

@@ -1,11 +1,13 @@
 """The copy for wandb: it holds what the run's files hold, once, and nothing that happens to it changes a run."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,50 @@ def test_a_replay_without_an_account_or_again_leaves_one_copy(tmp_path, capsys):
     assert first != second and len(history(inspected(folder))) == 2
 
 
+class FakeWandb(types.ModuleType):
+    """wandb as far as a run is opened with it. `fault`: what goes wrong online."""
+
+    def __init__(self, fault=None):
+        super().__init__("wandb")
+        self.fault, self.calls = fault, []
+        self.Settings = type("Settings", (), {"model_fields": {"silent"}, "__init__": lambda self, silent: None})
+
+    def init(self, **arguments):
+        self.calls.append((arguments["mode"], arguments.get("resume"), arguments["id"]))
+        if self.fault and arguments["mode"] == "online":
+            raise self.fault
+        return self
+
+    def teardown(self):
+        self.calls.append("teardown")
+
+
+def test_online_it_goes_on_under_its_id_and_else_is_offline(monkeypatch, tmp_path, capsys):
+    unsent, sent = (tmp_path / "wandb" / f"run-{n}-{run_id(KNOWN)}" for n in (1, 2))
+    for folder in (unsent, sent):
+        folder.mkdir(parents=True)
+    (sent / "run.wandb.synced").touch()
+    for fault, mode in ((None, "online"), (ConnectionError("no\nnetwork"), "offline")):
+        wandb = FakeWandb(fault)
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        assert wandb_copy.open_run(KNOWN, tmp_path, "online") == (wandb, mode)
+        assert wandb.calls[0] == ("online", "allow", run_id(KNOWN))
+        assert wandb.calls[1:] == (["teardown", ("offline", None, run_id(KNOWN))] if fault else [])
+        assert sent.exists() and not unsent.exists()
+    assert capsys.readouterr().out.startswith("note: not online (no network); this is an offline copy")
+
+
+def test_what_is_not_done_in_time_is_killed(monkeypatch, capsys):
+    killed = []
+    monkeypatch.setattr(wandb_copy, "LIMIT", 0.01)
+    monkeypatch.setattr(os, "killpg", lambda *given: killed.append(given))
+    end = wandb_copy.End(io.BytesIO(b"over\n"))
+    end.run()
+    assert end.come.is_set() and not end.killed
+    assert killed == [(os.getpgrp(), signal.SIGKILL)]
+    assert "failed: not done" in capsys.readouterr().out
+
+
 def test_a_copy_that_wandb_has_in_part_goes_on_behind_it(tmp_path):
     class Run:
         starting_step = 2
@@ -231,6 +277,21 @@ def alone(config, tmp_path_factory):
     cfg = config(*TINY, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
     outcome = running.run(cfg)
     return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+
+
+def test_a_cell_is_copied_in_each_table_in_which_it_stands(alone, monkeypatch):
+    cfg, made = alone[0], []
+
+    def note(known, folder, mode):
+        made.append((run_id(known), folder, known.get("status"), mode))
+        return []
+
+    monkeypatch.setattr(running, "wandb_sinks", note)
+    for table in ("second", "second", "third"):  # it is finished the second time
+        running.run(cfg.model_copy(update={"table": table}))
+    ids, folders, states, modes = zip(*made, strict=True)
+    assert len(set(ids)) == 2 and [folder.parents[2].name for folder in folders] == ["second", "third"]
+    assert (set(states), set(modes)) == ({"finished"}, {"disabled"})
 
 
 def the_same(folder, outcome, alone):
