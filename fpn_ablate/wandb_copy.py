@@ -23,6 +23,8 @@ from fpn_ablate.files import METRICS, RECORD, write_atomically
 
 MARKER = "wandb.json"  # in the run's folder: what has been copied
 NOTE, FAILED = "note: ", "failed: "  # how lines for the user begin in the log
+# What has to be known of a run from its beginning: keys of its record, few enough for a pipe to take them unread.
+KNOWN = ("fingerprint", "table", "recipe", "row", "seed", "data", "generated", "task", "config", "code", "environment")
 POLL = 2.0  # seconds between two looks at the metrics
 LIMIT = 120.0  # seconds for all that is left to do when the run is over
 

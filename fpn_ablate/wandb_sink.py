@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.paths import PACKAGE
-from fpn_ablate.wandb_copy import FAILED, NOTE
+from fpn_ablate.wandb_copy import FAILED, KNOWN, NOTE
 
 LOG = "wandb.log"  # in the run's folder: what the process that copies has to say
 
@@ -25,7 +25,7 @@ class Wandb:
     def __init__(self, known: dict[str, Any], folder: Path, mode: str) -> None:
         self.folder, self._child = folder, None
         try:
-            self._child = self._start(json.dumps(known).encode(), mode)
+            self._child = self._start(json.dumps({key: known.get(key) for key in KNOWN}).encode(), mode)
         except (OSError, ValueError, TypeError) as error:
             self._lost(str(error))
 
@@ -44,7 +44,7 @@ class Wandb:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C and a closed terminal are the run's affair, and there is none to ask at
             )
-        child.stdin.write(known + b"\n")  # some kilobytes: a pipe takes them whether they are read or not
+        child.stdin.write(known + b"\n")
         return child
 
     def log(self, step: int, values: dict[str, float]) -> None:

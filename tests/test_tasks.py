@@ -228,7 +228,7 @@ def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, t
 
 
 def test_a_row_is_not_charged_with_what_it_builds_on(cell, monkeypatch):
-    """Nor is its progress logged before that is there: wandb has one run at a time."""
+    """Nor is its progress logged before that is there."""
     events, train, opened = [], tasks.train, running.Run.open_sinks
 
     def spy(model, *rest):

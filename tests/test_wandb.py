@@ -259,6 +259,17 @@ def test_it_can_be_switched_off(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "no copy for wandb: it is not installed (pip install wandb, or log.wandb=disabled)\n"
 
 
+def test_what_is_handed_over_fits_a_pipe_that_nobody_reads(tmp_path, monkeypatch, config):
+    """So that a process which hangs from its first moment holds nothing up."""
+    handed = []
+    monkeypatch.setattr(Wandb, "_start", lambda self, known, mode: handed.append(known))
+    Wandb(
+        KNOWN | {"config": config("task=faster_rcnn").model_dump(mode="json"), "per_class": "x" * 100_000}, tmp_path, "offline"
+    )
+    assert len(handed[0]) < 16 * 1024
+    assert names(json.loads(handed[0]))["group"] == "table1_rpn"
+
+
 def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):
     (tmp_path / "wandb.log").mkdir()
     copy = Wandb(KNOWN, tmp_path, "offline")
