@@ -1,6 +1,7 @@
 """What a report shows of a finished run beyond its figures, from its saved detections and its weights.
 
-`python -m fpn_ablate.exhibits results/runs` makes all of it again, without a GPU where the runs needed none. Below the run:
+`python -m fpn_ablate.exhibits results/runs` makes all of it again, on any machine, but for what the levels hold, which takes
+the device that the run was made on. Below the run:
 `resampled.npz` (its metrics on images drawn anew, for intervals) and `exhibits.npz` (each image's own figure, and what the
 levels of the pyramid hold); in its record `by_size` and `pictures`; and once for all runs on the same images,
 `<out>/runs/.pictures/<pictures>/`: small copies of the images with their ground truth in `truth.json`.
@@ -9,10 +10,11 @@ levels of the pyramid hold); in its record `by_size` and `pictures`; and once fo
 import argparse
 import json
 import sys
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,19 +34,23 @@ from fpn_ablate.resample import draws, each_image, resample
 from fpn_ablate.schema import Config
 from fpn_ablate.train import autocast
 
+if TYPE_CHECKING:
+    from fpn_ablate.remeasure import Splits
+
 FILE, PICTURES, TRUTH = "exhibits.npz", ".pictures", "truth.json"
 SHOWN = 200  # images of which a small copy is kept
 SIDE = 320  # pixels at most
 
 
 def make(
-    folder: Path, dataset: DetectionDataset, found: Detections, model: Detector, cfg: Config, device: torch.device
+    folder: Path, dataset: DetectionDataset, found: Detections, cfg: Config, levels: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Write the files of a run, and return what goes into its record.
 
     Args:
         folder: of the run, three levels below <out>/runs.
         dataset: the split that it was evaluated on; `found`: what it found there.
+        levels: as `energy` gives them; empty where the network is out of reach.
 
     Raises:
         UserError: the disk does not take them.
@@ -55,7 +61,7 @@ def make(
     resampled = resample(truth, found, dataset.categories, dataset.area_bounds, drawn)
     write_atomically(folder / RESAMPLED, partial(save, resampled=resampled))
     ids, values = each_image(truth, _best(found), dataset.categories)
-    shown = {f"level_{name}": level for name, level in levels(model, dataset, cfg, device).items()}
+    shown = {f"level_{name}": level for name, level in levels.items()}
     write_atomically(folder / FILE, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))
     name = dataset.digest[:16]
     _pictures(folder.resolve().parents[3] / PICTURES / name, dataset, truth)
@@ -85,7 +91,7 @@ def by_size(truth: dict[str, Any], found: Detections, area_bounds: tuple[float, 
 
 
 @torch.no_grad()
-def levels(model: Detector, dataset: DetectionDataset, cfg: Config, device: torch.device) -> dict[str, np.ndarray]:
+def energy(model: Detector, dataset: DetectionDataset, cfg: Config, device: torch.device) -> dict[str, np.ndarray]:
     """{level: (h, w) uint8}: the mean absolute activation over the channels of each of the neck's levels, for the first image,
     from nothing to the level's own greatest."""
     recipe = cfg.recipe
@@ -98,8 +104,8 @@ def levels(model: Detector, dataset: DetectionDataset, cfg: Config, device: torc
         height, width = (
             -(-size * level.shape[2 + d] // batch.images.shape[2 + d]) for d, size in enumerate(batch.sizes[0].tolist())
         )
-        energy = level[0, :, :height, :width].float().abs().mean(dim=0)
-        maps[name] = (energy / energy.max().clamp(min=1e-12) * 255).byte().cpu().numpy()
+        mean = level[0, :, :height, :width].float().abs().mean(dim=0)
+        maps[name] = (mean / mean.max().clamp(min=1e-12) * 255).byte().cpu().numpy()
     return maps
 
 
@@ -135,8 +141,8 @@ def _pictures(folder: Path, dataset: DetectionDataset, truth: dict[str, Any]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all runs have them, 2 when some could not be restored."""
-    from fpn_ablate.remeasure import restore
+    """0 when all runs have them, 2 when some are not there to be read."""
+    from fpn_ablate.remeasure import Splits, finished
 
     parser = argparse.ArgumentParser(prog="python -m fpn_ablate.exhibits", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
@@ -145,19 +151,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not files:
         print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
         return 2
-    splits: dict[str, tuple] = {}
+    splits: Splits = {}
     problems = 0
     for folder in (file.parent for file in files):
         try:
-            trained, cfg, device = restore(folder, splits)
+            cfg, known, (_, dataset) = finished(folder, splits)
             found = Detections.load(folder / "detections.npz")
-            more = make(folder, trained.validation, found, trained.model, cfg, device)
-            record.write(folder, (record.read(folder) or {}) | more)
+            record.write(folder, known | make(folder, dataset, found, cfg, _levels(folder, splits)))
             print(f"{folder}: made")
         except (UserError, OSError) as error:
             print(f"left as it was: {error}", file=sys.stderr)
             problems += 1
     return 2 if problems else 0
+
+
+def _levels(folder: Path, splits: "Splits") -> dict[str, np.ndarray]:
+    """Of the run's network, or, where it is out of reach, as they were kept before."""
+    from fpn_ablate.remeasure import restore
+
+    try:
+        trained, cfg, device = restore(folder, splits)
+        return energy(trained.model, trained.validation, cfg, device)
+    except UserError as error:
+        print(f"levels left as they were: {error}", file=sys.stderr)
+    try:
+        with np.load(folder / FILE) as kept:
+            return {name.removeprefix("level_"): kept[name] for name in kept.files if name.startswith("level_")}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
 
 
 if __name__ == "__main__":

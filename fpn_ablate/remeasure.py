@@ -8,34 +8,49 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from fpn_ablate import record, tasks
+from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.inputs import Inputs, given_proposals, load_data, pick_device
 from fpn_ablate.run import find, latency_of
 from fpn_ablate.schema import Config, validate
 
+Splits = dict[str, tuple[DetectionDataset, DetectionDataset]]
 
-def restore(folder: Path, splits: dict[str, tuple]) -> tuple[tasks.Trained, Config, torch.device]:
-    """The finished run of a folder below <out>/runs. `splits` keeps what has been loaded, for the next run on the same data.
+
+def finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any], tuple[DetectionDataset, DetectionDataset]]:
+    """Configuration, record and data of the finished run of a folder below <out>/runs. `splits` keeps what has been loaded.
 
     Raises:
-        UserError: the run is not finished, was made on another device, or what it is made of is no longer there.
+        UserError: the run is not finished, or what it is made of is no longer there.
     """
     known = record.read(folder) or {}
     if known.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
     cfg = validate(yaml.safe_load((folder / "config.yaml").read_text()))
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
+    data = str((cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
+    if data not in splits:
+        splits[data] = load_data(cfg)
+    return cfg, known, splits[data]
+
+
+def restore(folder: Path, splits: Splits) -> tuple[tasks.Trained, Config, torch.device]:
+    """The finished run of a folder, with its weights.
+
+    Raises:
+        UserError: as `finished`, or the run was made on another device.
+    """
+    cfg, known, loaded = finished(folder, splits)
     device, made_on = pick_device(cfg), known["environment"]
     if record.device_name(device) != made_on["device"]:
         raise UserError(f"{folder}: made on {made_on['device']}, and this is {record.device_name(device)}; measure it there")
     torch.set_num_threads(made_on["threads"])
-    data = str((cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
-    loaded = splits.setdefault(data, load_data(cfg) if data not in splits else ())
     inputs = Inputs(device, *loaded, None, None, *given_proposals(cfg, loaded))
     cell = tasks.Cell(cfg, inputs, folder, known["fingerprint"], {}, lambda step, values: None)
     if "rpn" in tasks.sources(cfg):
@@ -54,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not files:
         print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
         return 2
-    splits: dict[str, tuple] = {}
+    splits: Splits = {}
     measured: dict[str, float] = {}  # a run that stands in several tables has one latency
     problems = 0
     for folder in (file.parent for file in files):

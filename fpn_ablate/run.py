@@ -236,7 +236,8 @@ def _carry_out(run: Run) -> dict[str, Any]:
 def _exhibits(run: Run, trained: tasks.Trained, found: Detections) -> dict[str, Any]:
     """What a report shows beyond the figures; it can be made later, so a full disk is no reason to lose the run."""
     try:
-        return exhibits.make(run.folder, trained.validation, found, trained.model, run.cfg, run.inputs.device)
+        levels = exhibits.energy(trained.model, trained.validation, run.cfg, run.inputs.device)
+        return exhibits.make(run.folder, trained.validation, found, run.cfg, levels)
     except (UserError, OSError) as error:
         print(f"warning: {error}; python -m fpn_ablate.exhibits {run.folder} makes up for it", file=sys.stderr)
         return {}

@@ -82,7 +82,7 @@ def test_levels_are_those_of_the_neck(finished, name):
         assert content["image_ids"].shape == content["values"].shape == (3,)
     expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
     assert set(maps) == expected
-    again = exhibits.levels(trained.model, trained.validation, cfg, device)
+    again = exhibits.energy(trained.model, trained.validation, cfg, device)
     for key, shown in maps.items():
         assert shown.max() == 255 and shown.dtype == np.uint8
         np.testing.assert_array_equal(shown, again[key.removeprefix("level_")])
@@ -129,6 +129,22 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
             np.testing.assert_array_equal(again[name], values)
     assert (out / "runs" / exhibits.PICTURES).is_dir()
     assert capsys.readouterr().out.count(": made") == 3
+
+
+def test_another_machine_makes_all_but_the_levels_and_keeps_these(finished, tmp_path, capsys):
+    out = tmp_path / "copy"
+    shutil.copytree(finished["rpn"].parents[4], out)
+    folder = out / finished["rpn"].relative_to(finished["rpn"].parents[4])
+    with np.load(folder / exhibits.FILE) as content:
+        before = {name: content[name] for name in content.files}
+    known = record.read(folder)
+    record.write(folder, known | {"environment": known["environment"] | {"device": "NVIDIA H200"}})
+    (folder / RESAMPLED).unlink()
+    assert exhibits.main([str(folder)]) == 0
+    assert (folder / RESAMPLED).exists() and "levels left as they were" in capsys.readouterr().err
+    with np.load(folder / exhibits.FILE) as content:
+        assert set(content.files) == set(before)
+        np.testing.assert_array_equal(content["level_p2"], before["level_p2"])
 
 
 def test_a_disk_that_takes_them_not_does_not_cost_the_run(config, tmp_path, monkeypatch, capsys):
