@@ -25,7 +25,7 @@ from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.evaluate import declared_truth
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, write_atomically
 from fpn_ablate.metrics import Detections, evaluator, quietly
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.replicates import FILE as RESAMPLED
@@ -37,7 +37,6 @@ from fpn_ablate.train import autocast
 if TYPE_CHECKING:
     from fpn_ablate.remeasure import Splits
 
-FILE, PICTURES, TRUTH = "exhibits.npz", ".pictures", "truth.json"
 SHOWN = 200  # images of which a small copy is kept
 SIDE = 320  # pixels at most
 
@@ -62,7 +61,7 @@ def make(
     write_atomically(folder / RESAMPLED, partial(save, resampled=resampled))
     ids, values = each_image(truth, _best(found), dataset.categories)
     shown = {f"level_{name}": level for name, level in levels.items()}
-    write_atomically(folder / FILE, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))
+    write_atomically(folder / EXHIBITS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))
     name = dataset.digest[:16]
     _pictures(folder.resolve().parents[3] / PICTURES / name, dataset, truth)
     return {"by_size": by_size(truth, found, dataset.area_bounds), "pictures": name}
@@ -156,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in (file.parent for file in files):
         try:
             cfg, known, (_, dataset) = finished(folder, splits)
-            found = Detections.load(folder / "detections.npz")
+            found = Detections.load(folder / DETECTIONS)
             record.write(folder, known | make(folder, dataset, found, cfg, _levels(folder, splits)))
             print(f"{folder}: made")
         except (UserError, OSError) as error:
@@ -175,7 +174,7 @@ def _levels(folder: Path, splits: "Splits") -> dict[str, np.ndarray]:
     except UserError as error:
         print(f"levels left as they were: {error}", file=sys.stderr)
     try:
-        with np.load(folder / FILE) as kept:
+        with np.load(folder / EXHIBITS) as kept:
             return {name.removeprefix("level_"): kept[name] for name in kept.files if name.startswith("level_")}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}

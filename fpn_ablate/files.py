@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fpn_ablate.errors import UserError
 
-RECORD, METRICS = "record.json", "metrics.jsonl"  # in a run's folder
+RECORD, METRICS, DETECTIONS, EXHIBITS = "record.json", "metrics.jsonl", "detections.npz", "exhibits.npz"  # in a run's folder
+PICTURES, TRUTH = ".pictures", "truth.json"  # below the folder of all runs, and in each folder there
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
 

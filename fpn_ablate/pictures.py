@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from fpn_ablate import identity, record
 from fpn_ablate.data.sample import DetectionDataset, Sample
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import DETECTIONS, write_atomically
 from fpn_ablate.inputs import load_data, world
 from fpn_ablate.metrics import Detections
 from fpn_ablate.report.grid import clean
@@ -50,7 +50,7 @@ class Run:
             raise UserError(f"{folder}: the run is not finished but {known['status']}; start it again, and it goes on")
         try:
             cfg = validate(yaml.safe_load((folder / "config.yaml").read_text()))
-            found = Detections.load(folder / "detections.npz")
+            found = Detections.load(folder / DETECTIONS)
             if not len(found.image_ids) == len(found.scores) == len(found.boxes.reshape(-1, 4)):
                 raise ValueError("its arrays differ in length")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, yaml.YAMLError, UserError) as error:

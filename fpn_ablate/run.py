@@ -24,20 +24,20 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import METRICS, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
 from fpn_ablate.proposals import FILE as PROPOSALS
+from fpn_ablate.replicates import FILE as RESAMPLED
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import Console, JsonLines, Sink
 from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 from fpn_ablate.wandb_sink import wandb_sinks
 
-DETECTIONS = "detections.npz"
 KEPT = (METRICS, tasks.MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
-SHOWN = (exhibits.RESAMPLED, exhibits.FILE)  # and these, unless the disk was full
+SHOWN = (RESAMPLED, EXHIBITS)  # and these, unless the disk was full
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:

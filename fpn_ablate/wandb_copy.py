@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.files import METRICS, RECORD, write_atomically
+from fpn_ablate.wandb_pictures import drawn
 
 MARKER = "wandb.json"  # in the run's folder: what has been copied
 NOTE, FAILED = "note: ", "failed: "  # how lines for the user begin in the log
@@ -158,6 +159,8 @@ def send_result(run: Any, folder: Path, outcome: dict[str, Any], step: int) -> N
 
     metrics = {name: value for name, value in outcome.get("metrics", {}).items() if value is not None}
     shown: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in sorted(folder.iterdir()) if _is_picture(path)}
+    if found := drawn(folder, outcome):
+        shown["detections"] = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in found]
     if metrics:
         shown["figures"] = wandb.Table(columns=["metric", "value"], data=[list(pair) for pair in metrics.items()])
     if shown:

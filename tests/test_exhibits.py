@@ -11,6 +11,7 @@ from fpn_ablate import exhibits, record, remeasure
 from fpn_ablate import run as running
 from fpn_ablate.errors import UserError
 from fpn_ablate.evaluate import declared_truth
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH
 from fpn_ablate.metrics import Detections, average_recall
 from fpn_ablate.replicates import FILE as RESAMPLED
 from fpn_ablate.replicates import Replicates
@@ -36,7 +37,7 @@ def finished(config, tmp_path_factory):
 
 def restored(folder):
     trained, cfg, device = remeasure.restore(folder, {})
-    return trained, cfg, device, Detections.load(folder / "detections.npz")
+    return trained, cfg, device, Detections.load(folder / DETECTIONS)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -77,7 +78,7 @@ def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_are_those_of_the_neck(finished, name):
     trained, cfg, device, _ = restored(finished[name])
-    with np.load(finished[name] / exhibits.FILE) as content:
+    with np.load(finished[name] / EXHIBITS) as content:
         maps = {key: content[key] for key in content.files if key.startswith("level_")}
         assert content["image_ids"].shape == content["values"].shape == (3,)
     expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
@@ -92,8 +93,8 @@ def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):
     trained, cfg, _, _ = restored(finished["rpn"])
     names = {record.read(folder)["pictures"] for folder in finished.values()}
     assert len(names) == 1
-    folder = finished["rpn"].parents[3] / exhibits.PICTURES / names.pop()
-    content = json.loads((folder / exhibits.TRUTH).read_text())
+    folder = finished["rpn"].parents[3] / PICTURES / names.pop()
+    content = json.loads((folder / TRUTH).read_text())
     truth = declared_truth(trained.validation, cfg)
     assert set(content["images"]) == {str(image["id"]) for image in truth["images"]}
     boxes = [entry["bbox"] for image in content["images"].values() for entry in image["objects"]]
@@ -107,7 +108,7 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
     out = tmp_path / "copy"
     shutil.copytree(finished["joint"].parents[4], out)
     folders = [out / folder.relative_to(finished["joint"].parents[4]) for folder in finished.values()]
-    made = [folder / name for folder in folders for name in (RESAMPLED, exhibits.FILE)]
+    made = [folder / name for folder in folders for name in (RESAMPLED, EXHIBITS)]
     arrays = {path: dict(np.load(path)) for path in made}
     others = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path not in made}
     for path in made:
@@ -115,7 +116,7 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
     for folder in folders:
         known = record.read(folder)
         record.write(folder, {key: value for key, value in known.items() if key not in ("by_size", "pictures")})
-    shutil.rmtree(out / "runs" / exhibits.PICTURES)
+    shutil.rmtree(out / "runs" / PICTURES)
     assert exhibits.main([str(out / "runs")]) == 0
     for path, content in others.items():
         if path.suffix == ".json":
@@ -127,7 +128,7 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
         assert set(again) == set(content)
         for name, values in content.items():
             np.testing.assert_array_equal(again[name], values)
-    assert (out / "runs" / exhibits.PICTURES).is_dir()
+    assert (out / "runs" / PICTURES).is_dir()
     assert capsys.readouterr().out.count(": made") == 3
 
 
@@ -135,14 +136,14 @@ def test_another_machine_makes_all_but_the_levels_and_keeps_these(finished, tmp_
     out = tmp_path / "copy"
     shutil.copytree(finished["rpn"].parents[4], out)
     folder = out / finished["rpn"].relative_to(finished["rpn"].parents[4])
-    with np.load(folder / exhibits.FILE) as content:
+    with np.load(folder / EXHIBITS) as content:
         before = {name: content[name] for name in content.files}
     known = record.read(folder)
     record.write(folder, known | {"environment": known["environment"] | {"device": "NVIDIA H200"}})
     (folder / RESAMPLED).unlink()
     assert exhibits.main([str(folder)]) == 0
     assert (folder / RESAMPLED).exists() and "levels left as they were" in capsys.readouterr().err
-    with np.load(folder / exhibits.FILE) as content:
+    with np.load(folder / EXHIBITS) as content:
         assert set(content.files) == set(before)
         np.testing.assert_array_equal(content["level_p2"], before["level_p2"])
 
