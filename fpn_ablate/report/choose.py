@@ -87,7 +87,7 @@ def _unfair(groups: "list[list[Record]]") -> str:
     return (
         f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {factors}, so "
         f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
-        "the records stay"
+        "the records stay, and python -m fpn_ablate.report RUNS --allow-unfair shows them together"
     )
 
 
