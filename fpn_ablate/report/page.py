@@ -23,6 +23,7 @@ RELOAD = 15  # seconds, while a sweep is under way
 
 def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     """The page for these tables; while there is `progress`, it shows that first and reloads itself."""
+    tables = sorted(tables, key=lambda table: not table.published)  # the paper's own first
     album = gallery.Album()
     colours = series.colours(tables)
     sections = [_section(table, colours[table.name], album, number) for number, table in enumerate(tables, start=1)]

@@ -118,7 +118,7 @@ def effects(table: Table) -> list[Point]:
 
 
 def costs(table: Table) -> list[Point]:
-    """Each kind of cost against the first metric."""
+    """Each kind of cost against the first metric; `right`: in the right half of its kind."""
     metric, points = first_metric(table), []
     for row in ours(table) if metric else ():
         cell = row.cells[metric.key].ours
@@ -126,18 +126,20 @@ def costs(table: Table) -> list[Point]:
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
                 point = {"row": row.row, "label": name(row), "short": _letter(row), "kind": kind, "n": cell.n}
-                low, high = (_rounded(cell.mean if bound is None else bound) for bound in (cell.low, cell.high))
-                points.append(point | {"cost": _rounded(fmean(values) * scale, 4), "mean": _rounded(cell.mean)}
-                              | {"low": low, "high": high})  # fmt: skip
+                figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
+                points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
+    for kind in COSTS:
+        own = [point for point in points if point["kind"] == kind]
+        middle = (min(p["cost"] for p in own) + max(p["cost"] for p in own)) / 2 if own else 0.0
+        for point in own:
+            point["right"] = point["cost"] > middle
     return points
 
 
 def _effect(title: str, contrast: str, metric: str, found: Contrast, noise: float | None) -> Point:
     estimate = found.ours
-    bounds = {"low": estimate.mean, "high": estimate.mean} if estimate.half is None else {}
-    bounds = bounds or {"low": estimate.low, "high": estimate.high}
-    values = {"mean": estimate.mean, **bounds, "published": found.published, "noise": noise}
-    rounded = {key: None if value is None else _rounded(value) for key, value in values.items()}
+    values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "published": found.published, "noise": noise}
+    rounded = {key: _rounded(value) for key, value in values.items()}
     within = noise is not None and abs(estimate.mean) < noise
     return {"title": title, "contrast": contrast, "metric": clean(metric), **rounded, "within": within, "n": estimate.n}
 
@@ -189,5 +191,5 @@ def _logged(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int
     return found
 
 
-def _rounded(value: float, digits: int = 2) -> float:
-    return round(value, digits)
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)

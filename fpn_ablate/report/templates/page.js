@@ -1,6 +1,7 @@
 "use strict";
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const json = (element) => JSON.parse(element.textContent);
+const pressed = (button) => button.getAttribute("aria-pressed") === "true";
 const make = (tag, attributes = {}, ...children) => {
   const svg = ["svg", "rect", "text", "title"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
@@ -99,15 +100,13 @@ for (const details of all(".values")) {
   details.addEventListener("toggle", () => {
     const place = details.querySelector(".scroll");
     if (!details.open || place.firstChild) return;
-    const spec = json(details.closest("figure").querySelector("script"));
-    const points = Object.values(spec.datasets ?? {}).concat(all2(spec)).sort((a, b) => b.length - a.length)[0] ?? [];
-    const keys = Object.keys(points[0] ?? {}).filter((key) => !["row", "at", "line", "short"].includes(key));
+    const { points } = json(details.closest("figure").querySelector("script")).datasets;
+    const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "colour", "right"].includes(key));
     const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
     const body = points.map((point) => line("td", keys.map((key) => point[key])));
     place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...body)));
   });
 }
-function all2(spec) { return [spec, ...(spec.layer ?? [])].map((part) => part.data?.values).filter(Boolean); }
 
 // Pictures: each is in the page once, boxes lie over it.
 const pictures = json(document.getElementById("pictures"));
@@ -134,17 +133,18 @@ for (const place of all("[data-picture]")) {
 }
 
 // The gallery: two rows, image by image.
+const MOST = 24, FEW = 6;
 function gallery(root) {
   const content = json(root.querySelector("script"));
   const [a, b] = [root.querySelector("[data-a]"), root.querySelector("[data-b]")];
   for (const select of [a, b]) content.rows.forEach((row, k) => select.append(make("option", { value: k }, row.label)));
   const means = content.rows.map((row) => row.values.reduce((sum, value) => sum + (value ?? 0), 0));
   a.value = means.indexOf(Math.max(...means));
-  b.value = content.rows.length - 1 === Number(a.value) ? 0 : content.rows.length - 1;
+  b.value = Number(a.value) === 0 ? 1 : 0;
   const side = (row, k, won) => {
     const place = make("span", { class: "picture" });
     overlay(place, content.images[k], { found: row.boxes[k], truth: true, colour: row.colour });
-    const name = make("span", {}, make("span", { class: "swatch", style: `--row:var(--c${row.colour})` }), row.label);
+    const name = make("span", { class: "name" }, make("span", { class: "swatch", style: `--row:var(--c${row.colour})` }), row.label);
     return make("figure", {}, place, make("figcaption", { class: won ? "" : "lost" }, name, make("b", {}, row.values[k].toFixed(1))));
   };
   const show = () => {
@@ -154,16 +154,21 @@ function gallery(root) {
       .filter(([, k]) => first.values[k] !== null && second.values[k] !== null);
     const wins = differences.filter(([d]) => d > 0).length, losses = differences.filter(([d]) => d < 0).length;
     const shown = differences.filter(([d]) => filter === "all" || (filter === "a" ? d > 0 : d < 0))
-      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, 24);
-    root.querySelector(".cards").replaceChildren(...shown.map(([d, k]) => make("article", { class: "card" },
+      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, MOST);
+    const more = root.querySelector("[data-more]"), few = !pressed(more);
+    more.hidden = shown.length <= FEW;
+    more.textContent = few ? `Show all ${shown.length}` : `Show ${FEW}`;
+    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FEW : MOST).map(([d, k]) => make("article", { class: "card" },
       make("div", { class: "pair" }, side(first, k, d >= 0), side(second, k, d <= 0)),
       make("p", {}, `${pictures[content.images[k]].alt} · A − B: ${d > 0 ? "+" : ""}${d.toFixed(1)}`))));
-    root.querySelector("output").textContent = `${shown.length} shown; of these ${differences.length} images A wins ${wins}, B wins ${losses}`;
+    root.querySelector("output").textContent = `A wins ${wins}, B wins ${losses} of these ${differences.length} images; the widest first`;
   };
   for (const button of all("[data-filter]", root)) button.addEventListener("click", () => {
     for (const other of all("[data-filter]", root)) other.setAttribute("aria-pressed", String(other === button));
     show();
   });
+  const more = root.querySelector("[data-more]");
+  more.addEventListener("click", () => { more.setAttribute("aria-pressed", String(!pressed(more))); show(); });
   [a, b].forEach((select) => select.addEventListener("change", show));
   root.show = show;
 }
@@ -179,7 +184,7 @@ for (const button of all("[data-copy]")) button.addEventListener("click", async 
 const state = JSON.parse(stored(session, "fpn-ablate-state") ?? "null");
 all("details").forEach((details, k) => { if (state?.open.includes(k)) details.open = true; });
 all("select").forEach((select, k) => { if (state?.selects[k] < select.options.length) select.selectedIndex = state.selects[k]; });
-all("[data-filter]").forEach((button, k) => { if (state?.filters) button.setAttribute("aria-pressed", String(state.filters.includes(k))); });
+all("[data-filter], [data-more]").forEach((button, k) => { if (state?.filters) button.setAttribute("aria-pressed", String(state.filters.includes(k))); });
 all(".legend button").forEach((button, k) => { if (state?.rows?.includes(k)) button.setAttribute("aria-pressed", "true"); });
 all("table[data-sortable]").forEach((table, k) => { if (state?.sorts?.[k]) sortTable(table, ...state.sorts[k]); });
 all("[data-gallery]").forEach((root) => root.show());
@@ -187,14 +192,13 @@ if (state) requestAnimationFrame(() => scrollTo({ top: state.scroll, behavior: "
 stored(session, "fpn-ablate-state", "null");
 const seconds = Number(document.body.dataset.reload);
 const places = (items, test) => items.flatMap((item, k) => test(item) ? [k] : []);
-const pressed = (button) => button.getAttribute("aria-pressed") === "true";
 function reload() {
   if (document.activeElement?.tagName === "SELECT" || String(getSelection())) return void setTimeout(reload, 5000);
   stored(session, "fpn-ablate-state", JSON.stringify({
     scroll: scrollY,
     open: places(all("details"), (details) => details.open),
     selects: all("select").map((select) => select.selectedIndex),
-    filters: places(all("[data-filter]"), pressed),
+    filters: places(all("[data-filter], [data-more]"), pressed),
     rows: places(all(".legend button"), pressed),
     sorts: all("table[data-sortable]").map((table) => all("thead th", table)
       .map((th, k) => [k, th.getAttribute("aria-sort")]).find(([, direction]) => direction !== "none") ?? null),
