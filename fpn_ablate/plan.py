@@ -58,6 +58,16 @@ def active(runs: Path) -> list[Plan]:
     return [plan for plan in found if plan and _is_active(plan)]
 
 
+def end(runs: Path) -> None:
+    """This process's sweep is over, whatever ended it."""
+    (runs / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json").unlink(missing_ok=True)
+
+
+def left(runs: Path) -> bool:
+    """Whether there is a plan that nobody took away: its sweep is under way, or was killed."""
+    return any((runs / FOLDER).glob("*.json"))
+
+
 def _read(file: Path) -> Plan | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -79,7 +79,8 @@ def sort_value(text: str) -> float | str:
 
 
 def _parts(line: Line) -> list[Part]:
-    cells = [Part(fact, kind="fact" if n < len(line.facts) - 1 else "n") for n, fact in enumerate(line.facts)]
+    *facts, count = line.facts
+    cells = [*(Part(fact, kind="fact long" if len(fact) > 14 else "fact") for fact in facts), Part(count, kind="n")]
     if line.metrics and len(set(line.metrics)) == 1 and line.ours and not NUMBER.match(line.metrics[0]):
         kind = "hole" if line.metrics[0] == "not run" else "state"
         return [*cells, Part(line.metrics[0], kind=f"{kind} metric", span=len(line.metrics))]
