@@ -145,15 +145,14 @@ def _costs(title: str, low: bool) -> dict[str, Any]:
     ]
     base = alt.Chart(alt.NamedData("points")).transform_filter("datum.kind === choice")
     base = base.encode(x=x, color=_colour(), opacity=_lit(1, 0.15))
-    y, names = _y(f"{title} (%)"), {"dy": -9, "fontSize": 11, "limit": 170}
-    left, right = base.transform_filter("!datum.right"), base.transform_filter("datum.right")
+    side = {"align": alt.expr("datum.right ? 'right' : 'left'"), "dx": alt.expr("datum.right ? -7 : 7")}
+    names, y = base.mark_text(**side, dy=-9, fontSize=11, limit=170), _y(f"{title} (%)")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
     return _template(
         [
             *([bars] if low else []),
             base.mark_point(filled=True, size=90, opacity=1).encode(y=y, tooltip=tips),
-            left.mark_text(align="left", dx=7, **names).encode(y=y, text="short:N", color=alt.value(INK)),
-            right.mark_text(align="right", dx=-7, **names).encode(y=y, text="short:N", color=alt.value(INK)),
+            names.encode(y=y, text="short:N", color=alt.value(INK)),
         ],
         choice=True,
     )
