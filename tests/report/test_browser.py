@@ -131,7 +131,7 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         browser.open(made.with_name("live.html"))
         browser.wait("figures.every((figure) => figure.view)")
         browser.run("document.querySelector('details[id]').open = true; scrollTo({top: 500, behavior: 'instant'})")
-        browser.run("document.querySelector('[data-filter=b]').click(); window.before = true; reload()")
+        browser.run("document.querySelector('[data-filter=b]').click(); window.before = true; void setTimeout(reload)")
         browser.wait("window.before === undefined && document.readyState === 'complete' && scrollY === 500")
         assert browser.run("document.querySelector('details[id]').open")
         assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
