@@ -71,9 +71,17 @@ class Browser:
 
     def wait(self, script: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
-        while not self.run(script):
+        while not self._holds(script):
             assert time.monotonic() < end, f"{script}: not within {seconds} s"
             time.sleep(0.05)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.run(script))
+        except AssertionError as error:
+            if "navigated" in str(error):  # a page that loads itself again is between two lives
+                return False
+            raise
 
     def shot(self, file: Path, whole: bool = False) -> None:
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))

@@ -8,9 +8,11 @@ import sys
 import time
 
 import pytest
+import torch
 
-from fpn_ablate import plan, run
-from fpn_ablate.report import collate, live, load
+from fpn_ablate import plan, record, report, run, sweep
+from fpn_ablate.__main__ import main as command_line
+from fpn_ablate.report import collate, live, load, output
 from fpn_ablate.report import progress as reporting
 from fpn_ablate.report.__main__ import main
 from fpn_ablate.report.progress import progress
@@ -120,6 +122,7 @@ def test_the_page_is_written_while_a_sweep_runs_and_once_more_if_it_was_killed(p
 
 def test_the_report_writes_the_page_of_one_table_or_all(put, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(live.SWITCH, raising=False)
+    monkeypatch.setattr(output, "save_table", lambda *_: None)  # its plots take seconds
     put("c4", 2)
     put("own", 2, table="own")
     assert main([str(runs), "--out", str(tmp_path)]) == 0
@@ -129,3 +132,44 @@ def test_the_report_writes_the_page_of_one_table_or_all(put, runs, tmp_path, mon
     assert 'id="t2"' not in (tmp_path / "report.html").read_text()
     assert main([str(runs), "--out", str(tmp_path), "--table", "none"]) == 2
     assert "there are own-shapes-quick" in capsys.readouterr().err
+
+
+@pytest.fixture
+def cells(config, tmp_path):
+    found = [config("ablation=c4", "seed=2"), config("ablation=fpn", "seed=2")]
+    return [cfg.model_copy(update={"out": str(tmp_path)}) for cfg in found]
+
+
+def test_a_sweep_leaves_word_starts_its_page_and_ends_both(cells, put, runs, tmp_path, monkeypatch):
+    monkeypatch.delenv(live.SWITCH, raising=False)
+    monkeypatch.setattr(report, "save_table", lambda *_: None)
+    started = []
+    monkeypatch.setattr(live, "start", lambda out, experiments: started.append(out))
+    put("c4", 2, recipe="smoke")
+    sweep.announce(cells)
+    assert started == [tmp_path]
+    assert [(cell.row, cell.recipe, cell.steps) for cell in plan.active(runs)[0].cells] == [
+        ("c4", "smoke", cells[0].steps),
+        ("fpn", "smoke", cells[0].steps),
+    ]
+    sweep.publish(cells)
+    assert not plan.left(runs)
+    assert "<body data-reload=" not in (tmp_path / live.NAME).read_text()
+
+
+def test_a_page_that_fails_is_one_warning(cells, put, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(live.SWITCH, raising=False)
+    monkeypatch.setattr(report, "save_table", lambda *_: None)
+    monkeypatch.setattr("fpn_ablate.report.page.render", lambda *_, **__: 1 / 0)
+    put("c4", 2, recipe="smoke")
+    sweep.publish(cells)
+    found = capsys.readouterr()
+    assert "report.html is not written: division by zero" in found.err and (tmp_path / "ledger.csv").exists()
+
+
+def test_the_command_that_was_typed_is_in_the_record_and_decides_nothing(monkeypatch):
+    monkeypatch.setenv(plan.COMMAND, "")
+    assert command_line(["no.such.key=1 2"]) == 2
+    assert record.environment(torch.device("cpu"))["command"] == "python -m fpn_ablate 'no.such.key=1 2'"
+    monkeypatch.delenv(plan.COMMAND)
+    assert "command" not in record.environment(torch.device("cpu"))

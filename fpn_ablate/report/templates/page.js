@@ -121,11 +121,11 @@ function overlay(place, key, { found = [], truth = false, names = false, colour 
   if (!truth && !found.length) return;
   const svg = make("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, preserveAspectRatio: "none", "aria-hidden": "true", style: `--row:var(--c${colour})` });
   for (const [x0, y0, x1, y1] of found) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
-  for (const [x0, y0, x1, y1, score] of found) svg.append(box("found", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
   for (const object of truth ? picture.truth : []) {
     svg.append(box("halo", object), box("true", object, object[4]));
     if (names) svg.append(make("text", { x: object[0] + 2, y: Math.max(object[1] - 3, 10), "font-size": picture.width / 22 }, object[4]));
   }
+  for (const [x0, y0, x1, y1, score] of found) svg.append(box("found", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
   place.append(svg);
 }
 for (const place of all("[data-picture]")) {
