@@ -168,7 +168,10 @@ def _effects(low: bool, published: bool, noise: bool) -> dict[str, Any]:
     tips += [_tip("published", "published", "+.1f"), _tip("noise", "noise floor", ".1f"), _tip("verdict"), _tip("n", "seeds")]
     shade = alt.when("datum.within").then(alt.value(0.45)).otherwise(alt.value(1))
     noisy = base.transform_filter("isValid(datum.noise)").transform_calculate(left="-datum.noise", right="datum.noise")
-    ours, text = "var(--c0)", {"align": "left", "baseline": "middle", "dy": -11, "fontSize": 11.5, "limit": alt.expr("width")}
+    ours, text = (
+        "var(--c0)",
+        {"align": "left", "baseline": "middle", "dx": 4, "dy": -11, "fontSize": 11.5, "limit": alt.expr("width")},
+    )
     diamonds = base.transform_filter("isValid(datum.published)")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(stroke=ours, strokeWidth=2, yOffset=9)
     layers = [noisy.mark_bar(fill=NOISE, height=14, yOffset=9).encode(x="left:Q", x2="right:Q")] if noise else []

@@ -123,7 +123,7 @@ function overlay(place, key, { found = [], truth = false, names = false, colour 
   for (const [x0, y0, x1, y1] of found) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
   for (const object of truth ? picture.truth : []) {
     svg.append(box("halo", object), box("true", object, object[4]));
-    if (names) svg.append(make("text", { x: object[0] + 2, y: Math.max(object[1] - 3, 10), "font-size": picture.width / 22 }, object[4]));
+    if (names) svg.append(make("text", { x: object[0], y: Math.max(object[1] - 4, picture.width / 15), "font-size": picture.width / 17 }, object[4]));
   }
   for (const [x0, y0, x1, y1, score] of found) svg.append(box("found", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
   place.append(svg);
