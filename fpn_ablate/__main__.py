@@ -2,7 +2,9 @@
 
 import argparse
 import multiprocessing
+import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
+from fpn_ablate.plan import COMMAND
 from fpn_ablate.schema import TASKS, keys, unknown_key
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
 
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one cell, a sweep, or the verifier; returns the exit code (2: bad input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verifying = arguments[:1] == ["verify"]
+    os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
     try:
         arguments = normalise(arguments[1:] if verifying else arguments)
         _introduce()

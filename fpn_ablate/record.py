@@ -1,6 +1,7 @@
 """The record of a run, written last and in one piece. A run whose record says finished is over; any other is taken up again."""
 
 import json
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from fpn_ablate import __version__
 from fpn_ablate.files import FORMAT, RECORD, write_atomically
 from fpn_ablate.metrics import evaluator_name
 from fpn_ablate.paths import PACKAGE
+from fpn_ablate.plan import COMMAND
 
 FILE = RECORD
 
@@ -47,6 +49,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "version": __version__,
         "commit": commit,
         "dirty": dirty,
+        **({"command": os.environ[COMMAND]} if COMMAND in os.environ else {}),  # what the user typed
     }
 
 

@@ -12,9 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import report
+from fpn_ablate import plan, report
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
 from fpn_ablate.report.tables import show
 from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, validate
@@ -84,6 +85,19 @@ def refuse_unwritable(out: str) -> None:
         raise UserError(f"out={out}: cannot be written to ({error.strerror}); give out=FOLDER") from None
 
 
+def announce(cells: Iterable[Config]) -> None:
+    """Leave word of a sweep that starts, and have its page written while it runs. Raises nothing."""
+    cells = list(cells)
+    for out in sorted({cfg.out for cfg in cells}):
+        with _warning(f"no page of how far the sweep below {out} is"):
+            own = [cfg for cfg in cells if cfg.out == out]
+            names = [(cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed, cfg.steps) for cfg in own]
+            plan.write(Path(out, "runs"), [plan.Cell(*cell) for cell in names])
+            if live.wanted():
+                live.start(Path(out), _experiments())
+                print(f"the sweep in a browser: {Path(out, live.NAME)}")
+
+
 def publish(cells: Iterable[Config]) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
@@ -92,6 +106,7 @@ def publish(cells: Iterable[Config]) -> None:
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
         with _warning(f"no table of {out}"):
+            plan.end(Path(out, "runs"))
             if Path(out, "runs").is_dir():
                 _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
@@ -111,6 +126,9 @@ def _publish(cells: list[Config], out: Path) -> None:
             print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
     with _warning(f"{out / 'ledger.csv'} is not written"):
         report.write_ledger(frame, out / "ledger.csv")
+    with _warning(f"{out / live.NAME} is not written"):
+        if live.wanted() and (page := live.write(out / "runs", out, _experiments(), first=tables)):
+            print(f"written: {page}")
 
 
 _Pair = tuple[Config, dict[str, Any]]  # a cell and a record of it, flat

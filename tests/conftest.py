@@ -11,10 +11,13 @@ from hydra import compose, initialize_config_dir
 
 from fpn_ablate.__main__ import _introduce
 from fpn_ablate.paths import CONF
+from fpn_ablate.report import live
 from fpn_ablate.schema import Config
 from fpn_ablate.sweep import cell_config
 
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
+os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of the page take this back
+
 sys.path.append(str(Path(__file__).parent / "data"))  # for coco_sets
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")

@@ -1,4 +1,4 @@
-"""`python -m fpn_ablate.report results/runs`: collate finished runs into tables, plots and the ledger."""
+"""`python -m fpn_ablate.report results/runs`: collate finished runs into tables, plots, a page and the ledger."""
 
 import argparse
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import output, records, tables
-from fpn_ablate.report.collate import collate
+from fpn_ablate.report import live, output, records, tables
+from fpn_ablate.report.collate import Table, collate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     if options.check and options.readme is None:
         raise UserError("--check needs --readme FILE, the file to check")
+    folders = [EXPERIMENTS, *options.experiments]
+    if options.watch:
+        live.watch(options.source[0], options.out, folders)
+        return 0
     frame = records.load(options.source)
     for item in frame.attrs["unreadable"]:
         print(f"unreadable: {item}", file=sys.stderr)
@@ -31,9 +35,9 @@ def _report(options: argparse.Namespace) -> int:
         looked = ", ".join(map(str, options.source))
         raise UserError(f"no records found in {looked}; a run writes its record.json when it ends")
     errors: list[str] = []
-    folders = [EXPERIMENTS, *options.experiments]
     collated = collate(frame, experiments=folders, errors=errors, allow_unfair=options.allow_unfair)
-    for table in () if options.check else collated:
+    chosen = _chosen(collated, options.table)
+    for table in () if options.check else chosen:
         tables.show(table)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
@@ -43,11 +47,20 @@ def _report(options: argparse.Namespace) -> int:
     if options.check:
         print(f"{options.readme}: " + ("its tables are up to date" if text == filled else "its tables are out of date"))
         return 2 if errors else int(text != filled)
-    output.save(collated, frame, options.out)
+    runs = next((source for source in options.source if source.is_dir()), None)
+    output.save(chosen, frame, options.out, runs)
     if text != filled:
         records.save_text(options.readme, filled)
-    print(f"written to {options.out}: {', '.join(table.name for table in collated) or 'the ledger alone'}")
+    print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
     return 2 if errors else 0
+
+
+def _chosen(collated: list[Table], names: list[str]) -> list[Table]:
+    """The tables of these names (of a file or of a table), or all where there are no names."""
+    for name in names:
+        if not any(name in (table.name, table.definition.table) for table in collated):
+            raise UserError(f"--table {name}: there is none; there are {', '.join(table.name for table in collated)}")
+    return [table for table in collated if not names or {table.name, table.definition.table} & set(names)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", nargs="+", type=Path, help="folders of runs, as results/runs, or a ledger.csv")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where to write (default: results)")
     parser.add_argument("--readme", type=Path, help="fill the '<!-- table: NAME -->' blocks of this file")
+    parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table (may be given again)")
+    parser.add_argument("--watch", action="store_true", help="only the page, again and again while a sweep is under way")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme would change")
     parser.add_argument("--experiments", type=Path, action="append", default=[], help="a further folder of table definitions")
     parser.add_argument(

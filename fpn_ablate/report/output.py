@@ -10,7 +10,7 @@ import pandas as pd
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import plots, records, tables
+from fpn_ablate.report import live, plots, records, tables
 from fpn_ablate.report.collate import Key, Table, collate
 
 MARKER = re.compile(r"(?P<open><!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(?P<close><!-- /table -->)", re.DOTALL)
@@ -26,7 +26,7 @@ def write(
     experiments: Iterable[Path] = (EXPERIMENTS,),
     settings: Collection[str] | None = None,
 ) -> list[Table]:
-    """Write `<out>/tables`, `<out>/plots` and `<out>/ledger.csv` from folders of runs, ledgers or a loaded frame.
+    """Write `<out>/tables`, `<out>/plots`, `<out>/ledger.csv` and `<out>/report.html` from folders of runs, ledgers or a frame.
 
     `only` limits tables and plots to these (table, recipe, data), and `settings` chooses among their records as in `collate`;
     the ledger takes all records.
@@ -40,12 +40,15 @@ def write(
     return collated
 
 
-def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path) -> None:
-    """Write tables that are made, and the ledger of the records."""
+def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path, runs: Path | None = None) -> None:
+    """Write tables that are made, the ledger of the records, and the page; `runs`: where sweeps may be under way."""
+    collated = list(collated)
     for table in collated:
         save_table(table, out)
     if len(frame):
         records.write_ledger(frame, Path(out, "ledger.csv"))
+    if live.wanted():
+        live.save(collated, Path(out), runs, frame.to_dict("records"))
 
 
 def save_table(table: Table, out: str | Path) -> None:

@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
-from fpn_ablate.sweep import cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
+from fpn_ablate.sweep import announce, cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
 
 
 class TableSweeper(BasicSweeper):
@@ -40,3 +40,4 @@ class TableSweeper(BasicSweeper):
         refuse_twins(cells)
         self.cells += cells
         os.environ[CELLS] = str(len(self.cells))
+        announce(self.cells)

@@ -1,0 +1,212 @@
+"use strict";
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const json = (element) => JSON.parse(element.textContent);
+const pressed = (button) => button.getAttribute("aria-pressed") === "true";
+const make = (tag, attributes = {}, ...children) => {
+  const svg = ["svg", "rect", "text", "title"].includes(tag);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+};
+// A browser may refuse storage to a page opened from a file.
+const stored = (store, key, value) => {
+  try {
+    if (value !== undefined) store().setItem(key, value);
+    return store().getItem(key);
+  } catch { return null; }
+};
+const local = () => window.localStorage, session = () => window.sessionStorage;
+
+// Theme: as the system, light, dark.
+const themes = ["system", "light", "dark"], themeButton = document.getElementById("theme");
+function setTheme(name) {
+  if (name === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  themeButton.textContent = `Theme: ${name}`;
+  themeButton.setAttribute("aria-label", `Theme: ${name}; press for another`);
+  stored(local, "fpn-ablate-theme", name);
+}
+let theme = stored(local, "fpn-ablate-theme");
+setTheme(theme = themes.includes(theme) ? theme : "system");
+themeButton.addEventListener("click", () => setTheme((theme = themes[(themes.indexOf(theme) + 1) % 3])));
+
+// Tables: a header's button sorts downwards, upwards, then back. What has no number stands last.
+function sortTable(table, column, direction) {
+  const bodies = table.bodies ??= [...table.tBodies];
+  all("thead th", table).forEach((th, k) => th.setAttribute("aria-sort", k === column ? direction : "none"));
+  const value = (body) => {
+    if (body.dataset.sort) return JSON.parse(body.dataset.sort)[column];
+    const text = body.rows[0].cells[column].textContent;
+    return text.trim() !== "" && isFinite(text) ? Number(text) : text;
+  };
+  const sign = direction === "ascending" ? 1 : -1;
+  const compare = (a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
+    return typeof x === "number" ? sign * (x - y) : sign * x.localeCompare(y);
+  };
+  const free = bodies.filter((body) => !("fixed" in body.dataset));
+  const sorted = direction === "none" ? free : [...free].sort(compare);
+  table.append(...sorted, ...bodies.filter((body) => "fixed" in body.dataset));
+}
+for (const table of all("table[data-sortable]")) {
+  all("thead th", table).forEach((th, column) => th.querySelector("button").addEventListener("click", () => {
+    const next = { none: "descending", descending: "ascending", ascending: "none" };
+    sortTable(table, column, next[th.getAttribute("aria-sort")]);
+  }));
+}
+
+// Charts: drawn when they come near, the rest when the browser has time; colours are the page's own variables.
+const figures = all("[data-chart]");
+function draw(figure) {
+  return figure.drawn ??= vegaEmbed(figure.querySelector(".view"), json(figure.querySelector("script")),
+    { actions: false, renderer: "svg" }).then(({ view }) => {
+    figure.view = view;
+    figure.querySelector(".view svg").setAttribute("aria-hidden", "true");
+    const select = figure.querySelector("[data-choice]");
+    if (select) {
+      const choose = () => view.signal("choice", select.value).runAsync();
+      select.addEventListener("change", choose);
+      if (select.selectedIndex > 0) choose();
+    }
+    light(figure.closest(".plots"));
+  }).catch((error) => {
+    console.error(error);
+    figure.querySelector(".view").textContent = "This chart could not be drawn; its figures are below.";
+  });
+}
+function light(plots) {
+  const row = plots.querySelector(".legend [aria-pressed=true]")?.dataset.row ?? "";
+  for (const figure of all("[data-chart]", plots)) figure.view?.signal("highlight", row).runAsync();
+}
+for (const button of all(".legend button")) {
+  button.addEventListener("click", () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    for (const other of all("button", button.parentElement)) other.setAttribute("aria-pressed", String(on && other === button));
+    light(button.closest(".plots"));
+  });
+}
+const near = new IntersectionObserver((entries) => entries.forEach((entry) => {
+  if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
+}), { rootMargin: "600px" });
+figures.forEach((figure) => near.observe(figure));
+const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 200));
+const drawRest = () => { const figure = figures.find((f) => !f.drawn); if (figure) draw(figure).then(() => idle(drawRest)); };
+window.addEventListener("load", () => idle(drawRest));
+
+// A chart's figures as a table, made when they are asked for.
+for (const details of all(".values")) {
+  details.addEventListener("toggle", () => {
+    const place = details.querySelector(".scroll");
+    if (!details.open || place.firstChild) return;
+    const { points } = json(details.closest("figure").querySelector("script")).datasets;
+    const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "colour", "right"].includes(key));
+    const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
+    const body = points.map((point) => line("td", keys.map((key) => point[key])));
+    place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...body)));
+  });
+}
+
+// Pictures: each is in the page once, boxes lie over it.
+const pictures = json(document.getElementById("pictures"));
+function box(kind, [left, top, width, height], title) {
+  const rect = make("rect", { class: kind, x: left, y: top, width, height });
+  if (title) rect.append(make("title", {}, title));
+  return rect;
+}
+function overlay(place, key, { found = [], truth = false, names = false, colour = 0 } = {}) {
+  const picture = pictures[key];
+  place.replaceChildren(make("img", { src: picture.src, alt: picture.alt, width: picture.width, height: picture.height, loading: "lazy" }));
+  if (!truth && !found.length) return;
+  const svg = make("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, preserveAspectRatio: "none", "aria-hidden": "true", style: `--row:var(--c${colour})` });
+  for (const [x0, y0, x1, y1] of found) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
+  for (const object of truth ? picture.truth : []) {
+    svg.append(box("halo", object), box("true", object, object[4]));
+    if (names) svg.append(make("text", { x: object[0], y: Math.max(object[1] - 4, picture.width / 15), "font-size": picture.width / 17 }, object[4]));
+  }
+  for (const [x0, y0, x1, y1, score] of found) svg.append(box("found", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
+  place.append(svg);
+}
+for (const place of all("[data-picture]")) {
+  overlay(place, place.dataset.picture, { truth: "truth" in place.dataset, names: "truth" in place.dataset });
+}
+
+// The gallery: two rows, image by image.
+const MOST = 24, FEW = 6;
+function gallery(root) {
+  const content = json(root.querySelector("script"));
+  const [a, b] = [root.querySelector("[data-a]"), root.querySelector("[data-b]")];
+  for (const select of [a, b]) content.rows.forEach((row, k) => select.append(make("option", { value: k }, row.label)));
+  const means = content.rows.map((row) => row.values.reduce((sum, value) => sum + (value ?? 0), 0));
+  a.value = means.indexOf(Math.max(...means));
+  b.value = Number(a.value) === 0 ? 1 : 0;
+  const side = (row, k, won) => {
+    const place = make("span", { class: "picture" });
+    overlay(place, content.images[k], { found: row.boxes[k], truth: true, colour: row.colour });
+    const name = make("span", { class: "name" }, make("span", { class: "swatch", style: `--row:var(--c${row.colour})` }), row.label);
+    return make("figure", {}, place, make("figcaption", { class: won ? "" : "lost" }, name, make("b", {}, row.values[k].toFixed(1))));
+  };
+  const show = () => {
+    const [first, second] = [content.rows[a.value], content.rows[b.value]];
+    const filter = root.querySelector("[data-filter][aria-pressed=true]").dataset.filter;
+    const differences = content.images.map((_, k) => [first.values[k] - second.values[k], k])
+      .filter(([, k]) => first.values[k] !== null && second.values[k] !== null);
+    const wins = differences.filter(([d]) => d > 0).length, losses = differences.filter(([d]) => d < 0).length;
+    const shown = differences.filter(([d]) => filter === "all" || (filter === "a" ? d > 0 : d < 0))
+      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, MOST);
+    const more = root.querySelector("[data-more]"), few = !pressed(more);
+    more.hidden = shown.length <= FEW;
+    more.textContent = few ? `Show all ${shown.length}` : `Show ${FEW}`;
+    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FEW : MOST).map(([d, k]) => make("article", { class: "card" },
+      make("div", { class: "pair" }, side(first, k, d >= 0), side(second, k, d <= 0)),
+      make("p", {}, `${pictures[content.images[k]].alt} · A − B: ${d > 0 ? "+" : ""}${d.toFixed(1)}`))));
+    root.querySelector("output").textContent = `A wins ${wins}, B wins ${losses} of these ${differences.length} images; the widest first`;
+  };
+  for (const button of all("[data-filter]", root)) button.addEventListener("click", () => {
+    for (const other of all("[data-filter]", root)) other.setAttribute("aria-pressed", String(other === button));
+    show();
+  });
+  const more = root.querySelector("[data-more]");
+  more.addEventListener("click", () => { more.setAttribute("aria-pressed", String(!pressed(more))); show(); });
+  [a, b].forEach((select) => select.addEventListener("change", show));
+  root.show = show;
+}
+all("[data-gallery]").forEach(gallery);
+
+for (const button of all("[data-copy]")) button.addEventListener("click", async () => {
+  const code = button.parentElement.querySelector("code");
+  try { await navigator.clipboard.writeText(code.textContent); button.textContent = "copied"; }
+  catch { getSelection().selectAllChildren(code); button.textContent = "selected"; }
+});
+
+// While a sweep is under way the page loads itself again, and stands where it stood.
+const state = JSON.parse(stored(session, "fpn-ablate-state") ?? "null");
+all("details").forEach((details, k) => { if (state?.open.includes(k)) details.open = true; });
+all("select").forEach((select, k) => { if (state?.selects[k] < select.options.length) select.selectedIndex = state.selects[k]; });
+all("[data-filter], [data-more]").forEach((button, k) => { if (state?.filters) button.setAttribute("aria-pressed", String(state.filters.includes(k))); });
+all(".legend button").forEach((button, k) => { if (state?.rows?.includes(k)) button.setAttribute("aria-pressed", "true"); });
+all("table[data-sortable]").forEach((table, k) => { if (state?.sorts?.[k]) sortTable(table, ...state.sorts[k]); });
+all("[data-gallery]").forEach((root) => root.show());
+if (state) requestAnimationFrame(() => scrollTo({ top: state.scroll, behavior: "instant" }));
+stored(session, "fpn-ablate-state", "null");
+const seconds = Number(document.body.dataset.reload);
+const places = (items, test) => items.flatMap((item, k) => test(item) ? [k] : []);
+function reload() {
+  if (document.activeElement?.tagName === "SELECT" || String(getSelection())) return void setTimeout(reload, 5000);
+  stored(session, "fpn-ablate-state", JSON.stringify({
+    scroll: scrollY,
+    open: places(all("details"), (details) => details.open),
+    selects: all("select").map((select) => select.selectedIndex),
+    filters: places(all("[data-filter], [data-more]"), pressed),
+    rows: places(all(".legend button"), pressed),
+    sorts: all("table[data-sortable]").map((table) => all("thead th", table)
+      .map((th, k) => [k, th.getAttribute("aria-sort")]).find(([, direction]) => direction !== "none") ?? null),
+  }));
+  location.reload();
+}
+if (seconds) setTimeout(reload, seconds * 1000);
+
+// Print: details open, charts all drawn before (they draw in idle time), sizes as on the screen.
+addEventListener("beforeprint", () => all("details:not(.values):not([open])").forEach((d) => { d.open = d.opened = true; }));
+addEventListener("afterprint", () => all("details").forEach((d) => { if (d.opened) d.open = d.opened = false; }));

@@ -1,0 +1,44 @@
+"""What a run leaves for the page beside its record: exhibits, detections, metrics and pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NAME = "0123456789abcdef"
+EDGES = [round(4.0 * 2 ** (k / 2), 2) for k in range(10)]
+
+
+def by_size(first: float = 0.1) -> dict:
+    """Recall that rises with the size; none of the smallest."""
+    return {"edges": EDGES, "objects": [0, *range(1, 11)], "AR100": [None, *(first + 0.05 * k for k in range(10))]}
+
+
+def leave(folder: Path, strength: float, images: int = 12, side: int = 64, detections: bool = False) -> None:
+    """Files of one run; `strength` is what it finds of the even images, the odd ones are the other way round."""
+    ids = np.arange(1, images + 1)
+    values = np.where(ids % 2, 1 - strength, strength)
+    levels = {f"level_p{k}": np.full((2 ** (6 - k), 2 ** (6 - k)), 40 * k, dtype=np.uint8) for k in range(2, 6)}
+    np.savez_compressed(folder / "exhibits.npz", image_ids=ids, values=values, **levels)
+    boxes = np.tile(np.array([4.0, 6.0, 20.0, 30.0]), (3 * images, 1))
+    more = {"labels": np.ones(3 * images, dtype=int)} if detections else {}
+    scores = np.tile([0.9, 0.6, 0.2], images)
+    np.savez_compressed(folder / "detections.npz", image_ids=np.repeat(ids, 3), boxes=boxes, scores=scores, **more)
+    lines = [{"step": step, "rpn_class": 1.0 / step + strength, "lr": 0.1} for step in range(20, 501, 20)]
+    lines.append({"step": 500, "AR100": 0.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pictures(folder.parents[3] / ".pictures" / NAME, images, side)
+
+
+def pictures(folder: Path, images: int, side: int) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    shown = {}
+    for image in range(1, images + 1):
+        Image.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / f"{image}.jpg", quality=82)
+        objects = [{"bbox": [4.0, 6.0, 16.0, 24.0], "category": "red <dot>"}]
+        shown[str(image)] = {"width": side, "height": side, "objects": objects}
+    (folder / "truth.json").write_text(json.dumps({"categories": ["red <dot>"], "images": shown}))

@@ -1,0 +1,138 @@
+"""The page in a headless Chromium: what a reader's clicks and keys do, and that nothing goes wrong or over a network."""
+
+import pytest
+from browser import CHROMIUM, Browser
+from exhibit import NAME, by_size, leave
+
+from fpn_ablate.report import collate, load, page
+from fpn_ablate.report.progress import Board, Progress, State
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The page of three rows, of which one has no seed, with everything on it."""
+    import json
+
+    from conftest import make_record
+
+    runs = tmp_path_factory.mktemp("page") / "runs"
+    for row, strength in (("c4", 0.2), ("fpn", 0.9)):
+        for seed in (2, 3):
+            metrics = {"AR100": strength + seed / 100}
+            folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
+            folder.mkdir(parents=True)
+            record = make_record(row, seed, metrics=metrics, by_size=by_size(strength / 2), pictures=NAME)
+            (folder / "record.json").write_text(json.dumps(record))
+            leave(folder, strength)
+    tables = collate(load(runs))
+    file = runs.parent / "report.html"
+    file.write_text(page.render(tables), encoding="utf-8")
+    board = Board("Table 1", (2,), (("FPN", (State("running", "step 2 of 9", share=0.2),)),))
+    (runs.parent / "live.html").write_text(page.render(tables, progress=Progress((board,), (), "now")), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def browser(made):
+    with Browser() as found:
+        found.open(made)
+        found.wait("figures.length === 4 && figures.every((figure) => figure.view)")
+        yield found
+        assert found.problems == []
+        asked = [address for address in found.requests if not address.startswith(("data:", "file:", "blob:"))]
+        assert asked == []
+
+
+def first_rows(browser):
+    return browser.run("[...document.querySelectorAll('.results tbody tr.ours th')].map((th) => th.textContent)")
+
+
+def test_sorting_filtering_and_themes(browser):
+    """One browser for all: it takes a second to start."""
+    press_sorts_the_table(browser)
+    the_gallery_is_filtered(browser)
+    the_theme_is_switched(browser)
+    a_legend_sets_a_row_off(browser)
+    a_choice_redraws_a_chart(browser)
+    figures_are_a_table(browser)
+    the_page_is_never_wider_than_the_window(browser)
+
+
+def press_sorts_the_table(browser):
+    names = first_rows(browser)
+    column = "[...document.querySelectorAll('.results thead th')].find((th) => th.textContent === 'AR@100')"
+    browser.run(f"{column}.querySelector('button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
+    assert browser.run(f"{column}.getAttribute('aria-sort')") == "descending"
+    assert [name[:3] for name in first_rows(browser)[:2]] == ["(c)", "(a)"], "what is not run stands last"
+    below = "document.querySelector('.results tbody').rows[1].textContent"
+    assert "44.0" in browser.run(below), "the paper's line moves with its row"
+    browser.run(f"{column}.querySelector('button').click()")
+    assert [name[:3] for name in first_rows(browser)[:2]] == ["(a)", "(c)"]
+    browser.run(f"{column}.querySelector('button').click()")
+    assert first_rows(browser) == names
+    assert browser.run(f"{column}.getAttribute('aria-sort')") == "none"
+
+
+def the_gallery_is_filtered(browser):
+    cards = "document.querySelectorAll('.card p').length"
+    differences = "[...document.querySelectorAll('.card p')].map((p) => Number(p.textContent.split('A − B: ')[1]))"
+    browser.run("document.querySelector('[data-more]').click()")
+    assert browser.run(cards) == 12
+    browser.run("document.querySelector('[data-filter=a]').click()")
+    won = browser.run(differences)
+    assert len(won) == 6 and all(value > 0 for value in won)
+    browser.run("document.querySelector('[data-filter=b]').click()")
+    assert all(value < 0 for value in browser.run(differences))
+    assert browser.run("document.querySelectorAll('.card .found').length") > 0
+
+
+def the_theme_is_switched(browser):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen = []
+    for _ in range(3):
+        seen.append((browser.run("themeButton.textContent"), browser.run(ground)))
+        browser.run("themeButton.click()")
+    assert [name for name, _ in seen] == ["Theme: system", "Theme: light", "Theme: dark"]
+    assert seen[0][1] == seen[1][1] != seen[2][1]
+
+
+def a_legend_sets_a_row_off(browser):
+    browser.run("document.querySelector('.legend [data-row=fpn]').click()")
+    assert browser.run("figures[0].view.signal('highlight')") == "fpn"
+    browser.run("document.querySelector('.legend [data-row=fpn]').click()")
+    assert browser.run("figures[0].view.signal('highlight')") == ""
+
+
+def a_choice_redraws_a_chart(browser):
+    figure = "document.querySelector('.chart.curves')"
+    assert browser.run(f"{figure}.view.signal('choice')") == "rpn_class"
+    assert browser.run(f"{figure}.querySelectorAll('svg path').length") > 4
+
+
+def figures_are_a_table(browser):
+    details = "document.querySelector('.chart.recall .values')"
+    browser.run(f"{details}.open = true")
+    browser.wait(f"{details}.querySelectorAll('tbody tr').length === 20")
+
+
+def the_page_is_never_wider_than_the_window(browser):
+    for width in (390, 768, 1400):
+        browser.size(width, 800)
+        browser.run("new Promise((done) => setTimeout(done, 100))")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_a_page_that_reloads_stands_where_it_stood(made):
+    with Browser() as browser:
+        browser.open(made.with_name("live.html"))
+        browser.wait("figures.every((figure) => figure.view)")
+        browser.run("document.querySelector('details[id]').open = true; scrollTo({top: 500, behavior: 'instant'})")
+        browser.run("document.querySelector('[data-filter=b]').click(); window.before = true; void setTimeout(reload)")
+        browser.wait("window.before === undefined && document.readyState === 'complete' && scrollY === 500")
+        assert browser.run("document.querySelector('details[id]').open")
+        assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
+        assert browser.problems == []

@@ -1,0 +1,125 @@
+"""Charts: their figures are the table's, computed another way, and their specifications are valid."""
+
+import json
+from statistics import fmean
+
+import pytest
+from exhibit import NAME, by_size, leave
+
+from fpn_ablate.report import charts, collate, load, series
+
+VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
+
+
+@pytest.fixture
+def table(put, runs):
+    for row, value in VALUES.items():
+        for seed in (2, 3, 4):
+            metrics = {"AR100": value + 0.01 * seed, "AR1k": value + 0.02 * seed}
+            leave(put(row, seed, by_size=by_size(value + seed / 100), pictures=NAME, metrics=metrics), value)
+    return collate(load(runs))[0]
+
+
+@pytest.fixture
+def drawn(table):
+    return {chart.key: chart for chart in charts.charts(table, series.colours([table])[table.name])}
+
+
+def points(chart):
+    return chart.spec["datasets"]["points"]
+
+
+def test_all_four_are_there(drawn):
+    assert list(drawn) == ["recall", "effects", "costs", "curves"]
+
+
+def test_recall_by_size_is_that_of_the_records(drawn, table):
+    found = [p for p in points(drawn["recall"]) if p["row"] == "fpn"]
+    assert len(found) == 10, "a bin without objects has no point"
+    records = next(row for row in table.rows if row.row == "fpn").records
+    for number, point in enumerate(found, start=1):
+        values = [100 * record["by_size.AR100"][number] for record in records]
+        assert point["mean"] == pytest.approx(fmean(values), abs=0.006)
+        assert (point["low"], point["high"]) == pytest.approx((min(values), max(values)), abs=0.006)
+        assert (point["n"], point["objects"]) == (3, number)
+    assert found[0]["size"] == "4–6 px" and found[-1]["size"] == "over 91 px"
+    assert series.size_bounds(table) == [16.0, 45.25]
+
+
+def test_learning_curves_are_the_lines_of_the_runs(drawn, table):
+    chart = drawn["curves"]
+    assert chart.choices == ("rpn_class",), "neither the rate nor a metric is a loss"
+    first = next(p for p in points(chart) if p["row"] == "fpn")
+    assert (first["step"], first["mean"], first["n"]) == (20, pytest.approx(1 / 20 + VALUES["fpn"], abs=1e-4), 3)
+    assert {p["step"] for p in points(chart)} == set(range(20, 501, 20))
+
+
+def test_effects_are_those_of_the_verdicts(drawn, table):
+    found = points(drawn["effects"])
+    judged = [verdict for verdict in table.verdicts if verdict.found]
+    assert len(found) == len(judged) > 3
+    cells = {row.row: row.cells for row in table.rows}
+    for point, verdict in zip(found, judged, strict=True):
+        claim = verdict.claim
+        rows = [[cells[name][claim.metric].ours.mean for name in side] for side in (claim.plus, claim.minus)]
+        if claim.less is None:
+            assert point["mean"] == pytest.approx(fmean(rows[0]) - fmean(rows[1]), abs=0.006)
+        assert (point["low"], point["high"]) == pytest.approx((verdict.found.ours.low, verdict.found.ours.high), abs=0.006)
+        assert point["verdict"] == verdict.verdict
+    published = next(p for p in found if p["contrast"] == "(c) − (a)" and p["metric"] == "AR@1k")["published"]
+    assert published == pytest.approx(56.3 - 48.3)
+
+
+def test_costs_are_those_of_the_records(drawn, table):
+    found = {(p["row"], p["kind"]): p for p in points(drawn["costs"])}
+    assert found["fpn", "GFLOPs"]["cost"] == 1.5
+    assert found["fpn", "GFLOPs"]["mean"] == pytest.approx(63.0, abs=1e-3)
+    assert drawn["costs"].choices == ("GFLOPs",), "a cost that no record has is no choice"
+
+
+def test_one_seed_has_no_interval(put, runs):
+    put("c4", 2)
+    put("fpn", 2)
+    table = collate(load(runs))[0]
+    assert {p["low"] for p in series.effects(table)} == {None}
+    assert "(" not in charts.effects(table).summary.rsplit(":", 1)[1]
+
+
+def test_specifications_are_valid_and_compile(drawn):
+    import altair
+    import vl_convert
+
+    for chart in drawn.values():
+        schema = altair.SCHEMA_URL
+        altair.LayerChart.from_dict({"$schema": schema, **chart.spec}).to_dict()
+        svg = vl_convert.vegalite_to_svg(json.dumps(chart.spec | {"width": 500}))
+        assert "var(--c0)" in svg
+
+
+def test_a_row_keeps_its_colour_in_every_table(put, runs):
+    for row in ("c4", "c5", "fpn"):
+        put(row, 2)
+    for row in ("own", "fpn"):
+        put(row, 2, table="own")
+    tables = collate(load(runs))
+    found = series.colours(tables)
+    first, second = (found[table.name] for table in tables)
+    assert first["fpn"] == second["fpn"]
+    assert len(set(first.values())) == len(first) == 2
+    assert len(set(second.values())) == len(second) == 6
+
+
+def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):
+    for number in range(19):
+        put(f"row {number}", 2, table="own")
+    table = collate(load(runs))[0]
+    assert len(series.colours([table])[table.name]) == 19
+    assert len({p["row"] for p in series.costs(table)}) == 19
+
+
+@pytest.mark.parametrize("broken", [{"edges": [1, 2]}, {"AR100": None}, {"edges": []}, {"objects": [1]}, {"edges": [0.0] * 10}])
+def test_a_record_whose_bins_do_not_fit_is_left_out(put, runs, broken):
+    put("c4", 2, by_size=by_size() | broken)
+    table = collate(load(runs))[0]
+    assert series.recall_by_size(table) == []
+    assert isinstance(charts.recall(table, {"c4": 0}), str)

@@ -1,0 +1,189 @@
+"""The page: what it holds, what it escapes, and what it does without what it lacks."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import FACTS, make_record
+from exhibit import NAME, by_size, leave
+
+from fpn_ablate.report import collate, load, page
+from fpn_ablate.report.progress import Board, Progress, State
+
+NASTY = "</script><img src=x onerror=alert(1)>"
+
+
+def rendered(source, **more) -> str:
+    return page.render(collate(load(source)), **more)
+
+
+def text_of(made: str) -> str:
+    """What stands between the tags, on one line."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", made, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+@pytest.fixture
+def full(put, runs):
+    """Two rows and two seeds with all that a run leaves."""
+    for row, strength in (("c4", 0.2), ("fpn", 0.9)):
+        for seed in (2, 3):
+            record = {"by_size": by_size(strength / 2), "pictures": NAME}
+            leave(put(row, seed, **record), strength)
+    return runs
+
+
+def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
+    made = rendered(full)
+    shown = text_of(made)
+    table = collate(load(full))[0]
+    row = next(row for row in table.rows if row.row == "fpn")
+    assert f"{row.cells['AR100'].ours.mean:.1f} ± {row.cells['AR100'].ours.half:.1f}" in shown
+    assert "44.0" in shown and "paper: COCO minival (Δ other data)" in shown  # the paper's, of Table 1 (c)
+    assert "GENERATED DATA: not comparable with COCO" in shown
+    assert shown.count("not run") >= 4, "rows that are not run are holes"
+    for heading in ("Verdicts", "Plots", "Image by image", "The pyramid", "Provenance", "The data", "4 runs"):
+        assert heading in shown
+    for chart in ("Recall against object size", "Learning curves", "Effect sizes", "Cost against accuracy"):
+        assert chart in shown
+    assert made.count('alt="Activation of P') == 8
+    assert "stride 4, 16 × 16" in shown
+
+
+def test_an_equal_folder_gives_an_equal_page(full):
+    assert rendered(full) == rendered(full)
+
+
+@pytest.mark.parametrize("key", ["row", "table", "recipe"])
+def test_what_comes_from_records_is_escaped(runs, key):
+    folder = runs / "a" / "b" / "c" / "d"
+    folder.mkdir(parents=True)
+    record = make_record("fpn", 1, pictures=NAME, environment={"device": NASTY, "command": NASTY}) | {key: NASTY}
+    (folder / "record.json").write_text(json.dumps(record))
+    leave(folder, 0.5)
+    made = rendered(folder)
+    assert "onerror=alert" in made and "<img src=x" not in made
+    tags = re.findall(r"</?script\b", made)
+    assert tags[::2] == ["<script"] * (len(tags) // 2) and tags[1::2] == ["</script"] * (len(tags) // 2)
+    for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', made, flags=re.DOTALL):
+        json.loads(block)
+
+
+def test_nothing_is_loaded_from_elsewhere(full):
+    made = rendered(full)
+    assert "default-src 'none'" in made
+    own = made.replace(str(page._vega()), "")
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
+    assert "fetch(" not in own and "@import" not in own and not re.findall(r"url\((?!data:)", own)
+    # The address of the schema would be the only one in a specification.
+    assert "$schema" not in own
+
+
+def test_states_of_rows_are_seen(put, runs):
+    put("c4", 2, status="diverged", error="loss is not finite at step 120")
+    put("c5", 2, status="failed", error="OutOfMemoryError: CUDA out of memory")
+    put("fpn", 2)
+    put("fpn", 3, status="failed", error="ValueError: no")
+    made = rendered(runs)
+    assert "diverged @ step 120" in text_of(made) and "out of memory" in text_of(made)
+    assert 'aria-label="seed 2 finished, seed 3 failed, seed 4 not run"' in made
+
+
+def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
+    from fpn_ablate.report import write_ledger
+
+    write_ledger(load(full), tmp_path / "ledger.csv")
+    shown = text_of(rendered(tmp_path / "ledger.csv"))
+    assert "Learning curves: the folders of the runs" in shown
+    assert "Pictures: no folder of its runs" in shown
+    assert "Recall against object size" in shown and "Image by image" not in shown
+
+
+@pytest.mark.parametrize("name", ["exhibits.npz", "detections.npz", "metrics.jsonl", "truth.json", "1.jpg"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "other"])
+def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
+    for file in [*full.rglob(name)]:
+        content = file.read_bytes()
+        file.unlink()
+        if damage != "gone":
+            file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "other": b'{"a": [1]}\n'}[damage])
+    shown = text_of(rendered(full))
+    assert "Region proposals" in shown and "4 runs" in shown
+    if name == "exhibits.npz":
+        assert "Image by image" not in shown
+        assert ("no exhibits.npz" if damage == "gone" else "damaged or incomplete") in shown
+    if name == "truth.json":
+        assert "truth.json is missing or damaged" in shown
+
+
+def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
+    """Many tables, each with many pictures that are dear: the page stops taking them, and says so."""
+    monkeypatch.setattr("fpn_ablate.report.gallery.BYTES", 200_000)
+    for table in ("table1_rpn", "upsampling", "own"):
+        for row, strength in (("c4", 0.2), ("fpn", 0.9)):
+            leave(put(row, 2, table=table, pictures=NAME, by_size=by_size()), strength, images=40, side=160)
+    made = rendered(runs)
+    taken = sum(map(len, re.findall(r"data:image/webp;base64,[^\"]*", made)))
+    assert 150_000 < taken < 230_000
+    assert "Further images are left out" in made
+    assert len(made.encode()) < 6_000_000
+
+
+def test_each_picture_is_embedded_once(full):
+    found = re.findall(r"data:image/webp;base64,[^\"]*", rendered(full))
+    assert found and len(found) == len(set(found))
+
+
+def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
+    states = (State("finished", "AR@100 60.1"), State("running", "step 40 of 500, 3 min left", share=0.08))
+    rows = (("FPN", states), ("C4", (State("waiting", "waiting"), State("failed", "failed", NASTY))))
+    progress = Progress((Board("Table 1", (2, 3), rows),), ("python -m fpn_ablate -m seed=2,3",), "now", "5 min")
+    made = rendered(full, progress=progress)
+    assert '<body data-reload="15">' in made and NASTY not in made
+    shown = text_of(made)
+    assert "2 of 4 cells" in shown and "1 failed" in shown and "step 40 of 500, 3 min left" in shown and "5 min left" in shown
+    assert "data-reload" not in re.sub(r"<script.*?</script>", "", rendered(full), flags=re.DOTALL).replace("dataset", "")
+
+
+def test_a_sweep_without_a_record_has_a_page_too():
+    progress = Progress((Board("Table 1", (2,), (("FPN", (State("waiting", "waiting"),)),)),), (), "now")
+    assert "0 of 1 cells" in text_of(page.render([], progress=progress))
+
+
+def test_the_command_stands_on_the_page(put, runs):
+    for seed in (2, 3):
+        put("fpn", seed, environment={"device": "cpu", "command": "python -m fpn_ablate -m +experiments=table1 'a=b c'"})
+    shown = text_of(rendered(runs))
+    assert "python -m fpn_ablate -m +experiments=table1 'a=b c' copy 2 runs" in shown
+
+
+BIG = """
+import resource, sys, time
+from fpn_ablate.report import collate, load, page
+begun = time.monotonic()
+tables = collate(load(sys.argv[1]))
+made = page.render(tables)
+print(len(tables), len(made), time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_ledger_of_2000_runs_takes_less_than_20_seconds_and_2_gib(tmp_path):
+    from fpn_ablate.report import records
+
+    flat = []
+    for number in range(2000):
+        group, row, seed = number // 60, list(FACTS)[number // 10 % 6], number % 10
+        names = {"table": ("table1_rpn", "own")[group % 2], "recipe": f"recipe {group}", "fingerprint": f"{number:016x}"}
+        flat.append(records.flatten(make_record(row, seed, by_size=by_size(), **names)) | {"folder": str(number)})
+    records.write_ledger(records._frame(flat), tmp_path / "ledger.csv")
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", BIG, tmp_path / "ledger.csv"], capture_output=True, text=True, check=True)
+    tables, size, seconds, mebibytes = map(float, done.stdout.split())
+    assert tables == 34 and size < 6_000_000
+    assert seconds < 20 and time.monotonic() - begun < 30
+    assert mebibytes < 2048
