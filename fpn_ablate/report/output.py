@@ -10,7 +10,7 @@ import pandas as pd
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import live, plots, records, tables
+from fpn_ablate.report import figures, live, plots, records, tables
 from fpn_ablate.report.collate import Key, Table, collate
 
 MARKER = re.compile(r"(?P<open><!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(?P<close><!-- /table -->)", re.DOTALL)
@@ -52,7 +52,7 @@ def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path, runs: 
 
 
 def save_table(table: Table, out: str | Path) -> None:
-    """Write one table in each format, then its plots."""
+    """Write one table in each format, then its plots, and the figures for a paper."""
     texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
     for kind, text in texts.items():
         records.save_text(Path(out, "tables", f"{table.name}.{kind}"), text)
@@ -60,6 +60,8 @@ def save_table(table: Table, out: str | Path) -> None:
         records.save_text(Path(out, "tables", f"{table.name}-claims.csv"), tables.claims_csv(table))
     for kind, image in plots.render(table).items():
         write_atomically(Path(out, "plots", f"{table.name}.{kind}"), partial(Path.write_bytes, data=image))
+    for name, image in figures.render(table).items():
+        write_atomically(Path(out, "figures", f"{table.name}-{name}"), partial(Path.write_bytes, data=image))
 
 
 def readme(text: str, collated: Iterable[Table]) -> str:
