@@ -25,7 +25,7 @@ from fpn_ablate.report.collate import Table, collate
 from fpn_ablate.report.progress import progress
 
 NAME, SWITCH = "report.html", "FPN_ABLATE_PAGE"
-PAUSE, SHARE = 10.0, 10  # seconds between two pages, at least; and at least so many times what the last one took
+PAUSE, SHARE = 10.0, 4  # seconds between two pages, at least; and at least so many times what the last one took
 LONGEST = 300.0  # seconds to wait for another process that writes the page
 LOOK = 1.0  # seconds between two looks whether the sweep has ended, or a run has
 

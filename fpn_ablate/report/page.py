@@ -119,18 +119,15 @@ def _environment() -> Any:
     return environment
 
 
-def _source(file: str) -> Any:
+def _source(file: str) -> str:
     """A file of ours to stand in the page as it is."""
-    from markupsafe import Markup
-
-    return Markup((TEMPLATES / file).read_text(encoding="utf-8"))
+    return (TEMPLATES / file).read_text(encoding="utf-8")
 
 
 @lru_cache
-def _vega() -> Any:
+def _vega() -> str:
     """Vega, Vega-Lite and vega-embed in one script. None of its own links is followed: the page's policy forbids it."""
     import vl_convert
-    from markupsafe import Markup
 
     script = vl_convert.javascript_bundle()
-    return Markup(re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE))
+    return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)

@@ -76,7 +76,7 @@ def test_what_comes_from_records_is_escaped(runs, key):
 def test_nothing_is_loaded_from_elsewhere(full):
     made = rendered(full)
     assert "default-src 'none'" in made
-    own = made.replace(str(page._vega()), "")
+    own = made.replace(page._vega(), "")
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
     assert "fetch(" not in own and "@import" not in own and not re.findall(r"url\((?!data:)", own)
     # The address of the schema would be the only one in a specification.
