@@ -7,6 +7,7 @@ have dtype object: pandas would otherwise turn integers beside an absent value i
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.files import FORMAT, write_atomically
 from fpn_ablate.replicates import FILE, Replicates
 
+ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
 STATUSES = ("finished", "failed", "diverged", "interrupted")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
 # These columns stand first, in this order; records are sorted by them.
@@ -75,6 +77,8 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
         lines = "; ".join(old.attrs["unreadable"])
         raise UserError(f"{path} would lose lines that cannot be read ({lines}); mend or remove them first")
     for record in [*old.to_dict("records"), *frame.to_dict("records")]:
+        if record.get("environment.command"):  # a ledger names no machine's paths
+            record["environment.command"] = ABSOLUTE.sub("…/", str(record["environment.command"]))
         merged[record["table"], record["fingerprint"], record["row"]] = record
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))

@@ -158,3 +158,18 @@ def test_random_text_survives(tmp_path, runs, put):
     assert [line[f"config.k{number}"] for number in range(300)] == texts
     with Path(tmp_path / "ledger.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 2
+
+
+def test_a_ledger_names_no_machines_paths(put, runs, tmp_path):
+    command = (
+        "python -m fpn_ablate -m data.root=/home/me/sets/bccd 'out=/tmp/a b/x' backbone.weights=~/w.pth seed=1,2 neck.p6=true"
+    )
+    folder = put()
+    file = folder / "record.json"
+    record = json.loads(file.read_text())
+    record["environment"]["command"] = command
+    file.write_text(json.dumps(record))
+    write_ledger(load(runs), tmp_path / "ledger.csv")
+    (kept,) = load(tmp_path / "ledger.csv")["environment.command"]
+    assert "/home" not in kept and "/tmp" not in kept and "~" not in kept
+    assert "data.root=…/bccd" in kept and "backbone.weights=…/w.pth" in kept and "seed=1,2 neck.p6=true" in kept
