@@ -111,7 +111,8 @@ def judge(
     found = [None if lack else _compared(claim, rows, seeds) for claim, lack in zip(own, missing, strict=True)]
     compared = [k for k, difference in enumerate(found) if difference is not None]
     sides = {k: _p_values(own[k], found[k]) for k in compared}
-    adjusted = dict(zip(compared, holm([min(1.0, 2 * min(sides[k])) for k in compared]), strict=True))
+    plain = {k: min(1.0, 2 * min(sides[k])) for k in compared}
+    adjusted = dict(zip(compared, holm(list(plain.values())), strict=True))
     verdicts = []
     for k, claim in enumerate(own):
         if found[k] is None:
@@ -120,7 +121,9 @@ def judge(
         word = "inconclusive"
         if adjusted[k] < 1 - LEVEL:
             word = "supported" if sides[k][0] < sides[k][1] else "contradicted"
-        needed = _needed(claim, found[k]) if word == "inconclusive" else None
+        needed = None
+        if word == "inconclusive":
+            needed = _needed(claim, found[k], len(compared) if adjusted[k] == 1.0 else adjusted[k] / plain[k])
         verdicts.append(Verdict(claim, word, found[k], adjusted[k], needed, noise.get(claim.metric)))
     return tuple(verdicts)
 
@@ -160,6 +163,6 @@ def _p_values(claim: Claim, found: Contrast) -> tuple[float, float]:
     return inside, outside
 
 
-def _needed(claim: Claim, found: Contrast) -> int | None:
-    """Seeds that would tell, by the bound that is nearest."""
-    return seeds_needed(found.ours, min(claim.bounds, key=lambda bound: abs(found.ours.mean - bound)))
+def _needed(claim: Claim, found: Contrast, family: float) -> int | None:
+    """Seeds that would tell, by the bound that is nearest, and with the correction for the other claims."""
+    return seeds_needed(found.ours, min(claim.bounds, key=lambda bound: abs(found.ours.mean - bound)), family)

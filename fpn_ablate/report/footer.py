@@ -57,7 +57,7 @@ def lines(
         ("recipe", ours[0]["recipe"]),
         ("backbone", _each(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
-        ("±", _interval(rows)),
+        ("±", _interval(definition, rows)),
         *compared,
         ("device", _each(finished, _device)),
         ("code", _each(finished, _code)),
@@ -228,9 +228,10 @@ def comparison(
     return lines
 
 
-def _interval(rows: "Iterable[Row]") -> str:
+def _interval(definition: Definition, rows: "Iterable[Row]") -> str:
     """What the intervals of the cells are over."""
-    cells = [cell.ours for row in rows for cell in row.cells.values() if cell.resampled or cell.ours.seeds is not None]
+    own = [metric.key for metric in definition.metrics if metric.source is None]
+    cells = [row.cells[key].ours for row in rows for key in own]
     over = {(cell.seeds is not None, cell.images is not None) for cell in cells if cell.error is not None}
     words = {(True, True): "seeds and images", (True, False): "seeds alone", (False, True): "images alone (one seed)"}
     if not over:

@@ -123,16 +123,20 @@ def _images(replicates: Sequence[np.ndarray | None]) -> float | None:
     return max(shared - interaction / len(table), 0.0)
 
 
-def seeds_needed(found: Estimate, bound: float) -> int | None:
+def seeds_needed(found: Estimate, bound: float, family: float = 1.0) -> int | None:
     """How many seeds would put `bound` outside the interval if mean and variances stayed; None: not even 1000, for the images
-    alone are too few, or nothing is known of the spread."""
+    alone are too few, or nothing is known of the spread.
+
+    Args:
+        family: of how many claims at once the interval is to hold (Bonferroni); Holm's factor for a single one.
+    """
     if found.n < 2 or found.seeds is None:
         return None
     distance, spread, images = abs(found.mean - bound), found.seeds * found.n, found.images or 0.0
 
     def tells(n: int) -> bool:
         variance = spread / n + images
-        return distance > _t(_degrees(n, spread / n, variance)) * math.sqrt(variance)
+        return distance > _t(_degrees(n, spread / n, variance), family) * math.sqrt(variance)
 
     needed = 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=tells)
     return needed if needed <= MOST_SEEDS else None
@@ -157,11 +161,11 @@ def noise_floor(first: Sequence[float], second: Sequence[float]) -> float | None
     return float(_t(n + m - 2) * math.sqrt(pooled * (1 / n + 1 / m)))
 
 
-def _t(df: float) -> float:
-    """What half a 95 % interval is in standard errors."""
+def _t(df: float, family: float = 1.0) -> float:
+    """What half an interval is in standard errors, of which `family` at once hold in 95 %."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, (1 + LEVEL) / 2))
+    return float(stdtrit(df, 1 - (1 - LEVEL) / family / 2))
 
 
 def _tail(t: float, df: float) -> float:

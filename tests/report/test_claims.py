@@ -55,6 +55,15 @@ def test_a_wide_spread_leaves_it_open_and_says_how_many_seeds_would_tell(table):
     assert found.verdict == "inconclusive" and found.needed > 4
 
 
+def test_more_seeds_than_there_are_would_tell_where_a_claim_is_open(table):
+    """Also where it is the correction for the other claims that leaves it open."""
+    for spread in np.linspace(0.005, 0.1, 20):
+        made = table(lambda row, seed, spread=spread: 0.5 + spread * (-1) ** seed if row == "c4" else None)
+        for found in made.verdicts:
+            if found.verdict == "inconclusive":
+                assert found.needed is None or found.needed > found.found.ours.n
+
+
 def test_about_the_same_is_supported_by_a_small_difference_only(table):
     words = "without the top-down path the pyramid is about on par with the C4 baseline"
     assert verdict_of(table(), words).verdict == "supported"
