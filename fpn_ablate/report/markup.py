@@ -6,7 +6,6 @@ from typing import Any
 
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.grid import CHECK, VERDICT_HEADER, Grid, Line
-from fpn_ablate.report.series import name
 
 UNITS = {"k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
@@ -35,16 +34,16 @@ class Group:
 
 def groups(table: Table, content: Grid) -> list[Group]:
     """Of all lines; the effects last, which stay where they are."""
-    rows = {name(row): row for row in table.rows if not row.published_only}
+    rows = iter([row for row in table.rows if not row.published_only])
     found: list[Group] = []
     for line in content.lines:
         parts = _parts(line)
         if line.kind in ("paper", "control") or (line.kind == "effect" and found and found[-1].kind == "effect"):
             found[-1].lines.append((line, parts))
         else:
-            label = re.sub(r"( \[\d+\])?(, ours only)?( \[\d+\])?$", "", line.label)
-            sort = [label, *map(sort_value, (*line.facts, *line.metrics))]
-            found.append(Group(line.kind, [(line, parts)], sort, rows.get(label) if line.kind == "ours" else None))
+            row = next(rows) if line.kind == "ours" else None
+            sort = [line.label, *map(sort_value, (*line.facts, *line.metrics))]
+            found.append(Group(line.kind, [(line, parts)], sort, row))
     return found
 
 
