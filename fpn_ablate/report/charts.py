@@ -26,12 +26,13 @@ class Chart:
     choice_label: str = ""
 
 
-def charts(table: Table, colours: Mapping[str, int]) -> list[Chart | str]:
-    """All of a table's charts; in place of one that cannot be drawn, what is missing."""
-    return [recall(table, colours), effects(table), costs(table, colours), curves(table, colours)]
+def charts(table: Table, colours: Mapping[str, int], steps: int = series.STEPS) -> list[Chart | str]:
+    """All of a table's charts; in place of one that cannot be drawn, what is missing. `steps`: of a learning curve."""
+    rows = [{"row": r.row, "label": series.name(r), "colour": f"var(--c{colours[r.row]})"} for r in series.ours(table)]
+    return [recall(table, rows), effects(table), costs(table, rows), curves(table, rows, steps)]
 
 
-def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
+def recall(table: Table, rows: list[Point]) -> Chart | str:
     """AR@100 against the size of the object."""
     points = series.recall_by_size(table)
     if not points:
@@ -39,33 +40,34 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     first, last = min(point["side"] for point in points), max(point["side"] for point in points)
     sides = tuple(2**k for k in range(1, 13) if first <= 2**k <= last)
     bounds = [{"side": bound} for bound in series.size_bounds(table)]
-    spec = _filled(vega.recall(sides, bool(bounds)), _coloured(points, colours), bounds=bounds)
+    spec = _filled(vega.recall(sides, bool(bounds)), points, rows, bounds=bounds)
     note = "Line: mean over seeds; band: from the lowest seed to the highest. Dotted: where small ends and large begins."
-    return Chart("recall", "Recall against object size", note, spec, _ends(points, "side", "px", "AR@100 %"))
+    return Chart("recall", "Recall against object size", note, spec, _ends(points, rows, "side", "px", "AR@100 %"))
 
 
-def curves(table: Table, colours: Mapping[str, int]) -> Chart | str:
+def curves(table: Table, rows: list[Point], steps: int = series.STEPS) -> Chart | str:
     """Losses by step, one at a time."""
-    points = series.losses(table)
+    points = series.losses(table, steps)
     if not points:
         return "Learning curves: the folders of the runs, with their metrics.jsonl, are not on this disk."
     choices = tuple(dict.fromkeys(point["loss"] for point in points))
     first = [point for point in points if point["loss"] == choices[0]]
     note = "Line: mean over seeds; band: from the lowest seed to the highest."
-    spec = _filled(vega.curves(), _coloured(points, colours), choices[0])
-    return Chart("curves", "Learning curves", note, spec, _ends(first, "step", "steps", choices[0]), choices, "loss")
+    spec = _filled(vega.curves(), points, rows, choices[0])
+    return Chart("curves", "Learning curves", note, spec, _ends(first, rows, "step", "steps", choices[0]), choices, "loss")
 
 
-def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
+def costs(table: Table, rows: list[Point]) -> Chart | str:
     """What a row costs, against what it achieves."""
     points = series.costs(table)
     if not points:
         return "Cost against accuracy: no record has both."
     choices, title = tuple(dict.fromkeys(point["kind"] for point in points)), series.first_metric(table).title
     first = [point for point in points if point["kind"] == choices[0]]
-    summary = "; ".join(f"{p['label']}: {p['cost']:g} {choices[0]}, {title} {p['mean']:.1f}" for p in first)
+    names = {row["row"]: row["label"] for row in rows}
+    summary = "; ".join(f"{names[p['row']]}: {p['cost']:g} {choices[0]}, {title} {p['mean']:.1f}" for p in first)
     note = f"Upwards is better, to the left is cheaper. {title} with its 95 % interval where there is one."
-    spec = _filled(vega.costs(title, **_known(points, "low")), _coloured(points, colours), choices[0])
+    spec = _filled(vega.costs(title, **_known(points, "low")), points, rows, choices[0])
     return Chart("costs", "Cost against accuracy", note, spec, summary, choices, "cost")
 
 
@@ -88,10 +90,12 @@ def effects(table: Table) -> Chart | str:
     return Chart("effects", "Effect sizes", note, spec, "; ".join(map(_effect_words, points)))
 
 
-def _filled(template: dict[str, Any], points: list[Point], choice: str = "", bounds: Iterable[Point] = ()) -> dict[str, Any]:
+def _filled(
+    template: dict[str, Any], points: list[Point], rows: Iterable[Point] = (), choice: str = "", bounds: Iterable[Point] = ()
+) -> dict[str, Any]:
     """The specification of one table."""
     spec = deepcopy(template)
-    spec["datasets"] = {"points": points, "bounds": list(bounds) or [{"zero": 0}]}
+    spec["datasets"] = {"points": points, "rows": list(rows), "bounds": list(bounds) or [{"zero": 0}]}
     for parameter in spec["params"]:
         parameter["value"] = choice if parameter["name"] == "choice" else ""
     return spec
@@ -102,20 +106,16 @@ def _known(points: list[Point], *keys: str) -> dict[str, bool]:
     return {key: any(point[key] is not None for point in points) for key in keys}
 
 
-def _coloured(points: list[Point], colours: Mapping[str, int]) -> list[Point]:
-    return [point | {"colour": f"var(--c{colours[point['row']]})"} for point in points]
-
-
 def _effect_words(point: Point) -> str:
     between = "" if point["low"] is None else f" ({point['low']:+.1f} to {point['high']:+.1f})"
     return f"{point['line']}: {point['mean']:+.1f}{between}"
 
 
-def _ends(points: list[Point], along: str, unit: str, what: str) -> str:
+def _ends(points: list[Point], rows: list[Point], along: str, unit: str, what: str) -> str:
     """First and last value of each row, in words."""
     parts = []
-    for row in dict.fromkeys(point["row"] for point in points):
-        own = sorted((p for p in points if p["row"] == row), key=lambda p: p[along])
-        ends = [f"{p['mean']:.3g} at {p[along]:.0f} {unit}" for p in (own[0], own[-1])]
-        parts.append(f"{own[0]['label']}: {' to '.join(ends)}")
+    for row in rows:
+        if own := sorted((p for p in points if p["row"] == row["row"]), key=lambda p: p[along]):
+            ends = [f"{p['mean']:.3g} at {p[along]:.0f} {unit}" for p in (own[0], own[-1])]
+            parts.append(f"{row['label']}: {' to '.join(ends)}")
     return f"{what}: {'; '.join(parts)}"

@@ -25,7 +25,7 @@ from fpn_ablate.report.collate import Row, Table
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 SPREAD, EVEN, SHEET = 16, 8, 12  # images by greatest spread over the rows, spread evenly over the data, on the contact sheet
 BEST, SCORE = 20, 0.5  # boxes shown: of proposals the best so many, of detections those of at least this score
-BYTES = 3_200_000  # of pictures on one page, as text
+BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
 
 
 @dataclass
@@ -34,17 +34,25 @@ class Album:
 
     folders: dict[str, Path] = field(default_factory=dict)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spent: int = 0
     full: bool = False
+
+    def spend(self, size: int) -> bool:
+        """Whether there is room for so many bytes more, which are then taken; if not, the page stays without."""
+        room = self.spent + size <= BYTES
+        self.spent, self.full = self.spent + size * room, self.full or not room
+        return room
 
     def add(self, name: str, image: str) -> str | None:
         """The key of a picture, or None where it cannot be read or the page is full."""
         key = f"{name}/{image}"
-        if key not in self.pictures and not self.full:
+        if key not in self.pictures:
             try:
-                self.pictures[key] = _picture(self.folders[name] / f"{image}.jpg", self.truth(name)["images"][image])
+                picture = _picture(self.folders[name] / f"{image}.jpg", self.truth(name)["images"][image])
             except UNREADABLE:
                 return None
-            self.full = sum(len(picture["src"]) for picture in self.pictures.values()) > BYTES
+            if self.spend(len(picture["src"]) + 400):
+                self.pictures[key] = picture
         return key if key in self.pictures else None
 
     def truth(self, name: str) -> dict[str, Any]:
@@ -121,7 +129,8 @@ def gallery(shown: Exhibits, album: Album, colours: dict[str, int]) -> dict[str,
     ]
     detections = any(run.detections for run in shown.runs)
     boxes = f"detections of score ≥ {SCORE:g}" if detections else f"the best {BEST} proposals"
-    return {"metric": "AP" if detections else "AR@100", "boxes": boxes, "images": list(keys.values()), "rows": rows}
+    found = {"metric": "AP" if detections else "AR@100", "boxes": boxes, "images": list(keys.values()), "rows": rows}
+    return found if album.spend(len(json.dumps(found, separators=(",", ":")))) else None
 
 
 def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
@@ -151,8 +160,10 @@ def pyramid(shown: Exhibits, album: Album) -> dict[str, Any] | None:
     """The first image, and for each row its levels as (name, caption, address of a picture)."""
     rows = [(series.name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in shown.runs]
     rows = [row for row in rows if row[2]]
-    first = next(iter(album.truth(shown.pictures)["images"]), None) if rows else None
-    return {"picture": first and album.add(shown.pictures, first), "rows": rows} if rows else None
+    if not rows or not album.spend(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
+        return None
+    first = next(iter(album.truth(shown.pictures)["images"]), None)
+    return {"picture": first and album.add(shown.pictures, first), "rows": rows}
 
 
 def sheets(album: Album) -> list[dict[str, Any]]:

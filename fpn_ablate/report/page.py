@@ -26,7 +26,8 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's own first
     album = gallery.Album()
     colours = series.colours(tables)
-    sections = [_section(table, colours[table.name], album, number) for number, table in enumerate(tables, start=1)]
+    steps = max(12, min(series.STEPS, 400 // max(len(tables), 1)))  # many tables' curves would weigh megabytes
+    sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
     drawn = any(section["charts"] for section in sections)
     return _environment().get_template("page.html.j2").render(
@@ -43,13 +44,15 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     )  # fmt: skip
 
 
-def _section(table: Table, colours: dict[str, int], album: gallery.Album, number: int) -> dict[str, Any]:
+def _section(table: Table, colours: dict[str, int], album: gallery.Album, number: int, steps: int) -> dict[str, Any]:
     """What the page shows of one table."""
     content = grid(table)
-    found = charts.charts(table, colours)
+    found = charts.charts(table, colours, steps)
     shown = gallery.exhibits(table, album)
     compared, pyramid = gallery.gallery(shown, album, colours), gallery.pyramid(shown, album)
     missing = [item for item in found if isinstance(item, str)]
+    if album.full and not (compared and pyramid) and shown.runs:
+        missing.append(f"Some pictures are left out, so that the page stays small: --table {table.definition.table} has them.")
     return {
         "id": f"t{number}",
         "table": table,

@@ -79,8 +79,8 @@ def size_bounds(table: Table) -> list[float]:
     return []
 
 
-def losses(table: Table) -> list[Point]:
-    """Every loss by step: mean and extremes over the finished seeds whose folder is on this disk."""
+def losses(table: Table, most: int = STEPS) -> list[Point]:
+    """Every loss at `most` steps: mean and extremes over the finished seeds whose folder is on this disk."""
     points = []
     for row in ours(table):
         metrics = {key.removeprefix("metrics.") for record in row.records for key in record if key.startswith("metrics.")}
@@ -91,7 +91,7 @@ def losses(table: Table) -> list[Point]:
                     values.setdefault(key, []).append(value)
         for loss in dict.fromkeys(loss for loss, _ in values):
             steps = sorted(step for other, step in values if other == loss)
-            kept = steps[:: math.ceil(len(steps) / STEPS)]
+            kept = steps[:: math.ceil(len(steps) / most)]
             points += [_point(row, values[loss, step], 4) | {"loss": loss, "step": step} for step in kept]
     return points
 
@@ -125,7 +125,7 @@ def costs(table: Table) -> list[Point]:
         for kind, (key, scale) in COSTS.items():
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
-                point = {"row": row.row, "label": name(row), "short": _letter(row), "kind": kind, "n": cell.n}
+                point = {"row": row.row, "short": _letter(row), "kind": kind, "n": cell.n}
                 figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
                 points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     for kind in COSTS:
@@ -146,7 +146,7 @@ def _effect(title: str, contrast: str, metric: str, found: Contrast, noise: floa
 
 def _point(row: Row, values: list[float], digits: int = 2) -> Point:
     spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
-    return {"row": row.row, "label": name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
+    return {"row": row.row, **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
 
 
 def _letter(row: Row) -> str:

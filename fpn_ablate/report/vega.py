@@ -1,6 +1,6 @@
 """Vega-Lite specifications of the page's charts, without their data: each is drawn up, and validated, once for all tables.
 
-Their data are the sets `points` (fpn_ablate.report.series; each with its row's colour) and `bounds`; their parameters
+Their data are the sets `points` (fpn_ablate.report.series), `rows` (name and colour of each) and `bounds`; their parameters
 `highlight`, a row, and `choice`. Colours are names of CSS variables: the page's theme, and its print, reach into a chart that
 is drawn.
 """
@@ -61,7 +61,7 @@ def costs(title: str, low: bool) -> dict[str, Any]:
         *_interval(".1f"),
         _tip("n", "seeds"),
     ]
-    base = alt.Chart(alt.NamedData("points")).transform_filter("datum.kind === choice")
+    base = _points().transform_filter("datum.kind === choice")
     base = base.encode(x=x, color=_colour(), opacity=_lit(1, 0.15))
     side = {"align": alt.expr("datum.right ? 'right' : 'left'"), "dx": alt.expr("datum.right ? -7 : 7")}
     names, y = base.mark_text(**side, dy=-9, fontSize=11, limit=170), _y(f"{title} (%)")
@@ -109,7 +109,7 @@ def _band(x: "alt.X", title: str, tips: list, dots: int = 26) -> list[Any]:
     """Of each row a line through its means, with dots, and a band between its extremes."""
     import altair as alt
 
-    base, y = alt.Chart(alt.NamedData("points")).encode(x=x, detail="row:N", color=_colour()), _y(title)
+    base, y = _points().encode(x=x, detail="row:N", color=_colour()), _y(title)
     return [
         base.mark_area(strokeWidth=0).encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_lit(0.15, 0.02)),
         base.mark_line(strokeWidth=1.8).encode(y=y, opacity=_lit(1, 0.12)),
@@ -117,8 +117,15 @@ def _band(x: "alt.X", title: str, tips: list, dots: int = 26) -> list[Any]:
     ]
 
 
+def _points() -> "alt.Chart":
+    """The points, each with its row's name and colour."""
+    import altair as alt
+
+    rows = alt.LookupData(alt.NamedData("rows"), key="row", fields=["label", "colour"])
+    return alt.Chart(alt.NamedData("points")).transform_lookup(lookup="row", from_=rows)
+
+
 def _colour() -> "alt.Color":
-    """The points bring their own."""
     import altair as alt
 
     return alt.Color("colour:N", scale=None, legend=None)

@@ -128,7 +128,7 @@ def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
             leave(put(row, 2, table=table, pictures=NAME, by_size=by_size()), strength, images=40, side=160)
     made = rendered(runs)
     taken = sum(map(len, re.findall(r"data:image/webp;base64,[^\"]*", made)))
-    assert 150_000 < taken < 230_000
+    assert 50_000 < taken < 200_000
     assert "Further images are left out" in made
     assert len(made.encode()) < 6_000_000
 
