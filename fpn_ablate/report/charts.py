@@ -95,6 +95,7 @@ def _filled(
 ) -> dict[str, Any]:
     """The specification of one table."""
     spec = deepcopy(template)
+    points = [{key: value for key, value in point.items() if key != "label"} for point in points]  # `rows` has it
     spec["datasets"] = {"points": points, "rows": list(rows), "bounds": list(bounds) or [{"zero": 0}]}
     for parameter in spec["params"]:
         parameter["value"] = choice if parameter["name"] == "choice" else ""

@@ -125,7 +125,7 @@ def costs(table: Table) -> list[Point]:
         for kind, (key, scale) in COSTS.items():
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
-                point = {"row": row.row, "short": _letter(row), "kind": kind, "n": cell.n}
+                point = {"row": row.row, "label": name(row), "short": _letter(row), "kind": kind, "n": cell.n}
                 figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
                 points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     for kind in COSTS:
@@ -146,7 +146,7 @@ def _effect(title: str, contrast: str, metric: str, found: Contrast, noise: floa
 
 def _point(row: Row, values: list[float], digits: int = 2) -> Point:
     spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
-    return {"row": row.row, **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
+    return {"row": row.row, "label": name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
 
 
 def _letter(row: Row) -> str:
