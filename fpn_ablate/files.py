@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside, flushed to the disk, then renamed."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
             raise UserError(f"{path}: cannot be written ({reason}); make room, then give the same command again") from None
         raise
+
+
+def safe_name(text: str) -> str:
+    """What a table, a recipe or a row is called among folders: letters, digits and . _ + - alone, at most 80, no dot first."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"

@@ -4,7 +4,6 @@ A cell finds out itself whether it is finished (returns its record), resumable (
 sweep can be started again at any time, with any launcher. Nothing here can change a figure; what can is in identity.CORE.
 """
 
-import re
 import shutil
 import sys
 import time
@@ -24,7 +23,7 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, safe_name, write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
@@ -278,8 +277,3 @@ def cell_folder(cfg: Config, fingerprint: str) -> Path:
     """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
     parts = [safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)]
     return Path(cfg.out, "runs", *parts, f"seed{cfg.seed}-{fingerprint[:8]}")
-
-
-def safe_name(text: str) -> str:
-    """Letters, digits and . _ + - alone, at most 80 of them, never starting with a dot."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"

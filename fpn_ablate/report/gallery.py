@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH
 from fpn_ablate.report import series
 from fpn_ablate.report.collate import Row, Table
 
@@ -88,7 +89,7 @@ class Exhibits:
 def exhibits(table: Table, album: Album) -> Exhibits:
     """What the runs of the smallest seed that most rows have leave to be seen."""
     rows = [row for row in series.ours(table) if row.folders]
-    counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / "exhibits.npz").is_file())
+    counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / EXHIBITS).is_file())
     if not counts:
         where = "no run has exhibits.npz (python -m fpn_ablate.exhibits RUNS makes it)" if rows else "no folder of its runs"
         return Exhibits(None, "", (), (f"Pictures: {where} is on this disk.".replace("no run has", "no"),))
@@ -99,7 +100,7 @@ def exhibits(table: Table, album: Album) -> Exhibits:
             found.append(_exhibit(row, _folder(row, seed)))
             record = next(record for record in row.records if record["seed"] == seed)
             names[str(record["pictures"])] += 1
-            album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / ".pictures"
+            album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / PICTURES
                                      / Path(str(record["pictures"])).name)  # fmt: skip
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
@@ -184,11 +185,11 @@ def _folder(row: Row, seed: int) -> Path:
 
 
 def _exhibit(row: Row, folder: Path) -> Exhibit:
-    with np.load(folder / "exhibits.npz", allow_pickle=False) as content:
+    with np.load(folder / EXHIBITS, allow_pickle=False) as content:
         values = {str(i): float(v) for i, v in zip(content["image_ids"], content["values"], strict=True)}
         levels = {name.removeprefix("level_"): content[name] for name in content.files if name.startswith("level_")}
     levels = {name: level for name, level in levels.items() if level.ndim == 2 and level.dtype == np.uint8 and level.size}
-    with np.load(folder / "detections.npz", allow_pickle=False) as content:
+    with np.load(folder / DETECTIONS, allow_pickle=False) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
     kept: dict[str, list[list[int]]] = {}
@@ -201,7 +202,7 @@ def _exhibit(row: Row, folder: Path) -> Exhibit:
 
 def _truth(folder: Path | None) -> dict[str, Any]:
     try:
-        content = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         images = {str(key): value for key, value in content["images"].items() if value["width"] > 0 and value["height"] > 0}
         return {"categories": [str(name) for name in content["categories"]], "images": images}
     except UNREADABLE:

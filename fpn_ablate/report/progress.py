@@ -1,13 +1,13 @@
 """How far sweeps are: their plans (fpn_ablate.plan), beside the records and the metrics of runs."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.files import METRICS, safe_name
 from fpn_ablate.plan import Plan
 from fpn_ablate.report import health
 from fpn_ablate.report.collate import Table
@@ -105,7 +105,7 @@ def _figure(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
 
 def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
     """From the newest metrics.jsonl in a folder of this cell that is younger than the plan."""
-    parts = [_safe(part) for part in (cell.table, cell.recipe, cell.row)]
+    parts = [safe_name(part) for part in (cell.table, cell.recipe, cell.row)]
     begun = _time(plan.started).timestamp()
     folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / "config.yaml").is_file()]
     folders = [folder for folder in folders if (folder / "config.yaml").stat().st_mtime >= begun - 1]
@@ -113,9 +113,9 @@ def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
         return None
     folder = max(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         step = max(int(json.loads(line)["step"]) for line in lines[-2:] if line.endswith("}"))
-        spent = (folder / "metrics.jsonl").stat().st_mtime - (folder / "config.yaml").stat().st_mtime
+        spent = (folder / METRICS).stat().st_mtime - (folder / "config.yaml").stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return State("running", "starting")
     left = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
@@ -136,11 +136,6 @@ def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _safe(text: str) -> str:
-    """As a run calls its folder (run.safe_name)."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"
 
 
 def _time(text: Any) -> datetime:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from fpn_ablate.files import METRICS
 from fpn_ablate.report.cells import Contrast
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.definition import Metric
@@ -176,7 +177,7 @@ def _logged(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int
     """((loss, step), value) of a run's metrics.jsonl; what cannot be read is left out."""
     found = []
     try:
-        lines = (row.folders[seed] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (row.folders[seed] / METRICS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     for line in lines:
