@@ -9,6 +9,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import matplotlib
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -141,6 +142,23 @@ def test_tables_are_those_of_the_committed_ledger() -> None:
         pytest.skip("no reference runs yet: results/reference/ledger.csv does not exist")
     assert MARKER.search(TEXT), "the README shows no table"
     assert readme(TEXT, collate(report.load(LEDGER))) == TEXT
+
+
+def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path) -> None:
+    """Tables, verdicts and, where it is the version that drew them, plots."""
+    reference = LEDGER.parent
+    tables = collate(report.load(LEDGER))
+    for table in tables:
+        report.save_table(table, tmp_path)
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "figures"}
+    kept = {path.relative_to(reference) for kind in ("tables", "plots") for path in (reference / kind).iterdir()}
+    assert made == kept
+    locked = re.search(r"^matplotlib==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
+    same = matplotlib.__version__ == locked
+    differing = [p for p in sorted(made) if (tmp_path / p).read_bytes() != (reference / p).read_bytes()]
+    assert not [path for path in differing if path.parent.name == "tables" or (same and path.suffix == ".svg")]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert readme(text, tables) == text
 
 
 def test_costs_are_those_that_verify_counts() -> None:

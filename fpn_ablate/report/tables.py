@@ -112,7 +112,7 @@ def latex(table: Table) -> str:
     content = grid(table)
     caption = ". ".join(part.rstrip(".") for part in (content.title, content.banner, content.legend) if part)
     body = [r"\begin{table}", r"\centering\footnotesize", r"\setlength{\tabcolsep}{3pt}"]
-    body += [rf"\caption{{{escape_latex(caption)}.}}"]
+    body += [rf"\caption{{{_breakable(caption)}.}}"]
     # Shrunk to the page where it is wider, left alone where it is not.
     body += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
     body += [rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in content.right)}}}", r"\toprule"]
@@ -128,8 +128,8 @@ def latex(table: Table) -> str:
         body.append(" & ".join([label, *cells[1:first], *map(_minus, cells[first:])]) + r" \\")
     body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", *_latex_verdicts(content)]
     body += [r"\begin{minipage}{\linewidth}\scriptsize"]
-    body += [rf"{{[{number}]}} {escape_latex(note)}\par" for number, note in enumerate(content.notes, start=1)]
-    body += [rf"{escape_latex(label)}: {escape_latex(text)}\par" for label, text in content.footer]
+    body += [rf"{{[{number}]}} {_breakable(note)}\par" for number, note in enumerate(content.notes, start=1)]
+    body += [rf"{escape_latex(label)}: {_breakable(text)}\par" for label, text in content.footer]
     body += [r"\end{minipage}", r"\end{table}"]
     return "% Needs \\usepackage{booktabs,amssymb,graphicx}\n" + "\n".join(body) + "\n"
 
@@ -143,6 +143,11 @@ def _latex_verdicts(content: Grid) -> list[str]:
         first, *rest = map(escape_latex, cells)
         lines.append(" & ".join([first, *map(_minus, rest)]) + r" \\")
     return [*lines, r"\bottomrule", r"\end{tabular}}", r"\par\smallskip"]
+
+
+def _breakable(text: str) -> str:
+    """Text for LaTeX in which the long name of a recipe may go on in the next line."""
+    return re.sub(r"(?<=\w)(\+|\\_|=)(?=\w)", r"\1\\allowbreak{}", escape_latex(text))
 
 
 def _minus(cell: str) -> str:
