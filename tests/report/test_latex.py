@@ -9,7 +9,7 @@ from fpn_ablate.report import collate, load
 from fpn_ablate.report.tables import latex
 
 PDFLATEX = shutil.which("pdflatex")
-LONG = "quick+backbone=mobilenet_v2+backbone.weights=mobilenetv2_coral.pth+data.invalid=clip+batch_size=4+box.steps=300+short_side=320"
+LONG = "quick+backbone=mobilenet_v2+backbone.weights=mobilenetv2_coral.pth+data.invalid=clip+batch_size=4+box.steps=300"
 NASTY = r"50 % of {Pk} & a_b #1 ~ ^ \ $x$ <b> |c| [d] ± … − ✓ † Δ 日本"
 
 
