@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from fpn_ablate import plan, record, report, run, sweep
+from fpn_ablate import plan, record, report, sweep
 from fpn_ablate.__main__ import main as command_line
 from fpn_ablate.report import collate, live, load, output
 from fpn_ablate.report import progress as reporting
@@ -95,11 +95,6 @@ def test_a_failure_of_an_earlier_sweep_is_waiting_now(put, runs):
     put("c4", 2, status="failed", error="ValueError: no")
     plan.write(runs, CELLS)
     assert shown(runs)[1]["baseline on conv4", 2].kind == "waiting"
-
-
-def test_folders_are_named_as_a_run_names_them():
-    for text in ("table1_rpn", "a/b c", ".hidden", "x" * 99, "", "fpn+upsample=bilinear"):
-        assert reporting._safe(text) == run.safe_name(text)
 
 
 def test_the_page_is_written_while_a_sweep_runs_and_once_more_if_it_was_killed(put, runs, tmp_path, monkeypatch):
