@@ -86,6 +86,7 @@ def test_the_same_generator_gives_the_same_draws():
     first, second = (draws(50, np.random.default_rng(9), 7) for _ in range(2))
     assert (first == second).all() and first.shape == (7, 50)
     assert (first != draws(50, np.random.default_rng(10), 7)).any()
+    assert [len(draws(images, np.random.default_rng(0))) for images in (1000, 1001)] == [400, 100]
 
 
 @pytest.mark.parametrize("labels", [True, False])
