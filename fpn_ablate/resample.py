@@ -20,8 +20,8 @@ from fpn_ablate.metrics import (
     recall_name,
 )
 
-# An interval's width is known to 4 % from 400 replicates, to 7 % from 100 (1 / sqrt(2 B)). Of 5000 images with 80 categories each
-# takes more than a second, and there the images matter less beside the seeds.
+# An interval's width is known to 4 % from 400 replicates, to 7 % from 100 (1 / sqrt(2 B)). Of 5000 images with 80 categories
+# each takes more than a second, and there the images matter less beside the seeds.
 REPLICATES, MANY, FEW = 400, 1000, 100
 
 
