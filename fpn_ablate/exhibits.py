@@ -3,14 +3,14 @@
 `python -m fpn_ablate.exhibits results/runs` makes all of it again, on any machine, but for what the levels hold, which takes
 the device that the run was made on. Below the run:
 `resampled.npz` (its metrics on images drawn anew, for intervals) and `exhibits.npz` (each image's own figure, and what the
-levels of the pyramid hold); in its record `by_size` and `pictures`; and once for all runs on the same images,
+levels of the pyramid hold); in its record `by_size`, `pictures` and `draws`; and once for all runs on the same images,
 `<out>/runs/.pictures/<pictures>/`: small copies of the images with their ground truth in `truth.json`.
 """
 
 import argparse
+import hashlib
 import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,12 @@ from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.evaluate import declared_truth
-from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE, write_atomically
 from fpn_ablate.metrics import Detections, evaluator, quietly
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.replicates import FILE as RESAMPLED
 from fpn_ablate.replicates import save
-from fpn_ablate.resample import draws, each_image, resample
+from fpn_ablate.resample import FEW, draws, each_image, resample
 from fpn_ablate.schema import Config
 from fpn_ablate.train import autocast
 
@@ -62,9 +62,10 @@ def make(
     ids, values = each_image(truth, _best(found), dataset.categories)
     shown = {f"level_{name}": level for name, level in levels.items()}
     write_atomically(folder / EXHIBITS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))
-    name = dataset.digest[:16]
+    name = f"{dataset.digest[:16]}-{len(ids)}"
     _pictures(folder.resolve().parents[3] / PICTURES / name, dataset, truth)
-    return {"by_size": by_size(truth, found, dataset.area_bounds), "pictures": name}
+    drawn_of = hashlib.sha256(np.append(ids, drawn[:FEW]).astype("<i8").tobytes()).hexdigest()[:16]
+    return {"by_size": by_size(truth, found, dataset.area_bounds), "pictures": name, "draws": drawn_of}
 
 
 def by_size(truth: dict[str, Any], found: Detections, area_bounds: tuple[float, float]) -> dict[str, list]:
@@ -158,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = Detections.load(folder / DETECTIONS)
             record.write(folder, known | make(folder, dataset, found, cfg, _levels(folder, splits)))
             print(f"{folder}: made")
-        except (UserError, OSError) as error:
-            print(f"left as it was: {error}", file=sys.stderr)
+        except (UserError, *UNREADABLE) as error:
+            print(f"left as it was: {folder}: {error}", file=sys.stderr)
             problems += 1
     return 2 if problems else 0
 
@@ -176,7 +177,7 @@ def _levels(folder: Path, splits: "Splits") -> dict[str, np.ndarray]:
     try:
         with np.load(folder / EXHIBITS) as kept:
             return {name.removeprefix("level_"): kept[name] for name in kept.files if name.startswith("level_")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except UNREADABLE:
         return {}
 
 

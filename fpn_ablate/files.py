@@ -2,6 +2,8 @@
 
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,11 @@ from fpn_ablate.errors import UserError
 
 RECORD, METRICS, DETECTIONS, EXHIBITS = "record.json", "metrics.jsonl", "detections.npz", "exhibits.npz"  # in a run's folder
 PICTURES, TRUTH = ".pictures", "truth.json"  # below the folder of all runs, and in each folder there
+# What reading a file that somebody damaged may raise, whatever its kind.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import UNREADABLE, write_atomically
 
 FILE = "resampled.npz"
 _OWN = "resampled"  # the name of the array in a run's file; in one of many runs it is the run's fingerprint
@@ -43,7 +43,7 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
         try:
             with np.load(file, allow_pickle=False) as content:
                 return Replicates({name: (file, name) for name in content.files})
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except UNREADABLE:
             return Replicates({})
 
     def __or__(self, other: "Replicates") -> "Replicates":
@@ -71,7 +71,9 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
                 with np.load(file, allow_pickle=False) as content:
                     wanted = [name] if name == _OWN else [n for n, place in self._places.items() if place == (file, n)]
                     read = {n: content[n] for n in wanted}  # a file of many is opened once
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                if any(packed.dtype.names is None or packed.ndim != 1 for packed in read.values()):
+                    raise ValueError("no records of metrics")
+            except UNREADABLE:
                 raise KeyError(fingerprint) from None
             self._read |= {fingerprint if name == _OWN else n: packed for n, packed in read.items()}
         return self._read[fingerprint]

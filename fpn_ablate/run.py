@@ -155,6 +155,9 @@ def _recorded(run: Run) -> dict[str, Any]:
         for leftover in (*run.folder.glob(".*.[0-9]*.*"), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
+        record.write(
+            run.folder, {**known, "status": "running", "error": None, "metrics": {}}
+        )  # all that a killed process leaves
         results = _carry_out(run)
         status = "finished"
     except Diverged as problem:
@@ -210,6 +213,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     evaluated = figures(found, run.inputs.validation, cfg)
     run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
     times.append(time.monotonic())
+    peak = peak_memory_mib(device)  # of the row, not of what the report wants beside its figures
     proposed, trained_for, evaluated_for = (round(b - a, 1) for a, b in pairwise(times))
     pretrained = run.inputs.pretrained
     return {
@@ -226,19 +230,22 @@ def _carry_out(run: Run) -> dict[str, Any]:
             "train_s": trained_for,
             "eval_s": evaluated_for,
             "steps": cfg.steps,
-            "peak_memory_mib": peak_memory_mib(device),
+            "peak_memory_mib": peak,
             "latency_ms": latency_of(trained, cfg, device),
         },
     }
 
 
 def _exhibits(run: Run, trained: tasks.Trained, found: Detections) -> dict[str, Any]:
-    """What a report shows beyond the figures; it can be made later, so a full disk is no reason to lose the run."""
+    """What a report shows beyond the figures; it can be made later, so nothing in it is a reason to lose the run."""
     try:
         levels = exhibits.energy(trained.model, trained.validation, run.cfg, run.inputs.device)
         return exhibits.make(run.folder, trained.validation, found, run.cfg, levels)
-    except (UserError, OSError) as error:
-        print(f"warning: {error}; python -m fpn_ablate.exhibits {run.folder} makes up for it", file=sys.stderr)
+    except Exception as error:
+        print(
+            f"warning: {type(error).__name__}: {error}; python -m fpn_ablate.exhibits {run.folder} makes up for it",
+            file=sys.stderr,
+        )
         return {}
 
 

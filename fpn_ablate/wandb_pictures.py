@@ -1,12 +1,11 @@
 """Pictures with boxes as wandb draws them, from what a run has left on the disk (fpn_ablate.exhibits)."""
 
 import json
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.files import DETECTIONS, PICTURES, TRUTH
+from fpn_ablate.files import DETECTIONS, PICTURES, TRUTH, UNREADABLE
 
 SHOWN, BEST, SCORE = 8, 20, 0.5  # pictures, and in each: proposals at most, and the least score of a detection
 
@@ -33,7 +32,7 @@ def drawn(folder: Path, outcome: dict[str, Any]) -> list[tuple[Path, Boxes]]:
             boxes = {name: {"box_data": data, "class_labels": names} for name, data in layers.items() if data}
             shown.append((place / f"{key}.jpg", boxes))
         return shown
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except UNREADABLE:
         return []
 
 

@@ -50,6 +50,25 @@ def test_a_damaged_or_absent_file_is_as_if_there_were_none(tmp_path, content):
     assert len(Replicates.beside(tmp_path / "ledger.csv")) == 0
 
 
+def test_a_file_with_flipped_bytes_gives_its_values_or_none(tmp_path, values):
+    save(tmp_path / FILE, values)
+    whole = (tmp_path / FILE).read_bytes()
+    for place in range(0, len(whole), 7):
+        (tmp_path / FILE).write_bytes(
+            whole[:place] + bytes(255 - byte for byte in whole[place : place + 8]) + whole[place + 8 :]
+        )
+        try:
+            assert set(Replicates.of_runs([("f", tmp_path)])["f"]) == set(values)
+        except KeyError:
+            continue
+
+
+def test_an_array_of_plain_numbers_is_no_record(tmp_path):
+    np.savez_compressed(tmp_path / FILE, resampled=np.arange(5, dtype="<u2"))
+    with pytest.raises(KeyError):
+        Replicates.of_runs([("f", tmp_path)])["f"]
+
+
 def test_it_is_not_copied_with_a_frame(tmp_path):
     runs = Replicates({})
     assert copy.deepcopy(runs) is runs

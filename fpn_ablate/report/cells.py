@@ -30,15 +30,42 @@ class Cell:
 
 @dataclass(frozen=True)
 class Contrast(Cell):
-    """A difference of means over rows, over the seeds that all its cells have. `apart`: its variance if the rows had neither
-    seeds nor images in common."""
+    """A difference of means over rows, over the seeds that all its cells have.
+
+    Attributes:
+        apart: its variance if the rows had neither seeds nor images in common.
+        power: sum of the squared weights of its rows: 2 for one row less another.
+        noise: what it may be by chance if all rows were equal (A/A control); None without a control.
+        blind: other cells of the table know what the images do, and this one does not, so that its interval is too narrow.
+    """
 
     apart: float | None = None
+    power: float = 2.0
+    noise: float | None = None
+    blind: bool = False
 
     @property
     def removed(self) -> float | None:
         """The share of the variance that pairing has removed; below 0 where the rows vary against each other."""
         return None if not self.apart or self.ours.error is None else 1 - self.ours.error**2 / self.apart
+
+    @property
+    def within_noise(self) -> bool:
+        return self.noise is not None and self.ours.mean is not None and abs(self.ours.mean) < self.noise
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the interval says that it is above 0."""
+        return not self.blind and self.ours.excludes(0.0) and self.ours.mean > 0
+
+
+def beyond(cell: Cell, other: Cell) -> Cell:
+    """One metric of a row less another of the same runs."""
+    seeds = [seed for seed in cell.values if seed in other.values]
+    values = {s: None if None in (cell.values[s], other.values[s]) else cell.values[s] - other.values[s] for s in seeds}
+    drawn = {s: cell.resampled[s] - other.resampled[s] for s in seeds if s in cell.resampled and s in other.resampled}
+    published = None if None in (cell.published, other.published) else cell.published - other.published
+    return Cell(values, published, drawn)
 
 
 def contrast(plus: Sequence[Cell], minus: Sequence[Cell], seeds: Sequence[int], scale: float = 1.0) -> Contrast:
@@ -46,28 +73,20 @@ def contrast(plus: Sequence[Cell], minus: Sequence[Cell], seeds: Sequence[int], 
     weights = [scale / len(plus)] * len(plus) + [-scale / len(minus)] * len(minus)
     cells = [*plus, *minus]
 
-    def value(seed: int) -> float | None:
-        values = [cell.values.get(seed) for cell in cells]
+    def combined(values: Sequence[float | None]) -> float | None:
         if None in values:
             return None
         return scale * (fmean(values[: len(plus)]) - fmean(values[len(plus) :]))
 
-    values = {seed: value(seed) for seed in seeds}
+    values = {seed: combined([cell.values.get(seed) for cell in cells]) for seed in seeds}
     drawn = {
         seed: sum(weight * cell.resampled[seed] for weight, cell in zip(weights, cells, strict=True))
         for seed in seeds
         if all(seed in cell.resampled for cell in cells)
     }
-    published = [cell.published for cell in cells]
-    paper = None if None in published else scale * (fmean(published[: len(plus)]) - fmean(published[len(plus) :]))
-    return Contrast(values, paper, drawn, _apart(cells, weights, [seed for seed in seeds if values[seed] is not None]))
-
-
-def beyond(first: Contrast, second: Contrast) -> Contrast:
-    """A difference of two differences, taken on the same seeds: the effect on one metric beyond that on another."""
-    found = contrast([first], [second], [seed for seed in first.values if seed in second.values])
-    apart = None if None in (first.apart, second.apart) else first.apart + second.apart
-    return Contrast(found.values, found.published, found.resampled, apart)
+    defined = [seed for seed in seeds if values[seed] is not None]
+    power = sum(weight**2 for weight in weights)
+    return Contrast(values, combined([cell.published for cell in cells]), drawn, _apart(cells, weights, defined), power)
 
 
 def _apart(cells: Sequence[Cell], weights: Sequence[float], seeds: Sequence[int]) -> float | None:

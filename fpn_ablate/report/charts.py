@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpn_ablate.report import series, vega
+from fpn_ablate.report.claims import ICONS
 from fpn_ablate.report.collate import Table
 from fpn_ablate.report.series import Point
 
-ICONS = {"supported": "✓  ", "contradicted": "✗  ", "inconclusive": "?  ", "effect": ""}
 LINE = 44  # pixels of a line of the effects
 
 
@@ -78,7 +78,7 @@ def effects(table: Table) -> Chart | str:
         return "Effect sizes: no claim or effect has a seed that all its rows have finished."
     for point in points:
         metric = f"{point['metric']}, {point['contrast']}" if point["contrast"] else point["metric"]
-        point["line"] = f"{ICONS[point['verdict']]}{point['title']} · {metric}"
+        point["line"] = f"{ICONS.get(point['verdict'], '')}  {point['title']} · {metric}".strip()
     known = _known(points, "low", "published", "noise")
     spec = _filled(vega.effects(**known), points) | {"height": LINE * len(points)}
     note = "Dot and line: ours with its 95 % interval."

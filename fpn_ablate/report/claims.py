@@ -1,17 +1,20 @@
 """What is claimed of a table's rows, and what its runs say to it. The claims are data: experiments/claims.yaml."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CLAIMS
-from fpn_ablate.report.cells import Cell, Contrast, beyond, contrast
-from fpn_ablate.report.definition import Definition, is_number, mapping, read_yaml, text_of
+from fpn_ablate.report.cells import Contrast
+from fpn_ablate.report.compare import Comparison
+from fpn_ablate.report.definition import is_number, mapping, read_yaml, text_of
 from fpn_ablate.report.stats import LEVEL, holm, seeds_needed
 
+LEAST = 5  # times its bound, in points, a row must have of a metric: rows that learned nothing are all about the same
+ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 
 
@@ -43,8 +46,7 @@ class Verdict:
         found: the difference; None where no seed has all rows.
         p: the p-value of the verdict, after Holm's correction over the claims of the table; None where nothing was compared.
         needed: seeds that would tell, where it is inconclusive; None: not even 1000, or not known.
-        noise: the difference that equal rows may show by chance (A/A control), in points; None without a control.
-        missing: the row or metric that the table does not have.
+        why: what stands in the way of a verdict, where it is not the interval.
     """
 
     claim: Claim
@@ -52,12 +54,12 @@ class Verdict:
     found: Contrast | None = None
     p: float | None = None
     needed: int | None = None
-    noise: float | None = None
-    missing: str | None = None
+    why: str | None = None
 
     @property
-    def within_noise(self) -> bool:
-        return self.noise is not None and self.found is not None and abs(self.found.ours.mean or 0.0) < self.noise
+    def published(self) -> float | None:
+        """The published difference; None for claims of ours, whatever published rows it would follow from."""
+        return None if self.claim.ours or self.found is None else self.found.published
 
 
 def load(folders: Iterable[Path]) -> list[Claim]:
@@ -93,61 +95,41 @@ def _parse(where: str, entry: Any) -> list[Claim]:
     return [Claim(table, words, metric, *rows, **bounds, less=less, ours=ours) for metric in entry["metrics"]]
 
 
-def judge(
-    claims: Sequence[Claim],
-    definition: Definition,
-    rows: Mapping[str, Mapping[str, Cell]],
-    seeds: Mapping[str, Collection[int]],
-    noise: Mapping[str, float | None],
-) -> tuple[Verdict, ...]:
-    """A verdict on each claim of this table.
-
-    Args:
-        rows: {first name: {metric: cell}} of the promised rows. seeds: {first name: finished seeds}.
-        noise: {metric: what equal rows differ by}.
-    """
-    own = [claim for claim in claims if claim.table == definition.table]
-    missing = [_missing(claim, rows) for claim in own]
-    found = [None if lack else _compared(claim, rows, seeds) for claim, lack in zip(own, missing, strict=True)]
-    compared = [k for k, difference in enumerate(found) if difference is not None]
-    sides = {k: _p_values(own[k], found[k]) for k in compared}
-    plain = {k: min(1.0, 2 * min(sides[k])) for k in compared}
-    adjusted = dict(zip(compared, holm(list(plain.values())), strict=True))
-    verdicts = []
+def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...]:
+    """A verdict on each claim of this table."""
+    own = [claim for claim in claims if claim.table == comparison.definition.table]
+    open_: dict[int, tuple[Contrast, tuple[float, float]]] = {}  # what is left to be judged by its interval
+    verdicts: dict[int, Verdict] = {}
     for k, claim in enumerate(own):
-        if found[k] is None:
-            verdicts.append(Verdict(claim, "not run", missing=missing[k]))
-            continue
-        word = "inconclusive"
+        lack = comparison.missing((*claim.plus, *claim.minus), [name for name in (claim.metric, claim.less) if name])
+        found = None if lack else comparison.contrast(claim.metric, claim.plus, claim.minus, less=claim.less)
+        if found is None or not found.ours.n:
+            verdicts[k] = Verdict(claim, "not run", why=f"the table has no {lack}" if lack else None)
+        elif why := _obstacle(claim, found, comparison):
+            verdicts[k] = Verdict(claim, "inconclusive", found, 1.0, why=why)
+        else:
+            open_[k] = found, _p_values(claim, found)
+    plain = {k: min(1.0, 2 * min(sides)) for k, (_, sides) in open_.items()}
+    adjusted = dict(zip(plain, holm(list(plain.values())), strict=True))
+    for k, (found, (inside, outside)) in open_.items():
         if adjusted[k] < 1 - LEVEL:
-            word = "supported" if sides[k][0] < sides[k][1] else "contradicted"
-        needed = None
-        if word == "inconclusive":
-            needed = _needed(claim, found[k], len(compared) if adjusted[k] == 1.0 else adjusted[k] / plain[k])
-        verdicts.append(Verdict(claim, word, found[k], adjusted[k], needed, noise.get(claim.metric)))
-    return tuple(verdicts)
+            verdicts[k] = Verdict(own[k], "supported" if inside < outside else "contradicted", found, adjusted[k])
+        else:
+            needed = _needed(own[k], found, len(open_) if adjusted[k] == 1.0 else adjusted[k] / plain[k])
+            verdicts[k] = Verdict(own[k], "inconclusive", found, adjusted[k], needed)
+    return tuple(verdicts[k] for k in range(len(own)))
 
 
-def _missing(claim: Claim, rows: Mapping[str, Mapping[str, Cell]]) -> str | None:
-    """A table of the user's own, under the name of ours, need not have what ours has."""
-    for name in (*claim.plus, *claim.minus):
-        if name not in rows:
-            return f"row '{name}'"
-    metrics = next(iter(rows.values()))
-    return next((f"metric '{metric}'" for metric in filter(None, (claim.metric, claim.less)) if metric not in metrics), None)
-
-
-def _compared(claim: Claim, rows: Mapping[str, Mapping[str, Cell]], seeds: Mapping[str, Collection[int]]) -> Contrast | None:
-    common = sorted(set.intersection(*(set(seeds[name]) for name in (*claim.plus, *claim.minus))))
-
-    def difference(metric: str) -> Contrast:
-        plus, minus = ([rows[name][metric] for name in side] for side in (claim.plus, claim.minus))
-        return contrast(plus, minus, common)
-
-    found = difference(claim.metric)
-    if claim.less:
-        found = beyond(found, difference(claim.less))
-    return found if found.ours.n else None
+def _obstacle(claim: Claim, found: Contrast, comparison: Comparison) -> str | None:
+    """Why a difference may not be judged, whatever its interval."""
+    if found.ours.n < 2:
+        return "one seed says nothing of seeds"
+    if found.blind:
+        return "resampled.npz of a run is missing (python -m fpn_ablate.exhibits RUNS makes it)"
+    means = [comparison.rows[name].cells[claim.metric].ours.mean for name in (*claim.plus, *claim.minus)]
+    if min(means) < LEAST * max(map(abs, claim.bounds)):
+        return f"a row has less than {LEAST * max(map(abs, claim.bounds)):g} %, so next to nothing is compared"
+    return None
 
 
 def _p_values(claim: Claim, found: Contrast) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import pandas as pd
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import choose, footer, health
-from fpn_ablate.report.cells import Cell, Contrast, contrast
+from fpn_ablate.report.cells import Cell, Contrast
 from fpn_ablate.report.claims import Claim, Verdict, judge
 from fpn_ablate.report.claims import load as load_claims
+from fpn_ablate.report.compare import Comparison
 from fpn_ablate.report.definition import Definition, Effect, Metric, RowSpec, find
-from fpn_ablate.report.stats import noise_floor
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Replicates = Mapping[str, Mapping[str, np.ndarray]]  # {fingerprint: {metric: (B,) fractions}}
 Key = tuple[str, str, str]  # table, recipe, data
+UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
 SOURCES = "sources"  # no table: what other cells learned from. Its records stand in the ledger
 
 
@@ -78,8 +79,8 @@ class Table:
         same_data: evaluated on the paper's data.
         verdicts: on the claims of this table.
         control: the A/A control's second half, where it has been run.
-        noise: {metric: the difference that equal rows may show by chance}, from the control.
         best: (row, metric) of the best cells, where the intervals of all differences say that they are.
+        unfair: rows of several settings stand together, on request; nothing is judged then.
     """
 
     recipe: str
@@ -93,8 +94,8 @@ class Table:
     footer: tuple[tuple[str, str], ...]
     verdicts: tuple[Verdict, ...] = ()
     control: Row | None = None
-    noise: Mapping[str, float | None] = field(default_factory=dict)
     best: frozenset[tuple[str, str]] = frozenset()
+    unfair: bool = False
 
     @property
     def key(self) -> Key:
@@ -102,7 +103,12 @@ class Table:
 
     @property
     def name(self) -> str:
-        return file_name(self.key)
+        return file_name(self.key) + "-unfair" * self.unfair
+
+    @property
+    def warning(self) -> str:
+        """What must stand above the table, in every format."""
+        return ". ".join([UNFAIR] * self.unfair + [footer.GENERATED] * self.generated)
 
     @property
     def published(self) -> bool:
@@ -173,22 +179,22 @@ def _table(
     allow_unfair: bool,
 ) -> Table:
     ours, others = choose.one_setting(records, settings, allow_unfair)
+    unfair = allow_unfair and bool(others)
     definition = find(key[0], _metrics(ours), experiments)
-    compared = ours if not allow_unfair else [record for record in ours if all(record not in other for other in others)]
+    compared = ours if not unfair else [record for record in ours if all(record not in other for other in others)]
     ours, left_out = choose.one_record_a_seed(ours, {name for spec in definition.rows for name in spec.names})
     ours, again = _control(definition, ours)
     context = _comparable(attrs.get("replicates", {}), [*ours, *again]), attrs.get("folders", {})
     rows = _rows(definition, ours, *context)
-    control = _control_row(definition, again, *context)
-    noise = _noise(definition, rows, control)
     promised = {spec.names[0]: row for spec, row in zip(definition.rows, rows, strict=False) if not row.published_only}
+    comparison = Comparison(definition, promised, _control_row(definition, again, *context))
+    every = Comparison(definition, {row.row: row for row in rows if not row.published_only})
+    effects = tuple(_difference(effect, comparison) for effect in definition.effects)
+    verdicts = () if unfair else judge(claims, comparison)
+    contrasts = [*(v.found for v in verdicts if v.found), *(cell for effect in effects for cell in effect.cells.values())]
+    notes = footer.comparison(definition, contrasts, comparison.control, comparison.noise())
     table, recipe, data = key
     unreadable = _of_table(attrs.get("unreadable", []), table)
-    effects = _effects(definition, rows)
-    cells = {name: row.cells for name, row in promised.items()}
-    verdicts = judge(claims, definition, cells, {name: row.seeds for name, row in promised.items()}, noise)
-    contrasts = [*(v.found for v in verdicts if v.found), *(cell for effect in effects for cell in effect.cells.values())]
-    notes = footer.comparison(definition, contrasts, control, noise)
     return Table(
         recipe=recipe,
         data=data,
@@ -198,21 +204,23 @@ def _table(
         definition=definition,
         rows=rows,
         effects=effects,
-        footer=tuple(footer.lines(definition, rows, compared, others, left_out, unreadable, notes, allow_unfair)),
+        footer=tuple(footer.lines(definition, rows, compared, others, left_out, unreadable, notes, unfair)),
         verdicts=verdicts,
-        control=control,
-        noise=noise,
-        best=_best(definition, rows),
+        control=comparison.control,
+        best=frozenset() if unfair else every.best(),
+        unfair=unfair,
     )
 
 
 def _comparable(replicates: Replicates, records: list[Record]) -> Replicates:
-    """The replicates of these records; none if they are not of the same draws."""
-    found = {}
+    """The replicates of these records on the same draws: the most common ones, cut to the shortest (draws begin alike)."""
+    found: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
     for record in records:
         with suppress(KeyError):  # a run of an earlier version, or one whose disk was full
-            found[record["fingerprint"]] = replicates[record["fingerprint"]]
-    return found if len({len(values) for run in found.values() for values in run.values()}) == 1 else {}
+            found.setdefault(str(record.get("draws")), {})[record["fingerprint"]] = replicates[record["fingerprint"]]
+    common = max(found.values(), key=len, default={})
+    shortest = min((len(values) for run in common.values() for values in run.values()), default=0)
+    return {name: {metric: values[:shortest] for metric, values in run.items()} for name, run in common.items()}
 
 
 def _control(definition: Definition, records: list[Record]) -> tuple[list[Record], list[Record]]:
@@ -220,9 +228,10 @@ def _control(definition: Definition, records: list[Record]) -> tuple[list[Record
     control = definition.control
     if control is None:
         return records, []
-    elsewhere = {record["seed"] for record in records if record["row"] != control.row}
+    spec = next(spec for spec in definition.rows if spec.names[0] == control.row)
+    elsewhere = {r["seed"] for r in records if r["row"] not in spec.names and health.state(r) == "finished"}
     seeds = set(control.seeds) - elsewhere
-    again = [record for record in records if record["row"] == control.row and record["seed"] in seeds]
+    again = [record for record in records if record["row"] in spec.names and record["seed"] in seeds]
     again.sort(key=lambda record: record["seed"])
     rest = [record for record in records if record not in again]
     return (rest, again) if rest else (records, [])
@@ -235,40 +244,7 @@ def _control_row(
         return None
     spec = next(spec for spec in definition.rows if spec.names[0] == definition.control.row)
     label = f"{spec.label} again, other seeds (A/A control)"
-    return _row(RowSpec(spec.names, label), spec.names[0], again, definition, replicates, folders)
-
-
-def _noise(definition: Definition, rows: tuple[Row, ...], control: Row | None) -> dict[str, float | None]:
-    """What two equal rows may differ by, for each metric of the evaluation."""
-    if control is None:
-        return {}
-    first = next(row for row in rows if row.row == control.row)
-
-    def values(row: Row, metric: Metric) -> list[float]:
-        return [value for seed in row.seeds if (value := row.cells[metric.key].values[seed]) is not None]
-
-    own = [metric for metric in definition.metrics if metric.source is None]
-    return {metric.key: noise_floor(values(first, metric), values(control, metric)) for metric in own}
-
-
-def _best(definition: Definition, rows: tuple[Row, ...]) -> frozenset[tuple[str, str]]:
-    best = set()
-    for metric in definition.metrics:
-        means = {row.row: row.cells[metric.key].ours.mean for row in rows if row.seeds}
-        means = {name: mean for name, mean in means.items() if mean is not None}
-        if metric.source is not None or len(means) < 2:
-            continue
-        first = next(row for row in rows if row.row == max(means, key=lambda name: means[name]))
-        others = [row for row in rows if row.row in means and row is not first]
-        if all(_is_better(first, other, metric) for other in others):
-            best.add((first.row, metric.key))
-    return frozenset(best)
-
-
-def _is_better(row: Row, other: Row, metric: Metric) -> bool:
-    common = sorted(set(row.seeds) & set(other.seeds))
-    difference = contrast([row.cells[metric.key]], [other.cells[metric.key]], common).ours
-    return difference.excludes(0.0) and difference.mean > 0
+    return _row(RowSpec(spec.names, label), again[-1]["row"], again, definition, replicates, folders)
 
 
 def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:
@@ -326,24 +302,14 @@ def _row(
     )
 
 
-def _effects(definition: Definition, rows: tuple[Row, ...]) -> tuple[Difference, ...]:
-    pairs = {spec.names[0]: (spec, row) for spec, row in zip(definition.rows, rows, strict=False)}
-    return tuple(_difference(effect, pairs, definition) for effect in definition.effects)
-
-
-def _difference(effect: Effect, pairs: dict[str, tuple[RowSpec, Row]], definition: Definition) -> Difference:
-    """No seeds where the rows have none in common, or stand for different ones of their names (of another backbone, say)."""
-    chosen = [pairs[name] for name in (*effect.plus, *effect.minus)]
-    names = {spec.names.index(row.row) for spec, row in chosen if len(spec.names) > 1}
-    seeds = sorted(set.intersection(*(set(row.seeds) for _, row in chosen))) if len(names) < 2 else []
-    plus, minus = ([pairs[name][1] for name in side] for side in (effect.plus, effect.minus))
-
+def _difference(effect: Effect, comparison: Comparison) -> Difference:
     def cell(metric: Metric) -> Contrast:
-        # A cost is no effect: how long a row takes differs from run to run, and with what else the machine has to do.
-        own = seeds if metric.source is None else []
-        return contrast([r.cells[metric.key] for r in plus], [r.cells[metric.key] for r in minus], own, effect.scale)
+        if metric.source is not None:  # how long a row takes differs from run to run: a cost is no effect
+            return Contrast({})
+        return comparison.contrast(metric.key, effect.plus, effect.minus, effect.scale)
 
-    return Difference(effect.title, tuple(seeds), {metric.key: cell(metric) for metric in definition.metrics})
+    seeds = comparison.seeds([*effect.plus, *effect.minus])
+    return Difference(effect.title, tuple(seeds), {metric.key: cell(metric) for metric in comparison.definition.metrics})
 
 
 def _fact(source: str, records: list[Record], published: Any) -> Any:

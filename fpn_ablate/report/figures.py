@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.report import series
+from fpn_ablate.report.claims import ICONS
 from fpn_ablate.report.collate import Table
 from fpn_ablate.report.grid import clean
 from fpn_ablate.report.plots import OURS, PAPER, STYLE
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito, in the order of the page's colours.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-VERDICT_MARKS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?"}
 
 
 def render(table: Table) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def effects(table: Table) -> "Figure | None":
         axis.plot(point["mean"], y, "o", markersize=5, color=colour, markeredgecolor="white")
         if point["published"] is not None:
             axis.plot(point["published"], y, "D", markersize=5, color=PAPER, markerfacecolor="none")
-        axis.text(1.01, y, VERDICT_MARKS.get(point["verdict"], ""), transform=axis.get_yaxis_transform(), va="center")
+        axis.text(1.01, y, ICONS.get(point["verdict"], ""), transform=axis.get_yaxis_transform(), va="center")
     axis.axvline(0, color="0.4", linewidth=0.8, zorder=0)
     axis.set_yticks(range(len(points)), labels, fontsize=7)
     axis.set_ylim(len(points) - 0.4, -0.6)

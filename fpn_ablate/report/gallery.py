@@ -8,8 +8,6 @@ import base64
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE
 from fpn_ablate.report import series
 from fpn_ablate.report.collate import Row, Table
 
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 SPREAD, EVEN, SHEET = 16, 8, 12  # images by greatest spread over the rows, spread evenly over the data, on the contact sheet
 BEST, SCORE = 20, 0.5  # boxes shown: of proposals the best so many, of detections those of at least this score
 BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text

@@ -8,7 +8,6 @@ from fpn_ablate.report.cells import Cell
 from fpn_ablate.report.claims import Claim, Verdict
 from fpn_ablate.report.collate import Difference, Row, Table
 from fpn_ablate.report.definition import Fact, Metric
-from fpn_ablate.report.footer import GENERATED
 
 CHECK = "✓"
 WITHIN_NOISE = "†"
@@ -82,7 +81,7 @@ def grid(table: Table) -> Grid:
     titles.insert(len(definition.facts), "n")
     return Grid(
         title=clean(f"{definition.title} · data {table.data} · recipe {table.recipe}"),
-        banner=GENERATED if table.generated else "",
+        banner=table.warning,
         legend=clean(_legend(table)),
         header=("", *map(clean, titles)),
         right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
@@ -114,22 +113,18 @@ def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
     text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
+    why = f"; {verdict.why}" if verdict.why else ""
     if found is None:
-        why = f"; the table has no {verdict.missing}" if verdict.missing else ""
         return text, clean(metric), "", "0", "", clean(verdict.verdict + why), ""
-    published = "" if found.published is None or claim.ours else f"{found.published:+.1f}"
-    word = verdict.verdict
-    if word == "inconclusive":
-        word += (
-            f"; {verdict.needed} seeds would tell"
-            if verdict.needed
-            else "; more seeds alone would not tell" * (found.ours.n > 1)
-        )
-    if verdict.within_noise:
-        word += f"; within the noise of equal rows, {verdict.noise:.1f}"
+    word = verdict.verdict + why
+    if verdict.verdict == "inconclusive" and not why:
+        word += f"; {verdict.needed} seeds would tell" if verdict.needed else "; more seeds alone would not tell"
+    if found.within_noise:
+        word += f"; within the noise of equal rows, {found.noise:.1f}"
+    published = "" if verdict.published is None else f"{verdict.published:+.1f}"
     ours = f"{found.ours.mean:+z.1f}" + (f" ± {found.ours.half:.1f}" if found.ours.half is not None else "")
-    p = "" if found.ours.n < 2 else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
-    return text, clean(metric), ours, str(found.ours.n), published, word, p
+    p = "" if verdict.why else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    return text, clean(metric), ours, str(found.ours.n), published, clean(word), p
 
 
 def _bounds(claim: Claim) -> str:
@@ -159,13 +154,12 @@ def _paper_line(table: Table, row: Row) -> Line:
 
 def _effect_line(table: Table, effect: Difference) -> Line:
     def value(metric: Metric) -> str:
-        cell, noise = effect.cells[metric.key], table.noise.get(metric.key)
         if metric.source:
             return "–"
         if not effect.seeds:
             return "not run"
-        within = noise is not None and cell.ours.mean is not None and abs(cell.ours.mean) < noise
-        return _value(metric, cell, len(effect.seeds), "+") + (f" {WITHIN_NOISE}" if within else "")
+        cell = effect.cells[metric.key]
+        return _value(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
 
     values = map(value, table.definition.metrics)
     blank = tuple("" for _ in table.definition.facts)

@@ -7,7 +7,8 @@ FLOOR = 0.01  # AR@100: a detector that learned anything finds more, and one tha
 
 
 def state(record: dict[str, Any]) -> str:
-    """`finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted` or `failed`."""
+    """`finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted`, `failed`, or
+    `killed or running`: a process that is killed leaves the record with which it began."""
     status, error = record["status"], str(record.get("error") or "")
     if status == "finished":
         recall = record.get("metrics.AR100")
@@ -17,7 +18,7 @@ def state(record: dict[str, Any]) -> str:
         return f"diverged @ step {step[1]}" if step else status
     if status == "failed" and re.search(r"OutOfMemory|out of memory|MemoryError|can't allocate memory", error):
         return "out of memory"
-    return status
+    return "killed or running" if status == "running" else status
 
 
 def reason(record: dict[str, Any]) -> str | None:

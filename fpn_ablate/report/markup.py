@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fpn_ablate.report.claims import ICONS
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.grid import CHECK, VERDICT_HEADER, Grid, Line
 
 UNITS = {"k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
-ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
         removed = verdict.found.removed if verdict.found and verdict.found.ours.n > 1 else None
         named |= {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
         named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
-        found.append(named | {"within": verdict.within_noise})
+        found.append(named | {"within": bool(verdict.found) and verdict.found.within_noise})
     return found
 
 

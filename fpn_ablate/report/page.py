@@ -12,7 +12,7 @@ from typing import Any
 
 from fpn_ablate.report import charts, gallery, markup, series
 from fpn_ablate.report.charts import Chart
-from fpn_ablate.report.claims import VERDICTS
+from fpn_ablate.report.claims import ICONS, VERDICTS
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.grid import VERDICT_HEADER, clean, grid
 from fpn_ablate.report.progress import Progress
@@ -118,7 +118,7 @@ def _environment() -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
-    environment.globals["source"] = _source
+    environment.globals |= {"source": _source, "icons": ICONS}
     return environment
 
 

@@ -20,7 +20,7 @@ from fpn_ablate.files import FORMAT, write_atomically
 from fpn_ablate.replicates import FILE, Replicates
 
 ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
-STATUSES = ("finished", "failed", "diverged", "interrupted")
+STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
 # These columns stand first, in this order; records are sorted by them.
 LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")

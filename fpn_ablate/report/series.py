@@ -107,14 +107,14 @@ def effects(table: Table) -> list[Point]:
         if verdict.found is not None:
             sides = [" & ".join(_letter(names[n]) for n in side) for side in (claim.plus, claim.minus)]
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
-            point = _effect(clean(claim.text), f"{sides[0]} − {sides[1]}", metric, verdict.found, verdict.noise)
-            points.append(point | {"verdict": verdict.verdict} | ({"published": None} if claim.ours else {}))
+            point = _effect(clean(claim.text), f"{sides[0]} − {sides[1]}", metric, verdict.found)
+            points.append(point | {"verdict": verdict.verdict, "published": _rounded(verdict.published)})
     metrics = [m for m in table.definition.metrics if m.source is None and m.plot]
     for effect in table.effects:
         for metric in metrics if len(metrics) * len(table.effects) <= EFFECTS else metrics[:1]:
             if effect.cells[metric.key].ours.n:
-                found, noise = effect.cells[metric.key], table.noise.get(metric.key)
-                points.append(_effect(clean(effect.title), "", metric.title, found, noise) | {"verdict": "effect"})
+                found = effect.cells[metric.key]
+                points.append(_effect(clean(effect.title), "", metric.title, found) | {"verdict": "effect"})
     return [point | {"at": number} for number, point in enumerate(points)]
 
 
@@ -137,12 +137,13 @@ def costs(table: Table) -> list[Point]:
     return points
 
 
-def _effect(title: str, contrast: str, metric: str, found: Contrast, noise: float | None) -> Point:
+def _effect(title: str, contrast: str, metric: str, found: Contrast) -> Point:
     estimate = found.ours
-    values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "published": found.published, "noise": noise}
+    values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+    values |= {"published": found.published, "noise": found.noise}
     rounded = {key: _rounded(value) for key, value in values.items()}
-    within = noise is not None and abs(estimate.mean) < noise
-    return {"title": title, "contrast": contrast, "metric": clean(metric), **rounded, "within": within, "n": estimate.n}
+    named = {"title": title, "contrast": contrast, "metric": clean(metric)}
+    return named | rounded | {"within": found.within_noise, "n": estimate.n}
 
 
 def _point(row: Row, values: list[float], digits: int = 2) -> Point:

@@ -78,14 +78,14 @@ def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndar
 
     Args:
         values: {seed: value}; None and non-finite ones are left out, and `n` says so.
-        resampled: {seed: (B,) values on drawn images}, the same images for all seeds; left out of account if a seed lacks them.
+        resampled: {seed: (B,) values on drawn images}, the same images for all seeds; a seed may lack them.
     """
     defined = {seed: float(v) for seed, v in values.items() if v is not None and math.isfinite(v)}
     if not defined:
         return Estimate(0)
     n, mean = len(defined), math.fsum(defined.values()) / len(defined)
     between = float(np.var(list(defined.values()), ddof=1)) / n if n > 1 else None
-    images = _images([resampled.get(seed) for seed in defined]) if resampled else None
+    images = _images([resampled[seed] for seed in defined if seed in resampled]) if resampled else None
     if between is None and images is None:
         return Estimate(n, mean)
     variance = (between or 0.0) + (images or 0.0)
@@ -102,13 +102,16 @@ def _degrees(n: int, between: float, variance: float) -> float:
     return (n - 1) * variance / between if between else math.inf
 
 
-def _images(replicates: Sequence[np.ndarray | None]) -> float | None:
+def _images(replicates: Sequence[np.ndarray]) -> float | None:
     """The variance that the images add to a mean over seeds, without what the spread between seeds holds already.
 
     On other images each seed's value moves by what all seeds share and by something of its own. The second is part of the
-    variance between seeds; counted here as well, it would make the interval too wide.
+    variance between seeds; counted here as well, it would make the interval too wide. Of one seed the two cannot be told apart.
+
+    Args:
+        replicates: of those seeds that have them; the more, the better it is known.
     """
-    if any(line is None for line in replicates):
+    if not replicates:
         return None
     table = np.stack(replicates)  # (S, B)
     table = table[:, np.isfinite(table).all(axis=0)]
@@ -152,13 +155,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def noise_floor(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The difference that two equal rows with other seeds stay below in 95 of 100 cases, from such a pair (an A/A control)."""
+def equal_rows(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Half a 95 % interval for a mean over n seeds, times the root of n, from the values of one row with some seeds and with others
+    (an A/A control). A difference of two such means has the root of 2 times that.
+    """
     n, m = len(first), len(second)
     if min(n, m) < 2:
         return None
     pooled = ((n - 1) * np.var(first, ddof=1) + (m - 1) * np.var(second, ddof=1)) / (n + m - 2)
-    return float(_t(n + m - 2) * math.sqrt(pooled * (1 / n + 1 / m)))
+    return float(_t(n + m - 2) * math.sqrt(pooled))
 
 
 def _t(df: float, family: float = 1.0) -> float:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from fpn_ablate.report.claims import Verdict
 from fpn_ablate.report.collate import Row, Table
 from fpn_ablate.report.definition import Metric
-from fpn_ablate.report.footer import GENERATED
 from fpn_ablate.report.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Grid, Line, grid
 from fpn_ablate.report.records import to_csv
 from fpn_ablate.report.stats import Estimate
@@ -180,7 +179,7 @@ def csv_text(table: Table) -> str:
         for metric in definition.metrics:
             cell = cells[metric.key]
             lines.append(
-                [*table.key, table.generated, GENERATED if table.generated else None, table.setting, *names]
+                [*table.key, table.generated, table.warning or None, table.setting, *names]
                 + [metric.key, _unit(metric), state, cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std]
                 + [cell.published, cell.difference, None if cell.difference is None else between]
                 + [cell.values.get(seed) for seed in seeds]
@@ -197,13 +196,14 @@ def claims_csv(table: Table) -> str:
 def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
     claim, found = verdict.claim, verdict.found
     ours = found.ours if found else Estimate(0)
-    line = dict(zip(("table", "recipe", "data"), table.key, strict=True)) | {"generated": table.generated}
+    line = dict(zip(("table", "recipe", "data"), table.key, strict=True))
+    line |= {"generated": table.generated, "warning": table.warning or None}
     line |= {"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less}
     line |= {"plus": " ".join(claim.plus), "minus": " ".join(claim.minus)}
     line |= {key: bound if math.isfinite(bound) else None for key, bound in (("above", claim.above), ("below", claim.below))}
     line |= {"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high}
-    line |= {"published": found.published if found and not claim.ours else None, "verdict": verdict.verdict}
-    line |= {"p_holm": verdict.p, "seeds_needed": verdict.needed, "noise": verdict.noise}
+    line |= {"published": verdict.published, "verdict": verdict.verdict}
+    line |= {"p_holm": verdict.p, "seeds_needed": verdict.needed, "noise": found.noise if found else None}
     return line | {"variance_removed_by_pairing": found.removed if found else None}
 
 

@@ -8,8 +8,9 @@ from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.replicates import FILE, save
 from fpn_ablate.report import collate, load
 from fpn_ablate.report import tables as formats
-from fpn_ablate.report.cells import Cell, contrast
+from fpn_ablate.report.cells import Cell, beyond, contrast
 from fpn_ablate.report.claims import load as load_claims
+from fpn_ablate.report.compare import Comparison
 from fpn_ablate.report.definition import find
 from fpn_ablate.report.grid import WITHIN_NOISE, grid
 
@@ -79,7 +80,7 @@ def test_an_effect_on_one_metric_beyond_that_on_another(runs, put):
         for row, small in (("c4", 0.2), ("fpn", 0.5 + 0.001 * seed)):
             put(row, seed, metrics={"AR1k": 0.4 if row == "c4" else 0.5, "AR1k_s": small})
     (made,) = collate(load(runs))
-    found = verdict_of(made, "... and on small objects most", "AR1k_s")
+    found = verdict_of(made, "... and on small objects more than on all", "AR1k_s")
     assert found.found.ours.mean == pytest.approx(20.15) and found.verdict == "supported"
     assert found.found.published == pytest.approx(12.9 - 8.0)
 
@@ -97,6 +98,16 @@ def test_one_seed_decides_nothing(table):
     assert {v.verdict for v in table(seeds=[2]).verdicts} <= {"inconclusive", "not run"}
 
 
+def test_a_difference_of_metrics_is_paired_within_a_run_and_that_is_no_merit_of_the_pairing_of_rows():
+    generator = np.random.default_rng(0)
+    cells = {}
+    for row in ("c4", "fpn"):
+        first = dict(enumerate(generator.normal(50, 5, 8)))
+        cells[row] = beyond(Cell({s: v + generator.normal(0, 0.1) for s, v in first.items()}, 3.0), Cell(first, 1.0))
+    found = contrast([cells["fpn"]], [cells["c4"]], range(8))
+    assert abs(found.removed) < 0.9 and found.published == 0.0
+
+
 def test_holm_takes_the_number_of_claims_into_account(table):
     made = table()
     p = {v.claim.text + v.claim.metric: v.p for v in made.verdicts}
@@ -104,9 +115,30 @@ def test_holm_takes_the_number_of_claims_into_account(table):
     assert len(p) > 10 and single.p > 2 * single.found.ours.above(0.0)
 
 
-def test_unfinished_rows_do_not_count(runs, put, table):
-    put("c4", 99, status="diverged", error="x")
+def test_unfinished_rows_do_not_count(put, table):
+    put("c4", 9, status="diverged", error="x")
+    put("fpn", 9)
     assert verdict_of(table(), GAIN).found.ours.n == 4
+
+
+def test_rows_that_stand_for_different_ones_of_their_names_are_not_compared(runs, put):
+    """Else the difference would be that of the backbones."""
+    words = "sharing features is a small gain (the shallower backbone)"
+    for seed in range(3):
+        for row, value in (("fpn+backbone=small+training=four_step", 0.6), ("fpn+backbone=resnet50+training=separate", 0.3)):
+            put(row, seed, table="table5_sharing", metrics={"AP": value + 0.001 * seed})
+    (made,) = collate(load(runs))
+    assert verdict_of(made, words, "AP").verdict == "not run"
+
+
+def test_rows_that_learned_next_to_nothing_are_not_about_the_same(table):
+    made = table(lambda row, seed: 0.02 + 0.0001 * ((3 * seed + len(row)) % 4))
+    for words in (
+        "C5 has no advantage over C4 as a single map",
+        "without the top-down path the pyramid is about on par with the C4 baseline",
+    ):
+        found = verdict_of(made, words)
+        assert found.verdict == "inconclusive" and "next to nothing" in found.why
 
 
 def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
@@ -127,7 +159,7 @@ def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
     ("table_name", "words", "metric", "effect"),
     [
         ("table1_rpn", GAIN, "AR1k", 8.0),
-        ("table1_rpn", "... and on small objects most", "AR1k_s", 4.9),
+        ("table1_rpn", "... and on small objects more than on all", "AR1k_s", 4.9),
         ("table1_rpn", "C5 has no advantage over C4 as a single map", "AR1k", -3.4),
         ("table1_rpn", "without the top-down path the pyramid is about on par with the C4 baseline", "AR1k", 1.2),
         ("table1_rpn", "... and behind FPN", "AR1k", -6.8),
@@ -219,14 +251,50 @@ def test_the_control_is_no_part_of_the_row(table):
 
 def test_seeds_that_all_rows_have_are_no_control(table):
     made = table(seeds=(5, 6, 7))
-    assert made.control is None and made.noise == {}
+    assert made.control is None
 
 
 def test_effects_within_the_noise_of_equal_rows_are_marked(table):
     made = control_of(table, spread=0.1)
     found = verdict_of(made, "... and worse than the pyramid")
-    assert abs(found.found.ours.mean) < found.noise and found.within_noise
-    assert not verdict_of(control_of(table), GAIN).within_noise
+    assert abs(found.found.ours.mean) < found.found.noise and found.found.within_noise
+
+
+def test_a_large_effect_is_not_within_the_noise(table):
+    assert not verdict_of(control_of(table), GAIN).found.within_noise
+
+
+def test_the_noise_is_that_of_what_is_compared(runs, put):
+    """Of a metric beyond another it is the spread of that, and of a mean over two rows less than of one."""
+    for seed in (2, 3, 4, 5, 6, 7):
+        value = 0.5 + 0.05 * (seed % 3)
+        for row in ("c4", "fpn", "bottom_up") if seed < 5 else ("fpn",):
+            put(row, seed, metrics={"AR1k": value, "AR1k_s": value + 0.001 * (seed % 2)})
+    (made,) = collate(load(runs))
+    small = verdict_of(made, "... and on small objects more than on all", "AR1k_s").found.noise
+    plain = verdict_of(made, GAIN, "AR1k").found.noise
+    assert small < 0.1 * plain
+    comparison = Comparison(made.definition, {row.row: row for row in made.rows if row.seeds}, made.control)
+    of_three = comparison.contrast("AR1k", ["fpn", "c4"], ["bottom_up"]).noise
+    assert of_three == pytest.approx(plain * (1.5 / 2) ** 0.5)
+
+
+def test_a_control_of_a_row_that_stands_under_another_name_takes_no_table_away(runs, put, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "table: mine\nreport: {title: t, facts: [], metrics: [{key: AP}], rows: [{row: [a, a2]}, {row: b}],\n"
+        "  control: {row: a, seeds: [5]}}\n"
+    )
+    put("a2", 0, table="mine", metrics={"AP": 0.5})
+    put("b", 0, table="mine", metrics={"AP": 0.4})
+    put("a", 5, table="mine", metrics={"AP": 0.5})
+    (made,) = collate(load(runs), experiments=[tmp_path])
+    assert made.rows[0].row == "a2"
+
+
+def test_a_failed_run_of_another_row_does_not_end_the_control(table, put):
+    put("c4", 5, status="diverged", error="x")
+    made = control_of(table)
+    assert made.control.seeds == (5, 6, 7) and next(row for row in made.rows if row.row == "fpn").seeds == (2, 3, 4)
 
 
 def test_the_footer_tells_the_noise_or_how_to_measure_it(table):
@@ -285,9 +353,32 @@ def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
     assert cell.ours.images is None and cell.ours.mean == pytest.approx(50.1)
 
 
+def drawn(put, row, seed, value, draws, count=50):
+    generator = np.random.default_rng(0)
+    folder = put(row, seed, metrics={"AR100": value}, draws=draws)
+    save(folder / FILE, {"AR100": value + 0.02 * generator.standard_normal(count)})
+
+
 def test_replicates_of_other_draws_are_not_put_together(runs, put):
     for seed in range(3):
-        folder = put(seed=seed, metrics={"AR100": 0.5 + 0.001 * seed})
-        save(folder / FILE, {"AR100": np.full(50 + seed, 0.5)})
+        drawn(put, "fpn", seed, 0.5 + 0.001 * seed, "one" if seed else "another")
     (made,) = collate(load(runs))
-    assert next(row for row in made.rows if row.row == "fpn").cells["AR100"].ours.images is None
+    assert set(next(row for row in made.rows if row.row == "fpn").cells["AR100"].resampled) == {1, 2}
+
+
+def test_longer_replicates_are_cut_since_draws_begin_alike(runs, put):
+    for seed in range(3):
+        drawn(put, "fpn", seed, 0.5, "one", 50 + seed)
+    (made,) = collate(load(runs))
+    assert {len(v) for v in next(row for row in made.rows if row.row == "fpn").cells["AR100"].resampled.values()} == {50}
+
+
+def test_a_contrast_that_cannot_see_the_images_is_not_judged_where_others_can(runs, put):
+    """A lost file must not turn into a finding."""
+    for seed in range(3):
+        drawn(put, "c4", seed, 0.3 + 0.001 * seed, "one")
+        put("fpn", seed, metrics={"AR100": 0.6 + 0.001 * seed})
+    (made,) = collate(load(runs))
+    found = verdict_of(made, GAIN)
+    assert found.verdict == "inconclusive" and "resampled.npz" in found.why
+    assert not {name for name, metric in made.best if metric == "AR100"}

@@ -1,12 +1,15 @@
 """What the intervals promise, on simulated rows whose true values are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_stats import simulated
 
 from fpn_ablate.report.cells import Cell, contrast
 from fpn_ablate.report.claims import Claim, judge
-from fpn_ablate.report.definition import Definition
+from fpn_ablate.report.compare import Comparison
+from fpn_ablate.report.definition import Definition, Metric
 from fpn_ablate.report.stats import estimate
 
 REPETITIONS = 1000
@@ -39,25 +42,42 @@ def test_percentiles_over_three_seeds_would_not():
     assert covered / 300 < 0.85
 
 
-def rows_of(effect, generator, names=("a", "b", "c")):
-    """Three rows on the same images; those after the first are `effect` points better."""
+def rows_of(effect, generator, names=("a", "b", "c"), seeds=3, images=100):
+    """Rows on the same images, drawn alike, with seeds and a way with images of their own; those after the first are `effect`
+    points better."""
+    objects = generator.poisson(6, images) + 1
+    hard = generator.normal(0, 2.0, images)
+    times = generator.multinomial(images, np.full(images, 1 / images), size=200)
     found = {}
     for number, name in enumerate(names):
-        own = np.random.default_rng(generator.integers(2**32))
-        values, drawn = simulated(3, 100, 0.5, 2.0, 2.0, mean=effect * (number > 0), generator=own)
-        found[name] = {"AP": Cell(values, None, drawn)}
+        way = generator.normal(0, 1.0, images) + effect * (number > 0)
+        values = 50 + generator.normal(0, 0.5, seeds)[:, None] + hard + way + generator.normal(0, 2.0, (seeds, images))
+        drawn = (times @ (values * objects).T / (times @ objects)[:, None]).T
+        cells = Cell(dict(enumerate((values * objects).sum(axis=1) / objects.sum())), None, dict(enumerate(drawn)))
+        found[name] = SimpleNamespace(row=name, seeds=tuple(range(seeds)), cells={"AP": cells})
     return found
 
 
 def verdicts(effect, bounds, repetitions=REPETITIONS):
     generator = np.random.default_rng(1)
+    definition = Definition("t", "", (), (Metric("AP", "AP"),))
     claims = [Claim("t", "", "AP", (plus,), (minus,), **bounds) for plus, minus in (("b", "a"), ("c", "a"))]
     words = []
     for _ in range(repetitions):
-        rows = rows_of(effect, generator)
-        found = judge(claims, Definition("t", "", (), ()), rows, dict.fromkeys(rows, (0, 1, 2)), {})
-        words.append([verdict.verdict for verdict in found])
+        comparison = Comparison(definition, rows_of(effect, generator))
+        words.append([verdict.verdict for verdict in judge(claims, comparison)])
     return np.array(words)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_of_paired_differences_cover_the_truth_in_93_to_97_percent(seeds):
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(REPETITIONS):
+        rows = rows_of(1.5, generator, "ab", seeds)
+        found = contrast([rows["b"].cells["AP"]], [rows["a"].cells["AP"]], range(seeds)).ours
+        covered += found.low <= 1.5 <= found.high
+    assert 0.93 <= covered / REPETITIONS <= 0.97
 
 
 def test_without_an_effect_fewer_than_5_percent_of_families_say_supported():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpn_ablate.report.stats import Estimate, estimate, holm, noise_floor, seeds_needed
+from fpn_ablate.report.stats import Estimate, equal_rows, estimate, holm, seeds_needed
 
 
 def simulated(seeds=3, images=200, between=0.004, shared=0.05, own=0.05, mean=0.0, generator=None, replicates=200):
@@ -47,10 +47,23 @@ def test_undefined_values_are_left_out_and_counted_out():
     assert estimate({0: 1.0, 1: None, 2: math.nan, 3: 2.0}) == estimate({0: 1.0, 3: 2.0})
 
 
-def test_a_seed_without_replicates_leaves_the_seeds_alone():
-    values, drawn = simulated()
-    del drawn[1]
-    assert estimate(values, drawn) == estimate(values)
+def test_a_seed_without_replicates_does_not_hide_what_the_images_do():
+    """Of the others the shared part is estimated all the same; of one alone it holds that seed's own as well."""
+    values, drawn = simulated(seeds=4, images=400, replicates=2000)
+    whole = estimate(values, drawn).images
+    some = estimate(values, {seed: drawn[seed] for seed in (0, 2, 3)}).images
+    one = estimate(values, {0: drawn[0]}).images
+    assert some == pytest.approx(whole, rel=0.35) and one > whole
+    assert estimate(values, {}) == estimate(values)
+
+
+def test_degrees_of_freedom_are_those_of_the_seeds_where_the_images_add_nothing_and_more_where_they_do():
+    values = {0: 1.0, 1: 2.0, 2: 4.0}
+    between = np.var([1.0, 2.0, 4.0], ddof=1) / 3
+    still = {seed: np.array([value, value]) for seed, value in values.items()}
+    assert estimate(values, still).df == 2
+    moved = {seed: value + np.array([-1.0, 1.0]) for seed, value in values.items()}  # a variance of 2, the same for all seeds
+    assert estimate(values, moved).df == pytest.approx(2 * (between + 2) / between)
 
 
 def test_replicates_in_which_a_size_does_not_occur_are_left_out():
@@ -101,9 +114,9 @@ def test_no_number_of_seeds_makes_up_for_too_few_images():
 def test_equal_rows_stay_below_the_noise_floor_in_95_of_100_cases():
     generator = np.random.default_rng(0)
     pairs = generator.normal(0, 0.7, (4000, 2, 3))
-    below = [abs(a.mean() - b.mean()) < noise_floor(a, b) for a, b in pairs]
+    below = [abs(a.mean() - b.mean()) < equal_rows(a, b) * math.sqrt(2 / 3) for a, b in pairs]
     assert 0.935 < np.mean(below) < 0.965
-    assert noise_floor([1.0], [1.0, 2.0]) is None
+    assert equal_rows([1.0], [1.0, 2.0]) is None
 
 
 def test_no_spread_at_all_decides_without_dividing_by_it():
