@@ -33,29 +33,32 @@ class Cell:
 @dataclass(frozen=True)
 class Plan:
     process: int
+    born: str  # when the process began, as the system counts: another may have its number later
     host: str
     started: str
+    code: str  # version of the core (identity.code_version): figures of another are not this sweep's
     command: str
     cells: tuple[Cell, ...]
 
 
-def write(runs: Path, cells: Iterable[Cell]) -> Path:
+def write(runs: Path, cells: Iterable[Cell], code: str = "") -> Path:
     """Leave word of a sweep, in place of the plans that this machine's dead processes have left. Raises UserError, OSError."""
     folder, host = runs / FOLDER, socket.gethostname()
     for file in folder.glob("*.json"):
         plan = _read(file)
         if plan and plan.host == host and not _is_active(plan):
             file.unlink(missing_ok=True)
-    plan = Plan(os.getpid(), host, _now().isoformat(timespec="seconds"), os.environ.get(COMMAND, ""), tuple(cells))
+    started = _now().isoformat(timespec="seconds")
+    plan = Plan(os.getpid(), _born(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(cells))
     file = folder / f"{host}-{os.getpid()}.json"
     write_atomically(file, partial(Path.write_text, data=json.dumps(asdict(plan)), encoding="utf-8"))
     return file
 
 
-def active(runs: Path) -> list[Plan]:
-    """The plans of sweeps that are under way below a folder of runs."""
+def active(runs: Path, here: bool = False) -> list[Plan]:
+    """The plans of sweeps that are under way below a folder of runs; `here`: on this machine, where it is known for sure."""
     found = [_read(file) for file in sorted((runs / FOLDER).glob("*.json"))]
-    return [plan for plan in found if plan and _is_active(plan)]
+    return [plan for plan in found if plan and _is_active(plan) and not (here and plan.host != socket.gethostname())]
 
 
 def end(runs: Path) -> None:
@@ -64,8 +67,8 @@ def end(runs: Path) -> None:
 
 
 def left(runs: Path) -> bool:
-    """Whether there is a plan that nobody took away: its sweep is under way, or was killed."""
-    return any((runs / FOLDER).glob("*.json"))
+    """Whether there is a plan of this machine that nobody took away: its sweep is under way, or was killed."""
+    return any((runs / FOLDER).glob(f"{socket.gethostname()}-*.json"))
 
 
 def _read(file: Path) -> Plan | None:
@@ -85,7 +88,16 @@ def _is_active(plan: Plan) -> bool:
         return False
     except OSError:
         pass  # of another user
-    return True
+    return _born(plan.process) == plan.born
+
+
+def _born(process: int) -> str:
+    """Empty where the system does not tell (it does on Linux)."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # starttime, in ticks since the machine started
 
 
 def _now() -> datetime:

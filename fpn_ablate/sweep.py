@@ -87,12 +87,14 @@ def refuse_unwritable(out: str) -> None:
 
 def announce(cells: Iterable[Config]) -> None:
     """Leave word of a sweep that starts, and have its page written while it runs. Raises nothing."""
+    from fpn_ablate import identity
+
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
         with _warning(f"no page of how far the sweep below {out} is"):
             own = [cfg for cfg in cells if cfg.out == out]
             names = [(cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed, cfg.steps) for cfg in own]
-            plan.write(Path(out, "runs"), [plan.Cell(*cell) for cell in names])
+            plan.write(Path(out, "runs"), [plan.Cell(*cell) for cell in names], identity.code_version())
             if live.wanted():
                 live.start(Path(out), _experiments())
                 print(f"the sweep in a browser: {Path(out, live.NAME)}")

@@ -23,6 +23,7 @@ from fpn_ablate.files import METRICS, RECORD, write_atomically
 from fpn_ablate.wandb_pictures import drawn
 
 MARKER = "wandb.json"  # in the run's folder: what has been copied
+MORE = ("fingerprint", "data", "generated", "code", "environment")  # of these, beside the configuration, a run is found
 NOTE, FAILED = "note: ", "failed: "  # how lines for the user begin in the log
 # What has to be known of a run from its beginning: keys of its record, few enough for a pipe to take them unread.
 KNOWN = ("fingerprint", "table", "recipe", "row", "seed", "data", "generated", "task", "config", "code", "environment")
@@ -59,11 +60,13 @@ def names(known: dict[str, Any]) -> dict[str, Any]:
     return {
         "project": known["config"].get("log", {}).get("project", "fpn_ablate")[:128],
         "id": run_id(known),
-        "group": known["table"][:128],
+        # wandb averages a group: rows of other data or recipes are no part of it.
+        "group": " ".join((known["table"], known["data"], known["recipe"]))[:128],
         "job_type": known["row"][:64],
         "name": f"{known['row'][:100]}-seed{known['seed']}",
         "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),
-        "config": known["config"] | {key: known.get(key) for key in ("fingerprint", "code", "environment")},
+        "config": known["config"]
+        | {key: known.get(key) for key in ("fingerprint", "data", "generated", "code", "environment")},
     }
 
 

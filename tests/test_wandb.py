@@ -97,7 +97,7 @@ def test_a_run_is_copied_while_it_goes_on(tmp_path, capsys):
     (run,) = records["run"]
     assert (run["run_id"], run["project"], run["run_group"], run["job_type"]) == (
         *(run_id(KNOWN), "pyramids"),
-        *("table1_rpn", "fpn"),
+        *("table1_rpn shapes quick", "fpn"),
     )
     assert (run["display_name"], run["tags"]) == ("fpn-seed2", ["rpn", "quick", "shapes", "generated data"])
     assert run["config"]["update"]["neck"] == {"top_down": True}
@@ -267,7 +267,7 @@ def test_what_is_handed_over_fits_a_pipe_that_nobody_reads(tmp_path, monkeypatch
         KNOWN | {"config": config("task=faster_rcnn").model_dump(mode="json"), "per_class": "x" * 100_000}, tmp_path, "offline"
     )
     assert len(handed[0]) < 16 * 1024
-    assert names(json.loads(handed[0]))["group"] == "table1_rpn"
+    assert names(json.loads(handed[0]))["group"].startswith("table1_rpn shapes ")
 
 
 def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):

@@ -23,10 +23,12 @@ def one_setting(
     Raises:
         UserError: several of `wanted` have records, so rows that are meant for one table cannot be compared.
     """
-    settings: dict[str, list[Record]] = {}
+    settings: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        settings.setdefault(record["setting"], []).append(record)
-    chosen = sorted(set(wanted or ()) & set(settings)) or [max(settings, key=lambda name: (_newest(settings[name]), name))]
+        # Runs do not know another evaluator for another run: figures of two do not stand side by side all the same.
+        settings.setdefault((record["setting"], str(record.get("environment.evaluator"))), []).append(record)
+    asked = sorted(name for name in settings if name[0] in (wanted or ()))
+    chosen = asked or [max(settings, key=lambda name: (_newest(settings[name]), name))]
     if len(chosen) > 1 and not allow_unfair:
         raise UserError(_unfair([settings[name] for name in chosen]))
     ours = settings.pop(chosen[0])

@@ -27,8 +27,7 @@ def render(table: Table) -> dict[str, bytes]:
             figure = draw(table)
             if figure is None:
                 continue
-            if table.generated:
-                _mark(figure)
+            _named(figure, table)
             for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("pdf", {"CreationDate": None, "Creator": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
@@ -125,6 +124,7 @@ def cost(table: Table) -> "Figure | None":
     return _with_legend(figure, min(len(kinds), 4))
 
 
+WATERMARK = {"fontsize": 26, "color": "0.5", "alpha": 0.16, "ha": "center", "va": "center", "rotation": 14}
 FIGURES: dict[str, Callable[[Table], Any]] = {"effects": effects, "sizes": sizes, "curves": curves, "cost": cost}
 
 
@@ -160,5 +160,10 @@ def _plain(axis: Any, grid: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _mark(figure: "Figure") -> None:
-    figure.text(0.5, 0.5, "GENERATED DATA", fontsize=26, color="0.5", alpha=0.16, ha="center", va="center", rotation=14)
+def _named(figure: "Figure", table: Table) -> None:
+    """What the figures are of: a figure goes without its table."""
+    name = clean(f"{table.definition.table} · data {table.data} · recipe {table.recipe}")
+    figure.suptitle(name, fontsize=7, color="0.35", wrap=True)
+    if table.warning:
+        words = " / ".join(part.partition(":")[0] for part in table.warning.split(". "))
+        figure.text(0.5, 0.5, clean(words), **WATERMARK)

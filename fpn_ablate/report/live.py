@@ -46,17 +46,23 @@ def watch(runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,)) -
     """Write the page again and again while a sweep is under way; one process at a time, a second one leaves at once."""
     os.nice(19)
     experiments = list(experiments)
-    with suppress(Timeout), FileLock(_locks(runs) / "watch", timeout=0):
-        while plan.active(runs):
-            begun, seen = time.monotonic(), _ended(runs)
-            with suppress(UserError, OSError):  # a table's file that is being edited, a full disk
-                write(runs, out, experiments, under_way=True)
-            took = time.monotonic() - begun
-            soon, due = (time.monotonic() + seconds for seconds in (max(LOOK, took), max(PAUSE, SHARE * took)))
-            while plan.active(runs) and time.monotonic() < due and (time.monotonic() < soon or _ended(runs) == seen):
-                time.sleep(LOOK)
-        if plan.left(runs):
-            write(runs, out, experiments)  # the sweep was killed, and wrote no last page
+    with suppress(Timeout):
+        while plan.active(runs, here=True):  # asked again without the lock: a sweep may begin while the last page is written
+            with FileLock(_locks(runs) / "watch", timeout=0):
+                _watch(runs, out, experiments)
+
+
+def _watch(runs: Path, out: Path, experiments: list[Path]) -> None:
+    while plan.active(runs, here=True):
+        begun, seen = time.monotonic(), _ended(runs)
+        with suppress(UserError, OSError):  # a table's file that is being edited, a full disk
+            write(runs, out, experiments, under_way=True)
+        took = time.monotonic() - begun
+        soon, due = (time.monotonic() + seconds for seconds in (max(LOOK, took), max(PAUSE, SHARE * took)))
+        while plan.active(runs, here=True) and time.monotonic() < due and (time.monotonic() < soon or _ended(runs) == seen):
+            time.sleep(LOOK)
+    if plan.left(runs):
+        write(runs, out, experiments)  # the sweep was killed, and wrote no last page
 
 
 def write(
@@ -96,5 +102,5 @@ def _locks(runs: Path) -> Path:
 
 
 def _ended(runs: Path) -> int:
-    """How many runs have a record: cheap to ask, and changes when one ends."""
-    return sum(1 for _ in runs.glob("*/*/*/*/record.json"))
+    """The newest record's time, in nanoseconds: cheap to ask, and changes when a run begins or ends."""
+    return max((file.stat().st_mtime_ns for file in runs.glob("*/*/*/*/record.json")), default=0)

@@ -88,7 +88,7 @@ def _state(cell: Any, plan: Plan, runs: Path, places: Mapping[tuple, Mapping[str
     ended_here = record is not None and _time(record.get("finished")) >= _time(plan.started)
     if not ended_here and (running := _running(cell, plan, runs)):
         return running
-    if record is not None and health.state(record) == "finished":
+    if record is not None and health.state(record) == "finished" and (ended_here or plan.code in ("", record.get("code"))):
         return State("finished", _figure(cell, record, tables))
     if ended_here:
         return State("failed", health.state(record), str(health.reason(record) or ""))

@@ -156,8 +156,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def equal_rows(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Half a 95 % interval for a mean over n seeds, times the root of n, from the values of one row with some seeds and with others
-    (an A/A control). A difference of two such means has the root of 2 times that.
+    """Half a 95 % interval for a mean over n seeds, times the root of n, from the values of one row with some seeds and with
+    others (an A/A control). A difference of two such means has the root of 2 times that.
     """
     n, m = len(first), len(second)
     if min(n, m) < 2:

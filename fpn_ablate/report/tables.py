@@ -165,25 +165,26 @@ def csv_text(table: Table) -> str:
     Cells are encoded as in the ledger (`records.encode`).
     """
     definition = table.definition
-    seeds = sorted({seed for row in table.rows for seed in row.states})
+    rows = [*table.rows, *([table.control] if table.control else [])]
+    seeds = sorted({seed for row in rows for seed in row.states})
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
-    columns += [f"seed_{seed}" for seed in seeds]
+    columns += ["noise", *(f"seed_{seed}" for seed in seeds)]
     named = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
     blank = [None for _ in definition.facts]
+    if again := table.control:
+        named.append(([again.row, None, again.label, *again.facts.values()], f"A/A control, {_state(again)}", again.cells))
     named += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
     between = "same data" if table.same_data else "different data sets"
     lines = []
     for names, state, cells in named:
         for metric in definition.metrics:
             cell = cells[metric.key]
-            lines.append(
-                [*table.key, table.generated, table.warning or None, table.setting, *names]
-                + [metric.key, _unit(metric), state, cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std]
-                + [cell.published, cell.difference, None if cell.difference is None else between]
-                + [cell.values.get(seed) for seed in seeds]
-            )
+            line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, _unit(metric), state]
+            line += [cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std, cell.published, cell.difference]
+            line += [None if cell.difference is None else between, getattr(cell, "noise", None)]
+            lines.append(line + [cell.values.get(seed) for seed in seeds])
     return to_csv(columns, lines)
 
 

@@ -83,7 +83,6 @@ def test_intervals_of_paired_differences_cover_the_truth_in_93_to_97_percent(see
 def test_without_an_effect_fewer_than_5_percent_of_families_say_supported():
     words = verdicts(0.0, {"above": 0.0})
     assert (words == "supported").any(axis=1).mean() < 0.05
-    assert (words != "inconclusive").any(axis=1).mean() < 0.06  # either way
 
 
 def test_at_the_edge_of_equivalence_fewer_than_5_percent_say_supported():

@@ -28,6 +28,8 @@ def dead_process() -> int:
 
 
 def as_if_written_by(file, **changes):
+    if "process" in changes:
+        changes = {"born": plan._born(changes["process"])} | changes
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -38,11 +40,13 @@ def test_a_plan_is_active_while_its_process_lives(runs):
     assert plan.active(runs) == [] and plan.left(runs)
     as_if_written_by(file, process=1)  # of another user, perhaps
     assert len(plan.active(runs)) == 1
+    as_if_written_by(file, process=1, born="12")  # that number again, and another process
+    assert plan.active(runs) == []
 
 
 def test_the_end_takes_a_plan_away_and_the_next_sweep_those_of_the_dead(runs):
     file = plan.write(runs, CELLS)
-    other = file.with_name("other.json")
+    other = file.with_name(f"{socket.gethostname()}-0.json")
     other.write_text(file.read_text())
     as_if_written_by(other, process=dead_process())
     plan.write(runs, CELLS)
@@ -55,6 +59,7 @@ def test_a_plan_of_another_machine_is_over_after_a_week(runs):
     file = plan.write(runs, CELLS)
     as_if_written_by(file, host=socket.gethostname() + "x", process=0)
     assert len(plan.active(runs)) == 1
+    assert plan.active(runs, here=True) == []  # nobody watches what cannot be seen to end
     as_if_written_by(file, started="2020-01-01T00:00:00+00:00")
     assert plan.active(runs) == []
 
@@ -73,9 +78,9 @@ def shown(runs):
 
 
 def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
-    put("c4", 2, metrics={"AR100": 0.123})
+    put("c4", 2, metrics={"AR100": 0.123}, code="present")
     put("c4", 3, status="diverged", error="loss is not finite at step 120", finished=NOW)
-    plan.write(runs, CELLS)
+    plan.write(runs, CELLS, "present")
     folder = runs / "table1_rpn" / "quick" / "fpn" / "seed2-01234567"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("")
@@ -89,6 +94,12 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert states["FPN", 2].text == "step 100 of 500, 4 min left" and states["FPN", 2].share == 0.2
     assert states["FPN", 3].kind == "waiting"
     assert found.cells == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
+
+
+def test_what_older_code_has_finished_is_waiting_now(put, runs):
+    put("c4", 2, code="older")
+    plan.write(runs, CELLS, "present")
+    assert shown(runs)[1]["baseline on conv4", 2].kind == "waiting"
 
 
 def test_a_failure_of_an_earlier_sweep_is_waiting_now(put, runs):
