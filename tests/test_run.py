@@ -60,6 +60,14 @@ def raising(error):
     return train
 
 
+def test_a_killed_process_leaves_a_record_that_says_it_had_begun(cell, monkeypatch):
+    """Nothing can be written by a process that is gone, so it is written before."""
+    seen = []
+    monkeypatch.setattr(running, "_carry_out", lambda run: seen.append(record.read(run.folder)) or {})
+    running.run(cell("seed=11"))
+    assert (seen[0]["status"], seen[0]["row"], seen[0]["metrics"]) == ("running", "fpn", {})
+
+
 def test_a_record_holds_what_tables_need(finished):
     cfg, outcome, folder = finished
     on_disk = json.loads((folder / "record.json").read_text())

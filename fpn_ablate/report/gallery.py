@@ -94,18 +94,20 @@ def exhibits(table: Table, album: Album) -> Exhibits:
     found, missing, names = [], [], Counter()
     for row in series.ours(table):
         try:
-            found.append(_exhibit(row, _folder(row, seed)))
+            exhibit = _exhibit(row, _folder(row, seed))
             record = next(record for record in row.records if record["seed"] == seed)
             names[str(record["pictures"])] += 1
+            found.append((str(record["pictures"]), exhibit))
             album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / PICTURES
                                      / Path(str(record["pictures"])).name)  # fmt: skip
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
             missing.append(f"{series.name(row)}, seed {seed}: {why}")
     name = names.most_common(1)[0][0] if names else ""
+    missing += [f"{series.name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in found if other != name]
     if name and not album.truth(name)["images"]:
         missing.append(f"the pictures: {name}/truth.json is missing or damaged")
-    return Exhibits(seed, name, tuple(found), tuple(missing))
+    return Exhibits(seed, name, tuple(exhibit for other, exhibit in found if other == name), tuple(missing))
 
 
 def gallery(shown: Exhibits, album: Album, colours: dict[str, int]) -> dict[str, Any] | None:

@@ -305,6 +305,13 @@ def test_without_a_control_the_footer_says_how_to_run_it(table):
     assert "ablation=fpn seed=5,6,7" in dict(table(seeds=(2, 3, 4)).footer)["noise"]
 
 
+def test_the_csv_has_the_control_as_a_line_of_its_own(table):
+    made = control_of(table)
+    lines = [line for line in formats.csv_text(made).splitlines() if "A/A control, finished" in line]
+    assert len(lines) == len(made.definition.metrics)
+    assert "seed_7" in formats.csv_text(made).splitlines()[0]
+
+
 def test_an_effect_line_is_marked_where_it_is_noise(runs, put, tmp_path):
     (tmp_path / "own.yaml").write_text(
         "table: mine\nhydra: {sweeper: {params: {seed: '0,1,2'}}}\n"

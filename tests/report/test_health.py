@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpn_ablate.report import collate, health, load
+from fpn_ablate.report import collate, health, load, tables
 from fpn_ablate.report.grid import grid
 
 
@@ -18,6 +18,7 @@ from fpn_ablate.report.grid import grid
         ("failed", "RuntimeError: DefaultCPUAllocator: can't allocate memory", None, "out of memory"),
         ("failed", "KeyError: 'x'", None, "failed"),
         ("interrupted", None, None, "interrupted"),
+        ("running", None, None, "killed or running"),
     ],
 )
 def test_one_word_for_each_fate(status, error, recall, word):
@@ -47,5 +48,17 @@ def test_an_unfair_table_is_made_on_request_alone_and_names_the_keys(runs, put):
     (unfair,) = collate(load(runs), allow_unfair=True)
     states = [{row.row: row.state for row in table.rows} for table in (fair, unfair)]
     assert states[0]["c4"] == "not run" and states[1]["c4"] == "finished"
+    assert fair.verdicts and not unfair.verdicts and not unfair.best
+    assert unfair.name == f"{fair.name}-unfair" and fair.warning == "GENERATED DATA: not comparable with COCO"
+    for text in (tables.markdown(unfair), tables.latex(unfair), tables.csv_text(unfair)):
+        assert "UNFAIR: rows differ in more than the declared factors" in text
     assert ("left out", "1 record of another setting: recipe.steps 400, here 500") in fair.footer
     assert ("UNFAIR", "1 record of another setting: recipe.steps 400, here 500") in unfair.footer
+
+
+def test_figures_of_two_evaluators_do_not_stand_side_by_side(runs, put):
+    put("fpn")
+    put("c4", environment={"evaluator": "pycocotools 2.0.10"}, finished="2025-01-01T00:00:00+00:00")
+    (table,) = collate(load(runs))
+    assert {row.row: row.state for row in table.rows}["c4"] == "not run"
+    assert "environment.evaluator pycocotools 2.0.10" in dict(table.footer)["left out"]
