@@ -33,6 +33,13 @@ FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
 JOINT, FOUR_STEP = ("task=faster_rcnn", "task.training=joint"), ("task=faster_rcnn", "task.training=four_step")
 
 
+@pytest.fixture(autouse=True)
+def no_measurements(monkeypatch):
+    """More than half of a tiny run's time, and tested elsewhere: 35 forward passes, a walk through the process's memory."""
+    monkeypatch.setattr(running, "latency_of", lambda *_: 1.0)
+    monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
+
+
 @pytest.fixture
 def cell(config, tmp_path):
     def make(*overrides):
