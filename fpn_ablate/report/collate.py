@@ -111,6 +111,11 @@ class Table:
         return ". ".join([UNFAIR] * self.unfair + [footer.GENERATED] * self.generated)
 
     @property
+    def watermark(self) -> str:
+        """The warning in two words or four, for pictures."""
+        return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
+
+    @property
     def published(self) -> bool:
         return any(cell.published is not None for row in self.rows for cell in row.cells.values())
 

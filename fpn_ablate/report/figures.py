@@ -8,7 +8,7 @@ from fpn_ablate.report import series
 from fpn_ablate.report.claims import ICONS
 from fpn_ablate.report.collate import Table
 from fpn_ablate.report.grid import clean
-from fpn_ablate.report.plots import OURS, PAPER, STYLE
+from fpn_ablate.report.plots import OURS, PAPER, STYLE, WATERMARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +124,6 @@ def cost(table: Table) -> "Figure | None":
     return _with_legend(figure, min(len(kinds), 4))
 
 
-WATERMARK = {"fontsize": 26, "color": "0.5", "alpha": 0.16, "ha": "center", "va": "center", "rotation": 14}
 FIGURES: dict[str, Callable[[Table], Any]] = {"effects": effects, "sizes": sizes, "curves": curves, "cost": cost}
 
 
@@ -164,6 +163,5 @@ def _named(figure: "Figure", table: Table) -> None:
     """What the figures are of: a figure goes without its table."""
     name = clean(f"{table.definition.table} · data {table.data} · recipe {table.recipe}")
     figure.suptitle(name, fontsize=7, color="0.35", wrap=True)
-    if table.warning:
-        words = " / ".join(part.partition(":")[0] for part in table.warning.split(". "))
-        figure.text(0.5, 0.5, clean(words), **WATERMARK)
+    if table.watermark:
+        figure.text(0.5, 0.5, table.watermark, fontsize=26, **WATERMARK)

@@ -16,6 +16,7 @@ OURS, PAPER = "#0072B2", "#D55E00"
 MEAN = {"marker": "o", "markersize": 6, "color": OURS, "markeredgecolor": "white", "linestyle": "none"}
 SEED = {"marker": "o", "markersize": 3, "color": OURS, "alpha": 0.5, "markeredgewidth": 0, "linestyle": "none"}
 HOLLOW = {"marker": "D", "markersize": 5, "color": PAPER, "markerfacecolor": "none", "linestyle": "none"}
+WATERMARK = {"color": "0.5", "alpha": 0.16, "ha": "center", "va": "center", "rotation": 14}
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
     "font.size": 9,
@@ -54,8 +55,8 @@ def draw(table: Table) -> "Figure":
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"
     figure.suptitle("\n".join(clean(line) for line in heading.split("\n")), fontsize=10, fontweight="bold")
     _legend(figure, table)
-    if table.generated:
-        figure.text(0.5, 0.5, "GENERATED DATA", fontsize=34, color="0.5", alpha=0.16, ha="center", va="center", rotation=14)
+    if table.watermark:
+        figure.text(0.5, 0.5, table.watermark, fontsize=34, **WATERMARK)
     return figure
 
 
