@@ -11,7 +11,7 @@ import pytest
 from conftest import FACTS, make_record
 from exhibit import NAME, by_size, leave
 
-from fpn_ablate.report import collate, load, page
+from fpn_ablate.report import collate, gallery, load, page
 from fpn_ablate.report.progress import Board, Progress, State
 
 NASTY = "</script><img src=x onerror=alert(1)>"
@@ -136,6 +136,15 @@ def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
 def test_each_picture_is_embedded_once(full):
     found = re.findall(r"data:image/webp;base64,[^\"]*", rendered(full))
     assert found and len(found) == len(set(found))
+
+
+def test_boxes_of_other_data_are_not_drawn_on_these_pictures(full, put):
+    """Rows of two data sets stand together only on request, and their pictures not even then."""
+    leave(put("finest", 2, by_size=by_size(), pictures="another-set"), 0.5)
+    (table,) = collate(load(full))
+    shown = gallery.exhibits(table, gallery.Album())
+    assert [run.row.row for run in shown.runs] == ["c4", "fpn"]
+    assert any("other pictures" in line for line in shown.missing)
 
 
 def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
