@@ -28,8 +28,8 @@ def test_many_runs_in_one_file_are_the_same_and_equal_bytes(tmp_path, values):
         (tmp_path / name).mkdir()
         save(tmp_path / name / FILE, values | {"AP": values["AP"] * (1 if name == "a" else 0.5)})
     runs = Replicates.of_runs((name, tmp_path / name) for name in "ab")
-    for place in ("one", "two"):
-        runs.write(tmp_path / place / FILE, ["b", "a", "a", "unknown"])
+    for place, names in (("one", ["b", "a", "a", "unknown"]), ("two", ["a", "b"])):
+        runs.write(tmp_path / place / FILE, names)
     assert (tmp_path / "one" / FILE).read_bytes() == (tmp_path / "two" / FILE).read_bytes()
     together = Replicates.beside(tmp_path / "one" / "ledger.csv")
     assert sorted(together) == ["a", "b"]

@@ -95,7 +95,23 @@ def test_nothing_is_supported_where_nothing_was_compared(runs, put):
 
 
 def test_one_seed_decides_nothing(table):
-    assert {v.verdict for v in table(seeds=[2]).verdicts} <= {"inconclusive", "not run"}
+    verdicts = table(seeds=[2]).verdicts
+    assert {(v.verdict, v.why) for v in verdicts} == {("inconclusive", "one seed says nothing of seeds")}
+
+
+def test_a_single_claim_is_judged_by_the_95_percent_interval(runs, put, tmp_path):
+    """Its p-value is below 0.05 where the interval excludes the bound: it is of both sides."""
+    (tmp_path / "own.yaml").write_text(
+        "table: mine\nreport: {title: t, facts: [], metrics: [{key: AP}], rows: [{row: a}, {row: b}]}\n"
+    )
+    (tmp_path / "claims.yaml").write_text("claims: [{table: mine, claim: b, metrics: [AP], plus: [b], minus: [a], above: 0}]\n")
+    for seed, (a, b) in enumerate([(0.50, 0.531), (0.50, 0.510), (0.51, 0.533)]):
+        put("a", seed, table="mine", metrics={"AP": a})
+        put("b", seed, table="mine", metrics={"AP": b})
+    (made,) = collate(load(runs), experiments=[tmp_path])
+    (found,) = made.verdicts
+    assert found.p == pytest.approx(2 * found.found.ours.above(0.0))
+    assert 0.025 < found.found.ours.above(0.0) < 0.05 and found.verdict == "inconclusive"
 
 
 def test_a_difference_of_metrics_is_paired_within_a_run_and_that_is_no_merit_of_the_pairing_of_rows():

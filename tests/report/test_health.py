@@ -41,9 +41,10 @@ def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
 
 
 def test_an_unfair_table_is_made_on_request_alone_and_names_the_keys(runs, put):
-    put("fpn", metrics={"AR100": 0.5})
     older = {"setting": "01d0" * 4, "config": {"recipe": {"steps": 400}}, "finished": "2025-01-01T00:00:00+00:00"}
-    put("c4", metrics={"AR100": 0.4}, **older)
+    for seed in range(3):
+        put("fpn", seed, metrics={"AR100": 0.5 + 0.001 * seed})
+        put("c4", seed, metrics={"AR100": 0.4 + 0.001 * seed}, **older)
     (fair,) = collate(load(runs))
     (unfair,) = collate(load(runs), allow_unfair=True)
     states = [{row.row: row.state for row in table.rows} for table in (fair, unfair)]
@@ -52,8 +53,8 @@ def test_an_unfair_table_is_made_on_request_alone_and_names_the_keys(runs, put):
     assert unfair.name == f"{fair.name}-unfair" and fair.warning == "GENERATED DATA: not comparable with COCO"
     for text in (tables.markdown(unfair), tables.latex(unfair), tables.csv_text(unfair)):
         assert "UNFAIR: rows differ in more than the declared factors" in text
-    assert ("left out", "1 record of another setting: recipe.steps 400, here 500") in fair.footer
-    assert ("UNFAIR", "1 record of another setting: recipe.steps 400, here 500") in unfair.footer
+    assert ("left out", "3 records of another setting: recipe.steps 400, here 500") in fair.footer
+    assert ("UNFAIR", "3 records of another setting: recipe.steps 400, here 500") in unfair.footer
 
 
 def test_figures_of_two_evaluators_do_not_stand_side_by_side(runs, put):
