@@ -7,7 +7,6 @@ levels of the pyramid hold); in its record `by_size`, `pictures` and `draws`; an
 `<out>/runs/.pictures/<pictures>/`: small copies of the images with their ground truth in `truth.json`.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -142,27 +141,15 @@ def _pictures(folder: Path, dataset: DetectionDataset, truth: dict[str, Any]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all runs have them, 2 when some are not there to be read."""
-    from fpn_ablate.remeasure import Splits, finished
+    from fpn_ablate.remeasure import finished, over_runs  # which runs, and a run makes its exhibits
 
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.exhibits", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
-    given = parser.parse_args(argv)
-    files = sorted(file for folder in given.runs for file in folder.rglob(record.FILE))
-    if not files:
-        print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
-        return 2
-    splits: Splits = {}
-    problems = 0
-    for folder in (file.parent for file in files):
-        try:
-            cfg, known, (_, dataset) = finished(folder, splits)
-            found = Detections.load(folder / DETECTIONS)
-            record.write(folder, known | make(folder, dataset, found, cfg, _levels(folder, splits)))
-            print(f"{folder}: made")
-        except (UserError, *UNREADABLE) as error:
-            print(f"left as it was: {folder}: {error}", file=sys.stderr)
-            problems += 1
-    return 2 if problems else 0
+    def again(folder: Path, splits: "Splits") -> str:
+        cfg, known, (_, dataset) = finished(folder, splits)
+        found = Detections.load(folder / DETECTIONS)
+        record.write(folder, known | make(folder, dataset, found, cfg, _levels(folder, splits)))
+        return f"{folder}: made"
+
+    return over_runs(argv, "fpn_ablate.exhibits", __doc__.splitlines()[0], again)
 
 
 def _levels(folder: Path, splits: "Splits") -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from fpn_ablate import record, tasks
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import UNREADABLE
 from fpn_ablate.inputs import Inputs, given_proposals, load_data, pick_device
 from fpn_ablate.run import find, latency_of
 from fpn_ablate.schema import Config, validate
@@ -61,8 +62,13 @@ def restore(folder: Path, splits: Splits) -> tuple[tasks.Trained, Config, torch.
     return tasks.restore(cell, tasks.supplied(cell)), cfg, device
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.remeasure", description=__doc__.splitlines()[0])
+def over_runs(argv: Sequence[str] | None, command: str, about: str, work: Callable[[Path, Splits], str]) -> int:
+    """A command over finished runs: `work` on each, with a line of what it says; 2 where a run is left as it was.
+
+    Args:
+        work: is given the folder of a run and `splits` (see `finished`).
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {command}", description=about)
     parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
     given = parser.parse_args(argv)
     files = sorted(file for folder in given.runs for file in folder.rglob(record.FILE))
@@ -70,22 +76,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no {record.FILE} below {', '.join(map(str, given.runs))}", file=sys.stderr)
         return 2
     splits: Splits = {}
-    measured: dict[str, float] = {}  # a run that stands in several tables has one latency
     problems = 0
     for folder in (file.parent for file in files):
         try:
-            known = record.read(folder) or {}
-            name = str(known.get("fingerprint"))
-            if name not in measured:
-                measured[name] = latency_of(*restore(folder, splits))
-            before, known["cost"]["latency_ms"] = known["cost"]["latency_ms"], measured[name]
-            record.write(folder, known)
-            print(f"{known['table']} {known['row']} seed {known['seed']}: {measured[name]} ms, was {before}")
-        except (UserError, OSError) as error:
-            print(f"left as it was: {error}", file=sys.stderr)
+            print(work(folder, splits))
+        except (UserError, *UNREADABLE) as error:
+            print(f"left as it was: {folder}: {error}", file=sys.stderr)
             problems += 1
-    print(f"tables with the new figures: python -m fpn_ablate.report {' '.join(map(str, given.runs))}")
+    print(f"tables with all that is new: python -m fpn_ablate.report {' '.join(map(str, given.runs))}")
     return 2 if problems else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    measured: dict[str, float] = {}  # a run that stands in several tables has one latency
+
+    def measure(folder: Path, splits: Splits) -> str:
+        known = record.read(folder) or {}
+        name = str(known.get("fingerprint"))
+        if name not in measured:
+            measured[name] = latency_of(*restore(folder, splits))
+        before, known["cost"]["latency_ms"] = known["cost"]["latency_ms"], measured[name]
+        record.write(folder, known)
+        return f"{known['table']} {known['row']} seed {known['seed']}: {measured[name]} ms, was {before}"
+
+    return over_runs(argv, "fpn_ablate.remeasure", __doc__.splitlines()[0], measure)
 
 
 if __name__ == "__main__":

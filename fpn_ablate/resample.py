@@ -44,11 +44,10 @@ def resample(
         truth, detections, categories, area_bounds: as there. Detections with labels have AP and AR100, others AR100 and AR1k.
         drawn: (B, I) positions in the images of `truth`, sorted by id (`draws`).
     """
-    if detections.labels is None:
-        return _recall(truth, detections, area_bounds, (100, 1000), drawn)
-    return _precision(truth, detections, categories, area_bounds, drawn) | _recall(
-        truth, detections, area_bounds, (100,), drawn
-    )
+    areas, labels = area_ranges(area_bounds), detections.labels is not None
+    limits = (100,) if labels else (100, 1000)
+    recall = _recall(_Images(truth, detections, None, areas, limits), _objects(truth, areas), limits, drawn)
+    return _precision(_Images(truth, detections, categories, areas, limits), drawn) | recall if labels else recall
 
 
 def each_image(
@@ -62,18 +61,13 @@ def each_image(
     return ids, np.array([np.nan if value is None else value for value in values], np.float32)
 
 
-def _recall(
-    truth: dict[str, Any],
-    detections: Detections,
-    area_bounds: tuple[float, float],
-    limits: tuple[int, ...],
-    drawn: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Recall is a ratio of sums over images, so each image is evaluated once, and the replicates only add up."""
-    areas = area_ranges(area_bounds)
-    images = _Images(truth, detections, None, areas, limits)
+def _recall(images: "_Images", objects: np.ndarray, limits: tuple[int, ...], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Recall is a ratio of sums over images, so each image is evaluated once, and the replicates only add up.
+
+    Args:
+        objects: (I, areas) how many count.
+    """
     recall = np.stack([images.evaluate([i])["recall"][:, 0].mean(axis=0) for i in range(drawn.shape[1])])  # (I, areas, limits)
-    objects = _objects(truth, areas)
     times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn]).astype(float)  # (B, I)
     found = {}
     for a, area in enumerate(AREAS):
@@ -84,15 +78,8 @@ def _recall(
     return found
 
 
-def _precision(
-    truth: dict[str, Any],
-    detections: Detections,
-    categories: Sequence[dict[str, Any]],
-    area_bounds: tuple[float, float],
-    drawn: np.ndarray,
-) -> dict[str, np.ndarray]:
+def _precision(images: "_Images", drawn: np.ndarray) -> dict[str, np.ndarray]:
     """Precision is not: the detections of all drawn images are put in order anew."""
-    images = _Images(truth, detections, categories, area_ranges(area_bounds), (100,))
     lines = [precision_by_size(images.evaluate(row)["precision"][..., 0], images.thresholds) for row in drawn.tolist()]
     return {name: np.array([np.nan if line[name] is None else line[name] for line in lines]) for name in lines[0]}
 

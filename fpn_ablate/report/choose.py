@@ -1,12 +1,12 @@
 """Which records stand in a table: of one setting, of one configuration a row, one a seed. What is left out is named."""
 
 from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.report import footer
-from fpn_ablate.report.records import factors_of, under
+from fpn_ablate.report.records import factors_of, time_of, under
 
 if TYPE_CHECKING:
     from fpn_ablate.report.collate import Record
@@ -104,12 +104,4 @@ def _newest(records: "list[Record]") -> tuple[bool, datetime, str]:
 
 
 def _age(record: "Record") -> tuple[bool, datetime, str]:
-    return record["status"] == "finished", _time(record.get("finished") or record.get("started")), record["folder"] or ""
-
-
-def _time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return datetime.min.replace(tzinfo=UTC)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return record["status"] == "finished", time_of(record.get("finished") or record.get("started")), record["folder"] or ""

@@ -186,7 +186,8 @@ def _table(
     ours, others = choose.one_setting(records, settings, allow_unfair)
     unfair = allow_unfair and bool(others)
     definition = find(key[0], _metrics(ours), experiments)
-    compared = ours if not unfair else [record for record in ours if all(record not in other for other in others)]
+    strangers = {id(record) for other in others for record in other}
+    compared = [record for record in ours if id(record) not in strangers]
     ours, left_out = choose.one_record_a_seed(ours, {name for spec in definition.rows for name in spec.names})
     ours, again = _control(definition, ours)
     context = _comparable(attrs.get("replicates", {}), [*ours, *again]), attrs.get("folders", {})
@@ -238,7 +239,7 @@ def _control(definition: Definition, records: list[Record]) -> tuple[list[Record
     seeds = set(control.seeds) - elsewhere
     again = [record for record in records if record["row"] in spec.names and record["seed"] in seeds]
     again.sort(key=lambda record: record["seed"])
-    rest = [record for record in records if record not in again]
+    rest = [record for record in records if not (record["row"] in spec.names and record["seed"] in seeds)]
     return (rest, again) if rest else (records, [])
 
 

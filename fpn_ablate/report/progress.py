@@ -11,6 +11,7 @@ from fpn_ablate.files import METRICS, safe_name
 from fpn_ablate.plan import Plan
 from fpn_ablate.report import health
 from fpn_ablate.report.collate import Table
+from fpn_ablate.report.records import time_of
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
 
@@ -85,7 +86,7 @@ def _board(key: tuple[str, str, str], states: Mapping[Any, State], table: Table 
 
 def _state(cell: Any, plan: Plan, runs: Path, places: Mapping[tuple, Mapping[str, Any]], tables: Mapping) -> State:
     record = places.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed))
-    ended_here = record is not None and _time(record.get("finished")) >= _time(plan.started)
+    ended_here = record is not None and time_of(record.get("finished")) >= time_of(plan.started)
     if not ended_here and (running := _running(cell, plan, runs)):
         return running
     if record is not None and health.state(record) == "finished" and (ended_here or plan.code in ("", record.get("code"))):
@@ -106,7 +107,7 @@ def _figure(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
 def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
     """From the newest metrics.jsonl in a folder of this cell that is younger than the plan."""
     parts = [safe_name(part) for part in (cell.table, cell.recipe, cell.row)]
-    begun = _time(plan.started).timestamp()
+    begun = time_of(plan.started).timestamp()
     folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / "config.yaml").is_file()]
     folders = [folder for folder in folders if (folder / "config.yaml").stat().st_mtime >= begun - 1]
     if not folders:
@@ -125,25 +126,17 @@ def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
 def _left(plan: Plan, places: Mapping[tuple, Mapping[str, Any]], states: Iterable[State]) -> str:
     """Time left for the sweep, at the pace of the cells that it has ended."""
     wanted = [places.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed)) for cell in plan.cells]
-    ended = [_time(r.get("finished")) for r in wanted if r and _time(r.get("finished")) >= _time(plan.started)]
+    ended = [time_of(r.get("finished")) for r in wanted if r and time_of(r.get("finished")) >= time_of(plan.started)]
     rest = sum((1 - state.share) for state in states if state.kind in ("running", "waiting"))
     if not ended or not rest:
         return ""
-    return minutes((max(ended) - _time(plan.started)).total_seconds() / len(ended) * rest)
+    return minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest)
 
 
 def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _time(text: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return datetime.min.replace(tzinfo=UTC)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _now() -> datetime:

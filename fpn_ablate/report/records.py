@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def factors_of(record: dict[str, Any]) -> tuple[str, ...]:
 def under(key: str, factors: Iterable[str], prefix: str = "") -> bool:
     """Whether a dotted key is one of `factors`, or below one; `prefix` is what stands before them."""
     return any(key == prefix + factor or key.startswith(f"{prefix}{factor}.") for factor in factors)
+
+
+def time_of(text: Any) -> datetime:
+    """A time as records give it; of anything else the beginning of time."""
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
