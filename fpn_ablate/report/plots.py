@@ -1,6 +1,7 @@
 """A table as a picture: each metric a panel, each row a line in it, ours beside the published value."""
 
 import io
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from fpn_ablate.report.collate import Table
@@ -53,7 +54,9 @@ def draw(table: Table) -> "Figure":
     axes[0].set_yticks(range(len(table.rows)), [_name(table, number) for number in range(len(table.rows))])
     axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"
-    figure.suptitle("\n".join(clean(line) for line in heading.split("\n")), fontsize=10, fontweight="bold")
+    characters = int(figure.get_figwidth() / 0.09)  # of this font, or the long name of a recipe is cut off at both ends
+    title = [part for line in heading.split("\n") for part in wrap(clean(line), characters)]
+    figure.suptitle("\n".join(title), fontsize=10, fontweight="bold")
     _legend(figure, table)
     if table.watermark:
         figure.text(0.5, 0.5, table.watermark, fontsize=34, **WATERMARK)
@@ -117,6 +120,8 @@ def _legend(figure: "Figure", table: Table) -> None:
     if any(len(row.seeds) > 1 for row in table.rows):
         marks = [Line2D([], [], label=f"{on}: mean with its 95 % interval", **MEAN | {"linestyle": "-"})]
         marks.append(Line2D([], [], label="single seeds", **SEED))
+    elif any(cell.ours.half is not None for row in table.rows for cell in row.cells.values()):
+        marks = [Line2D([], [], label=f"{on}: one seed, 95 % interval over images", **MEAN | {"linestyle": "-"})]
     else:
         marks = [Line2D([], [], label=on, **MEAN)]
     if table.published:
