@@ -35,6 +35,7 @@ def collect(
         short_side=recipe.short_side,
         max_side=recipe.max_side,
         workers=cfg.workers,
+        antialias=recipe.antialias,
         count=count,
     )
     ids, boxes, scores, labels = [], [], [], []

@@ -94,7 +94,7 @@ def energy(model: Detector, dataset: DetectionDataset, cfg: Config, device: torc
     """{level: (h, w) uint8}: the mean absolute activation over the channels of each of the neck's levels, for the first image,
     from nothing to the level's own greatest."""
     recipe = cfg.recipe
-    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side}
+    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side, "antialias": recipe.antialias}
     batch = next(evaluation_batches(dataset, batch_size=1, count=1, **sides)).to(device)
     with autocast(cfg, device):
         features = model.features(batch.images, batch.sizes)

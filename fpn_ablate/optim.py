@@ -11,6 +11,14 @@ STEP_FACTOR = 0.1  # the paper drops the learning rate tenfold
 WARMUP_START = 1 / 3  # Detectron's
 
 
+def base_learning_rate(optimizer: Optimizer, batch_size: int) -> float:
+    """The linear scaling rule: the rate grows with the batch, from `lr` at `lr_batch_size` images (Goyal et al. 2017).
+
+    The number of steps stays what the recipe says: a batch k times smaller needs k times the steps to see as many images.
+    """
+    return optimizer.lr * batch_size / (optimizer.lr_batch_size or batch_size)
+
+
 def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
     """What the base rate is multiplied with at `step` (from 0) of `steps`: a pure function, so a resume needs no state."""
     warm = 1.0

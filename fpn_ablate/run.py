@@ -269,7 +269,7 @@ def _source(run: Run, cfg: Config) -> Path:
 def latency_of(trained: tasks.Trained, cfg: Config, device: torch.device) -> float:
     """Milliseconds for the first image of the validation split alone, from pixels to what the task puts out (Sec. 5.2)."""
     recipe = cfg.recipe
-    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side}
+    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side, "antialias": recipe.antialias}
     batch = next(evaluation_batches(trained.validation, batch_size=1, count=1, **sides)).to(device)
 
     @torch.no_grad()

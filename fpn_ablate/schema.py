@@ -129,6 +129,7 @@ class Head(Strict):
     name: Literal["rpn"]
     anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    anchor_grid: Literal["exact", "torchvision"]
     positive_iou: Share
     negative_iou: Share
     samples: Positive
@@ -157,7 +158,7 @@ class RoI(Strict):
     head: Literal["auto", "2fc", "conv5"]
     canonical_level: Positive
     canonical_box_size: PositiveFloat
-    pooling: Literal["align", "pool"]
+    pooling: Literal["align", "align_v2", "pool"]
     sampling_ratio: Count
     resolution: Positive
     conv5_resolution: Positive
@@ -201,8 +202,11 @@ TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
 
 
 class Optimizer(Strict):
+    """`lr` is that of a batch of `lr_batch_size` images (null: of any): see `fpn_ablate.optim.base_learning_rate`."""
+
     name: Literal["sgd", "adamw"]
     lr: PositiveFloat
+    lr_batch_size: Positive | None
     momentum: Share
     weight_decay: NotNegative
 
@@ -232,15 +236,20 @@ class BoxRecipe(Strict):
     samples: Positive
     proposals: tuple[Positive, Positive]
     fc_dim: Positive
-    pooling: Literal["align", "pool"]
+    pooling: Literal["align", "align_v2", "pool"]
+    loss_beta: NotNegative
 
 
 class Recipe(Strict):
+    """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on."""
+
     name: str
     short_side: Side
     max_side: Side
+    antialias: bool
     channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
     batch_size: Positive
+    accumulate: Positive
     steps: Positive
     optimizer: Optimizer
     schedule: Schedule
@@ -257,6 +266,8 @@ class Recipe(Strict):
     def _sides(self) -> "Recipe":
         if self.max_side < self.short_side:
             raise ValueError(f"max_side ({self.max_side}) must not be below short_side ({self.short_side})")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
         return self
 
 

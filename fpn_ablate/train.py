@@ -1,7 +1,8 @@
 """Training of one row: a plain loop over batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.rpn import Proposals, Targets
-from fpn_ablate.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fpn_ablate.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
 from fpn_ablate.schema import Config
 from fpn_ablate.seeding import torch_generator
 
@@ -61,23 +62,23 @@ def train(
     batches = training_batches(
         dataset,
         batch_size=recipe.batch_size,
+        parts=recipe.accumulate,
         steps=range(start, steps),
         seed=cfg.seed,
         flip=recipe.flip,
+        group_by_aspect=recipe.group_by_aspect,
         short_side=recipe.short_side,
         max_side=recipe.max_side,
+        antialias=recipe.antialias,
         workers=cfg.workers,
     )
+    base = base_learning_rate(recipe.optimizer, recipe.batch_size)
     model.train()
-    for step, batch in enumerate(batches, start=start):
-        rate = recipe.optimizer.lr * learning_rate_factor(step, steps, recipe.schedule)
+    for step in range(start, steps):
+        rate = base * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
-        batch = batch.to(device)
-        with autocast(cfg, device):
-            losses = model.losses(batch.images, targets(batch), sampling, given(batch))
-        total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        losses, image_ids = _gradients(model, islice(batches, recipe.accumulate), cfg, device, sampling)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
@@ -85,7 +86,7 @@ def train(
         logged = done % cfg.log.every == 0 or done == steps
         saved = checkpoint and done < steps and done % recipe.checkpoint_every == 0
         if logged or saved or device.type == "cpu":
-            values = _finite(losses, step, batch)
+            values = _finite(losses, step, image_ids)
         if logged:
             report(done, {**values, "lr": rate})
         optimizer.step()
@@ -93,12 +94,34 @@ def train(
             _save(checkpoint, done, model, optimizer, sampling)
 
 
-def _finite(losses: dict[str, Tensor], step: int, batch: Batch) -> dict[str, float]:
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
+def _gradients(
+    model: Detector, parts: Iterable[Batch], cfg: Config, device: torch.device, sampling: torch.Generator
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Leave the gradients of one update in the parameters; returns its named losses and the images that they are of.
+
+    The losses of a part are means over its own samples, and those of the update are means over its parts: what the paper's 8
+    GPUs, with 2 images each, compute. Where every image gives its full number of samples, as nearly always, that is the mean
+    over the whole batch.
+    """
+    losses: dict[str, Tensor] = {}
+    image_ids = []
+    for batch in parts:
+        batch = batch.to(device)
+        with autocast(cfg, device):
+            own = model.losses(batch.images, targets(batch), sampling, given(batch))
+        shares = {name: loss / cfg.recipe.accumulate for name, loss in own.items()}
+        torch.stack(list(shares.values())).sum().backward()
+        losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}
+        image_ids += batch.image_ids
+    return losses, image_ids
+
+
+def _finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
+    values = {name: float(loss) for name, loss in losses.items()}
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(
-                f"diverged at step {step}: {name} is {value} (losses {values}, images {batch.image_ids}); "
+                f"diverged at step {step}: {name} is {value} (losses {values}, images {image_ids}); "
                 "lower recipe.optimizer.lr or set recipe.clip_norm"
             )
     return values

@@ -31,23 +31,23 @@ def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[
 class _Prepared(Dataset):
     """Draws -> resized, flipped items. Lives in the worker processes."""
 
-    def __init__(self, dataset: DetectionDataset, short_side: int, max_side: int) -> None:
-        self.dataset, self.short_side, self.max_side = dataset, short_side, max_side
+    def __init__(self, dataset: DetectionDataset, short_side: int, max_side: int, antialias: bool) -> None:
+        self.dataset, self.short_side, self.max_side, self.antialias = dataset, short_side, max_side, antialias
 
     def __getitem__(self, draw: Draw):
         index, flip = draw
-        return prepare(self.dataset[index], self.short_side, self.max_side, flip)
+        return prepare(self.dataset[index], self.short_side, self.max_side, flip, self.antialias)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
 def _loader(
-    dataset: DetectionDataset, batches: list[list[Draw]], short_side: int, max_side: int, workers: int
+    dataset: DetectionDataset, batches: list[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
 ) -> Iterator[Batch]:
     return iter(
         DataLoader(
-            _Prepared(dataset, short_side, max_side),
+            _Prepared(dataset, short_side, max_side, antialias),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=partial(collate, divisor=32),
@@ -68,16 +68,24 @@ def training_batches(
     short_side: int,
     max_side: int,
     workers: int = 0,
+    antialias: bool = True,
 ) -> Iterator[Batch]:
     """The batches of `steps`; a resumed run asks for the steps that are left."""
     batches = [draws(len(dataset), batch_size, seed, flip, step) for step in steps]
-    return _loader(dataset, batches, short_side, max_side, workers)
+    return _loader(dataset, batches, short_side, max_side, workers, antialias)
 
 
 def evaluation_batches(
-    dataset: DetectionDataset, *, batch_size: int, short_side: int, max_side: int, workers: int = 0, count: int | None
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    short_side: int,
+    max_side: int,
+    workers: int = 0,
+    antialias: bool = True,
+    count: int | None,
 ) -> Iterator[Batch]:
     """Every image once, in order; only the first `count` if that is given."""
     draw = [(i, False) for i in range(len(dataset) if count is None else min(count, len(dataset)))]
     batches = [draw[i : i + batch_size] for i in range(0, len(draw), batch_size)]
-    return _loader(dataset, batches, short_side, max_side, workers)
+    return _loader(dataset, batches, short_side, max_side, workers, antialias)

@@ -29,7 +29,7 @@ class Sample:
 class Batch:
     """Images of one step, padded at the right and the bottom to a common size."""
 
-    images: Tensor  # (N, 3, H, W) uint8
+    images: Tensor  # (N, 3, H, W) uint8, or float32 in 0..255
     sizes: Tensor  # (N, 2) int64: height and width without the padding
     boxes: Tensor  # (N, G, 4) float32, in pixels of `images`
     labels: Tensor  # (N, G) int64

@@ -1,13 +1,15 @@
 """From samples to a batch: resize, flip, pad. Pure functions; chance is decided by the caller and passed in.
 
-N images, G objects, P proposals. Boxes are XYXY in pixels of the image they come with; images are (3, H, W) uint8.
+N images, G objects, P proposals. Boxes are XYXY in pixels of the image they come with; images are (3, H, W).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
@@ -19,7 +21,7 @@ from fpn_ablate.data.sample import Batch, Sample
 class Item:
     """One image ready to be put into a batch."""
 
-    image: Tensor  # (3, H, W) uint8
+    image: Tensor  # (3, H, W) uint8, or float32 in 0..255 where it was resized without antialiasing
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64
     crowd: Tensor  # (G,) bool
@@ -27,27 +29,35 @@ class Item:
     proposals: Tensor | None = None  # (P, 4) float32
 
 
-def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, short_side: int, max_side: int, whole: Callable[[float], int] = round
+) -> tuple[int, int]:
     """Height and width after scaling the short side to `short_side`, or the long side to `max_side` where it would
-    exceed it.
+    exceed it; `whole` makes whole pixels of them.
 
     The paper scales the short side to 800 (Sec. 5); a limit of 1333 on the long side is its authors' later default.
     """
     scale = min(short_side / min(height, width), max_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return max(1, whole(height * scale)), max(1, whole(width * scale))
 
 
-def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int) -> tuple[Tensor, Tensor]:
-    """Image and boxes at `resized_size`.
+def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int, antialias: bool = True) -> tuple[Tensor, Tensor]:
+    """Image (uint8) and boxes at `resized_size`.
 
     An image that has this size already is handed back untouched. Boxes follow the pixels on each axis (height and width
     are rounded to whole pixels apart); `to_native` is the inverse.
+
+    Without `antialias` the image is what torchvision's detectors make of it (GeneralizedRCNNTransform): sides cut down to whole
+    pixels, plain bilinear interpolation, and float32, since theirs is never rounded to whole values.
     """
     height, width = image.shape[-2:]
-    size = resized_size(height, width, short_side, max_side)
+    size = resized_size(height, width, short_side, max_side, round if antialias else math.floor)
     if size == (height, width):
         return image, boxes
-    resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    if antialias:
+        resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    else:
+        resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
     return resized, boxes * _ratio(size, (height, width), boxes)
 
 
@@ -68,13 +78,13 @@ def hflip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def prepare(sample: Sample, short_side: int, max_side: int, flip: bool) -> Item:
+def prepare(sample: Sample, short_side: int, max_side: int, flip: bool, antialias: bool = True) -> Item:
     """A sample resized and, where `flip` says so, mirrored. Proposals go the way of the ground-truth boxes, in one tensor."""
     image = torch.from_numpy(sample.image).permute(2, 0, 1)
     boxes, objects = torch.from_numpy(sample.boxes), len(sample.boxes)
     if sample.proposals is not None:
         boxes = torch.cat([boxes, torch.from_numpy(sample.proposals)])
-    image, boxes = resize(image, boxes, short_side, max_side)
+    image, boxes = resize(image, boxes, short_side, max_side, antialias)
     if flip:
         image, boxes = hflip(image, boxes)
     proposals = None if sample.proposals is None else boxes[objects:]
@@ -89,7 +99,7 @@ def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
     height, width = (math.ceil(max(item.image.shape[axis] for item in items) / divisor) * divisor for axis in (1, 2))
     count, most = len(items), max(len(item.boxes) for item in items)
     batch = Batch(
-        images=torch.zeros(count, 3, height, width, dtype=torch.uint8),
+        images=torch.zeros(count, 3, height, width, dtype=reduce(torch.promote_types, (item.image.dtype for item in items))),
         sizes=torch.tensor([item.image.shape[1:] for item in items], dtype=torch.int64),
         boxes=torch.zeros(count, most, 4),
         labels=torch.zeros(count, most, dtype=torch.int64),

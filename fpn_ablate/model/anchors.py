@@ -19,24 +19,29 @@ def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[lis
     return [[size] for _, size in zip(levels, sizes, strict=False)]
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """(A, 4) XYXY around the origin; `ratios` are height / width, each anchor has the area size^2. Sizes vary slowest."""
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], whole: bool = False) -> Tensor:
+    """(A, 4) XYXY around the origin; `ratios` are height / width, each anchor has the area size^2. Sizes vary slowest.
+
+    Args:
+        whole: round to whole pixels, half to even, as torchvision does; areas and ratios are then no longer those asked for.
+    """
     rows = []
     for size in sizes:
         for ratio in ratios:
             width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
             rows.append([-width / 2, -height / 2, width / 2, height / 2])
-    return torch.tensor(rows)
+    cells = torch.tensor(rows)
+    return cells.round() if whole else cells
 
 
-def grid(cell: Tensor, stride: int, height: int, width: int) -> Tensor:
+def grid(cell: Tensor, strides: tuple[int, int], height: int, width: int) -> Tensor:
     """(height * width * A, 4): row by row, cell by cell, anchor by anchor, the order of `flatten_cells`.
 
-    The centre of cell (i, j) is pixel (i, j) * stride: a chain of stride-2 convolutions with padding is centred there.
+    The centre of cell (i, j) is pixel (i, j) * strides: a chain of stride-2 convolutions with padding is centred there.
     Anchors that reach outside the image are kept, in the baselines too (Sec. 5.1).
     """
-    x = torch.arange(width, device=cell.device) * stride
-    y = torch.arange(height, device=cell.device) * stride
+    x = torch.arange(width, device=cell.device) * strides[1]
+    y = torch.arange(height, device=cell.device) * strides[0]
     shift = torch.stack([*torch.meshgrid(y, x, indexing="ij")][::-1], -1).repeat(1, 1, 2).float()
     return (shift[:, :, None] + cell).reshape(-1, 4)
 

@@ -31,6 +31,7 @@ def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
     return RPNSettings(
         sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in head.anchor_sizes),
         ratios=head.anchor_ratios,
+        anchor_grid=head.anchor_grid,
         positive_iou=head.positive_iou,
         negative_iou=head.negative_iou,
         samples=head.samples,

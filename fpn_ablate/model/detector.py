@@ -12,7 +12,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalise(images: Tensor, sizes: Tensor) -> Tensor:
-    """uint8 images (N, 3, H, W) -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0."""
+    """Images (N, 3, H, W) in 0..255 -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0."""
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (MEAN, STD))
     x = (images - mean) / std
     inside_y = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
@@ -29,7 +29,7 @@ class Detector(nn.Module):
         self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
 
     def features(self, images: Tensor, sizes: Tensor) -> Features:
-        """uint8 images (N, 3, H, W) of `sizes` (N, 2) -> the neck's levels."""
+        """Images (N, 3, H, W) in 0..255, of `sizes` (N, 2) -> the neck's levels."""
         return self.neck(self.backbone(normalise(images, sizes)))
 
     def losses(

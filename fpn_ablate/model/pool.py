@@ -28,7 +28,8 @@ class RoIPooler:
     Args:
         levels: what the neck puts out. P6 serves the RPN alone (Sec. 4.1) and is left out.
         resolution: S.
-        pooling: "pool" (RoIPool, the paper's) or "align" (RoIAlign).
+        pooling: "pool" (RoIPool, the paper's), "align" (RoIAlign) or "align_v2" (RoIAlign less half a cell, since a
+            cell's value belongs to its centre; detectron2's).
         sampling_ratio: points a bin and direction of RoIAlign; 0: as many as the bin has cells.
         canonical_level, canonical_box_size: k0 and the 224 of Eq. 1, in pixels of the network's input.
     """
@@ -79,4 +80,4 @@ class RoIPooler:
         x = x.float()
         if self.pooling == "pool":
             return roi_pool(x, rois, self.resolution, 1 / stride)
-        return roi_align(x, rois, self.resolution, 1 / stride, self.sampling_ratio)
+        return roi_align(x, rois, self.resolution, 1 / stride, self.sampling_ratio, aligned=self.pooling == "align_v2")

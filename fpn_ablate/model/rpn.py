@@ -44,6 +44,7 @@ class RPNSettings:
 
     sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
     ratios: tuple[float, ...] = (0.5, 1, 2)
+    anchor_grid: str = "exact"  # or "torchvision"; see `RPN.anchors`
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     samples: int = 256
@@ -82,19 +83,30 @@ class RPN(nn.Module):
         self._grids: dict[tuple, list[Tensor]] = {}
 
     def anchors(self, features: Features) -> list[Tensor]:
-        """Per level (Ri, 4). Kept for the last shape: batches of one size need them once."""
+        """Per level (Ri, 4). Kept for the last shape: batches of one size need them once.
+
+        With `anchor_grid` "torchvision", as in torchvision: corners rounded to whole pixels, and strides that are the image's
+        sides divided by the map's, without remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells),
+        that is a stride of 61 px in place of 64, and anchors that lie up to 36 px off their cells.
+        """
         used = list(features.values())[: len(self.level_sizes)]
         shape = (*(tuple(x.shape[-2:]) for x in used), used[0].device)
         if shape not in self._grids:
             self._grids = {
-                shape: [
-                    anchor_grid.grid(
-                        anchor_grid.cell_anchors(sizes, self.settings.ratios).to(x.device), level.stride, *x.shape[-2:]
-                    )
-                    for level, sizes, x in zip(self.levels, self.level_sizes, used, strict=False)
-                ]
+                shape: [self._grid(*level, used) for level in zip(self.levels, self.level_sizes, used, strict=False)]
             }
         return self._grids[shape]
+
+    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, used: Sequence[Tensor]) -> Tensor:
+        height, width = x.shape[-2:]
+        theirs, strides = self.settings.anchor_grid == "torchvision", (level.stride, level.stride)
+        if theirs:
+            # The finest map divides the padded image without remainder.
+            strides = tuple(
+                side * self.levels[0].stride // own for side, own in zip(used[0].shape[-2:], (height, width), strict=True)
+            )
+        cells = anchor_grid.cell_anchors(sizes, self.settings.ratios, whole=theirs)
+        return anchor_grid.grid(cells.to(x.device), strides, height, width)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: objectness (N, Ri), deltas (N, Ri, 4), anchors (Ri, 4)."""

@@ -1,0 +1,232 @@
+"""The same detector as torchvision's, with its random weights imported: every stage, every loss, every gradient.
+
+`recipe=torchvision` reproduces what theirs does otherwise, by choice or by slip: its anchors, its resizing, its box loss.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from fpn_ablate.data.sample import Sample
+from fpn_ablate.data.transforms import collate, prepare, to_native
+from fpn_ablate.model import build, roi, rpn
+from fpn_ablate.train import targets
+
+CLASSES, HIDDEN = 7, 128  # a head of 1024 units would take most of the time
+PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
+STAGES = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k}": f"c{k + 1}" for k in range(1, 5)}}
+
+
+def ours_from(name):
+    """What we call a parameter of torchvision's; the background's box deltas, which nothing reads, have no name here."""
+    for pattern, new in (
+        (r"backbone\.body\.(\w+)", lambda m: f"backbone.stages.{STAGES[m[1]]}"),
+        (r"backbone\.fpn\.inner_blocks\.(\d)\.0", lambda m: f"neck.lateral.p{int(m[1]) + 2}"),
+        (r"backbone\.fpn\.layer_blocks\.(\d)\.0", lambda m: f"neck.smooth.p{int(m[1]) + 2}"),
+        (r"rpn\.head\.conv\.0\.0", lambda m: "rpn.head.conv"),
+        (r"rpn\.head\.cls_logits", lambda m: "rpn.head.objectness"),
+        (r"rpn\.head\.bbox_pred", lambda m: "rpn.head.deltas"),
+        (r"roi_heads\.box_predictor\.cls_score", lambda m: "roi.predictor.scores"),
+        (r"roi_heads\.box_predictor\.bbox_pred", lambda m: "roi.predictor.deltas"),
+        (r"roi_heads", lambda m: "roi"),
+    ):
+        if re.match(pattern, name):
+            return re.sub(pattern, new, name, count=1)
+    raise KeyError(name)
+
+
+def imported(tensors):
+    """Named tensors of theirs (weights or gradients) under our names."""
+    return {ours_from(k): v[4:] if "box_predictor.bbox_pred" in k else v for k, v in tensors.items()}
+
+
+def their_model(short_side, max_side):
+    """Random weights that make scores of every size, so that nothing ties, with activations that neither vanish nor grow."""
+    scale = short_side / 800
+    model = FasterRCNN(
+        resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5),
+        min_size=short_side,
+        max_size=max_side,
+        rpn_anchor_generator=AnchorGenerator(tuple((s * scale,) for s in (32, 64, 128, 256, 512)), ((0.5, 1, 2),) * 5),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=224 * scale),
+        box_head=TwoMLPHead(256 * 49, HIDDEN),
+        box_predictor=FastRCNNPredictor(HIDDEN, CLASSES + 1),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if "running_mean" in name or name.endswith("bias"):
+            nn.init.normal_(value, std=0.05, generator=generator)
+        elif "running_var" in name:
+            nn.init.uniform_(value, 0.5, 1.5, generator=generator)
+        elif value.dim() == 1:
+            nn.init.uniform_(value, 0.1, 0.3, generator=generator) if "bn3" in name else nn.init.uniform_(
+                value, generator=generator
+            )
+        else:
+            last = any(word in name for word in ("cls_logits", "bbox_pred", "cls_score"))
+            nn.init.normal_(value, std=(0.5 if last else 1.4) * value[0].numel() ** -0.5, generator=generator)
+    return model
+
+
+def our_model(config, theirs, short_side, max_side):
+    cfg = config(
+        *("task=faster_rcnn", "task.training=joint", "recipe=torchvision", "backbone.freeze_at=0"),
+        *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.box.fc_dim={HIDDEN}"),
+    )
+    model = build.build_detector(cfg, num_classes=CLASSES)
+    model.load_state_dict(imported(theirs.state_dict()))
+    return model.eval(), cfg
+
+
+def pictures(*sizes):
+    """Smooth pictures (height, width) with objects, none of them a crowd."""
+    generator = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        coarse = torch.from_numpy(generator.random((1, 3, height // 9, width // 9)))
+        image = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
+        corner = generator.random((5, 2)) * [width * 0.6, height * 0.6]
+        side = (0.06 + 0.3 * generator.random((5, 2))) * [width, height]
+        boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
+        labels = generator.integers(1, CLASSES + 1, 5)
+        pixels = (image * 255).byte().permute(1, 2, 0).numpy()
+        yield Sample(pixels, boxes, labels, np.zeros(5, bool), number)
+
+
+def batch_of(samples, cfg):
+    recipe = cfg.recipe
+    return collate([prepare(s, recipe.short_side, recipe.max_side, flip=False, antialias=recipe.antialias) for s in samples])
+
+
+def their_input(samples):
+    images = [torch.from_numpy(s.image).permute(2, 0, 1) / 255 for s in samples]
+    return images, [{"boxes": torch.from_numpy(s.boxes), "labels": torch.from_numpy(s.labels)} for s in samples]
+
+
+def close(ours, theirs, tolerance):
+    """Equal to `tolerance` of the largest value."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max())))
+
+
+def first_by_position(labels, count, fraction, generator=None):
+    """In place of chance: (idxs (N, S), chosen (N, S)) of the first positives and then the first negatives."""
+    idxs, chosen = labels.new_zeros(len(labels), count, dtype=torch.int64), torch.zeros(len(labels), count, dtype=torch.bool)
+    for n, own in enumerate(labels):
+        positive = (own >= 1).nonzero()[:, 0][: int(count * fraction)]
+        drawn = torch.cat([positive, (own == 0).nonzero()[:, 0][: count - len(positive)]])
+        idxs[n, : len(drawn)], chosen[n, : len(drawn)] = drawn, True
+    return idxs, chosen
+
+
+class FirstByPosition:
+    """The same for torchvision: masks of the positives and of the negatives of each image."""
+
+    def __init__(self, count, fraction):
+        self.count, self.fraction = count, fraction
+
+    def __call__(self, labels):
+        positives, negatives = [], []
+        for own in labels:
+            idxs, chosen = first_by_position(own[None], self.count, self.fraction)
+            drawn = torch.zeros(len(own), dtype=torch.bool)
+            drawn[idxs[chosen]] = True
+            positives.append(drawn & (own >= 1))
+            negatives.append(drawn & (own == 0))
+        return positives, negatives
+
+
+SMALL = (96, 160), [(75, 100), (150, 110)]  # (short side, long side at most), and images: one is enlarged, one reduced
+FULL = (800, 1333), [(480, 640), (427, 640), (500, 375)]
+
+
+EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["96", "800"])
+
+
+def scene(config, sides, sizes):
+    theirs = their_model(*sides).eval()
+    ours, cfg = our_model(config, theirs, *sides)
+    samples = list(pictures(*sizes))
+    return theirs, ours, samples, batch_of(samples, cfg)
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Everything in double precision, where no rounding ties two scores, flips a ReLU (which moves a gradient by 1e-4)
+    or hides a difference. But for torchvision's ratio of sizes, which is float32."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.is_floating_point() else x.double())
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@EACH_SIZE
+def test_features_objectness_and_deltas_are_torchvisions(config, sides, sizes):
+    theirs, ours, samples, batch = scene(config, sides, sizes)
+    with torch.no_grad():
+        inputs, _ = theirs.transform(their_input(samples)[0])
+        assert [tuple(size) for size in batch.sizes.tolist()] == inputs.image_sizes
+        levels = theirs.backbone(inputs.tensors)
+        features = ours.features(batch.images, batch.sizes)
+        for name, level in zip(PYRAMID, levels.values(), strict=True):
+            close(features[name], level, 1e-4)
+        raw, expected = ours.rpn(features), theirs.rpn.head(list(levels.values()))
+    for objectness, deltas, (their_objectness, their_deltas) in zip(*raw[:2], zip(*expected, strict=True), strict=True):
+        n, _, height, width = their_objectness.shape
+        close(objectness, their_objectness.permute(0, 2, 3, 1).reshape(n, -1), 1e-4)
+        close(deltas, their_deltas.view(n, 3, 4, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, 4), 1e-4)
+    close(torch.cat(raw[2]), theirs.rpn.anchor_generator(inputs, list(levels.values()))[0], 0)
+
+
+@EACH_SIZE
+@torch.no_grad()
+def test_proposals_scores_and_detections_are_torchvisions(config, sides, sizes, double):
+    theirs, ours, samples, batch = scene(config, sides, sizes)
+    images, _ = their_input(samples)
+    inputs, _ = theirs.transform(images)
+    levels = theirs.backbone(inputs.tensors)
+    features = ours.features(batch.images, batch.sizes)
+
+    boxes, _ = theirs.rpn(inputs, levels)
+    proposals = ours.propose(batch.images, batch.sizes)
+    for n, own in enumerate(boxes):
+        close(proposals.boxes[n][proposals.valid[n]], own, 1e-5)
+
+    rois = theirs.roi_heads.box_head(theirs.roi_heads.box_roi_pool(levels, boxes, inputs.image_sizes))
+    expected, their_deltas = theirs.roi_heads.box_predictor(rois)
+    scores, deltas = ours.roi(features, proposals.boxes)
+    close(scores[proposals.valid], expected, 1e-5)
+    close(deltas[proposals.valid], their_deltas.view(-1, CLASSES + 1, 4)[:, 1:], 1e-5)
+
+    found = ours.detect(batch.images, batch.sizes)
+    for n, (sample, wanted) in enumerate(zip(samples, theirs(images), strict=True)):
+        keep = found.valid[n]
+        assert len(wanted["labels"]) > 20
+        assert found.labels[n][keep].tolist() == wanted["labels"].tolist()
+        close(found.scores[n][keep], wanted["scores"], 1e-5)
+        close(to_native(found.boxes[n][keep], batch.sizes[n].tolist(), sample.image.shape[:2]), wanted["boxes"], 1e-5)
+
+
+@EACH_SIZE
+def test_losses_and_gradients_are_torchvisions_on_the_same_samples(config, sides, sizes, monkeypatch, double):
+    theirs, ours, samples, batch = scene(config, sides, sizes)
+    for module in (rpn, roi):
+        monkeypatch.setattr(module, "sample", first_by_position)
+    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(512, 0.25)
+    expected = theirs.train()(*their_input(samples))
+    losses = ours.train().losses(batch.images, targets(batch), torch.Generator())
+    names = {"rpn_objectness": "objectness", "rpn_box": "rpn_box_reg", "roi_class": "classifier", "roi_box": "box_reg"}
+    assert set(losses) == set(names)
+    for name, theirs_name in names.items():
+        assert losses[name].item() == pytest.approx(expected[f"loss_{theirs_name}"].item(), rel=1e-6), name
+    sum(expected.values()).backward()
+    sum(losses.values()).backward()
+    gradients = imported({name: p.grad for name, p in theirs.named_parameters()})
+    assert set(gradients) == {name for name, _ in ours.named_parameters()}
+    for name, p in ours.named_parameters():
+        assert float((p.grad - gradients[name]).norm()) <= 1e-6 * float(gradients[name].norm()), name
