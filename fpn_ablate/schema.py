@@ -255,6 +255,7 @@ class Recipe(Strict):
     schedule: Schedule
     clip_norm: PositiveFloat | None
     flip: bool
+    group_by_aspect: bool
     bf16: bool
     eval_batch_size: Positive
     eval_images: Positive | None

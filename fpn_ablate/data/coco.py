@@ -65,6 +65,7 @@ class CocoDataset:
         if left_out := len(self._table.image_ids) - len(self._kept):
             self.repairs["images without objects left out"] = left_out
         self.image_ids = self._table.image_ids[self._kept].tolist()
+        self.sizes = self._table.sizes[self._kept]
         self.digest = _digest(self._table, report.file_bytes, {"invalid": invalid, "keep_empty": keep_empty})
 
     def __len__(self) -> int:

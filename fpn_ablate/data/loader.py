@@ -1,7 +1,9 @@
 """Batches in an order that is a pure function of (seed, step): the same for every row, every resume, any number of workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ from fpn_ablate.data.transforms import collate, prepare
 from fpn_ablate.seeding import numpy_generator
 
 Draw = tuple[int, bool]  # (index of an image, flip it?)
+
+# Steps whose images are sorted by aspect ratio. At COCO's sizes, 800 px and 16 images a batch, padding adds 79 % without, 9 %
+# with 8, 6 % with 16 and 3 % with 64; but the longer the window, the less the images of a step are drawn at random.
+WINDOW = 16
 
 
 @lru_cache(maxsize=2)
@@ -26,6 +32,56 @@ def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[
     return [
         (int(_order(size, seed, p // size)[p % size]), bool(coin) and flip) for p, coin in zip(positions, coins, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of `steps`, `parts` lists of equal length a step; each list is collated on its own.
+
+    With `aspects` (N,), width / height of each image of the set, a list holds images of like shape, so that little of a batch
+    is padding: the draws of WINDOW steps are sorted by it, cut into lists, and the lists shuffled. Each window holds the very
+    draws, flips included, that it holds without, and a step is the same wherever `steps` begins.
+
+    Raises ValueError where `parts` does not divide `batch_size`.
+    """
+
+    size: int
+    batch_size: int
+    steps: range
+    seed: int
+    flip: bool
+    parts: int = 1
+    aspects: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.parts:
+            raise ValueError(f"a step of {self.batch_size} images cannot be cut into {self.parts} equal parts")
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.parts
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        if self.aspects is None:
+            for step in self.steps:
+                yield from self._cut(self._of(step))
+            return
+        for window, steps in groupby(self.steps, lambda step: step // WINDOW):
+            lists = self._sorted(window)
+            for step in steps:
+                first = step % WINDOW * self.parts
+                yield from lists[first : first + self.parts]
+
+    def _of(self, step: int) -> list[Draw]:
+        return draws(self.size, self.batch_size, self.seed, self.flip, step)
+
+    def _cut(self, drawn: list[Draw]) -> list[list[Draw]]:
+        length = self.batch_size // self.parts
+        return [drawn[first : first + length] for first in range(0, len(drawn), length)]
+
+    def _sorted(self, window: int) -> list[list[Draw]]:
+        drawn = [draw for step in range(window * WINDOW, (window + 1) * WINDOW) for draw in self._of(step)]
+        lists = self._cut(sorted(drawn, key=lambda draw: self.aspects[draw[0]]))
+        return [lists[n] for n in numpy_generator(self.seed, "bucket", window).permutation(len(lists))]
 
 
 class _Prepared(Dataset):
@@ -43,7 +99,7 @@ class _Prepared(Dataset):
 
 
 def _loader(
-    dataset: DetectionDataset, batches: list[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
+    dataset: DetectionDataset, batches: Iterable[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
 ) -> Iterator[Batch]:
     return iter(
         DataLoader(
@@ -69,9 +125,15 @@ def training_batches(
     max_side: int,
     workers: int = 0,
     antialias: bool = True,
+    group_by_aspect: bool = False,
+    parts: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of `steps`; a resumed run asks for the steps that are left."""
-    batches = [draws(len(dataset), batch_size, seed, flip, step) for step in steps]
+    """The batches of `steps`, `parts` of `batch_size / parts` images for each; a resumed run asks for the steps that are left.
+
+    group_by_aspect: images of like shape come together, see `Draws`.
+    """
+    aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
+    batches = Draws(len(dataset), batch_size, steps, seed, flip, parts, aspects)
     return _loader(dataset, batches, short_side, max_side, workers, antialias)
 
 

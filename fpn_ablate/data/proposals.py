@@ -26,7 +26,8 @@ class WithProposals(DetectionDataset):
     def __init__(self, dataset: DetectionDataset, image_ids: np.ndarray, boxes: np.ndarray, most: int) -> None:
         self.dataset = dataset
         self.name, self.generated, self.categories = dataset.name, dataset.generated, dataset.categories
-        self.image_ids, self.area_bounds, self.digest = dataset.image_ids, dataset.area_bounds, dataset.digest
+        self.image_ids, self.sizes = dataset.image_ids, dataset.sizes
+        self.area_bounds, self.digest = dataset.area_bounds, dataset.digest
         self.repairs: dict[str, int] = getattr(dataset, "repairs", {})
         index = _index_of(image_ids, dataset)
         # In the order of the images: the proposals of image n are [offsets[n], offsets[n + 1]).

@@ -53,6 +53,7 @@ class DetectionDataset(Protocol):
     generated: bool  # True: its figures must never be mistaken for COCO's
     categories: Sequence[dict[str, Any]]  # [{"id": ..., "name": ...}], position k is label k + 1
     image_ids: Sequence[int]
+    sizes: np.ndarray  # (N, 2) int64: height and width of the samples' images, in the order of image_ids
     area_bounds: tuple[float, float]  # small < a <= medium < b <= large, in square native pixels
     digest: str  # sha256 over everything that decides what it yields
 

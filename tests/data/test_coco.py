@@ -41,6 +41,7 @@ def test_category_ids_with_gaps_go_there_and_back(tmp_path):
 def test_samples_hold_the_objects_of_their_image(tmp_path):
     data = CocoDataset(*write(tmp_path, base()), "set")
     assert list(data.image_ids) == [42, 7, 9] and len(data) == 3
+    assert data.sizes.tolist() == [list(data[n].image.shape[:2]) for n in range(3)]
     first, second, third = (data[n] for n in range(3))
     assert first.image.shape == (40, 60, 3) and first.image_id == 42
     assert first.boxes.tolist() == [[0, 0, 60, 40], [20, 10, 50, 30]] and first.crowd.tolist() == [False, True]
@@ -81,6 +82,7 @@ def test_images_without_objects_are_left_out_of_training_alone(tmp_path):
     file, images = write(tmp_path, raw)
     data = CocoDataset(file, images, "set", keep_empty=False)
     assert list(data.image_ids) == [7] and len(data) == 1 and data[0].image_id == 7
+    assert data.sizes.tolist() == [[50, 50]]
     assert data.repairs == {"images without objects left out": 2}
     assert [entry["id"] for entry in data.coco()["images"]] == [42, 7, 9]
     with pytest.raises(IndexError):

@@ -1,17 +1,22 @@
 """Order, flips and batches are functions of (seed, step), and of nothing else."""
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.data.loader import draws, evaluation_batches, training_batches
+from fpn_ablate.data.loader import WINDOW, Draws, draws, evaluation_batches, training_batches
 from fpn_ablate.data.sample import Sample
+from fpn_ablate.data.shapes import ShapesDataset, World
+from fpn_ablate.data.transforms import resized_size
 
 
 class Numbered:
     """Ten pictures of different sizes whose pixels are their number; picture 3 has no object."""
+
+    sizes = np.array([[32 + index, 40] for index in range(10)])
 
     def __len__(self):
         return 10
@@ -23,12 +28,9 @@ class Numbered:
         return Sample(image, boxes, np.ones(count, np.int64), np.zeros(count, bool), 100 + index)
 
 
-def training(steps=range(5), seed=0, flip=True, workers=0):
-    return list(
-        training_batches(
-            Numbered(), batch_size=4, steps=steps, seed=seed, flip=flip, short_side=32, max_side=64, workers=workers
-        )
-    )
+def training(steps=range(5), seed=0, flip=True, **options):
+    sizes = {"short_side": 32, "max_side": 64}
+    return list(training_batches(Numbered(), batch_size=4, steps=steps, seed=seed, flip=flip, **sizes, **options))
 
 
 def same(a, b):
@@ -95,6 +97,104 @@ def test_a_resumed_run_gets_the_batches_that_are_left(start):
 
 def test_workers_change_nothing():
     assert all(same(a, b) for a, b in zip(training(), training(workers=2), strict=True))
+
+
+SIZES = np.random.default_rng(0).integers(300, 640, (500, 2))  # height, width: half of them upright
+ASPECTS = SIZES[:, 1] / SIZES[:, 0]
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def sampled(steps=range(4 * WINDOW), size=500, batch_size=16, seed=0, flip=True, parts=1, aspects=ASPECTS):
+    return list(Draws(size, batch_size, steps, seed, flip, parts, aspects))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_without_aspects_parts_cut_each_step_and_change_nothing(parts):
+    whole = sampled(aspects=None)
+    assert whole == [draws(500, 16, 0, True, step) for step in range(4 * WINDOW)]
+    lists = sampled(parts=parts, aspects=None)
+    assert {len(part) for part in lists} == {16 // parts}
+    assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_window_grouped_by_aspect_holds_the_same_draws(parts):
+    """Image and flip together, in the first window, in those over the end of an epoch, and in one cut off by the last step."""
+    plain, grouped = sampled(aspects=None), sampled(parts=parts)
+    assert {len(part) for part in grouped} == {16 // parts} and len(grouped) == parts * len(plain)
+    for first in range(0, 4 * WINDOW, WINDOW):
+        window = flat(plain[first : first + WINDOW])
+        assert sorted(flat(grouped[parts * first : parts * (first + WINDOW)])) == sorted(window)
+        assert flat(grouped[parts * first : parts * (first + WINDOW)]) != window
+
+
+def test_each_list_is_a_run_of_the_sorted_window_and_their_order_is_drawn_anew():
+    orders = []
+    for first in range(0, 4 * WINDOW, WINDOW):
+        lists = sampled(range(first, first + WINDOW))
+        order = np.argsort([ASPECTS[part[0][0]] for part in lists])
+        aspects = ASPECTS[[index for n in order for index, _ in lists[n]]]
+        assert (np.diff(aspects) >= 0).all()
+        orders.append(tuple(order))
+    assert len(set(orders)) == 4 and all(order != tuple(range(WINDOW)) for order in orders)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("start", [1, WINDOW - 1, WINDOW, 2 * WINDOW + 5])
+def test_grouped_draws_are_a_function_of_seed_and_step(start, parts):
+    whole = sampled(parts=parts)
+    assert sampled(range(start, 4 * WINDOW), parts=parts) == whole[parts * start :]
+    assert sampled(range(start, start + 3), parts=parts) == whole[parts * start : parts * (start + 3)]  # nor of the end
+    np.random.seed(start)
+    torch.manual_seed(start)
+    assert sampled(parts=parts) == whole
+    assert sampled(parts=parts, seed=1) != whole
+
+
+def padded_pixels(lists):
+    """Pixels of all batches, padding included, and those of the images alone, at 800 / 1333."""
+    sizes = np.array([resized_size(*size, 800, 1333) for size in SIZES.tolist()])
+    batches = [sizes[[index for index, _ in part]] for part in lists]
+    return sum(len(b) * b[:, 0].max() * b[:, 1].max() for b in batches), sum(b.prod(1).sum() for b in batches)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_grouping_pads_less(parts):
+    plain, own = padded_pixels(sampled(parts=parts, aspects=None))
+    grouped, same_own = padded_pixels(sampled(parts=parts))
+    assert own == same_own
+    assert grouped - own < (plain - own) / 3
+
+
+def test_a_step_in_parts_is_collated_part_by_part():
+    whole, parts = training(), training(parts=2)
+    assert [len(batch.image_ids) for batch in parts] == [2] * 10
+    assert flat(batch.image_ids for batch in parts) == flat(batch.image_ids for batch in whole)
+    with pytest.raises(ValueError, match="3 equal parts"):
+        training(parts=3)
+
+
+def test_grouped_batches_come_from_the_sizes_of_the_set():
+    aspects = Numbered.sizes[:, 1] / Numbered.sizes[:, 0]
+    for workers in (0, 2):
+        batches = training(range(3, 9), group_by_aspect=True, parts=2, workers=workers)
+        expected = Draws(10, 4, range(3, 9), 0, True, 2, aspects)
+        assert [batch.image_ids for batch in batches] == [[100 + index for index, _ in part] for part in expected]
+        assert len(expected) == len(batches) == 12
+
+
+def test_grouping_shows_images_of_one_size_as_often():
+    data = ShapesDataset(World(height=48, width=64, seed=0), "train", 5)
+    assert data.sizes.tolist() == [list(data[n].image.shape[:2]) for n in range(5)]
+    options = {"batch_size": 5, "steps": range(2 * WINDOW), "seed": 0, "flip": True, "short_side": 48, "max_side": 64}
+    shown = [
+        Counter(key for batch in training_batches(data, **options, group_by_aspect=grouped) for key in batch.image_ids)
+        for grouped in (False, True)
+    ]
+    assert shown[0] == shown[1] == dict.fromkeys(range(1, 6), 2 * WINDOW)
 
 
 def evaluation(count=None, workers=0):

@@ -25,6 +25,7 @@ class ShapesDataset:
         self.world, self.split, self.size = world, split, size
         self.categories: Sequence[dict[str, Any]] = [{"id": k + 1, "name": hue} for k, hue in enumerate(HUES)]
         self.image_ids = list(range(1, size + 1))
+        self.sizes = np.tile(np.array([[world.height, world.width]], np.int64), (size, 1))
         self.area_bounds = (world.bounds[0] ** 2, world.bounds[1] ** 2)
         facts = json.dumps([RENDERER, asdict(world), split, size], sort_keys=True)
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
