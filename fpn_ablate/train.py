@@ -101,7 +101,7 @@ def _gradients(
 
     The losses of a part are means over its own samples, and those of the update are means over its parts: what the paper's 8
     GPUs, with 2 images each, compute. Where every image gives its full number of samples, as nearly always, that is the mean
-    over the whole batch.
+    over the whole batch. Batch norm that is not frozen takes its statistics from a part.
     """
     losses: dict[str, Tensor] = {}
     image_ids = []

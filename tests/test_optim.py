@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from fpn_ablate.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
 from fpn_ablate.schema import Optimizer, Schedule
 
 
@@ -50,7 +50,7 @@ def test_a_run_shorter_than_its_warm_up():
 
 
 def settings(name, **changes):
-    return Optimizer(**{"name": name, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, **changes})
+    return Optimizer(**{"name": name, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "lr_batch_size": None, **changes})
 
 
 def model():
@@ -88,3 +88,9 @@ def test_the_rate_is_set_in_every_group():
     optimizer = build_optimizer(model(), settings("adamw"))
     set_learning_rate(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_the_rate_follows_the_batch_only_where_it_belongs_to_one():
+    of_16 = settings("sgd", lr=0.02, lr_batch_size=16)
+    assert [base_learning_rate(of_16, batch) for batch in (1, 8, 16, 32)] == pytest.approx([0.00125, 0.01, 0.02, 0.04])
+    assert [base_learning_rate(settings("sgd"), batch) for batch in (1, 16)] == [0.1, 0.1]

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fpn_ablate import train as training
+from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.sample import Batch
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.errors import Diverged
+from fpn_ablate.model import roi, rpn
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.seeding import key, numpy_generator, torch_generator
 from fpn_ablate.train import autocast, train
@@ -24,8 +26,8 @@ def pictures():
     return load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
 
 
-def fresh(cfg):
-    model = build_detector(cfg)
+def fresh(cfg, num_classes=1):
+    model = build_detector(cfg, num_classes=num_classes)
     initialise(model, cfg.seed)
     return model
 
@@ -78,6 +80,58 @@ def test_the_same_cell_twice_is_the_same_and_another_seed_is_not(config, picture
 def test_workers_change_nothing(config, pictures):
     short = (*SHORT, "recipe.steps=3")
     assert equal(trained(config(*short), pictures), trained(config(*short, "workers=2"), pictures))
+
+
+def first_ones(labels, count, fraction, generator):
+    """In place of chance: the first positives, then the first negatives."""
+    rank = torch.arange(labels.shape[1]) + len(labels[0]) * torch.where(labels == 1, 0, torch.where(labels == 0, 1, 2))
+    idxs = rank.argsort(1)[:, :count]
+    return idxs, labels.gather(1, idxs) >= 0
+
+
+@pytest.mark.parametrize("task", ["rpn", "faster_rcnn"])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, task):
+    """With as many samples an image as are asked for: the mean over parts is then that over all."""
+    for module in (rpn, roi):
+        monkeypatch.setattr(module, "sample", first_ones)
+    pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 6, 1)[0]
+    joint = () if task == "rpn" else ("task.training=joint", "recipe.box.samples=8")
+    found = []
+    for parts in (1, 3):
+        cfg = config(
+            f"task={task}",
+            *joint,
+            "backbone.freeze_at=0",
+            "head.samples=16",
+            f"recipe.accumulate={parts}",
+            "recipe.batch_size=6",
+        )
+        model = fresh(cfg, len(pictures.categories))
+        batches = training_batches(
+            pictures, batch_size=6, parts=parts, steps=range(1), seed=0, flip=True, short_side=64, max_side=64
+        )
+        losses, ids = training._gradients(model, batches, cfg, CPU, torch_generator())
+        found.append((ids, losses | {name: p.grad for name, p in model.named_parameters()}))
+    (ids, whole), (ids_of_parts, in_parts) = found
+    assert ids == ids_of_parts and len(ids) == 6
+    for name, value in whole.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
+
+
+def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, monkeypatch):
+    gradients, seen = training._gradients, []
+    monkeypatch.setattr(training, "_gradients", lambda *a: seen.append((found := gradients(*a))[1]) or found)
+    for parts in (1, 2):
+        trained(config(*SHORT, f"recipe.accumulate={parts}"), pictures)
+    assert seen[:6] == seen[6:] and [len(ids) for ids in seen[:6]] == [2] * 6
+
+
+def test_the_rate_that_is_trained_with_follows_the_batch(config, pictures):
+    rates = []
+    for batch in (2, 4):
+        cfg = config(*SHORT, "recipe.optimizer.lr_batch_size=4", f"recipe.batch_size={batch}")
+        train(fresh(cfg), pictures, cfg, CPU, cfg.steps, report=lambda done, values: rates.append(values["lr"]))
+    assert [2 * rate for rate in rates[:6]] == pytest.approx(rates[6:])
 
 
 def test_the_model_is_given_all_of_a_batch_crowds_included():
