@@ -51,6 +51,7 @@ def portable(cfg: Config) -> dict[str, Any]:
     for place in ("root", "train", "val"):
         values["data"].pop(place, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
+    values["weights"] = Path(cfg.weights).name if cfg.weights else None
     if isinstance(cfg.task, RPNTask):
         del values["recipe"]["box"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
@@ -61,8 +62,9 @@ def portable(cfg: Config) -> dict[str, Any]:
 def facts(
     cfg: Config, data: str, weights: str, device: str, deterministic: bool, proposals: str | None = None
 ) -> dict[str, Any]:
-    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` and `proposals`
-    are digests, the last one that of the file `task.proposals.file`, where there is one."""
+    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` (of the backbone, or
+    of the whole detector that is evaluated) and `proposals` are digests, the last one that of the file `task.proposals.file`,
+    where there is one."""
     config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
     del config["recipe"]["name"]  # it tells what was overridden, and that is in the configuration itself
     return {
@@ -86,7 +88,7 @@ def setting(facts: dict[str, Any], factors: Iterable[str]) -> str:
     shared, factors = dict(facts), (*factors, "seed")
     for factor in factors:
         shared["config"] = _without(shared["config"], factor)
-    if "backbone" in factors:
+    if {"backbone", "weights"} & set(factors):
         del shared["weights"]
     return digest(shared)
 

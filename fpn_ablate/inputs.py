@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fpn_ablate import weights
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
@@ -22,6 +23,7 @@ class Inputs:
 
     Attributes:
         weights: of the backbone, in our names; None: random.
+        checkpoint_digest: sha256 of the file with the detector that is evaluated; None where one is trained.
         proposals: those of the file that task.proposals.file names, with the file's sha256.
     """
 
@@ -32,6 +34,7 @@ class Inputs:
     weights: dict[str, torch.Tensor] | None = None
     proposals: FixedProposals | None = None
     proposals_digest: str | None = None
+    checkpoint_digest: str | None = None
 
     @property
     def splits(self) -> Splits:
@@ -50,10 +53,12 @@ def prepare(cfg: Config) -> Inputs:
     set_deterministic(is_deterministic(cfg, device))
     splits = load_data(cfg)
     proposals = given_proposals(cfg, splits)
+    if cfg.mode == "evaluate":
+        return Inputs(device, *splits, None, None, *proposals, _digest(weights.locate(Path(cfg.weights))))
     pretrains = cfg.backbone.weights == "pretrain"
     pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if pretrains else None
-    weights = build.backbone_weights(cfg, pretrained.path if pretrained else None)
-    return Inputs(device, *splits, pretrained, weights, *proposals)
+    state = build.backbone_weights(cfg, pretrained.path if pretrained else None)
+    return Inputs(device, *splits, pretrained, state, *proposals)
 
 
 def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
@@ -99,4 +104,10 @@ def given_proposals(cfg: Config, splits: Splits) -> tuple[FixedProposals | None,
         return None, None
     instead = f"leave task.proposals.file={file} out, and proposals are made"
     found = FixedProposals.load(Path(file), cfg, splits, instead)
-    return found, hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found, _digest(Path(file))
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -287,6 +287,8 @@ class Log(Strict):
 class Config(Strict):
     """One cell: a row of a table at one seed."""
 
+    mode: Literal["train", "evaluate"]
+    weights: str | None
     table: str
     row: str
     seed: Count
@@ -307,10 +309,22 @@ class Config(Strict):
     @property
     def steps(self) -> int:
         """Training steps of the cell itself, without those of cells that it builds on."""
+        if self.mode == "evaluate":
+            return 0
         if self.task.name == "rpn":
             return self.recipe.steps
         four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
         return self.recipe.box.steps + (self.recipe.steps if four_step else 0)
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> "Config":
+        if self.mode == "train" and self.weights is not None:
+            raise ValueError("weights belongs to mode=evaluate; a backbone to start training from is backbone.weights=FILE")
+        if self.mode == "evaluate" and self.weights is None:
+            raise ValueError("mode=evaluate needs weights=FILE, or the folder of a run")
+        if self.mode == "evaluate" and self.task.name == "fast_rcnn" and not self.task.proposals.file:
+            raise ValueError("mode=evaluate trains no RPN: give task=fast_rcnn its task.proposals.file=FILE, or use task=faster_rcnn")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

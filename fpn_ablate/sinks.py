@@ -68,7 +68,7 @@ class Console:
     def log(self, step: int, values: dict[str, float]) -> None:
         self.now = step, time.monotonic()
         self.first = self.first or self.now
-        live, tenth = sys.stderr.isatty(), 10 * step // self.steps
+        live, tenth = sys.stderr.isatty(), 10 * step // max(self.steps, 1)
         if not live and tenth == self.tenth:
             return
         self.tenth = tenth

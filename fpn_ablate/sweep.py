@@ -23,7 +23,9 @@ from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, valid
 # The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
 TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
 # Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
-_NAMED_ELSEWHERE = ("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments")
+_NAMED_ELSEWHERE = (
+    *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),
+)
 _PLACES = ("data.train.", "data.val.")
 # Where factors lie. Data and recipe name a table of their own.
 _MODEL = ("backbone", "neck", "head", "task")
@@ -41,16 +43,21 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     values.pop("hydra", None)
     # A path is named by its last part: records travel, folders do not.
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, value.rpartition("/")[2]) for key, value in parts)
+    pairs = sorted((key, value.rstrip("/").rpartition("/")[2]) for key, value in parts)
     row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
     factors = declared_factors(values.get("factors"))
+    task = values["task"] or {}
+    if values.get("mode") == "evaluate":
+        factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
+        values["table"] = values["table"] or f"evaluated_{task.get('name')}"
+        if "training" in task:
+            task["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
     for key, value in pairs:
         group = key.split(".")[0]
         if under(key, factors):
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NAMED_ELSEWHERE or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    task = values["task"] or {}
     asked = str(task.get("training", task.get("name")))
     values["table"] = values["table"] or TABLES.get(asked, asked)
     values["row"] = "+".join(row)

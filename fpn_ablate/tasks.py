@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpn_ablate import record
+from fpn_ablate import record, weights
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.errors import UserError
@@ -84,6 +84,8 @@ class Trained:
 def sources(cfg: Config) -> dict[str, Config]:
     """The cells that a cell builds on, by what they are to it."""
     kind, task = _kind(cfg), cfg.task
+    if cfg.mode == "evaluate":
+        return {}
     if kind == "fast_rcnn" and not task.proposals.file:
         neck = task.proposals.neck
         return {"rpn": _source(cfg, task=RPNTask(name="rpn"), neck=neck, row=_row_of(neck))}
@@ -113,8 +115,9 @@ def supplied(cell: Cell) -> Supply:
 
 
 def carry_out(cell: Cell, supply: Supply) -> Trained:
-    """Train what the task of a cell asks for."""
-    return _trained(cell, supply, _LEARN[_kind(cell.cfg)](cell, supply))
+    """Train what the task of a cell asks for, or read it."""
+    learn = _read if cell.cfg.mode == "evaluate" else _LEARN[_kind(cell.cfg)]
+    return _trained(cell, supply, learn(cell, supply))
 
 
 def restore(cell: Cell, supply: Supply) -> Trained:
@@ -148,6 +151,13 @@ def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
         return neck.level
     name = "bottom_up" if not neck.top_down else "fpn" if neck.lateral else "no_lateral"
     return name if neck.output == "pyramid" else f"{name}+output={neck.output}"
+
+
+def _read(cell: Cell, supply: Supply) -> Detector:
+    """The detector in the file that is evaluated."""
+    model = _fresh(cell, build.PARTS[cell.cfg.task.name])
+    weights.load(model, Path(cell.cfg.weights))
+    return model
 
 
 def _rpn(cell: Cell, supply: Supply) -> Detector:

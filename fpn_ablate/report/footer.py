@@ -149,6 +149,8 @@ def _backbone(record: "Record") -> str | None:
     name, weights = record.get("config.backbone.name"), record.get("config.backbone.weights")
     if name is None:
         return None
+    if record.get("config.mode") == "evaluate":
+        return f"{name}; nothing was trained here, every row is the detector in the file that it names"
     right, frozen = record.get("cost.pretrain_accuracy"), record.get("config.backbone.freeze_at")
     share = "" if right is None else f", {right:.0%} of held-out ones right".replace("%", " %")
     start = {
