@@ -78,12 +78,15 @@ class Coco(Strict):
 
 class Backbone(Strict):
     """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
-    downloaded), or a file with a state dict. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
+    downloaded), or a file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained. `stride_in_1x1`: where
+    a bottleneck halves the resolution (see `fpn_ablate.model.backbone.stride_to_1x1`)."""
 
-    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
+    # A default, as those without bottlenecks do not have the key, nor do older runs.
+    stride_in_1x1: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _trainable(self) -> "Backbone":
@@ -93,6 +96,17 @@ class Backbone(Strict):
             )
         if self.weights == "imagenet" and self.name in ("small", "small_deep"):
             raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
+        return self
+
+    @model_validator(mode="after")
+    def _bottlenecks(self) -> "Backbone":
+        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
+            raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
+        if self.stride_in_1x1 and self.weights in ("imagenet", "pretrain"):
+            raise ValueError(
+                f"weights={self.weights} are made with the stride in the 3x3: give a file made with it in the 1x1, none, "
+                "or set stride_in_1x1=false"
+            )
         return self
 
 

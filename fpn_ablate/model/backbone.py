@@ -8,12 +8,15 @@ from functools import partial
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model.levels import Features, Level
 
 # Stages that can be frozen, in order; `freeze_at=2` freezes the stem and conv2.
 STAGES = ("stem", "c2", "c3", "c4", "c5")
+# First layer and the one after the last of each stage, of MobileNetV2's features; a slice keeps the numbers of its layers.
+MOBILENET_CUTS = {"stem": (0, 2), "c2": (2, 4), "c3": (4, 7), "c4": (7, 14), "c5": (14, 18)}
 
 
 class Backbone(nn.Module):
@@ -56,6 +59,19 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
         else:
             freeze_batch_norm(child)
     return module
+
+
+def stride_to_1x1(backbone: Backbone) -> None:
+    """Halve the resolution in the first 1x1 convolution of a bottleneck, as He et al. (2015), Caffe and detectron2's models do;
+    torchvision does it in the 3x3. Weights keep their names and shapes, and compute something else."""
+    for module in backbone.modules():
+        if isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+
+
+def has_stride_in_1x1(backbone: nn.Module) -> bool:
+    """Is one of its bottlenecks as `stride_to_1x1` makes them?"""
+    return any(isinstance(m, Bottleneck) and m.conv1.stride != (1, 1) for m in backbone.modules())
 
 
 class SmallBlock(nn.Module):
@@ -108,15 +124,14 @@ def torchvision_resnet(name: str) -> Callable[[], Backbone]:
 
 
 def mobilenet_v2() -> Backbone:
-    """torchvision's MobileNetV2, cut where its stride doubles: features 0-1 | 2-3 | 4-6 | 7-13 | 14-17."""
+    """torchvision's MobileNetV2, cut where its stride doubles."""
     net = torchvision.models.mobilenet_v2(weights=None).features
-    cuts = {"stem": (0, 2), "c2": (2, 4), "c3": (4, 7), "c4": (7, 14), "c5": (14, 18)}
-    return Backbone({name: net[a:b] for name, (a, b) in cuts.items()}, (24, 32, 96, 320))
+    return Backbone({name: net[a:b] for name, (a, b) in MOBILENET_CUTS.items()}, (24, 32, 96, 320))
 
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "small": small_resnet,
     "small_deep": partial(small_resnet, depth=2),
     "mobilenet_v2": mobilenet_v2,
-    **{name: torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+    **{name: torchvision_resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
 }

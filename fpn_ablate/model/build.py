@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.model.backbone import BACKBONES, Backbone, freeze_batch_norm
+from fpn_ablate.model.backbone import BACKBONES, Backbone, freeze_batch_norm, stride_to_1x1
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.levels import Level
 from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
@@ -18,6 +18,8 @@ from fpn_ablate.model.roi import Conv5, RoIHeads, RoISettings, TwoFC
 from fpn_ablate.model.rpn import RPN, RPNSettings
 from fpn_ablate.schema import Config, FPNNeck
 from fpn_ablate.seeding import torch_generator
+from fpn_ablate.weights.files import Stored, read
+from fpn_ablate.weights.loading import backbone_of
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
 PAPER_SHORT_SIDE = 800
@@ -87,6 +89,8 @@ def build_detector(
     parts = PARTS[cfg.task.name] if parts is None else parts
     short_side = short_side or cfg.recipe.short_side
     backbone = BACKBONES[cfg.backbone.name]()
+    if cfg.backbone.stride_in_1x1:
+        stride_to_1x1(backbone)
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
@@ -131,53 +135,16 @@ def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] 
     if source == "pretrain":
         assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
         return torch.load(pretrained, weights_only=True, map_location="cpu")
+    wanted = {name: value.shape for name, value in BACKBONES[cfg.backbone.name]().state_dict().items()}
     if source == "imagenet":
         state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
-    else:
-        state = _read_state(Path(source))
-    return _from_torchvision(cfg.backbone.name, state, source)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"backbone.weights={path}: no such file; give a state dict, or none, pretrain, imagenet")
+        return backbone_of(Stored(Path(source), state), cfg.backbone.name, wanted)
+    if not Path(source).exists():
+        raise UserError(f"backbone.weights={source}: no such file; give a file of weights, or none, pretrain, imagenet")
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise UserError(f"backbone.weights={path}: not a readable state dict ({str(error).splitlines()[0]})") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"backbone.weights={path}: expected a dictionary of tensors, as torch.save(model.state_dict())")
-    return state
-
-
-def _from_torchvision(name: str, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Rename torchvision's keys into the stages of `Backbone`; the classifier is left out."""
-    renamed = {}
-    wanted = BACKBONES[name]().state_dict()
-    if set(state) & set(wanted):  # a file of our own names
-        renamed = state
-    elif name == "mobilenet_v2":
-        # A slice of a Sequential keeps the numbers of its layers: stages.c2.2.conv.... is features.2.conv....
-        for key in wanted:
-            theirs = "features." + key.split(".", 2)[2]
-            if theirs in state:
-                renamed[key] = state[theirs]
-    else:
-        stages = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k}": f"c{k + 1}" for k in range(1, 5)}}
-        for key, value in state.items():
-            first, _, rest = key.partition(".")
-            if first in stages:
-                renamed[f"stages.{stages[first]}.{rest}"] = value
-    # Files older than torch 0.4.1 (torchvision's first ResNets) do not count batches; torch fills that in.
-    missing = sorted(k for k in wanted if k not in renamed and not k.endswith("num_batches_tracked"))
-    wrong = [k for k in wanted if k in renamed and wanted[k].shape != renamed[k].shape]
-    if missing or wrong:
-        raise UserError(
-            f"backbone.weights={source} does not fit backbone={name}: {len(missing)} tensors are missing"
-            f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} have another shape"
-            f"{f' (first: {wrong[0]})' if wrong else ''}"
-        )
-    return {key: renamed[key] for key in wanted if key in renamed}
+        return backbone_of(read(Path(source)), cfg.backbone.name, wanted)
+    except UserError as error:
+        raise UserError(f"backbone.weights={error}") from None
 
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:

@@ -118,12 +118,13 @@ def test_a_backbones_own_file_loads(config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file; give a state dict, or none, pretrain, imagenet"),
+        (None, "no such file; give a file of weights, or none, pretrain, imagenet"),
         (b"not a file of torch", "not a readable state dict"),
-        ({"model": {"conv1.weight": torch.zeros(1)}}, "expected a dictionary of tensors"),
+        ({"model": {"conv1.weight": [0.0]}}, "expected a dictionary of tensors.*; conv1.weight is none"),
+        ({"model": {"conv1.weight": torch.zeros(1)}}, "does not fit backbone=resnet18: .* tensors are missing"),
         ([torch.zeros(1)], "expected a dictionary of tensors"),
-        ({"weight": torch.zeros(1)}, "does not fit backbone=resnet18: .* tensors are missing"),
-        ("resnet50", "does not fit backbone=resnet18: 0 tensors are missing.*have another shape|are missing"),
+        ({"weight": torch.zeros(1)}, "no weights that are known here .*weight"),
+        ("resnet50", "does not fit backbone=resnet18: .* tensors are of another shape .stages.c2.0.conv1.weight"),
         ("mobilenet_v2", "does not fit backbone=resnet18: .* tensors are missing"),
     ],
 )

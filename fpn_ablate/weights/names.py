@@ -1,0 +1,176 @@
+"""Names of tensors: ours beside torchvision's, detectron2's and Caffe2's. Names alone; values are `convert`'s.
+
+Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{conv,objectness,deltas}, roi.box_head.{fc6,fc7}
+(row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+from fpn_ablate.model.backbone import MOBILENET_CUTS
+
+OURS, TORCHVISION, DETECTRON2 = "fpn_ablate", "torchvision detector", "detectron2"
+RESNET, MOBILENET, CAFFE2 = "torchvision ResNet", "torchvision MobileNetV2", "Caffe2 ResNet"
+OUR_BACKBONE = "fpn_ablate backbone"
+
+STAGE = "backbone.stages."
+CONV5 = "roi.box_head.stage."
+_LEVELS = (2, 3, 4, 5)
+_RESNET = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k - 1}": f"c{k}" for k in _LEVELS}}
+_PREDICTOR = {
+    "roi_heads.box_predictor.cls_score": "roi.predictor.scores",
+    "roi_heads.box_predictor.bbox_pred": "roi.predictor.deltas",
+}
+# Layers outside the backbone, theirs to ours.
+_TORCHVISION = {
+    **{f"backbone.fpn.inner_blocks.{k - 2}.0": f"neck.lateral.p{k}" for k in _LEVELS},
+    **{f"backbone.fpn.layer_blocks.{k - 2}.0": f"neck.smooth.p{k}" for k in _LEVELS},
+    "rpn.head.conv.0.0": "rpn.head.conv",
+    "rpn.head.cls_logits": "rpn.head.objectness",
+    "rpn.head.bbox_pred": "rpn.head.deltas",
+    "roi_heads.box_head.fc6": "roi.box_head.fc6",
+    "roi_heads.box_head.fc7": "roi.box_head.fc7",
+    **_PREDICTOR,
+}
+# torchvision before 0.13.
+_OLDER = {
+    **{f"backbone.fpn.inner_blocks.{k - 2}": f"neck.lateral.p{k}" for k in _LEVELS},
+    **{f"backbone.fpn.layer_blocks.{k - 2}": f"neck.smooth.p{k}" for k in _LEVELS},
+    "rpn.head.conv": "rpn.head.conv",
+}
+_DETECTRON2 = {
+    **{f"backbone.fpn_lateral{k}": f"neck.lateral.p{k}" for k in _LEVELS},
+    **{f"backbone.fpn_output{k}": f"neck.smooth.p{k}" for k in _LEVELS},
+    "proposal_generator.rpn_head.conv": "rpn.head.conv",
+    "proposal_generator.rpn_head.objectness_logits": "rpn.head.objectness",
+    "proposal_generator.rpn_head.anchor_deltas": "rpn.head.deltas",
+    "roi_heads.box_head.fc1": "roi.box_head.fc6",
+    "roi_heads.box_head.fc2": "roi.box_head.fc7",
+    **_PREDICTOR,
+}
+# What has no place in a box detector of ours and does not change its boxes: classifiers, masks, key points, constants.
+_BESIDE = {
+    RESNET: r"fc\.",
+    MOBILENET: r"classifier\.|features\.18\.",
+    TORCHVISION: r"roi_heads\.(mask|keypoint)_",
+    DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.(mask|keypoint)_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
+    # The reference drops the bias in front of the stem's batch norm as well.
+    CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
+}
+_BLOCK = re.compile(r"(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
+_CAFFE2_BLOCK = re.compile(r"res(\d)_(\d+)_branch(1|2a|2b|2c)_(bn_)?(\w+)")
+_CAFFE2_LEAVES = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
+_CAFFE2_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """Who wrote a file with tensors of these names; None: nobody known here."""
+    signs = {
+        OURS: (STAGE,),
+        TORCHVISION: ("backbone.body.", "backbone.fpn."),
+        DETECTRON2: ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "proposal_generator.", "stem.conv1.", "res2."),
+        OUR_BACKBONE: ("stages.",),
+        CAFFE2: ("conv1_w", "res2_0_", "res_conv1_"),
+        RESNET: ("conv1.weight", "layer1."),
+        MOBILENET: ("features.0.",),
+    }
+    names = list(names)
+    return next((kind for kind, starts in signs.items() if any(name.startswith(starts) for name in names)), None)
+
+
+def beside(kind: str, name: str) -> bool:
+    """Is this a tensor of `kind` that a box detector does without?"""
+    return kind in _BESIDE and re.match(_BESIDE[kind], name) is not None
+
+
+def to_ours(kind: str, name: str) -> str | None:
+    """Our name of a tensor that `kind` calls `name`; None: it has none."""
+    return _TO_OURS[kind](name)
+
+
+def _resnet(name: str) -> str | None:
+    first, _, rest = name.partition(".")
+    return f"{STAGE}{_RESNET[first]}.{rest}" if first in _RESNET and rest else None
+
+
+def _mobilenet(name: str) -> str | None:
+    _, _, rest = name.partition("features.")
+    number = rest.partition(".")[0]
+    stage = next((s for s, (a, b) in MOBILENET_CUTS.items() if number.isdecimal() and a <= int(number) < b), None)
+    return f"{STAGE}{stage}.{rest}" if stage and name == f"features.{rest}" else None
+
+
+def _torchvision(name: str) -> str | None:
+    if name.startswith("backbone.body."):
+        return _resnet(name.removeprefix("backbone.body."))
+    return _layer(name, _TORCHVISION) or _layer(name, _OLDER)
+
+
+def _detectron2(name: str) -> str | None:
+    if found := _layer(name, _DETECTRON2):
+        return found
+    if name.startswith("roi_heads.res5."):
+        return _block(CONV5, name.removeprefix("roi_heads.res5."))
+    name = name.removeprefix("backbone.").removeprefix("bottom_up.")
+    if name.startswith("stem.conv1."):
+        norm, leaf = re.fullmatch(r"stem\.conv1\.(norm\.)?(.+)", name).groups()
+        return f"{STAGE}stem.{1 if norm else 0}.{leaf}"
+    stage = re.fullmatch(r"res([2-5])\.(.+)", name)
+    return _block(f"{STAGE}c{stage[1]}.", stage[2]) if stage else None
+
+
+def _caffe2(name: str) -> str | None:
+    if name == "conv1_w":
+        return f"{STAGE}stem.0.weight"
+    if name.startswith("res_conv1_bn_"):
+        leaf = _CAFFE2_LEAVES.get(name.removeprefix("res_conv1_bn_"))
+        return f"{STAGE}stem.1.{leaf}" if leaf else None
+    found = _CAFFE2_BLOCK.fullmatch(name)
+    if not found or found[5] not in _CAFFE2_LEAVES:
+        return None
+    stage, block, branch, norm, leaf = found.groups()
+    layer = f"{_CAFFE2_LAYERS[branch]}{'.norm' if norm else ''}"
+    return _block(f"{STAGE}c{stage}.", f"{block}.{layer}.{_CAFFE2_LEAVES[leaf]}")
+
+
+def _layer(name: str, layers: dict[str, str]) -> str | None:
+    layer, _, leaf = name.rpartition(".")
+    return f"{layers[layer]}.{leaf}" if layer in layers else None
+
+
+def _block(stage: str, name: str) -> str | None:
+    """detectron2's "0.conv1.norm.weight" -> "0.bn1.weight", with "0.shortcut." as "0.downsample."."""
+    found = _BLOCK.fullmatch(name)
+    if not found:
+        return None
+    number, layer, norm, leaf = found.groups()
+    if layer == "shortcut":
+        return f"{stage}{number}.downsample.{1 if norm else 0}.{leaf}"
+    return f"{stage}{number}.{layer.replace('conv', 'bn') if norm else layer}.{leaf}"
+
+
+_TO_OURS: dict[str, Callable[[str], str | None]] = {
+    OURS: lambda name: name,
+    OUR_BACKBONE: lambda name: f"backbone.{name}",
+    TORCHVISION: _torchvision,
+    DETECTRON2: _detectron2,
+    CAFFE2: _caffe2,
+    RESNET: _resnet,
+    MOBILENET: _mobilenet,
+}
+
+
+def to_torchvision(kind: str, name: str) -> str | None:
+    """The inverse of `to_ours` for torchvision's formats; None: `kind` has no such tensor."""
+    if kind == MOBILENET:
+        return _theirs(name, f"features.{name.removeprefix(STAGE).partition('.')[2]}", _mobilenet)
+    for theirs, ours in _RESNET.items():
+        if name.startswith(f"{STAGE}{ours}."):
+            short = f"{theirs}.{name.removeprefix(f'{STAGE}{ours}.')}"
+            return short if kind == RESNET else f"backbone.body.{short}"
+    inverse = {ours: theirs for theirs, ours in _TORCHVISION.items()}
+    return _layer(name, inverse) if kind == TORCHVISION else None
+
+
+def _theirs(ours: str, candidate: str, back: Callable[[str], str | None]) -> str | None:
+    return candidate if back(candidate) == ours else None
