@@ -62,9 +62,9 @@ def portable(cfg: Config) -> dict[str, Any]:
 def facts(
     cfg: Config, data: str, weights: str, device: str, deterministic: bool, proposals: str | None = None
 ) -> dict[str, Any]:
-    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` (of the backbone, or
-    of the whole detector that is evaluated) and `proposals` are digests, the last one that of the file `task.proposals.file`,
-    where there is one."""
+    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` (of the backbone,
+    or of the whole detector that is evaluated) and `proposals` are digests, the last one that of the file
+    `task.proposals.file`, where there is one."""
     config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
     del config["recipe"]["name"]  # it tells what was overridden, and that is in the configuration itself
     return {

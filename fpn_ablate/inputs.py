@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from fpn_ablate import weights
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
@@ -15,6 +14,7 @@ from fpn_ablate.pretrain import Pretrained, ensure
 from fpn_ablate.proposals import FixedProposals, Splits
 from fpn_ablate.schema import Config, Shapes
 from fpn_ablate.seeding import set_deterministic
+from fpn_ablate.weights.files import locate
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def prepare(cfg: Config) -> Inputs:
     splits = load_data(cfg)
     proposals = given_proposals(cfg, splits)
     if cfg.mode == "evaluate":
-        return Inputs(device, *splits, None, None, *proposals, _digest(weights.locate(Path(cfg.weights))))
+        return Inputs(device, *splits, None, None, *proposals, _digest(locate(Path(cfg.weights))))
     pretrains = cfg.backbone.weights == "pretrain"
     pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if pretrains else None
     state = build.backbone_weights(cfg, pretrained.path if pretrained else None)

@@ -337,7 +337,9 @@ class Config(Strict):
         if self.mode == "evaluate" and self.weights is None:
             raise ValueError("mode=evaluate needs weights=FILE, or the folder of a run")
         if self.mode == "evaluate" and self.task.name == "fast_rcnn" and not self.task.proposals.file:
-            raise ValueError("mode=evaluate trains no RPN: give task=fast_rcnn its task.proposals.file=FILE, or use task=faster_rcnn")
+            raise ValueError(
+                "mode=evaluate trains no RPN: give task=fast_rcnn its task.proposals.file=FILE, or use task=faster_rcnn"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpn_ablate import record, weights
+from fpn_ablate import record
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.errors import UserError
@@ -27,6 +27,7 @@ from fpn_ablate.model.rpn import Proposals
 from fpn_ablate.proposals import FixedProposals
 from fpn_ablate.schema import Config, FPNNeck, RPNTask, SingleLevelNeck
 from fpn_ablate.train import checkpointed_steps, given, train
+from fpn_ablate.weights.loading import load
 
 SOURCES = "sources"  # the table of cells that only serve others
 MODEL = "model.pt"
@@ -156,7 +157,7 @@ def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
 def _read(cell: Cell, supply: Supply) -> Detector:
     """The detector in the file that is evaluated."""
     model = _fresh(cell, build.PARTS[cell.cfg.task.name])
-    weights.load(model, Path(cell.cfg.weights))
+    load(model, Path(cell.cfg.weights))
     return model
 
 

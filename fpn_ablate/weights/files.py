@@ -36,19 +36,28 @@ class Stored:
     facts: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: Path) -> Stored:
-    """What a file of weights holds, or model.pt of a run's folder with what its config.yaml says.
+def locate(path: Path) -> Path:
+    """The file itself, or model.pt of a run's folder.
 
     Raises:
-        UserError: there is no such file, it is damaged, it holds other things than tensors, or it would run something.
+        UserError: there is none.
     """
-    path = Path(path)
     if path.is_dir():
         if not (path / MODEL).is_file():
             raise UserError(f"{path}: no finished run ({MODEL} is missing); give a run's folder or a file of weights")
         path = path / MODEL
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    return path
+
+
+def read(path: Path) -> Stored:
+    """What a file of weights holds, or model.pt of a run's folder with what its config.yaml says.
+
+    Raises:
+        UserError: there is no such file, it is damaged, it holds other things than tensors, or it would run something.
+    """
+    path = locate(path)
     try:
         with path.open("rb") as file:
             head = file.read(len(_OLD_TORCH))
