@@ -111,7 +111,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
     [
         ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, lateral, level"),
         ("nek.top_down", "Did you mean neck?"),
-        ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: lr, momentum"),
+        ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: lr, lr_batch_size"),
         ("zzz", "Allowed: backbone, data"),
     ],
 )

@@ -80,9 +80,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the published figures come from, and which of our data sets are the paper's own."""
+    """Where the published figures come from, what tables call that source, and which of our data sets are its own."""
 
     reference: str
+    name: str = "paper"
     settings: str = ""
     data: str = "the paper's data"
     same_names: tuple[str, ...] = ()
@@ -247,11 +248,11 @@ def _control(where: str, item: Any, rows: set[str], taken: tuple[int, ...]) -> C
 
 
 def _paper(where: str, item: Any) -> Paper:
-    item = mapping(where, item, {"reference"}, {"settings", "data", "same_data"})
+    item = mapping(where, item, {"reference"}, {"name", "settings", "data", "same_data"})
     same = mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
     names = tuple(str(name).casefold() for name in same.get("names") or ())
-    data = str(item.get("data", Paper.data))
-    return Paper(text_of(where, item, "reference"), str(item.get("settings", "")), data, names, same.get("images"))
+    name, data = str(item.get("name", Paper.name)), str(item.get("data", Paper.data))
+    return Paper(text_of(where, item, "reference"), name, str(item.get("settings", "")), data, names, same.get("images"))
 
 
 def _seeds(content: dict[str, Any]) -> tuple[int, ...]:

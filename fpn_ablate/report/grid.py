@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fpn_ablate.report.cells import Cell
 from fpn_ablate.report.claims import Claim, Verdict
 from fpn_ablate.report.collate import Difference, Row, Table
-from fpn_ablate.report.definition import Fact, Metric
+from fpn_ablate.report.definition import Fact, Metric, Paper
 
 CHECK = "✓"
 WITHIN_NOISE = "†"
@@ -168,7 +168,9 @@ def _effect_line(table: Table, effect: Difference) -> Line:
 
 def _paper_label(table: Table) -> str:
     paper = table.definition.paper
-    return clean("paper" if table.same_data or paper is None else f"paper: {paper.data}")
+    if paper is None:
+        return Paper.name
+    return clean(paper.name if table.same_data else f"{paper.name}: {paper.data}")
 
 
 def _difference_label(table: Table) -> str:
@@ -180,7 +182,8 @@ def _legend(table: Table) -> str:
     if not table.published:
         return ""
     paper = table.definition.paper
-    text = f"Under each row: the paper's figures on {paper.data}, and Δ = ours − paper"
+    source = "the paper" if paper.name == Paper.name else paper.name
+    text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}"
     if table.same_data:
         return f"{text}."
     return f"{text}. Δ is BETWEEN DIFFERENT DATA SETS ({table.data} and {paper.data}): for orientation only."

@@ -125,6 +125,7 @@ def _legend(figure: "Figure", table: Table) -> None:
     else:
         marks = [Line2D([], [], label=on, **MEAN)]
     if table.published:
-        paper = f"paper on {clean(table.definition.paper.data)}" + ("" if table.same_data else " (another data set)")
-        marks.append(Line2D([], [], label=paper, **HOLLOW))
+        paper = table.definition.paper
+        label = f"{clean(paper.name)} on {clean(paper.data)}" + ("" if table.same_data else " (another data set)")
+        marks.append(Line2D([], [], label=label, **HOLLOW))
     figure.legend(handles=marks, loc="outside lower center", ncols=3 if len(figure.axes) > 3 else 1, frameon=False)
