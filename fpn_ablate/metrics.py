@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fpn_ablate.recall import hits
+
 Engine = Literal["faster-coco-eval", "pycocotools"]
 AREAS = ("all", "small", "medium", "large")
 SUFFIX = {"all": "", "small": "_s", "medium": "_m", "large": "_l"}
@@ -64,8 +66,9 @@ class Detections:
         return [categories[label - 1]["id"] for label in self.labels.tolist()]
 
 
-def evaluator_name(engine: Engine = "faster-coco-eval") -> str:
-    return f"{engine} {version(engine)}"
+def evaluator_name() -> str:
+    """What makes the figures of records; equal to pycocotools', as the tests hold it."""
+    return f"recall: fpn_ablate's own, precision: faster-coco-eval {version('faster-coco-eval')}"
 
 
 def average_recall(
@@ -73,21 +76,28 @@ def average_recall(
     detections: Detections,
     area_bounds: tuple[float, float] = (32**2, 96**2),
     limits: Sequence[int] = (100, 1000),
-    engine: Engine = "faster-coco-eval",
+    engine: Engine | None = None,
 ) -> dict[str, float | None]:
     """AR at the best `limits` boxes an image, over all images of `truth`, by size of the object. Labels do not matter.
 
     Args:
         truth: a COCO instances dictionary. Crowd regions are ignored, as COCO does.
         area_bounds: where small ends and where large begins, in square pixels of `truth`.
+        engine: an evaluator of COCO's in place of `fpn_ablate.recall`, for comparison. For 1,000 proposals in each of 5,000
+            images that one takes seconds, these minutes and 8 GiB.
 
     Returns:
         {"AR100": ..., "AR100_s": ..., ..., "AR1k_l": ...} in 0..1; None where no object of that size exists.
     """
-    evaluation = _evaluated(truth, detections, None, area_bounds, limits, engine)
-    recall = evaluation.eval["recall"]  # (IoU thresholds, 1, areas, limits); -1 where there is nothing to recall
+    ranges = area_ranges(area_bounds)
+    if engine is None:
+        found = hits(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits).recall()
+    else:
+        evaluation = _evaluated(truth, detections, None, area_bounds, limits, engine)
+        recall = evaluation.eval["recall"][:, 0]  # (IoU thresholds, areas, limits); -1 where there is nothing to recall
+        found = np.where(recall.min(0) < 0, np.nan, recall.mean(0)).T
     return {
-        recall_name(limit, area): mean(recall[:, 0, a, m])
+        recall_name(limit, area): None if np.isnan(found[m, a]) else float(found[m, a])
         for m, limit in enumerate(sorted(limits))
         for a, area in enumerate(AREAS)
     }
@@ -181,7 +191,8 @@ def evaluator(
         from pycocotools.cocoeval import COCOeval
 
     both = (truth["annotations"], detections.coco_results(categories))
-    evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
+    with quietly():
+        evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
     evaluation.params.maxDets = sorted(limits)
     evaluation.params.areaRng = [list(area) for area in areas]
     evaluation.params.areaRngLbl = [f"{low:g} to {high:g}" for low, high in areas]

@@ -19,6 +19,7 @@ from fpn_ablate.metrics import (
     quietly,
     recall_name,
 )
+from fpn_ablate.recall import Hits, hits
 
 # An interval's width is known to 4 % from 400 replicates, to 7 % from 100 (1 / sqrt(2 B)). Of 5000 images with 80 categories
 # each takes more than a second, and there the images matter less beside the seeds.
@@ -46,7 +47,7 @@ def resample(
     """
     areas, labels = area_ranges(area_bounds), detections.labels is not None
     limits = (100,) if labels else (100, 1000)
-    recall = _recall(_Images(truth, detections, None, areas, limits), _objects(truth, areas), limits, drawn)
+    recall = _recall(_hits(truth, detections, areas, limits), limits, drawn)
     return _precision(_Images(truth, detections, categories, areas, limits), drawn) | recall if labels else recall
 
 
@@ -54,27 +55,28 @@ def each_image(
     truth: dict[str, Any], detections: Detections, categories: Sequence[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the images, rising, and what each is worth alone: AP, or AR100 without labels; NaN without objects. (I,), (I,)"""
-    labels = detections.labels is not None
-    images = _Images(truth, detections, categories if labels else None, [(0, 1e10)], (100,))
-    ids = np.unique([image["id"] for image in truth["images"]])
-    values = [mean(images.evaluate([i])["precision" if labels else "recall"]) for i in range(len(ids))]
-    return ids, np.array([np.nan if value is None else value for value in values], np.float32)
+    every = [(0, 1e10)]
+    if detections.labels is None:
+        each = _hits(truth, detections, every, (100,))
+        found, objects = each.found[:, 0, 0].mean(-1), each.objects[:, 0]
+        return each.ids, np.divide(found, objects, out=np.full(len(found), np.nan), where=objects > 0).astype(np.float32)
+    images = _Images(truth, detections, categories, every, (100,))
+    values = [mean(images.evaluate([i])["precision"]) for i in range(len(images.ids))]
+    return np.array(images.ids), np.array([np.nan if value is None else value for value in values], np.float32)
 
 
-def _recall(images: "_Images", objects: np.ndarray, limits: tuple[int, ...], drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Recall is a ratio of sums over images, so each image is evaluated once, and the replicates only add up.
+def _hits(truth: dict[str, Any], detections: Detections, areas: list[tuple[float, float]], limits: tuple[int, ...]) -> Hits:
+    return hits(truth, detections.image_ids, detections.boxes, detections.scores, areas, limits)
 
-    Args:
-        objects: (I, areas) how many count.
-    """
-    recall = np.stack([images.evaluate([i])["recall"][:, 0].mean(axis=0) for i in range(drawn.shape[1])])  # (I, areas, limits)
+
+def _recall(each: Hits, limits: tuple[int, ...], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Recall is a ratio of sums over images, so each image is matched once, and the replicates only add up."""
     times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn]).astype(float)  # (B, I)
-    found = {}
-    for a, area in enumerate(AREAS):
-        total = times @ objects[:, a]
-        for m, limit in enumerate(limits):
-            hits = times @ (np.maximum(recall[:, a, m], 0) * objects[:, a])
-            found[recall_name(limit, area)] = np.divide(hits, total, out=np.full(len(times), np.nan), where=total > 0)
+    total, found = times @ each.objects, {}
+    for m, limit in enumerate(limits):
+        counted = times @ each.found[:, m].mean(-1)
+        recall = np.divide(counted, total, out=np.full(total.shape, np.nan), where=total > 0)
+        found |= {recall_name(limit, area): recall[:, a] for a, area in enumerate(AREAS)}
     return found
 
 
@@ -91,7 +93,7 @@ class _Images:
         self,
         truth: dict[str, Any],
         detections: Detections,
-        categories: Sequence[dict[str, Any]] | None,
+        categories: Sequence[dict[str, Any]],
         areas: list[tuple[float, float]],
         limits: tuple[int, ...],
     ) -> None:
@@ -111,15 +113,3 @@ class _Images:
 
         self.params.imgIds = [self.ids[i] for i in positions]
         return faster_eval_api_cpp.COCOevalAccumulate(self.params, [kind[i] for kind in self._matched for i in positions])
-
-
-def _objects(truth: dict[str, Any], areas: list[tuple[float, float]]) -> np.ndarray:
-    """(I, areas) objects that count, images by rising id."""
-    position = {key: i for i, key in enumerate(np.unique([image["id"] for image in truth["images"]]).tolist())}
-    counts = np.zeros((len(position), len(areas)))
-    for annotation in truth["annotations"]:
-        if annotation.get("iscrowd"):
-            continue
-        area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
-        counts[position[annotation["image_id"]]] += [low <= area <= high for low, high in areas]
-    return counts

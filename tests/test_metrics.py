@@ -11,7 +11,7 @@ from coco_sets import REAL
 
 from fpn_ablate.metrics import Detections, average_precision, average_recall, evaluator_name
 
-ENGINES = ("faster-coco-eval", "pycocotools")
+ENGINES = (None, "faster-coco-eval", "pycocotools")
 BOUNDS = (32.0**2, 96.0**2)
 
 
@@ -55,11 +55,9 @@ def nothing():
 
 
 def both(truth, detections, bounds=BOUNDS, limits=(100, 1000)):
-    ours, reference = (average_recall(truth, detections, bounds, limits, engine) for engine in ENGINES)
-    assert ours.keys() == reference.keys()
-    for name, value in ours.items():
-        assert (value is None) == (reference[name] is None), name
-        assert value is None or value == pytest.approx(reference[name], abs=1e-9), name
+    ours, *references = (average_recall(truth, detections, bounds, limits, engine) for engine in ENGINES)
+    for reference in references:
+        assert ours == {name: value if value is None else pytest.approx(value, abs=1e-9) for name, value in reference.items()}
     return ours
 
 
@@ -211,7 +209,7 @@ def test_detections_come_back_from_their_file(tmp_path):
 
 
 def test_the_evaluators_name_has_its_version():
-    name, version = evaluator_name().split(" ")
+    *_, name, version = evaluator_name().split(" ")
     assert name == "faster-coco-eval"
     assert version[0].isdigit()
 
@@ -277,7 +275,7 @@ def labelled(seed=0, **options):
 
 def both_ap(truth, detections, categories=CATEGORIES, bounds=BOUNDS, limit=100):
     """By either engine; equal to pycocotools' own summary at its standard limits where these are in force."""
-    ours, reference = (average_precision(truth, detections, categories, bounds, limit, engine) for engine in ENGINES)
+    ours, reference = (average_precision(truth, detections, categories, bounds, limit, engine) for engine in ENGINES[1:])
     for one, other in zip(ours, reference, strict=True):
         assert list(one) == list(other)
         for name, value in one.items():
