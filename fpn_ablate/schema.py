@@ -85,7 +85,7 @@ class Backbone(Strict):
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
-    # A default, as those without bottlenecks do not have the key, nor do older runs.
+    # A default, as config.yaml of older runs does not have the key.
     stride_in_1x1: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")

@@ -184,8 +184,8 @@ def _detectron2_colours(weights: Weights, options: Options) -> Weights:
     theirs = [255 * value for value in STD] if own else [1.0] * 3  # in RGB
     if options.pixel_std is not None:
         theirs = list(options.pixel_std if rgb else options.pixel_std[::-1])
-    # What divides by 1 came from Caffe with its strides; detectron2's other models have torchvision's.
-    caffe = theirs == [1.0] * 3
+    # What divides by 1 came from Caffe with its strides; detectron2's other models, and basic blocks, have torchvision's.
+    caffe = theirs == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
     facts = {**weights.facts, "stride_in_1x1": str(caffe).lower()}
     notes = [*weights.notes, f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in theirs)} (R, G, B)"]
     pooling = " task.roi.pooling=align_v2" if any(name.startswith("roi.") for name in weights.tensors) else ""
@@ -226,12 +226,19 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
     tensors, path = weights.tensors, weights.stored.path
     if weights.facts.get("stride_in_1x1") == "true":
         raise UserError(f"{path}: it has its strides in the 1x1 convolutions, torchvision's ResNets in the 3x3")
-    neck = json.loads(weights.facts.get("neck", "null")) or _NECK
-    if other := [f"neck.{key}={value}" for key, value in _NECK.items() if neck.get(key, value) != value]:
+    backbone = weights.facts.get("backbone", "resnet")
+    alone = all(name.startswith(STAGE) for name in tensors)
+    if not backbone.startswith("resnet") and not (alone and backbone == "mobilenet_v2"):
+        raise UserError(f"{path}: torchvision has no {'backbone' if alone else 'such detector on'} {backbone}")
+    try:
+        neck = {**_NECK, **json.loads(weights.facts.get("neck", "{}"))}
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: what its header says of the neck cannot be read; export it anew") from None
+    if other := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
         raise UserError(f"{path}: torchvision has a pyramid with {', '.join(other)} alone")
     kind = TORCHVISION
-    if all(name.startswith(STAGE) for name in tensors):
-        kind = names.MOBILENET if weights.facts.get("backbone") == "mobilenet_v2" else names.RESNET
+    if alone:
+        kind = names.MOBILENET if backbone == "mobilenet_v2" else names.RESNET
     out = {}
     for name, value in tensors.items():
         theirs = names.to_torchvision(kind, name)

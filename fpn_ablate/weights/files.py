@@ -98,7 +98,9 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 def _safetensors(path: Path) -> Stored:
     with safetensors.safe_open(path, "pt") as file:
         facts = dict(file.metadata() or {})
-    if facts.get("format") == "fpn_ablate" and facts.get("version") != VERSION:
+    if facts.get("format") != "fpn_ablate":
+        facts = {}
+    elif facts.get("version") != VERSION:
         raise UserError(f"of format {facts.get('version')}, and this program reads {VERSION}; export it anew")
     return Stored(path, safetensors.torch.load_file(path), facts)
 

@@ -24,9 +24,9 @@ class _DType:
     __slots__ = ("code", "order")
 
     def __init__(self, code: object, *flags: object) -> None:
-        if code not in TYPES:
+        if not isinstance(code, str) or code not in TYPES:
             raise UserError(f"it holds an array of type {code!r}; numbers alone are read")
-        self.code, self.order = str(code), "<"
+        self.code, self.order = code, "<"
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] not in ("<", ">", "|", "="):
@@ -75,6 +75,11 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How protocol 2 writes the bytes of an empty array."""
+    return b""
+
+
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
@@ -82,7 +87,7 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): _encode,
-    ("builtins", "bytearray"): bytearray,
+    ("__builtin__", "bytes"): _no_bytes,
 }
 
 

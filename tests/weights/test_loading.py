@@ -1,0 +1,493 @@
+"""Weights of other programs in our network: the tensors, what they compute, and files that do not fit."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.model import build
+from fpn_ablate.model.backbone import BACKBONES, has_stride_in_1x1, stride_to_1x1
+from fpn_ablate.model.detector import MEAN, STD, normalise
+from fpn_ablate.weights.convert import COCO_UNUSED, Options, backbone_part, convert, to_torchvision
+from fpn_ablate.weights.files import Stored, read, write_safetensors
+from fpn_ablate.weights.loading import load, open_weights
+
+JOINT = ("task=faster_rcnn", "task.training=joint", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+PYRAMID = (*JOINT, "neck.channels=256", "task.roi.fc_dim=16")
+CAFFE = "backbone.stride_in_1x1=true"
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def silent(line: str) -> None:
+    pass
+
+
+# -------------------------------------------------------------------------------------------------------------- torchvision
+
+
+def test_a_detector_of_torchvision_fills_ours(ours, torchvision_file):
+    path, theirs = torchvision_file
+    model = ours(3, "backbone=resnet18", *PYRAMID)
+    load(model, path, say=silent)
+    for stage, layer in zip(("c2", "c3", "c4", "c5"), range(1, 5), strict=True):
+        for name, value in model.backbone.stages[stage].state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                assert torch.equal(value, theirs[f"backbone.body.layer{layer}.{name}"]), name
+    assert torch.equal(model.backbone.stages["stem"][0].weight, theirs["backbone.body.conv1.weight"])
+    assert torch.equal(model.backbone.stages["stem"][1].running_var, theirs["backbone.body.bn1.running_var"])
+    for number, level in enumerate(("p2", "p3", "p4", "p5")):
+        assert torch.equal(model.neck.lateral[level].weight, theirs[f"backbone.fpn.inner_blocks.{number}.0.weight"])
+        assert torch.equal(model.neck.smooth[level].bias, theirs[f"backbone.fpn.layer_blocks.{number}.0.bias"])
+    assert torch.equal(model.rpn.head.conv.weight, theirs["rpn.head.conv.0.0.weight"])
+    assert torch.equal(model.rpn.head.objectness.weight, theirs["rpn.head.cls_logits.weight"])
+    assert torch.equal(model.rpn.head.deltas.bias, theirs["rpn.head.bbox_pred.bias"])
+    assert torch.equal(model.roi.box_head.fc6.weight, theirs["roi_heads.box_head.fc6.weight"])
+    assert torch.equal(model.roi.box_head.fc7.bias, theirs["roi_heads.box_head.fc7.bias"])
+    assert torch.equal(model.roi.predictor.scores.weight, theirs["roi_heads.box_predictor.cls_score.weight"])
+    assert torch.equal(model.roi.predictor.deltas.weight, theirs["roi_heads.box_predictor.bbox_pred.weight"][4:])
+
+
+def test_the_names_before_torchvision_0_13_are_the_same_network(torchvision_file):
+    path, theirs = torchvision_file
+    older = {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): value for name, value in theirs.items()}
+    for blocks in ("inner_blocks", "layer_blocks"):
+        older = {
+            name.replace(f"{blocks}.{k}.0.", f"{blocks}.{k}.") if blocks in name else name: value
+            for k in range(4)
+            for name, value in older.items()
+            if blocks not in name or f"{blocks}.{k}." in name
+        }
+    assert older.keys() != theirs.keys() and len(older) == len(theirs)
+    assert same(convert(Stored(path, older)).tensors, convert(Stored(path, theirs)).tensors)
+
+
+def test_there_and_back_is_the_same_bit_for_bit(torchvision_file, ours, config):
+    path, theirs = torchvision_file
+    weights = open_weights(path)
+    back = to_torchvision(weights)
+    assert back.keys() == theirs.keys()
+    for name, value in back.items():
+        expected = theirs[name].clone()
+        if name.startswith("roi_heads.box_predictor.bbox_pred"):
+            expected[:4] = 0
+        assert torch.equal(value, expected), name
+    assert same(convert(Stored(path, back)).tensors, weights.tensors)
+    # From our side, with batch norms that are trained.
+    own = ours(3, "backbone=resnet18", *PYRAMID).state_dict()
+    there = to_torchvision(convert(Stored(path, own)))
+    assert same(convert(Stored(path, there)).tensors, own)
+
+
+def coco_detector(torchvision_file) -> dict:
+    _, theirs = torchvision_file
+    state, generator = dict(theirs), torch.Generator().manual_seed(5)
+    for layer, rows in (("cls_score", 91), ("bbox_pred", 364)):
+        for leaf, shape in (("weight", (rows, 16)), ("bias", (rows,))):
+            state[f"roi_heads.box_predictor.{layer}.{leaf}"] = torch.rand(shape, generator=generator)
+    return state
+
+
+def test_the_80_categories_of_coco_are_chosen_from_91_rows(torchvision_file, ours, tmp_path):
+    state, path = coco_detector(torchvision_file), tmp_path / "coco.pth"
+    torch.save(state, path)
+    numbers = [number for number in range(1, 91) if number not in COCO_UNUSED]
+    assert len(numbers) == 80
+    said = []
+    model = ours(80, "backbone=resnet18", *PYRAMID)
+    load(model, path, say=said.append)
+    assert any("91 rows" in line and "12, 26, 29, 30, 45, 66, 68, 69, 71, 83" in line for line in said)
+    scores, deltas = (state[f"roi_heads.box_predictor.{layer}.weight"] for layer in ("cls_score", "bbox_pred"))
+    assert torch.equal(model.roi.predictor.scores.weight[0], scores[0])
+    for index, number in enumerate(numbers):
+        assert torch.equal(model.roi.predictor.scores.weight[index + 1], scores[number])
+        assert torch.equal(model.roi.predictor.deltas.weight[4 * index : 4 * index + 4], deltas[4 * number : 4 * number + 4])
+    kept = open_weights(path, Options(keep_classes=True))
+    assert kept.facts["num_classes"] == "90" and torch.equal(kept.tensors["roi.predictor.scores.weight"], scores)
+    every = ours(90, "backbone=resnet18", *PYRAMID)
+    load(every, path, say=silent)
+    assert torch.equal(every.roi.predictor.deltas.weight, deltas[4:])
+
+
+def test_another_eps_moves_the_variances_so_that_batch_norm_computes_the_same(torchvision_file):
+    path, _ = torchvision_file
+    moved, plain = (open_weights(path, options).tensors for options in (Options(bn_eps=0.0), Options()))
+    assert moved.keys() == plain.keys()
+    for name, value in plain.items():
+        if name.endswith("running_var"):
+            x, zero = torch.rand(1, len(value), 3, 3).double(), torch.zeros(len(value)).double()
+            found = F.batch_norm(x, zero, moved[name].double(), eps=nn.BatchNorm2d(1).eps)
+            torch.testing.assert_close(found, F.batch_norm(x, zero, value.double(), eps=0.0), rtol=1e-6, atol=0)
+            assert not torch.equal(moved[name], value)
+        else:
+            assert torch.equal(moved[name], value), name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_backbone_goes_out_as_it_came_in_but_for_its_classifier(name, tmp_path):
+    state, path = getattr(torchvision.models, name)(weights=None).state_dict(), tmp_path / "backbone.pth"
+    torch.save(state, path)
+    weights = open_weights(path)
+    assert weights.facts["backbone"] == name
+    left = ("fc.", "classifier.", "features.18.")
+    assert same(to_torchvision(weights), {k: v for k, v in state.items() if not k.startswith(left)})
+
+
+# --------------------------------------------------------------------------------------------------------------- detectron2
+
+
+def block_of_detectron2(name: str) -> str:
+    """Our "0.bn1.weight" as "0.conv1.norm.weight"."""
+    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    for number in "123":
+        name = name.replace(f".bn{number}.", f".conv{number}.norm.")
+    return name
+
+
+def detectron2_file(model, path, std: tuple[float, float, float], trunk: str):
+    """A pickle as the model zoo's of what `model` is; `std` in BGR. Written without a look at the converter."""
+    out = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        part, _, rest = name.partition(".")
+        if name == "backbone.stages.stem.0.weight":
+            per_colour = [std[2 - c] / (255 * STD[c]) for c in range(3)]
+            weight = torch.stack([value[:, 2 - c].double() * per_colour[2 - c] for c in range(3)], 1)
+            out[f"{trunk}stem.conv1.weight"] = weight.float()
+        elif name.startswith("backbone.stages.stem.1."):
+            out[f"{trunk}stem.conv1.norm.{name.rpartition('.')[2]}"] = value
+        elif part == "backbone":
+            _, stage, inner = rest.split(".", 2)
+            out[f"{trunk}res{stage[1]}.{block_of_detectron2(inner)}"] = value
+        elif part == "neck":
+            kind, level, leaf = rest.split(".")
+            out[f"backbone.fpn_{'lateral' if kind == 'lateral' else 'output'}{level[1]}.{leaf}"] = value
+        elif part == "rpn":
+            layer = {"conv": "conv", "objectness": "objectness_logits", "deltas": "anchor_deltas"}[rest.split(".")[1]]
+            out[f"proposal_generator.rpn_head.{layer}.{rest.split('.')[2]}"] = value
+        elif rest.startswith("box_head.stage."):
+            out[f"roi_heads.res5.{block_of_detectron2(rest.removeprefix('box_head.stage.'))}"] = value
+        elif rest.startswith("box_head."):
+            out[f"roi_heads.box_head.{rest.removeprefix('box_head.').replace('fc6', 'fc1').replace('fc7', 'fc2')}"] = value
+        elif rest.startswith("predictor.scores."):
+            out[f"roi_heads.box_predictor.cls_score.{rest[17:]}"] = torch.cat([value[1:], value[:1]])
+        else:
+            out[f"roi_heads.box_predictor.bbox_pred.{rest.removeprefix('predictor.deltas.')}"] = value
+    out["pixel_mean"], out["pixel_std"] = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    out["proposal_generator.anchor_generator.cell_anchors.0"] = torch.zeros(3, 4)
+    arrays = {name: value.numpy() for name, value in out.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}, 4))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trunk", "std"),
+    [
+        (("backbone=resnet50", CAFFE, *PYRAMID), "backbone.bottom_up.", (1.0, 1.0, 1.0)),
+        (("backbone=resnet18", *PYRAMID), "backbone.bottom_up.", (57.375, 57.12, 58.395)),
+        (("backbone=resnet18", "ablation=c4", *JOINT), "backbone.", (1.0, 1.0, 1.0)),
+    ],
+    ids=["fpn", "std", "c4"],
+)
+def test_a_detector_of_detectron2_computes_what_it_is_taken_from(ours, tmp_path, overrides, trunk, std):
+    path, said = tmp_path / "model.pkl", []
+    source, model = (ours(3, *overrides, seed=seed) for seed in (1, 2))
+    written = detectron2_file(source, path, std, trunk)
+    images = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 64]])
+    # The file's first convolution on what detectron2 reads is ours on what we read.
+    mean = 255 * torch.tensor(MEAN).flip(0)
+    bgr = (images.flip(1) - mean[:, None, None]) / torch.tensor(std)[:, None, None]
+    first = F.conv2d(bgr, written[f"{trunk}stem.conv1.weight"], stride=2, padding=3)
+    torch.testing.assert_close(first, source.backbone.stages["stem"][0](normalise(images, sizes)), rtol=1e-4, atol=1e-5)
+    load(model, path, Options(pixel_std=std), said.append)
+    for name, value in source.state_dict().items():
+        if name == "backbone.stages.stem.0.weight":
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-6, atol=0)
+        elif not name.endswith("num_batches_tracked"):
+            assert torch.equal(model.state_dict()[name], value), name
+    with torch.no_grad():
+        expected, found = source.features(images, sizes), model.features(images, sizes)
+    for level in expected:
+        torch.testing.assert_close(found[level], expected[level], rtol=1e-5, atol=1e-5)
+    assert any(f"stride_in_1x1={str(CAFFE in overrides).lower()} task.roi.pooling=align_v2" in line for line in said)
+    assert not any("WARNING" in line for line in said)
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    """The state dict of a ResNet-50 whose layers are cut to a corner."""
+    with torch.device("meta"):
+        state = torchvision.models.resnet50(weights=None).state_dict()
+    generator = torch.Generator().manual_seed(3)
+    corners = {k: [min(side, 4) for side in v.shape] for k, v in state.items() if not k.endswith("tracked")}
+    return {k: torch.rand(shape, generator=generator) for k, shape in corners.items()}
+
+
+def resnet_file(path, state: dict, rename, **beside):
+    """A pickle of it under other names, as the backbone that it is read as."""
+    path.write_bytes(pickle.dumps({**beside, "model": {n: v.numpy() for k, v in state.items() if (n := rename(k))}}, 2))
+    weights = convert(read(path))
+    assert not weights.unknown
+    return backbone_part(weights.tensors)
+
+
+def to_detectron2(name: str) -> str:
+    first, _, rest = name.partition(".")
+    if first in ("conv1", "bn1"):
+        return f"stem.conv1.{'norm.' if first == 'bn1' else ''}{rest}"
+    return f"res{int(first[5:]) + 1}.{block_of_detectron2(rest)}" if first.startswith("layer") else f"stem.{name}"
+
+
+def to_caffe2(name: str) -> str | None:
+    first, _, rest = name.partition(".")
+    leaves = {"weight": "s", "bias": "b"}
+    if first in ("conv1", "bn1"):
+        return "conv1_w" if first == "conv1" else rest in leaves and f"res_conv1_bn_{leaves[rest]}"
+    if first == "fc":
+        return f"fc1000_{rest[0]}"
+    block, layer, leaf = rest.replace("downsample.", "downsample").split(".")
+    if leaf not in leaves:
+        return None
+    norm = layer.startswith("bn") or layer == "downsample1"
+    branch = "1" if layer.startswith("downsample") else f"2{'abc'[int(layer[-1]) - 1]}"
+    return f"res{int(first[5:]) + 1}_{block}_branch{branch}{'_bn' if norm else ''}_{leaves[leaf] if norm else 'w'}"
+
+
+@pytest.fixture(scope="module")
+def backbone(config):
+    """`backbone("resnet50", path)` -> what backbone.weights=path gives."""
+    return lambda name, path, *more: build.backbone_weights(config(f"backbone={name}", f"backbone.weights={path}", *more), None)
+
+
+def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
+    """The converter that detectron2 has for torchvision's keeps RGB and its deviations; MSRA's are BGR, divided by 1."""
+    plain, stem = backbone_part(convert(Stored(tmp_path, resnet50)).tensors), "stages.stem.0.weight"
+    assert len(plain) == len(resnet50) - 2
+    rgb = resnet_file(tmp_path / "rgb.pkl", resnet50, to_detectron2, __author__="torchvision")
+    torch.testing.assert_close(rgb.pop(stem), plain[stem])
+    assert same(rgb, {k: v for k, v in plain.items() if k != stem})
+    flipped = (plain[stem].flip(1) * 255 * torch.tensor(STD)[:, None, None]).float()
+    torch.testing.assert_close(resnet_file(tmp_path / "msra.pkl", resnet50, to_detectron2)[stem], flipped)
+    # Caffe2's have no statistics: the batch norm is weight * x + bias.
+    caffe2 = resnet_file(tmp_path / "caffe2.pkl", resnet50, to_caffe2)
+    assert caffe2.keys() == plain.keys()
+    assert all(torch.equal(v, plain[k]) for k, v in caffe2.items() if "running" not in k and k != stem)
+    norm = {k.rpartition(".")[2]: v for k, v in caffe2.items() if k.startswith("stages.c4.1.bn2.")}
+    x = torch.rand(1, 4, 2, 2)
+    found = F.batch_norm(x, norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"])
+    torch.testing.assert_close(found, x * norm["weight"][:, None, None] + norm["bias"][:, None, None])
+
+
+# ------------------------------------------------------------------------------------------------------------------- strides
+
+
+def by_hand(block: nn.Module, x: torch.Tensor, stride: int) -> torch.Tensor:
+    """A bottleneck of He et al. (2015): the first 1x1 has the stride."""
+
+    def norm(layer: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(y, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=1e-5)
+
+    y = F.relu(norm(block.bn1, F.conv2d(x, block.conv1.weight, stride=stride)))
+    y = F.relu(norm(block.bn2, F.conv2d(y, block.conv2.weight, padding=1)))
+    y = norm(block.bn3, F.conv2d(y, block.conv3.weight))
+    if block.downsample is not None:
+        x = norm(block.downsample[1], F.conv2d(x, block.downsample[0].weight, stride=stride))
+    return F.relu(x + y)
+
+
+def test_the_stride_moves_to_the_first_1x1_in_every_stage_and_in_conv5_as_a_head(ours):
+    plain, moved = (ours(3, "ablation=c4", "backbone=resnet50", *JOINT, *more) for more in ((), (CAFFE,)))
+    assert (has_stride_in_1x1(plain.backbone), has_stride_in_1x1(moved.backbone)) == (False, True)
+    assert same(plain.state_dict(), moved.state_dict())
+    stages = {**{n: s for n, s in moved.backbone.stages.items() if n != "stem"}, "c5": moved.roi.box_head.stage}
+    others = {**plain.backbone.stages, "c5": plain.roi.box_head.stage}
+    with torch.no_grad():
+        for name, stage in stages.items():
+            x = torch.rand(1, stage[0].conv1.in_channels, 9, 10, generator=torch.Generator().manual_seed(0))
+            expected = x
+            for number, block in enumerate(stage):
+                expected = by_hand(block, expected, 2 if number == 0 and name != "c2" else 1)
+            torch.testing.assert_close(stage(x), expected)
+            assert torch.allclose(others[name](x), expected) == (name == "c2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("backbone=resnet18", CAFFE), "stride_in_1x1=true needs bottlenecks, which resnet18 lacks"),
+        (("backbone=resnet50", CAFFE), "weights=imagenet are made with the stride in the 3x3"),
+        (("backbone=resnet50", "backbone.weights=pretrain", CAFFE), "weights=pretrain are made with the stride in the 3x3"),
+    ],
+)
+def test_a_stride_that_cannot_be_moved_is_refused(config, overrides, message):
+    with pytest.raises(UserError, match=message):
+        config(*overrides)
+
+
+def test_backbones_without_bottlenecks_are_left_alone():
+    with torch.device("meta"):
+        net = BACKBONES["resnet18"]()
+    before = str(net)
+    stride_to_1x1(net)
+    assert str(net) == before and not has_stride_in_1x1(net)
+
+
+# ----------------------------------------------------------------------------------------------------- what is loaded, or not
+
+
+def test_a_stage_that_the_network_lacks_is_left_out_and_said(ours, torchvision_file):
+    path, theirs = torchvision_file
+    for task, parts, left in (("rpn", ("rpn",), "roi"), ("fast_rcnn", ("roi",), "rpn")):
+        said = []
+        overrides = [o for o in PYRAMID if task != "rpn" or not o.startswith("task")]
+        overrides = [o for o in overrides if not o.startswith(("task=", "task.training"))]
+        model = ours(3, "backbone=resnet18", f"task={task}", *overrides, parts=parts)
+        load(model, path, say=said.append)
+        assert torch.equal(model.neck.lateral["p3"].weight, theirs["backbone.fpn.inner_blocks.1.0.weight"])
+        assert [f"left out: {left}.*" in line for line in said] == [True]
+
+
+def test_what_does_not_fit_changes_nothing(ours, torchvision_file, tmp_path):
+    _, theirs = torchvision_file
+    model = ours(4, "backbone=resnet18", *PYRAMID)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, changed, message in (
+        ("classes", theirs, r"4 tensors are of another shape \(roi.predictor.scores.weight \(4, 16\) for \(5, 16\)"),
+        (
+            "backbone",
+            {k: v for k, v in theirs.items() if not k.startswith("roi_heads.")},
+            r"8 tensors are missing \(roi.box_head.fc6.weight",
+        ),
+    ):
+        file = tmp_path / f"{name}.pth"
+        torch.save(changed, file)
+        with pytest.raises(UserError, match=rf"{name}.pth does not fit the network: .*{message}"):
+            load(model, file)
+    assert same(before, model.state_dict())
+
+
+def without(state: dict, *names: str) -> dict:
+    return {k: v for k, v in state.items() if k not in names}
+
+
+DAMAGES = {
+    "missing": (
+        lambda s: without(s, "backbone.fpn.inner_blocks.1.0.bias", "backbone.body.layer3.0.conv2.weight"),
+        r"2 tensors are missing \(backbone.stages.c4.0.conv2.weight, neck.lateral.p3.bias\)",
+    ),
+    "no head": (lambda s: without(s, "rpn.head.conv.0.0.weight"), r"1 tensor is missing \(rpn.head.conv.weight\)"),
+    "half a predictor": (
+        lambda s: without(s, "roi_heads.box_predictor.cls_score.bias"),
+        r"1 tensor is missing \(roi.predictor.scores.bias\)|roi.predictor.scores.bias",
+    ),
+    "shape": (
+        lambda s: {**s, "backbone.body.conv1.weight": torch.zeros(64, 1, 7, 7)},
+        r"backbone.stages.stem.0.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)",
+    ),
+    "superfluous": (
+        lambda s: {**s, "rpn.head.extra.weight": torch.zeros(1), "backbone.body.layer1.9.conv1.weight": torch.zeros(1)},
+        r"2 tensors are superfluous \(backbone.stages.c2.9.conv1.weight, rpn.head.extra.weight\)",
+    ),
+    "many": (
+        lambda s: {**s, **{f"roi_heads.more.{k}": torch.zeros(1) for k in range(14)}},
+        r"14 tensors are superfluous \(roi_heads.more.0, .*, roi_heads.more.9, and 4 more\)",
+    ),
+    "version 2": (
+        lambda s: {**s, "backbone.fpn.inner_blocks.0.1.weight": torch.zeros(256)},
+        r"1 tensor is superfluous \(backbone.fpn.inner_blocks.0.1.weight\)",
+    ),
+    "agnostic": (
+        lambda s: {**s, "roi_heads.box_predictor.bbox_pred.weight": torch.zeros(4, 16)},
+        r"predictor has rows of another kind",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_not_whole_is_refused_with_names(torchvision_file, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    path = tmp_path / "damaged.pth"
+    torch.save(change(torchvision_file[1]), path)
+    with pytest.raises(UserError, match=message) as refused:
+        open_weights(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["pth", "pkl", "safetensors"])
+@pytest.mark.parametrize("how", ["half", "less a byte", "head"])
+def test_a_file_that_is_cut_is_refused(tmp_path, kind, how):
+    path, value = tmp_path / f"cut.{kind}", torch.rand(50, 3)
+    if kind == "pth":
+        torch.save({"conv1.weight": value}, path)
+    elif kind == "pkl":
+        path.write_bytes(pickle.dumps({"model": {"stem.conv1.weight": value.numpy()}}, 4))
+    else:
+        write_safetensors(path, {"backbone.stages.stem.0.weight": value}, {})
+    whole = path.read_bytes()
+    read(path)
+    path.write_bytes(whole[: {"half": len(whole) // 2, "less a byte": -1, "head": 12}[how]])
+    with pytest.raises(UserError, match=rf"cut\.{kind}: not a readable state dict"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"some text\n" * 99, bytes(range(256)) * 9, b"\x80", b"PK\x03\x04", b"12345678{"])
+def test_rubbish_is_refused(tmp_path, content):
+    (tmp_path / "rubbish").write_bytes(content)
+    with pytest.raises(UserError, match="rubbish: not a readable state dict"):
+        read(tmp_path / "rubbish")
+
+
+def test_files_that_would_be_run_by_torch_are_refused(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
+    with pytest.raises(UserError, match="holds more than tensors") as refused:
+        read(tmp_path / "module.pth")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_no_file_and_no_run(tmp_path):
+    with pytest.raises(UserError, match="none: no such file"):
+        read(tmp_path / "none")
+    with pytest.raises(UserError, match="no finished run"):
+        read(tmp_path)
+
+
+def test_backbone_weights_takes_the_backbone_of_a_detector(backbone, torchvision_file, ours, tmp_path):
+    path, theirs = torchvision_file
+    found = backbone("resnet18", path)
+    assert torch.equal(found["stages.c5.1.conv2.weight"], theirs["backbone.body.layer4.1.conv2.weight"])
+    # Row c4 has conv5 as its head; it belongs to the backbone.
+    model = ours(3, "ablation=c4", "backbone=resnet18", *JOINT)
+    torch.save(model.state_dict(), tmp_path / "c4.pt")
+    found = backbone("resnet18", tmp_path / "c4.pt")
+    assert torch.equal(found["stages.c5.1.conv2.weight"], model.roi.box_head.stage[1].conv2.weight)
+    with pytest.raises(UserError, match=r"backbone.weights=.*c4.pt does not fit backbone=resnet34: \d+ tensors are missing"):
+        backbone("resnet34", tmp_path / "c4.pt")
+
+
+def test_a_deeper_resnet_is_not_taken_for_a_shallower_one(backbone, tmp_path):
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in torchvision.models.resnet101(weights=None).state_dict().items()}
+    torch.save({k: torch.zeros(()).expand(s) for k, s in shapes.items()}, tmp_path / "deep.pth")
+    with pytest.raises(UserError, match=r"does not fit backbone=resnet50: 102 tensors are superfluous"):
+        backbone("resnet50", tmp_path / "deep.pth")
+
+
+def test_half_precision_is_loaded_as_single(ours, torchvision_file):
+    path, theirs = torchvision_file
+    weights = convert(Stored(path, {k: v.half() if v.is_floating_point() else v for k, v in theirs.items()}))
+    model = ours(3, "backbone=resnet18", *PYRAMID)
+    file = path.with_name("half.safetensors")
+    write_safetensors(file, weights.tensors, weights.facts)
+    load(model, file, say=silent)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.rpn.head.conv.weight, theirs["rpn.head.conv.0.0.weight"].half().float())
+    assert np.isfinite(model.rpn.head.conv.weight.detach().numpy()).all()
