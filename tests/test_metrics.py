@@ -221,33 +221,51 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("truth_file", "detections_file"), FILES)
-def test_real_sets_give_the_same_through_pycocotools_own_loader(truth_file, detections_file):
-    """An independent evaluation: the file itself, `loadRes`, and AR at 100 from the standard limits."""
+def real(truth_file, detections_file):
+    """(truth, results list) of files that others have made."""
     folder = REAL / "coco_eval"
     if not folder.is_dir():
         pytest.skip(f"no evaluator references at {folder}")
+    return tuple(json.loads((folder / name).read_text()) for name in (truth_file, detections_file))
+
+
+def as_detections(truth, results):
+    """In double precision, as a file has them."""
+    label = {c["id"]: k for k, c in enumerate(truth["categories"], start=1)}
+    boxes = np.array([d["bbox"] for d in results], np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    ids, scores = (np.array([d[key] for d in results]) for key in ("image_id", "score"))
+    return Detections(ids, boxes, scores, np.array([label[d["category_id"]] for d in results]))
+
+
+@pytest.mark.parametrize(("each", "files"), [*((1, files) for files in FILES), (4, FILES[0])])
+def test_real_sets_give_the_same_through_pycocotools_own_loader(files, each):
+    """An independent evaluation: the truth's file itself, `loadRes`, all categories as one. A detector's boxes are few: four of
+    each, moved a little, are more than a hundred on an image, so that the limit decides."""
+    truth, results = real(*files)
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, results = (json.loads((folder / name).read_text()) for name in (truth_file, detections_file))
-    boxes = np.array([d["bbox"] for d in results], np.float64)
-    boxes[:, 2:] += boxes[:, :2]
-    detections = Detections(
-        np.array([d["image_id"] for d in results]), boxes, np.array([d["score"] for d in results])
-    )  # in double precision, as the file has them
-    found = both(truth, detections)
+    rng = np.random.default_rng(0)
+    results += [
+        {**d, "bbox": (np.array(d["bbox"]) * rng.uniform(0.9, 1.1, 4)).tolist(), "score": d["score"] * rng.random()}
+        for _ in range(1, each)
+        for d in results[:]
+    ]
+    found = both(truth, as_detections(truth, results))
+    assert (found["AR1k"] > found["AR100"]) == (each > 1)
 
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(folder / truth_file)
+        coco = COCO(REAL / "coco_eval" / files[0])
         evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
         evaluation.params.useCats = 0
+        evaluation.params.maxDets = [10, 100, 1000]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    expected = evaluation.stats[8:12]
-    for name, value in zip(("AR100", "AR100_s", "AR100_m", "AR100_l"), expected, strict=True):
-        assert found[name] == pytest.approx(value, abs=1e-9) if value > -1 else found[name] is None, name
+    for m, limit in ((1, "AR100"), (2, "AR1k")):
+        for a, size in enumerate(("", "_s", "_m", "_l")):
+            recall = evaluation.eval["recall"][:, 0, a, m]
+            assert found[limit + size] == (pytest.approx(recall.mean(), abs=1e-9) if recall.min() > -1 else None), limit + size
 
 
 # Average precision
@@ -327,23 +345,34 @@ def test_precision_is_that_of_pycocotools_summary(seed, tied, crowds, bounds):
 
 @pytest.mark.parametrize(("truth_file", "detections_file"), FILES)
 def test_precision_on_real_sets_is_that_of_pycocotools_own_loader(truth_file, detections_file):
-    folder = REAL / "coco_eval"
-    if not folder.is_dir():
-        pytest.skip(f"no evaluator references at {folder}")
-    truth, results = (json.loads((folder / name).read_text()) for name in (truth_file, detections_file))
+    truth, results = real(truth_file, detections_file)
     categories = truth["categories"]
-    label = {c["id"]: k for k, c in enumerate(categories, start=1)}
-    boxes = np.array([d["bbox"] for d in results], np.float64)
-    boxes[:, 2:] += boxes[:, :2]
-    ids, scores, own = (np.array([d[key] for d in results]) for key in ("image_id", "score", "category_id"))
-    labels = np.array([label[key] for key in own.tolist()])
-    metrics, per_class = both_ap(truth, Detections(ids, boxes, scores, labels), categories)
+    metrics, per_class = both_ap(truth, as_detections(truth, results), categories)
     stats, by_category = summary(truth, results)
     for name, expected in zip(APS, stats, strict=True):
         assert_same(metrics[name], expected)
     for category in categories:
         assert_same(per_class[category["name"]], by_category[category["id"]])
     assert np.mean([v for v in per_class.values() if v is not None]) == pytest.approx(metrics["AP"])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "digits"),
+    [
+        (FILES[0], "expected_bbox.json", {"pycocotools_full_precision": 1e-9, "published": 5e-4}),
+        (FILES[1], "expected_padilla.json", {"pycocotools": 1e-9, "published_tol_1e6": 1e-6}),
+        (FILES[2], "expected_voc100.json", {"pycocotools": 1e-9}),
+    ],
+)
+def test_precision_on_real_sets_is_what_others_have_noted(files, expected, digits):
+    """Figures that stand in files, to the digits that they were noted with. Their recall is by category and ours is not."""
+    truth, results = real(*files)
+    metrics, _ = both_ap(truth, as_detections(truth, results), truth["categories"])
+    noted = json.loads((REAL / "coco_eval" / expected).read_text())
+    assert noted.keys() >= digits.keys()
+    for source, tolerance in digits.items():
+        for name, value in zip(APS, noted[source], strict=False):
+            assert metrics[name] == pytest.approx(value, abs=tolerance), (source, name)
 
 
 def test_all_found_is_1_and_nothing_found_is_0():
