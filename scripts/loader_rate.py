@@ -1,0 +1,136 @@
+#!/usr/bin/env python
+"""How many photographs a second the loader hands out on this machine, where the time goes, and what a training needs.
+
+    python scripts/loader_rate.py ANNOTATIONS IMAGES [--workers 0 1 2] [--sides 800 1333] [--need 36] [--out FILE]
+
+Any COCO-format set of photographs will do; a hundred JPEGs are enough. The stages are timed on one thread and in memory, as a
+worker does them. A second JPEG decoder, torchvision's on the CPU, is timed beside Pillow's, and their pixels are compared.
+(torchvision decodes on a GPU too; that is not tried here.)
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+
+from fpn_ablate.data.coco import CocoDataset
+from fpn_ablate.data.loader import training_batches
+from fpn_ablate.data.transforms import collate, prepare
+from fpn_ablate.record import device_name
+
+# 40,000 and 80,000 steps of 16 images took the paper 8 and 10 hours on 8 GPUs (Sec. 5.1 and 5.2): 22 and 36 images a second.
+NEED = 36.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)  # as in a worker
+    data = CocoDataset(options.annotations, options.images, options.images.name, invalid="clip")
+    sides = {"short_side": options.sides[0], "max_side": options.sides[1]}
+    found: dict[str, Any] = {
+        "machine": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before",
+        "versions": f"Pillow {PIL.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}",
+        "images": len(data),
+        "megapixels each": round(float(data.sizes.prod(axis=1).mean()) / 1e6, 3),
+        "sides": options.sides,
+    }
+    found |= _stages(data, [options.images / image["file_name"] for image in data.coco()["images"]], sides)
+    for workers in options.workers:
+        found[f"images a second, {workers} workers"] = round(_rate(data, workers, sides, options.seconds), 1)
+    best = max(value for name, value in found.items() if name.startswith("images a second"))
+    found["needed"] = options.need
+    found["workers for it, by the stages"] = int(-(-options.need * found["all of an image (ms)"] // 1000))
+    for name, value in found.items():
+        print(f"{name:50} {value}")
+    print(f"{'enough' if best >= options.need else 'NOT enough'}: {best} images a second of {options.need:g}")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _stages(data: CocoDataset, files: list[Path], sides: dict[str, int]) -> dict[str, Any]:
+    """Median milliseconds an image of each stage, and both decoders compared where all files are JPEGs."""
+    samples = [data[n] for n in range(len(data))]
+    contents = [file.read_bytes() for file in files]
+    found = {
+        "file and pixels (ms)": _median(data.__getitem__, range(len(data))),
+        "resize, flip (ms)": _median(lambda sample: prepare(sample, **sides, flip=True), samples),
+        "collate (ms)": _median(lambda items: collate(items), [[prepare(s, **sides, flip=False)] for s in samples[:20]]),
+    }
+    found["all of an image (ms)"] = round(sum(found.values()), 2)
+    if all(content.startswith(b"\xff\xd8") for content in contents):
+        ours, theirs = _median(_pillow, contents), _median(_torchvision, contents)
+        differences = [np.abs(_pillow(c).astype(int) - _torchvision(c).astype(int)) for c in contents]
+        found |= {
+            "decoding alone, Pillow (ms)": ours,
+            "decoding alone, torchvision on the CPU (ms)": theirs,
+            "torchvision is faster by": round(ours / theirs, 2),
+            "greatest difference of a pixel value": max(int(difference.max()) for difference in differences),
+            "pixel values that differ (%)": round(100 * float(np.mean([(d > 0).mean() for d in differences])), 3),
+        }
+    return found
+
+
+def _median(function: Callable[[Any], object], inputs: Sequence[Any], repeats: int = 3) -> float:
+    """Milliseconds a call: the mean over the inputs, the median over the repeats."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for item in inputs:
+            function(item)
+        times.append(1000 * (time.perf_counter() - began) / len(inputs))
+    return round(statistics.median(times), 2)
+
+
+def _pillow(content: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def _torchvision(content: bytes) -> np.ndarray:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return torchvision.io.decode_jpeg(encoded, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+def _rate(data: CocoDataset, workers: int, sides: dict[str, int], seconds: float) -> float:
+    """Images a second over about so many seconds, once all workers have begun."""
+    batches = training_batches(
+        data, batch_size=4, steps=range(10**6), seed=0, flip=True, workers=workers, group_by_aspect=True, **sides
+    )
+    list(islice(batches, 2 + 4 * workers))
+    count, began = 0, time.perf_counter()
+    for batch in batches:
+        count += len(batch.image_ids)
+        if (passed := time.perf_counter() - began) > seconds:
+            break
+    return count / passed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python scripts/loader_rate.py", description=__doc__.splitlines()[0])
+    parser.add_argument("annotations", type=Path, help="instances JSON file")
+    parser.add_argument("images", type=Path, help="folder of the photographs")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--sides", type=int, nargs=2, default=[800, 1333], metavar=("SHORT", "MAX"), help="default: 800 1333")
+    parser.add_argument(
+        "--need", type=float, default=NEED, help="images a second that a training takes (default: the paper's 36)"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="to measure each number of workers (default: 10)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+"""A rehearsal of COCO's size without its pictures: what indexing, ordering, loading and evaluating it takes on this machine.
+
+    python scripts/rehearse_coco.py [--folder DIR] [--out FILE] [--only STEP ...] [--pycocotools N]
+
+Writes a set with COCO 2017's numbers of images, objects and categories, an annotation file as large as COCO's, and a few plain
+pictures that are hard-linked under 123,287 names; then runs each step in a process of its own. Prints a table and, with --out,
+writes JSON. All lies in a temporary folder (0.5 GB), gone at the end, unless --folder names one to be kept and used again.
+
+Nothing is trained, and the boxes are random: AP and AR mean nothing here. The pictures are smooth, so they decode faster than
+photographs do: scripts/loader_rate.py measures those.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fpn_ablate.cost import peak_memory_mib
+from fpn_ablate.data.coco import CocoDataset, load
+from fpn_ablate.data.loader import Draws, training_batches
+from fpn_ablate.metrics import Detections, average_precision, average_recall, evaluator_name
+from fpn_ablate.record import device_name
+from fpn_ablate.report import records
+from fpn_ablate.report.collate import collate
+from fpn_ablate.resample import FEW, draws, resample
+from fpn_ablate.schema import Coco, Split
+
+CPU = torch.device("cpu")
+IMAGES = {"train2017": 118_287, "val2017": 5_000}
+OBJECTS = {"train2017": 860_001, "val2017": 36_781}
+CATEGORY_IDS = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+# Height, width and share: about those of 100 images of val2014. Boxes: shares and sides of small, medium and large objects.
+SIZES = {(480, 640): 0.38, (427, 640): 0.32, (640, 480): 0.1, (640, 427): 0.1, (375, 500): 0.06, (500, 375): 0.04}
+SIDES = {(4, 32): 0.41, (32, 96): 0.34, (96, 400): 0.25}
+CROWDS = 0.012
+LINKS = 50_000  # of one file: ext4 allows 65,000
+LEDGER = Path(__file__).parents[1] / "results" / "reference" / "ledger.csv"
+
+
+# The set
+
+
+def write_set(folder: Path, scale: float) -> None:
+    """Both splits below `folder`, with `scale` times COCO's images and objects. What is there already is left as it is."""
+    for number, split in enumerate(IMAGES):
+        file = folder / "annotations" / f"instances_{split}.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng(number)
+            images, objects = (max(1, round(scale * count[split])) for count in (IMAGES, OBJECTS))
+            ids = np.sort(rng.choice(600_000, images, replace=False)) + 1
+            sizes = np.array(list(SIZES))[rng.choice(len(SIZES), images, p=list(SIZES.values()))]
+            _write_pictures(folder / split, ids, sizes)
+            with file.open("w") as stream:
+                stream.writelines(_instances(ids, sizes, objects, rng))
+
+
+def _write_pictures(folder: Path, ids: np.ndarray, sizes: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for height, width in SIZES:
+        own = ids[(sizes == (height, width)).all(axis=1)].tolist()
+        for first in range(0, len(own), LINKS):
+            source, *links = (folder / f"{key:012}.jpg" for key in own[first : first + LINKS])
+            grey = Image.linear_gradient("L").resize((width, height))
+            Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180))).save(source, quality=60)
+            for link in links:
+                os.link(source, link)
+
+
+def _instances(ids: np.ndarray, sizes: np.ndarray, objects: int, rng: np.random.Generator) -> Iterator[str]:
+    """The annotation file in pieces, with a polygon for each object, since polygons are most of COCO's bytes."""
+    yield '{"info": {}, "images": ['
+    rows = zip(ids.tolist(), sizes.tolist(), strict=True)
+    yield ", ".join(f'{{"id": {k}, "file_name": "{k:012}.jpg", "height": {h}, "width": {w}}}' for k, (h, w) in rows)
+    names = ", ".join(f'{{"id": {key}, "name": "category {key}", "supercategory": "any"}}' for key in CATEGORY_IDS)
+    yield f'], "categories": [{names}], "annotations": [\n'
+    crowds = rng.random(objects) < CROWDS
+    # Few images have many objects, and few categories most of them.
+    image = np.sort(rng.choice(len(ids), objects, p=_shares(rng.gamma(0.8, size=len(ids)))))
+    category = rng.choice(CATEGORY_IDS, objects, p=_shares(1 / np.arange(2, len(CATEGORY_IDS) + 2)))
+    x, y, w, h = _boxes(sizes[image], rng).T
+    h[: 2 * (objects > 10_000)] = 0  # as two boxes of train2017
+    polygons = [json.dumps([np.round(rng.uniform(0, 640, 46), 2).tolist()]) for _ in range(100)]
+    columns = (ids[image], category, x, y, w, h, np.round(w * h * 0.6, 3), crowds.astype(int))
+    for n, (key, kind, *box, area, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
+        yield (
+            f'{"," if n > 1 else ""}{{"segmentation": {polygons[n % 100]}, "area": {area}, "iscrowd": {crowd}, '
+            f'"image_id": {key}, "bbox": {box}, "category_id": {kind}, "id": {n}}}\n'
+        )
+    yield "]}"
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum()
+
+
+def _boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(M, 4) x, y, width, height within images of `sizes` (M, 2), of COCO's mix of sides."""
+    low, high = np.array(list(SIDES))[rng.choice(len(SIDES), len(sizes), p=list(SIDES.values()))].T
+    side = low * (high / low) ** rng.random(len(sizes))
+    stretch = np.exp(rng.normal(0, 0.3, len(sizes)))
+    extent = np.minimum(np.stack([side * stretch, side / stretch], axis=1), sizes[:, ::-1] - 1)
+    corner = rng.random((len(sizes), 2)) * (sizes[:, ::-1] - extent)
+    return np.round(np.concatenate([corner, extent], axis=1), 2)
+
+
+def _found(data: CocoDataset, each: int, labels: bool) -> Detections:
+    """`each` boxes an image: half about its objects, half anywhere."""
+    rng = np.random.default_rng(each)
+    images = len(data)
+    boxes = _boxes(np.repeat(data.sizes, each, axis=0), rng).reshape(images, each, 4)
+    kinds = rng.integers(1, len(data.categories) + 1, (images, each))
+    position = {key: n for n, key in enumerate(data.image_ids)}
+    own: dict[int, list[tuple[list[float], int]]] = {}
+    for annotation in data.coco()["annotations"]:
+        own.setdefault(position[annotation["image_id"]], []).append(
+            (annotation["bbox"], data.label_of[annotation["category_id"]])
+        )
+    for n, objects in own.items():
+        about, label = np.array([box for box, _ in objects]), np.array([label for _, label in objects])
+        chosen = rng.integers(0, len(objects), each // 2)
+        spread = about[chosen][:, [2, 3, 2, 3]] * rng.normal(0, 0.15, (each // 2, 4))
+        boxes[n, : each // 2] = np.maximum(about[chosen] + spread, [0, 0, 1, 1])
+        kinds[n, : each // 2] = label[chosen]
+    boxes = boxes.reshape(-1, 4).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = rng.random(len(boxes), dtype=np.float32)
+    ids = np.repeat(np.array(data.image_ids, np.int64), each)
+    return Detections(ids, boxes, scores, kinds.reshape(-1) if labels else None)
+
+
+# The steps
+
+
+class Clock:
+    """Named seconds and other figures of a step."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.figures[f"{name} (s)"] = round(time.perf_counter() - began, 2)
+
+
+def _splits(folder: Path) -> Coco:
+    train, val = (Split(annotations=f"annotations/instances_{split}.json", images=split) for split in IMAGES)
+    settings = {"label": "rehearsal", "root": str(folder), "invalid": "drop", "keep_empty": True}
+    return Coco(name="coco", train=train, val=val, **settings)
+
+
+def _val(folder: Path) -> CocoDataset:
+    return CocoDataset(folder / _splits(folder).val.annotations, folder / "val2017", "rehearsal", invalid="drop")
+
+
+def index(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    with clock("both splits"):
+        train, val = load(_splits(folder))
+    clock.figures |= {"images": len(train) + len(val), "repaired": train.repairs | val.repairs}
+
+
+def order(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """A run of 40,000 steps of 16: all its draws, and the first of a run resumed near its end."""
+    size = round(options.scale * IMAGES["train2017"])
+    aspects = np.random.default_rng(0).uniform(0.5, 2, size)
+    for name, given in (("plain", None), ("by aspect", aspects)):
+        with clock(f"40,000 steps, {name}"):
+            count = sum(1 for _ in Draws(size, 16, range(40_000), 0, True, 1, given))
+        assert count == 40_000
+        with clock(f"resumed at 39,000, {name}"):
+            next(iter(Draws(size, 16, range(39_000, 40_000), 0, True, 1, given)))
+
+
+def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Images a second as training asks for them, at 800 / 1333 px and by aspect, without the first batches."""
+    data = _val(folder)
+    for workers in (0, 2):
+        sizes = {"batch_size": 4, "short_side": 800, "max_side": 1333, "workers": workers}
+        batches = training_batches(data, **sizes, steps=range(154), seed=0, flip=True, group_by_aspect=True)
+        list(islice(batches, 4))
+        began = time.perf_counter()
+        count = sum(len(batch.image_ids) for batch in batches)
+        clock.figures[f"images a second, {workers} workers"] = round(count / (time.perf_counter() - began), 1)
+
+
+def precision(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """100 detections an image."""
+    data = _val(folder)
+    truth, found = data.coco(), _found(data, 100, labels=True)
+    with clock("AP"):
+        metrics, _ = average_precision(truth, found, data.categories)
+    with clock("AR@100"):
+        average_recall(truth, found, limits=(100,))
+    clock.figures |= {"boxes": len(found.scores), "AP of random boxes": round(metrics["AP"], 3)}
+
+
+def recall(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """1,000 proposals an image."""
+    data = _val(folder)
+    truth, found = data.coco(), _found(data, 1000, labels=False)
+    with clock("AR@100 and AR@1k"):
+        metrics = average_recall(truth, found)
+    clock.figures |= {"boxes": len(found.scores), "AR@1k of random boxes": round(metrics["AR1k"], 3)}
+
+
+def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """The bootstrap over images of one run with detections: 2 and 12 replicates of the 100 that a run makes."""
+    data = _val(folder)
+    truth, found = data.coco(), _found(data, 100, labels=True)
+    for count in (2, 12):
+        drawn = draws(len(data), np.random.default_rng(0), count)
+        began = time.process_time()  # a difference of times of the clock would be one of the machine's load
+        resample(truth, found, data.categories, data.area_bounds, drawn)
+        clock.figures[f"{count} replicates (processor s)"] = round(time.process_time() - began, 1)
+    few, many = clock.figures.values()
+    clock.figures[f"{FEW} replicates, EXTRAPOLATED (processor s)"] = round(many + (FEW - 12) * (many - few) / 10)
+
+
+def tables(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Records and replicates of finished runs into tables: those of the README, whose size does not grow with the images."""
+    with clock("read"):
+        frame = records.load(LEDGER)
+    with clock("tables"):
+        made = collate(frame)
+    clock.figures |= {"records": len(frame), "tables made": len(made)}
+
+
+def pycocotools(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Both evaluators on the first N images; they must agree."""
+    data = _val(folder)
+    count = min(options.pycocotools, len(data))
+    kept = set(data.image_ids[:count])
+    truth = data.coco()
+    truth["images"] = truth["images"][:count]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
+    results: dict[str, list[Any]] = {}
+    for each, labels in ((100, True), (1000, False)):
+        found = _found(data, each, labels)
+        cut = count * each
+        found = Detections(found.image_ids[:cut], found.boxes[:cut], found.scores[:cut], found.labels[:cut] if labels else None)
+        for engine in ("faster-coco-eval", "pycocotools"):
+            with clock(f"{count} x {each}, {engine}"):
+                results.setdefault(engine, []).append(
+                    average_precision(truth, found, data.categories, engine=engine)[0]
+                    if labels
+                    else average_recall(truth, found, engine=engine)
+                )
+            seconds = clock.figures[f"{count} x {each}, {engine} (s)"]
+            if count < len(data):
+                clock.figures[f"{len(data)} x {each}, {engine}, EXTRAPOLATED (s)"] = round(seconds * len(data) / count)
+    one, other = ({f"{n}.{k}": v for n, d in enumerate(found) for k, v in d.items()} for found in results.values())
+    clock.figures["greatest difference"] = max(abs(one[name] - other[name]) for name in one)
+
+
+STEPS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
+    step.__name__: step for step in (index, order, loading, precision, recall, replicates, tables, pycocotools)
+}
+
+
+# The command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.step:
+        print(json.dumps(_measured(options)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = (options.folder or Path(temporary)).resolve()
+        began = time.perf_counter()
+        write_set(options.folder, options.scale)
+        bytes_ = sum(file.stat().st_size for file in (options.folder / "annotations").iterdir())
+        print(f"set at {options.folder}: {time.perf_counter() - began:.0f} s, annotations {bytes_ / 1e6:.0f} MB", flush=True)
+        wanted = options.only or [step for step in STEPS if step != "pycocotools" or options.pycocotools]
+        found = {"machine": _machine(), "scale": options.scale, "steps": {step: _fresh(step, options) for step in wanted}}
+    print(json.dumps(found["machine"]))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return int(any("failed" in figures for figures in found["steps"].values()))
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    clock, imports = Clock(), _gibibytes()
+    began, worked = time.perf_counter(), time.process_time()
+    STEPS[options.step](options.folder, clock, options)
+    return clock.figures | {
+        "whole step (s)": round(time.perf_counter() - began, 1),
+        "processor time of it (s)": round(time.process_time() - worked, 1),
+        "peak memory (GiB)": _gibibytes(),
+        "of it imports (GiB)": imports,
+        "load of the machine before": options.load,
+    }
+
+
+def _gibibytes() -> float:
+    return round(peak_memory_mib(CPU) / 1024, 2)
+
+
+def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
+    """A step in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--step", step, "--folder", str(options.folder), "--scale", str(options.scale)]
+    command += ["--pycocotools", str(options.pycocotools), "--load", str(round(os.getloadavg()[0], 1))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        figures = {"failed": f"code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
+    else:
+        figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{step}: {(STEPS[step].__doc__ or '').strip()}", flush=True)
+    for name, value in figures.items():
+        print(f"  {name:45} {value}", flush=True)
+    return figures
+
+
+def _machine() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": device_name(CPU),
+        "cores": os.cpu_count(),
+        "memory (GiB)": round(memory / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "evaluator": evaluator_name(),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python scripts/rehearse_coco.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="keep the set here, and use it again (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--only", choices=STEPS, nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--pycocotools", type=int, default=0, metavar="N", help="and pycocotools, on N images (5000: 15 min)")
+    parser.add_argument("--scale", type=float, default=1.0, help="this share of COCO's images, for a trial")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--load", type=float, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
