@@ -1,6 +1,7 @@
-"""The command line: `python -m fpn_ablate [-m] key=value ...`, and `python -m fpn_ablate verify [key=value ...]`."""
+"""The command line: `python -m fpn_ablate [-m] key=value ...`, and `python -m fpn_ablate verify|doctor [key=value ...]`."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import re
@@ -17,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
-from fpn_ablate.schema import TASKS, keys, unknown_key
+from fpn_ablate.schema import TASKS, Config, keys, unknown_key
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
 
 if TYPE_CHECKING:
@@ -27,15 +29,15 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one cell, a sweep, or the verifier; returns the exit code (2: bad input)."""
+    """Run one cell, a sweep, the verifier or the data doctor; returns the exit code (2: bad input)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verifying = arguments[:1] == ["verify"]
+    aside = {"verify": _verify, "doctor": _doctor}.get(arguments[0] if arguments else "")
     os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
     try:
-        arguments = normalise(arguments[1:] if verifying else arguments)
+        arguments = normalise(arguments[1:] if aside else arguments)
         _introduce()
-        if verifying:
-            return _verify(arguments)
+        if aside:
+            return aside(arguments)
     except (UserError, CompactHydraException) as error:
         print(error, file=sys.stderr)
         return 2
@@ -162,19 +164,47 @@ def _size(text: str) -> tuple[int, int]:
 
 def _facts(options: argparse.Namespace) -> "dict[str, RowFacts]":
     """Row -> what it is, for the rows that are asked for, or all."""
-    from hydra import compose, initialize_config_dir
-
     from fpn_ablate.verify import row_facts
 
+    return {cfg.row: row_facts(cfg, size=options.size) for cfg in _cells(options.overrides)}
+
+
+def _cells(arguments: Sequence[str]) -> list[Config]:
+    """The rows that are asked for with ablation=ROW,ROW, or all of conf/ablation."""
+    from hydra import compose, initialize_config_dir
+
     rows = sorted(path.stem for path in Path(CONF, "ablation").glob("*.yaml"))
-    chosen = [o.split("=", 1)[1].split(",") for o in options.overrides if o.startswith("ablation=")]
-    overrides = [o for o in options.overrides if not o.startswith("ablation=")]
-    found = {}
+    chosen = [o.split("=", 1)[1].split(",") for o in arguments if o.startswith("ablation=")]
+    overrides = [o for o in arguments if not o.startswith("ablation=")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for row in chosen[-1] if chosen else rows:
-            cfg = cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
-            found[cfg.row] = row_facts(cfg, size=options.size)
-    return found
+        return [
+            cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
+            for row in (chosen[-1] if chosen else rows)
+        ]
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Look over both splits of a data set as a run would see them, before anything is trained. Exit code 0: sound, 1: a
+    training would be refused, 2: bad arguments."""
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.doctor", description=_doctor.__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run; ablation=ROW,ROW chooses rows")
+    parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
+    parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
+    options = parser.parse_intermixed_args(arguments)
+    cells = _cells(options.overrides)
+
+    from fpn_ablate.doctor import examine
+    from fpn_ablate.doctor.text import show
+
+    report = examine({cfg.row: cfg for cfg in cells})
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    if options.json == "-":
+        print(text, end="")
+    else:
+        show(report, options.limit)
+        if options.json:
+            write_atomically(Path(options.json), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return 0 if report["sound"] else 1
 
 
 def _markdown(arguments: Sequence[str]) -> str:

@@ -51,10 +51,13 @@ def test_wandb_is_known_to_the_process_that_copies_alone_and_imported_when_asked
 
 
 def test_data_and_model_do_not_know_each_other():
-    above = ("run", "train", "evaluate", "pretrain", "report", "sweep", "sinks", "record")
+    above = ("run", "train", "evaluate", "pretrain", "report", "sweep", "sinks", "record", "doctor")
     assert not {f for f in users_of("fpn_ablate.model") if f.startswith("data/")}
     assert not {f for f in users_of("fpn_ablate.data") if f.startswith("model/")}
     assert not {f for f in users_of(*(f"fpn_ablate.{name}" for name in above)) if f.startswith(("data/", "model/"))}
+    # With a run's arguments, `python -m fpn_ablate.data.doctor` hands over to the command line, and only when it is called.
+    assert {f for f in users_of("fpn_ablate.__main__") if f.startswith(("data/", "model/"))} == {"data/doctor.py"}
+    assert not {f for f in users_of("fpn_ablate.__main__", top_level_only=True) if f.startswith(("data/", "model/"))}
 
 
 def test_the_report_knows_neither_torch_nor_the_rest():

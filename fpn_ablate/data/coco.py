@@ -58,7 +58,7 @@ class CocoDataset:
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
         self.category_of = {label: key for key, label in self.label_of.items()}
         self._root = os.path.realpath(images)
-        self._table, self.repairs = _repaired(report.annotations, invalid)
+        self._table, self.repairs = repaired(report.annotations, invalid)
         # Objects in the order of their images: those of image n are [offsets[n], offsets[n + 1]).
         self._offsets = np.searchsorted(self._table.image_index, np.arange(len(self._table.image_ids) + 1))
         self._kept = self._with_objects() if not keep_empty else np.arange(len(self._table.image_ids))
@@ -125,25 +125,36 @@ def load(cfg: Any) -> tuple[CocoDataset, CocoDataset]:
     Evaluation keeps images without objects whatever `keep_empty` says. Raises UserError on a missing root or category
     lists that differ.
     """
-    root = Path(cfg.root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root={cfg.root} is not a folder. Fix: data.root=PATH of the folder with annotations and images")
+    root = root_of(cfg)
     name = cfg.label or root.resolve().name
     train, val = (
         CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
         for split, keep_empty in ((cfg.train, cfg.keep_empty), (cfg.val, True))
     )
+    if reason := unfit(cfg, train._table, val._table):
+        raise UserError(reason)
+    return train, val
+
+
+def root_of(cfg: Any) -> Path:
+    """The folder `data.root`; UserError where there is none."""
+    root = Path(cfg.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root={cfg.root} is not a folder. Fix: data.root=PATH of the folder with annotations and images")
+    return root
+
+
+def unfit(cfg: Any, train: Annotations, val: Annotations) -> str | None:
+    """Why two splits, each of them sound, cannot be trained on and evaluated together; None where they can."""
     if train.categories != val.categories:
         differing = [c for c in (*train.categories, *val.categories) if (c in train.categories) != (c in val.categories)]
-        raise UserError(
-            f"{cfg.train.annotations} and {cfg.val.annotations} below {root} declare different categories: {differing}"
+        return (
+            f"{cfg.train.annotations} and {cfg.val.annotations} below {root_of(cfg)} declare different categories: {differing}"
             ". Fix: the same `categories` in both files, used or not"
         )
-    if not len(train._with_objects()):
-        raise UserError(
-            f"{cfg.train.annotations} below {root} has no object to learn from. Fix: annotations that are not crowd"
-        )
-    return train, val
+    if train.crowd.all():
+        return f"{cfg.train.annotations} below {root_of(cfg)} has no object to learn from. Fix: annotations that are not crowd"
+    return None
 
 
 def _refusal(name: str, report: doctor.Report, refused: list[Finding]) -> str:
@@ -152,7 +163,7 @@ def _refusal(name: str, report: doctor.Report, refused: list[Finding]) -> str:
     return f"{head}: {doctor.summary(refused, 10)}\nThe whole list: {again}"
 
 
-def _repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, int]]:
+def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, int]]:
     """The table in the order of images, its bad boxes clipped or dropped, and how many of each."""
     kinds = doctor.box_kinds(table)
     boxes, areas = table.boxes, table.areas

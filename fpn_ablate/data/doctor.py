@@ -1,5 +1,8 @@
 """Look over a COCO-format set before a training starts: python -m fpn_ablate.data.doctor ANNOTATIONS [IMAGES]
 
+With the arguments of a run (`data=coco data.root=PATH ...`) both splits are looked over as that run would see them, and
+sizes, anchors, balance and duplicates are told: see `fpn_ablate.doctor`.
+
 Every problem is named with file, image id, annotation id, value and fix, not the first one alone. Exit code 1 where a
 training would be refused. Images are judged by their header and their last bytes (see `images.probe` for what that
 misses).
@@ -11,6 +14,7 @@ error to be decided on.
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -24,6 +28,8 @@ from fpn_ablate.data.findings import BOX, BROKEN, NOTE, Finding
 
 ROUNDING = 1.0  # pixels beyond the image that pass as rounding
 NOISE = 1e-3  # pixels; below this, x + width > W is floating-point arithmetic and not worth a note
+DESCRIPTION = "Check a COCO-format set. Or give data=coco data.root=PATH and other key=value of a run, to check both splits."
+OVERRIDE = re.compile(r"[+~]*[a-z][\w./@]*=")  # key=value, as for a run
 THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box in a large picture
 
 
@@ -141,7 +147,12 @@ def _check_images(table: Annotations, file: str, folder: str, findings: list[Fin
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.doctor", description="Check a COCO-format set.")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(OVERRIDE.match(argument) and not os.path.exists(argument) for argument in arguments):
+        from fpn_ablate.__main__ import main as command_line
+
+        return command_line(["doctor", *arguments])
+    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.doctor", description=DESCRIPTION)
     parser.add_argument("annotations", type=Path, help="instances JSON file")
     parser.add_argument("images", type=Path, nargs="?", help="folder of the image files; left out: not looked at")
     parser.add_argument("--limit", type=int, default=50, help="findings to print (default 50; 0: all)")

@@ -1,0 +1,304 @@
+"""The data doctor with a run's arguments: both splits, sizes, anchors, balance, duplicates, exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coco_sets import CATEGORIES, REAL, picture
+from PIL import Image
+
+from fpn_ablate import doctor
+from fpn_ablate.__main__ import main
+from fpn_ablate.data import coco
+from fpn_ablate.data.doctor import main as data_doctor
+from fpn_ablate.data.transforms import prepare
+from fpn_ablate.doctor import facts, recall
+from fpn_ablate.doctor.splits import splits_of
+from fpn_ablate.doctor.text import show
+from fpn_ablate.model import anchors, boxes
+from fpn_ablate.model.build import build_detector
+
+ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
+SIZES = {"a.png": (40, 60), "b.png": (50, 50), "c.png": (120, 90)}
+
+
+def split(objects, images=tuple(SIZES), first=1):
+    """`objects`: (image, category, box, crowd)."""
+    return {
+        "categories": [dict(c) for c in CATEGORIES],
+        "images": [
+            {"id": first + n, "file_name": name, "height": SIZES[name[-5:]][0], "width": SIZES[name[-5:]][1]}
+            for n, name in enumerate(images)
+        ],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            for n, (image, c, box, crowd) in enumerate(objects, start=1)
+        ],
+    }
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make(train, val)` writes a set whose pictures all differ, and returns its root as data.root=..."""
+
+    def write(train, val, folders=("images", "images")):
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        seed = 0
+        for name, data, folder in zip(("train", "val"), (train, val), folders, strict=True):
+            (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(data))
+            for entry in data["images"]:
+                path, seed = tmp_path / folder / entry["file_name"], seed + 1
+                path.parent.mkdir(exist_ok=True)
+                if not path.exists():
+                    Image.fromarray(picture(entry["height"], entry["width"], seed)).save(path)
+        return f"data.root={tmp_path}"
+
+    return write
+
+
+TRAIN = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [0, 0, 60, 40], 0), (3, 3, [10, 10, 50, 100], 0), (3, 1, [0, 0, 90, 90], 1)]
+VAL = [(11, 3, [5, 6, 10, 12], 0)]
+ONE = ("val/a.png",)
+
+
+def examined(config, *overrides, rows=("fpn",)):
+    return doctor.examine({row: config("data=coco", f"ablation={row}", *overrides) for row in rows})
+
+
+def kinds(report):
+    return {(warning["kind"], warning["split"]) for warning in report["warnings"]}
+
+
+def test_a_set_is_counted_by_split_size_and_category(config, make):
+    root = make(split(TRAIN), split(VAL, ONE, first=11))
+    report = examined(config, root, "recipe.short_side=64", "recipe.max_side=128")
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert report["sound"] and not report["refused"]
+    assert [train[key] for key in ("images", "images_used", "images_without_objects", "objects", "crowd")] == [3, 3, 1, 3, 1]
+    assert train["objects_an_image"] == {"mean": 1.0, "median": 1.0, "max": 2, "above_100": 0}
+    assert train["crowd_share"] == 0.25
+    assert [train["sizes"]["native"][area] for area in ("small", "medium", "large")] == [1, 2, 0]
+    # 1.6 and 64 / 90 times as large: 2400 px are 6144, 5000 are 2517.
+    assert [train["sizes"]["input"][area] for area in ("small", "medium", "large")] == [1, 2, 0]
+    assert train["sizes"]["input"]["sqrt_area"]["max"] == pytest.approx((2400 * 64 / 40 * 96 / 60) ** 0.5, abs=1e-3)
+    assert train["sizes"]["aspect_ratio"]["max"] == 2
+    assert train["categories"] == [
+        {"id": 1, "name": "ant", "objects": 1, "images": 1},
+        {"id": 3, "name": "bee", "objects": 2, "images": 2},
+        {"id": 90, "name": "cow", "objects": 0, "images": 0},
+    ]
+    assert (train["imbalance"], val["imbalance"]) == (2, 1)
+    assert {("category-without-objects", "train"), ("category-without-objects", "val")} <= kinds(report)
+    assert not {kind for kind, _ in kinds(report)} - {"category-without-objects", "anchors"}
+
+
+def test_empty_images_are_handed_out_as_the_run_says(config, make):
+    root = make(split(TRAIN), split(VAL, (*ONE, "val/b.png"), first=11))
+    report = examined(config, root, "data.keep_empty=false")
+    assert [report["splits"][name]["images_used"] for name in ("train", "val")] == [2, 2]
+
+
+def test_objects_below_a_pixel_and_below_a_cell_are_told(config, make):
+    root = make(split([(3, 1, [0, 0, 0.5, 60], 0), (3, 1, [5, 5, 2, 2], 0), (3, 1, [5, 5, 9, 9], 0)]), split(VAL, ONE, 11))
+    sizes = examined(config, root, "recipe.short_side=90", "recipe.max_side=128")["splits"]["train"]["sizes"]
+    assert (sizes["below_one_pixel"], sizes["below_finest_stride"], sizes["finest_stride"]) == (1, 1, 4)
+    assert examined(config, root, rows=("c5",))["splits"]["train"]["sizes"]["finest_stride"] == 32
+
+
+def test_more_objects_than_an_evaluation_counts_are_told(config, make):
+    many = [(11, 1, [1 + 0.1 * n, 2, 3, 4], 0) for n in range(101)]
+    report = examined(config, make(split(TRAIN), split(many, ONE, 11)))
+    assert report["splits"]["val"]["objects_an_image"]["above_100"] == 1
+    assert ("crowded", "val") in kinds(report) and ("crowded", "train") not in kinds(report)
+
+
+def test_duplicates_within_a_split_are_told(config, make):
+    twice = [*TRAIN, (1, 3, [0, 0, 60, 40], 0), (1, 1, [0, 0, 60, 40], 0), (3, 1, [0, 0, 90, 90], 0)]
+    report = examined(config, make(split(twice, (*SIZES, "a.png")), split(VAL, ONE, first=11)))
+    found = report["splits"]["train"]["duplicates"]
+    # Not another category, and not a crowd region and an object.
+    assert found == {"annotations": 1, "annotation_ids": [5], "file_names": 1, "shared_file_names": ["a.png"]}
+    assert {("duplicate-annotations", "train"), ("duplicate-file-names", "train")} <= kinds(report)
+
+
+def test_images_in_both_splits_are_found_by_content_and_by_name(config, make, tmp_path, monkeypatch):
+    folders = ("train2017", "val2017")
+    root = make(split(TRAIN), split(VAL, ("a.png", "x_b.png"), first=11), folders)
+    shutil.copy(tmp_path / "train2017/b.png", tmp_path / "val2017/x_b.png")
+    read, sha256 = [], facts._sha256
+    monkeypatch.setattr(facts, "_sha256", lambda path: read.append(path) or sha256(path))
+    report = examined(config, root, *(f"data.{name}.images={f}" for name, f in zip(("train", "val"), folders, strict=True)))
+    assert report["shared_images"] == {
+        "by_name_and_size": [{"file_name": "a.png", "train": 1, "val": 11}],
+        "by_content": [{"train": 2, "val": 12}],
+    }
+    assert {("shared-content", None), ("shared-name", None)} <= kinds(report)
+    # Files that are as long as none of the other split are not read.
+    length = {path.stat().st_size for path in (tmp_path / "val2017").iterdir()}
+    assert all(Path(path).stat().st_size in length for path in read)
+    assert not any(path.endswith("train2017/c.png") for path in read)
+    assert report["sound"]
+
+
+def brute_force(objects, size, levels, settings):
+    """Every anchor of the padded image against every object."""
+    height, width = (-(-side // 32) * 32 for side in size)
+    every = torch.cat(
+        [
+            anchors.grid(
+                anchors.cell_anchors(sizes, settings[1]), level.stride, -(-height // level.stride), -(-width // level.stride)
+            )
+            for level, sizes in zip(levels, anchors.sizes_per_level(levels, settings[0]), strict=False)
+        ]
+    )
+    return boxes.iou(objects, every).amax(1)
+
+
+@pytest.mark.parametrize("row", ["c4", "c5", "fpn", "finest"])
+@pytest.mark.parametrize("size", [(64, 96), (61, 130), (20, 33)])
+def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
+    cfg, generator = config(f"ablation={row}", "recipe.short_side=256", "recipe.max_side=448"), torch.Generator().manual_seed(0)
+    corners = torch.rand(600, 2, 2, generator=generator).sort(1).values * torch.tensor(size).flip(0)
+    # Long and small ones too, on the border and with their centres halfway between cells.
+    corners[:100, :, 0] = torch.tensor([0.0, size[1]])
+    corners[100:200, 1] = corners[100:200, 0] + 2
+    corners[200:300] = corners[200:300].round()
+    objects = corners.reshape(-1, 4)
+    what = recall.anchors_of(cfg)
+    levels = build_detector(cfg, parts=()).neck.levels
+    expected = brute_force(objects, size, levels, ([s * 256 / 800 for s in cfg.head.anchor_sizes], cfg.head.anchor_ratios))
+    found = recall.best_iou(objects, torch.tensor([size]).expand(600, 2), what)
+    torch.testing.assert_close(found, expected)
+
+
+def test_objects_in_parts_are_objects_at_once(config, monkeypatch):
+    what = recall.anchors_of(config())
+    corners = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values * 64
+    sizes = torch.full((50, 2), 64)
+    expected = recall.best_iou(corners.reshape(-1, 4), sizes, what)
+    monkeypatch.setattr(recall, "AT_ONCE", 7)
+    assert torch.equal(recall.best_iou(corners.reshape(-1, 4), sizes, what), expected)
+
+
+def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
+    objects = [(1, 1, [-0.5, 2, 7, 9], 0), (1, 3, [50, 0, 10.5, 40], 0), (2, 3, [10, 10, 31, 33], 0), (3, 1, [3, 5, 7, 11], 0)]
+    cfg = config("data=coco", make(split(objects), split(VAL, ONE, first=11)))
+    short, long = cfg.recipe.short_side, cfg.recipe.max_side
+    train, _ = coco.load(cfg.data)
+    items = [prepare(train[index], short, long, flip=False) for index in range(len(train))]
+    table = splits_of(cfg)[0][0].table
+    sizes = recall.input_sizes(table.sizes, short, long)
+    assert [tuple(size) for size in sizes] == [item.image.shape[1:] for item in items]
+    found = torch.from_numpy(facts.input_boxes(table, sizes))
+    torch.testing.assert_close(found, torch.cat([item.boxes for item in items]))
+
+
+def test_a_coarse_row_cannot_see_small_objects(config, make):
+    tiny = [(11, 1, [13.0, 13.0, 6, 6], 0), (11, 3, [0, 0, 60, 40], 0)]
+    report = examined(
+        config, make(split(TRAIN), split(tiny, ONE, 11)), "recipe.short_side=96", "recipe.max_side=160", rows=ROWS
+    )
+    found = {row: entry["recall"] for row, entry in report["anchors"].items()}
+    assert set(found) == set(ROWS)
+    assert found["fpn"] == found["bottom_up"] == found["no_lateral"]
+    assert found["c5"]["small"]["iou50"] == 0 < found["finest"]["small"]["iou50"]
+    assert found["finest"]["all"]["mean_best_iou"] >= found["fpn"]["all"]["mean_best_iou"]
+    assert found["c5"]["large"] == {"objects": 0, "iou50": None, "iou70": None, "mean_best_iou": None}
+    assert any("0% of the small objects" in w["text"] and "c5" in w["text"] for w in report["warnings"])
+
+
+BAD = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [50, 0, 30, 40], 0), (1, 1, [5, 5, 0, 5], 0)]
+
+
+@pytest.mark.parametrize(("invalid", "sound", "objects"), [("error", False, 1), ("clip", True, 2), ("drop", True, 1)])
+def test_what_the_run_would_refuse_is_refused(config, make, invalid, sound, objects, capsys):
+    cfg = config("data=coco", make(split(BAD), split(VAL, ONE, first=11)), f"data.invalid={invalid}")
+    report = doctor.examine({"fpn": cfg})
+    assert report["sound"] == sound
+    assert report["splits"]["train"]["objects"] == objects
+    assert {f["kind"]: f["refused"] for f in report["splits"]["train"]["findings"]} == {
+        "box-outside": not sound,
+        "box-empty": not sound,
+    }
+    if sound:
+        assert report["splits"]["train"]["repairs"] == coco.load(cfg.data)[0].repairs
+    else:
+        with pytest.raises(coco.UserError):
+            coco.load(cfg.data)
+    show(report)
+    assert ("A training would be refused." in capsys.readouterr().out) != sound
+
+
+def test_splits_that_do_not_fit_together_are_refused_as_in_a_run(config, make):
+    val = split(VAL, ONE, first=11)
+    val["categories"][0]["name"] = "wasp"
+    cfg = config("data=coco", make(split(TRAIN), val))
+    with pytest.raises(coco.UserError) as refused:
+        coco.load(cfg.data)
+    report = doctor.examine({"fpn": cfg})
+    assert not report["sound"] and report["refused"] == [str(refused.value)]
+
+
+@pytest.mark.parametrize("train", [{"images": []}, split([]), split([(5, 1, [1, 2, 3, 4], 0), (1, 2, [1, 2, 3, 4], 0)])])
+def test_a_set_with_little_to_count_is_still_told_of(config, make, tmp_path, train, capsys):
+    root = make(split(TRAIN), split(VAL, ONE, first=11))
+    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(train))
+    report = examined(config, root)
+    show(report)
+    assert not report["sound"] and "A training would be refused." in capsys.readouterr().out
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_command_line(make, tmp_path, capsys):
+    root = make(split(TRAIN), split(VAL, ONE, first=11))
+    call = ["data=coco", root, "recipe=smoke", "ablation=c4,fpn"]
+    assert data_doctor([*call, "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["anchors"]) == ["c4", "fpn"] and report["format"] == 1
+    assert main(["doctor", *call, "--json", str(tmp_path / "facts.json")]) == 0
+    out = capsys.readouterr().out
+    assert json.loads((tmp_path / "facts.json").read_text()) == report
+    assert "Sound." in out and "bee" in out and "\x1b" not in out and out.isascii() == ("√" not in out)
+    shutil.move(tmp_path / "images/c.png", tmp_path / "c.png")
+    assert data_doctor(call) == 1
+    assert "train: Problems: 1 image-missing" in capsys.readouterr().out
+    for bad, message in (
+        (["data=coco", "data.root=nowhere"], "data.root=nowhere is not a folder"),
+        ([*call, "head.anchr_sizes=[8]"], "Did you mean head.anchor_sizes?"),
+        (["data=voc"], "data/voc"),
+    ):
+        assert data_doctor(bad) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_module_takes_a_runs_arguments(make):
+    root = make(split(TRAIN), split(VAL, ONE, first=11))
+    command = [sys.executable, "-m", "fpn_ablate.data.doctor", "data=coco", root, "recipe=smoke", "ablation=c5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Sound.\n")
+
+
+def test_generated_pictures_are_examined_too(config, capsys):
+    report = doctor.examine({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
+    assert report["sound"] and report["generated"] and report["shared_images"] is None
+    assert report["splits"]["val"]["images"] == 3
+    assert report["splits"]["train"]["sizes"]["native"]["bounds"][0] == pytest.approx((32 * 64 / 480) ** 2)
+    show(report)
+    assert "generated" in capsys.readouterr().out
+
+
+def test_real_sets_are_counted_as_the_evaluation_counts_them(config):
+    if not (REAL / "facemask").is_dir():
+        pytest.skip(f"{REAL / 'facemask'} is not there")
+    cfg = config("data=coco", f"data.root={REAL / 'facemask'}")
+    entries = splits_of(cfg)[0][1]
+    truth = json.loads((REAL / "facemask/annotations/instances_val.json").read_text())
+    found = facts.sizes_of(entries.table, entries.table.sizes, entries.bounds, 4)["native"]
+    areas = np.array([a["area"] for a in truth["annotations"] if not a["iscrowd"]])
+    assert found["small"] == (areas < 32**2).sum() and found["large"] == (areas > 96**2).sum()
