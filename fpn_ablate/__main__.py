@@ -17,6 +17,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fpn_ablate import timm_configs
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
@@ -47,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _introduce() -> None:
-    """Make the sweeper and the resolver of conf/config.yaml known to Hydra."""
+    """Make the sweeper, the configurations of timm and the resolver of conf/config.yaml known to Hydra."""
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
+    timm_configs.register()
     OmegaConf.register_new_resolver("fpn_ablate_root", lambda: f"file://{ROOT}", replace=True)
 
 

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import safe_name, write_atomically
 from fpn_ablate.identity import code_version, digest
-from fpn_ablate.model.backbone import BACKBONES
-from fpn_ablate.model.build import initialise
+from fpn_ablate.model.build import build_backbone, initialise
 from fpn_ablate.model.detector import normalise
-from fpn_ablate.schema import Config, Pretrain
+from fpn_ablate.schema import AnyBackbone, Config, Pretrain
 
 # The code that decides the weights.
 PARTS = ("data/shapes", "model/backbone.py", "model/build.py", "model/detector.py", "pretrain.py", "seeding.py")
@@ -52,21 +51,22 @@ class _Pictures(Dataset):
 class Classifier(nn.Module):
     """The backbone, global average pooling of C5, one linear layer over the kinds of things."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, cfg: AnyBackbone) -> None:
         super().__init__()
-        self.backbone = BACKBONES[name]()
+        self.backbone = build_backbone(cfg)
         self.classes = nn.Linear(self.backbone.out_channels, NUM_KINDS)
 
     def forward(self, images: Tensor) -> Tensor:
         sizes = torch.tensor([images.shape[-2:]] * len(images), device=images.device)
-        return self.classes(self.backbone(normalise(images, sizes))["c5"].mean((2, 3)))
+        x = normalise(images, sizes, self.backbone.mean, self.backbone.std)
+        return self.classes(self.backbone(x)["c5"].mean((2, 3)))
 
 
 def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
     recipe = cfg.recipe.pretrain
-    facts = [cfg.backbone.name, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
-    path = folder / f"{cfg.backbone.name}-{digest(facts)[:12]}.pt"
+    facts = [cfg.backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
+    path = folder / f"{safe_name(cfg.backbone.label)}-{digest(facts)[:12]}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path) + ".lock"):
         if not path.exists():
@@ -83,7 +83,7 @@ def _world(world: World, recipe: Pretrain) -> World:
 def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Callable[[str], None]) -> None:
     recipe, started = cfg.recipe.pretrain, time.monotonic()
     small_world = _world(world, recipe)
-    model = Classifier(cfg.backbone.name)
+    model = Classifier(cfg.backbone)
     initialise(model, recipe.seed)
     model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
@@ -101,10 +101,10 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
         if step % max(1, recipe.steps // 5) == 0:
             left = (time.monotonic() - started) / step * (recipe.steps - step)
             loss_text = f"loss {float(loss.detach()):.3f}"
-            say(f"pre-training {cfg.backbone.name}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
+            say(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(time.monotonic() - started, 1), "recipe": recipe.model_dump()}
-    say(f"pre-training {cfg.backbone.name}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
+    say(f"pre-training {cfg.backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
     # The facts come first: the weights are what `ensure` looks for.
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(facts)))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))

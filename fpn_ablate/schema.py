@@ -88,12 +88,14 @@ class Backbone(Strict):
     # A default, as config.yaml of older runs does not have the key.
     stride_in_1x1: Annotated[bool, Field(strict=True)] = False
 
+    @property
+    def label(self) -> str:
+        """As `backbone=` names it."""
+        return self.name
+
     @model_validator(mode="after")
     def _trainable(self) -> "Backbone":
-        if self.weights == "none" and (self.freeze_at or self.frozen_bn):
-            raise ValueError(
-                "weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false"
-            )
+        _refuse_frozen_chance(self)
         if self.weights == "imagenet" and self.name in ("small", "small_deep"):
             raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
         return self
@@ -108,6 +110,42 @@ class Backbone(Strict):
                 "or set stride_in_1x1=false"
             )
         return self
+
+
+class TimmBackbone(Strict):
+    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. The keys are those of `Backbone`;
+    "imagenet" stands for the weights that timm has for `model`, and a file's names are timm's."""
+
+    name: Literal["timm"]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    weights: str
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
+    frozen_bn: bool
+
+    @property
+    def label(self) -> str:
+        """As `backbone=` names it."""
+        return f"timm/{self.model}"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if value == "???":
+            raise ValueError("say which: backbone=timm/MODEL, as timm/resnext50_32x4d")
+        return value
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "TimmBackbone":
+        _refuse_frozen_chance(self)
+        return self
+
+
+AnyBackbone = Backbone | TimmBackbone
+
+
+def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
+    if backbone.weights == "none" and (backbone.freeze_at or backbone.frozen_bn):
+        raise ValueError("weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false")
 
 
 class FPNNeck(Strict):
@@ -313,7 +351,7 @@ class Config(Strict):
     workers: Count
     deterministic: bool | Literal["auto"]
     data: Shapes | Coco = Field(discriminator="name")
-    backbone: Backbone
+    backbone: AnyBackbone = Field(discriminator="name")
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
     head: Head
     task: RPNTask | FastRCNNTask | FasterRCNNTask = Field(discriminator="name")
@@ -384,7 +422,7 @@ def validate(values: dict[str, Any]) -> Config:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn"}
+    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", *_tags(Backbone), *_tags(TimmBackbone)}
     where = [str(part) for part in problem["loc"] if str(part) not in tags]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":

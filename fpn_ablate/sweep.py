@@ -18,7 +18,7 @@ from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
 from fpn_ablate.report.tables import show
-from fpn_ablate.schema import INCIDENTAL, Coco, Config, keys, unknown_key, validate
+from fpn_ablate.schema import INCIDENTAL, Coco, Config, TimmBackbone, keys, unknown_key, validate
 
 # The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
 TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
@@ -41,9 +41,9 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is not the run's business
     values.pop("hydra", None)
-    # A path is named by its last part: records travel, folders do not.
+    # A path is named by its last part: records travel, folders do not. backbone=timm/resnet50 is no path, and not resnet50.
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, value.rstrip("/").rpartition("/")[2]) for key, value in parts)
+    pairs = sorted((key, value if key == "backbone" else value.rstrip("/").rpartition("/")[2]) for key, value in parts)
     row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
     factors = declared_factors(values.get("factors"))
     task = values["task"] or {}
@@ -62,7 +62,12 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     values["table"] = values["table"] or TABLES.get(asked, asked)
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
-    return validate(values)
+    cfg = validate(values)
+    if isinstance(cfg.backbone, TimmBackbone):
+        from fpn_ablate.model import timm_backbone  # seconds, with torch and timm
+
+        timm_backbone.check(cfg.backbone.model)
+    return cfg
 
 
 def declared_factors(declared: Any) -> list[str]:

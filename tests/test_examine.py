@@ -276,6 +276,7 @@ def test_the_command_line(make, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_takes_a_runs_arguments(make):
     root = make(split(TRAIN), split(VAL, ONE, first=11))
     command = [sys.executable, "-m", "fpn_ablate.data.doctor", "data=coco", root, "recipe=smoke", "ablation=c5"]

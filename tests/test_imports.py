@@ -42,7 +42,13 @@ def test_the_search_finds_something():
 
 
 def test_hydra_is_known_to_the_command_line_alone():
-    assert users_of("hydra", "omegaconf") == {"__main__.py", "sweep.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
+    own = {"__main__.py", "sweep.py", "timm_configs.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
+    assert users_of("hydra", "omegaconf") == own
+
+
+def test_timm_is_an_extra_and_imported_when_asked_for():
+    assert users_of("timm") == {"model/timm_backbone.py"}
+    assert users_of("timm", top_level_only=True) == set()
 
 
 def test_wandb_is_known_to_the_process_that_copies_alone_and_imported_when_asked_for():

@@ -17,16 +17,26 @@ from fpn_ablate.model.levels import Features, Level
 STAGES = ("stem", "c2", "c3", "c4", "c5")
 # First layer and the one after the last of each stage, of MobileNetV2's features; a slice keeps the numbers of its layers.
 MOBILENET_CUTS = {"stem": (0, 2), "c2": (2, 4), "c3": (4, 7), "c4": (7, 14), "c5": (14, 18)}
+# ImageNet's statistics, RGB in 0..1; all backbones but some of timm are or were trained with them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Five stages. `levels` says what C2..C5 are; `out_channels` is C5's width (the classifier's input)."""
+    """Five stages. `levels` says what C2..C5 are; `out_channels` is C5's width (the classifier's input); `mean` and `std` are
+    those of the images that it reads, RGB in 0..1."""
 
-    def __init__(self, stages: dict[str, nn.Module], channels: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        stages: dict[str, nn.Module],
+        channels: tuple[int, int, int, int],
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = STD,
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.levels = tuple(Level(name, width) for name, width in zip(STAGES[1:], channels, strict=True))
         self.out_channels = channels[-1]
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Features:
         """(N, 3, H, W) normalised images -> {"c2": ..., "c5": ...}."""
@@ -49,11 +59,23 @@ class Backbone(nn.Module):
             freeze_batch_norm(self.stages[name].requires_grad_(False))
 
 
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """Of a BatchNorm that carries its activation in it, as timm's `BatchNormAct2d`: the activation stays."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, eps=norm.eps)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm by its affine form with the statistics it has (Detectron's default for fine-tuning)."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            active = hasattr(child, "act")
+            frozen = FrozenBatchNormAct2d(child) if active else FrozenBatchNorm2d(child.num_features, eps=child.eps)
             frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
             setattr(module, name, frozen.to(child.weight.device))
         else:

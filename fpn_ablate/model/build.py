@@ -16,7 +16,8 @@ from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
 from fpn_ablate.model.pool import RoIPooler
 from fpn_ablate.model.roi import Conv5, RoIHeads, RoISettings, TwoFC
 from fpn_ablate.model.rpn import RPN, RPNSettings
-from fpn_ablate.schema import Config, FPNNeck
+from fpn_ablate.model.timm_backbone import timm_backbone, timm_weights
+from fpn_ablate.schema import AnyBackbone, Config, FPNNeck, TimmBackbone
 from fpn_ablate.seeding import torch_generator
 from fpn_ablate.weights.files import Stored, read
 from fpn_ablate.weights.loading import backbone_of
@@ -50,6 +51,16 @@ def _joint(cfg: Config) -> bool:
     return cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
 
 
+def build_backbone(cfg: AnyBackbone) -> Backbone:
+    """The backbone that is asked for, all of it trained and its batch statistics running."""
+    if isinstance(cfg, TimmBackbone):
+        return timm_backbone(cfg.model)
+    backbone = BACKBONES[cfg.name]()
+    if cfg.stride_in_1x1:
+        stride_to_1x1(backbone)
+    return backbone
+
+
 def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
     neck = cfg.neck
     if isinstance(neck, FPNNeck):
@@ -71,6 +82,8 @@ def build_roi(
         canonical_level=roi.canonical_level,
         canonical_box_size=roi.canonical_box_size * scale,
     )
+    if conv5 and not any(True for _ in behind["c5"].parameters()):
+        raise UserError(f"backbone={cfg.backbone.label} has nothing but pooling behind C4 for a head: set task.roi.head=2fc")
     head = Conv5(behind["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
     settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
     return RoIHeads(pooler, head, num_classes, settings)
@@ -88,9 +101,7 @@ def build_detector(
     """
     parts = PARTS[cfg.task.name] if parts is None else parts
     short_side = short_side or cfg.recipe.short_side
-    backbone = BACKBONES[cfg.backbone.name]()
-    if cfg.backbone.stride_in_1x1:
-        stride_to_1x1(backbone)
+    backbone = build_backbone(cfg.backbone)
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
@@ -111,8 +122,8 @@ def initialise(model: nn.Module, seed: int) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{owner}.{name}"
             generator = torch_generator(seed, "init", full)
-            if parameter.dim() == 1:
-                nn.init.constant_(parameter, float(isinstance(module, nn.BatchNorm2d) and name == "weight"))
+            if parameter.dim() < 2:  # a bias, or the scale of a norm or of a layer
+                nn.init.constant_(parameter, float(not name.endswith("bias")))
             elif full.startswith("rpn."):
                 nn.init.normal_(parameter, std=0.01, generator=generator)
             elif full.startswith("roi.predictor."):
@@ -135,16 +146,22 @@ def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] 
     if source == "pretrain":
         assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
         return torch.load(pretrained, weights_only=True, map_location="cpu")
-    wanted = {name: value.shape for name, value in BACKBONES[cfg.backbone.name]().state_dict().items()}
-    if source == "imagenet":
-        state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
-        return backbone_of(Stored(Path(source), state), cfg.backbone.name, wanted)
-    if not Path(source).exists():
-        raise UserError(f"backbone.weights={source}: no such file; give a file of weights, or none, pretrain, imagenet")
     try:
-        return backbone_of(read(Path(source)), cfg.backbone.name, wanted)
+        if isinstance(cfg.backbone, TimmBackbone):
+            return timm_weights(cfg.backbone.model, source, None if source == "imagenet" else _stored(source).tensors)
+        wanted = {name: value.shape for name, value in build_backbone(cfg.backbone).state_dict().items()}
+        if source == "imagenet":
+            state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+            return backbone_of(Stored(Path(source), state), cfg.backbone.name, wanted)
+        return backbone_of(_stored(source), cfg.backbone.name, wanted)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
+
+
+def _stored(source: str) -> Stored:
+    if not Path(source).exists():
+        raise UserError(f"{source}: no such file; give a file of weights, or none, pretrain, imagenet")
+    return read(Path(source))
 
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:

@@ -3,17 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from fpn_ablate.model.backbone import MEAN, STD, Backbone
 from fpn_ablate.model.levels import Features
 from fpn_ablate.model.roi import Detections, RoIHeads
 from fpn_ablate.model.rpn import RPN, Proposals, Targets
 
-# ImageNet's statistics, RGB in 0..1; every backbone here was or is trained with them.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Triple = tuple[float, float, float]
 
 
-def normalise(images: Tensor, sizes: Tensor) -> Tensor:
-    """Images (N, 3, H, W) in 0..255 -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (MEAN, STD))
+def normalise(images: Tensor, sizes: Tensor, mean: Triple = MEAN, std: Triple = STD) -> Tensor:
+    """Images (N, 3, H, W) in 0..255 -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0. `mean` and
+    `std`: those of the images that the backbone was or is trained with."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (mean, std))
     x = (images - mean) / std
     inside_y = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
     inside_x = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]
@@ -24,13 +25,14 @@ class Detector(nn.Module):
     """Backbone, neck, and of RPN and second stage what the task trains. Convolutions may run in bf16 under autocast; matching,
     boxes, NMS and losses are fp32."""
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, rpn: RPN | None, roi: RoIHeads | None) -> None:
+    def __init__(self, backbone: Backbone, neck: nn.Module, rpn: RPN | None, roi: RoIHeads | None) -> None:
         super().__init__()
         self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
 
     def features(self, images: Tensor, sizes: Tensor) -> Features:
         """Images (N, 3, H, W) in 0..255, of `sizes` (N, 2) -> the neck's levels."""
-        return self.neck(self.backbone(normalise(images, sizes)))
+        backbone = self.backbone
+        return self.neck(backbone(normalise(images, sizes, backbone.mean, backbone.std)))
 
     def losses(
         self, images: Tensor, targets: Targets, generator: torch.Generator, proposals: Proposals | None = None

@@ -149,13 +149,15 @@ def _backbone(record: "Record") -> str | None:
     name, weights = record.get("config.backbone.name"), record.get("config.backbone.weights")
     if name is None:
         return None
+    timm = name == "timm"
+    name = f"timm/{record.get('config.backbone.model')}" if timm else name
     if record.get("config.mode") == "evaluate":
         return f"{name}; nothing was trained here, every row is the detector in the file that it names"
     right, frozen = record.get("cost.pretrain_accuracy"), record.get("config.backbone.freeze_at")
     share = "" if right is None else f", {right:.0%} of held-out ones right".replace("%", " %")
     start = {
         "pretrain": f"pre-trained on generated pictures{share}",
-        "imagenet": "weights from ImageNet (torchvision)",
+        "imagenet": "the weights that timm has for it" if timm else "weights from ImageNet (torchvision)",
         "none": "random weights",
     }.get(weights, f"weights from the file {weights}")
     return f"{name}, {start}, freeze_at {frozen}"
