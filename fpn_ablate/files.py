@@ -10,6 +10,7 @@ from pathlib import Path
 from fpn_ablate.errors import UserError
 
 RECORD, METRICS, DETECTIONS, EXHIBITS = "record.json", "metrics.jsonl", "detections.npz", "exhibits.npz"  # in a run's folder
+MODEL = "model.pt"  # likewise: its weights
 PICTURES, TRUTH = ".pictures", "truth.json"  # below the folder of all runs, and in each folder there
 # What reading a file that somebody damaged may raise, whatever its kind.
 UNREADABLE = (

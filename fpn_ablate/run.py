@@ -23,7 +23,7 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, safe_name, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, safe_name, write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
@@ -35,7 +35,7 @@ from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 from fpn_ablate.wandb_sink import wandb_sinks
 
-KEPT = (METRICS, tasks.MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
+KEPT = (METRICS, MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
 SHOWN = (RESAMPLED, EXHIBITS)  # and these, unless the disk was full
 
 
@@ -208,7 +208,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     reset_peak_memory(device)
     trained = tasks.carry_out(cell, supply)
     times.append(time.monotonic())
-    write_atomically(run.folder / tasks.MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
+    write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
     write_atomically(run.folder / DETECTIONS, found.save)
     evaluated = figures(found, run.inputs.validation, cfg)

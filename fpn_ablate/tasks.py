@@ -17,7 +17,7 @@ from fpn_ablate import record
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import MODEL, write_atomically
 from fpn_ablate.inputs import Inputs
 from fpn_ablate.model import build
 from fpn_ablate.model.backbone import freeze_batch_norm
@@ -30,7 +30,6 @@ from fpn_ablate.train import checkpointed_steps, given, train
 from fpn_ablate.weights.loading import load
 
 SOURCES = "sources"  # the table of cells that only serve others
-MODEL = "model.pt"
 CHECKPOINT, CHECKPOINT4 = "checkpoint.pt", "checkpoint-4.pt"
 STEP3 = "step3.pt"  # what a four-step cell keeps of its third step while it is in its fourth
 TEMPORARY = (CHECKPOINT, CHECKPOINT4, STEP3)

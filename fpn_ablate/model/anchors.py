@@ -34,14 +34,16 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], whole: bool = 
     return cells.round() if whole else cells
 
 
-def grid(cell: Tensor, strides: tuple[int, int], height: int, width: int) -> Tensor:
-    """(height * width * A, 4): row by row, cell by cell, anchor by anchor, the order of `flatten_cells`.
+def grid(cell: Tensor, stride: int | tuple[int, int], height: int, width: int) -> Tensor:
+    """(height * width * A, 4): row by row, cell by cell, anchor by anchor, the order of `flatten_cells`; `stride` downwards and
+    to the right may differ.
 
-    The centre of cell (i, j) is pixel (i, j) * strides: a chain of stride-2 convolutions with padding is centred there.
+    The centre of cell (i, j) is pixel (i, j) * stride: a chain of stride-2 convolutions with padding is centred there.
     Anchors that reach outside the image are kept, in the baselines too (Sec. 5.1).
     """
-    x = torch.arange(width, device=cell.device) * strides[1]
-    y = torch.arange(height, device=cell.device) * strides[0]
+    down, right = stride if isinstance(stride, tuple) else (stride, stride)
+    x = torch.arange(width, device=cell.device) * right
+    y = torch.arange(height, device=cell.device) * down
     shift = torch.stack([*torch.meshgrid(y, x, indexing="ij")][::-1], -1).repeat(1, 1, 2).float()
     return (shift[:, :, None] + cell).reshape(-1, 4)
 

@@ -20,6 +20,7 @@ from fpn_ablate.model.timm_backbone import timm_backbone, timm_weights
 from fpn_ablate.schema import AnyBackbone, Config, FPNNeck, TimmBackbone
 from fpn_ablate.seeding import torch_generator
 from fpn_ablate.weights.files import Stored, read
+from fpn_ablate.weights.layout import shapes_of
 from fpn_ablate.weights.loading import backbone_of
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
@@ -146,22 +147,23 @@ def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] 
     if source == "pretrain":
         assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
         return torch.load(pretrained, weights_only=True, map_location="cpu")
+    if source != "imagenet":
+        return _from_file(cfg, Path(source))
+    if isinstance(cfg.backbone, TimmBackbone):
+        return timm_backbone(cfg.backbone.model, pretrained=True).state_dict()
+    state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+    return backbone_of(Stored(Path(source), state), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
+
+
+def _from_file(cfg: Config, path: Path) -> dict[str, Tensor]:
     try:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
         if isinstance(cfg.backbone, TimmBackbone):
-            return timm_weights(cfg.backbone.model, source, None if source == "imagenet" else _stored(source).tensors)
-        wanted = {name: value.shape for name, value in build_backbone(cfg.backbone).state_dict().items()}
-        if source == "imagenet":
-            state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
-            return backbone_of(Stored(Path(source), state), cfg.backbone.name, wanted)
-        return backbone_of(_stored(source), cfg.backbone.name, wanted)
+            return timm_weights(cfg.backbone.model, path, read(path).tensors)
+        return backbone_of(read(path), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
-
-
-def _stored(source: str) -> Stored:
-    if not Path(source).exists():
-        raise UserError(f"{source}: no such file; give a file of weights, or none, pretrain, imagenet")
-    return read(Path(source))
 
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:

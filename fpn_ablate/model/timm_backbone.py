@@ -8,6 +8,7 @@ timm is an extra (pip install "fpn-ablate[timm]") and imported only when it is a
 import difflib
 from collections import OrderedDict
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.model.backbone import STAGES, Backbone
+from fpn_ablate.weights.layout import misfit, shapes_of
 
 STRIDES = (4, 8, 16, 32)
 # Of networks that are built for one image size: any size, and the same windows, shifted in each second block, at all of them.
@@ -84,24 +86,16 @@ def _probed(model: str) -> None:
                     raise UserError(f"backbone=timm/{model}: {what}, as timm's own description of it says")
 
 
-def timm_weights(model: str, source: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights `source` in our names: those that timm has ("imagenet"), or a file's `state`, in timm's names or in ours.
+def timm_weights(model: str, path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The `state` of a file, in timm's names or in ours, in our names.
 
     Raises:
-        UserError: timm's cannot be had, or the file's do not fit.
+        UserError: it does not fit; `path` is for the message.
     """
-    if state is None:
-        return timm_backbone(model, pretrained=True).state_dict()
     wanted = timm_backbone(model).state_dict()
     renamed = {ours: state[theirs] for ours in wanted for theirs in _names(ours) if theirs in state}
-    missing = sorted(key for key in wanted if key not in renamed and not key.endswith("num_batches_tracked"))
-    wrong = [key for key, value in renamed.items() if value.shape != wanted[key].shape]
-    if missing or wrong:
-        raise UserError(
-            f"backbone.weights={source} does not fit backbone=timm/{model}: {len(missing)} tensors are missing"
-            f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} have another shape"
-            f"{f' (first: {wrong[0]})' if wrong else ''}"
-        )
+    if problem := misfit(shapes_of(wanted), shapes_of(renamed)):
+        raise UserError(f"{path} does not fit backbone=timm/{model}: {problem}")
     return renamed
 
 

@@ -17,10 +17,9 @@ import yaml
 from torch import Tensor
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import UNREADABLE, write_atomically
+from fpn_ablate.files import MODEL, UNREADABLE, write_atomically
 from fpn_ablate.weights import unpickle
 
-MODEL = "model.pt"  # in a run's folder, beside config.yaml
 VERSION = "1"  # of our safetensors: raised when names or shapes change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
