@@ -3,9 +3,9 @@
 
     python scripts/loader_rate.py ANNOTATIONS IMAGES [--workers 0 1 2] [--sides 800 1333] [--need 36] [--out FILE]
 
-Any COCO-format set of photographs will do; a hundred JPEGs are enough. The stages are timed on one thread and in memory, as a
-worker does them. A second JPEG decoder, torchvision's on the CPU, is timed beside Pillow's, and their pixels are compared.
-(torchvision decodes on a GPU too; that is not tried here.)
+Any COCO-format set of photographs will do; a hundred JPEGs are enough. The stages are timed on one thread, as a worker has. A
+second JPEG decoder, torchvision's on the CPU, is timed beside Pillow's, from memory, and their pixels are compared.
+(torchvision calls it deprecated from 0.29 on, in favour of torchcodec. Decoding on a GPU is not tried here.)
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ NEED = 36.0
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)  # as in a worker
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")
     data = CocoDataset(options.annotations, options.images, options.images.name, invalid="clip")
     sides = {"short_side": options.sides[0], "max_side": options.sides[1]}
     found: dict[str, Any] = {
@@ -71,7 +73,7 @@ def _stages(data: CocoDataset, files: list[Path], sides: dict[str, int]) -> dict
         "collate (ms)": _median(lambda items: collate(items), [[prepare(s, **sides, flip=False)] for s in samples[:20]]),
     }
     found["all of an image (ms)"] = round(sum(found.values()), 2)
-    if all(content.startswith(b"\xff\xd8") for content in contents):
+    if all(content.startswith(b"\xff\xd8") for content in contents) and hasattr(torchvision.io, "decode_jpeg"):
         ours, theirs = _median(_pillow, contents), _median(_torchvision, contents)
         differences = [np.abs(_pillow(c).astype(int) - _torchvision(c).astype(int)) for c in contents]
         found |= {

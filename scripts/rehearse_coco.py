@@ -265,7 +265,8 @@ def pycocotools(folder: Path, clock: Clock, options: argparse.Namespace) -> None
             if count < len(data):
                 clock.figures[f"{len(data)} x {each}, {engine}, EXTRAPOLATED (s)"] = round(seconds * len(data) / count)
     one, other = ({f"{n}.{k}": v for n, d in enumerate(found) for k, v in d.items()} for found in results.values())
-    clock.figures["greatest difference"] = max(abs(one[name] - other[name]) for name in one)
+    assert [name for name in one if one[name] is None] == [name for name in other if other[name] is None]  # no such objects
+    clock.figures["greatest difference"] = max(abs(one[name] - other[name]) for name in one if one[name] is not None)
 
 
 STEPS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
@@ -318,7 +319,7 @@ def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
     command += ["--pycocotools", str(options.pycocotools), "--load", str(round(os.getloadavg()[0], 1))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        figures = {"failed": f"code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
+        figures = {"failed": f"code {done.returncode}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}"}
     else:
         figures = json.loads(done.stdout.splitlines()[-1])
     print(f"\n{step}: {(STEPS[step].__doc__ or '').strip()}", flush=True)
