@@ -121,16 +121,18 @@ def check_overrides(arguments: list[str], folder: Path) -> None:
 
 
 @functools.cache
-def help_of(module: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT)
+def help_of(module: str, *command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *command, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def check_options(module: str, arguments: list[str]) -> None:
-    """Each --option is one that the module's help names."""
+    """Each --option is one that the help of the module names, or that of its command."""
     options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
-    assert options <= set(re.findall(r"--[\w-]+", help_of(module)))
+    commands = re.search(r"\{([\w,]+)\}", help_of(module))
+    command = arguments[:1] if commands and arguments[0] in commands[1].split(",") else []
+    assert options <= set(re.findall(r"--[\w-]+", help_of(module, *command)))
 
 
 @pytest.mark.parametrize("command", quoted())

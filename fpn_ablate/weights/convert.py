@@ -188,7 +188,11 @@ def _detectron2_colours(weights: Weights, options: Options) -> Weights:
     caffe = theirs == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
     facts = {**weights.facts, "stride_in_1x1": str(caffe).lower()}
     notes = [*weights.notes, f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in theirs)} (R, G, B)"]
-    pooling = " task.roi.pooling=align_v2" if any(name.startswith("roi.") for name in weights.tensors) else ""
+    pooling = (
+        " task.roi.pooling=align_v2 task.roi.sampling_ratio=0"
+        if any(name.startswith("roi.") for name in weights.tensors)
+        else ""
+    )
     notes.append(f"use it with backbone.stride_in_1x1={facts['stride_in_1x1']}{pooling}")
     tensors = dict(weights.tensors)
     stem = tensors.get(STEM)
