@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from PIL import Image
 from fpn_ablate.cost import peak_memory_mib
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import Draws, training_batches
-from fpn_ablate.metrics import Detections, average_precision, average_recall, evaluator_name
+from fpn_ablate.metrics import Detections, Engine, average_precision, average_recall, evaluator_name
 from fpn_ablate.record import device_name
 from fpn_ablate.report import records
 from fpn_ablate.report.collate import collate
@@ -48,6 +49,7 @@ SIZES = {(480, 640): 0.38, (427, 640): 0.32, (640, 480): 0.1, (640, 427): 0.1, (
 SIDES = {(4, 32): 0.41, (32, 96): 0.34, (96, 400): 0.25}
 CROWDS = 0.012
 LINKS = 50_000  # of one file: ext4 allows 65,000
+BLOCK = re.compile(r"(<!-- rehearsal -->\n).*?(<!-- /rehearsal -->)", re.DOTALL)  # in a README
 LEDGER = Path(__file__).parents[1] / "results" / "reference" / "ledger.csv"
 
 
@@ -170,6 +172,7 @@ def _val(folder: Path) -> CocoDataset:
 
 
 def index(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Both splits, with all that is examined before a training."""
     with clock("both splits"):
         train, val = load(_splits(folder))
     clock.figures |= {"images": len(train) + len(val), "repaired": train.repairs | val.repairs}
@@ -241,37 +244,38 @@ def tables(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     clock.figures |= {"records": len(frame), "tables made": len(made)}
 
 
-def pycocotools(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """Both evaluators on the first N images; they must agree."""
-    data = _val(folder)
-    count = min(options.pycocotools, len(data))
-    kept = set(data.image_ids[:count])
-    truth = data.coco()
-    truth["images"] = truth["images"][:count]
-    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
-    results: dict[str, list[Any]] = {}
-    for each, labels in ((100, True), (1000, False)):
-        found = _found(data, each, labels)
-        cut = count * each
-        found = Detections(found.image_ids[:cut], found.boxes[:cut], found.scores[:cut], found.labels[:cut] if labels else None)
-        for engine in ("faster-coco-eval", "pycocotools"):
-            with clock(f"{count} x {each}, {engine}"):
-                results.setdefault(engine, []).append(
-                    average_precision(truth, found, data.categories, engine=engine)[0]
-                    if labels
-                    else average_recall(truth, found, engine=engine)
-                )
-            seconds = clock.figures[f"{count} x {each}, {engine} (s)"]
-            if count < len(data):
-                clock.figures[f"{len(data)} x {each}, {engine}, EXTRAPOLATED (s)"] = round(seconds * len(data) / count)
-    one, other = ({f"{n}.{k}": v for n, d in enumerate(found) for k, v in d.items()} for found in results.values())
-    assert [name for name in one if one[name] is None] == [name for name in other if other[name] is None]  # no such objects
-    clock.figures["greatest difference"] = max(abs(one[name] - other[name]) for name in one if one[name] is not None)
+def _by(engine: Engine, name: str) -> Callable[[Path, Clock, argparse.Namespace], None]:
+    """A step: AP of 100 detections an image and AR of 1,000 proposals, by one of COCO's evaluators, on the first N images."""
+
+    def step(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+        data = _val(folder)
+        count = min(options.pycocotools, len(data))
+        kept = set(data.image_ids[:count])
+        truth = data.coco()
+        truth["images"] = truth["images"][:count]
+        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
+        # Boxes of images that `truth` does not have are passed over.
+        detections, proposals = _found(data, 100, labels=True), _found(data, 1000, labels=False)
+        with clock(f"AP, {count} x 100"):
+            metrics, _ = average_precision(truth, detections, data.categories, engine=engine)
+        with clock(f"AR, {count} x 1,000"):
+            metrics |= average_recall(truth, proposals, engine=engine)
+        own = average_precision(truth, detections, data.categories)[0] | average_recall(truth, proposals)
+        assert [name for name in own if own[name] is None] == [name for name in metrics if metrics[name] is None]
+        clock.figures["greatest difference from ours"] = max(abs(own[k] - v) for k, v in metrics.items() if v is not None)
+
+    step.__name__, step.__doc__ = name, f"AP of 100 detections and AR of 1,000 proposals an image, by {engine}, on N images."
+    return step
 
 
 STEPS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
-    step.__name__: step for step in (index, order, loading, precision, recall, replicates, tables, pycocotools)
+    step.__name__: step
+    for step in (
+        *(index, order, loading, precision, recall, replicates, tables),
+        *(_by("faster-coco-eval", "faster_coco_eval"), _by("pycocotools", "pycocotools")),
+    )
 }
+COMPARED = ("faster_coco_eval", "pycocotools")  # only where --pycocotools asks for it
 
 
 # The command
@@ -288,12 +292,32 @@ def main(arguments: list[str] | None = None) -> int:
         write_set(options.folder, options.scale)
         bytes_ = sum(file.stat().st_size for file in (options.folder / "annotations").iterdir())
         print(f"set at {options.folder}: {time.perf_counter() - began:.0f} s, annotations {bytes_ / 1e6:.0f} MB", flush=True)
-        wanted = options.only or [step for step in STEPS if step != "pycocotools" or options.pycocotools]
+        wanted = options.only or [step for step in STEPS if step not in COMPARED or options.pycocotools]
         found = {"machine": _machine(), "scale": options.scale, "steps": {step: _fresh(step, options) for step in wanted}}
     print(json.dumps(found["machine"]))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
+    if options.readme:
+        options.readme.write_text(BLOCK.sub(lambda block: block[1] + markdown(found) + block[2], options.readme.read_text()))
     return int(any("failed" in figures for figures in found["steps"].values()))
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The figures of --out as a table for a README."""
+    lines = ["| step | wall (s) | processor (s) | peak memory (GiB) | |", "| --- | ---: | ---: | ---: | --- |"]
+    general = (
+        "whole step (s)",
+        "processor time of it (s)",
+        "peak memory (GiB)",
+        "of it imports (GiB)",
+        "load of the machine before",
+    )
+    for step, figures in found["steps"].items():
+        what = (STEPS[step].__doc__ or "both splits").strip().splitlines()[0].rstrip(".:")
+        own = "; ".join(f"{name}: {value}" for name, value in figures.items() if name not in general)
+        lines.append(" | ".join(["| " + what, *(str(figures.get(name, "")) for name in general[:3]), own + " |"]))
+    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
+    return "\n".join(lines) + f"\n\nMachine: {machine}.\n"
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -345,8 +369,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python scripts/rehearse_coco.py", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="keep the set here, and use it again (default: a temporary folder)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="put them into the block '<!-- rehearsal -->' of this file")
     parser.add_argument("--only", choices=STEPS, nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--pycocotools", type=int, default=0, metavar="N", help="and pycocotools, on N images (5000: 15 min)")
+    parser.add_argument(
+        "--pycocotools", type=int, default=0, metavar="N", help="and COCO's evaluators, on N images (5000: 20 min)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="this share of COCO's images, for a trial")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=float, help=argparse.SUPPRESS)
