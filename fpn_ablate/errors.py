@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A loss is not finite. Ends the run, not the sweep."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,7 +14,7 @@ from fpn_ablate.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 # Everything that can change a figure; bookkeeping, reports, logging and the command line cannot.
 CORE = (
     *("data", "model", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py", "proposals.py"),
-    *("recall.py", "seeding.py", "tasks.py", "train.py"),
+    *("recall.py", "seeding.py", "tasks.py", "train.py", "checkpoint.py", "weights"),
 )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fpn_ablate import checkpoint
+from fpn_ablate.checkpoint import Checkpoint
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
@@ -14,7 +16,6 @@ from fpn_ablate.pretrain import Pretrained, ensure
 from fpn_ablate.proposals import FixedProposals, Splits
 from fpn_ablate.schema import Config, Shapes
 from fpn_ablate.seeding import set_deterministic
-from fpn_ablate.weights.files import locate
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Inputs:
 
     Attributes:
         weights: of the backbone, in our names; None: random.
-        checkpoint_digest: sha256 of the file with the detector that is evaluated; None where one is trained.
+        checkpoint: the detector that is evaluated; None where one is trained. `training` is then `validation`.
         proposals: those of the file that task.proposals.file names, with the file's sha256.
     """
 
@@ -34,7 +35,7 @@ class Inputs:
     weights: dict[str, torch.Tensor] | None = None
     proposals: FixedProposals | None = None
     proposals_digest: str | None = None
-    checkpoint_digest: str | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def splits(self) -> Splits:
@@ -54,7 +55,7 @@ def prepare(cfg: Config) -> Inputs:
     splits = load_data(cfg)
     proposals = given_proposals(cfg, splits)
     if cfg.mode == "evaluate":
-        return Inputs(device, *splits, None, None, *proposals, _digest(locate(Path(cfg.weights))))
+        return Inputs(device, *splits, None, None, *proposals, checkpoint.read(cfg, splits[1]))
     pretrains = cfg.backbone.weights == "pretrain"
     pretrained = ensure(cfg, world(cfg), Path(cfg.out) / "backbones", device) if pretrains else None
     state = build.backbone_weights(cfg, pretrained.path if pretrained else None)
@@ -62,15 +63,18 @@ def prepare(cfg: Config) -> Inputs:
 
 
 def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and validation split; broken input is refused here, before anything is trained."""
+    """Training and validation split, or the latter twice where nothing is trained; broken input is refused here."""
     if isinstance(cfg.data, Shapes):
         # Rendering is what costs, so pictures that are not evaluated are not part of the set.
         splits = shapes.load(
             world(cfg), cfg.data.train_images, min(cfg.data.val_images, cfg.recipe.eval_images or cfg.data.val_images)
         )
-        for split in splits:
+        splits = splits[1:] * 2 if cfg.mode == "evaluate" else splits
+        for split in dict.fromkeys(splits):
             split.render_all(cfg.workers)
         return splits
+    if cfg.mode == "evaluate":
+        return (coco.load_val(cfg.data),) * 2
     return coco.load(cfg.data)
 
 
@@ -104,10 +108,4 @@ def given_proposals(cfg: Config, splits: Splits) -> tuple[FixedProposals | None,
         return None, None
     instead = f"leave task.proposals.file={file} out, and proposals are made"
     found = FixedProposals.load(Path(file), cfg, splits, instead)
-    return found, _digest(Path(file))
-
-
-def _digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return found, hashlib.sha256(Path(file).read_bytes()).hexdigest()

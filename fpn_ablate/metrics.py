@@ -128,7 +128,7 @@ def average_precision(
     position = {int(key): k for k, key in enumerate(params.catIds)}  # the evaluator sorts by id
     per_class = {
         name: mean(precision[:, :, position[category["id"]], 0])
-        for name, category in zip(_unique_names(categories), categories, strict=True)
+        for name, category in zip(unique_names(categories), categories, strict=True)
     }
     return precision_by_size(precision, params.iouThrs), per_class
 
@@ -225,6 +225,7 @@ def mean(values: np.ndarray) -> float | None:
     return float(defined.mean()) if defined.size else None
 
 
-def _unique_names(categories: Sequence[dict[str, Any]]) -> list[str]:
+def unique_names(categories: Sequence[dict[str, Any]]) -> list[str]:
+    """As figures by category call them: the name, with the id where several have it."""
     names = [category["name"] for category in categories]
     return [n if names.count(n) == 1 else f"{n} (id {c['id']})" for n, c in zip(names, categories, strict=True)]

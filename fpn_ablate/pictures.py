@@ -23,7 +23,7 @@ from fpn_ablate.inputs import load_data, world
 from fpn_ablate.metrics import Detections
 from fpn_ablate.report.grid import clean
 from fpn_ablate.report.plots import STYLE
-from fpn_ablate.schema import Config, Shapes, validate
+from fpn_ablate.schema import Config, Shapes, kept
 
 PROPOSALS = 20  # an image; their scores order them, and are not held against the threshold of a class
 WIDTH = 2.6  # inches a column
@@ -49,7 +49,7 @@ class Run:
         if known["status"] != "finished":
             raise UserError(f"{folder}: the run is not finished but {known['status']}; start it again, and it goes on")
         try:
-            cfg = validate(yaml.safe_load((folder / "config.yaml").read_text()))
+            cfg = kept(yaml.safe_load((folder / "config.yaml").read_text()))
             found = Detections.load(folder / DETECTIONS)
             if not len(found.image_ids) == len(found.scores) == len(found.boxes.reshape(-1, 4)):
                 raise ValueError("its arrays differ in length")

@@ -23,7 +23,15 @@ from fpn_ablate.model.detector import normalise
 from fpn_ablate.schema import AnyBackbone, Config, Pretrain
 
 # The code that decides the weights.
-PARTS = ("data/shapes", "model/backbone.py", "model/build.py", "model/detector.py", "pretrain.py", "seeding.py")
+PARTS = (
+    "data/shapes",
+    "model/backbone.py",
+    "model/build.py",
+    "model/detector.py",
+    "model/timm_backbone.py",
+    "pretrain.py",
+    "seeding.py",
+)
 HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
 
 

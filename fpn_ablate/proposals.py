@@ -13,14 +13,14 @@ import torch
 from filelock import FileLock
 
 from fpn_ablate.data.sample import DetectionDataset
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.evaluate import propose
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.schema import Config
 
 FILE = "proposals.npz"
-Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation
+Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation; the latter twice where nothing is trained
 KINDS = {"ids": "iu", "boxes": "f", "images": "iu"}  # numpy's kinds of number
 
 
@@ -80,9 +80,10 @@ class FixedProposals:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; {instead}") from None
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(f"{path}: not a file of proposals ({reason}); {instead}") from None
-        for split, dataset, count in (("train", splits[0], None), ("val", splits[1], cfg.recipe.eval_images)):
+        wanted = [("train", splits[0], None), ("val", splits[1], cfg.recipe.eval_images)]
+        for split, dataset, count in wanted[splits[0] is splits[1] :]:  # nothing is trained where there is one split
             problem = found._problem(split, dataset, dataset.image_ids[:count])
             if problem:
                 raise UserError(f"{path}: {problem}; {instead}")

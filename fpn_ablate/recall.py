@@ -50,13 +50,14 @@ def hits(
     """What is found among the objects of `truth`, a COCO instances dictionary.
 
     Args:
-        image_ids, boxes, scores: (M,), (M, 4) XYXY, (M,). Boxes of images that `truth` does not declare are passed over; of
+        image_ids, boxes, scores: (M,), (M, 4) XYXY, (M,). What lies in images that `truth` does not declare is passed over; of
             equal scores the first comes first.
         areas: (smallest, largest) in square pixels, both included.
         limits: only the best so many boxes of an image count.
     """
     ids = np.unique(np.array([image["id"] for image in truth["images"]], dtype=np.int64))
-    counted = [a for a in truth["annotations"] if not a.get("iscrowd")]
+    declared = set(ids.tolist())
+    counted = [a for a in truth["annotations"] if not a.get("iscrowd") and a["image_id"] in declared]
     owner = np.searchsorted(ids, np.array([a["image_id"] for a in counted], dtype=np.int64))
     order = np.argsort(owner, kind="stable")
     owner, counted = owner[order], [counted[n] for n in order]

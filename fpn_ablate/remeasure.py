@@ -19,7 +19,7 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.files import UNREADABLE
 from fpn_ablate.inputs import Inputs, given_proposals, load_data, pick_device
 from fpn_ablate.run import find, latency_of
-from fpn_ablate.schema import Config, validate
+from fpn_ablate.schema import Config, kept
 
 Splits = dict[str, tuple[DetectionDataset, DetectionDataset]]
 
@@ -33,7 +33,7 @@ def finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any], tupl
     known = record.read(folder) or {}
     if known.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
-    cfg = validate(yaml.safe_load((folder / "config.yaml").read_text()))
+    cfg = kept(yaml.safe_load((folder / "config.yaml").read_text()))
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
     data = str((cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if data not in splits:

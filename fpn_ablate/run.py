@@ -68,7 +68,7 @@ def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     device, data = inputs.device, inputs.training.digest + inputs.validation.digest
     named = (record.device_name(device), is_deterministic(cfg, device))
     proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
-    weights = inputs.checkpoint_digest or build.digest(inputs.weights)
+    weights = inputs.checkpoint.digest if inputs.checkpoint else build.digest(inputs.weights)
     return identity.facts(cfg, data, weights, *named, proposals=proposals)
 
 

@@ -374,6 +374,8 @@ class Config(Strict):
             raise ValueError("weights belongs to mode=evaluate; a backbone to start training from is backbone.weights=FILE")
         if self.mode == "evaluate" and self.weights is None:
             raise ValueError("mode=evaluate needs weights=FILE, or the folder of a run")
+        if self.mode == "evaluate" and self.seed:
+            raise ValueError(f"seed={self.seed}: mode=evaluate draws nothing, and one detector is one result: set seed=0")
         if self.mode == "evaluate" and self.task.name == "fast_rcnn" and not self.task.proposals.file:
             raise ValueError(
                 "mode=evaluate trains no RPN: give task=fast_rcnn its task.proposals.file=FILE, or use task=faster_rcnn"
@@ -410,6 +412,30 @@ class Config(Strict):
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, and whether it is deterministic there, are (identity.facts).
 INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "log")
+
+
+# What runs were made with before these keys were there: {dotted key: value}.
+FORMER = {
+    "mode": "train",
+    "weights": None,
+    "head.anchor_grid": "exact",
+    "recipe.antialias": True,
+    "recipe.accumulate": 1,
+    "recipe.group_by_aspect": False,
+    "recipe.optimizer.lr_batch_size": None,
+    "recipe.box.loss_beta": 1.0,
+}
+
+
+def kept(values: dict[str, Any]) -> Config:
+    """The configuration of a run that was made by this or by an earlier version: `validate`, with FORMER for what it lacks."""
+    for key, value in FORMER.items():
+        *groups, last = key.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.get(group, {})
+        inner.setdefault(last, value)
+    return validate(values)
 
 
 def validate(values: dict[str, Any]) -> Config:

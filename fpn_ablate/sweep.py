@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import plan, report
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import MODEL
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
@@ -41,9 +42,8 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is not the run's business
     values.pop("hydra", None)
-    # A path is named by its last part: records travel, folders do not. backbone=timm/resnet50 is no path, and not resnet50.
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, value if key == "backbone" else value.rstrip("/").rpartition("/")[2]) for key, value in parts)
+    pairs = sorted((key, _as_named(key, value)) for key, value in parts)
     row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
     factors = declared_factors(values.get("factors"))
     task = values["task"] or {}
@@ -68,6 +68,16 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
 
         timm_backbone.check(cfg.backbone.model)
     return cfg
+
+
+def _as_named(key: str, value: str) -> str:
+    """What an override adds to a name. A path is named by its last part: records travel, folders do not."""
+    if key == "backbone":  # timm/resnet50 is no path, and not resnet50
+        return value
+    folder, _, name = value.rstrip("/").rpartition("/")
+    if name == MODEL:  # every run's weights are called so
+        name = folder.rpartition("/")[2] or name
+    return {"True": "true", "False": "false"}.get(name, name)  # Hydra writes the jobs of a sweep so
 
 
 def declared_factors(declared: Any) -> list[str]:

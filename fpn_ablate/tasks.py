@@ -16,7 +16,7 @@ from torch import nn
 from fpn_ablate import record
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.data.sample import Batch, DetectionDataset
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.files import MODEL, write_atomically
 from fpn_ablate.inputs import Inputs
 from fpn_ablate.model import build
@@ -27,7 +27,6 @@ from fpn_ablate.model.rpn import Proposals
 from fpn_ablate.proposals import FixedProposals
 from fpn_ablate.schema import Config, FPNNeck, RPNTask, SingleLevelNeck
 from fpn_ablate.train import checkpointed_steps, given, train
-from fpn_ablate.weights.loading import load
 
 SOURCES = "sources"  # the table of cells that only serve others
 CHECKPOINT, CHECKPOINT4 = "checkpoint.pt", "checkpoint-4.pt"
@@ -155,8 +154,9 @@ def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
 
 def _read(cell: Cell, supply: Supply) -> Detector:
     """The detector in the file that is evaluated."""
+    assert cell.inputs.checkpoint
     model = _fresh(cell, build.PARTS[cell.cfg.task.name])
-    load(model, Path(cell.cfg.weights))
+    model.load_state_dict(cell.inputs.checkpoint.tensors, strict=False)  # but for counters of batches nothing is missing
     return model
 
 
@@ -252,7 +252,7 @@ def _load(cell: Cell, cfg: Config, folder: Path, parts: tuple[str, ...]) -> Dete
     try:
         model.load_state_dict(torch.load(folder / MODEL, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder, and it is made anew") from None
     return model.eval()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.sample import Batch, DetectionDataset
-from fpn_ablate.errors import Diverged, UserError
+from fpn_ablate.errors import Diverged, UserError, first_line
 from fpn_ablate.files import write_atomically
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.rpn import Proposals, Targets
@@ -157,5 +157,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: not a checkpoint ({reason}); remove it, and training begins anew") from None

@@ -162,6 +162,7 @@ folder=$(cd "$folder" && pwd)
 
 if [ "$(bytes_needed)" -gt 0 ]; then
   ask
+  rm -rf "$folder/.unpacking" # what an interrupted run left there would count as taken
   check_space
 fi
 while read -r path bytes md5 unpacked images; do

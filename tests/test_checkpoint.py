@@ -1,11 +1,15 @@
 """mode=evaluate: a detector from a file, and nothing trained."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
+from fpn_ablate import checkpoint, tasks
 from fpn_ablate import run as running
-from fpn_ablate import tasks
 from fpn_ablate.__main__ import main as command
+from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import UserError
 from fpn_ablate.metrics import Detections
 from fpn_ablate.weights.__main__ import main as weights
@@ -71,15 +75,61 @@ def test_two_files_are_two_rows_of_one_table_and_other_settings_another(trained,
     assert len({outcome["fingerprint"] for outcome in (first, second, third)}) == 3
 
 
-def test_a_file_that_does_not_fit_is_refused(trained, evaluated):
+def test_a_file_that_does_not_fit_is_refused_and_leaves_no_record(trained, evaluated):
+    before = set(trained[0].rglob("record.json"))
     with pytest.raises(UserError, match="does not fit the network"):
         evaluated(trained[2], "ablation=c5")
+    assert set(trained[0].rglob("record.json")) == before
+
+
+def test_what_differs_from_how_it_was_trained_is_said(trained, evaluated, capsys):
+    evaluated(trained[2])
+    assert "WARNING" not in capsys.readouterr().err
+    evaluated(trained[2], "neck.upsample=bilinear")
+    assert 'WARNING: it was made with neck.upsample="nearest", here "bilinear"' in capsys.readouterr().err
+
+
+def test_other_classes_are_refused_by_name(config, trained, tmp_path):
+    cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={trained[2]}")
+    data = running.prepare(cfg).validation
+    other = copy.copy(data)
+    other.categories = [*data.categories[:-1], {"id": 99, "name": "bicycle"}]
+    with pytest.raises(UserError, match=r"tells other classes apart.*'bicycle'"):
+        checkpoint.read(cfg, other)
+
+
+def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tmp_path):
+    """model.pt of task=fast_rcnn, or of task.training=separate, has no RPN."""
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    weights = torch.load(trained[2] / "model.pt")
+    torch.save({name: value for name, value in weights.items() if not name.startswith("rpn.")}, folder / "model.pt")
+    (folder / "config.yaml").write_text((trained[2] / "config.yaml").read_text())
+    cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={folder}")
+    with pytest.raises(UserError, match="its RPN is a run of its own"):
+        running.prepare(cfg)
+
+
+def test_the_training_split_is_not_asked_for(config, trained, tmp_path):
+    assert export_shapes(["--export", str(tmp_path), "--train", "2", "--val", "3", "--size", "64"]) in (0, None)
+    (tmp_path / "annotations" / "instances_train.json").unlink()
+    settings = ("data=coco", f"data.root={tmp_path}", "mode=evaluate", f"weights={trained[2]}")
+    cfg = config("recipe=smoke", *TINY[:3], JOINT[0], *settings).model_copy(update={"out": str(tmp_path / "out")})
+    assert running.run(cfg)["images"]["count"] == 3
+
+
+def test_runs_whose_files_have_one_name_are_rows_of_their_own(config):
+    rows = {
+        config("mode=evaluate", f"weights={path}").row for path in ("a/seed0-1/model.pt", "b/seed0-2/model.pt", "b/seed0-2/")
+    }
+    assert rows == {"fpn+weights=seed0-1", "fpn+weights=seed0-2"}
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["mode=evaluate"], "mode=evaluate needs weights="),
+        (["mode=evaluate", "weights=x.pt", "seed=3"], "one detector is one result: set seed=0"),
         (["weights=x.pt"], "backbone.weights=FILE"),
         (["mode=evaluate", "weights=nowhere.pt"], "nowhere.pt: no such file"),
         (["mode=evaluate", "weights=nowhere.pt", "task=fast_rcnn"], "task.proposals.file=FILE"),

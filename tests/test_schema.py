@@ -3,7 +3,7 @@
 import pytest
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.schema import Config, keys, unknown_key, validate
+from fpn_ablate.schema import FORMER, Config, kept, keys, unknown_key, validate
 
 
 @pytest.fixture
@@ -123,3 +123,15 @@ def test_a_configuration_cannot_be_changed(config):
     with pytest.raises(Exception, match="frozen"):
         config().seed = 1
     assert isinstance(config(), Config)
+
+
+def test_what_a_run_of_an_earlier_version_kept_is_still_read(config):
+    cfg = config("task=faster_rcnn")
+    values = cfg.model_dump(mode="json")
+    for key in FORMER:
+        *groups, last = key.split(".")
+        inner = values
+        for group in groups:
+            inner = inner[group]
+        del inner[last]
+    assert kept(values) == cfg

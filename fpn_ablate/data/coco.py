@@ -125,15 +125,21 @@ def load(cfg: Any) -> tuple[CocoDataset, CocoDataset]:
     Evaluation keeps images without objects whatever `keep_empty` says. Raises UserError on a missing root or category
     lists that differ.
     """
-    root = root_of(cfg)
-    name = cfg.label or root.resolve().name
-    train, val = (
-        CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
-        for split, keep_empty in ((cfg.train, cfg.keep_empty), (cfg.val, True))
-    )
+    train, val = _split(cfg, cfg.train, cfg.keep_empty), load_val(cfg)
     if reason := unfit(cfg, train._table, val._table):
         raise UserError(reason)
     return train, val
+
+
+def load_val(cfg: Any) -> CocoDataset:
+    """The evaluation split alone."""
+    return _split(cfg, cfg.val, keep_empty=True)
+
+
+def _split(cfg: Any, split: Any, keep_empty: bool) -> CocoDataset:
+    root = root_of(cfg)
+    name = cfg.label or root.resolve().name
+    return CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
 
 
 def root_of(cfg: Any) -> Path:

@@ -38,9 +38,10 @@ def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[
 class Draws:
     """The draws of `steps`, `parts` lists of equal length a step; each list is collated on its own.
 
-    With `aspects` (N,), width / height of each image of the set, a list holds images of like shape, so that little of a batch
-    is padding: the draws of WINDOW steps are sorted by it, cut into lists, and the lists shuffled. Each window holds the very
-    draws, flips included, that it holds without, and a step is the same wherever `steps` begins.
+    With `aspects` (N,), width / height of each image of the set, a step holds images of like shape, so that little of a batch
+    is padding: the draws of up to WINDOW steps, an epoch at most, are sorted by it, epoch by epoch, cut into steps, and these
+    shuffled. Each window holds the very draws, flips included, that it holds without, and a step is the same wherever `steps`
+    begins and however many parts it has.
 
     Raises ValueError where `parts` does not divide `batch_size`.
     """
@@ -65,11 +66,11 @@ class Draws:
             for step in self.steps:
                 yield from self._cut(self._of(step))
             return
-        for window, steps in groupby(self.steps, lambda step: step // WINDOW):
-            lists = self._sorted(window)
+        length = max(1, min(WINDOW, self.size // self.batch_size))
+        for window, steps in groupby(self.steps, lambda step: step // length):
+            batches = self._sorted(window, length)
             for step in steps:
-                first = step % WINDOW * self.parts
-                yield from lists[first : first + self.parts]
+                yield from self._cut(batches[step % length])
 
     def _of(self, step: int) -> list[Draw]:
         return draws(self.size, self.batch_size, self.seed, self.flip, step)
@@ -78,10 +79,15 @@ class Draws:
         length = self.batch_size // self.parts
         return [drawn[first : first + length] for first in range(0, len(drawn), length)]
 
-    def _sorted(self, window: int) -> list[list[Draw]]:
-        drawn = [draw for step in range(window * WINDOW, (window + 1) * WINDOW) for draw in self._of(step)]
-        lists = self._cut(sorted(drawn, key=lambda draw: self.aspects[draw[0]]))
-        return [lists[n] for n in numpy_generator(self.seed, "bucket", window).permutation(len(lists))]
+    def _sorted(self, window: int, length: int) -> list[list[Draw]]:
+        drawn = []
+        for step in range(window * length, (window + 1) * length):
+            first = step * self.batch_size
+            drawn += [((first + n) // self.size, self.aspects[draw[0]], draw) for n, draw in enumerate(self._of(step))]
+        # Not by shape alone: an image of two epochs would stand beside itself.
+        drawn = [draw for *_, draw in sorted(drawn, key=lambda one: one[:2])]
+        batches = [drawn[n : n + self.batch_size] for n in range(0, len(drawn), self.batch_size)]
+        return [batches[n] for n in numpy_generator(self.seed, "bucket", window).permutation(length)]
 
 
 class _Prepared(Dataset):

@@ -161,7 +161,8 @@ def _from_file(cfg: Config, path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
         if isinstance(cfg.backbone, TimmBackbone):
             return timm_weights(cfg.backbone.model, path, read(path).tensors)
-        return backbone_of(read(path), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
+        wanted = shapes_of(build_backbone(cfg.backbone).state_dict())
+        return backbone_of(read(path), cfg.backbone.name, wanted, cfg.backbone.stride_in_1x1)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 

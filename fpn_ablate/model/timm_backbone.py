@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.model.backbone import STAGES, Backbone
 from fpn_ablate.weights.layout import misfit, shapes_of
 
@@ -77,7 +77,7 @@ def _probed(model: str) -> None:
             try:
                 found = {name: tuple(x.shape) for name, x in backbone(torch.empty(1, 3, height, width)).items()}
             except Exception as error:  # whatever a network of timm raises at a size that it was not made for
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise UserError(f"backbone=timm/{model}: fails on an image of {height} x {width}: {reason}") from None
             for level in backbone.levels:
                 expected = (1, level.channels, height // level.stride, width // level.stride)
@@ -93,6 +93,7 @@ def timm_weights(model: str, path: Path, state: dict[str, Tensor]) -> dict[str, 
         UserError: it does not fit; `path` is for the message.
     """
     wanted = timm_backbone(model).state_dict()
+    state = {name.removeprefix("backbone."): value for name, value in state.items()}  # a whole detector's
     renamed = {ours: state[theirs] for ours in wanted for theirs in _names(ours) if theirs in state}
     if problem := misfit(shapes_of(wanted), shapes_of(renamed)):
         raise UserError(f"{path} does not fit backbone=timm/{model}: {problem}")
@@ -134,7 +135,7 @@ def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
         except TypeError:  # most know no such options, and take any size; `check` finds those that do not
             net = timm.create_model(model, pretrained=pretrained, features_only=True)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if not pretrained:
             raise UserError(f"backbone=timm/{model}: cannot be built as a backbone: {reason}") from None
         raise UserError(

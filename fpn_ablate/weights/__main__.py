@@ -1,6 +1,7 @@
 """`python -m fpn_ablate.weights`: weights of torchvision and detectron2 to ours, and ours to torchvision."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ def _for_torchvision(weights: Weights) -> dict:
         "" if len(parts) == 2 else f"; of the heads {parts[0] if parts else 'nothing'} alone, so load it with strict=False"
     )
     print(f"for FasterRCNN(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
-    print("box deltas of background, which are not trained, are 0; anchors, sizes of images and thresholds are to be set there")
+    print("box deltas of background, which are not trained, are 0; what else it computes with is to be set there:")
+    for key, value in json.loads(weights.facts.get("settings", "{}")).items():
+        print(f"  {key}={json.dumps(value)}")
     return tensors
 
 

@@ -88,13 +88,15 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
         weights = _detectron2_colours(_detectron2_rows(_statistics(weights)), options)
     if options.bn_eps != BN_EPS:
         weights = _other_eps(weights, options.bn_eps)
+    elif source == TORCHVISION:
+        weights.notes.append("a COCO_V1 file of torchvision's own has batch norms without eps: it wants import --bn-eps 0")
     if (scores := weights.tensors.get(f"{SCORES}.weight")) is not None:
         weights.facts["num_classes"] = str(len(scores) - 1)
     return weights
 
 
 def _refuse_options(stored: Stored, source: str, options: Options) -> None:
-    if source in (OURS, OUR_BACKBONE) and options != Options():
+    if source in (OURS, OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
         raise UserError(
             f"{stored.path}: a file of this project; options on what other programs leave unsaid do not belong to it"
         )
@@ -203,13 +205,15 @@ def _detectron2_colours(weights: Weights, options: Options) -> Weights:
 
 
 def _other_eps(weights: Weights, eps: float) -> Weights:
-    """Variances to which ours add as much as theirs had added."""
-    tensors = {
-        name: (value.double() + (eps - BN_EPS)).to(value.dtype) if name.endswith(".running_var") else value
-        for name, value in weights.tensors.items()
-    }
+    """Scales with which batch norms compute what they did with `eps`. Not by other variances: the smallest would vanish."""
+    tensors = dict(weights.tensors)
+    for name, value in weights.tensors.items():
+        if name.endswith(".running_var"):
+            scale, variance = name.removesuffix("running_var") + "weight", value.double()
+            ratio = ((variance + BN_EPS) / (variance + eps)).sqrt()
+            tensors[scale] = (tensors[scale].double() * ratio).to(value.dtype)
     return replace(
-        weights, tensors=tensors, notes=[*weights.notes, f"variances of batch norms moved from eps {eps:g} to {BN_EPS:g}"]
+        weights, tensors=tensors, notes=[*weights.notes, f"scales of batch norms moved from eps {eps:g} to {BN_EPS:g}"]
     )
 
 

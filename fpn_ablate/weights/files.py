@@ -3,6 +3,7 @@
 Nothing in a file is run: torch's are read with weights_only, pickles by `unpickle`, safetensors hold no code.
 """
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import MODEL, UNREADABLE, write_atomically
+from fpn_ablate.errors import UserError, first_line
+from fpn_ablate.files import MODEL, RECORD, UNREADABLE, write_atomically
 from fpn_ablate.weights import unpickle
 
 VERSION = "1"  # of our safetensors: raised when names or shapes change their meaning
@@ -61,7 +62,8 @@ def read(path: Path) -> Stored:
         with path.open("rb") as file:
             head = file.read(len(_OLD_TORCH))
         if head.startswith(_ZIP) or head == _OLD_TORCH:
-            content, facts = torch.load(path, weights_only=True, map_location="cpu"), _of_run(path)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training keeps its arguments
+                content, facts = torch.load(path, weights_only=True, map_location="cpu"), _of_run(path)
         elif head.startswith(_PICKLE):
             content = unpickle.read(path.read_bytes())
             facts = {"pickled": "true", "author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
@@ -72,7 +74,7 @@ def read(path: Path) -> Stored:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # of any kind: three readers meet whatever a file holds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if reason.startswith("Weights only load failed"):  # torch goes on to advise reading it without that guard
             reason = "damaged, or it holds more than tensors and would have to be run"
         raise UserError(f"{path}: not a readable state dict ({reason})") from None
@@ -104,6 +106,27 @@ def _safetensors(path: Path) -> Stored:
     return Stored(path, safetensors.torch.load_file(path), facts)
 
 
+def computed_with(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration, what decides what a detector's weights compute: {dotted key: value}."""
+    wanted = {
+        "neck": None,
+        "head": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
+        "recipe": ("short_side", "max_side", "antialias"),
+    }
+    found = {f"{group}.{key}": values[group].get(key) for group, keys in wanted.items() for key in keys or values[group]}
+    pooled = (
+        "pooling",
+        "sampling_ratio",
+        "resolution",
+        "conv5_resolution",
+        "canonical_level",
+        "canonical_box_size",
+        "box_weights",
+    )
+    roi = values["task"].get("roi") or {}
+    return found | {f"task.roi.{key}": roi[key] for key in pooled if key in roi}
+
+
 def _of_run(path: Path) -> dict[str, str]:
     """What the configuration beside a run's weights says of them."""
     beside = path.with_name("config.yaml")
@@ -112,15 +135,21 @@ def _of_run(path: Path) -> dict[str, str]:
     try:
         values = yaml.safe_load(beside.read_text(encoding="utf-8"))
         backbone = values["backbone"]
+        known = path.with_name(RECORD)
+        classes = list((json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}).get("per_class") or {})
         return {
-            "backbone": backbone["name"],
+            "backbone": f"timm/{backbone['model']}" if backbone["name"] == "timm" else backbone["name"],
             "stride_in_1x1": str(backbone.get("stride_in_1x1", False)).lower(),
             "row": values["row"],
             "task": values["task"]["name"],
             "neck": json.dumps(values["neck"], sort_keys=True),
+            "settings": json.dumps(computed_with(values), sort_keys=True),
+            **({"classes": json.dumps(classes)} if classes else {}),
         }
     except (*UNREADABLE, yaml.YAMLError):
-        raise UserError(f"{beside.name} beside it cannot be read; give the file under another name to do without it") from None
+        raise UserError(
+            f"{beside.name} or {RECORD} beside it cannot be read; give the file under another name to do without it"
+        ) from None
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

@@ -40,32 +40,45 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
     return replace(weights, facts=facts)
 
 
-def load(
-    model: Detector, path: Path, options: Options | None = None, say: Callable[[str], None] = lambda line: print(line)
-) -> None:
-    """Fill `model` from a file of any known format, or from a run's folder.
+def fitted(model: Detector, path: Path, options: Options | None = None) -> Weights:
+    """A file of any known format, or a run's, as the tensors that `model` takes; whether that is on a device does not matter.
 
-    A whole RPN or a whole second stage that the model lacks is left out, and `say` is told so. A model of 90 classes takes all
+    A whole RPN or a whole second stage that the model lacks is left out, which `notes` say. A model of 90 classes takes all
     rows of a COCO detector of torchvision, any other the 80 that have a category.
 
     Raises:
-        UserError: see `open_weights`; or the file does not fit the model, which then stays as it was.
+        UserError: see `open_weights`; or the file does not fit the model.
     """
     own = shapes_of(model.state_dict())
     if own.get("roi.predictor.scores.bias") == (COCO_ROWS,):
         options = replace(options or Options(), keep_classes=True)
     weights = open_weights(path, options)
-    tensors = dict(weights.tensors)
-    notes = list(weights.notes)
+    tensors, notes = dict(weights.tensors), [*weights.notes, *_strides(model, weights)]
     for part in STAGES_APART:
         if getattr(model, part) is None and any(name.startswith(f"{part}.") for name in tensors):
             tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
             notes.append(f"left out: {part}.*, which this network lacks")
     if problem := misfit(own, shapes_of(tensors)):
-        raise UserError(f"{weights.stored.path} does not fit the network: {problem}")
-    notes += _strides(model, weights)
-    model.load_state_dict({name: tensors.get(name, value) for name, value in model.state_dict().items()})
-    for note in notes:
+        hint = ""
+        if model.rpn and model.roi and weights.facts.get("task") and not any(name.startswith("rpn.") for name in tensors):
+            hint = (
+                "; its RPN is a run of its own (task=fast_rcnn, or task.training=separate), and one network is evaluated here"
+            )
+        raise UserError(f"{weights.stored.path} does not fit the network: {problem}{hint}")
+    return replace(weights, tensors={name: tensors[name] for name in own if name in tensors}, notes=notes)
+
+
+def load(
+    model: Detector, path: Path, options: Options | None = None, say: Callable[[str], None] = lambda line: print(line)
+) -> None:
+    """Fill `model` from what `fitted` makes of a file; its notes go to `say`.
+
+    Raises:
+        UserError: as there; the model stays as it was.
+    """
+    weights = fitted(model, path, options)
+    model.load_state_dict(weights.tensors, strict=False)  # but for counters of batches nothing is missing
+    for note in weights.notes:
         say(f"{weights.stored.path}: {note}")
 
 
@@ -76,17 +89,23 @@ def _strides(model: Detector, weights: Weights) -> list[str]:
     return [f"WARNING: it was trained with backbone.stride_in_1x1={known}, and this network has {own}"]
 
 
-def backbone_of(stored: Stored, name: str, wanted: dict[str, Size]) -> dict[str, Tensor]:
+def backbone_of(stored: Stored, name: str, wanted: dict[str, Size], stride_in_1x1: bool = False) -> dict[str, Tensor]:
     """The backbone's part of a file, under the names of `Backbone`. What else is in it does not matter.
 
     Args:
         name: what the backbone is called (`backbone=resnet50`), for the message.
         wanted: its names and shapes.
+        stride_in_1x1: where its strides are.
 
     Raises:
-        UserError: the file is of no known kind, or its backbone is another one.
+        UserError: the file is of no known kind, or its backbone is another one, or has its strides elsewhere.
     """
-    found = backbone_part(convert(stored).tensors)
+    weights = convert(stored)
+    found = backbone_part(weights.tensors)
     if problem := misfit(wanted, shapes_of(found)):
         raise UserError(f"{stored.path} does not fit backbone={name}: {problem}")
+    if weights.facts.get("stride_in_1x1", "false") != str(stride_in_1x1).lower():
+        raise UserError(
+            f"{stored.path} was trained with its strides elsewhere: set backbone.stride_in_1x1={weights.facts['stride_in_1x1']}"
+        )
     return {key: found[key] for key in wanted if key in found}

@@ -69,7 +69,7 @@ def recognise(names: Iterable[str]) -> str | None:
         OURS: (STAGE,),
         TORCHVISION: ("backbone.body.", "backbone.fpn."),
         DETECTRON2: ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "proposal_generator.", "stem.conv1.", "res2."),
-        OUR_BACKBONE: ("stages.",),
+        OUR_BACKBONE: ("stages.stem.",),
         CAFFE2: ("conv1_w", "res2_0_", "res_conv1_"),
         RESNET: ("conv1.weight", "layer1."),
         MOBILENET: ("features.0.",),

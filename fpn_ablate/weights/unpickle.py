@@ -110,9 +110,11 @@ def read(data: bytes) -> Any:
     return _plain(_Reader(io.BytesIO(data), encoding="latin1").load())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        if depth > 4:  # a few hundred bytes could stand for billions of dictionaries
+            raise ValueError("dictionaries in dictionaries")
+        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, _Array):
         if value.value is None:
             raise ValueError("an array without values")

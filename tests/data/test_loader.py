@@ -99,7 +99,7 @@ def test_workers_change_nothing():
     assert all(same(a, b) for a, b in zip(training(), training(workers=2), strict=True))
 
 
-SIZES = np.random.default_rng(0).integers(300, 640, (500, 2))  # height, width: half of them upright
+SIZES = np.random.default_rng(0).integers(300, 640, (1100, 2))  # height, width: half of them upright
 ASPECTS = SIZES[:, 1] / SIZES[:, 0]
 
 
@@ -132,14 +132,30 @@ def test_a_window_grouped_by_aspect_holds_the_same_draws(parts):
 
 
 def test_each_list_is_a_run_of_the_sorted_window_and_their_order_is_drawn_anew():
+    """Within one epoch."""
     orders = []
     for first in range(0, 4 * WINDOW, WINDOW):
-        lists = sampled(range(first, first + WINDOW))
+        lists = sampled(range(first, first + WINDOW), size=1100)
         order = np.argsort([ASPECTS[part[0][0]] for part in lists])
         aspects = ASPECTS[[index for n in order for index, _ in lists[n]]]
         assert (np.diff(aspects) >= 0).all()
         orders.append(tuple(order))
     assert len(set(orders)) == 4 and all(order != tuple(range(WINDOW)) for order in orders)
+
+
+@pytest.mark.parametrize("size", [7, 20, 40, 150, 500])
+def test_a_step_holds_few_copies_of_an_image_however_small_the_set(size):
+    """Sorted over several epochs, all copies of an image would stand in one batch."""
+    for step in sampled(size=size):
+        most = max(Counter(index for index, _ in step).values())
+        assert most <= -(-16 // size) + 1
+
+
+def test_a_step_holds_the_same_images_in_any_number_of_parts():
+    whole = sampled()
+    for parts in (2, 8):
+        lists = sampled(parts=parts)
+        assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
 
 
 @pytest.mark.parametrize("parts", [1, 2])
