@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
+from fpn_ablate.model import align
 from fpn_ablate.model.boxes import area
 from fpn_ablate.model.levels import Features, Level
 
@@ -63,10 +64,15 @@ class RoIPooler:
         """Boxes (N, P, 4) -> (N * P, C, S, S), in the order of the boxes whatever their levels."""
         n, p = boxes.shape[:2]
         image = torch.arange(n, device=boxes.device).repeat_interleave(p)
-        rois = torch.cat([image[:, None].to(boxes.dtype), boxes.flatten(0, 1)], 1)
+        boxes = boxes.flatten(0, 1)
+        position = self.assign(boxes)
+        if self.pooling != "pool" and self.sampling_ratio and not boxes.is_cuda:
+            maps, strides = zip(*((features[level.name].float(), level.stride) for level in self.levels), strict=True)
+            aligned = self.pooling == "align_v2"
+            return align.roi_align(maps, strides, image, position, boxes, self.resolution, self.sampling_ratio, aligned)
+        rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         if len(self.levels) == 1:
             return self._pool(features[self.levels[0].name], rois, self.levels[0].stride)
-        position = self.assign(rois[:, 1:])
         pieces, places = [], []
         for number, level in enumerate(self.levels):
             own = (position == number).nonzero()[:, 0]
