@@ -44,11 +44,10 @@ class Detector(nn.Module):
         """
         features, found = self.features(images, targets.sizes), {}
         if self.rpn:
-            raw = self.rpn(features)
-            with torch.autocast(images.device.type, enabled=False):
-                found |= self.rpn.losses(*raw, targets, generator)
-                if self.roi and proposals is None:
-                    proposals = self.rpn.propose(*raw, targets.sizes, to_train=True)
+            found |= self.rpn.losses(features, targets, generator)
+            if self.roi and proposals is None:
+                with torch.no_grad():
+                    proposals = self._propose(features, targets.sizes, to_train=True)
         if self.roi:
             assert proposals is not None, "a detector without an RPN learns from given proposals"
             found |= self.roi.losses(features, proposals, targets, generator)

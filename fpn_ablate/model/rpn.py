@@ -73,6 +73,41 @@ class RPNHead(nn.Module):
             objectness = [anchor_grid.flatten_cells(self.objectness(x.float()), 1)[..., 0] for x in hidden]
             return objectness, [anchor_grid.flatten_cells(self.deltas(x.float()), 4) for x in hidden]
 
+    def at(self, features: Features, idxs: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness (N, S) and deltas (N, S, 4) of the anchors `idxs` (N, S) alone, as `forward` gives them.
+
+        The losses look at 256 anchors of an image's many thousands, and nothing else of the head's output has a gradient.
+        """
+        num_anchors = self.objectness.out_channels
+        cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
+        around = F.relu(F.linear(_around(features, cell), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        with torch.autocast("cuda", enabled=False):
+            around = around.float()
+            objectness = F.linear(around, self.objectness.weight.flatten(1), self.objectness.bias)
+            deltas = F.linear(around, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
+        one = torch.arange(len(anchor), device=anchor.device)
+        return objectness[one, anchor].view_as(idxs), deltas[one, anchor].view(*idxs.shape, 4)
+
+
+def _around(features: Features, cell: Tensor) -> Tensor:
+    """(N * S, 9 * C): the 3x3 cells around each of `cell` (N, S), counted over the levels, row by row; 0 outside a map."""
+    maps = list(features.values())
+    sizes = torch.tensor([x.shape[-2:] for x in maps], device=cell.device)
+    ends = sizes.prod(1).cumsum(0)
+    level = torch.searchsorted(ends, cell, right=True)
+    height, width = sizes[level].unbind(-1)
+    inside = cell - (ends - sizes.prod(1))[level]
+    step = torch.arange(-1, 2, device=cell.device)
+    y, x = (inside // width)[..., None, None] + step[:, None], (inside % width)[..., None, None] + step
+    height, width = height[..., None, None], width[..., None, None]
+    within = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    # All cells in one table, map by map, and a last row of zeros for what is outside.
+    c, images = maps[0].shape[1], torch.arange(len(cell), device=cell.device)[:, None, None, None]
+    table = torch.cat([*(m.permute(0, 2, 3, 1).reshape(-1, c) for m in maps), maps[0].new_zeros(1, c)])
+    first = (len(cell) * (ends - sizes.prod(1)))[level][..., None, None]
+    rows = torch.where(within, first + (images * height + y) * width + x, len(table) - 1)
+    return F.embedding(rows.view(-1, 9), table).flatten(1)
+
 
 class RPN(nn.Module):
     def __init__(self, levels: Sequence[Level], settings: RPNSettings) -> None:
@@ -110,19 +145,17 @@ class RPN(nn.Module):
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: objectness (N, Ri), deltas (N, Ri, 4), anchors (Ri, 4)."""
-        features = dict(list(features.items())[: len(self.level_sizes)])
+        features = self._read(features)
         return *self.head(features), self.anchors(features)
 
-    def losses(
-        self,
-        objectness: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        targets: Targets,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def _read(self, features: Features) -> Features:
+        """The levels that have anchors."""
+        return dict(list(features.items())[: len(self.level_sizes)])
+
+    def losses(self, features: Features, targets: Targets, generator: torch.Generator) -> dict[str, Tensor]:
         """`rpn_objectness` (binary cross-entropy) and `rpn_box` (smooth L1), both over the sampled anchors, in fp32."""
-        every = torch.cat(anchors)
+        features = self._read(features)
+        every = torch.cat(self.anchors(features))
         matched_idxs, labels = match(
             every,
             targets.boxes,
@@ -132,8 +165,7 @@ class RPN(nn.Module):
             self.settings.negative_iou,
         )
         idxs, chosen = sample(labels, self.settings.samples, self.settings.positive_fraction, generator)
-        score = torch.cat(objectness, 1).float().gather(1, idxs)
-        delta = torch.cat(deltas, 1).float().gather(1, idxs[..., None].expand(-1, -1, 4))
+        score, delta = self.head.at(features, idxs)
         positive = chosen & (labels.gather(1, idxs) == POSITIVE)
         normaliser = chosen.sum().clamp(min=1)
         objectness_loss = F.binary_cross_entropy_with_logits(score, positive.float(), reduction="none")

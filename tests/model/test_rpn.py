@@ -25,11 +25,13 @@ def rpn(settings=SETTINGS, levels=LEVELS):
     return model
 
 
-def raw(model, images=3, seed=0):
+def maps(model, images=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return model(
-        {lv.name: torch.randn(images, 8, *(s // lv.stride for s in SIDES), generator=generator) for lv in model.levels}
-    )
+    return {lv.name: torch.randn(images, 8, *(s // lv.stride for s in SIDES), generator=generator) for lv in model.levels}
+
+
+def raw(model, images=3, seed=0):
+    return model(maps(model, images, seed))
 
 
 def one(raw_outputs, n):
@@ -82,7 +84,7 @@ def slow_losses(outputs, t, settings, draw):
 def test_losses_are_those_of_a_slow_loop_over_the_same_draws(seed, levels):
     model = rpn(levels=levels)
     outputs, t = raw(model), targets()
-    losses = model.losses(*outputs, t, generator(seed))
+    losses = model.losses(maps(model), t, generator(seed))
     expected = slow_losses(outputs, t, SETTINGS, generator(seed))
     assert expected["rpn_box"] > 0
     for name, value in expected.items():
@@ -97,7 +99,7 @@ def test_positives_beyond_their_quota_count_for_nothing():
     outputs, t = raw(model), targets()
     every = torch.cat(outputs[2])
     assert (match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1] == POSITIVE).sum(1).max() > 1
-    losses = model.losses(*outputs, t, generator())
+    losses = model.losses(maps(model), t, generator())
     for name, value in slow_losses(outputs, t, settings, generator()).items():
         assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
 
@@ -105,12 +107,12 @@ def test_positives_beyond_their_quota_count_for_nothing():
 def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples():
     """With room for every anchor nothing is left to chance."""
     model = rpn(RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=1.0))
-    outputs, t = raw(model), targets()
-    every = torch.cat(outputs[2])
+    features, t = maps(model), targets()
+    every = torch.cat(model.anchors(features))
     labels = match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1]
     weights = (labels >= 0).sum(1).float()
-    together = model.losses(*outputs, t, generator())
-    alone = [model.losses(*one(outputs, n), only(t, n), generator()) for n in range(3)]
+    together = model.losses(features, t, generator())
+    alone = [model.losses({k: x[n : n + 1] for k, x in features.items()}, only(t, n), generator()) for n in range(3)]
     for name, value in together.items():
         mean = sum(w * loss[name] for w, loss in zip(weights, alone, strict=True)) / weights.sum()
         torch.testing.assert_close(value, mean)
@@ -118,18 +120,17 @@ def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples(
 
 def test_the_generator_decides_which_anchors_are_drawn():
     model = rpn()
-    outputs, t = raw(model), targets()
-    first, again, other = (float(model.losses(*outputs, t, generator(s))["rpn_objectness"].detach()) for s in (1, 1, 2))
+    features, t = maps(model), targets()
+    first, again, other = (float(model.losses(features, t, generator(s))["rpn_objectness"].detach()) for s in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("room", [0, 2])
 def test_without_any_object_the_box_loss_is_0_and_everything_has_a_finite_gradient(room):
     model = rpn()
-    outputs = raw(model)
     nothing = torch.zeros(3, room, dtype=torch.bool)
     losses = model.losses(
-        *outputs, Targets(torch.zeros(3, room, 4), nothing.long(), nothing, nothing, targets().sizes), generator()
+        maps(model), Targets(torch.zeros(3, room, 4), nothing.long(), nothing, nothing, targets().sizes), generator()
     )
     assert float(losses["rpn_box"].detach()) == 0
     assert losses["rpn_objectness"] > 0
@@ -139,14 +140,13 @@ def test_without_any_object_the_box_loss_is_0_and_everything_has_a_finite_gradie
 
 def test_gradients_are_finite_where_some_images_have_only_padding():
     model = rpn()
-    sum(model.losses(*raw(model), targets(), generator()).values()).backward()
+    sum(model.losses(maps(model), targets(), generator()).values()).backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 def test_nothing_to_sample_gives_losses_of_0():
     """One crowd over everything: all anchors inside are ignored."""
     model = rpn(RPNSettings(sizes=(4, 4, 4), samples=40))
-    outputs = raw(model, images=1)
     t = Targets(
         torch.tensor([[[-99.0, -99, 999, 999]]]),
         torch.tensor([[1]]),
@@ -154,8 +154,32 @@ def test_nothing_to_sample_gives_losses_of_0():
         torch.tensor([[True]]),
         torch.tensor([[64, 96]]),
     )
-    losses = model.losses(*outputs, t, generator())
+    losses = model.losses(maps(model, images=1), t, generator())
     assert {name: float(value.detach()) for name, value in losses.items()} == {"rpn_objectness": 0, "rpn_box": 0}
+
+
+@pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
+def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_included(levels):
+    """Every anchor of every image, in any order and some of them twice: corners and borders of each map among them."""
+    dense, sparse = {}, {}
+    model = rpn(levels=levels)
+    for found, at_once in ((dense, True), (sparse, False)):
+        features = {k: x.requires_grad_() for k, x in maps(model).items()}
+        every = sum(x.shape[-2] * x.shape[-1] for x in features.values()) * model.head.objectness.out_channels
+        idxs = torch.stack([torch.randperm(every, generator=generator(n)) for n in range(3)])
+        idxs = torch.cat([idxs, idxs[:, :7]], 1)
+        if at_once:
+            objectness, deltas = (torch.cat(x, 1) for x in model.head(features))
+            score, delta = objectness.gather(1, idxs), deltas.gather(1, idxs[..., None].expand(-1, -1, 4))
+        else:
+            score, delta = model.head.at(features, idxs)
+        model.zero_grad()
+        shares = torch.linspace(-1, 1, idxs.shape[1])
+        ((score * shares).sum() + (delta.cos() * shares[:, None]).sum()).backward()
+        found |= {"score": score, "delta": delta} | {k: x.grad for k, x in features.items()}
+        found |= {name: p.grad.clone() for name, p in model.named_parameters()}
+    for name, value in dense.items():
+        torch.testing.assert_close(sparse[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 # -------------------------------------------------------------------------------------------------------------- proposals
