@@ -32,14 +32,13 @@ def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
     """Over the parameters that are trained; weight decay spares biases and norms, as AdamW's users expect, only for AdamW."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = all(p.is_cuda for p in parameters)
     if cfg.name == "sgd":
-        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused or None)
+        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True)
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": cfg.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, fused=fused or None)
+    return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -2,7 +2,7 @@
 
 torchvision's kernel scatters gradients value by value and channel by channel, which is half of a training step on a CPU. Here
 each bin is a row of 4 r^2 entries (r points a direction, 4 cells around each) over the cells of all maps; the forward pass
-gathers rows of channels, and so does the backward pass, by the transposed matrix. Equal to torchvision's but for the order of sums.
+gathers rows of channels, and so does the backward pass, by the transposed matrix. Equal to torchvision's but for rounding.
 
 N images, L levels, M RoIs, C channels, S x S bins.
 """

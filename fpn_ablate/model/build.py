@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.model.backbone import BACKBONES, Backbone, freeze_batch_norm, stride_to_1x1
+from fpn_ablate.model.backbone import BACKBONES, Backbone, fold_batch_norm, freeze_batch_norm, stride_to_1x1
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.levels import Level
 from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
@@ -106,6 +106,8 @@ def build_detector(
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
+    if not isinstance(cfg.backbone, TimmBackbone):
+        fold_batch_norm(backbone)
     neck = build_neck(cfg, backbone)
     behind = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None

@@ -54,7 +54,12 @@ class TwoFC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, S, S) -> (M, fc_dim)."""
-        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
+        if x.is_contiguous():
+            x = self.fc6(x.flatten(1))
+        else:  # channels last, as `align` pools: the weights are turned, which are fewer
+            weight = self.fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+            x = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.fc6.bias)
+        return F.relu(self.fc7(F.relu(x)))
 
 
 class Conv5(nn.Module):

@@ -200,12 +200,24 @@ class RPN(nn.Module):
         score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
         return Proposals(box, score.sigmoid(), torch.isfinite(score))
 
+    def _nms(self, box: Tensor, score: Tensor, topk: int) -> Tensor:
+        """What NMS leaves of boxes (K, 4) that come best first: the best `topk` at least, for more are not read.
+
+        NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number.
+        """
+        count = len(box) if box.is_cuda else min(len(box), topk + topk // 4)  # a GPU would wait for each answer
+        while True:
+            keep = nms(box[:count], score[:count], self.settings.nms_thresh)
+            if len(keep) >= topk or count == len(box):
+                return keep
+            count = min(len(box), 2 * count)
+
     def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
         """One image's levels [(boxes (K, 4), logits (K,))] -> what NMS leaves of them, best first, at most `topk`."""
         box, score = [], []
         for b, t in levels:
             b, t = (x[((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))] for x in (b, t))  # clipping can empty a box
-            keep = nms(b, t, self.settings.nms_thresh)
+            keep = self._nms(b, t, topk)
             box.append(b[keep])
             score.append(t[keep])
         box, score = torch.cat(box), torch.cat(score)

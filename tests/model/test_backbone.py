@@ -1,5 +1,6 @@
 """Backbones: strides, freezing, and that the cut-up networks are torchvision's own."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torchvision
 from coco_sets import REAL
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate import pretrain
 from fpn_ablate.errors import UserError
 from fpn_ablate.inputs import world
 from fpn_ablate.model import build
-from fpn_ablate.model.backbone import BACKBONES, STAGES, freeze_batch_norm
+from fpn_ablate.model.backbone import BACKBONES, STAGES, FoldedBatchNorm2d, fold_batch_norm, freeze_batch_norm
 
 # In double precision two orders of the same sums agree closely.
 IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -229,3 +231,36 @@ def test_small_backbones_have_no_imagenet_weights(config):
     for name in ("small", "small_deep"):
         with pytest.raises(UserError, match=f"the {name} backbone has no ImageNet weights"):
             config(f"backbone={name}", "backbone.weights=imagenet")
+
+
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "resnet50", "mobilenet_v2"])
+def test_a_folded_batch_norm_computes_the_same_and_every_one_is_folded(name):
+    """Values and all gradients, in double, with statistics and scales of every size."""
+    plain = BACKBONES[name]()
+    for n, (key, value) in enumerate(plain.state_dict().items()):
+        if value.dim() == 1:
+            low = 0.5 if key.endswith("running_var") else 0.1
+            torch.nn.init.uniform_(value, low, 0.7, generator=torch.Generator().manual_seed(n))
+    freeze_batch_norm(plain).double()
+    folded = fold_batch_norm(copy.deepcopy(plain))
+    assert {type(m) for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)} == {FoldedBatchNorm2d}
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for net in (plain, folded):
+        maps = net(x)
+        sum((level / level.detach().abs().mean()).cos().sum() for level in maps.values()).backward()
+        found.append(maps | {key: p.grad for key, p in net.named_parameters()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-6, atol=1e-9 * float(value.detach().abs().max()), msg=key)
+
+
+def test_a_copy_of_a_folded_network_folds_its_own_batch_norms():
+    net = fold_batch_norm(freeze_batch_norm(BACKBONES["small"]()))
+    other = copy.deepcopy(net)
+    for module in other.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.bias.fill_(1.0)
+    x = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(net(x)["c5"], other(x)["c5"])
+    assert torch.equal(net(x)["c5"], net(x)["c5"])

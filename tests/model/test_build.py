@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.model.backbone import FoldedBatchNorm2d
 from fpn_ablate.model.build import backbone_weights, build_detector, initialise, load_backbone, rpn_settings
 from fpn_ablate.model.detector import MEAN, STD, normalise
 from fpn_ablate.model.roi import Conv5, TwoFC
@@ -331,7 +332,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
     assert all(torch.equal(own[n], state[n]) for n in own)
     assert "c5" not in model.backbone.stages
     norms = {type(m) for m in head.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)}
-    assert norms == {FrozenBatchNorm2d if frozen_bn else nn.BatchNorm2d}
+    assert norms == {FoldedBatchNorm2d if frozen_bn else nn.BatchNorm2d}
     assert all(p.requires_grad for p in head.parameters())
 
 

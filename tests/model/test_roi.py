@@ -437,3 +437,17 @@ def test_detections_of_a_batch_are_those_of_its_images():
         alone = model.detect({k: x[n : n + 1] for k, x in maps(4).items()}, own, targets.sizes[n : n + 1])
         for mine, other in zip(found_in(together, n), found_in(alone, 0), strict=True):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
+
+
+def test_the_box_head_reads_maps_in_either_layout():
+    head = TwoFC(6, 5, 8)
+    x = torch.randn(9, 6, 5, 5, generator=generator())
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        own = x.clone(memory_format=layout).requires_grad_()
+        head.zero_grad()
+        out = head(own)
+        out.square().sum().backward()
+        found.append([out, own.grad, *(p.grad.clone() for p in head.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import POSITIVE, match, sample
@@ -295,3 +295,18 @@ def test_levels_do_not_suppress_each_other():
     proposals = model.propose(low, zero, outputs[2], torch.tensor([SIDES]), to_train=False)
     assert torch.equal(proposals.boxes[0, 0], proposals.boxes[0, 1])
     assert proposals.scores[0, 1] > 0.9 > proposals.scores[0, 2]
+
+
+@pytest.mark.parametrize("topk", [1, 10, 40, 200])
+@pytest.mark.parametrize("spread", [5.0, 60.0])
+def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread):
+    """Where nearly all is suppressed it has to go on several times, where little is it looks at a few boxes alone."""
+    draw = generator()
+    corner = torch.rand(160, 2, generator=draw) * spread
+    box = torch.cat([corner, corner + 20 + torch.rand(160, 2, generator=draw)], 1)
+    score = torch.rand(160, generator=draw).sort(descending=True).values
+    model = rpn(RPNSettings(nms_thresh=0.5))
+    expected = nms(box, score, 0.5)
+    keep = model._nms(box, score, topk)
+    assert len(keep) >= min(topk, len(expected))
+    assert torch.equal(keep, expected[: len(keep)])
