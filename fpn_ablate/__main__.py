@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one cell, a sweep, the verifier or the data doctor; returns the exit code (2: bad input)."""
+    """Run one cell, a sweep, the verifier or the data doctor; returns the exit code (2: bad input, 130: interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     aside = {"verify": _verify, "doctor": _doctor}.get(arguments[0] if arguments else "")
     os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     sys.argv[1:] = arguments
-    _job()
+    try:
+        _job()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
     return 0
 
 

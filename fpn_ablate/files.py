@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside, flushed to the disk, then renamed."""
 
+import errno
 import os
 import re
 import zipfile
@@ -42,7 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         )
         if isinstance(error, OSError) or full:
             reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
-            raise UserError(f"{path}: cannot be written ({reason}); make room, then give the same command again") from None
+            full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
+            fix = "make room, then give the same command again" if full else "give another place"
+            raise UserError(f"{path}: cannot be written ({reason}); {fix}") from None
         raise
 
 

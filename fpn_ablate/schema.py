@@ -104,11 +104,6 @@ class Backbone(Strict):
     def _bottlenecks(self) -> "Backbone":
         if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
             raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
-        if self.stride_in_1x1 and self.weights in ("imagenet", "pretrain"):
-            raise ValueError(
-                f"weights={self.weights} are made with the stride in the 3x3: give a file made with it in the 1x1, none, "
-                "or set stride_in_1x1=false"
-            )
         return self
 
 
@@ -145,7 +140,10 @@ AnyBackbone = Backbone | TimmBackbone
 
 def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
     if backbone.weights == "none" and (backbone.freeze_at or backbone.frozen_bn):
-        raise ValueError("weights=none starts from random weights, which must not stay frozen: set freeze_at=0 frozen_bn=false")
+        raise ValueError(
+            "weights=none starts from random weights, which must not stay frozen: "
+            "set backbone.freeze_at=0 backbone.frozen_bn=false"
+        )
 
 
 class FPNNeck(Strict):
@@ -367,6 +365,16 @@ class Config(Strict):
             return self.recipe.steps
         four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
         return self.recipe.box.steps + (self.recipe.steps if four_step else 0)
+
+    @model_validator(mode="after")
+    def _starts(self) -> "Config":
+        stride, weights = getattr(self.backbone, "stride_in_1x1", False), self.backbone.weights
+        if self.mode == "train" and stride and weights in ("imagenet", "pretrain"):
+            raise ValueError(
+                f"backbone.weights={weights} are made with the stride in the 3x3: give a file made with it in the 1x1, none, "
+                "or set backbone.stride_in_1x1=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _evaluates(self) -> "Config":

@@ -227,7 +227,11 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 def refuse_twins(cells: Sequence[Config]) -> None:
     """Two rows that are the same configuration would fill two lines with one result."""
     seen: dict[str, Config] = {}
+    named: dict[tuple[str, str, str, int], Config] = {}
     for cfg in cells:
+        other = named.setdefault((cfg.table, cfg.recipe.name, cfg.row, cfg.seed), cfg)
+        if other.weights != cfg.weights:
+            raise Refused(f"weights={other.weights} and {cfg.weights} are both the row {cfg.row}: give the files other names")
         twin = seen.setdefault(cfg.model_dump_json(exclude={*INCIDENTAL, "row"}), cfg)
         if twin.row != cfg.row:
             raise Refused(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")

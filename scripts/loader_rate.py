@@ -30,6 +30,7 @@ from PIL import Image
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.transforms import collate, prepare
+from fpn_ablate.errors import UserError
 from fpn_ablate.record import device_name
 
 # 40,000 and 80,000 steps of 16 images took the paper 8 and 10 hours on 8 GPUs (Sec. 5.1 and 5.2): 22 and 36 images a second.
@@ -40,7 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)  # as in a worker
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")
-    data = CocoDataset(options.annotations, options.images, options.images.name, invalid="clip")
+    try:
+        data = CocoDataset(options.annotations, options.images, options.images.name, invalid="clip")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     sides = {"short_side": options.sides[0], "max_side": options.sides[1]}
     found: dict[str, Any] = {
         "machine": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before",

@@ -140,3 +140,18 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, arguments, word
     with pytest.raises(SystemExit):
         raise SystemExit(command(["recipe=smoke", *arguments]))
     assert words in capsys.readouterr().err
+
+
+def test_files_that_would_be_one_row_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        raise SystemExit(command(["-m", "recipe=smoke", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
+    assert "give the files other names" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_stride_in_the_1x1_needs_other_weights_to_train_from_and_none_to_be_evaluated(config):
+    caffe = ("backbone=resnet50", "backbone.stride_in_1x1=true")
+    assert config(*caffe, "mode=evaluate", "weights=x.pkl").backbone.stride_in_1x1
+    with pytest.raises(UserError, match="made with the stride in the 3x3"):
+        config(*caffe)

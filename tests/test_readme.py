@@ -1,12 +1,16 @@
 """What the README says is so: its set-up commands are CI's, its commands are accepted, its tables come from the ledger."""
 
+import contextlib
 import functools
+import io
 import os
 import re
+import runpy
 import shlex
 import stat
 import subprocess
 import sys
+import warnings
 from itertools import product
 from pathlib import Path
 
@@ -122,9 +126,17 @@ def check_overrides(arguments: list[str], folder: Path) -> None:
 
 @functools.cache
 def help_of(module: str, *command: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, *command, "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """In this process, since another would spend seconds on importing torch."""
+    printed, before = io.StringIO(), sys.argv
+    sys.argv = [module, *command, "--help"]
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+            warnings.simplefilter("ignore")  # that the module is imported already
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+    assert not end.value.code
+    return printed.getvalue()
 
 
 def check_options(module: str, arguments: list[str]) -> None:

@@ -72,7 +72,7 @@ def test_what_later_recipes_change_is_what_they_say(config):
     schedule = {"recipe.name", "recipe.steps", "recipe.box.steps", "recipe.schedule.drops"}
     assert differing(paper, modern) == schedule | {"recipe.box.pooling", "task.roi.pooling"}
     assert differing(modern, theirs) == schedule | {
-        *("head.anchor_grid", "recipe.antialias", "recipe.schedule.warmup_steps"),
+        *("head.anchor_grid", "recipe.antialias", "recipe.eval_batch_size", "recipe.schedule.warmup_steps"),
         *("recipe.box.loss_beta", "task.roi.box_loss_beta"),
     }
     drops = [round(share * modern["recipe"]["steps"]) for share in modern["recipe"]["schedule"]["drops"]]

@@ -157,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("images", type=Path, nargs="?", help="folder of the image files; left out: not looked at")
     parser.add_argument("--limit", type=int, default=50, help="findings to print (default 50; 0: all)")
     given = parser.parse_args(arguments)
+    if given.annotations.is_dir():
+        parser.error(f"{given.annotations} is a folder: data=coco data.root={given.annotations} looks over the set in it")
     report = examine(given.annotations, given.images)
     if report.annotations is not None:
         table = report.annotations

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.model.backbone import BACKBONES, Backbone, fold_batch_norm, freeze_batch_norm, stride_to_1x1
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.levels import Level
@@ -153,7 +153,13 @@ def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] 
         return _from_file(cfg, Path(source))
     if isinstance(cfg.backbone, TimmBackbone):
         return timm_backbone(cfg.backbone.model, pretrained=True).state_dict()
-    state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+    try:
+        state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+    except (OSError, RuntimeError) as error:  # no network, or a file that was damaged on the way
+        raise UserError(
+            f"backbone.weights=imagenet: torchvision's weights of {cfg.backbone.name} cannot be had ({first_line(error)}). "
+            "They are downloaded once; without a network give backbone.weights=FILE with a state dict of torchvision's"
+        ) from None
     return backbone_of(Stored(Path(source), state), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
 
 

@@ -43,23 +43,29 @@ class Detections:
     valid: Tensor
 
 
+class LinearOfMaps(nn.Linear):
+    """A fully connected layer on maps (M, C, S, S), whose weights are in the order of these dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_contiguous():
+            return super().forward(x.flatten(1))
+        # Channels last, as `align` pools: not the maps are turned but the weights, which are fewer.
+        weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
+
+
 class TwoFC(nn.Module):
     """Two fully connected layers with ReLU on the pooled features, shared over all levels."""
 
     def __init__(self, in_channels: int, resolution: int, fc_dim: int) -> None:
         super().__init__()
         self.out_channels = fc_dim
-        self.fc6 = nn.Linear(in_channels * resolution**2, fc_dim)
+        self.fc6 = LinearOfMaps(in_channels * resolution**2, fc_dim)
         self.fc7 = nn.Linear(fc_dim, fc_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, S, S) -> (M, fc_dim)."""
-        if x.is_contiguous():
-            x = self.fc6(x.flatten(1))
-        else:  # channels last, as `align` pools: the weights are turned, which are fewer
-            weight = self.fc6.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-            x = F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.fc6.bias)
-        return F.relu(self.fc7(F.relu(x)))
+        return F.relu(self.fc7(F.relu(self.fc6(x))))
 
 
 class Conv5(nn.Module):

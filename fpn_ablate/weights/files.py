@@ -76,7 +76,7 @@ def read(path: Path) -> Stored:
     except Exception as error:  # of any kind: three readers meet whatever a file holds
         reason = first_line(error)
         if reason.startswith("Weights only load failed"):  # torch goes on to advise reading it without that guard
-            reason = "damaged, or it holds more than tensors and would have to be run"
+            reason = "damaged, or it holds more than tensors and would have to be run: save model.state_dict()"
         raise UserError(f"{path}: not a readable state dict ({reason})") from None
     return Stored(path, _tensors(path, content), facts)
 
@@ -93,7 +93,13 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized]
     if wrong:
         raise UserError(f"{path}: {_WANTED}; {wrong[0]} is none, of {len(wrong)} such")
-    return {k: v.detach() for k, v in content.items()}
+    broken = [k for k, v in content.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise UserError(
+            f"{path}: {len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged"
+        )
+    # DistributedDataParallel puts its own name in front.
+    return {k.removeprefix("module."): v.detach() for k, v in content.items()}
 
 
 def _safetensors(path: Path) -> Stored:

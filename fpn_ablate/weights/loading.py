@@ -64,6 +64,11 @@ def fitted(model: Detector, path: Path, options: Options | None = None) -> Weigh
             hint = (
                 "; its RPN is a run of its own (task=fast_rcnn, or task.training=separate), and one network is evaluated here"
             )
+        scores = own.get("roi.predictor.scores.bias")
+        if scores and weights.facts.get("num_classes", str(scores[0] - 1)) != str(scores[0] - 1):
+            hint += f"; it tells {weights.facts['num_classes']} classes apart, and the data have {scores[0] - 1}"
+        if weights.facts.get("row") in ("c4", "c5") and weights.facts["row"] not in {level.name for level in model.neck.levels}:
+            hint += f"; it is row {weights.facts['row']}: give ablation={weights.facts['row']}"
         raise UserError(f"{weights.stored.path} does not fit the network: {problem}{hint}")
     return replace(weights, tensors={name: tensors[name] for name in own if name in tensors}, notes=notes)
 

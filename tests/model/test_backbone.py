@@ -1,6 +1,7 @@
 """Backbones: strides, freezing, and that the cut-up networks are torchvision's own."""
 
 import copy
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,13 @@ def test_a_copy_of_a_folded_network_folds_its_own_batch_norms():
     x = torch.randn(1, 3, 64, 64)
     assert not torch.equal(net(x)["c5"], other(x)["c5"])
     assert torch.equal(net(x)["c5"], net(x)["c5"])
+
+
+def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, tmp_path):
+    def unreachable(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"torchvision's weights of resnet18 cannot be had .*no network.*backbone.weights=FILE"):
+        build.backbone_weights(config("backbone=resnet18"), None)

@@ -15,7 +15,7 @@ def made(tmp_path_factory):
     """The page of three rows, of which one has no seed, with everything on it."""
     import json
 
-    from conftest import make_record
+    from finished import make_record
 
     runs = tmp_path_factory.mktemp("page") / "runs"
     for row, strength in (("c4", 0.2), ("fpn", 0.9)):

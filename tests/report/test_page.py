@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-from conftest import FACTS, make_record
 from exhibit import NAME, by_size, leave
+from finished import FACTS, make_record
 
 from fpn_ablate.report import collate, gallery, load, page
 from fpn_ablate.report.progress import Board, Progress, State

@@ -1,5 +1,6 @@
 """Weights of other programs in our network: the tensors, what they compute, and files that do not fit."""
 
+import argparse
 import pickle
 
 import numpy as np
@@ -509,3 +510,19 @@ def test_half_precision_is_loaded_as_single(ours, torchvision_file):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(model.rpn.head.conv.weight, theirs["rpn.head.conv.0.0.weight"].half().float())
     assert np.isfinite(model.rpn.head.conv.weight.detach().numpy()).all()
+
+
+def test_a_file_with_what_is_no_number_is_refused(torchvision_file, tmp_path):
+    state = torch.load(torchvision_file[0])
+    state["rpn.head.cls_logits.bias"][1] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match=r"1 tensors hold what is no number \(rpn.head.cls_logits.bias\)"):
+        open_weights(tmp_path / "nan.pth")
+
+
+def test_names_of_a_parallel_training_are_those_of_its_module(torchvision_file, tmp_path):
+    state = torch.load(torchvision_file[0])
+    parallel = {f"module.{key}": value for key, value in state.items()}
+    torch.save({"model": parallel, "args": argparse.Namespace(lr=0.02)}, tmp_path / "ddp.pth")
+    found, expected = open_weights(tmp_path / "ddp.pth").tensors, open_weights(torchvision_file[0]).tensors
+    assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
