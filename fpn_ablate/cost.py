@@ -19,15 +19,16 @@ def latency_ms(fn: Callable[[], object], device: torch.device, warmup: int = 5, 
     """Median of `runs` calls of `fn`, in milliseconds, after `warmup` calls that are not counted."""
     times = []
     for _ in range(warmup + runs):
-        _synchronise(device)
+        synchronise(device)
         began = time.perf_counter()
         fn()
-        _synchronise(device)  # a GPU works on after the call has returned
+        synchronise(device)  # a GPU works on after the call has returned
         times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[warmup:])
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

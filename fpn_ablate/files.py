@@ -52,3 +52,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def safe_name(text: str) -> str:
     """What a table, a recipe or a row is called among folders: letters, digits and . _ + - alone, at most 80, no dot first."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"
+
+
+def filled(text: str, name: str, body: str) -> str:
+    """A document's `text` with `body` between the lines `<!-- name -->` and `<!-- /name -->`.
+
+    Raises:
+        UserError: these lines are missing, or are there more than once.
+    """
+    first, last = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = text.partition(first)
+    _, closed, after = rest.partition(last)
+    if not closed or first in rest:
+        raise UserError(
+            f"one block '<!-- {name} -->', at the end of its line, with a '{last}' after it, must be in the document"
+        )
+    return before + found + body + closed + after

@@ -53,6 +53,20 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """What measured times depend on: processor, cores, memory and versions; with a GPU's name where `device` is one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        **({"GPU": device_name(device)} if device.type == "cuda" else {}),
+        "processor": device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "memory (GiB)": round(memory / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
 @lru_cache
 def device_name(device: torch.device) -> str:
     """A GPU's product name, or cpu with the processor's."""

@@ -14,8 +14,6 @@ photographs do: scripts/loader_rate.py measures those.
 import argparse
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -33,8 +31,9 @@ from PIL import Image
 from fpn_ablate.cost import peak_memory_mib
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import Draws, training_batches
+from fpn_ablate.files import filled
 from fpn_ablate.metrics import Detections, Engine, average_precision, average_recall, evaluator_name
-from fpn_ablate.record import device_name
+from fpn_ablate.record import machine
 from fpn_ablate.report import records
 from fpn_ablate.report.collate import collate
 from fpn_ablate.resample import FEW, draws, resample
@@ -49,7 +48,7 @@ SIZES = {(480, 640): 0.38, (427, 640): 0.32, (640, 480): 0.1, (640, 427): 0.1, (
 SIDES = {(4, 32): 0.41, (32, 96): 0.34, (96, 400): 0.25}
 CROWDS = 0.012
 LINKS = 50_000  # of one file: ext4 allows 65,000
-BLOCK = re.compile(r"(<!-- rehearsal -->\n).*?(<!-- /rehearsal -->)", re.DOTALL)  # in a README
+BLOCK = "rehearsal"  # of a README
 LEDGER = Path(__file__).parents[1] / "results" / "reference" / "ledger.csv"
 
 
@@ -293,12 +292,16 @@ def main(arguments: list[str] | None = None) -> int:
         bytes_ = sum(file.stat().st_size for file in (options.folder / "annotations").iterdir())
         print(f"set at {options.folder}: {time.perf_counter() - began:.0f} s, annotations {bytes_ / 1e6:.0f} MB", flush=True)
         wanted = options.only or [step for step in STEPS if step not in COMPARED or options.pycocotools]
-        found = {"machine": _machine(), "scale": options.scale, "steps": {step: _fresh(step, options) for step in wanted}}
+        found = {
+            "machine": {**machine(CPU), "evaluator": evaluator_name()},
+            "scale": options.scale,
+            "steps": {step: _fresh(step, options) for step in wanted},
+        }
     print(json.dumps(found["machine"]))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     if options.readme:
-        options.readme.write_text(BLOCK.sub(lambda block: block[1] + markdown(found) + block[2], options.readme.read_text()))
+        options.readme.write_text(filled(options.readme.read_text(), BLOCK, markdown(found)))
     return int(any("failed" in figures for figures in found["steps"].values()))
 
 
@@ -350,19 +353,6 @@ def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
     for name, value in figures.items():
         print(f"  {name:45} {value}", flush=True)
     return figures
-
-
-def _machine() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": device_name(CPU),
-        "cores": os.cpu_count(),
-        "memory (GiB)": round(memory / 2**30, 1),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "evaluator": evaluator_name(),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,615 @@
+#!/usr/bin/env python
+"""How long a training step and inference take beside torchvision's detector of the same shape, and how far both are from what
+the machine can do.
+
+    python scripts/bench.py [--out FILE] [--readme FILE] [--threads N] [--seconds S] [--large] [--device cpu|cuda]
+
+Both detectors have the same backbone (ours, copied), weights, anchors, numbers of proposals and of RoIs, images, objects and
+optimiser; they are timed in turns (A B A B ...), so that a busy machine slows all of them. Loading images, clipping gradients
+and evaluating are left out on both sides. Medians and minima of processor time and of time on the clock.
+
+On a CPU the small ResNet-FPN at 128 and 256 px, 16 images; --large: and ResNet-50-FPN at 800 px, one image. On a GPU
+ResNet-50-FPN at 800 x 1333, 16 images, in bf16 (written for a GPU, and not yet run on one).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from fpn_ablate.__main__ import _cells, _introduce
+from fpn_ablate.cost import synchronise
+from fpn_ablate.data.loader import training_batches
+from fpn_ablate.data.sample import Batch
+from fpn_ablate.data.shapes import World, load
+from fpn_ablate.errors import UserError
+from fpn_ablate.files import filled, write_atomically
+from fpn_ablate.model import build, roi, rpn
+from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.levels import Features
+from fpn_ablate.optim import build_optimizer, set_learning_rate
+from fpn_ablate.record import environment, machine
+from fpn_ablate.schema import Config
+from fpn_ablate.seeding import torch_generator
+from fpn_ablate.train import autocast, targets
+from fpn_ablate.verify import CLASSES
+
+BLOCK = "bench"  # of a README
+OURS, THEIRS, LIMIT = "ours", "torchvision", "layers alone"
+LAST = "channels_last"  # the layout that ours has
+BACKGROUND = 4  # box deltas that torchvision's head has for the background as well; they never get a gradient
+JOINT, RPN = ("task=faster_rcnn", "task.training=joint"), ("task=rpn",)
+SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.box.samples=128")
+R50 = ("recipe=torchvision",)  # its backbone's first two stages and its batch norms are frozen
+EQUAL = ("ablation=fpn", "head.anchor_grid=torchvision", f"recipe.box.loss_beta={1 / 9}")
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A detector and its input.
+
+    Attributes:
+        arguments: of the command line, without the sizes.
+        size: (height, width) of the images; the recipe's sides follow from it.
+        settle: steps of training before anything is measured, on the one batch: the boxes that reach the NMS of a detector that
+            has learned nothing are more than those of a trained one.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    size: tuple[int, int]
+    batch: int
+    classes: int
+    settle: int = 0
+
+
+def cases(large: bool, device: torch.device) -> list[Case]:
+    if device.type == "cuda":
+        bf16 = (*R50, "recipe.bf16=true")
+        return [
+            Case(f"{name}, ResNet-50, 800 x 1333", (*bf16, *task), (800, 1333), 16, CLASSES)
+            for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+        ]
+    found = [
+        Case(f"{name}, small, {side} px", (*SMALL, *task), (side, side), 16, 6, settle=10)
+        for side in (128, 256)
+        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+    ]
+    if large:
+        found += [
+            Case(f"{name}, ResNet-50, 800 x 1066", (*R50, *task), (800, 1066), 1, CLASSES)
+            for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+        ]
+    return found
+
+
+# Two detectors that are one
+
+
+def composed(case: Case) -> Config:
+    """The configuration as the command line composes it."""
+    _introduce()
+    sides = (f"recipe.short_side={min(case.size)}", f"recipe.max_side={max(case.size)}", f"recipe.batch_size={case.batch}")
+    return _cells([*EQUAL, *case.arguments, *sides])[0]
+
+
+def pictures(case: Case) -> Batch:
+    """One batch of the generated world, at its native size."""
+    world = World(height=case.size[0], width=case.size[1])
+    sides = {"short_side": min(case.size), "max_side": max(case.size)}
+    return next(
+        training_batches(load(world, case.batch, 1)[0], batch_size=case.batch, steps=range(1), seed=0, flip=False, **sides)
+    )
+
+
+def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
+    """Random weights. Frozen batch norms get the statistics of the batch: without any, activations would grow from block to
+    block."""
+    model = build.build_detector(cfg, num_classes=case.classes)
+    build.initialise(model, 0)
+    model = model.to(batch.images.device, memory_format=torch.channels_last).train()
+    norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
+    with torch.no_grad():
+        model.features(batch.images, batch.sizes)
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
+    norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+    norm.running_var.copy_(inputs[0].var((0, 2, 3)))
+
+
+class Pyramid(nn.Module):
+    """Our backbone's copy under torchvision's FPN."""
+
+    def __init__(self, ours: Detector) -> None:
+        super().__init__()
+        self.out_channels = ours.neck.levels[0].channels
+        self.body = deepcopy(ours.backbone)
+        widths = [level.channels for level in ours.backbone.levels]
+        self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
+        for number, name in enumerate(ours.neck.lateral):
+            _copy(ours.neck.lateral[name], self.fpn.inner_blocks[number][0])
+            _copy(ours.neck.smooth[name], self.fpn.layer_blocks[number][0])
+
+    def forward(self, images: Tensor) -> Features:
+        return self.fpn(self.body(images))
+
+
+def _copy(ours: nn.Module, theirs: nn.Module, before: int = 0) -> None:
+    """Weights and biases, after `before` rows that stay as they are."""
+    with torch.no_grad():
+        theirs.weight[before:].copy_(ours.weight)
+        theirs.bias[before:].copy_(ours.bias)
+
+
+def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
+    """torchvision's Faster R-CNN with the numbers and the weights of ours; without its second stage where ours has none."""
+    head, own = cfg.head, ours.rpn
+    sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
+    (train_pre, test_pre), (train_post, test_post) = own.settings.pre_nms_topk, own.settings.post_nms_topk
+    numbers = {
+        "rpn_pre_nms_top_n_train": train_pre,
+        "rpn_pre_nms_top_n_test": test_pre,
+        "rpn_post_nms_top_n_train": train_post,
+        "rpn_post_nms_top_n_test": test_post,
+        "rpn_nms_thresh": head.nms_thresh,
+        "rpn_fg_iou_thresh": head.positive_iou,
+        "rpn_bg_iou_thresh": head.negative_iou,
+        "rpn_batch_size_per_image": head.samples,
+        "rpn_positive_fraction": head.positive_fraction,
+    }
+    anchors = AnchorGenerator(tuple(map(tuple, own.level_sizes)), (tuple(head.anchor_ratios),) * len(own.level_sizes))
+    second = _second_stage(ours) if ours.roi else {"num_classes": case.classes + 1}
+    model = FasterRCNN(Pyramid(ours), rpn_anchor_generator=anchors, **sides, **numbers, **second)
+    _copy(own.head.conv, model.rpn.head.conv[0][0])
+    _copy(own.head.objectness, model.rpn.head.cls_logits)
+    _copy(own.head.deltas, model.rpn.head.bbox_pred)
+    if ours.roi is None:
+        model.roi_heads = None
+    return model.to(next(ours.parameters()).device).train()
+
+
+def _second_stage(ours: Detector) -> dict[str, Any]:
+    heads, pooler = ours.roi, ours.roi.pooler
+    s, hidden = heads.settings, heads.box_head.out_channels
+    pool = MultiScaleRoIAlign(
+        [level.name.replace("p", "c") for level in pooler.levels],  # torchvision's FPN keeps the names of its input
+        pooler.resolution,
+        pooler.sampling_ratio,
+        canonical_scale=pooler.canonical_box_size,
+        canonical_level=pooler.canonical_level,
+    )
+    box_head = TwoMLPHead(pooler.in_channels * pooler.resolution**2, hidden)
+    predictor = FastRCNNPredictor(hidden, heads.predictor.scores.out_features)
+    _copy(heads.box_head.fc6, box_head.fc6)
+    _copy(heads.box_head.fc7, box_head.fc7)
+    _copy(heads.predictor.scores, predictor.cls_score)
+    _copy(heads.predictor.deltas, predictor.bbox_pred, before=BACKGROUND)
+    return {
+        "box_roi_pool": pool,
+        "box_head": box_head,
+        "box_predictor": predictor,
+        "box_score_thresh": s.score_thresh,
+        "box_nms_thresh": s.nms_thresh,
+        "box_detections_per_img": s.detections,
+        "box_fg_iou_thresh": s.positive_iou,
+        "box_bg_iou_thresh": s.positive_iou,
+        "box_batch_size_per_image": s.samples,
+        "box_positive_fraction": s.positive_fraction,
+        "bbox_reg_weights": tuple(s.box_weights),
+    }
+
+
+def their_input(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """The batch as torchvision takes it: images in 0..1 without padding, objects as dictionaries."""
+    images = [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.sizes.tolist(), strict=True)]
+    columns = zip(batch.boxes, batch.labels, batch.valid, strict=True)
+    return images, [{"boxes": boxes[valid], "labels": labels[valid]} for boxes, labels, valid in columns]
+
+
+# What is timed
+
+
+class Step:
+    """A training step: zero the gradients, losses, backward, optimiser."""
+
+    def __init__(self, model: nn.Module, losses: Callable[[], dict[str, Tensor]], cfg: Config) -> None:
+        self.optimizer = build_optimizer(model, cfg.recipe.optimizer)
+        self.losses, self.context = losses, partial(autocast, cfg, next(model.parameters()).device)
+
+    def __call__(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.context():
+            found = self.losses()
+        total = torch.stack(list(found.values())).sum()
+        total.backward()
+        self.optimizer.step()
+        return total.detach()
+
+
+def their_rpn_losses(
+    model: FasterRCNN, images: list[Tensor], objects: list[dict[str, Tensor]], proposals: bool
+) -> dict[str, Tensor]:
+    """Losses of torchvision's RPN on its features. With `proposals` as its `forward` computes them: it makes proposals in
+    training as well, whoever reads them. Without: by its own methods, which a user would have to call one by one."""
+    own, (listed, objects) = model.rpn, model.transform(images, objects)
+    features = model.backbone(listed.tensors)
+    if proposals:
+        return own(listed, features, objects)[1]
+    objectness, deltas = concat_box_prediction_layers(*own.head(list(features.values())))
+    anchors = own.anchor_generator(listed, list(features.values()))
+    labels, matched = own.assign_targets_to_anchors(anchors, objects)
+    return dict(enumerate(own.compute_loss(objectness, deltas, labels, own.box_coder.encode(matched, anchors))))
+
+
+def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> Run:
+    """The layers that ours cannot do without, and nothing between them: no anchors, matching, NMS, RoI pooling, losses (a sum
+    stands for them) or optimiser. A limit for any detector that is built of torch's layers, not for the machine.
+
+    Training: backbone and neck, the RPN's head at the sampled anchors and the second stage's on the sampled RoIs, forward and
+    backward; for the proposals the RPN's head on every cell, forward. Else: all of it forward, the second stage on as many RoIs
+    as there are proposals.
+    """
+    n, device = len(batch.images), batch.images.device
+    head, channels = model.rpn.head, model.neck.levels[0].channels
+    around = torch.rand(n * cfg.head.samples, 9 * channels, device=device, requires_grad=training)
+    pooled = None
+    if model.roi:
+        count = model.roi.settings.samples if training else model.roi.settings.proposals[1]
+        side = model.roi.pooler.resolution
+        pooled = torch.rand(n * count, channels, side, side, device=device, requires_grad=training)
+
+    def run() -> None:
+        with autocast(cfg, device), torch.set_grad_enabled(training):
+            levels = model.features(batch.images, batch.sizes)
+            out = list(levels.values())
+            if training:
+                hidden = F.linear(around, head.conv.weight.flatten(1), head.conv.bias)
+                out += [F.linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
+            if pooled is not None:
+                out += model.roi.predictor(model.roi.box_head(pooled))
+            if pooled is not None or not training:
+                with torch.no_grad():
+                    head(levels)
+            total = torch.stack([x.float().sum() for x in out]).sum()
+        if training:
+            model.zero_grad(set_to_none=True)
+            total.backward()
+
+    return run
+
+
+def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterator[tuple[str, dict[str, Run]]]:
+    """What is done, and who does it how; all are in the mode that it needs until the next is asked for. Ours is first."""
+    theirs, last = (their_model(ours, cfg, case) for _ in range(2))
+    models = {THEIRS: theirs, f"{THEIRS}, {LAST}": last.to(memory_format=torch.channels_last)}
+    images, objects = their_input(batch)  # once: a loader would make them so
+    steps = {OURS: our_step(ours, batch, cfg)}
+    for name, model in models.items():
+        losses = model if ours.roi else partial(their_rpn_losses, model, proposals=True)
+        steps[name] = Step(model, partial(losses, images, objects), cfg)
+    if ours.roi is None:
+        losses = partial(their_rpn_losses, last, images, objects, proposals=False)
+        steps[f"{THEIRS}, {LAST}, no proposals"] = Step(last, losses, cfg)
+    for step in steps.values():
+        set_learning_rate(step.optimizer, 0.0)  # each repetition does the same work on the same weights
+    yield "training step", {**steps, LIMIT: layers_alone(ours, batch, cfg, training=True)}
+    if ours.roi:
+        calls: dict[str, Run] = {OURS: lambda: ours.detect(batch.images, batch.sizes)}
+        calls |= {name: partial(model.eval(), images) for name, model in models.items()}
+        context = partial(autocast, cfg, batch.images.device)
+        calls = {name: partial(_without_gradients, run, context) for name, run in calls.items()}
+        yield "inference", {**calls, LIMIT: layers_alone(ours.eval(), batch, cfg, training=False)}
+
+
+def our_step(model: Detector, batch: Batch, cfg: Config) -> Step:
+    generator = torch_generator(0, "sampling", device=batch.images.device)
+    return Step(model, lambda: model.losses(batch.images, targets(batch), generator), cfg)
+
+
+def _without_gradients(run: Run, context: Callable[[], torch.autocast]) -> object:
+    with torch.no_grad(), context():
+        return run()
+
+
+def equal(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[str, tuple[int, int]]:
+    """What must be equal for a comparison: of ours and of torchvision's."""
+    theirs, (images, objects) = their_model(ours, cfg, case), their_input(batch)
+    trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
+    with torch.no_grad():
+        features = ours.features(batch.images, batch.sizes)
+        found = ours.propose(batch.images, batch.sizes, to_train=True)
+        listed, objects = theirs.transform(images, objects)
+        their_features = theirs.backbone(listed.tensors)
+        proposals, _ = theirs.rpn(listed, their_features, objects)
+        anchors = theirs.rpn.anchor_generator(listed, list(their_features.values()))[0]
+        facts = {
+            "images": (tuple(batch.images.shape), tuple(listed.tensors.shape)),
+            "anchors an image": (sum(map(len, ours.rpn.anchors(features))), len(anchors)),
+            "proposals": (int(found.valid.sum()), sum(map(len, proposals))),
+        }
+        if ours.roi:
+            trained[1] -= BACKGROUND * (ours.roi.box_head.out_channels + 1)
+            chosen = ours.roi.sample(found, targets(batch), torch_generator(0, device=batch.images.device))[-1]
+            rois, *_ = theirs.roi_heads.select_training_samples(proposals, objects)
+            facts["RoIs"] = (int(chosen.sum()), sum(map(len, rois)))
+    return {"parameters trained": tuple(trained), **facts}
+
+
+# Timing
+
+
+def in_turns(runs: dict[str, Run], seconds: float, least: int, device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Who -> processor and wall seconds of each round: everybody once a round, for about so many seconds and at least so many
+    rounds, after one that does not count."""
+    times: dict[str, dict[str, list[float]]] = {name: {"processor": [], "wall": []} for name in runs}
+    for run in runs.values():
+        run()
+    began, rounds = time.perf_counter(), 0
+    while rounds < least or time.perf_counter() - began < seconds:
+        for name, run in runs.items():
+            synchronise(device)
+            wall, processor = time.perf_counter(), time.process_time()
+            run()
+            synchronise(device)  # a GPU works on after the call has returned
+            times[name]["processor"].append(time.process_time() - processor)
+            times[name]["wall"].append(time.perf_counter() - wall)
+        rounds += 1
+    return times
+
+
+def clock_of(device: torch.device) -> str:
+    """The clock that ratios are of: processor time leaves out what other programs take, but knows nothing of a GPU's work."""
+    return "wall" if device.type == "cuda" else "processor"
+
+
+def summary(runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batch: int, peak: float, clock: str) -> dict:
+    """Figures of each contender; `peak` in GFLOP/s."""
+    found = {}
+    ours = statistics.median(times[OURS][clock])
+    for name, run in runs.items():
+        with FlopCounterMode(display=False) as counter:
+            run()
+        gflop, took = counter.get_total_flops() / 1e9, statistics.median(times[name][clock])
+        clocks = {kind: {"median": statistics.median(t), "minimum": min(t)} for kind, t in times[name].items()}
+        found[name] = {
+            **{f"{kind} (s)": {key: _rounded(value) for key, value in both.items()} for kind, both in clocks.items()},
+            "times ours, medians": round(took / ours, 3),
+            "times ours, minima": round(clocks[clock]["minimum"] / min(times[OURS][clock]), 3),
+            "images a second": _rounded(batch / clocks["wall"]["median"]),
+            "GFLOP": _rounded(gflop),
+            "GFLOP/s": _rounded(gflop / took),
+            "share of peak": round(gflop / took / peak, 3),
+        }
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+class Parts:
+    """Seconds of our detector's parts, by putting a clock around the functions that they are."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, defaultdict(float)
+        self.clock = time.perf_counter if clock_of(device) == "wall" else time.process_time
+
+    @contextmanager
+    def around(self, name: str) -> Iterator[None]:
+        synchronise(self.device)
+        began = self.clock()
+        yield
+        synchronise(self.device)
+        self.seconds[name] += self.clock() - began
+
+    def watched(self, name: str, function: Callable) -> Callable:
+        def run(*arguments: Any, **options: Any) -> Any:
+            with self.around(name):
+                return function(*arguments, **options)
+
+        return run
+
+
+def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each part of `run`, of the clock that ratios are of; no part lies within another."""
+    step = run.optimizer if isinstance(run, Step) else None
+    watched = [
+        ("backbone and neck", model, "features"),
+        ("RPN head, every cell", model.rpn.head, "forward"),
+        ("RPN head, sampled anchors", model.rpn.head, "at"),
+        *(("matching and sampling", module, name) for module in (rpn, roi) for name in ("match", "sample")),
+        ("proposals, with NMS", model.rpn, "propose"),
+        *([("backward", torch.Tensor, "backward"), ("optimiser", step, "step")] if step else []),
+    ]
+    if model.roi:
+        watched += [
+            ("RoI pooling", model.roi, "pooler"),
+            ("box head", model.roi.box_head, "forward"),
+            ("box head", model.roi.predictor, "forward"),
+            ("detections, with NMS", model.roi, "_suppress"),
+        ]
+    rounds = [_parts_once(watched, run, device) for _ in range(repeats)]
+    names = list(dict.fromkeys(name for seconds in rounds for name in seconds))
+    return {name: _rounded(statistics.median(seconds[name] for seconds in rounds)) for name in names}
+
+
+def _parts_once(watched: list[tuple[str, Any, str]], run: Run, device: torch.device) -> dict[str, float]:
+    parts = Parts(device)
+    with ExitStack() as stack:
+        for name, owner, attribute in watched:
+            stack.enter_context(patch.object(owner, attribute, parts.watched(name, getattr(owner, attribute))))
+        with parts.around("all"):
+            run()
+    every = parts.seconds.pop("all")
+    return {**parts.seconds, "the rest": every - sum(parts.seconds.values()), "all": every}
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """What the machine does at best: a product of square matrices, a 3x3 convolution as in an FPN (on some processors the faster
+    of the two, by another library), and a copy too large for caches."""
+    gpu = device.type == "cuda"
+    side, images = (8192, 16) if gpu else (2048, 1)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
+        a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+        found[_rate("GEMM", dtype)] = _rounded(2 * side**3 / 1e9 / _best(partial(torch.mm, a, b), device))
+        x = torch.rand(images, 256, 100, 100, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        weight = torch.rand(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        work = 2 * x.numel() * weight[0].numel() / 1e9
+        found[_rate("convolution", dtype)] = _rounded(work / _best(partial(F.conv2d, x, weight, padding=1), device))
+    source = torch.rand(2**26, device=device)
+    target = torch.empty_like(source)
+    found["copy, read and written (GB/s)"] = _rounded(2 * source.nbytes / 1e9 / _best(partial(target.copy_, source), device))
+    return found
+
+
+def _rate(what: str, dtype: torch.dtype) -> str:
+    return f"{what} {str(dtype).removeprefix('torch.')} (GFLOP/s)"
+
+
+def _best(run: Run, device: torch.device) -> float:
+    clock = clock_of(device)
+    return min(in_turns({"": run}, seconds=1.0, least=5, device=device)[""][clock])
+
+
+# The command
+
+
+def measure(case: Case, device: torch.device, seconds: float, least: int, peak: dict[str, float]) -> dict[str, Any]:
+    """All figures of a case; `seconds` and `least`: how long, and at least how many rounds, each comparison takes; `peak`: what
+    `peaks` has found."""
+    torch.manual_seed(0)
+    cfg, batch = composed(case), pictures(case).to(device)
+    model = our_model(case, cfg, batch)
+    settle(model, case, cfg, batch)
+    bf16 = cfg.recipe.bf16 and device.type == "cuda"  # as `autocast` has it
+    best = max(peak[_rate(what, torch.bfloat16 if bf16 else torch.float32)] for what in ("GEMM", "convolution"))
+    clock = clock_of(device)
+    found: dict[str, Any] = {
+        "images": case.batch,
+        "arguments": [*EQUAL, *case.arguments],
+        "equal (ours, torchvision's)": equal(model, case, cfg, batch),
+        "compared": {},
+    }
+    for what, runs in contenders(case, cfg, model, batch):
+        times = in_turns(runs, seconds, least, device)
+        found["compared"][what] = {
+            "rounds": len(times[OURS]["wall"]),
+            "contenders": summary(runs, times, case.batch, best, clock),
+            f"parts of ours ({clock} s)": breakdown(model, runs[OURS], device, least),
+        }
+    return found
+
+
+def settle(model: Detector, case: Case, cfg: Config, batch: Batch) -> None:
+    step = our_step(model, batch, cfg)
+    losses = [step() for _ in range(case.settle)]
+    if not all(bool(loss.isfinite()) for loss in losses):
+        raise UserError(f"{case.name}: the loss is not finite within {case.settle} steps; there is nothing to measure")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; leave it out, or use --device cpu")
+    if options.readme:
+        filled(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
+    torch.set_num_threads(options.threads or (1 if device.type == "cpu" else torch.get_num_threads()))
+    commit = environment(device)["commit"]
+    found: dict[str, Any] = {"machine": {**machine(device), "torchvision": torchvision.__version__, "commit": commit}}
+    found["machine"]["load before"] = round(os.getloadavg()[0], 1)
+    found |= {"peak": peaks(device), "cases": {}}
+    for case in cases(options.large, device):
+        found["cases"][case.name] = measure(case, device, options.seconds, 3, found["peak"])
+        print(case_table(case.name, found["cases"][case.name]), flush=True)
+    print(machine_lines(found))
+    if options.out:
+        write_atomically(options.out, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
+    if options.readme:
+        text = filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
+        write_atomically(options.readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The figures of --out as tables for a README."""
+    return "\n".join([*(case_table(name, case) for name, case in found["cases"].items()), machine_lines(found)])
+
+
+def case_table(name: str, case: dict[str, Any]) -> str:
+    header = ["", "processor (s)", "minimum", "wall (s)", "minimum", "images / s", "x ours", "GFLOP", "GFLOP/s", "of peak"]
+    text = ""
+    for what, compared in case["compared"].items():
+        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+        for who, figures in compared["contenders"].items():
+            times = [figures[f"{clock} (s)"][kind] for clock in ("processor", "wall") for kind in ("median", "minimum")]
+            cells = [*times, figures["images a second"], f"{figures['times ours, medians']:.2f}"]
+            share = f"{figures['share of peak']:.0%}"
+            lines.append([who, *map(str, cells), f"{figures['GFLOP']:.1f}", f"{figures['GFLOP/s']:.1f}", share])
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        parts = next(value for key, value in compared.items() if key.startswith("parts"))
+        shares = ", ".join(f"{part} {value / parts['all']:.0%}" for part, value in parts.items() if part != "all")
+        title = (
+            f"**{name}: {what}**, {case['images']} image{'s' * (case['images'] > 1)}, medians of {compared['rounds']} rounds"
+        )
+        text += f"{title}\n\n{table}\nParts of ours: {shares}.\n\n"
+    return text
+
+
+def machine_lines(found: dict[str, Any]) -> str:
+    columns = ("Peak", found["peak"]), ("Machine", found["machine"])
+    return (
+        "\n\n".join(f"{title}: {', '.join(f'{name} {value}' for name, value in row.items())}." for title, row in columns) + "\n"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python scripts/bench.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"put them into the block '<!-- {BLOCK} -->' of this file")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: 1; on a GPU torch's own choice)")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of each comparison, and at least 3 rounds (default: 25)")
+    parser.add_argument("--large", action="store_true", help="on a CPU: and ResNet-50-FPN at 800 px (minutes more)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
