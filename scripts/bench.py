@@ -270,8 +270,8 @@ def their_rpn_losses(
 
 
 def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> Run:
-    """The layers that ours cannot do without, and nothing between them: no anchors, matching, NMS, RoI pooling, losses (a sum
-    stands for them) or optimiser. A limit for any detector that is built of torch's layers, not for the machine.
+    """The layers that ours cannot do without, and nothing between them: no anchors, matching, NMS, RoI pooling, losses (the sum
+    of all outputs stands for them) or optimiser. A limit for any detector that is built of torch's layers, not for the machine.
 
     Training: backbone and neck, the RPN's head at the sampled anchors and the second stage's on the sampled RoIs, forward and
     backward; for the proposals the RPN's head on every cell, forward. Else: all of it forward, the second stage on as many RoIs
@@ -298,10 +298,10 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
             if pooled is not None or not training:
                 with torch.no_grad():
                     head(levels)
-            total = torch.stack([x.float().sum() for x in out]).sum()
         if training:
             model.zero_grad(set_to_none=True)
-            total.backward()
+            # The gradients of a sum, but in the layout of the maps: those of `sum` have another, and would be copied.
+            torch.autograd.backward(out, [torch.ones_like(x) for x in out])
 
     return run
 
@@ -473,8 +473,8 @@ def _parts_once(watched: list[tuple[str, Any, str]], run: Run, device: torch.dev
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What the machine does at best: a product of square matrices, a 3x3 convolution as in an FPN (on some processors the faster
-    of the two, by another library), and a copy too large for caches."""
+    """What the machine does at best: a product of square matrices, a 3x3 convolution as in an FPN (by another library,
+    and on some processors much faster), and a copy too large for caches."""
     gpu = device.type == "cuda"
     side, images = (8192, 16) if gpu else (2048, 1)
     found = {}
@@ -551,6 +551,8 @@ def _run(options: argparse.Namespace) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; leave it out, or use --device cpu")
     if options.readme:
+        if not options.readme.is_file():
+            raise UserError(f"--readme {options.readme}: no such file")
         filled(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
     torch.set_num_threads(options.threads or (1 if device.type == "cpu" else torch.get_num_threads()))
     commit = environment(device)["commit"]

@@ -1,6 +1,7 @@
-"""What several test files share: configurations composed as the command line composes them."""
+"""What several test files share: configurations composed as the command line composes them, and the measuring scripts."""
 
 import functools
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,19 @@ def composed(*overrides: str) -> Config:
 def config():
     """`config("ablation=c4", "neck.smooth=none")` -> a validated Config; recipe=smoke unless told otherwise."""
     return composed
+
+
+@pytest.fixture(scope="session")
+def script():
+    """`script("bench")` -> scripts/bench.py as a module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session", autouse=True)

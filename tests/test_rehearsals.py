@@ -1,7 +1,6 @@
 """The measuring scripts on a set of some hundred images: they run, and the rehearsal's set is what COCO is in small."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,15 +18,8 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 SCALE = 0.002
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def rehearsal():
+def rehearsal(script):
     return script("rehearse_coco")
 
 
@@ -94,7 +86,7 @@ def test_a_step_that_fails_is_reported(rehearsal, tmp_path, capsys, monkeypatch)
     assert "MemoryError" in capsys.readouterr().out and found["machine"]["cores"] == os.cpu_count()
 
 
-def test_the_loaders_rate_and_stages(folder, tmp_path, capsys):
+def test_the_loaders_rate_and_stages(script, folder, tmp_path, capsys):
     threads, out = torch.get_num_threads(), tmp_path / "rate.json"
     arguments = [str(folder / "annotations" / "instances_val2017.json"), str(folder / "val2017"), "--workers", "0"]
     arguments += ["--sides", "64", "128", "--seconds", "0.1", "--out", str(out)]

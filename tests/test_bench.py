@@ -1,0 +1,104 @@
+"""scripts/bench.py on tiny inputs: both detectors do the same, and every figure is there. No time is compared with another."""
+
+import json
+
+import pytest
+import torch
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.files import filled
+
+CPU = torch.device("cpu")
+PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0}
+
+
+@pytest.fixture(scope="module")
+def bench(script):
+    return script("bench")
+
+
+def tiny(bench, task):
+    return bench.Case("tiny", ("recipe=smoke", "backbone.freeze_at=0", *task), (64, 64), 2, 6, settle=2)
+
+
+@pytest.fixture(scope="module")
+def built(bench):
+    """task -> case, configuration, batch, our detector."""
+
+    def build(task):
+        case = tiny(bench, task)
+        cfg, batch = bench.composed(case), bench.pictures(case)
+        return case, cfg, batch, bench.our_model(case, cfg, batch)
+
+    return build
+
+
+@pytest.mark.parametrize("task", ["JOINT", "RPN"])
+def test_a_case_is_fair_and_has_all_figures(bench, task):
+    found = bench.measure(tiny(bench, getattr(bench, task)), CPU, seconds=0, least=2, peak=PEAK)
+    facts = found["equal (ours, torchvision's)"]
+    assert all(ours == theirs for ours, theirs in facts.values())
+    assert {"parameters trained", "anchors an image", "proposals"} <= set(facts) and ("RoIs" in facts) == (task == "JOINT")
+    assert set(found["compared"]) == ({"training step", "inference"} if task == "JOINT" else {"training step"})
+    for what, compared in found["compared"].items():
+        figures, parts = compared["contenders"], compared["parts of ours (processor s)"]
+        assert [who.split(",")[0] for who in figures] == ["ours", *["torchvision"] * (len(figures) - 2), "layers alone"]
+        assert figures["ours"]["times ours, medians"] == 1 and compared["rounds"] == 2
+        assert all(f["GFLOP"] > 0 and f["processor (s)"]["minimum"] <= f["processor (s)"]["median"] for f in figures.values())
+        assert figures["layers alone"]["GFLOP"] == pytest.approx(figures["ours"]["GFLOP"], rel=0.05)
+        assert {"backbone and neck", "the rest", "all"} <= set(parts) and parts["the rest"] >= 0
+        assert ("backward" in parts) == ("optimiser" in parts) == (what == "training step")
+    assert json.loads(json.dumps(found))["images"] == 2
+
+
+def test_torchvisions_detector_finds_what_ours_finds(bench, built):
+    case, cfg, batch, ours = built(bench.JOINT)
+    bench.settle(ours, case, cfg, batch)
+    theirs = bench.their_model(ours, cfg, case).eval()
+    found = ours.eval().detect(batch.images, batch.sizes)
+    with torch.no_grad():
+        expected = theirs(bench.their_input(batch)[0])
+    for n, wanted in enumerate(expected):
+        count = int(found.valid[n].sum())
+        assert count == len(wanted["scores"]) > 0
+        torch.testing.assert_close(found.scores[n, :count], wanted["scores"], rtol=1e-4, atol=1e-5)
+
+
+def test_torchvisions_rpn_has_equal_losses_with_and_without_proposals(bench, built):
+    case, cfg, batch, ours = built(bench.RPN)
+    theirs, losses = bench.their_model(ours, cfg, case), []
+    for proposals in (True, False):
+        torch.manual_seed(0)  # its sampler has no generator of its own
+        losses.append(
+            [float(x.detach()) for x in bench.their_rpn_losses(theirs, *bench.their_input(batch), proposals).values()]
+        )
+    assert losses[0] == losses[1]
+
+
+def test_the_command_fills_a_readme_and_writes_json(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "cases", lambda large, device: [tiny(bench, bench.RPN)])
+    monkeypatch.setattr(bench, "peaks", lambda device: PEAK)
+    readme, out = tmp_path / "README.md", tmp_path / "bench.json"
+    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    assert bench.main(["--out", str(out), "--readme", str(readme), "--seconds", "0", "--device", "cpu"]) == 0
+    found, text = json.loads(out.read_text()), readme.read_text()
+    assert found["machine"]["threads"] == 1 and set(found["cases"]) == {"tiny"}
+    assert text == f"before\n<!-- bench -->\n{bench.markdown(found)}<!-- /bench -->\nafter\n"
+    assert "| ours |" in text and "| ours |" in capsys.readouterr().out
+
+
+def test_a_readme_without_a_block_is_refused_before_anything_is_measured(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "peaks", lambda device: pytest.fail("measured"))
+    readme = tmp_path / "README.md"
+    for text in ("nothing\n", "<!-- bench -->\nnot closed\n"):
+        readme.write_text(text)
+        assert bench.main(["--readme", str(readme), "--device", "cpu"]) == 2
+        assert "<!-- bench -->" in capsys.readouterr().err and readme.read_text() == text
+    assert bench.main(["--readme", str(tmp_path / "none.md"), "--device", "cpu"]) == 2
+
+
+def test_a_block_must_be_the_only_one():
+    block = "<!-- x -->\n<!-- /x -->\n"
+    assert filled(f"a\n{block}", "x", "b\n") == "a\n<!-- x -->\nb\n<!-- /x -->\n"
+    with pytest.raises(UserError, match="one block"):
+        filled(block + block, "x", "b\n")
