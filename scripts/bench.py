@@ -47,6 +47,7 @@ from fpn_ablate.data.shapes import World, load
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import filled, write_atomically
 from fpn_ablate.model import build, roi, rpn
+from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.levels import Features
 from fpn_ablate.optim import build_optimizer, set_learning_rate
@@ -131,12 +132,13 @@ def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
     model = build.build_detector(cfg, num_classes=case.classes)
     build.initialise(model, 0)
     model = model.to(batch.images.device, memory_format=torch.channels_last).train()
-    norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    norms = [m for m in unfold_batch_norm(model.backbone).modules() if isinstance(m, FrozenBatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
     with torch.no_grad():
         model.features(batch.images, batch.sizes)
     for hook in hooks:
         hook.remove()
+    fold_batch_norm(model.backbone)
     return model
 
 
@@ -146,12 +148,12 @@ def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 class Pyramid(nn.Module):
-    """Our backbone's copy under torchvision's FPN."""
+    """Our backbone's copy, its batch norms as torchvision's own backbones have them, under torchvision's FPN."""
 
     def __init__(self, ours: Detector) -> None:
         super().__init__()
         self.out_channels = ours.neck.levels[0].channels
-        self.body = deepcopy(ours.backbone)
+        self.body = unfold_batch_norm(deepcopy(ours.backbone))
         widths = [level.channels for level in ours.backbone.levels]
         self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
         for number, name in enumerate(ours.neck.lateral):

@@ -118,6 +118,16 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+def unfold_batch_norm(module: nn.Module) -> nn.Module:
+    """The inverse of `fold_batch_norm`."""
+    for m in module.modules():
+        if isinstance(m, FoldedConv2d):
+            m.__class__ = nn.Conv2d
+        elif isinstance(m, FoldedBatchNorm2d):
+            m.__class__ = FrozenBatchNorm2d
+    return module
+
+
 def stride_to_1x1(backbone: Backbone) -> None:
     """Halve the resolution in the first 1x1 convolution of a bottleneck, as He et al. (2015), Caffe and detectron2's models do;
     torchvision does it in the 3x3. Weights keep their names and shapes, and compute something else."""

@@ -16,7 +16,14 @@ from fpn_ablate import pretrain
 from fpn_ablate.errors import UserError
 from fpn_ablate.inputs import world
 from fpn_ablate.model import build
-from fpn_ablate.model.backbone import BACKBONES, STAGES, FoldedBatchNorm2d, fold_batch_norm, freeze_batch_norm
+from fpn_ablate.model.backbone import (
+    BACKBONES,
+    STAGES,
+    FoldedBatchNorm2d,
+    fold_batch_norm,
+    freeze_batch_norm,
+    unfold_batch_norm,
+)
 
 # In double precision two orders of the same sums agree closely.
 IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -246,6 +253,8 @@ def test_a_folded_batch_norm_computes_the_same_and_every_one_is_folded(name):
     folded = fold_batch_norm(copy.deepcopy(plain))
     assert {type(m) for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)} == {FoldedBatchNorm2d}
     assert folded.state_dict().keys() == plain.state_dict().keys()
+    again = unfold_batch_norm(copy.deepcopy(folded))
+    assert [type(m) for m in again.modules()] == [type(m) for m in plain.modules()]
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
     found = []
     for net in (plain, folded):

@@ -117,11 +117,11 @@ class FirstByPosition:
         return positives, negatives
 
 
-SMALL = (96, 160), [(75, 100), (150, 110)]  # (short side, long side at most), and images: one is enlarged, one reduced
+SMALL = (64, 112), [(50, 66), (100, 72)]  # (short side, long side at most), and images: one is enlarged, one reduced
 FULL = (800, 1333), [(480, 640), (500, 375)]
 
 
-EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["96", "800"])
+EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["64", "800"])
 
 
 @pytest.fixture
