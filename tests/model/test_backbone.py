@@ -64,7 +64,7 @@ def loaded(config, name: str, path: str, frozen_bn: bool = True) -> nn.Module:
     return model.backbone.eval().double()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_resnet_features_are_torchvisions(config, tmp_path, name, frozen_bn):
     net = randomised(getattr(torchvision.models, name)(weights=None))
@@ -241,7 +241,9 @@ def test_small_backbones_have_no_imagenet_weights(config):
             config(f"backbone={name}", "backbone.weights=imagenet")
 
 
-@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["small", "small_deep", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2"]
+)
 def test_a_folded_batch_norm_computes_the_same_and_every_one_is_folded(name):
     """Values and all gradients, in double, with statistics and scales of every size."""
     plain = BACKBONES[name]()

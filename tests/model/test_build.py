@@ -306,7 +306,7 @@ def torchvisions(name):
     return net.eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn):
     net, path = torchvisions(name), tmp_path / "weights.pth"

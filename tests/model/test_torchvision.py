@@ -117,11 +117,11 @@ class FirstByPosition:
         return positives, negatives
 
 
-SMALL = (64, 112), [(50, 66), (100, 72)]  # (short side, long side at most), and images: one is enlarged, one reduced
+SMALL = (80, 128), [(60, 80), (120, 90)]  # (short side, long side at most), and images: one is enlarged, one reduced
 FULL = (800, 1333), [(480, 640), (500, 375)]
 
 
-EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["64", "800"])
+EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["80", "800"])
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, 
     features = ours.features(batch.images, batch.sizes)
 
     boxes, _ = theirs.rpn(inputs, levels)
-    proposals = ours.propose(batch.images, batch.sizes)
+    proposals = ours.rpn.propose(*ours.rpn(features), batch.sizes, to_train=False)
     for n, own in enumerate(boxes):
         close(proposals.boxes[n][proposals.valid[n]], own, 1e-5)
 
@@ -184,7 +184,7 @@ def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, 
     close(scores[proposals.valid], expected, 1e-5)
     close(deltas[proposals.valid], their_deltas.view(-1, CLASSES + 1, 4)[:, 1:], 1e-5)
 
-    found = ours.detect(batch.images, batch.sizes)
+    found = ours.roi.detect(features, proposals, batch.sizes)
     for n, (sample, wanted) in enumerate(zip(samples, theirs(images), strict=True)):
         keep = found.valid[n]
         assert len(wanted["labels"]) > 20
