@@ -177,6 +177,7 @@ def test_two_rows_in_an_empty_folder(two_rows: tuple[Path, str]) -> None:
     assert "Region proposals (RPN)" in printed and "{Pk}" in printed
 
 
+@pytest.mark.slow
 def test_console_script_and_processes_side_by_side_give_the_same_rows(
     installed: Environment, two_rows: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_wide_spread_leaves_it_open_and_says_how_many_seeds_would_tell(table):
     assert found.verdict == "inconclusive" and found.needed > 4
 
 
+@pytest.mark.slow
 def test_more_seeds_than_there_are_would_tell_where_a_claim_is_open(table):
     """Also where it is the correction for the other claims that leaves it open."""
     for spread in np.linspace(0.005, 0.1, 20):
