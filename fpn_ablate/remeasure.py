@@ -35,7 +35,7 @@ def finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any], tupl
         raise UserError(f"{folder}: no finished run")
     cfg = kept(yaml.safe_load((folder / "config.yaml").read_text()))
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
-    data = str((cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
+    data = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if data not in splits:
         splits[data] = load_data(cfg)
     return cfg, known, splits[data]

@@ -33,40 +33,25 @@ def roi_align(
         sampling_ratio: r, at least 1.
         aligned: less half a cell (detectron2's).
     """
-    c = features[0].shape[1]
+    n, c = features[0].shape[:2]
+    with torch.no_grad():
+        sizes = torch.tensor([x.shape[-2:] for x in features])
+        first = n * (sizes.prod(1).cumsum(0) - sizes.prod(1))  # each map's, in the table of all cells
+        height, width = sizes[level].unbind(1)
+        scaled = boxes / torch.tensor(strides, dtype=boxes.dtype)[level][:, None] - 0.5 * aligned
+        start, extent = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
+        if not aligned:
+            extent = extent.clamp(min=1)
+        x, wx = _along(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
+        y, wy = _along(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
+        row = (first[level] + image * height * width)[:, None, None] + y * width[:, None, None]
+        cells = row[:, :, None, :, None] + x[:, None, :, None, :]
+        weights = wy[:, :, None, :, None] * wx[:, None, :, None, :] / sampling_ratio**2
+    shape = len(boxes) * resolution**2, 4 * sampling_ratio**2
     # A map in channels_last is a table of cells as it is.
     table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c) for x in features])
-    cells, weights = _bins(features, strides, image, level, boxes.detach(), resolution, sampling_ratio, aligned)
-    pooled = _Gather.apply(table, cells, weights)
+    pooled = _Gather.apply(table, cells.to(torch.int32).view(shape), weights.view(shape))
     return pooled.view(len(boxes), resolution, resolution, c).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def _bins(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    image: Tensor,
-    level: Tensor,
-    boxes: Tensor,
-    resolution: int,
-    ratio: int,
-    aligned: bool,
-) -> tuple[Tensor, Tensor]:
-    """Cells (M S S, 4 r r) int32 and their weights: what each bin is the mean of."""
-    sizes = torch.tensor([x.shape[-2:] for x in features])
-    first = torch.tensor([0, *(x[:, 0].numel() for x in features)]).cumsum(0)[:-1]
-    height, width = sizes[level].unbind(1)
-    scaled = boxes / torch.tensor(strides, dtype=boxes.dtype)[level][:, None] - 0.5 * aligned
-    start, extent = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
-    if not aligned:
-        extent = extent.clamp(min=1)
-    x, wx = _along(start[:, 0], extent[:, 0], width, resolution, ratio)
-    y, wy = _along(start[:, 1], extent[:, 1], height, resolution, ratio)
-    row = (first[level] + image * height * width)[:, None, None] + y * width[:, None, None]
-    cells = row[:, :, None, :, None] + x[:, None, :, None, :]
-    weights = wy[:, :, None, :, None] * wx[:, None, :, None, :] / ratio**2
-    entries = 4 * ratio**2
-    return cells.to(torch.int32).view(-1, entries), weights.view(-1, entries)
 
 
 def _along(start: Tensor, extent: Tensor, count: Tensor, resolution: int, ratio: int) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,8 @@ def _around(features: Features, cell: Tensor) -> Tensor:
     ends = sizes.prod(1).cumsum(0)
     level = torch.searchsorted(ends, cell, right=True)
     height, width = sizes[level].unbind(-1)
-    inside = cell - (ends - sizes.prod(1))[level]
+    first = (ends - sizes.prod(1))[level]  # cell of its level
+    inside = cell - first
     step = torch.arange(-1, 2, device=cell.device)
     y, x = (inside // width)[..., None, None] + step[:, None], (inside % width)[..., None, None] + step
     height, width = height[..., None, None], width[..., None, None]
@@ -104,8 +105,7 @@ def _around(features: Features, cell: Tensor) -> Tensor:
     # All cells in one table, map by map, and a last row of zeros for what is outside.
     c, images = maps[0].shape[1], torch.arange(len(cell), device=cell.device)[:, None, None, None]
     table = torch.cat([*(m.permute(0, 2, 3, 1).reshape(-1, c) for m in maps), maps[0].new_zeros(1, c)])
-    first = (len(cell) * (ends - sizes.prod(1)))[level][..., None, None]
-    rows = torch.where(within, first + (images * height + y) * width + x, len(table) - 1)
+    rows = torch.where(within, len(cell) * first[..., None, None] + (images * height + y) * width + x, len(table) - 1)
     return F.embedding(rows.view(-1, 9), table).flatten(1)
 
 

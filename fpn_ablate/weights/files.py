@@ -119,7 +119,8 @@ def computed_with(values: dict[str, Any]) -> dict[str, Any]:
         "head": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
         "recipe": ("short_side", "max_side", "antialias"),
     }
-    found = {f"{group}.{key}": values[group].get(key) for group, keys in wanted.items() for key in keys or values[group]}
+    groups = {group: [key for key in keys or values[group] if key in values[group]] for group, keys in wanted.items()}
+    found = {f"{group}.{key}": values[group][key] for group, keys in groups.items() for key in keys}  # an older run has fewer
     pooled = (
         "pooling",
         "sampling_ratio",
