@@ -12,6 +12,7 @@ from fpn_ablate.__main__ import main as command
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import UserError
 from fpn_ablate.metrics import Detections
+from fpn_ablate.remeasure import finished
 from fpn_ablate.weights.__main__ import main as weights
 
 TINY = (
@@ -155,3 +156,24 @@ def test_a_stride_in_the_1x1_needs_other_weights_to_train_from_and_none_to_be_ev
     assert config(*caffe, "mode=evaluate", "weights=x.pkl").backbone.stride_in_1x1
     with pytest.raises(UserError, match="made with the stride in the 3x3"):
         config(*caffe)
+
+
+def test_what_an_earlier_version_did_not_know_is_no_difference(trained, evaluated, tmp_path, capsys):
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes((trained[2] / "model.pt").read_bytes())
+    text = (trained[2] / "config.yaml").read_text()
+    assert "anchor_grid: exact\n" in text
+    (folder / "config.yaml").write_text("\n".join(line for line in text.splitlines() if "anchor_grid" not in line))
+    evaluated(folder)
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_a_trained_run_has_its_training_split_where_an_evaluated_one_was_looked_at_before(trained, evaluated):
+    evaluated(trained[2])
+    folder = next((trained[0] / "runs" / "evaluated_faster_rcnn").glob(f"*/fpn+weights-{trained[2].name}/*"))
+    splits = {}
+    _, _, (first, second) = finished(folder, splits)
+    assert first is second
+    _, _, (training, validation) = finished(trained[2], splits)
+    assert training.digest != validation.digest
