@@ -22,8 +22,9 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
-from fpn_ablate.schema import TASKS, Config, keys, unknown_key
+from fpn_ablate.schema import TASKS, Config
 from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
+from fpn_ablate.validation import keys, unknown_key
 
 if TYPE_CHECKING:
     from fpn_ablate.verify import RowFacts

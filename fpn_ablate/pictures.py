@@ -23,7 +23,8 @@ from fpn_ablate.inputs import load_data, world
 from fpn_ablate.metrics import Detections
 from fpn_ablate.report.grid import clean
 from fpn_ablate.report.plots import STYLE
-from fpn_ablate.schema import Config, Shapes, kept
+from fpn_ablate.schema import Config, Shapes
+from fpn_ablate.validation import kept
 
 PROPOSALS = 20  # an image; their scores order them, and are not held against the threshold of a class
 WIDTH = 2.6  # inches a column

@@ -19,7 +19,8 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.files import UNREADABLE
 from fpn_ablate.inputs import Inputs, given_proposals, load_data, pick_device
 from fpn_ablate.run import find, latency_of
-from fpn_ablate.schema import Config, kept
+from fpn_ablate.schema import Config
+from fpn_ablate.validation import kept
 
 Splits = dict[str, tuple[DetectionDataset, DetectionDataset]]
 

@@ -19,7 +19,8 @@ from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
 from fpn_ablate.report.tables import show
-from fpn_ablate.schema import INCIDENTAL, Coco, Config, TimmBackbone, keys, unknown_key, validate
+from fpn_ablate.schema import INCIDENTAL, Coco, Config, TimmBackbone
+from fpn_ablate.validation import keys, unknown_key, validate
 
 # The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
 TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}

@@ -16,7 +16,7 @@ from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.metrics import Detections
-from fpn_ablate.schema import validate
+from fpn_ablate.validation import validate
 
 TINY = (
     "backbone.weights=none",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fpn_ablate import identity, sinks, wandb_copy, wandb_sink
 from fpn_ablate import run as running
-from fpn_ablate.schema import validate
+from fpn_ablate.validation import validate
 from fpn_ablate.wandb_copy import names, new_lines, run_id
 from fpn_ablate.wandb_sink import Wandb, wandb_sinks
 

@@ -3,7 +3,8 @@
 import pytest
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.schema import FORMER, Config, kept, keys, unknown_key, validate
+from fpn_ablate.schema import Config
+from fpn_ablate.validation import FORMER, kept, keys, unknown_key, validate
 
 
 @pytest.fixture
