@@ -50,6 +50,7 @@ from fpn_ablate.model import build, roi, rpn
 from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.levels import Features
+from fpn_ablate.model.linear import linear
 from fpn_ablate.optim import build_optimizer, set_learning_rate
 from fpn_ablate.record import environment, machine
 from fpn_ablate.schema import Config
@@ -66,6 +67,10 @@ SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.box.samples=128")
 R50 = ("recipe=torchvision",)  # its backbone's first two stages and its batch norms are frozen
 EQUAL = ("ablation=fpn", "head.anchor_grid=torchvision", f"recipe.box.loss_beta={1 / 9}")
 Run = Callable[[], object]
+# What torch's counter does not know: (M, K) times (N, K).
+PRODUCTS = {
+    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, out_shape=None: 2 * x[0] * x[1] * weight[0],
+}
 
 
 @dataclass(frozen=True)
@@ -293,8 +298,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
             levels = model.features(batch.images, batch.sizes)
             out = list(levels.values())
             if training:
-                hidden = F.linear(around, head.conv.weight.flatten(1), head.conv.bias)
-                out += [F.linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
+                hidden = linear(around, head.conv.weight.flatten(1), head.conv.bias)
+                out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
             if pooled is not None:
                 out += model.roi.predictor(model.roi.box_head(pooled))
             if pooled is not None or not training:
@@ -397,7 +402,7 @@ def summary(runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batc
     found = {}
     ours = statistics.median(times[OURS][clock])
     for name, run in runs.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
             run()
         gflop, took = counter.get_total_flops() / 1e9, statistics.median(times[name][clock])
         clocks = {kind: {"median": statistics.median(t), "minimum": min(t)} for kind, t in times[name].items()}

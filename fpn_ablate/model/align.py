@@ -45,12 +45,16 @@ def roi_align(
         x, wx = _along(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
         y, wy = _along(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
         row = (first[level] + image * height * width)[:, None, None] + y * width[:, None, None]
-        cells = row[:, :, None, :, None] + x[:, None, :, None, :]
-        weights = wy[:, :, None, :, None] * wx[:, None, :, None, :] / sampling_ratio**2
+        # All pairs of a row and a column of each bin; side by side before they meet, for long inner loops.
+        entries = 2 * sampling_ratio
+        rows, columns = row.int().repeat_interleave(entries, 2), x.int().repeat(1, 1, entries)
+        cells = rows[:, :, None] + columns[:, None]
+        wy, wx = (wy / sampling_ratio**2).repeat_interleave(entries, 2), wx.repeat(1, 1, entries)
+        weights = wy[:, :, None] * wx[:, None]
     shape = len(boxes) * resolution**2, 4 * sampling_ratio**2
     # A map in channels_last is a table of cells as it is.
     table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c) for x in features])
-    pooled = _Gather.apply(table, cells.to(torch.int32).view(shape), weights.view(shape))
+    pooled = _Gather.apply(table, cells.view(shape), weights.view(shape))
     return pooled.view(len(boxes), resolution, resolution, c).permute(0, 3, 1, 2)
 
 

@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import IGNORED, POSITIVE, match, sample
 from fpn_ablate.model.levels import Features
+from fpn_ablate.model.linear import Linear, linear
 from fpn_ablate.model.pool import RoIPooler
 from fpn_ablate.model.rpn import Proposals, Targets
 
@@ -43,7 +44,7 @@ class Detections:
     valid: Tensor
 
 
-class LinearOfMaps(nn.Linear):
+class LinearOfMaps(Linear):
     """A fully connected layer on maps (M, C, S, S), whose weights are in the order of these dimensions."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class LinearOfMaps(nn.Linear):
             return super().forward(x.flatten(1))
         # Channels last, as `align` pools: not the maps are turned but the weights, which are fewer.
         weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
+        return linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
 
 
 class TwoFC(nn.Module):
@@ -61,7 +62,7 @@ class TwoFC(nn.Module):
         super().__init__()
         self.out_channels = fc_dim
         self.fc6 = LinearOfMaps(in_channels * resolution**2, fc_dim)
-        self.fc7 = nn.Linear(fc_dim, fc_dim)
+        self.fc7 = Linear(fc_dim, fc_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, S, S) -> (M, fc_dim)."""
@@ -85,8 +86,8 @@ class Predictor(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.scores = nn.Linear(in_channels, num_classes + 1)
-        self.deltas = nn.Linear(in_channels, num_classes * 4)
+        self.scores = Linear(in_channels, num_classes + 1)
+        self.deltas = Linear(in_channels, num_classes * 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(M, C) -> scores (M, K + 1), deltas (M, K, 4), in fp32: a bf16 score has 8 bits, and many RoIs would tie."""

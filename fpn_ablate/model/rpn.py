@@ -15,6 +15,7 @@ from fpn_ablate.model import anchors as anchor_grid
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import POSITIVE, match, sample
 from fpn_ablate.model.levels import Features, Level
+from fpn_ablate.model.linear import linear
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class RPNHead(nn.Module):
         """
         num_anchors = self.objectness.out_channels
         cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
-        around = F.relu(F.linear(_around(features, cell), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        around = F.relu(linear(_around(features, cell), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
         with torch.autocast("cuda", enabled=False):
             around = around.float()
-            objectness = F.linear(around, self.objectness.weight.flatten(1), self.objectness.bias)
-            deltas = F.linear(around, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
+            objectness = linear(around, self.objectness.weight.flatten(1), self.objectness.bias)
+            deltas = linear(around, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
         one = torch.arange(len(anchor), device=anchor.device)
         return objectness[one, anchor].view_as(idxs), deltas[one, anchor].view(*idxs.shape, 4)
 
@@ -194,32 +195,37 @@ class RPN(nn.Module):
             top, idxs = score.float().topk(min(pre, score.shape[1]), dim=1)
             box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
             per_level.append((boxes.clip(box, sizes), top))
-        kept = [self._suppress([(b[i], t[i]) for b, t in per_level], s.post_nms_topk[mode]) for i in range(len(sizes))]
+        kept, count = [], s.post_nms_topk[mode] * 5 // 4
+        for i in range(len(sizes)):
+            *found, count = self._suppress([(b[i], t[i]) for b, t in per_level], s.post_nms_topk[mode], count)
+            kept.append(found)
         most = max(len(score) for _, score in kept)
         box = torch.stack([F.pad(b, (0, 0, 0, most - len(b))) for b, _ in kept])
         score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
         return Proposals(box, score.sigmoid(), torch.isfinite(score))
 
-    def _nms(self, box: Tensor, score: Tensor, topk: int) -> Tensor:
-        """What NMS leaves of boxes (K, 4) that come best first: the best `topk` at least, for more are not read.
+    def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int, count: int) -> tuple[Tensor, Tensor, int]:
+        """One image's levels [(boxes (K, 4), logits (K,))], best first, -> what NMS leaves of each, together: the best `topk`.
 
-        NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number.
+        NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
+        `count` of all levels are tried first; returned is also how many it took.
         """
-        count = len(box) if box.is_cuda else min(len(box), topk + topk // 4)  # a GPU would wait for each answer
+        scores = torch.cat([t for _, t in levels])
         while True:
-            keep = nms(box[:count], score[:count], self.settings.nms_thresh)
-            if len(keep) >= topk or count == len(box):
-                return keep
-            count = min(len(box), 2 * count)
+            whole = count >= len(scores) or scores.is_cuda  # a GPU would wait for each answer
+            least = -torch.inf if whole else scores.topk(count).values[-1]
+            box, score = zip(*(self._nms(b, t, least) for b, t in levels), strict=True)
+            box, score = torch.cat(box), torch.cat(score)
+            solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping can empty a box
+            box, score = box[solid], score[solid]
+            if whole or len(score) >= topk:
+                score, order = score.topk(min(topk, len(score)))
+                return box[order], score, count
+            count = max(count * topk // max(len(score), 1), count) + topk // 8 + 1
 
-    def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
-        """One image's levels [(boxes (K, 4), logits (K,))] -> what NMS leaves of them, best first, at most `topk`."""
-        box, score = [], []
-        for b, t in levels:
-            b, t = (x[((b[:, 2] > b[:, 0]) & (b[:, 3] > b[:, 1]))] for x in (b, t))  # clipping can empty a box
-            keep = self._nms(b, t, topk)
-            box.append(b[keep])
-            score.append(t[keep])
-        box, score = torch.cat(box), torch.cat(score)
-        score, order = score.topk(min(topk, len(score)))
-        return box[order], score
+    def _nms(self, box: Tensor, score: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor]:
+        """What NMS leaves of boxes (K, 4) that come best first and score at `least` so much."""
+        among = slice(None if least == -torch.inf else int((score >= least).sum()))
+        box, score = box[among], score[among]
+        keep = nms(box, score, self.settings.nms_thresh)
+        return box[keep], score[keep]

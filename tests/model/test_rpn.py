@@ -301,12 +301,32 @@ def test_levels_do_not_suppress_each_other():
 @pytest.mark.parametrize("spread", [5.0, 60.0])
 def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread):
     """Where nearly all is suppressed it has to go on several times, where little is it looks at a few boxes alone."""
-    draw = generator()
-    corner = torch.rand(160, 2, generator=draw) * spread
-    box = torch.cat([corner, corner + 20 + torch.rand(160, 2, generator=draw)], 1)
-    score = torch.rand(160, generator=draw).sort(descending=True).values
+    draw, levels = generator(), []
+    for count in (160, 40, 7):
+        corner = torch.rand(count, 2, generator=draw) * spread
+        box = torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=draw)], 1)
+        box[::5, 2:] = box[::5, :2]  # empty, as clipping leaves a box outside the image
+        # Fewer values than boxes: several are just as good as the last that is tried.
+        levels.append((box, torch.randint(0, 60, (count,), generator=draw).sort(descending=True).values / 60))
+    kept = [(b[keep], t[keep]) for b, t in levels for keep in [nms(b, t, 0.5)]]
+    box, score = (torch.cat(column) for column in zip(*kept, strict=True))
+    solid = (box[:, 2:] > box[:, :2]).all(1)
+    wanted = score[solid].topk(min(topk, int(solid.sum()))).values
+    least = float(wanted[-1])  # of those that score so little others may stand in the list
     model = rpn(RPNSettings(nms_thresh=0.5))
-    expected = nms(box, score, 0.5)
-    keep = model._nms(box, score, topk)
-    assert len(keep) >= min(topk, len(expected))
-    assert torch.equal(keep, expected[: len(keep)])
+    for count in (1, topk, 1000):
+        found, values, _ = model._suppress(levels, topk, count)
+        assert torch.equal(values, wanted)
+        expected = {tuple(row) for row in box[solid & (score > least)].tolist()}
+        assert {tuple(row) for row in found[values > least].tolist()} == expected
+        assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in box[solid].tolist()}
+
+
+def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
+    """Of boxes that do not overlap the best `topk` are looked at, not all: the time of NMS grows with their square."""
+    looked_at = []
+    monkeypatch.setattr("fpn_ablate.model.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
+    box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])
+    levels = [(box[::2], torch.linspace(1, 0.5, 200)), (box[1::2], torch.linspace(0.9, 0, 200))]
+    rpn(RPNSettings())._suppress(levels, 40, 50)
+    assert sum(looked_at) == 50
