@@ -49,8 +49,8 @@ from fpn_ablate.files import filled, write_atomically
 from fpn_ablate.model import build, roi, rpn
 from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
 from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.layers import Conv2d, linear
 from fpn_ablate.model.levels import Features
-from fpn_ablate.model.linear import linear
 from fpn_ablate.optim import build_optimizer, set_learning_rate
 from fpn_ablate.record import environment, machine
 from fpn_ablate.schema import Config
@@ -153,12 +153,15 @@ def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 class Pyramid(nn.Module):
-    """Our backbone's copy, its batch norms as torchvision's own backbones have them, under torchvision's FPN."""
+    """Our backbone's copy, its layers as torchvision's own backbones have them, under torchvision's FPN."""
 
     def __init__(self, ours: Detector) -> None:
         super().__init__()
         self.out_channels = ours.neck.levels[0].channels
         self.body = unfold_batch_norm(deepcopy(ours.backbone))
+        for module in self.body.modules():
+            if isinstance(module, Conv2d):
+                module.__class__ = nn.Conv2d
         widths = [level.channels for level in ours.backbone.levels]
         self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
         for number, name in enumerate(ours.neck.lateral):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from fpn_ablate.model.layers import Conv2d
 from fpn_ablate.model.levels import Features, Level
 
 # Stages that can be frozen, in order; `freeze_at=2` freezes the stem and conv2.
@@ -84,7 +85,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class FoldedConv2d(nn.Conv2d):
+class FoldedConv2d(Conv2d):
     """A convolution that works out the frozen batch norm behind it as well, in its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     for parent in module.modules():
         children = list(parent.children())
         for conv, norm in pairwise(children):
-            if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
+            if type(conv) in (nn.Conv2d, Conv2d) and type(norm) is FrozenBatchNorm2d:
                 conv.__class__, norm.__class__ = FoldedConv2d, FoldedBatchNorm2d
                 conv._norm = (norm,)  # in a tuple, so that it is no module of the convolution's as well
     return module
@@ -122,7 +123,7 @@ def unfold_batch_norm(module: nn.Module) -> nn.Module:
     """The inverse of `fold_batch_norm`."""
     for m in module.modules():
         if isinstance(m, FoldedConv2d):
-            m.__class__ = nn.Conv2d
+            m.__class__ = Conv2d
         elif isinstance(m, FoldedBatchNorm2d):
             m.__class__ = FrozenBatchNorm2d
     return module

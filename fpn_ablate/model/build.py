@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.model.backbone import BACKBONES, Backbone, fold_batch_norm, freeze_batch_norm, stride_to_1x1
 from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.layers import quicken
 from fpn_ablate.model.levels import Level
 from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
 from fpn_ablate.model.pool import RoIPooler
@@ -112,7 +113,7 @@ def build_detector(
     behind = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None
     roi = build_roi(cfg, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
-    return Detector(backbone, neck, rpn, roi)
+    return quicken(Detector(backbone, neck, rpn, roi))
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.model.backbone import MEAN, STD, Backbone
 from fpn_ablate.model.levels import Features
+from fpn_ablate.model.neck import FPN
 from fpn_ablate.model.roi import Detections, RoIHeads
 from fpn_ablate.model.rpn import RPN, Proposals, Targets
 
@@ -29,10 +30,10 @@ class Detector(nn.Module):
         super().__init__()
         self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
 
-    def features(self, images: Tensor, sizes: Tensor) -> Features:
-        """Images (N, 3, H, W) in 0..255, of `sizes` (N, 2) -> the neck's levels."""
+    def features(self, images: Tensor, sizes: Tensor, **options: int) -> Features:
+        """Images (N, 3, H, W) in 0..255, of `sizes` (N, 2) -> the neck's levels; `options` are the neck's."""
         backbone = self.backbone
-        return self.neck(backbone(normalise(images, sizes, backbone.mean, backbone.std)))
+        return self.neck(backbone(normalise(images, sizes, backbone.mean, backbone.std)), **options)
 
     def losses(
         self, images: Tensor, targets: Targets, generator: torch.Generator, proposals: Proposals | None = None
@@ -42,7 +43,10 @@ class Detector(nn.Module):
         The second stage learns from `proposals`, or from the RPN's own, through which it sends no gradient back (Faster R-CNN's
         approximate joint training).
         """
-        features, found = self.features(images, targets.sizes), {}
+        # An RPN alone looks at its samples; a GPU convolves over all cells before it has gathered some.
+        few = self.roi is None and isinstance(self.neck, FPN) and not images.is_cuda
+        options = {"read": len(images) * self.rpn.cells_read} if few else {}
+        features, found = self.features(images, targets.sizes, **options), {}
         if self.rpn:
             found |= self.rpn.losses(features, targets, generator)
             if self.roi and proposals is None:

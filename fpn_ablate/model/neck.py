@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpn_ablate.model.levels import Features, Level
+from fpn_ablate.model.sampled import Deferred
 
 
 class SingleLevel(nn.Module):
@@ -111,7 +112,8 @@ class FPN(nn.Module):
         published = self.outputs + (["p6"] if self.p6 != "none" else [])
         self.levels = tuple(Level(n, channels) for n in published)
 
-    def forward(self, features: Features) -> Features:
+    def forward(self, features: Features, read: int | None = None) -> Features:
+        """`read`: that many cells of a map at most are looked at; larger maps may be put out as `Deferred`."""
         # Step 1, laterals: bring the maps to one width. Without laterals only C5 has one.
         maps = {n: self.lateral[n](features[n.replace("p", "c")]) for n in self.lateral}
         # Step 2, top-down: coarse to fine, upsample to the size of the finer map and add.
@@ -120,12 +122,20 @@ class FPN(nn.Module):
                 above = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
                 maps[fine] = maps[fine] + above if fine in maps else above
         # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
-        out = {n: self.smooth[n](maps[n]) if n in self.smooth else maps[n] for n in self.outputs}
+        out = {n: self._smoothed(n, maps[n], read) for n in self.outputs}
         if self.p6 == "subsample":
             out["p6"] = out["p5"][..., ::2, ::2]
         elif self.p6 == "conv":
             out["p6"] = self.p6_conv["p6"](out["p5"])
         return out
+
+    def _smoothed(self, name: str, x: Tensor, read: int | None) -> Tensor | Deferred:
+        if name not in self.smooth:
+            return x
+        below = self.p6 != "none" and name == self.outputs[-1]  # P6 is made of the whole of it
+        # Where most cells are read, gathering them costs more than convolving over all.
+        few = read is not None and not below and x.shape[0] * x.shape[2] * x.shape[3] >= 4 * read
+        return Deferred(x, self.smooth[name]) if few else self.smooth[name](x)
 
     def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:
         if self.upsample == "deconv":

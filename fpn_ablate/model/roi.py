@@ -13,8 +13,8 @@ from torchvision.ops import batched_nms
 
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import IGNORED, POSITIVE, match, sample
+from fpn_ablate.model.layers import Linear, linear
 from fpn_ablate.model.levels import Features
-from fpn_ablate.model.linear import Linear, linear
 from fpn_ablate.model.pool import RoIPooler
 from fpn_ablate.model.rpn import Proposals, Targets
 

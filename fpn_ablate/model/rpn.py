@@ -14,8 +14,9 @@ from torchvision.ops import nms
 from fpn_ablate.model import anchors as anchor_grid
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import POSITIVE, match, sample
+from fpn_ablate.model.layers import linear
 from fpn_ablate.model.levels import Features, Level
-from fpn_ablate.model.linear import linear
+from fpn_ablate.model.sampled import around, convolve
 
 
 @dataclass(frozen=True)
@@ -81,33 +82,13 @@ class RPNHead(nn.Module):
         """
         num_anchors = self.objectness.out_channels
         cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
-        around = F.relu(linear(_around(features, cell), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        hidden = F.relu(convolve(around(list(features.values()), cell), self.conv))
         with torch.autocast("cuda", enabled=False):
-            around = around.float()
-            objectness = linear(around, self.objectness.weight.flatten(1), self.objectness.bias)
-            deltas = linear(around, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
+            hidden = hidden.float()
+            objectness = linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias)
+            deltas = linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
         one = torch.arange(len(anchor), device=anchor.device)
         return objectness[one, anchor].view_as(idxs), deltas[one, anchor].view(*idxs.shape, 4)
-
-
-def _around(features: Features, cell: Tensor) -> Tensor:
-    """(N * S, 9 * C): the 3x3 cells around each of `cell` (N, S), counted over the levels, row by row; 0 outside a map."""
-    maps = list(features.values())
-    sizes = torch.tensor([x.shape[-2:] for x in maps], device=cell.device)
-    ends = sizes.prod(1).cumsum(0)
-    level = torch.searchsorted(ends, cell, right=True)
-    height, width = sizes[level].unbind(-1)
-    first = (ends - sizes.prod(1))[level]  # cell of its level
-    inside = cell - first
-    step = torch.arange(-1, 2, device=cell.device)
-    y, x = (inside // width)[..., None, None] + step[:, None], (inside % width)[..., None, None] + step
-    height, width = height[..., None, None], width[..., None, None]
-    within = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    # All cells in one table, map by map, and a last row of zeros for what is outside.
-    c, images = maps[0].shape[1], torch.arange(len(cell), device=cell.device)[:, None, None, None]
-    table = torch.cat([*(m.permute(0, 2, 3, 1).reshape(-1, c) for m in maps), maps[0].new_zeros(1, c)])
-    rows = torch.where(within, len(cell) * first[..., None, None] + (images * height + y) * width + x, len(table) - 1)
-    return F.embedding(rows.view(-1, 9), table).flatten(1)
 
 
 class RPN(nn.Module):
@@ -148,6 +129,11 @@ class RPN(nn.Module):
         """Per level: objectness (N, Ri), deltas (N, Ri, 4), anchors (Ri, 4)."""
         features = self._read(features)
         return *self.head(features), self.anchors(features)
+
+    @property
+    def cells_read(self) -> int:
+        """Of an image's cells the losses look at so many at most: those around each sampled anchor."""
+        return 9 * self.settings.samples
 
     def _read(self, features: Features) -> Features:
         """The levels that have anchors."""
@@ -190,42 +176,57 @@ class RPN(nn.Module):
         a second stage is trained on."""
         s, mode = self.settings, 0 if to_train else 1
         pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]
-        per_level = []
-        for score, delta, anchor in zip(objectness, deltas, anchors, strict=True):
-            top, idxs = score.float().topk(min(pre, score.shape[1]), dim=1)
-            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
-            per_level.append((boxes.clip(box, sizes), top))
-        kept, count = [], s.post_nms_topk[mode] * 5 // 4
-        for i in range(len(sizes)):
-            *found, count = self._suppress([(b[i], t[i]) for b, t in per_level], s.post_nms_topk[mode], count)
-            kept.append(found)
+        topk = s.post_nms_topk[mode]
+        count = topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(anchors)  # a GPU would wait to be told what is left
+        kept = self._best(objectness, deltas, anchors, sizes, pre, topk, count)
         most = max(len(score) for _, score in kept)
         box = torch.stack([F.pad(b, (0, 0, 0, most - len(b))) for b, _ in kept])
         score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
         return Proposals(box, score.sigmoid(), torch.isfinite(score))
 
-    def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int, count: int) -> tuple[Tensor, Tensor, int]:
-        """One image's levels [(boxes (K, 4), logits (K,))], best first, -> what NMS leaves of each, together: the best `topk`.
+    def _best(
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        sizes: Tensor,
+        pre: int,
+        topk: int,
+        count: int,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each image the best `topk` boxes (K, 4) and logits (K,) that NMS leaves of the best `pre` of each level.
 
         NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
-        `count` of all levels are tried first; returned is also how many it took.
+        `count` of all levels together are tried first, and more for the images where too few are left.
         """
-        scores = torch.cat([t for _, t in levels])
-        while True:
-            whole = count >= len(scores) or scores.is_cuda  # a GPU would wait for each answer
-            least = -torch.inf if whole else scores.topk(count).values[-1]
-            box, score = zip(*(self._nms(b, t, least) for b, t in levels), strict=True)
-            box, score = torch.cat(box), torch.cat(score)
-            solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping can empty a box
-            box, score = box[solid], score[solid]
-            if whole or len(score) >= topk:
-                score, order = score.topk(min(topk, len(score)))
-                return box[order], score, count
-            count = max(count * topk // max(len(score), 1), count) + topk // 8 + 1
+        levels = []
+        for score, delta, anchor in zip(objectness, deltas, anchors, strict=True):
+            top, idxs = score.float().topk(min(pre, count, score.shape[1]), dim=1)
+            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
+            levels.append((boxes.clip(box, sizes), top))
+        every, lengths = sum(min(pre, len(anchor)) for anchor in anchors), [[len(top[0]) for _, top in levels]] * len(sizes)
+        if count < every:
+            least = torch.cat([top for _, top in levels], 1).topk(count).values[:, -1:]
+            lengths = torch.stack([(top >= least).sum(1) for _, top in levels], 1).tolist()
+        kept = [
+            self._suppress([(b[i, :k], t[i, :k]) for (b, t), k in zip(levels, lengths[i], strict=True)], topk)
+            for i in range(len(sizes))
+        ]
+        short = [i for i, (_, score) in enumerate(kept) if len(score) < topk]
+        if short and count < every:
+            fewest = max(min(len(kept[i][1]) for i in short), 1)
+            more = count * topk // fewest + topk // 8 + 1
+            few = [[x[short] for x in column] for column in (objectness, deltas)]
+            for i, found in zip(short, self._best(*few, anchors, sizes[short], pre, topk, more), strict=True):
+                kept[i] = found
+        return kept
 
-    def _nms(self, box: Tensor, score: Tensor, least: Tensor | float) -> tuple[Tensor, Tensor]:
-        """What NMS leaves of boxes (K, 4) that come best first and score at `least` so much."""
-        among = slice(None if least == -torch.inf else int((score >= least).sum()))
-        box, score = box[among], score[among]
-        keep = nms(box, score, self.settings.nms_thresh)
-        return box[keep], score[keep]
+    def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
+        """One image's levels [(boxes (K, 4), logits (K,))] -> what NMS leaves of each, together, best first, at most `topk`."""
+        keeps = [nms(box, score, self.settings.nms_thresh) for box, score in levels]
+        pairs = list(zip(levels, keeps, strict=True))
+        box, score = torch.cat([b[keep] for (b, _), keep in pairs]), torch.cat([t[keep] for (_, t), keep in pairs])
+        solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping can empty a box
+        box, score = box[solid], score[solid]
+        score, order = score.topk(min(topk, len(score)))
+        return box[order], score

@@ -90,7 +90,7 @@ def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatc
     table, *truth = scene(images=3, seed=1)
     arguments = (table if shared else own_rois(3), *truth, HIGH, LOW, best_of_object)
     together = match(*arguments)
-    monkeypatch.setattr(assign, "MOST_PAIRS", 0, raising=False)
+    monkeypatch.setitem(assign.MOST_PAIRS, "cpu", 0)
     assert all(torch.equal(a, b) for a, b in zip(match(*arguments), together, strict=True))
 
 

@@ -297,36 +297,52 @@ def test_levels_do_not_suppress_each_other():
     assert proposals.scores[0, 1] > 0.9 > proposals.scores[0, 2]
 
 
+def scattered(spread, counts=(160, 40, 7), images=3):
+    """Per level objectness (N, K), deltas of 0 and anchors that overlap the more the smaller the `spread`; of few values, so
+    that many anchors score alike, and a fifth of them outside the image, where clipping empties them."""
+    draw, levels = generator(), []
+    for count in counts:
+        corner = torch.rand(count, 2, generator=draw) * spread
+        corner[::5] = 1000
+        box = torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=draw)], 1)
+        levels.append((torch.randint(0, 60, (images, count), generator=draw) / 60, torch.zeros(images, count, 4), box))
+    return list(zip(*levels, strict=True))
+
+
 @pytest.mark.parametrize("topk", [1, 10, 40, 200])
 @pytest.mark.parametrize("spread", [5.0, 60.0])
-def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread):
+@pytest.mark.parametrize("pre", [30, 1000])
+def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
     """Where nearly all is suppressed it has to go on several times, where little is it looks at a few boxes alone."""
-    draw, levels = generator(), []
-    for count in (160, 40, 7):
-        corner = torch.rand(count, 2, generator=draw) * spread
-        box = torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=draw)], 1)
-        box[::5, 2:] = box[::5, :2]  # empty, as clipping leaves a box outside the image
-        # Fewer values than boxes: several are just as good as the last that is tried.
-        levels.append((box, torch.randint(0, 60, (count,), generator=draw).sort(descending=True).values / 60))
-    kept = [(b[keep], t[keep]) for b, t in levels for keep in [nms(b, t, 0.5)]]
-    box, score = (torch.cat(column) for column in zip(*kept, strict=True))
-    solid = (box[:, 2:] > box[:, :2]).all(1)
-    wanted = score[solid].topk(min(topk, int(solid.sum()))).values
-    least = float(wanted[-1])  # of those that score so little others may stand in the list
-    model = rpn(RPNSettings(nms_thresh=0.5))
-    for count in (1, topk, 1000):
-        found, values, _ = model._suppress(levels, topk, count)
-        assert torch.equal(values, wanted)
-        expected = {tuple(row) for row in box[solid & (score > least)].tolist()}
-        assert {tuple(row) for row in found[values > least].tolist()} == expected
-        assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in box[solid].tolist()}
+    model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]] * 3)
+    outputs = [list(column) for column in scattered(spread)]
+    whole = model._best(*outputs, sizes, pre, topk, count=10**6)
+    for count in (1, topk, 2 * topk):
+        for (found, values), (box, score) in zip(model._best(*outputs, sizes, pre, topk, count), whole, strict=True):
+            assert torch.equal(values, score)
+            least = values[-1] if len(values) else 0  # others that score so little are as good
+            assert {tuple(row) for row in found[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
+            assert (found[:, 2:] > found[:, :2]).all()
+
+
+def test_nms_of_each_level_by_hand():
+    model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]])
+    objectness, deltas, anchors = (list(column) for column in scattered(60.0, images=1))
+    expected = []
+    for score, box in zip(objectness, anchors, strict=True):
+        clipped = box.clamp(0, 100)
+        solid = (clipped[:, 2:] > clipped[:, :2]).all(1)
+        expected += score[0][solid][nms(clipped[solid], score[0][solid], 0.5)].tolist()
+    ((_, values),) = model._best(objectness, deltas, anchors, sizes, 1000, 1000, 10**6)
+    assert values.tolist() == sorted(expected, reverse=True)
 
 
 def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
-    """Of boxes that do not overlap the best `topk` are looked at, not all: the time of NMS grows with their square."""
+    """Of boxes that do not overlap the best are looked at, not all: the time of NMS grows with their square."""
     looked_at = []
     monkeypatch.setattr("fpn_ablate.model.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
     box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])
-    levels = [(box[::2], torch.linspace(1, 0.5, 200)), (box[1::2], torch.linspace(0.9, 0, 200))]
-    rpn(RPNSettings())._suppress(levels, 40, 50)
+    anchors, objectness = [box[::2], box[1::2]], [torch.linspace(1, 0.5, 200)[None], torch.linspace(0.9, 0, 200)[None]]
+    deltas = [torch.zeros(1, 200, 4)] * 2
+    rpn(RPNSettings())._best(objectness, deltas, anchors, torch.tensor([[9000, 9000]]), 200, 40, 50)
     assert sum(looked_at) == 50

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from fpn_ablate.model import linear as module
-from fpn_ablate.model.linear import Linear, linear
+from fpn_ablate.model import layers as module
+from fpn_ablate.model.layers import Conv2d, Linear, linear, quicken
 
 
 def operands(rows=37, inner=53, out=19, dtype=torch.float32):
@@ -61,3 +62,64 @@ def test_fp32_goes_to_onednn_and_nothing_else_does(monkeypatch):
     layer.double()(x.double())
     layer.to("meta")(x.to("meta"))
     assert calls == [torch.float32]
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(count=2, channels=5):
+    x = torch.randn(count, channels, 7, 6, generator=torch.Generator().manual_seed(2))
+    return x.to(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
+    """With an activation in place behind it, which must not copy, and gradients of all."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 4, 1, bias=bias).to(memory_format=torch.channels_last)
+    ours = quicken(nn.Sequential(nn.Conv2d(5, 4, 1, bias=bias)))[0]
+    ours.load_state_dict(plain.state_dict())
+    calls, real = [], module._times
+    monkeypatch.setattr(module, "_times", lambda *a: calls.append(1) or real(*a))
+    results = []
+    for conv in (plain, ours):
+        x = images()
+        y = F.relu_(conv(x))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        results.append((y, torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])))
+    assert len(calls) == 3 * module._ONEDNN
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (nn.Conv2d(5, 4, 3), images()),
+        (nn.Conv2d(5, 4, 1, stride=2), images()),
+        (nn.Conv2d(5, 4, 1, padding=1), images()),
+        (nn.Conv2d(6, 6, 1, groups=2), images(channels=6)),
+        (nn.Conv2d(5, 4, 1), images().detach().contiguous()),
+        (nn.Conv2d(5, 4, 1), images(16)),
+    ],
+)
+def test_other_convolutions_stay_with_torch(one_thread, layer, x, monkeypatch):
+    monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
+    expected = layer(x)
+    torch.testing.assert_close(quicken(nn.Sequential(layer))(x), expected)
+
+
+def test_several_threads_stay_with_torch(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
+    quicken(nn.Sequential(nn.Conv2d(5, 4, 1)))(images())
+
+
+def test_a_view_would_be_copied_by_an_activation_in_place(one_thread):
+    """Backward of a relu in place behind the product makes no copy of the map."""
+    conv, x = Conv2d(5, 4, 1), images()
+    assert not F.relu_(conv(x))._is_view()
