@@ -8,6 +8,7 @@ from fpn_ablate import run as running
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.model.neck import bilinear
 from fpn_ablate.model.rpn import Targets
+from fpn_ablate.optim import build_optimizer
 from fpn_ablate.seeding import torch_generator
 
 pytestmark = [
@@ -105,3 +106,26 @@ def test_generators_live_on_their_device():
     a, b = (torch.rand(8, generator=torch_generator(0, "x", device="cuda"), device="cuda") for _ in range(2))
     assert torch.equal(a, b)
     assert not torch.equal(a, torch.rand(8, generator=torch_generator(1, "x", device="cuda"), device="cuda"))
+
+
+def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
+    """Forward, backward and the optimiser: a loss is read at the logging interval alone (train.train)."""
+    cfg = config()
+    model = build_detector(cfg)
+    initialise(model, 0)
+    model.cuda().train()
+    optimizer, draw = build_optimizer(model, cfg.recipe.optimizer), torch_generator(0, "sampling", device="cuda")
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = model.losses(*batch, draw)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    step()  # what is made once: anchors, constants, the optimiser's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -46,14 +46,14 @@ def match(
     overlap = boxes.iou_from(shared, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
     best, matched_idxs = overlap.max(1)
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
-    labels[best < low] = NEGATIVE
+    labels.masked_fill_(best < low, NEGATIVE)
     in_crowd = ((2 * shared >= anchor_area[:, None]) & crowd[..., None]).any(1)
-    labels[(labels == NEGATIVE) & in_crowd] = IGNORED
-    labels[best >= high] = POSITIVE
+    labels.masked_fill_((labels == NEGATIVE) & in_crowd, IGNORED)
+    labels.masked_fill_(best >= high, POSITIVE)
     if best_of_object:
         # Low-quality matches: an object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
         highest = overlap.amax(2, keepdim=True)
-        labels[(overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1)] = POSITIVE
+        labels.masked_fill_((overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1), POSITIVE)
     return matched_idxs, labels
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fpn_ablate.model.backbone import MEAN, STD, Backbone
+from fpn_ablate.model.constants import constant
 from fpn_ablate.model.levels import Features
 from fpn_ablate.model.neck import FPN
 from fpn_ablate.model.roi import Detections, RoIHeads
@@ -15,7 +16,7 @@ Triple = tuple[float, float, float]
 def normalise(images: Tensor, sizes: Tensor, mean: Triple = MEAN, std: Triple = STD) -> Tensor:
     """Images (N, 3, H, W) in 0..255 -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0. `mean` and
     `std`: those of the images that the backbone was or is trained with."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (mean, std))
+    mean, std = (constant(tuple(v), images.device)[:, None, None] * 255 for v in (mean, std))
     x = (images - mean) / std
     inside_y = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
     inside_x = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 
 from fpn_ablate.model import boxes
 from fpn_ablate.model.assign import IGNORED, POSITIVE, match, sample
+from fpn_ablate.model.constants import constant
 from fpn_ablate.model.layers import Linear, linear
 from fpn_ablate.model.levels import Features
 from fpn_ablate.model.pool import RoIPooler
@@ -139,7 +140,7 @@ class RoIHeads(nn.Module):
         matched_idxs, matches = match(
             every, targets.boxes, targets.valid, targets.crowd, s.positive_iou, s.positive_iou, best_of_object=False
         )
-        matches[~valid] = IGNORED
+        matches.masked_fill_(~valid, IGNORED)
         idxs, chosen = sample(matches, s.samples, s.positive_fraction, generator)
         matched_idxs = matched_idxs.gather(1, idxs)
         positive = matches.gather(1, idxs) == POSITIVE
@@ -167,7 +168,7 @@ class RoIHeads(nn.Module):
             own = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
             wanted = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
             # A padding RoI has no size and no target: what is no number here would be none in the gradients.
-            wanted = torch.where(positive[..., None], wanted * wanted.new_tensor(self.settings.box_weights), 0)
+            wanted = torch.where(positive[..., None], wanted * constant(tuple(self.settings.box_weights), wanted.device), 0)
             delta, beta = deltas.gather(2, own)[:, :, 0], self.settings.box_loss_beta
             box_loss = F.smooth_l1_loss(delta, wanted, beta=beta, reduction="none").sum(-1)
         return {
@@ -183,7 +184,7 @@ class RoIHeads(nn.Module):
         scores, deltas = self(features, rois)
         with torch.autocast(rois.device.type, enabled=False):
             scores = scores.float().softmax(-1)[..., 1:]
-            weights = deltas.new_tensor(self.settings.box_weights)
+            weights = constant(tuple(self.settings.box_weights), deltas.device)
             box = boxes.decode(deltas.float() / weights, rois[:, :, None])
             box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
             return self._suppress(box, scores, valid)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fpn_ablate.model.constants import constant
 from fpn_ablate.model.layers import linear
 
 
@@ -36,7 +37,7 @@ def convolve(around: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def around(maps: Sequence[Tensor | Deferred], cell: Tensor) -> Tensor:
     """(N * S, 9 C): the 3x3 cells around each of `cell` (N, S), counted over the levels; 0 outside a map."""
-    sizes = torch.tensor([x.shape[-2:] for x in maps], device=cell.device)
+    sizes = constant(tuple(tuple(x.shape[-2:]) for x in maps), cell.device)
     ends = sizes.prod(1).cumsum(0)
     level = torch.searchsorted(ends, cell, right=True)
     height, width = sizes[level].unbind(-1)
@@ -76,4 +77,7 @@ def _cells(x: Tensor) -> Tensor:
 def _gather(tables: Sequence[Tensor], rows: Tensor, within: Tensor) -> Tensor:
     """Rows (..., 3, 3) of tables (cells, C) one below the other -> (K, 9 C); zeros where not `within`."""
     table = torch.cat([*tables, tables[0].new_zeros(1, tables[0].shape[1])])
-    return F.embedding(torch.where(within, rows, len(table) - 1).view(-1, 9), table).flatten(1)
+    rows = torch.where(within, rows, len(table) - 1).view(-1, 9)
+    if table.is_cuda:  # where the gradient of an embedding counts its rows, and waits for the answer
+        return table.index_select(0, rows.flatten()).view(len(rows), -1)
+    return F.embedding(rows, table).flatten(1)

@@ -1,0 +1,14 @@
+"""Small tensors that are the same in every step."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """`torch.tensor(values)` on a device, made once: each copy of numbers to a GPU waits for it."""
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        return torch.tensor(values, device=device)
