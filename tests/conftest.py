@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here or by the processes that tests start
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -21,9 +23,24 @@ os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of 
 
 sys.path.append(str(Path(__file__).parent / "data"))  # for coco_sets
 
+WORKERS = 4  # each holds torch and what its tests make: up to 2 GB
+
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 # A backbone that needs no pre-training; every part of it is trained.
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for `-n auto` of pyproject.toml: one a core, up to WORKERS.
+
+    None (0), and so in pytest's own process: on one core; where files or tests are chosen, as a second process would load torch
+    for longer than they take; the GPU's tests; with --capture=no, which shows nothing of other processes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = config.option.keyword or not all(Path(argument).is_dir() for argument in config.args)
+    if cores == 1 or chosen or "gpu" in config.option.markexpr.replace("not gpu", "") or config.option.capture == "no":
+        return 0
+    return min(cores, WORKERS)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ SMOKE = ["recipe=smoke", "threads=1"]
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    yield from (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    yield from (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def build(source: Path, target: Path, *options: str) -> None:
