@@ -17,7 +17,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import timm_configs
+from fpn_ablate import finished, timm_configs
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
@@ -99,9 +99,8 @@ def _experiment(name: str) -> str:
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def _job(composed: DictConfig) -> None:
-    """What Hydra calls for a cell; everything heavy is imported here, so that a mistyped key is told at once."""
-    from fpn_ablate.run import run
-
+    """What Hydra calls for a cell; everything heavy is imported here, so that a mistyped key, and a cell that is finished, are
+    told at once."""
     _usual_processes()
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
@@ -109,7 +108,10 @@ def _job(composed: DictConfig) -> None:
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
         refuse_unwritable(cfg.out)
         try:
-            run(cfg, 0 if single else context.job.num)
+            if not finished.told(cfg):
+                from fpn_ablate.run import run
+
+                run(cfg, 0 if single else context.job.num)
         finally:
             if single:
                 publish([cfg])

@@ -7,15 +7,16 @@ import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fpn_ablate import __version__
 from fpn_ablate.files import FORMAT, RECORD, write_atomically
 from fpn_ablate.metrics import evaluator_name
 from fpn_ablate.paths import PACKAGE
 from fpn_ablate.plan import COMMAND
+
+if TYPE_CHECKING:
+    import torch
 
 FILE = RECORD
 
@@ -37,8 +38,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Where a run took place. Works outside a git checkout: then there is no commit."""
+    import torch
+
     commit, dirty = _git()
     return {
         "device": device_name(device),
@@ -53,12 +56,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: "torch.device") -> dict[str, Any]:
     """What measured times depend on: processor, cores, memory and versions; with a GPU's name where `device` is one."""
+    import torch
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         **({"GPU": device_name(device)} if device.type == "cuda" else {}),
-        "processor": device_name(torch.device("cpu")),
+        "processor": f"cpu ({processor()})",
         "cores": os.cpu_count(),
         "memory (GiB)": round(memory / 2**30, 1),
         "threads": torch.get_num_threads(),
@@ -68,16 +73,22 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 @lru_cache
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """A GPU's product name, or cpu with the processor's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
+    return f"cpu ({processor()})"
+
+
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"cpu ({model})"
+        return platform.processor() or platform.machine()
 
 
 @lru_cache

@@ -18,12 +18,13 @@ import torch
 import yaml
 from filelock import FileLock
 
-from fpn_ablate import exhibits, identity, record, tasks
+from fpn_ablate import exhibits, finished, identity, record, tasks
 from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, safe_name, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, write_atomically
+from fpn_ablate.finished import KEPT, cell_folder
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
@@ -35,8 +36,7 @@ from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
 from fpn_ablate.wandb_sink import wandb_sinks
 
-KEPT = (METRICS, MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
-SHOWN = (RESAMPLED, EXHIBITS)  # and these, unless the disk was full
+SHOWN = (RESAMPLED, EXHIBITS)  # beside KEPT, unless the disk was full
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
@@ -45,7 +45,10 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
     Raises:
         UserError: bad input, before anything is trained. Any other exception leaves a record that says what happened.
     """
-    return _run(cfg, prepare(cfg), job)
+    begun, inputs = time.time(), prepare(cfg)
+    known = _run(cfg, inputs, job)
+    finished.remember(cfg, inputs, known["fingerprint"], begun)
+    return known
 
 
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     with FileLock(locks / run.fingerprint):  # one for a cell, whatever tables it stands in
         known = record.read(run.folder)
         if _is_finished(known, run.fingerprint):
-            print(f"{cfg.row} seed {cfg.seed}: finished before, {run.folder}")
+            finished.say(cfg, run.folder)
             _tidy(run.folder)
             return known
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -184,15 +187,15 @@ def _tidy(folder: Path) -> None:
 
 
 def _leave(run: Run, outcome: dict[str, Any]) -> None:
-    finished = outcome["status"] == "finished"
+    is_finished = outcome["status"] == "finished"
     try:
         record.write(run.folder, outcome)
     except UserError:  # a full disk must not hide what it was that failed
-        if finished:
+        if is_finished:
             raise
     finally:
         for sink in run.sinks:
-            sink.close(exit_code=0 if finished else 1)
+            sink.close(exit_code=0 if is_finished else 1)
 
 
 def _carry_out(run: Run) -> dict[str, Any]:
@@ -279,9 +282,3 @@ def latency_of(trained: tasks.Trained, cfg: Config, device: torch.device) -> flo
             trained.whole(batch)
 
     return round(latency_ms(once, device), 2)
-
-
-def cell_folder(cfg: Config, fingerprint: str) -> Path:
-    """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
-    parts = [safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)]
-    return Path(cfg.out, "runs", *parts, f"seed{cfg.seed}-{fingerprint[:8]}")

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import plan, report
+from fpn_ablate import finished, plan, report, unchanged
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import MODEL
 from fpn_ablate.paths import EXPERIMENTS
@@ -137,23 +137,34 @@ def publish(cells: Iterable[Config]) -> None:
 
 
 def _publish(cells: list[Config], out: Path) -> None:
-    frame, errors = report.load(out / "runs"), []
+    runs, experiments = out / "runs", _experiments()
+    frame, errors, problems = report.load(runs), [], []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
-    tables = report.collate(frame, only, _experiments(), settings_of(cells, frame.to_dict("records")), errors)
+    settings = settings_of(cells, frame.to_dict("records"))
+    made_from = unchanged.made_from(runs, experiments, [sorted(only), sorted(settings), live.wanted()])
+    tables = report.collate(frame, only, experiments, settings, errors)
     for table in tables:
         with _warning(f"{table.name} is not shown"):
             show(table)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    if unchanged.is_written(runs, made_from):
+        print(f"written before, and as it was: {', '.join(table.name for table in tables)} in {out}")
+        return
+    written = []
     for table in tables:
-        with _warning(f"{table.name} is not written"):
-            report.save_table(table, out)
+        with _warning(f"{table.name} is not written", problems):
+            written += report.save_table(table, out)
             print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
-    with _warning(f"{out / 'ledger.csv'} is not written"):
+    with _warning(f"{out / 'ledger.csv'} is not written", problems):
         report.write_ledger(frame, out / "ledger.csv")
-    with _warning(f"{out / live.NAME} is not written"):
-        if live.wanted() and (page := live.write(out / "runs", out, _experiments(), first=tables)):
+        written.append(out / "ledger.csv")
+    with _warning(f"{out / live.NAME} is not written", problems):
+        if live.wanted() and (page := live.write(runs, out, experiments, first=tables)):
+            written.append(page)
             print(f"written: {page}")
+    if not problems:
+        unchanged.leave(runs, made_from, written)
 
 
 _Pair = tuple[Config, dict[str, Any]]  # a cell and a record of it, flat
@@ -185,7 +196,11 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
         newest = max((str(record.get("finished")) for record in finished), default="")
         return record.get("code") == identity.code_version(), _as_asked(cfg, record), len(finished), newest
 
-    return {max(settings, key=lambda name: (*rank(settings[name]), name)) for settings in found.values()}
+    def best(settings: dict[str, list[_Pair]]) -> str:
+        names = list(settings)  # of one there is nothing to ask: the version of the code takes a while
+        return names[0] if len(names) == 1 else max(names, key=lambda name: (*rank(settings[name]), name))
+
+    return set(map(best, found.values()))
 
 
 def _relevant(record: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +211,8 @@ def _relevant(record: dict[str, Any]) -> dict[str, Any]:
 
 def _as_asked(cfg: Config, record: dict[str, Any]) -> bool:
     """Whether a record is of the device, and of the determinism, that a cell asks for."""
+    if found := finished.known(cfg):
+        return record["fingerprint"] == found["fingerprint"]
     device = cfg.device
     if device == "auto" and "torch" in sys.modules:  # else the runs took place in other processes, perhaps elsewhere
         device = "cuda" if sys.modules["torch"].cuda.is_available() else "cpu"
@@ -212,13 +229,16 @@ def _experiments() -> list[Path]:
 
 
 @contextmanager
-def _warning(what: str) -> Iterator[None]:
-    """One printed line in place of an exception."""
+def _warning(what: str, told: list[str] | None = None) -> Iterator[None]:
+    """One printed line, which is also added to `told`, in place of an exception."""
     try:
         yield
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: {what}: {text}", file=sys.stderr)
+        line = f"warning: {what}: {text}"
+        print(line, file=sys.stderr)
+        if told is not None:
+            told.append(line)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -88,6 +88,11 @@ class CocoDataset:
         boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
         return Sample(pixels, boxes, self._table.labels[objects].copy(), self._table.crowd[objects].copy(), image_id)
 
+    @property
+    def folders(self) -> list[str]:
+        """Where its pictures lie, whether they are samples or not."""
+        return sorted({os.path.dirname(os.path.join(self._root, name)) for name in self._table.file_names})
+
     def coco(self) -> dict[str, Any]:
         """All declared images with the objects as repaired, in native ids.
 

@@ -51,17 +51,19 @@ def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path, runs: 
         live.save(collated, Path(out), runs, frame.to_dict("records"))
 
 
-def save_table(table: Table, out: str | Path) -> None:
-    """Write one table in each format, then its plots, and the figures for a paper."""
-    texts = {"md": tables.markdown(table), "csv": tables.csv_text(table), "tex": tables.latex(table)}
-    for kind, text in texts.items():
-        records.save_text(Path(out, "tables", f"{table.name}.{kind}"), text)
+def save_table(table: Table, out: str | Path) -> list[Path]:
+    """Write one table in each format, then its plots, and the figures for a paper; returns the files."""
+    texts = {f"{table.name}.md": tables.markdown(table), f"{table.name}.csv": tables.csv_text(table)}
+    texts[f"{table.name}.tex"] = tables.latex(table)
     if table.verdicts:
-        records.save_text(Path(out, "tables", f"{table.name}-claims.csv"), tables.claims_csv(table))
-    for kind, image in plots.render(table).items():
-        write_atomically(Path(out, "plots", f"{table.name}.{kind}"), partial(Path.write_bytes, data=image))
-    for name, image in figures.render(table).items():
-        write_atomically(Path(out, "figures", f"{table.name}-{name}"), partial(Path.write_bytes, data=image))
+        texts[f"{table.name}-claims.csv"] = tables.claims_csv(table)
+    for name, text in texts.items():
+        records.save_text(Path(out, "tables", name), text)
+    images = {Path("plots", f"{table.name}.{kind}"): image for kind, image in plots.render(table).items()}
+    images |= {Path("figures", f"{table.name}-{name}"): image for name, image in figures.render(table).items()}
+    for place, image in images.items():
+        write_atomically(Path(out, place), partial(Path.write_bytes, data=image))
+    return [*(Path(out, "tables", name) for name in texts), *(Path(out, place) for place in images)]
 
 
 def readme(text: str, collated: Iterable[Table]) -> str:

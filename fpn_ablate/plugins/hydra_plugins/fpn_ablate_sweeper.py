@@ -9,17 +9,20 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+from fpn_ablate import finished
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
 from fpn_ablate.sweep import announce, cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
 
 
 class TableSweeper(BasicSweeper):
-    """BasicSweeper with two additions: all jobs are validated before the first starts, and the tables come at the end."""
+    """BasicSweeper with three additions: all jobs of a batch are validated before the first starts, cells that are finished are
+    left out, and the tables come at the end."""
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.cells: list[Config] = []
+        self.left = 0
 
     def sweep(self, arguments: list[str]) -> Any:
         with refusal():
@@ -29,7 +32,26 @@ class TableSweeper(BasicSweeper):
         finally:
             publish(self.cells)
 
+    def is_done(self) -> bool:
+        """Whether no batch is left in which anything is to be done; the next one is validated here. Launchers do not hear of
+        cells that are finished, which saves them a process, and that torch."""
+        while not super().is_done():
+            batch = self.overrides[self.batch_index]
+            cells = self._validated(batch)
+            left = [job for job, cfg in zip(batch, cells, strict=True) if not finished.told(cfg)]
+            self.overrides[self.batch_index] = left
+            if left:
+                self.left += len(left)
+                os.environ[CELLS] = str(self.left)
+                announce(self.cells)
+                return False
+            self.batch_index += 1
+        return True
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Done by `is_done`."""
+
+    def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
         assert self.hydra_context is not None and self.config is not None
         cells = []
         for overrides in batch:
@@ -39,5 +61,4 @@ class TableSweeper(BasicSweeper):
                 cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
         refuse_twins(cells)
         self.cells += cells
-        os.environ[CELLS] = str(len(self.cells))
-        announce(self.cells)
+        return cells

@@ -1,0 +1,173 @@
+"""Whether a cell is finished, told in a moment: without torch, and without reading data or weights.
+
+A run that has read everything that a cell depends on, and leaves or finds the cell finished, says so in `asked.json` in its
+folder (`remember`): a digest of what was asked, where, and of which code, and a stamp of each file that was read. While all of
+these are as they were, the cell is the same one (`known`). Any doubt is left to `run`, which reads all of it again and is sure.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.files import DETECTIONS, METRICS, MODEL, RECORD, UNREADABLE, safe_name, write_atomically
+from fpn_ablate.identity import digest
+from fpn_ablate.paths import PACKAGE
+from fpn_ablate.schema import INCIDENTAL, Coco, Config, TimmBackbone
+
+if TYPE_CHECKING:
+    from fpn_ablate.inputs import Inputs
+
+FILE = "asked.json"
+KEPT = (METRICS, MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
+# Seconds. What was changed so shortly before it was read, or later, may be changed again and look the same: times are coarse.
+RECENT = 2.0
+# Of INCIDENTAL what decides nevertheless, once it is known what `auto` means on a machine.
+_DECIDING = ("device", "deterministic")
+# Devices whose names torch alone knows: GPUs of WSL, of Tegra, of AMD.
+_UNKNOWN = ("dxg", "nvhost*", "nvgpu*", "kfd")
+# What decides which GPU torch sees, and where it keeps weights that it has downloaded.
+_VARIABLES = ("CUDA", "NVIDIA", "TORCH", "PYTORCH", "XDG_CACHE_HOME")
+
+
+def cell_folder(cfg: Config, fingerprint: str) -> Path:
+    """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
+    return _row_folder(cfg) / f"seed{cfg.seed}-{fingerprint[:8]}"
+
+
+def _row_folder(cfg: Config) -> Path:
+    return Path(cfg.out, "runs", *(safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)))
+
+
+def say(cfg: Config, folder: Path) -> None:
+    print(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
+
+
+def known(cfg: Config) -> dict[str, Any] | None:
+    """The record of a cell that is finished for sure, with all its files; None where it is not, or where that is in doubt."""
+    with suppress(UserError, *UNREADABLE):
+        asked = asked_for(cfg)
+        for folder in sorted(_row_folder(cfg).glob(f"seed{cfg.seed}-*")) if asked else ():
+            if found := _known(folder, asked):
+                return found
+    return None
+
+
+def told(cfg: Config) -> bool:
+    """Whether a cell is finished for sure, which is then printed."""
+    found = known(cfg)
+    if found:
+        say(cfg, cell_folder(cfg, found["fingerprint"]))
+    return found is not None
+
+
+def remember(cfg: Config, inputs: "Inputs", fingerprint: str, begun: float) -> None:
+    """Leave word beside a finished cell for the next time; nothing where a file that was read may have changed since `begun`,
+    the time before any was. Raises nothing: it only saves time."""
+    with suppress(UserError, *UNREADABLE):
+        _stamp.cache_clear()
+        stamps = {os.path.abspath(path): _stamp(os.path.abspath(path)) for path in _read(cfg, inputs)}
+        asked = asked_for(cfg)
+        if asked is None or any(newest >= (begun - RECENT) * 1e9 for _, newest in stamps.values()):
+            return
+        if inputs.pretrained:  # made by this run, maybe, and put into its place as a whole: another is another file
+            path = os.path.abspath(inputs.pretrained.path)
+            stamps[path] = _stamp(path)
+        folder = cell_folder(cfg, fingerprint)
+        kept = {name: (folder / name).stat().st_size for name in (RECORD, *KEPT)}
+        content = {"asked": asked, "fingerprint": fingerprint, "kept": kept, "read": {p: s for p, (s, _) in stamps.items()}}
+        text = json.dumps(content, indent=1) + "\n"
+        if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:
+            write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
+
+
+def _known(folder: Path, asked: str) -> dict[str, Any] | None:
+    """The record in a folder whose word is that `asked` is finished there, if all is still as it says."""
+    with suppress(*UNREADABLE):
+        left = json.loads((folder / FILE).read_text())
+        record = json.loads((folder / RECORD).read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in left["kept"].items())
+        same = left["asked"] == asked and all(_stamp(path)[0] == stamp for path, stamp in left["read"].items())
+        if whole and same and (record["status"], record["fingerprint"]) == ("finished", left["fingerprint"]):
+            return record
+    return None
+
+
+def asked_for(cfg: Config) -> str | None:
+    """A digest of all that decides what a cell is, beside the content of files; None where torch or timm must be asked."""
+    machine = _machine(cfg.device)
+    if machine is None or isinstance(cfg.backbone, TimmBackbone):
+        return None
+    config = cfg.model_dump(mode="json", exclude=set(INCIDENTAL) - set(_DECIDING))
+    places = [str(Path(cfg.out).resolve()), str(Path.cwd()), str(Path.home())]  # paths may be relative
+    return digest([config, places, machine, _program()])
+
+
+@lru_cache
+def _program() -> list[Any]:
+    """The code to the last letter, the packages that say what the default weights are, and what they are told."""
+    sha = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        sha.update(path.read_bytes())
+    variables = sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES))
+    return [sha.hexdigest(), platform.python_version(), version("torch"), version("torchvision"), variables]
+
+
+@lru_cache
+def _machine(device: str) -> list[str] | None:
+    """What torch calls the device by, and whether there is one; None where that cannot be known without torch."""
+    if sys.platform != "linux" or any(any(Path("/dev").glob(name)) for name in _UNKNOWN):
+        return None
+    from fpn_ablate.record import processor
+
+    if device == "cpu":
+        return [processor()]
+    driver = Path("/proc/driver/nvidia")
+    files = [*driver.glob("version"), *driver.glob("gpus/*/information")]
+    # Which of them a container sees, and their parts.
+    names = [*Path("/dev").glob("nvidia*"), *driver.glob("capabilities/**/*")]
+    return [processor(), *sorted(f"{file}: {file.read_text()}" for file in files), *sorted(map(str, names))]
+
+
+def _read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
+    """The files, and the folders of pictures, that a cell's identity is made from; but not the weights of pre-training."""
+    from fpn_ablate.data.coco import root_of
+    from fpn_ablate.weights.files import locate
+
+    if isinstance(cfg.data, Coco):
+        splits = {"train": inputs.training} if cfg.mode == "train" else {}
+        for name, dataset in (splits | {"val": inputs.validation}).items():
+            yield root_of(cfg.data) / getattr(cfg.data, name).annotations
+            yield from dataset.folders
+    if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
+        yield cfg.task.proposals.file
+    weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights
+    if weights == "imagenet":
+        import torch
+        import torchvision
+
+        url = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.url
+        yield Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    elif weights not in ("none", "pretrain"):
+        path = locate(Path(weights))
+        yield from (path, *(beside for name in ("config.yaml", RECORD) if (beside := path.with_name(name)).exists()))
+
+
+@lru_cache
+def _stamp(path: str) -> tuple[str, int]:
+    """What tells one state of a file, or of the files in a folder, from any other, and when it came about (ns)."""
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            found = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())
+    else:
+        found = [("", os.stat(path))]
+    facts = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found]
+    return digest(facts), max((fact[3] for fact in facts), default=0)
