@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -73,20 +73,38 @@ def remember(cfg: Config, inputs: "Inputs", fingerprint: str, begun: float) -> N
     """Leave word beside a finished cell for the next time; nothing where a file that was read may have changed since `begun`,
     the time before any was. Raises nothing: it only saves time."""
     with suppress(UserError, *UNREADABLE):
-        _stamp.cache_clear()
-        stamps = {os.path.abspath(path): _stamp(os.path.abspath(path)) for path in _read(cfg, inputs)}
-        asked = asked_for(cfg)
-        if asked is None or any(newest >= (begun - RECENT) * 1e9 for _, newest in stamps.values()):
+        stamps, asked = stamps_of(_read(cfg, inputs)), asked_for(cfg)
+        if asked is None or is_recent(stamps, begun):
             return
         if inputs.pretrained:  # made by this run, maybe, and put into its place as a whole: another is another file
-            path = os.path.abspath(inputs.pretrained.path)
-            stamps[path] = _stamp(path)
+            stamps |= stamps_of([inputs.pretrained.path])
         folder = cell_folder(cfg, fingerprint)
         kept = {name: (folder / name).stat().st_size for name in (RECORD, *KEPT)}
         content = {"asked": asked, "fingerprint": fingerprint, "kept": kept, "read": {p: s for p, (s, _) in stamps.items()}}
         text = json.dumps(content, indent=1) + "\n"
         if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:
             write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
+
+
+def stamps_of(paths: Iterable[Path | str]) -> dict[str, tuple[str, int]]:
+    """Of each file or folder, as it is now: what tells its state from any other, and when that came about (ns)."""
+    _stamp.cache_clear()
+    return {path: _stamp(path) for path in map(os.path.abspath, paths)}
+
+
+def is_recent(stamps: dict[str, tuple[str, int]], begun: float) -> bool:
+    """Whether any of them may have changed since `begun`, or just before."""
+    return any(newest >= (begun - RECENT) * 1e9 for _, newest in stamps.values())
+
+
+def files_of_sets(cfg: Config, training: Any, validation: Any) -> Iterator[Path | str]:
+    """The annotation files of COCO-format splits that a cell reads, and the folders of their pictures."""
+    if isinstance(cfg.data, Coco):
+        root = Path(cfg.data.root).expanduser()
+        splits = {"train": training} if cfg.mode == "train" else {}
+        for name, dataset in (splits | {"val": validation}).items():
+            yield root / getattr(cfg.data, name).annotations
+            yield from dataset.folders
 
 
 def _known(folder: Path, asked: str) -> dict[str, Any] | None:
@@ -139,14 +157,9 @@ def _machine(device: str) -> list[str] | None:
 
 def _read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     """The files, and the folders of pictures, that a cell's identity is made from; but not the weights of pre-training."""
-    from fpn_ablate.data.coco import root_of
     from fpn_ablate.weights.files import locate
 
-    if isinstance(cfg.data, Coco):
-        splits = {"train": inputs.training} if cfg.mode == "train" else {}
-        for name, dataset in (splits | {"val": inputs.validation}).items():
-            yield root_of(cfg.data) / getattr(cfg.data, name).annotations
-            yield from dataset.folders
+    yield from files_of_sets(cfg, *inputs.splits)
     if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights
@@ -163,7 +176,7 @@ def _read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
 
 @lru_cache
 def _stamp(path: str) -> tuple[str, int]:
-    """What tells one state of a file, or of the files in a folder, from any other, and when it came about (ns)."""
+    """See `stamps_of`. Of a folder: of the files in it."""
     if os.path.isdir(path):
         with os.scandir(path) as entries:
             found = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())

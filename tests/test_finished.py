@@ -148,6 +148,22 @@ def test_the_sure_way_leaves_word_anew(told, monkeypatch):
     assert known(cfg)
 
 
+def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(cell, monkeypatch):
+    cfg = cell[0]
+    monkeypatch.setattr(inputs, "_last", [])
+    assert inputs.load_data(cfg)[0] is not inputs.load_data(cfg)[0]  # it was just made: it may change and look the same
+    monkeypatch.setattr(finished, "RECENT", -LATER)
+    first = inputs.load_data(cfg)
+    other_row = cfg.model_copy(update={"seed": 5, "row": "x"})
+    assert all(a is b for a, b in zip(inputs.load_data(other_row), first, strict=True))
+    rewritten(next(Path(cfg.data.root).rglob("instances_val.json")))
+    second = inputs.load_data(cfg)
+    assert second[1] is not first[1] and second[1].digest == first[1].digest
+    kept = inputs.load_data(cfg.model_copy(update={"data": cfg.data.model_copy(update={"keep_empty": False})}))
+    assert kept[0] is not second[0]
+    assert inputs.load_data(cfg.model_copy(update={"mode": "evaluate"}))[0] is not kept[1]
+
+
 SECOND = """
 import sys
 from fpn_ablate.__main__ import main
