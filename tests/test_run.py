@@ -14,7 +14,7 @@ from fpn_ablate import evaluate, inputs, pretrain, record, tasks
 from fpn_ablate import run as running
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import safe_name, write_atomically
 from fpn_ablate.metrics import Detections
 from fpn_ablate.validation import validate
 
@@ -90,7 +90,7 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()}
-    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json"}
+    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "asked.json"}
     assert names == kept | {"resampled.npz", "exhibits.npz"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -264,8 +264,8 @@ def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
     [("fpn+upsample=bilinear", "fpn+upsample-bilinear"), ("../../x", "-..-x"), ("", "unnamed"), ("..", "unnamed")],
 )
 def test_names_of_folders_stay_inside(text, expected):
-    assert running.safe_name(text) == expected
-    assert len(running.safe_name(text * 100)) <= 80
+    assert safe_name(text) == expected
+    assert len(safe_name(text * 100)) <= 80
 
 
 # ------------------------------------------------------------------------------------------------------------ pre-training
