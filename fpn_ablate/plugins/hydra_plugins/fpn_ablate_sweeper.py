@@ -5,10 +5,12 @@ Hydra takes plugins from the namespace `hydra_plugins` alone; `fpn_ablate.__main
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+from fpn_ablate import jobs, plan
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
 from fpn_ablate.sweep import announce, cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
@@ -21,12 +23,20 @@ class TableSweeper(BasicSweeper):
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.cells: list[Config] = []
 
+    def setup(self, **arguments: Any) -> None:
+        super().setup(**arguments)
+        self.launcher = jobs.Steadfast(self.launcher, plan.own(Path(self.config.out, "runs")).with_suffix(".jobs"))
+
     def sweep(self, arguments: list[str]) -> Any:
         with refusal():
             refuse_unwritable(self.config.out)  # before Hydra writes its own file there
+        os.environ[jobs.FOLDER], os.environ[jobs.SWEEP] = str(self.launcher.folder), str(os.getpid())
         try:
-            return super().sweep(arguments)
+            returns = super().sweep(arguments)
+            self.launcher.tell()
+            return returns
         finally:
+            del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
             publish(self.cells)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -38,6 +48,7 @@ class TableSweeper(BasicSweeper):
             with refusal():
                 cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
         refuse_twins(cells)
+        self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells
         os.environ[CELLS] = str(len(self.cells))
         announce(self.cells)
