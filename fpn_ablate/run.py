@@ -22,7 +22,7 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError, first_line
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, safe_name, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, TEMPORARY, safe_name, write_atomically
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.locks import only_one
 from fpn_ablate.metrics import Detections
@@ -88,6 +88,7 @@ class Run:
     built_on: dict[str, float] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     retried: dict[str, Any] | None = None
+    started: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,12 +107,13 @@ class Run:
         text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
         write_atomically(self.folder / "config.yaml", lambda temporary: temporary.write_text(text))
 
-    def begin(self, known: dict[str, Any]) -> None:
-        """All that a killed process leaves."""
-        record.write(self.folder, {**known, **self.marks(), "status": "running", "error": None, "metrics": {}})
+    def begin(self) -> None:
+        """Write all of the record that a killed process leaves."""
+        record.write(self.folder, self.known() | {"status": "running", "error": None, "metrics": {}})
 
-    def marks(self) -> dict[str, Any]:
-        return {"retried": self.retried} if self.retried else {}
+    def known(self) -> dict[str, Any]:
+        """The part of the record that is not measured."""
+        return {**self.describe(), "started": self.started, **({"retried": self.retried} if self.retried else {})}
 
     def describe(self) -> dict[str, Any]:
         """The part of the record that is known before training."""
@@ -163,15 +165,15 @@ def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
 
 def _recorded(run: Run) -> dict[str, Any]:
     """Carry out a cell; whatever happens, a record says so."""
-    known = {**run.describe(), "started": record.now()}
+    run.started = record.now()
     run.retried = (record.read(run.folder) or {}).get("retried")  # its checkpoint is of that attempt
     status, error, results = "interrupted", None, {}
     try:
-        for leftover in (*run.folder.glob(".*.[0-9]*.*"), run.folder / PROPOSALS):  # of a killed process; of other weights
+        for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
-        run.begin(known)
-        results = _carry_out(run, known)
+        run.begin()
+        results = _carry_out(run)
         status = "finished"
     except Diverged as problem:
         status, error = "diverged", str(problem)
@@ -185,7 +187,7 @@ def _recorded(run: Run) -> dict[str, Any]:
         raise
     finally:
         stopping.hurry_no_more()
-        outcome = {**known, **run.marks(), "status": status, "error": error, "metrics": {}, **results}
+        outcome = {**run.known(), "status": status, "error": error, "metrics": {}, **results}
         outcome["finished"] = record.now()
         _leave(run, outcome)
     _tidy(run.folder)
@@ -211,8 +213,8 @@ def _leave(run: Run, outcome: dict[str, Any]) -> None:
             sink.close(exit_code=0 if finished else 1)
 
 
-def _carry_out(run: Run, known: dict[str, Any]) -> dict[str, Any]:
-    """Train and evaluate; returns the measured part of the record, of which `known` is the other."""
+def _carry_out(run: Run) -> dict[str, Any]:
+    """Train and evaluate; returns the measured part of the record."""
     cfg, device, training = run.cfg, run.inputs.device, run.inputs.training
     facts = row_facts(cfg)
     sources = {name: _source(run, source) for name, source in tasks.sources(cfg).items()}
@@ -222,7 +224,7 @@ def _carry_out(run: Run, known: dict[str, Any]) -> dict[str, Any]:
     supply = tasks.supplied(cell)
     times.append(time.monotonic())
     reset_peak_memory(device)
-    trained = _fitted(run, known, cell, supply)
+    trained = _fitted(run, cell, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
@@ -253,7 +255,7 @@ def _carry_out(run: Run, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fitted(run: Run, known: dict[str, Any], cell: tasks.Cell, supply: tasks.Supply) -> tasks.Trained:
+def _fitted(run: Run, cell: tasks.Cell, supply: tasks.Supply) -> tasks.Trained:
     """The trained row. Where a GPU has no room for a batch, training begins anew, once, on the same images a step in parts."""
     if run.retried:
         cell = _in_parts(cell, run.retried["accumulate"])
@@ -269,7 +271,7 @@ def _fitted(run: Run, known: dict[str, Any], cell: tasks.Cell, supply: tasks.Sup
     for name in tasks.TEMPORARY:  # before the mark: no checkpoint is of both attempts
         (run.folder / name).unlink(missing_ok=True)
     run.retried = {"after": reason, "accumulate": parts}
-    run.begin(known)
+    run.begin()
     for sink in run.sinks:
         sink.close(exit_code=1)
     run.open_sinks()

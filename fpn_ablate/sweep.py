@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import plan, report
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import MODEL
+from fpn_ablate.files import MODEL, clear_leftovers
+from fpn_ablate.locks import only_one
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
@@ -133,7 +134,10 @@ def publish(cells: Iterable[Config]) -> None:
         with _warning(f"no table of {out}"):
             plan.end(Path(out, "runs"))
             if Path(out, "runs").is_dir():
-                _publish([cfg for cfg in cells if cfg.out == out], Path(out))
+                # Another sweep that ends now would write a ledger without what this one has added.
+                with only_one(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
+                    clear_leftovers(Path(out, name) for name in ("", "tables", "plots", "figures", "backbones"))
+                    _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
 
 def _publish(cells: list[Config], out: Path) -> None:
