@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,11 +66,12 @@ class Steadfast:
     """A launcher of Hydra that brings all jobs of a batch to an end of their own, whatever becomes of one.
 
     A job whose process is killed is tried again, alone, so that none is charged with its neighbour's hunger for memory; if that
-    is killed as well, it has failed. Failures are kept in `failed` and do not end the sweep, unless on_failure=stop.
+    is killed as well, it has failed, and `on_killed` is told its number and why. Failures are kept in `failed` and do not end
+    the sweep, unless on_failure=stop.
     """
 
-    def __init__(self, launcher: Any, folder: Path) -> None:
-        self.launcher, self.folder, self.failed = launcher, folder, []
+    def __init__(self, launcher: Any, folder: Path, on_killed: Callable[[int, str], None] = lambda number, error: None) -> None:
+        self.launcher, self.folder, self.on_killed, self.failed = launcher, folder, on_killed, []
         self.stop = False  # on_failure=stop
 
     def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -84,7 +85,8 @@ class Steadfast:
                 break
             except BrokenProcessPool:
                 stopping.check()
-                suspects = [list(left)[int(file.name) - initial_job_idx] for file in self.folder.glob("[0-9]*")]
+                places = sorted(int(file.name) - initial_job_idx for file in self.folder.glob("[0-9]*"))
+                suspects = [list(left)[place] for place in places]
                 if not suspects:
                     raise
                 for number in suspects:
@@ -106,10 +108,10 @@ class Steadfast:
             stopping.check()
         if self.stop:
             _touch(self.folder / STOP)
+        error = WorkerKilled("its process was killed twice, the second time alone; by the system, for want of memory?")
+        self.on_killed(number, f"WorkerKilled: {error}")
         found = JobReturn(overrides=job, status=JobStatus.FAILED)
-        found.return_value = WorkerKilled(
-            f"the process of {' '.join(job)} was killed twice, the second time alone; by the system, for want of memory?"
-        )
+        found.return_value = error
         return found
 
     def _noted(self, found: JobReturn) -> JobReturn:

@@ -4,10 +4,11 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -122,6 +123,19 @@ def announce(cells: Iterable[Config]) -> None:
             if live.wanted():
                 live.start(Path(out), _experiments())
                 print(f"the sweep in a browser: {Path(out, live.NAME)}")
+
+
+def mark_killed(cfg: Config, error: str) -> None:
+    """Say in its record that a cell has failed whose process is gone, which could not. Raises nothing."""
+    from fpn_ablate import identity, record, run
+
+    with _warning(f"no word of {cfg.row} seed {cfg.seed} in its record"):
+        for folder in run.cell_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
+            known = record.read(folder) or {}
+            if known.get("status") == "running" and known.get("code") == identity.code_version():
+                # Not if another sweep is at it, which has its lock.
+                with suppress(Timeout), FileLock(Path(cfg.out, "runs", ".locks", known["fingerprint"]), timeout=0):
+                    record.write(folder, known | {"status": "failed", "error": error, "finished": record.now()})
 
 
 def publish(cells: Iterable[Config]) -> None:

@@ -13,7 +13,16 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from fpn_ablate import jobs, plan
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
-from fpn_ablate.sweep import announce, cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
+from fpn_ablate.sweep import (
+    announce,
+    cell_config,
+    mark_killed,
+    publish,
+    refusal,
+    refuse_twins,
+    refuse_unwritable,
+    without_hydra,
+)
 
 
 class TableSweeper(BasicSweeper):
@@ -25,7 +34,8 @@ class TableSweeper(BasicSweeper):
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
-        self.launcher = jobs.Steadfast(self.launcher, plan.own(Path(self.config.out, "runs")).with_suffix(".jobs"))
+        folder = plan.own(Path(self.config.out, "runs")).with_suffix(".jobs")
+        self.launcher = jobs.Steadfast(self.launcher, folder, lambda number, error: mark_killed(self.cells[number], error))
 
     def sweep(self, arguments: list[str]) -> Any:
         with refusal():
