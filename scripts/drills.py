@@ -35,6 +35,7 @@ import torch
 from fpn_ablate import record, report
 from fpn_ablate.files import DETECTIONS, METRICS, MODEL, write_atomically
 from fpn_ablate.metrics import Detections
+from fpn_ablate.report.tables import csv_text, latex, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ROOT / "results" / "reference" / "reliability"
@@ -102,9 +103,8 @@ def tables(out: Path) -> dict[str, bytes]:
             (place / "record.json").write_text(json.dumps(known))
             shutil.copy(file.parent / "resampled.npz", place)
         made = report.collate(report.load(Path(temporary, "runs")))
-        for table in made:
-            report.save_table(table, temporary)
-        return {f"tables/{file.name}": file.read_bytes() for file in sorted(Path(temporary, "tables").iterdir())}
+    kinds = {"md": markdown, "csv": csv_text, "tex": latex}
+    return {f"{table.name}.{kind}": text(table).encode() for table in made for kind, text in kinds.items()}
 
 
 def finished(out: Path) -> dict[str, str]:
