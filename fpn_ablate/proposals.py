@@ -62,6 +62,8 @@ class FixedProposals:
         """Those in the folder of a finished run; made now if none has asked for them. Runs that start together wait for one."""
         with only_one(folder / f".{FILE}.lock", f"{folder / FILE}"):
             if not (folder / FILE).exists():
+                for leftover in folder.glob(f".{FILE}.[0-9]*"):  # of a process that was killed while it wrote
+                    leftover.unlink(missing_ok=True)
                 made = make()
                 write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(made)))
         return FixedProposals.load(folder / FILE, cfg, splits, "remove it, and it is made anew")

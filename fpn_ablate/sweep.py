@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import plan, report
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import MODEL, clear_leftovers
+from fpn_ablate.files import MODEL, PICTURES, clear_leftovers
 from fpn_ablate.locks import only_one
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
@@ -150,7 +150,8 @@ def publish(cells: Iterable[Config]) -> None:
             if Path(out, "runs").is_dir():
                 # Another sweep that ends now would write a ledger without what this one has added.
                 with only_one(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
-                    clear_leftovers(Path(out, name) for name in ("", "tables", "plots", "figures", "backbones"))
+                    places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
+                    clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
 
