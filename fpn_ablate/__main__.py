@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[1:] = arguments
     try:
-        with stopping.listening():
+        with stopping.listening(), stopping.meant():
             _job()
     except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)

@@ -48,7 +48,7 @@ def carried_out(number: int, on_failure: str) -> Iterator[None]:
     if folder and (folder / STOP).exists():
         raise NotStarted("not started: on_failure=stop, and another row has failed")
     try:
-        with stopping.job(), _under_way(folder, number):
+        with stopping.meant(), stopping.job(), _under_way(folder, number):
             yield
     except stopping.Stopped:
         if worker:

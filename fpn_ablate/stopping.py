@@ -80,6 +80,18 @@ def check() -> None:
         raise Stopped(asked())
 
 
+@contextmanager
+def meant() -> Iterator[None]:
+    """Errors, and exits of Hydra, that come of a signal are raised as `Stopped`: an extension module that is interrupted while it
+    is imported says ImportError, a loader whose process is gone RuntimeError."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if asked():
+            raise Stopped(asked()) from error
+        raise
+
+
 def hurry_no_more() -> None:
     """The end has begun, and is not to be hurried any more."""
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -17,7 +17,7 @@ from fpn_ablate import evaluate, inputs, pretrain, record, stopping, tasks
 from fpn_ablate import run as running
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import clear_leftovers, write_atomically
 from fpn_ablate.metrics import Detections
 from fpn_ablate.validation import validate
 
@@ -496,3 +496,24 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alon
 def test_the_drills_lose_nothing(script, tmp_path):
     for drill in ("chaos", "together"):
         assert script("drills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
+
+
+def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def cut(temporary):
+        temporary.write_text("ha")
+        names.append(temporary.name)
+        raise Killed
+
+    names = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
+        write_atomically(tmp_path / "ledger.csv", cut)
+    for name in ("ledger.csv", ".hidden", ".git.1"):
+        (tmp_path / name).touch()
+    clear_leftovers([tmp_path, tmp_path / "nowhere"])
+    assert (tmp_path / names[0]).exists()
+    clear_leftovers([tmp_path], age=-1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git.1", ".hidden", "ledger.csv"]

@@ -152,3 +152,12 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
     whole, again = (torch.load(made(tmp_path / name).path, weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("error", [ImportError, SystemExit])
+def test_an_error_that_comes_of_a_signal_is_none(error):
+    with pytest.raises(Stopped), stopping.listening(), stopping.meant(), stopping.between_steps():
+        send(signal.SIGTERM)
+        raise error("numpy failed to import")
+    with pytest.raises(error), stopping.listening(), stopping.meant():
+        raise error("of its own")

@@ -63,3 +63,12 @@ def test_figures_of_two_evaluators_do_not_stand_side_by_side(runs, put):
     (table,) = collate(load(runs))
     assert {row.row: row.state for row in table.rows}["c4"] == "not run"
     assert "environment.evaluator pycocotools 2.0.10" in dict(table.footer)["left out"]
+
+
+def test_a_row_that_was_trained_in_parts_for_want_of_room_says_so(runs, put):
+    put(seed=0, retried={"after": "CUDA out of memory", "accumulate": 8})
+    put(seed=1)
+    (table,) = collate(load(runs))
+    assert [note for note in grid(table).notes if "parts" in note] == [
+        "fpn, seed 0: out of memory, trained again in 8 parts a step"
+    ]

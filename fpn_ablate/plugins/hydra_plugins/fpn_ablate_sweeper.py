@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from fpn_ablate import jobs, plan
+from fpn_ablate import jobs, plan, stopping
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
 from fpn_ablate.sweep import (
@@ -42,8 +42,9 @@ class TableSweeper(BasicSweeper):
             refuse_unwritable(self.config.out)  # before Hydra writes its own file there
         os.environ[jobs.FOLDER], os.environ[jobs.SWEEP] = str(self.launcher.folder), str(os.getpid())
         try:
-            returns = super().sweep(arguments)
-            self.launcher.tell()
+            with stopping.meant():
+                returns = super().sweep(arguments)
+                self.launcher.tell()
             return returns
         finally:
             del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
