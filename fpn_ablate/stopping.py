@@ -82,8 +82,8 @@ def check() -> None:
 
 @contextmanager
 def meant() -> Iterator[None]:
-    """Errors, and exits of Hydra, that come of a signal are raised as `Stopped`: an extension module that is interrupted while it
-    is imported says ImportError, a loader whose process is gone RuntimeError."""
+    """Errors, and exits of Hydra, that come of a signal are raised as `Stopped`: an extension module that is interrupted while
+    it is imported says ImportError, a loader whose process is gone RuntimeError."""
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -197,17 +197,18 @@ def _kept(folder: Path, before: dict[str, str], tally: Tally) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------ the drills
 
 
-def undisturbed(work: Path) -> dict[str, Any]:
-    process = start(work)
+def undisturbed(work: Path) -> tuple[dict[str, Any], float]:
+    """What a sweep leaves that is left alone, and its seconds."""
+    begun, process = time.monotonic(), start(work)
     if process.wait():
         raise SystemExit((work / "log.txt").read_text())
-    return contents(work / "results")
+    return contents(work / "results"), time.monotonic() - begun
 
 
 def struck(options: argparse.Namespace, work: Path, number: int, tries: int, fault: str, how: str) -> dict[str, Any]:
-    whole = undisturbed(work / "whole")
+    whole, took = undisturbed(work / "whole")
     places: Callable[[int], Path] = lambda n: work / f"round{n}" / "results"  # noqa: E731
-    within = options.within
+    within = options.within or 0.4 * took
     tally = torment(lambda out: start(out.parent), places, whole, options.tries or tries, options.seed, within, number)
     return outcome(f"{fault}, at a random moment of a sweep of 6 cells", tally.tries, tally.findings, how) | {
         "sweeps": tally.rounds,
@@ -236,7 +237,7 @@ def ctrl_c(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    whole, findings, tries, trained = undisturbed(work / "whole"), [], options.tries or 3, []
+    (whole, _), findings, tries, trained = undisturbed(work / "whole"), [], options.tries or 3, []
     for n in range(tries):
         folders = [work / f"pair{n}" / name for name in "ab"]
         for folder in folders:
@@ -255,11 +256,11 @@ def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    whole, chance, findings, tries, sweeps = undisturbed(work / "whole"), random.Random(options.seed), [], 0, 0
+    (whole, took), chance, findings, tries, sweeps = undisturbed(work / "whole"), random.Random(options.seed), [], 0, 0
     while tries < (options.tries or 5):
         out = work / f"sweep{sweeps}"
         process = start(out, JOBLIB)
-        _wait(process, 8 + chance.uniform(0, options.within))
+        _wait(process, chance.uniform(0.2, 0.8) * (options.within or took))
         workers = _workers(process.pid)
         if process.poll() is None and workers:
             os.kill(chance.choice(workers), signal.SIGKILL)
@@ -293,7 +294,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("drill", choices=DRILLS)
     parser.add_argument("--tries", type=int, default=0, help="how often the fault strikes (default: the drill's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--within", type=float, default=20.0, help="seconds after a start within which it strikes (default 20)")
+    parser.add_argument(
+        "--within", type=float, help="seconds after a start within which it strikes (default: 0.4 of a sweep's)"
+    )
     parser.add_argument("--json", type=Path, help="default: results/reference/reliability/<drill>.json")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started this in the background
