@@ -77,6 +77,7 @@ class Run:
 
     Attributes:
         built_on: fingerprints of the cells that it stands on, with the training time of each in seconds.
+        resumed_at: steps that an earlier start has done, which this one's times do not count.
         retried: what the first attempt died of, and what the second does otherwise, where there is one (`_fitted`).
     """
 
@@ -89,6 +90,7 @@ class Run:
     sinks: list[Sink] = field(default_factory=list)
     retried: dict[str, Any] | None = None
     started: str | None = None
+    resumed_at: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -100,7 +102,8 @@ class Run:
 
     def open_sinks(self) -> None:
         cfg, folder = self.cfg, self.folder
-        self.sinks = [JsonLines(folder / METRICS, tasks.logged_steps(folder, cfg)), Console(cfg, self.job)]
+        self.resumed_at = tasks.logged_steps(folder, cfg)
+        self.sinks = [JsonLines(folder / METRICS, self.resumed_at), Console(cfg, self.job)]
         self.sinks += wandb_sinks(self.describe(), folder, cfg.log.wandb)
 
     def write_config(self) -> None:
@@ -249,6 +252,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
             "train_s": trained_for,
             "eval_s": evaluated_for,
             "steps": cfg.steps,
+            "resumed_at": run.resumed_at,
             "peak_memory_mib": peak,
             "latency_ms": latency_of(trained, cfg, device),
         },

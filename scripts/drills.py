@@ -251,7 +251,7 @@ def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         findings += [f"pair {n}: exit codes {codes}"] * any(codes)
         findings += [f"pair {n}: {trained[-1]} trainings"] * (trained[-1] != 6)
         findings += [f"pair {n}: {name} differs" for name in differences(whole, contents(work / f"pair{n}" / "results"))]
-    how = f"{' + '.join(map(str, trained))} trainings in all; {EQUAL}"
+    how = f"trainings of each pair of sweeps: {', '.join(map(str, trained))}; {EQUAL}"
     return outcome("two sweeps over the same 6 cells at the same time", tries, findings, how)
 
 
