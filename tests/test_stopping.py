@@ -57,6 +57,19 @@ def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
         pytest.fail("waited")
 
 
+def test_a_timer_of_somebody_else_is_left_alone():
+    rang = []
+    old = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with stopping.listening():
+            stopping.hurry_no_more()
+        time.sleep(0.1)
+        assert rang == [1]
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+
 def test_a_second_ctrl_c_does_not_wait():
     with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
         send(signal.SIGINT)
