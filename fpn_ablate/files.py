@@ -65,10 +65,13 @@ def _keep_order(folder: Path) -> None:
 
 
 def clear_leftovers(folders: Iterable[Path], age: float = 3600) -> None:
-    """Remove what killed writes have left directly in these folders; what is younger than `age` seconds may be in work."""
+    """Remove what killed writes of this machine have left directly in these folders; what is younger than `age` seconds may be
+    in work. Only what is named exactly so: the folders may hold files of others.
+    """
+    ours = re.compile(rf"\..+(\.[^.]+)\.\d+-{re.escape(socket.gethostname())}\1")
     for file in (file for folder in folders for file in folder.glob(TEMPORARY)):
         with suppress(OSError):
-            if time.time() - file.stat().st_mtime > age:
+            if ours.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
                 file.unlink()
 
 

@@ -512,9 +512,10 @@ def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(t
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
         write_atomically(tmp_path / "ledger.csv", cut)
-    for name in ("ledger.csv", ".hidden", ".git.1"):
+    others = [".hidden", ".notes.txt.2024-01-05.txt", ".x.2.y", "ledger.csv"]
+    for name in others:
         (tmp_path / name).touch()
     clear_leftovers([tmp_path, tmp_path / "nowhere"])
     assert (tmp_path / names[0]).exists()
     clear_leftovers([tmp_path], age=-1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".git.1", ".hidden", "ledger.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
