@@ -1,6 +1,7 @@
 """Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import plan, report
+from fpn_ablate import plan, report, stopping
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import MODEL, PICTURES, clear_leftovers
 from fpn_ablate.locks import only_one
@@ -141,13 +142,14 @@ def mark_killed(cfg: Config, error: str) -> None:
 def publish(cells: Iterable[Config]) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    Raises nothing: it is called when a sweep ends, whatever ended it.
+    Raises nothing: it is called when a sweep ends, whatever ended it. After SIGTERM there is no time for it: what sent that
+    kills in a moment.
     """
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
         with _warning(f"no table of {out}"):
             plan.end(Path(out, "runs"))
-            if Path(out, "runs").is_dir():
+            if Path(out, "runs").is_dir() and stopping.asked() != signal.SIGTERM:
                 # Another sweep that ends now would write a ledger without what this one has added.
                 with only_one(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
                     places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]

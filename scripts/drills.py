@@ -54,6 +54,7 @@ class Tally:
     rounds: int = 0
     findings: list[str] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)  # from a signal to the end of the process
+    marked: list[float] = dataclasses.field(default_factory=list)  # from a signal to the record that says so
     cells: dict[str, int] = dataclasses.field(default_factory=dict)  # what the cell under way was doing, by its files
 
 
@@ -165,7 +166,7 @@ def _wait(process: Any, seconds: float) -> None:
 def _strike(process: Any, folder: Path, number: int, tally: Tally) -> None:
     at = stage(folder)
     tally.cells[at] = tally.cells.get(at, 0) + 1
-    struck = time.monotonic()
+    struck, on_disk = time.monotonic(), time.time()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number) if number == signal.SIGKILL else os.kill(process.pid, number)
     code = process.wait()
@@ -173,6 +174,8 @@ def _strike(process: Any, folder: Path, number: int, tally: Tally) -> None:
     tally.tries += 1
     if number != signal.SIGKILL:
         _gracefully(code, folder, number, tally)
+        marked = [f.stat().st_mtime for f in folder.glob("runs/*/*/*/*/record.json") if '"interrupted"' in f.read_text()]
+        tally.marked += [round(when - on_disk, 2) for when in marked if when > on_disk]
 
 
 def _gracefully(code: int, folder: Path, number: int, tally: Tally) -> None:
@@ -214,6 +217,7 @@ def struck(options: argparse.Namespace, work: Path, number: int, tries: int, fau
         "sweeps": tally.rounds,
         "under way": dict(sorted(tally.cells.items())),
         "seconds from signal to end": {"median": sorted(tally.seconds)[len(tally.seconds) // 2], "most": max(tally.seconds)},
+        **({"seconds from signal to the record that says so": {"most": max(tally.marked)}} if tally.marked else {}),
     }
 
 
