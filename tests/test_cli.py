@@ -226,7 +226,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(running.Run, "log", strike)
-        got, out, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
+        got, _, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
     assert got == 143 and "the same command goes on" in err and "Traceback" not in err
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "interrupted"}
     assert not Path("results/tables").exists()  # there is no time for that
