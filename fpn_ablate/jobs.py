@@ -78,7 +78,7 @@ class Steadfast:
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.mkdir(parents=True)
-        left, returns = dict(enumerate(job_overrides)), {}
+        left, returns, for_nothing = dict(enumerate(job_overrides)), {}, 0
         while left:
             try:
                 returns |= self._launched(left, initial_job_idx)
@@ -87,7 +87,8 @@ class Steadfast:
                 stopping.check()
                 places = sorted(int(file.name) - initial_job_idx for file in self.folder.glob("[0-9]*"))
                 suspects = [list(left)[place] for place in places]
-                if not suspects:
+                for_nothing = 0 if suspects else for_nothing + 1  # a worker was killed before it had begun with a job
+                if for_nothing > 2:
                     raise
                 for number in suspects:
                     returns[number] = self._alone(left.pop(number), initial_job_idx + number)

@@ -66,10 +66,13 @@ def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(tmp_path):
 def test_a_pool_that_breaks_before_any_job_is_no_jobs_fault(tmp_path):
     class Broken(Launcher):
         def launch(self, *_, **__):
+            calls.append(1)
             raise BrokenProcessPool
 
+    calls = []
     with pytest.raises(BrokenProcessPool):
         Steadfast(Broken(tmp_path / "jobs"), tmp_path / "jobs").launch([["a"]], 0)
+    assert len(calls) == 3  # it is tried again, but not for ever
 
 
 @pytest.fixture
