@@ -17,7 +17,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import finished, timm_configs
+from fpn_ablate import finished, jobs, stopping, timm_configs
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one cell, a sweep, the verifier or the data doctor; returns the exit code (2: bad input, 130: interrupted)."""
+    """Run one cell, a sweep, the verifier or the data doctor; returns the exit code.
+
+    2: bad input; 1: a row has failed; 130, 143: interrupted by Ctrl-C or SIGTERM, and the same command goes on.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     aside = {"verify": _verify, "doctor": _doctor}.get(arguments[0] if arguments else "")
     os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
@@ -45,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.argv[1:] = arguments
     try:
-        _job()
-    except KeyboardInterrupt:
+        with stopping.listening(), stopping.meant():
+            _job()
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     return 0
 
 
@@ -102,16 +106,19 @@ def _job(composed: DictConfig) -> None:
     """What Hydra calls for a cell; everything heavy is imported here, so that a mistyped key, and a cell that is finished, are
     told at once."""
     _usual_processes()
+    stopping.listen()  # in a worker of joblib, and in a job of SLURM, for good: its other jobs are not to begin either
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
     with refusal(leave=single):
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
         refuse_unwritable(cfg.out)
+        number = 0 if single else context.job.num
         try:
             if not finished.told(cfg):
                 from fpn_ablate.run import run
 
-                run(cfg, 0 if single else context.job.num)
+                with jobs.carried_out(number, cfg.on_failure):
+                    run(cfg, number)
         finally:
             if single:
                 publish([cfg])

@@ -36,6 +36,8 @@ def synchronise(device: torch.device) -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_mib` begin anew, from what is in use now. Where a system cannot do that, nothing happens."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # in pieces of the sizes that an earlier job asked for
         torch.cuda.reset_peak_memory_stats(device)
         return
     gc.collect()

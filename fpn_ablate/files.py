@@ -3,9 +3,12 @@
 import errno
 import os
 import re
+import socket
+import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fpn_ablate.errors import UserError
@@ -18,6 +21,7 @@ UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),
     *(RuntimeError, zipfile.BadZipFile, zlib.error),
 )
+TEMPORARY = ".*.[0-9]*.*"  # a pattern: what a write that was killed leaves
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
 
@@ -27,14 +31,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk does not take it; what stood at `path` is untouched.
     """
-    # A name of its own a process; not mkstemp, whose files nobody else may read (records on a shared disk).
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    # A name of its own a process and machine; not mkstemp, whose files nobody else may read (records on a shared disk).
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{socket.gethostname()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _keep_order(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # torch.save tells of a full disk by a RuntimeError from its zip writer.
@@ -47,6 +52,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             fix = "make room, then give the same command again" if full else "give another place"
             raise UserError(f"{path}: cannot be written ({reason}); {fix}") from None
         raise
+
+
+def _keep_order(folder: Path) -> None:
+    """After a power loss, too, what was renamed before is there if what is renamed next is: a record says that weights are."""
+    with suppress(OSError):  # not every file system syncs folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def clear_leftovers(folders: Iterable[Path], age: float = 3600) -> None:
+    """Remove what killed writes of this machine have left directly in these folders; what is younger than `age` seconds may be
+    in work. Only what is named exactly so: the folders may hold files of others.
+    """
+    ours = re.compile(rf"\..+(\.[^.]+)\.\d+-{re.escape(socket.gethostname())}\1")
+    for file in (file for folder in folders for file in folder.glob(TEMPORARY)):
+        with suppress(OSError):
+            if ours.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
+                file.unlink()
 
 
 def safe_name(text: str) -> str:

@@ -5,6 +5,7 @@ The report's page shows from it how far the sweep is. Nothing of a run depends o
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -47,10 +48,10 @@ def write(runs: Path, cells: Iterable[Cell], code: str = "") -> Path:
     for file in folder.glob("*.json"):
         plan = _read(file)
         if plan and plan.host == host and not _is_active(plan):
-            file.unlink(missing_ok=True)
+            _remove(file)
     started = _now().isoformat(timespec="seconds")
     plan = Plan(os.getpid(), _born(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(cells))
-    file = folder / f"{host}-{os.getpid()}.json"
+    file = own(runs)
     write_atomically(file, partial(Path.write_text, data=json.dumps(asdict(plan)), encoding="utf-8"))
     return file
 
@@ -63,7 +64,17 @@ def active(runs: Path, here: bool = False) -> list[Plan]:
 
 def end(runs: Path) -> None:
     """This process's sweep is over, whatever ended it."""
-    (runs / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json").unlink(missing_ok=True)
+    _remove(own(runs))
+
+
+def own(runs: Path) -> Path:
+    """The file of this process's sweep; with `.jobs` in place of `.json`, the folder of `fpn_ablate.jobs`."""
+    return runs / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json"
+
+
+def _remove(file: Path) -> None:
+    shutil.rmtree(file.with_suffix(".jobs"), ignore_errors=True)
+    file.unlink(missing_ok=True)
 
 
 def left(runs: Path) -> bool:

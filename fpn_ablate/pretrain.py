@@ -1,6 +1,7 @@
 """Pre-training of a backbone on single things of the generated world, as ImageNet does for photographs.
 
-Made once, kept under its own fingerprint, shared by every row and seed; its time is part of each record's cost.
+Made once, kept under its own fingerprint, shared by every row and seed; its time is part of each record's cost. What is
+interrupted goes on from its last checkpoint, to the same weights.
 """
 
 import json
@@ -8,19 +9,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fpn_ablate import stopping
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.files import safe_name, write_atomically
 from fpn_ablate.identity import code_version, digest
+from fpn_ablate.locks import only_one
 from fpn_ablate.model.build import build_backbone, initialise
 from fpn_ablate.model.detector import normalise
 from fpn_ablate.schema import AnyBackbone, Config, Pretrain
+from fpn_ablate.train import read_checkpoint
 
 # The code that decides the weights.
 PARTS = (
@@ -32,6 +36,7 @@ PARTS = (
     "pretrain.py",
     "seeding.py",
 )
+CHECKPOINTS = 10  # over a pre-training, in equal distances
 HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
 
 
@@ -75,8 +80,7 @@ def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: C
     recipe = cfg.recipe.pretrain
     facts = [cfg.backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
     path = folder / f"{safe_name(cfg.backbone.label)}-{digest(facts)[:12]}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
+    with only_one(path.with_name(f"{path.name}.lock"), f"pre-training {cfg.backbone.label}"):
         if not path.exists():
             _train(cfg, world, path, device, say)
     facts = json.loads(path.with_suffix(".json").read_text())
@@ -94,28 +98,64 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     model = Classifier(cfg.backbone)
     initialise(model, recipe.seed)
     model.to(device, memory_format=torch.channels_last).train()
+    kept = path.with_name(f"{path.stem}-checkpoint.pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
-    pictures = _Pictures(small_world, HELD_OUT, recipe.steps * recipe.batch_size)
-    batches = DataLoader(
-        pictures, recipe.batch_size, num_workers=max(1, cfg.workers), generator=torch.Generator().manual_seed(0)
-    )
-    for step, (images, labels) in enumerate(batches, start=1):
-        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % max(1, recipe.steps // 5) == 0:
-            left = (time.monotonic() - started) / step * (recipe.steps - step)
-            loss_text = f"loss {float(loss.detach()):.3f}"
-            say(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
+    states = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    begun, before = _resume(kept, states)
+    with stopping.between_steps():
+        for step, (images, labels) in enumerate(_batches(cfg, small_world, begun), start=begun + 1):
+            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            spent = time.monotonic() - started
+            if step % max(1, recipe.steps // 5) == 0:
+                left = spent / (step - begun) * (recipe.steps - step)
+                loss_text = f"loss {float(loss.detach()):.3f}"
+                say(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
+            stop = stopping.asked()
+            if stop or step % max(1, recipe.steps // CHECKPOINTS) == 0:
+                stopping.hurry_no_more()
+                _save(kept, step, before + spent, states)
+            if stop:
+                stopping.check()
     accuracy = _accuracy(model, small_world, device)
-    facts = {"accuracy": accuracy, "seconds": round(time.monotonic() - started, 1), "recipe": recipe.model_dump()}
+    facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}
     say(f"pre-training {cfg.backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
     # The facts come first: the weights are what `ensure` looks for.
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(facts)))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
+    kept.unlink(missing_ok=True)
+
+
+def _batches(cfg: Config, world: World, begun: int) -> DataLoader:
+    """Of the steps after the first `begun`."""
+    recipe = cfg.recipe.pretrain
+    first, steps = HELD_OUT + begun * recipe.batch_size, recipe.steps - begun
+    return DataLoader(
+        _Pictures(world, first, steps * recipe.batch_size),
+        recipe.batch_size,
+        num_workers=max(1, cfg.workers),
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=stopping.leave_to_parent,
+    )
+
+
+def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:
+    content = {"step": step, "seconds": seconds, **{name: one.state_dict() for name, one in states.items()}}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def _resume(path: Path, states: dict[str, Any]) -> tuple[int, float]:
+    """The steps that are done, and what they took; 0 and 0 without a checkpoint."""
+    if not path.exists():
+        return 0, 0.0
+    content = read_checkpoint(path)
+    for name, one in states.items():
+        one.load_state_dict(content[name])
+    return content["step"], content["seconds"]
 
 
 @torch.no_grad()

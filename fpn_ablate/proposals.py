@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.evaluate import propose
 from fpn_ablate.files import write_atomically
+from fpn_ablate.locks import only_one
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.schema import Config
 
@@ -60,8 +60,10 @@ class FixedProposals:
     @staticmethod
     def kept(folder: Path, make: Callable[[], "FixedProposals"], cfg: Config, splits: Splits) -> "FixedProposals":
         """Those in the folder of a finished run; made now if none has asked for them. Runs that start together wait for one."""
-        with FileLock(folder / f".{FILE}.lock"):
+        with only_one(folder / f".{FILE}.lock", f"{folder / FILE}"):
             if not (folder / FILE).exists():
+                for leftover in folder.glob(f".{FILE}.[0-9]*"):  # of a process that was killed while it wrote
+                    leftover.unlink(missing_ok=True)
                 made = make()
                 write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(made)))
         return FixedProposals.load(folder / FILE, cfg, splits, "remove it, and it is made anew")

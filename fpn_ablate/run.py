@@ -9,28 +9,28 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock
 
-from fpn_ablate import exhibits, finished, identity, record, tasks
+from fpn_ablate import exhibits, finished, identity, record, stopping, tasks
 from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.errors import Diverged, UserError
+from fpn_ablate.errors import Diverged, UserError, first_line
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, TEMPORARY, write_atomically
 from fpn_ablate.finished import KEPT, cell_folder
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
+from fpn_ablate.locks import only_one
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
 from fpn_ablate.proposals import FILE as PROPOSALS
 from fpn_ablate.replicates import FILE as RESAMPLED
-from fpn_ablate.schema import Config
+from fpn_ablate.schema import Config, Recipe
 from fpn_ablate.sinks import Console, JsonLines, Sink
 from fpn_ablate.train import autocast
 from fpn_ablate.verify import row_facts
@@ -54,9 +54,8 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     facts = _facts(cfg, inputs)
     run = Run(cfg, inputs, facts, cell_folder(cfg, identity.fingerprint(facts)), job)
-    locks = Path(cfg.out, "runs", ".locks")
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / run.fingerprint):  # one for a cell, whatever tables it stands in
+    # One lock for a cell, whatever tables it stands in.
+    with only_one(Path(cfg.out, "runs", ".locks", run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
         known = record.read(run.folder)
         if _is_finished(known, run.fingerprint):
             finished.say(cfg, run.folder)
@@ -77,8 +76,13 @@ def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """A cell that is being carried out. `built_on`: fingerprints of the cells that it stands on, with the training time of each
-    in seconds."""
+    """A cell that is being carried out.
+
+    Attributes:
+        built_on: fingerprints of the cells that it stands on, with the training time of each in seconds.
+        resumed_at: steps that an earlier start has done, which this one's times do not count.
+        retried: what the first attempt died of, and what the second does otherwise, where there is one (`_fitted`).
+    """
 
     cfg: Config
     inputs: Inputs
@@ -87,6 +91,9 @@ class Run:
     job: int
     built_on: dict[str, float] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
+    retried: dict[str, Any] | None = None
+    started: str | None = None
+    resumed_at: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -98,11 +105,21 @@ class Run:
 
     def open_sinks(self) -> None:
         cfg, folder = self.cfg, self.folder
-        self.sinks = [JsonLines(folder / METRICS, tasks.logged_steps(folder, cfg)), Console(cfg, self.job)]
+        self.resumed_at = tasks.logged_steps(folder, cfg)
+        self.sinks = [JsonLines(folder / METRICS, self.resumed_at), Console(cfg, self.job)]
         self.sinks += wandb_sinks(self.describe(), folder, cfg.log.wandb)
 
     def write_config(self) -> None:
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False))
+        text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.folder / "config.yaml", lambda temporary: temporary.write_text(text))
+
+    def begin(self) -> None:
+        """Write all of the record that a killed process leaves."""
+        record.write(self.folder, self.known() | {"status": "running", "error": None, "metrics": {}})
+
+    def known(self) -> dict[str, Any]:
+        """The part of the record that is not measured."""
+        return {**self.describe(), "started": self.started, **({"retried": self.retried} if self.retried else {})}
 
     def describe(self) -> dict[str, Any]:
         """The part of the record that is known before training."""
@@ -146,6 +163,7 @@ def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
     named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
     known = (record.read(twin) or {}) | named
     record.write(run.folder, known)
+    _tidy(run.folder)  # of an attempt of its own
     for copy in wandb_sinks(known, run.folder, run.cfg.log.wandb):
         copy.close()
     return known
@@ -153,27 +171,30 @@ def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
 
 def _recorded(run: Run) -> dict[str, Any]:
     """Carry out a cell; whatever happens, a record says so."""
-    known = {**run.describe(), "started": record.now()}
+    run.started = record.now()
+    run.retried = (record.read(run.folder) or {}).get("retried")  # its checkpoint is of that attempt
     status, error, results = "interrupted", None, {}
     try:
-        for leftover in (*run.folder.glob(".*.[0-9]*.*"), run.folder / PROPOSALS):  # of a killed process; of other weights
+        for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
-        record.write(
-            run.folder, {**known, "status": "running", "error": None, "metrics": {}}
-        )  # all that a killed process leaves
+        run.begin()
         results = _carry_out(run)
         status = "finished"
     except Diverged as problem:
         status, error = "diverged", str(problem)
         raise
     except Exception as problem:
+        stopping.check()  # the same signal took the processes that load images
         status, error = "failed", f"{type(problem).__name__}: {problem}"
-        with suppress(OSError):
-            (run.folder / "error.txt").write_text(traceback.format_exc())
+        text = traceback.format_exc()
+        with suppress(UserError):
+            write_atomically(run.folder / "error.txt", lambda temporary: temporary.write_text(text))
         raise
     finally:
-        outcome = {**known, "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
+        stopping.hurry_no_more()
+        outcome = {**run.known(), "status": status, "error": error, "metrics": {}, **results}
+        outcome["finished"] = record.now()
         _leave(run, outcome)
     _tidy(run.folder)
     print(f"{run.cfg.row} seed {run.cfg.seed}: finished, {run.folder}")
@@ -209,7 +230,7 @@ def _carry_out(run: Run) -> dict[str, Any]:
     supply = tasks.supplied(cell)
     times.append(time.monotonic())
     reset_peak_memory(device)
-    trained = tasks.carry_out(cell, supply)
+    trained = _fitted(run, cell, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     found = collect(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
@@ -234,10 +255,47 @@ def _carry_out(run: Run) -> dict[str, Any]:
             "train_s": trained_for,
             "eval_s": evaluated_for,
             "steps": cfg.steps,
+            "resumed_at": run.resumed_at,
             "peak_memory_mib": peak,
             "latency_ms": latency_of(trained, cfg, device),
         },
     }
+
+
+def _fitted(run: Run, cell: tasks.Cell, supply: tasks.Supply) -> tasks.Trained:
+    """The trained row. Where a GPU has no room for a batch, training begins anew, once, on the same images a step in parts."""
+    if run.retried:
+        cell = _in_parts(cell, run.retried["accumulate"])
+    try:
+        return tasks.carry_out(cell, supply)
+    except torch.cuda.OutOfMemoryError as error:
+        parts = more_parts(cell.cfg.recipe)
+        if run.retried or parts is None:
+            raise
+        reason = first_line(error)
+    # Not in the handler: its traceback holds on to what the first attempt had on the GPU.
+    print(f"{run.cfg.row} seed {run.cfg.seed}: {reason}; again with recipe.accumulate={parts}", file=sys.stderr)
+    for name in tasks.TEMPORARY:  # before the mark: no checkpoint is of both attempts
+        (run.folder / name).unlink(missing_ok=True)
+    run.retried = {"after": reason, "accumulate": parts}
+    run.begin()
+    for sink in run.sinks:
+        sink.close(exit_code=1)
+    run.open_sinks()
+    reset_peak_memory(run.inputs.device)
+    return tasks.carry_out(_in_parts(cell, parts), supply)
+
+
+def _in_parts(cell: tasks.Cell, parts: int) -> tasks.Cell:
+    recipe = cell.cfg.recipe.model_copy(update={"accumulate": parts})
+    return replace(cell, cfg=cell.cfg.model_copy(update={"recipe": recipe}))
+
+
+def more_parts(recipe: Recipe) -> int | None:
+    """Parts of 2 images, as on each of the paper's 8 GPUs, or, where they have no more already, of 1; None if they have 1."""
+    images = recipe.batch_size // recipe.accumulate
+    smaller = [n for n in (2, 1) if n < images and recipe.batch_size % n == 0]
+    return recipe.batch_size // smaller[0] if smaller else None
 
 
 def _exhibits(run: Run, trained: tasks.Trained, found: Detections) -> dict[str, Any]:

@@ -342,6 +342,7 @@ class Config(Strict):
     threads: Positive | None
     workers: Count
     deterministic: bool | Literal["auto"]
+    on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
     backbone: AnyBackbone = Field(discriminator="name")
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
@@ -413,4 +414,4 @@ class Config(Strict):
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, and whether it is deterministic there, are (identity.facts).
-INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "log")
+INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "on_failure", "log")

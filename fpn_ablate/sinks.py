@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from fpn_ablate.files import RECORD
+from fpn_ablate.files import RECORD, write_atomically
 from fpn_ablate.wandb_copy import LIMIT, MARKER, read_json, synced
 from fpn_ablate.wandb_sink import LOG, Wandb
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Set by the sweep for its jobs: how many cells it has.
 CELLS = "FPN_ABLATE_CELLS"
+RATE = "lr"  # every line of a training has it, that of an evaluation has not
 
 
 class Sink(Protocol):
@@ -30,24 +31,26 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """Append-only metrics. A resumed run drops the lines past its checkpoint, so each step stands there once."""
+    """Append-only metrics. A resumed run drops the lines past its checkpoint, and those of an evaluation, which is done again:
+    each step stands there once. Lines reach the disk before a checkpoint that is saved after them does."""
 
     def __init__(self, path: Path, resume_from: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= resume_from:
-                        kept.append(line)
+                    values = json.loads(line)
+                    if values["step"] <= resume_from and RATE in values:
+                        kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off by a kill
-        self._file = path.open("w")
-        self._file.writelines(line + "\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self, exit_code: int = 0) -> None:
         self._file.close()

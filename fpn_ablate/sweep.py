@@ -1,20 +1,23 @@
 """Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from fpn_ablate import finished, plan, report, unchanged
+from fpn_ablate import finished, plan, report, stopping, unchanged
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import MODEL
+from fpn_ablate.files import MODEL, PICTURES, clear_leftovers
+from fpn_ablate.locks import only_one
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
@@ -123,17 +126,35 @@ def announce(cells: Iterable[Config]) -> None:
                 print(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
+def mark_killed(cfg: Config, error: str) -> None:
+    """Say in its record that a cell has failed whose process is gone, which could not. Raises nothing."""
+    from fpn_ablate import identity, record, run
+
+    with _warning(f"no word of {cfg.row} seed {cfg.seed} in its record"):
+        for folder in run.cell_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
+            known = record.read(folder) or {}
+            if known.get("status") == "running" and known.get("code") == identity.code_version():
+                # Not if another sweep is at it, which has its lock.
+                with suppress(Timeout), FileLock(Path(cfg.out, "runs", ".locks", known["fingerprint"]), timeout=0):
+                    record.write(folder, known | {"status": "failed", "error": error, "finished": record.now()})
+
+
 def publish(cells: Iterable[Config]) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    Raises nothing: it is called when a sweep ends, whatever ended it.
+    Raises nothing: it is called when a sweep ends, whatever ended it. After SIGTERM there is no time for it: what sent that
+    kills in a moment.
     """
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
         with _warning(f"no table of {out}"):
             plan.end(Path(out, "runs"))
-            if Path(out, "runs").is_dir():
-                _publish([cfg for cfg in cells if cfg.out == out], Path(out))
+            if Path(out, "runs").is_dir() and stopping.asked() != signal.SIGTERM:
+                # Another sweep that ends now would write a ledger without what this one has added.
+                with only_one(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
+                    places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
+                    clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
+                    _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
 
 def _publish(cells: list[Config], out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpn_ablate import stopping
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.errors import Diverged, UserError, first_line
@@ -53,7 +54,21 @@ def train(
 
     Raises:
         Diverged: a loss is not finite; the message names the step, the loss and the images.
+        Stopped: a signal asked for it; the checkpoint is of the step that was under way.
     """
+    with stopping.between_steps():
+        _train(model, dataset, cfg, device, steps, checkpoint, report)
+
+
+def _train(
+    model: Detector,
+    dataset: DetectionDataset,
+    cfg: Config,
+    device: torch.device,
+    steps: int,
+    checkpoint: Path | None,
+    report: Report,
+) -> None:
     recipe = cfg.recipe
     optimizer = build_optimizer(model, recipe.optimizer)
     sampling = torch_generator(cfg.seed, "sampling", device=device)
@@ -84,14 +99,19 @@ def train(
         done = step + 1
         # Reading a loss waits for a GPU, so there it is read now and then only; a NaN stays until then, and is never saved.
         logged = done % cfg.log.every == 0 or done == steps
-        saved = checkpoint and done < steps and done % recipe.checkpoint_every == 0
+        stop = stopping.asked()
+        # After the last step as well: what is killed while it is evaluated is not trained again.
+        saved = checkpoint and (stop or done == steps or done % recipe.checkpoint_every == 0)
         if logged or saved or device.type == "cpu":
             values = _finite(losses, step, image_ids)
         if logged:
             report(done, {**values, "lr": rate})
         optimizer.step()
         if checkpoint and saved:
+            stopping.hurry_no_more()
             _save(checkpoint, done, model, optimizer, sampling)
+        if stop:
+            stopping.check()
 
 
 def _gradients(
@@ -141,7 +161,7 @@ def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, gener
     """The step to go on from; 0 without a checkpoint. Order and flips are functions of the step and need no state."""
     if not path.exists():
         return 0
-    state = _read(path)
+    state = read_checkpoint(path)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["sampling"])
@@ -150,10 +170,11 @@ def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, gener
 
 def checkpointed_steps(path: Path) -> int:
     """The steps done by a checkpoint; 0 without one."""
-    return _read(path)["step"] if path.exists() else 0
+    return read_checkpoint(path)["step"] if path.exists() else 0
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises UserError."""
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a file that is not one of its own

@@ -15,6 +15,7 @@ from fpn_ablate.schema import Backbone, Config, TimmBackbone
 FORMER = {
     "mode": "train",
     "weights": None,
+    "on_failure": "continue",
     "head.anchor_grid": "exact",
     "recipe.antialias": True,
     "recipe.accumulate": 1,

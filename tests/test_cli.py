@@ -1,15 +1,21 @@
 """The command line, in this process: refusals, sweeps, tables."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from fpn_ablate import sinks, tasks
+from fpn_ablate import identity, sinks, sweep, tasks
+from fpn_ablate import run as running
 from fpn_ablate.__main__ import main, normalise
 from fpn_ablate.errors import Diverged, UserError
+from fpn_ablate.train import checkpointed_steps
 
 TINY = [
     "recipe=smoke",
@@ -197,3 +203,52 @@ def test_an_experiment_is_known_by_the_beginning_of_its_name():
         normalise([elsewhere, "task.roi.samples=3"])
     plain = ["-m", "--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
     assert normalise(plain) == plain
+
+
+def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):
+    def fail(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(tasks, "train", fail)
+    monkeypatch.setattr(sweep, "_publish", lambda *_: None)
+    code, out, err = cli("-m", *TINY, "ablation=c4,fpn", "on_failure=stop")
+    assert code not in (0, None) and "ValueError: no" in out + err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "failed"}
+    assert not list(Path("results/runs/.plans").glob("*.jobs"))
+
+
+def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeypatch):
+    log = running.Run.log
+
+    def strike(self, step, values):
+        log(self, step, values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Run, "log", strike)
+        got, _, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
+    assert got == 143 and "the same command goes on" in err and "Traceback" not in err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "interrupted"}
+    assert not Path("results/tables").exists()  # there is no time for that
+    (checkpoint,) = Path("results").rglob("checkpoint.pt")
+    assert checkpointed_steps(checkpoint) in (4, 5)
+
+
+def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config):
+    """Of this code alone, and not while another process is at it."""
+    cfg, known = config(), {"fingerprint": "0123456789abcdef", "code": identity.code_version()}
+    file = running.cell_folder(cfg, known["fingerprint"]) / "record.json"
+    Path("results/runs/.locks").mkdir(parents=True)
+    file.parent.mkdir(parents=True)
+    lock = FileLock(f"results/runs/.locks/{known['fingerprint']}")
+    for status, code, held, left in (
+        ("finished", known["code"], False, "finished"),
+        ("running", "another", False, "running"),
+        ("running", known["code"], True, "running"),
+        ("running", known["code"], False, "failed"),
+    ):
+        file.write_text(json.dumps(known | {"status": status, "code": code}))
+        with lock if held else contextlib.nullcontext():
+            sweep.mark_killed(cfg, "WorkerKilled: twice")
+        assert json.loads(file.read_text())["status"] == left
+    assert json.loads(file.read_text())["error"] == "WorkerKilled: twice"

@@ -42,7 +42,7 @@ def test_the_search_finds_something():
 
 
 def test_hydra_is_known_to_the_command_line_alone():
-    own = {"__main__.py", "sweep.py", "timm_configs.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
+    own = {"__main__.py", "jobs.py", "sweep.py", "timm_configs.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
     assert users_of("hydra", "omegaconf") == own
 
 

@@ -3,6 +3,9 @@
 import contextlib
 import io
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from fpn_ablate import evaluate, inputs, pretrain, record, tasks
+from fpn_ablate import evaluate, inputs, pretrain, record, stopping, tasks
 from fpn_ablate import run as running
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.files import safe_name, write_atomically
+from fpn_ablate.files import clear_leftovers, safe_name, write_atomically
 from fpn_ablate.metrics import Detections
 from fpn_ablate.validation import validate
 
@@ -195,6 +198,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
     outcome = running.run(cfg)
     assert outcome["fingerprint"] == whole["fingerprint"]
     assert outcome["metrics"] == whole["metrics"]
+    assert (outcome["cost"]["resumed_at"], whole["cost"]["resumed_at"]) == (2, 0)  # its times are of the rest
     a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (file.parent, whole_folder))
     assert all(torch.equal(a[name], b[name]) for name in b)
     x, y = (Detections.load(folder / "detections.npz") for folder in (file.parent, whole_folder))
@@ -323,3 +327,195 @@ def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
     own = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
     assert own
     assert all(torch.equal(value, start[name]) for name, value in own.items())
+
+
+# ----------------------------------------------------------------------------------------------- faults, and several at once
+
+
+def full(free_parts, calls):
+    """In place of `train`: a GPU that has room for a batch in `free_parts` parts or more, found out in the second half."""
+    train = tasks.train
+
+    def on_a_small_gpu(model, dataset, cfg, device, steps, checkpoint, report):
+        calls.append(cfg.recipe.accumulate)
+        if cfg.recipe.accumulate < free_parts:
+            train(model, dataset, cfg, device, steps // 2, checkpoint, report)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        train(model, dataset, cfg, device, steps, checkpoint, report)
+
+    return on_a_small_gpu
+
+
+def test_a_gpu_without_room_gets_the_same_batches_in_parts_once_and_the_record_says_so(cell, unmeasured, monkeypatch, capsys):
+    four = ("recipe.batch_size=4", "recipe.flip=true")
+    wanted = running.run(cell(*four, "recipe.accumulate=2"))
+    calls, cfg = [], cell(*four)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "train", full(2, calls))
+        outcome = running.run(cfg)
+    assert calls == [1, 2] and "again with recipe.accumulate=2" in capsys.readouterr().err
+    assert outcome["status"] == "finished" and outcome["config"]["recipe"]["accumulate"] == 1
+    assert outcome["retried"] == {"after": "CUDA out of memory. Tried to allocate 2 GiB", "accumulate": 2}
+    a, b = (Path(cfg.out).rglob(f"seed0-{found['fingerprint'][:8]}") for found in (outcome, wanted))
+    (a,), (b,) = a, b
+    x, y = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
+    assert all(torch.equal(x[name], y[name]) for name in y)  # nothing of the first attempt is in it
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    assert running.run(cfg)["retried"] == outcome["retried"]  # the cell that was asked for is finished
+
+
+def test_a_second_attempt_that_is_killed_goes_on_as_such_and_one_that_has_no_room_is_the_last(cell, unmeasured, monkeypatch):
+    calls, cfg = [], cell("recipe.batch_size=4")
+    log = running.Run.log
+
+    def interrupt(self, step, values):
+        log(self, step, values)
+        if self.retried and step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tasks, "train", full(2, calls))
+        patch.setattr(running.Run, "log", interrupt)
+        running.run(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "train", full(2, calls))
+        assert running.run(cfg)["retried"]["accumulate"] == 2
+    assert calls == [1, 2, 2]
+    with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
+        patch.setattr(tasks, "train", full(9, calls))
+        running.run(cfg.model_copy(update={"seed": 1}))
+    assert calls[3:] == [1, 2]
+    (left,) = [found for file in Path(cfg.out).rglob("record.json") if (found := json.loads(file.read_text()))["seed"] == 1]
+    assert left["status"] == "failed" and left["retried"]["accumulate"] == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "more"), [(16, 1, 8), (16, 8, 16), (16, 16, None), (3, 1, 3), (2, 1, 2), (1, 1, None)]
+)
+def test_a_batch_is_cut_as_on_the_papers_gpus(config, batch, parts, more):
+    assert running.more_parts(config(f"recipe.batch_size={batch}", f"recipe.accumulate={parts}").recipe) == more
+
+
+def test_a_worker_that_loads_images_and_dies_of_the_same_signal_is_no_failure(cell, monkeypatch):
+    cfg = cell()
+
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(tasks, "train", killed)
+    with pytest.raises(stopping.Stopped), stopping.listening(), stopping.between_steps():
+        running.run(cfg)
+    (file,) = Path(cfg.out).rglob("record.json")
+    assert json.loads(file.read_text())["status"] == "interrupted"
+
+
+def _all(cells, trained):
+    def counting(*arguments):
+        trained.put(1)
+        return train(*arguments)
+
+    train, tasks.train = tasks.train, counting  # in a fork
+    for cfg in cells:
+        running.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    """More than half of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "latency_of", lambda *_: 1.0)
+        patch.setattr(running, "reset_peak_memory", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def left_alone(config, unmeasured, tmp_path_factory, script):
+    """Three cells, of which two stand on the first; and what they leave."""
+    fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0", "recipe.box.steps=4")
+    cells, out = (
+        [config(*TINY), *(config(*TINY, *fast, f"ablation={row}") for row in ("c4", "fpn"))],
+        tmp_path_factory.mktemp("w"),
+    )
+    for cfg in _below(out, cells):
+        running.run(cfg)
+    return cells, script("drills").contents(out)
+
+
+def _below(out, cells):
+    return [cfg.model_copy(update={"out": str(out)}) for cfg in cells]
+
+
+def test_two_sweeps_over_the_same_cells_train_each_once(left_alone, script, tmp_path):
+    cells, whole = left_alone
+    context = multiprocessing.get_context("fork")
+    trained = context.Queue()
+    sweeps = [context.Process(target=_all, args=(_below(tmp_path, cells), trained)) for _ in range(2)]
+    for one in sweeps:
+        one.start()
+    for one in sweeps:
+        one.join(120)
+    assert [one.exitcode for one in sweeps] == [0, 0]
+    assert trained.qsize() == 3
+    assert script("drills").contents(tmp_path) == whole
+
+
+class Forked:
+    """A sweep in a fork of this process, for the drill."""
+
+    def __init__(self, cells):
+        self.process = multiprocessing.get_context("fork").Process(target=self._lead, args=(cells,))
+        self.process.start()
+        self.pid = self.process.pid
+        os.setpgid(self.pid, self.pid)
+
+    @staticmethod
+    def _lead(cells):
+        for cfg in cells:
+            running.run(cfg)
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(left_alone, script, tmp_path):
+    """The long one: `python scripts/drills.py chaos`."""
+    drills, (cells, whole) = script("drills"), left_alone
+
+    def begin(folder):
+        return Forked(_below(folder, cells))
+
+    found = drills.torment(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
+    assert found.tries == 6 and found.findings == []
+
+
+@pytest.mark.slow
+def test_the_drills_lose_nothing(script, tmp_path):
+    for drill in ("chaos", "together"):
+        assert script("drills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
+
+
+def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def cut(temporary):
+        temporary.write_text("ha")
+        names.append(temporary.name)
+        raise Killed
+
+    names = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
+        write_atomically(tmp_path / "ledger.csv", cut)
+    others = [".hidden", ".notes.txt.2024-01-05.txt", ".x.2.y", "ledger.csv"]
+    for name in others:
+        (tmp_path / name).touch()
+    clear_leftovers([tmp_path, tmp_path / "nowhere"])
+    assert (tmp_path / names[0]).exists()
+    clear_leftovers([tmp_path], age=-1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == others

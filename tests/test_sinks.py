@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from fpn_ablate import sinks
 from fpn_ablate.sinks import Console, JsonLines
 
@@ -13,14 +15,14 @@ def lines(path):
 def write(path, *steps, resume_from=0):
     sink = JsonLines(path, resume_from)
     for step in steps:
-        sink.log(step, {"loss": step / 10})
+        sink.log(step, {"loss": step / 10, "lr": 0.5})
     sink.close()
 
 
 def test_one_line_a_step(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
     write(path, 1, 2)
-    assert lines(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}]
+    assert lines(path) == [{"step": 1, "loss": 0.1, "lr": 0.5}, {"step": 2, "loss": 0.2, "lr": 0.5}]
 
 
 def test_lines_are_on_disk_before_the_run_ends(tmp_path):
@@ -35,6 +37,30 @@ def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path):
     write(path, 1, 2, 3, 4)
     write(path, 3, 4, 5, resume_from=2)
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_killed_in_its_evaluation_writes_the_line_of_that_once(tmp_path):
+    path = tmp_path / "m.jsonl"
+    for resume_from in (0, 1, 1):
+        sink = JsonLines(path, resume_from)
+        if not resume_from:
+            sink.log(1, {"loss": 2.0, "lr": 0.5})
+        sink.log(1, {"AR100": 0.5})
+        sink.close()
+    assert lines(path) == [{"step": 1, "loss": 2.0, "lr": 0.5}, {"step": 1, "AR100": 0.5}]
+
+
+def test_a_kill_while_lines_are_dropped_costs_none(tmp_path, monkeypatch):
+    path = tmp_path / "m.jsonl"
+    write(path, 1, 2)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.fsync", killed)
+        JsonLines(path, 1)
+    assert [line["step"] for line in lines(path)] == [1, 2]
 
 
 def test_a_new_run_begins_a_new_file(tmp_path):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import collate, prepare
 from fpn_ablate.seeding import numpy_generator
+from fpn_ablate.stopping import leave_to_parent
 
 Draw = tuple[int, bool]  # (index of an image, flip it?)
 
@@ -116,6 +117,7 @@ def _loader(
             pin_memory=torch.cuda.is_available(),
             # The loader seeds its workers from the global generator unless it is given one of its own.
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=leave_to_parent,
         )
     )
 

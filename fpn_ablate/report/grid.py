@@ -199,7 +199,14 @@ def _note(row: Row) -> str:
             causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
     parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
     left = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
+    parts = [*parts, *_retried(row)]
     return clean(f"{row.row}, {'; '.join(parts)}{left}") if parts else ""
+
+
+def _retried(row: Row) -> list[str]:
+    """Seeds whose first attempt found no room on the GPU."""
+    again = {record["seed"]: record.get("retried.accumulate") for record in row.records}
+    return [f"seed {seed}: out of memory, trained again in {n} parts a step" for seed, n in again.items() if n]
 
 
 def _ours(metric: Metric, cell: Cell, row: Row) -> str:

@@ -5,14 +5,24 @@ Hydra takes plugins from the namespace `hydra_plugins` alone; `fpn_ablate.__main
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from fpn_ablate import finished
+from fpn_ablate import finished, jobs, plan, stopping
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
-from fpn_ablate.sweep import announce, cell_config, publish, refusal, refuse_twins, refuse_unwritable, without_hydra
+from fpn_ablate.sweep import (
+    announce,
+    cell_config,
+    mark_killed,
+    publish,
+    refusal,
+    refuse_twins,
+    refuse_unwritable,
+    without_hydra,
+)
 
 
 class TableSweeper(BasicSweeper):
@@ -22,14 +32,24 @@ class TableSweeper(BasicSweeper):
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.cells: list[Config] = []
-        self.left = 0
+        self.left: list[Config] = []  # those that are launched, by the numbers of their jobs
+
+    def setup(self, **arguments: Any) -> None:
+        super().setup(**arguments)
+        folder = plan.own(Path(self.config.out, "runs")).with_suffix(".jobs")
+        self.launcher = jobs.Steadfast(self.launcher, folder, lambda number, error: mark_killed(self.left[number], error))
 
     def sweep(self, arguments: list[str]) -> Any:
         with refusal():
             refuse_unwritable(self.config.out)  # before Hydra writes its own file there
+        os.environ[jobs.FOLDER], os.environ[jobs.SWEEP] = str(self.launcher.folder), str(os.getpid())
         try:
-            return super().sweep(arguments)
+            with stopping.meant():
+                returns = super().sweep(arguments)
+                self.launcher.tell()
+            return returns
         finally:
+            del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
             publish(self.cells)
 
     def is_done(self) -> bool:
@@ -38,11 +58,11 @@ class TableSweeper(BasicSweeper):
         while not super().is_done():
             batch = self.overrides[self.batch_index]
             cells = self._validated(batch)
-            left = [job for job, cfg in zip(batch, cells, strict=True) if not finished.told(cfg)]
-            self.overrides[self.batch_index] = left
+            left = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not finished.told(cfg)]
+            self.overrides[self.batch_index] = [job for job, _ in left]
             if left:
-                self.left += len(left)
-                os.environ[CELLS] = str(self.left)
+                self.left += [cfg for _, cfg in left]
+                os.environ[CELLS] = str(len(self.left))
                 announce(self.cells)
                 return False
             self.batch_index += 1
@@ -60,5 +80,6 @@ class TableSweeper(BasicSweeper):
             with refusal():
                 cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
         refuse_twins(cells)
+        self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells
         return cells

@@ -1,0 +1,157 @@
+"""The jobs of one sweep: a row that fails, a worker process that is killed, a wish to stop.
+
+`carried_out` is around each job, in whatever process; `Steadfast` is around Hydra's launcher, in the process of the sweep. They
+tell each other things by files in a folder of this sweep (`FOLDER`): which jobs are under way, and that no other is to begin.
+"""
+
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from fpn_ablate import stopping
+
+FOLDER, SWEEP = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"  # set by the sweep for its jobs: the folder, and the sweep's process
+STOP = "stop"  # the file that says so
+Job = Sequence[str]  # its overrides
+
+
+class NotStarted(Exception):
+    """Another row of the sweep has failed, and on_failure=stop."""
+
+
+class WorkerKilled(Exception):
+    """Somebody, as a rule the system for want of memory, has killed the process of a job."""
+
+
+class Interrupted(Exception):
+    """`stopping.Stopped` on its way out of a worker of joblib, whose other jobs end their steps first."""
+
+
+@contextmanager
+def carried_out(number: int, on_failure: str) -> Iterator[None]:
+    """Around the job `number` of a sweep, or around a single run.
+
+    Raises:
+        NotStarted: before anything is done.
+        Stopped, or in a worker of joblib Interrupted: a signal asks for an end.
+    """
+    folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+    worker = SWEEP in os.environ and os.environ[SWEEP] != str(os.getpid())
+    if folder and (folder / STOP).exists():
+        raise NotStarted("not started: on_failure=stop, and another row has failed")
+    try:
+        with stopping.meant(), stopping.job(), _under_way(folder, number):
+            yield
+    except stopping.Stopped:
+        if worker:
+            raise Interrupted("a signal asked for it") from None
+        raise
+    except Exception as error:
+        # Hydra keeps the error until the sweep ends, and its frames would keep the row's network and data.
+        _let_go(error)
+        if folder and on_failure == "stop":
+            _touch(folder / STOP)
+        raise
+
+
+class Steadfast:
+    """A launcher of Hydra that brings all jobs of a batch to an end of their own, whatever becomes of one.
+
+    A job whose process is killed is tried again, alone, so that none is charged with its neighbour's hunger for memory; if that
+    is killed as well, it has failed, and `on_killed` is told its number and why. Failures are kept in `failed` and do not end
+    the sweep, unless on_failure=stop.
+    """
+
+    def __init__(self, launcher: Any, folder: Path, on_killed: Callable[[int, str], None] = lambda number, error: None) -> None:
+        self.launcher, self.folder, self.on_killed, self.failed = launcher, folder, on_killed, []
+        self.stop = False  # on_failure=stop
+
+    def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.mkdir(parents=True)
+        left, returns, for_nothing = dict(enumerate(job_overrides)), {}, 0
+        while left:
+            try:
+                returns |= self._launched(left, initial_job_idx)
+                break
+            except BrokenProcessPool:
+                stopping.check()
+                places = sorted(int(file.name) - initial_job_idx for file in self.folder.glob("[0-9]*"))
+                suspects = [list(left)[place] for place in places]
+                for_nothing = 0 if suspects else for_nothing + 1  # a worker was killed before it had begun with a job
+                if for_nothing > 2:
+                    raise
+                for number in suspects:
+                    returns[number] = self._alone(left.pop(number), initial_job_idx + number)
+        stopping.check()
+        ordered = [returns[number] for number in sorted(returns)]
+        return ordered if self.stop else [self._noted(found) for found in ordered]
+
+    def _launched(self, jobs: dict[int, Job], first: int) -> dict[int, JobReturn]:
+        for file in self.folder.glob("[0-9]*"):
+            file.unlink()
+        return dict(zip(jobs, self.launcher.launch(list(jobs.values()), initial_job_idx=first), strict=True))
+
+    def _alone(self, job: Job, number: int) -> JobReturn:
+        print(f"the process of {' '.join(job)} was killed, or that of its neighbour: again, alone", file=sys.stderr)
+        try:
+            return self._launched({0: job}, number)[0]
+        except BrokenProcessPool:
+            stopping.check()
+        if self.stop:
+            _touch(self.folder / STOP)
+        error = WorkerKilled("its process was killed twice, the second time alone; by the system, for want of memory?")
+        self.on_killed(number, f"WorkerKilled: {error}")
+        found = JobReturn(overrides=job, status=JobStatus.FAILED)
+        found.return_value = error
+        return found
+
+    def _noted(self, found: JobReturn) -> JobReturn:
+        """With its failure, if it is one, put aside: Hydra would begin no other batch after it."""
+        if found.status == JobStatus.FAILED:
+            self.failed.append(found)
+            return JobReturn(overrides=found.overrides, status=JobStatus.COMPLETED)
+        return found
+
+    def tell(self) -> None:
+        """Print what has failed, a line each; raises the first."""
+        for found in self.failed:
+            error = found._return_value
+            print(f"failed: {' '.join(found.overrides)}: {type(error).__name__}: {error}", file=sys.stderr)
+        if self.failed:
+            raise self.failed[0]._return_value
+
+
+@contextmanager
+def _under_way(folder: Path | None, number: int) -> Iterator[None]:
+    """A file that is left where a process is killed."""
+    if folder is None:
+        yield
+        return
+    _touch(folder / str(number))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / str(number)).unlink(missing_ok=True)
+
+
+def _touch(file: Path) -> None:
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def _let_go(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,75 @@
+"""results/RELIABILITY.md from the outcomes of the drills, one JSON file each in results/reference/reliability/.
+
+    python scripts/reliability.py            write it
+    python scripts/reliability.py --check    exit code 1 if it is not what the files say
+
+A file: {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": {...}}. `tries`: how often the fault
+struck; `lost`: how often something was lost by it; `how`: what was looked at to tell. More keys are welcome and not shown.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results" / "RELIABILITY.md"
+KEYS = {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": dict}
+HEAD = """# What was lost
+
+Written by `python scripts/reliability.py` from the files in [`reference/reliability/`](reference/reliability); each names the
+command that made it and the machine.
+
+| fault | tries | lost | how |
+| --- | ---: | ---: | --- |
+"""
+
+
+def read(file: Path) -> dict:
+    """One outcome. Raises UserError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        wrong = [key for key, kind in KEYS.items() if type(found[key]) is not kind]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not the outcome of a drill ({type(error).__name__}: {error})") from None
+    if wrong:
+        raise UserError(f"{file}: of another type than it should be: {', '.join(wrong)}")
+    return found
+
+
+def page(folder: Path = OUTCOMES) -> str:
+    """The Markdown text of all outcomes, in the order of their files' names. Raises UserError."""
+    lines = []
+    for file in sorted(folder.glob("*.json")):
+        found = read(file)
+        cells = [
+            found["fault"],
+            f"{found['tries']:,}",
+            f"{found['lost']:,}",
+            f"{found['how']} ([file](reference/reliability/{file.name}))",
+        ]
+        lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |\n")
+    return HEAD + "".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not what it should be")
+    options = parser.parse_args(argv)
+    try:
+        text = page()
+        if options.check:
+            return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
+        write_atomically(PAGE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

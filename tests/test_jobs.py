@@ -1,0 +1,124 @@
+"""The jobs of a sweep: one that fails, one whose process is killed, and what is kept of them."""
+
+import gc
+import os
+import weakref
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+
+from fpn_ablate import jobs
+from fpn_ablate.jobs import NotStarted, Steadfast, WorkerKilled, carried_out
+
+
+class Launcher:
+    """In place of joblib's: jobs that are named `killed...` take the pool with them, the first time or always."""
+
+    def __init__(self, folder):
+        self.folder, self.calls, self.once = folder, [], {"killed-once"}
+
+    def launch(self, overrides, initial_job_idx):
+        self.calls.append([job[0] for job in overrides])
+        for number, (job,) in enumerate(overrides, start=initial_job_idx):
+            if job == "killed" or job in self.once:
+                self.once -= {job}
+                (self.folder / str(number)).touch()
+                if number + 1 < initial_job_idx + len(overrides):
+                    (self.folder / str(number + 1)).touch()  # its neighbour goes with it
+                raise BrokenProcessPool
+        return [self._of(job) for (job,) in overrides]
+
+    def _of(self, job):
+        found = JobReturn(overrides=[job], status=JobStatus.FAILED if job == "failing" else JobStatus.COMPLETED)
+        found.return_value = ValueError("no") if job == "failing" else None
+        return found
+
+
+def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(tmp_path, capsys):
+    launcher, told = Launcher(tmp_path / "jobs"), []
+    steadfast = Steadfast(launcher, tmp_path / "jobs", lambda *what: told.append(what))
+    names = ["a", "killed", "b", "killed-once", "failing", "c"]
+    returns = steadfast.launch([[name] for name in names], 0)
+    assert [found.overrides[0] for found in returns] == names
+    assert {found.status for found in returns} == {JobStatus.COMPLETED}  # or Hydra would begin no other batch
+    alone = [["killed"], ["b"]], [["killed-once"], ["failing"]]
+    assert launcher.calls == [names, *alone[0], ["a", "killed-once", "failing", "c"], *alone[1], ["a", "c"]]
+    assert [number for number, _ in told] == [1] and "killed twice" in told[0][1]
+    assert [(f.overrides[0], type(f._return_value)) for f in steadfast.failed] == [
+        ("killed", WorkerKilled),
+        ("failing", ValueError),
+    ]
+    with pytest.raises(WorkerKilled, match="its process was killed twice"):
+        steadfast.tell()
+    err = capsys.readouterr().err
+    assert "failed: killed: WorkerKilled" in err and "failed: failing: ValueError: no" in err
+
+
+def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(tmp_path):
+    steadfast = Steadfast(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
+    steadfast.stop = True
+    returns = steadfast.launch([["a"], ["killed"]], 0)
+    assert [found.status for found in returns] == [JobStatus.COMPLETED, JobStatus.FAILED]
+    assert (tmp_path / "jobs" / jobs.STOP).exists()
+
+
+def test_a_pool_that_breaks_before_any_job_is_no_jobs_fault(tmp_path):
+    class Broken(Launcher):
+        def launch(self, *_, **__):
+            calls.append(1)
+            raise BrokenProcessPool
+
+    calls = []
+    with pytest.raises(BrokenProcessPool):
+        Steadfast(Broken(tmp_path / "jobs"), tmp_path / "jobs").launch([["a"]], 0)
+    assert len(calls) == 3  # it is tried again, but not for ever
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(jobs.FOLDER, str(tmp_path / "jobs"))
+    monkeypatch.setenv(jobs.SWEEP, str(os.getpid()))
+    return tmp_path / "jobs"
+
+
+def test_a_job_is_marked_while_it_is_under_way(folder):
+    with carried_out(3, "continue"):
+        assert [file.name for file in folder.iterdir()] == ["3"]
+    with pytest.raises(ValueError), carried_out(4, "continue"):
+        raise ValueError
+    assert not list(folder.iterdir())
+    with carried_out(5, "continue"):
+        pass  # the failure of one stops no other
+
+
+def test_after_a_failure_none_begins_where_that_is_asked_for(folder):
+    with pytest.raises(ValueError), carried_out(0, "stop"):
+        raise ValueError
+    with pytest.raises(NotStarted, match="on_failure=stop"), carried_out(1, "stop"):
+        pytest.fail("begun")
+
+
+class Network:
+    pass
+
+
+def test_what_a_failed_job_held_is_free_for_the_next(folder):
+    """Hydra keeps the error until the sweep ends: what its frames hold is a GPU's memory."""
+    held = []
+
+    def train():
+        network = Network()
+        held.append(weakref.ref(network))
+        raise ValueError("inner")
+
+    def job():
+        try:
+            train()
+        except ValueError as error:
+            raise RuntimeError("outer") from error
+
+    with pytest.raises(RuntimeError, match="outer") as kept, carried_out(0, "continue"):
+        job()
+    gc.collect()
+    assert kept.value.__traceback__ and held[0]() is None

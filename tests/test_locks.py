@@ -1,0 +1,51 @@
+"""One process at a time."""
+
+import multiprocessing
+
+import pytest
+from filelock import FileLock
+
+from fpn_ablate.errors import UserError
+from fpn_ablate.locks import only_one
+
+
+def _hold(path, held):
+    with only_one(path, "x"):
+        held.set()
+        multiprocessing.Event().wait()
+
+
+def test_a_lock_is_gone_with_the_process_that_held_it_and_one_that_waits_says_so(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    held, path = context.Event(), tmp_path / "deep" / "lock"
+    child = context.Process(target=_hold, args=(path, held))
+    child.start()
+    assert held.wait(10)
+    context.Process(target=_kill_soon, args=(child.pid,)).start()
+    with only_one(path, "row fpn"):
+        assert not child.is_alive() or child.join(5) is None
+    assert "row fpn: another process is at it, waiting" in capsys.readouterr().err
+    with only_one(path, "row fpn"):
+        pass
+    assert not capsys.readouterr().err
+
+
+def _kill_soon(process):
+    import os
+    import signal
+    import time
+
+    time.sleep(0.2)
+    os.kill(process, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with (
+        pytest.raises(UserError, match=r"lock: cannot be locked \(No locks available\); give out=FOLDER on a disk"),
+        only_one(tmp_path / "lock", "x"),
+    ):
+        pass

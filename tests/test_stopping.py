@@ -1,0 +1,176 @@
+"""SIGTERM and Ctrl-C: a training ends its step with a checkpoint, anything else stops at once."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from fpn_ablate import inputs, pretrain, stopping
+from fpn_ablate.data.shapes import World, load
+from fpn_ablate.model.build import build_detector, initialise
+from fpn_ablate.stopping import Stopped
+from fpn_ablate.train import checkpointed_steps, train
+
+CPU = torch.device("cpu")
+SHORT = (
+    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "recipe.steps=5", "recipe.batch_size=2"),
+    *("head.samples=16", "log.every=1", "recipe.checkpoint_every=100"),
+)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)  # Python answers between two instructions
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_outside_of_steps_a_signal_ends_it_at_once(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as caught, stopping.listening():
+        send(number)
+        pytest.fail("went on")
+    assert caught.value.code == code
+    assert signal.getsignal(number) == before and not stopping.asked()
+
+
+def test_a_step_is_ended_before(monkeypatch):
+    done = []
+    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+        for step in range(5):
+            if step == 2:
+                send(signal.SIGTERM)
+                send(signal.SIGTERM)  # to the group, and from the parent
+            done.append(step)
+            if stopping.asked():
+                break
+    assert done == [0, 1, 2]
+
+
+def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(stopping, "PATIENCE", 0.05)
+    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+        send(signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("waited")
+
+
+def test_a_timer_of_somebody_else_is_left_alone():
+    rang = []
+    old = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with stopping.listening():
+            stopping.hurry_no_more()
+        time.sleep(0.1)
+        assert rang == [1]
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        pytest.fail("waited")
+
+
+def test_no_job_begins_after_a_signal():
+    with pytest.raises(Stopped), stopping.listening():
+        with pytest.raises(Stopped):
+            send(signal.SIGTERM)
+        with stopping.job():
+            pytest.fail("begun")
+
+
+def test_whoever_takes_signals_already_keeps_them():
+    seen = []
+    old = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        with stopping.listening():
+            send(signal.SIGTERM)
+        assert seen == [1] and not stopping.asked()
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _sleep_as(leave, begun):
+    if leave:
+        stopping.leave_to_parent()
+    begun.set()
+    time.sleep(1)
+
+
+@pytest.mark.parametrize(("leave", "code"), [(False, -signal.SIGTERM), (True, 0)])
+def test_a_fork_does_not_take_signals_for_its_parents_and_one_that_loads_images_leaves_them_to_it(leave, code):
+    context = multiprocessing.get_context("fork")
+    with stopping.listening():
+        begun = context.Event()
+        child = context.Process(target=_sleep_as, args=(leave, begun))
+        child.start()
+        begun.wait(10)
+        child.terminate()
+        child.join(10)
+    assert child.exitcode == code
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_that_is_asked_to_stop_keeps_the_step_and_goes_on_to_the_same_weights(config, tmp_path, workers):
+    cfg = config(*SHORT, f"workers={workers}")
+    pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
+
+    def trained(path, report=lambda *_: None):
+        model = build_detector(cfg, num_classes=1)
+        initialise(model, cfg.seed)
+        train(model, pictures, cfg, CPU, cfg.steps, path, report)
+        return model.state_dict()
+
+    def stop(done, values):
+        if done == 3:
+            for child in multiprocessing.active_children():  # SLURM tells every process of a job
+                child.terminate()
+            send(signal.SIGTERM)
+
+    with pytest.raises(Stopped), stopping.listening():
+        trained(tmp_path / "checkpoint.pt", stop)
+    assert checkpointed_steps(tmp_path / "checkpoint.pt") == 4  # asked for in step 3, after it had looked
+    whole, again = trained(tmp_path / "whole.pt"), trained(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert checkpointed_steps(tmp_path / "whole.pt") == 5  # what is killed while it is evaluated is not trained again
+
+
+def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
+    cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+    monkeypatch.setattr(pretrain, "HELD_OUT", 4)
+    world, steps = inputs.world(cfg), []
+
+    def made(folder):
+        return pretrain.ensure(cfg, world, folder, CPU, say=lambda line: None)
+
+    entropy = pretrain.F.cross_entropy
+
+    def stop_in_the_third(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            send(signal.SIGTERM)
+        return entropy(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped), stopping.listening():
+        patch.setattr(pretrain.F, "cross_entropy", stop_in_the_third)
+        made(tmp_path / "cut")
+    (kept,) = (tmp_path / "cut").glob("*-checkpoint.pt")
+    assert checkpointed_steps(kept) == 3 and len(steps) == 3
+    whole, again = (torch.load(made(tmp_path / name).path, weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("error", [ImportError, SystemExit])
+def test_an_error_that_comes_of_a_signal_is_none(error):
+    with pytest.raises(Stopped), stopping.listening(), stopping.meant(), stopping.between_steps():
+        send(signal.SIGTERM)
+        raise error("numpy failed to import")
+    with pytest.raises(error), stopping.listening(), stopping.meant():
+        raise error("of its own")
