@@ -1,6 +1,6 @@
 """Whether memory, open files and logs stay bounded: a long training, and a long sweep in one process.
 
-`python scripts/drill_memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drill_memory.py jobs` carries out a sweep
+`python scripts/drill_memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drill_memory.py jobs` does a sweep
 of 200 tiny cells; both through the command line's own `main`, in this process, and write what they measured to
 results/reference/reliability/. Minutes each on a CPU, Linux alone. Exit code 1: memory grew, or something was lost.
 """

@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from fpn_ablate import jobs, plan, stopping
+from fpn_ablate.files import unwritable
 from fpn_ablate.schema import Config
 from fpn_ablate.sinks import CELLS
 from fpn_ablate.sweep import (
@@ -46,6 +47,9 @@ class TableSweeper(BasicSweeper):
                 returns = super().sweep(arguments)
                 self.launcher.tell()
             return returns
+        except OSError as error:  # of the file that Hydra itself writes there
+            with refusal():
+                raise unwritable(Path(self.config.out, "runs"), error) from None
         finally:
             del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
             publish(self.cells)
