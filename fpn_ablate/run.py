@@ -206,8 +206,10 @@ def _leave(run: Run, outcome: dict[str, Any]) -> None:
     finished = outcome["status"] == "finished"
     try:
         record.write(run.folder, outcome)
-    except UserError:  # a full disk must not hide what it was that failed
+    except UserError as problem:  # a full disk must not hide what it was that failed
         if finished:
+            with suppress(UserError):  # the page would show for ever that it is under way
+                record.write(run.folder, outcome | {"status": "failed", "error": str(problem), "metrics": {}})
             raise
     finally:
         for sink in run.sinks:
