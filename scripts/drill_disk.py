@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from fpn_ablate.files import DETECTIONS, MODEL, RECORD, write_atomically
+from fpn_ablate.record import machine
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
-# In KiB. First without a backbone: no room at all; for a plan; in pre-training, twice. Then with one (2.7 MiB): before a first and
-# later checkpoints, a row's weights, its detections, the second row, its pictures, the tables, the page.
+# In KiB. First without a backbone: no room at all; for a plan; in pre-training, twice. Then with one (2.7 MiB): before a first
+# and later checkpoints, a row's weights, its detections, the second row, its pictures, the tables, the page.
 BARE = (16, 80, 1500, 9500)
 FURNISHED = (2900, 3600, 4800, 6500, 7300, 7900, 8300)
 ROOM = "64m"
@@ -186,11 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             tries = []
             for what, wrong in drill(undisturbed, scratch):
                 print(f"{name}: {what}: {'; '.join(wrong) or 'nothing lost'}", flush=True)
-                tries.append({"try": what, "lost": wrong})
-            lost += sum(bool(one["lost"]) for one in tries)
-            how = f"python scripts/drill_disk.py {name}: the same command again gives weights, detections and tables of a sweep"
-            found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["lost"]) for one in tries)}
-            found |= {"how": f"{how} that nothing disturbed", "each": tries}
+                tries.append({"try": what, "findings": wrong})
+            lost += sum(bool(one["findings"]) for one in tries)
+            how = "the same command, once there is room, gives the weights, metrics, detections and tables of a sweep"
+            found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries)}
+            found |= {"how": f"{how} that nothing disturbed", "command": f"python scripts/drill_disk.py {name}"}
+            found |= {"machine": machine(torch.device("cpu")), "each": tries}
             text = json.dumps(found, indent=1) + "\n"
             write_atomically(given.out / f"{name}.json", lambda temporary, text=text: temporary.write_text(text))
     return int(lost > 0)

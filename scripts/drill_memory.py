@@ -17,9 +17,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from fpn_ablate import run as running
 from fpn_ablate.__main__ import main as fpn_ablate
 from fpn_ablate.files import METRICS, RECORD, write_atomically
+from fpn_ablate.record import machine
 from fpn_ablate.report import live
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
@@ -166,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drill, usual = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[given.what]
     with tempfile.TemporaryDirectory() as scratch:
         found = drill(given.count or usual, Path(scratch))
+    found |= {"command": f"python scripts/drill_memory.py {given.what}", "machine": machine(torch.device("cpu"))}
     text = json.dumps(found, indent=1) + "\n"
     write_atomically(given.out / f"memory_{given.what}.json", lambda temporary: temporary.write_text(text))
     print(text, end="")

@@ -249,11 +249,13 @@ def strike(monkeypatch, is_it) -> list[str]:
     fsync, seen = os.fsync, []
 
     def full(number: int) -> None:
-        name = Path(os.readlink(f"/proc/self/fd/{number}")).name
-        seen.append(name.split(f".{os.getpid()}")[0].removeprefix("."))
+        file = Path(os.readlink(f"/proc/self/fd/{number}"))
+        if file.is_dir():
+            return fsync(number)
+        seen.append(file.name.split(f".{os.getpid()}")[0].removeprefix("."))
         if is_it(seen[-1], seen.count(seen[-1])):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        fsync(number)
+        return fsync(number)
 
     monkeypatch.setattr(os, "fsync", full)
     return seen
