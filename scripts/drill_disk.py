@@ -1,6 +1,6 @@
 """Disks that are full or read-only, for real: a small sweep on small tmpfs mounts, started again once there is room.
 
-`python scripts/drill_disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of eleven sizes, so that
+`python scripts/drill_disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of ten sizes, so that
 it is full at another moment each time, then makes room and gives the same command again; and the same for a results folder that
 is read-only at first, for a full disk below TMPDIR, for a HOME that is read-only or not there, and for an output that goes to a
 full disk. What ends otherwise than a run that nothing disturbs is `lost`. Some 15 minutes on two cores; writes
@@ -28,10 +28,10 @@ from fpn_ablate.record import machine
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
-# In KiB. First without a backbone: no room at all; for a plan; in pre-training, twice. Then with one (2.7 MiB): before a first
+# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): before a first
 # and later checkpoints, a row's weights, its detections, the second row, its pictures, the tables, the page.
-BARE = (16, 80, 1500, 9500)
-FURNISHED = (2900, 3600, 4800, 6500, 7300, 7900, 8300)
+BARE = (16, 80, 1500)
+FURNISHED = (4800, 2900, 7500, 6500, 8000, 3600, 7000)
 ROOM = "64m"
 # Lines of a table that tell when and how long, not what.
 TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILINE)
@@ -39,7 +39,10 @@ TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILI
 
 def run(out: Path, **changes: str | None) -> tuple[int, str]:
     """Exit code, and all that is said; `changes` to the environment, None: without it."""
-    variables = {name: value for name, value in (os.environ | changes).items() if value is not None}
+    known = (
+        os.environ | {"WANDB_MODE": "disabled"} | changes
+    )  # of its copy tests/test_wandb.py asks
+    variables = {name: value for name, value in known.items() if value is not None}
     command = [sys.executable, "-m", "fpn_ablate", *ARGUMENTS, f"out={out}"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
@@ -169,6 +172,15 @@ DRILLS: dict[str, tuple[str, Callable]] = {
 }
 
 
+def keep(path: Path, command: str, fault: str, tries: list[dict]) -> None:
+    """Write what has been tried so far."""
+    how = "the same command, once there is room, gives the weights, metrics, detections and tables of a sweep left alone"
+    found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
+    found |= {"command": command, "machine": machine(torch.device("cpu")), "each": tries}
+    text = json.dumps(found, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drill_disk.py", description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"of {', '.join(DRILLS)} (default: all)")
@@ -184,17 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         undisturbed = made(scratch / "undisturbed")
         for name in given.what or DRILLS:
             fault, drill = DRILLS[name]
-            tries = []
+            tries: list[dict] = []
             for what, wrong in drill(undisturbed, scratch):
                 print(f"{name}: {what}: {'; '.join(wrong) or 'nothing lost'}", flush=True)
                 tries.append({"try": what, "findings": wrong})
+                keep(given.out / f"{name}.json", f"python scripts/drill_disk.py {name}", fault, tries)
             lost += sum(bool(one["findings"]) for one in tries)
-            how = "the same command, once there is room, gives the weights, metrics, detections and tables of a sweep"
-            found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries)}
-            found |= {"how": f"{how} that nothing disturbed", "command": f"python scripts/drill_disk.py {name}"}
-            found |= {"machine": machine(torch.device("cpu")), "each": tries}
-            text = json.dumps(found, indent=1) + "\n"
-            write_atomically(given.out / f"{name}.json", lambda temporary, text=text: temporary.write_text(text))
     return int(lost > 0)
 
 
