@@ -39,9 +39,7 @@ TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILI
 
 def run(out: Path, **changes: str | None) -> tuple[int, str]:
     """Exit code, and all that is said; `changes` to the environment, None: without it."""
-    known = (
-        os.environ | {"WANDB_MODE": "disabled"} | changes
-    )  # of its copy tests/test_wandb.py asks
+    known = os.environ | {"WANDB_MODE": "disabled"} | changes  # of its copy tests/test_wandb.py asks
     variables = {name: value for name, value in known.items() if value is not None}
     command = [sys.executable, "-m", "fpn_ablate", *ARGUMENTS, f"out={out}"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
