@@ -165,20 +165,22 @@ def around(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[str,
     yield f"output to a full disk (exit code {code})", problems(undisturbed, out, 0 if code else 1)
 
 
-DRILLS: dict[str, tuple[str, Callable]] = {
-    "disk_full": ("disk full (ENOSPC)", disk_full),
-    "read_only": ("read-only results folder (EROFS)", read_only),
-    "around": ("HOME, TMPDIR or the terminal's disk full, read-only or missing", around),
+SAME = "gives the weights, metrics, detections and tables of a sweep left alone"
+# What is wrong, what is held against what, and how it is tried.
+DRILLS: dict[str, tuple[str, str, Callable]] = {
+    "disk_full": ("disk full (ENOSPC)", f"the same command, once there is room, {SAME}", disk_full),
+    "read_only": ("read-only results folder (EROFS)", f"the same command, once it is writable, {SAME}", read_only),
+    "around": ("HOME, TMPDIR or the terminal's disk full, read-only or missing", f"a sweep there {SAME}", around),
 }
 
 
-def keep(path: Path, command: str, fault: str, tries: list[dict]) -> None:
+def keep(folder: Path, name: str, tries: list[dict]) -> None:
     """Write what has been tried so far."""
-    how = "the same command, once there is room, gives the weights, metrics, detections and tables of a sweep left alone"
+    fault, how, _ = DRILLS[name]
     found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
-    found |= {"command": command, "machine": machine(torch.device("cpu")), "each": tries}
+    found |= {"command": f"python scripts/drill_disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
     text = json.dumps(found, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(folder / f"{name}.json", lambda temporary: temporary.write_text(text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,12 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         undisturbed = made(scratch / "undisturbed")
         for name in given.what or DRILLS:
-            fault, drill = DRILLS[name]
             tries: list[dict] = []
-            for what, wrong in drill(undisturbed, scratch):
+            for what, wrong in DRILLS[name][-1](undisturbed, scratch):
                 print(f"{name}: {what}: {'; '.join(wrong) or 'nothing lost'}", flush=True)
                 tries.append({"try": what, "findings": wrong})
-                keep(given.out / f"{name}.json", f"python scripts/drill_disk.py {name}", fault, tries)
+                keep(given.out, name, tries)
             lost += sum(bool(one["findings"]) for one in tries)
     return int(lost > 0)
 
