@@ -56,6 +56,7 @@ BARE = {
     "run.py:_taken_over": HANDED,
     "sinks.py:__init__": "UserError of write_atomically, which makes the file; test_a_line_that_is_not_taken_is_told",
     "sweep.py:refuse_unwritable": "UserError: test_no_room_is_told_before_anything_is_trained",
+    "sweep.py:mark_killed": "the record stays as it was: a warning",
     "wandb_copy.py:open_run": "no copy, a line: tests/test_wandb.py",
     "wandb_copy.py:step_aside": "the kernel's own file: left out",
     "wandb_sink.py:_start": "no copy, a line: tests/test_wandb.py",
