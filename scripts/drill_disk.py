@@ -1,6 +1,6 @@
 """Disks that are full or read-only, for real: a small sweep on small tmpfs mounts, started again once there is room.
 
-`python scripts/drill_disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of ten sizes, so that
+`python scripts/drill_disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of thirteen sizes, so that
 it is full at another moment each time, then makes room and gives the same command again; and the same for a results folder that
 is read-only at first, for a full disk below TMPDIR, for a HOME that is read-only or not there, and for an output that goes to a
 full disk. What ends otherwise than a run that nothing disturbs is `lost`. Some 15 minutes on two cores; writes
@@ -32,7 +32,7 @@ ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "d
 # In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): before a first
 # and later checkpoints, a row's weights, its detections, the second row, its pictures, the tables.
 BARE = (16, 80, 1500)
-FURNISHED = (2900, 4800, 6500, 7000, 7200, 7500, 3600)
+FURNISHED = (2900, 3600, 4800, 6500, 7000, 7200, 7500, 8400, 9200, 10400)
 ROOM = "64m"
 # Lines of a table that tell when and how long, not what.
 TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILINE)
