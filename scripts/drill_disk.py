@@ -29,8 +29,9 @@ from fpn_ablate.report import live
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
-# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): before a first
-# and later checkpoints, a row's weights, its detections, the second row, its pictures, the tables.
+# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): in the first checkpoint,
+# later ones, and after the first row. Checkpoints are the largest files, so they meet the end first; tests/test_disk.py strikes
+# each of the others.
 BARE = (16, 80, 1500)
 FURNISHED = (2900, 3600, 4800, 6500, 7000, 7200, 7500, 8400, 9200, 10400)
 ROOM = "64m"
