@@ -29,7 +29,7 @@ from fpn_ablate.report import live
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
-# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): in the first checkpoint,
+# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): in a first checkpoint,
 # later ones, and after the first row. Checkpoints are the largest files, so they meet the end first; tests/test_disk.py strikes
 # each of the others.
 BARE = (16, 80, 1500)
