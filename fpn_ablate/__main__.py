@@ -23,7 +23,7 @@ from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
 from fpn_ablate.schema import TASKS, Config
-from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable
+from fpn_ablate.sweep import cell_config, publish, refusal, refuse_unwritable, unpublished
 from fpn_ablate.validation import keys, unknown_key
 
 if TYPE_CHECKING:
@@ -47,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     sys.argv[1:] = arguments
+    unpublished.clear()
     try:
         with stopping.listening(), stopping.meant():
             _job()
     except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)
         return getattr(stop, "code", 130)
-    return 0
+    return int(bool(unpublished))  # rows are finished; their tables are made by the same command, or by fpn_ablate.report
 
 
 def _introduce() -> None:
@@ -137,7 +138,8 @@ def _verify(arguments: Sequence[str]) -> int:
         if not options.readme.is_file():
             raise UserError(f"--readme {options.readme}: no such file")
         text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(fill_verify_blocks(text), encoding="utf-8")
+        filled = fill_verify_blocks(text)
+        write_atomically(options.readme, lambda temporary: temporary.write_text(filled, encoding="utf-8"))
     elif options.markdown:
         print(_markdown(arguments), end="")
     else:

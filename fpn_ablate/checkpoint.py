@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fpn_ablate.console import say
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.metrics import unique_names
@@ -42,7 +43,7 @@ def read(cfg: Config, dataset: DetectionDataset) -> Checkpoint:
     weights = fitted(model, path)
     _refuse_other_classes(weights, dataset)
     for note in [*weights.notes, *_differences(weights, cfg)]:
-        print(f"{path}: {note}", file=sys.stderr)
+        say(f"{path}: {note}", sys.stderr)
     with path.open("rb") as file:
         return Checkpoint(weights.tensors, hashlib.file_digest(file, "sha256").hexdigest())
 

@@ -41,16 +41,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _keep_order(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.truncate(temporary, 0)  # a writer that failed may still have it open, and the record needs the room
+        with suppress(OSError):
+            temporary.unlink()
         # torch.save tells of a full disk by a RuntimeError from its zip writer.
         full = isinstance(error, RuntimeError) and any(
             word in str(error) for word in ("PytorchStreamWriter", "inline_container")
         )
         if isinstance(error, OSError) or full:
-            reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
-            full = full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
-            fix = "make room, then give the same command again" if full else "give another place"
-            raise UserError(f"{path}: cannot be written ({reason}); {fix}") from None
+            raise unwritable(path, error) from None
         raise
 
 
@@ -73,6 +73,21 @@ def clear_leftovers(folders: Iterable[Path], age: float = 3600) -> None:
         with suppress(OSError):
             if ours.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
                 file.unlink()
+
+
+def unwritable(path: Path, error: BaseException) -> UserError:
+    """What the disk, or a library that writes to it, says of a place, as an error that says what to do about it."""
+    number = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
+    if number in (errno.EDQUOT, errno.EFBIG):
+        fix = "make room within the quota or the limit, then give the same command again"
+    elif number in (errno.ENOSPC, None):
+        fix = "make room, then give the same command again"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        fix = "make it writable, or give another place"
+    else:
+        fix = "give another place"
+    return UserError(f"{path}: cannot be written ({reason}); {fix}")
 
 
 def safe_name(text: str) -> str:

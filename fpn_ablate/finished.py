@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpn_ablate.console import say
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import DETECTIONS, METRICS, MODEL, RECORD, UNREADABLE, safe_name, write_atomically
 from fpn_ablate.identity import digest
@@ -47,8 +48,8 @@ def _row_folder(cfg: Config) -> Path:
     return Path(cfg.out, "runs", *(safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)))
 
 
-def say(cfg: Config, folder: Path) -> None:
-    print(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
+def tell(cfg: Config, folder: Path) -> None:
+    say(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
 
 
 def known(cfg: Config) -> dict[str, Any] | None:
@@ -65,7 +66,7 @@ def told(cfg: Config) -> bool:
     """Whether a cell is finished for sure, which is then printed."""
     found = known(cfg)
     if found:
-        say(cfg, cell_folder(cfg, found["fingerprint"]))
+        tell(cfg, cell_folder(cfg, found["fingerprint"]))
     return found is not None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate import stopping
+from fpn_ablate.console import say
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.files import safe_name, write_atomically
 from fpn_ablate.identity import code_version, digest
@@ -75,7 +76,7 @@ class Classifier(nn.Module):
         return self.classes(self.backbone(x)["c5"].mean((2, 3)))
 
 
-def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> Pretrained:
+def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = say) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
     recipe = cfg.recipe.pretrain
     facts = [cfg.backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]

@@ -10,6 +10,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 from fpn_ablate import exhibits, finished, identity, record, stopping, tasks
+from fpn_ablate.console import say
 from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError, first_line
@@ -58,10 +60,9 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     with only_one(Path(cfg.out, "runs", ".locks", run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
         known = record.read(run.folder)
         if _is_finished(known, run.fingerprint):
-            finished.say(cfg, run.folder)
+            finished.tell(cfg, run.folder)
             _tidy(run.folder)
             return known
-        run.folder.mkdir(parents=True, exist_ok=True)
         twin = find(cfg, run.fingerprint)
         return _taken_over(run, twin) if twin else _recorded(run)
 
@@ -156,9 +157,9 @@ def _is_finished(known: dict[str, Any] | None, fingerprint: str) -> bool:
 
 def _taken_over(run: Run, twin: Path) -> dict[str, Any]:
     """The same cell in another table: its files and its record, under the names that it has in this one."""
-    print(f"{run.cfg.row} seed {run.cfg.seed}: the same run as {twin}, taken over")
+    say(f"{run.cfg.row} seed {run.cfg.seed}: the same run as {twin}, taken over")
     for name in (*KEPT, *(name for name in SHOWN if (twin / name).exists())):
-        shutil.copyfile(twin / name, run.folder / name)
+        write_atomically(run.folder / name, partial(shutil.copyfile, twin / name))
     run.write_config()
     named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
     known = (record.read(twin) or {}) | named
@@ -197,7 +198,7 @@ def _recorded(run: Run) -> dict[str, Any]:
         outcome["finished"] = record.now()
         _leave(run, outcome)
     _tidy(run.folder)
-    print(f"{run.cfg.row} seed {run.cfg.seed}: finished, {run.folder}")
+    say(f"{run.cfg.row} seed {run.cfg.seed}: finished, {run.folder}")
     return outcome
 
 
@@ -211,8 +212,10 @@ def _leave(run: Run, outcome: dict[str, Any]) -> None:
     is_finished = outcome["status"] == "finished"
     try:
         record.write(run.folder, outcome)
-    except UserError:  # a full disk must not hide what it was that failed
+    except UserError as problem:  # a full disk must not hide what it was that failed
         if is_finished:
+            with suppress(UserError):  # the page would show for ever that it is under way
+                record.write(run.folder, outcome | {"status": "failed", "error": str(problem), "metrics": {}})
             raise
     finally:
         for sink in run.sinks:
@@ -304,10 +307,8 @@ def _exhibits(run: Run, trained: tasks.Trained, found: Detections) -> dict[str, 
         levels = exhibits.energy(trained.model, trained.validation, run.cfg, run.inputs.device)
         return exhibits.make(run.folder, trained.validation, found, run.cfg, levels)
     except Exception as error:
-        print(
-            f"warning: {type(error).__name__}: {error}; python -m fpn_ablate.exhibits {run.folder} makes up for it",
-            file=sys.stderr,
-        )
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        say(f"warning: {reason}; python -m fpn_ablate.exhibits {run.folder} makes up for it", sys.stderr)
         return {}
 
 

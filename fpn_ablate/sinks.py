@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from fpn_ablate.files import RECORD, write_atomically
+from fpn_ablate.console import say
+from fpn_ablate.files import RECORD, unwritable, write_atomically
 from fpn_ablate.wandb_copy import LIMIT, MARKER, read_json, synced
 from fpn_ablate.wandb_sink import LOG, Wandb
 
@@ -48,12 +50,16 @@ class JsonLines:
         self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(Path(self._file.name), error) from None
 
     def close(self, exit_code: int = 0) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a line that was not taken, which `log` has told
+            self._file.close()
 
 
 class Console:
@@ -80,7 +86,7 @@ class Console:
         if self.cells > 1:
             later = (self.cells - self.job - 1) * self.steps
             text += f"; row {self.job + 1} of {self.cells}, training {self._left(self.steps - step + later)} left"
-        print(f"\r\x1b[2K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+        say(f"\r\x1b[2K{text}" if live else text, sys.stderr, end="" if live else "\n")
 
     def _left(self, steps: int) -> str:
         """Minutes and seconds for `steps` more, at the mean pace so far."""
@@ -96,7 +102,7 @@ class Console:
     def close(self, exit_code: int = 0) -> None:
         self.spent.append(self._span())
         if sys.stderr.isatty() and self.first:
-            print(file=sys.stderr)
+            say("", sys.stderr)
 
 
 def replay(folder: Path, mode: str, again: bool) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -15,8 +16,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import finished, plan, report, stopping, unchanged
+from fpn_ablate.console import say
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import MODEL, PICTURES, clear_leftovers
+from fpn_ablate.files import MODEL, PICTURES, clear_leftovers, unwritable
 from fpn_ablate.locks import only_one
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
@@ -32,6 +34,7 @@ _NAMED_ELSEWHERE = (
     *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),
 )
 _PLACES = ("data.train.", "data.val.")
+ROOM = 2**16  # bytes that must be free: what a row writes before its weights
 # Where factors lie. Data and recipe name a table of their own.
 _MODEL = ("backbone", "neck", "head", "task")
 
@@ -101,14 +104,16 @@ def data_name(cfg: Config) -> str:
 
 
 def refuse_unwritable(out: str) -> None:
-    """UserError if runs cannot be written below `out`."""
+    """UserError if runs cannot be written below `out`, or there is no room for the least of them."""
     try:
         runs = Path(out, "runs")
         runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs):
-            pass
+        with tempfile.TemporaryFile(dir=runs) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())  # a network disk tells of a quota no earlier
     except OSError as error:
-        raise UserError(f"out={out}: cannot be written to ({error.strerror}); give out=FOLDER") from None
+        raise UserError(f"out={unwritable(Path(out), error)}, out=FOLDER") from None
 
 
 def announce(cells: Iterable[Config]) -> None:
@@ -142,12 +147,13 @@ def mark_killed(cfg: Config, error: str) -> None:
 def publish(cells: Iterable[Config]) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    Raises nothing: it is called when a sweep ends, whatever ended it. After SIGTERM there is no time for it: what sent that
-    kills in a moment.
+    Raises nothing: it is called when a sweep ends, whatever ended it; what went wrong stands in `unpublished`. After SIGTERM
+    there is no time for it: what sent that kills in a moment.
     """
     cells = list(cells)
+    unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):
-        with _warning(f"no table of {out}"):
+        with _warning(f"no table of {out}", unpublished):
             plan.end(Path(out, "runs"))
             if Path(out, "runs").is_dir() and stopping.asked() != signal.SIGTERM:
                 # Another sweep that ends now would write a ledger without what this one has added.
@@ -159,34 +165,36 @@ def publish(cells: Iterable[Config]) -> None:
 
 def _publish(cells: list[Config], out: Path) -> None:
     runs, experiments = out / "runs", _experiments()
-    frame, errors, problems = report.load(runs), [], []
+    frame, errors = report.load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
     made_from = unchanged.made_from(runs, experiments, [sorted(only), sorted(settings), live.wanted()])
     tables = report.collate(frame, only, experiments, settings, errors)
     for table in tables:
-        with _warning(f"{table.name} is not shown"):
+        with _warning(f"{table.name} is not shown", unpublished):
             show(table)
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
     if unchanged.is_written(runs, made_from):
-        print(f"written before, and as it was: {', '.join(table.name for table in tables)} in {out}")
+        say(f"written before, and as it was: {', '.join(table.name for table in tables)} in {out}")
         return
-    written = []
+    written, before = [], len(unpublished)
     for table in tables:
-        with _warning(f"{table.name} is not written", problems):
+        with _warning(f"{table.name} is not written", unpublished):
             written += report.save_table(table, out)
             print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
-    with _warning(f"{out / 'ledger.csv'} is not written", problems):
+    with _warning(f"{out / 'ledger.csv'} is not written", unpublished):
         report.write_ledger(frame, out / "ledger.csv")
         written.append(out / "ledger.csv")
-    with _warning(f"{out / live.NAME} is not written", problems):
+    with _warning(f"{out / live.NAME} is not written", unpublished):
         if live.wanted() and (page := live.write(runs, out, experiments, first=tables)):
             written.append(page)
             print(f"written: {page}")
-    if not problems:
+    if len(unpublished) == before:
         unchanged.leave(runs, made_from, written)
 
+
+unpublished: list[str] = []  # what the last `publish` of this process could not show or write
 
 _Pair = tuple[Config, dict[str, Any]]  # a cell and a record of it, flat
 
@@ -257,7 +265,7 @@ def _warning(what: str, told: list[str] | None = None) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         line = f"warning: {what}: {text}"
-        print(line, file=sys.stderr)
+        say(line, sys.stderr)
         if told is not None:
             told.append(line)
 

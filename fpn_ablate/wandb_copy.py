@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.console import say
 from fpn_ablate.files import METRICS, RECORD, write_atomically
 from fpn_ablate.wandb_pictures import drawn
 
@@ -192,11 +193,6 @@ def copy(known: dict[str, Any], folder: Path, mode: str, end: End) -> None:
 
 def mark(folder: Path, state: dict[str, Any]) -> None:
     write_atomically(folder / MARKER, lambda path: path.write_text(json.dumps(state, indent=1) + "\n"))
-
-
-def say(line: str) -> None:
-    with suppress(OSError):  # a full disk
-        print(line, flush=True)
 
 
 def step_aside() -> None:

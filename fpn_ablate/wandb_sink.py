@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.console import say
 from fpn_ablate.paths import PACKAGE
 from fpn_ablate.wandb_copy import FAILED, KNOWN, NOTE
 
@@ -92,4 +93,4 @@ def wandb_sinks(known: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
 
 @functools.cache
 def say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, sys.stderr)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from fpn_ablate import finished, jobs, plan, stopping
 from fpn_ablate.schema import Config
@@ -23,6 +26,13 @@ from fpn_ablate.sweep import (
     refuse_unwritable,
     without_hydra,
 )
+
+
+class Lean(Callback):
+    """Hydra keeps two copies of a job's configuration, some 150 KiB, until the sweep ends. Nothing asks for them."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 class TableSweeper(BasicSweeper):

@@ -1,0 +1,180 @@
+"""Whether memory, open files and logs stay bounded: a long training, and a long sweep in one process.
+
+`python scripts/drill_memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drill_memory.py jobs` does a sweep
+of 200 tiny cells; both through the command line's own `main`, in this process, and write what they measured to
+results/reference/reliability/. Minutes each on a CPU, Linux alone. Exit code 1: memory grew, or something was lost.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fpn_ablate import run as running
+from fpn_ablate.__main__ import main as fpn_ablate
+from fpn_ablate.files import METRICS, RECORD, write_atomically
+from fpn_ablate.record import machine
+from fpn_ablate.report import live
+
+OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
+# The least that a cell can be: it is not the sizes of tensors that are in question.
+TINY = (
+    *("recipe=smoke", "device=cpu", "threads=1", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
+    *("recipe.short_side=32", "recipe.max_side=64", "recipe.channels=8", "recipe.batch_size=2", "head.samples=16"),
+    *("recipe.eval_images=2", "data.train_images=4", "data.val_images=2"),
+)
+SETTLES = 0.1  # of all samples, at the beginning, that are thrown away: pictures are rendered, caches fill
+ALLOWED = 8.0  # MiB between the medians of the second and the last tenth; what pages of the allocator come and go
+
+
+@dataclass
+class Gauge:
+    """Samples of this process: what is in use after so many steps or jobs."""
+
+    counts: list[int] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)  # MiB
+    files: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+
+    def read(self, count: int) -> None:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        self.counts.append(count)
+        self.rss.append(int(status["VmRSS"].split()[0]) / 1024)
+        self.files.append(len(os.listdir("/proc/self/fd")))
+        self.threads.append(int(status["Threads"]))
+
+    def summary(self) -> dict[str, float | int]:
+        """Medians of tenths of the samples that are left, and the line through them (least squares)."""
+        first = int(SETTLES * len(self.rss))
+        counts, rss = self.counts[first:], self.rss[first:]
+        tenth = max(1, len(rss) // 10)
+        begins, ends = statistics.median(rss[:tenth]), statistics.median(rss[-tenth:])
+        slope = statistics.linear_regression(counts, rss).slope
+        return {
+            "samples": len(rss),
+            "rss_mib_second_tenth": round(begins, 1),
+            "rss_mib_last_tenth": round(ends, 1),
+            "grew_mib": round(ends - begins, 1),
+            "kib_each": round(1024 * slope, 3),
+            "open_files": [self.files[first], self.files[-1]],
+            "threads": [self.threads[first], self.threads[-1]],
+        }
+
+    def is_constant(self) -> bool:
+        found = self.summary()
+        return found["grew_mib"] <= ALLOWED and self.files[-1] <= self.files[len(self.files) // 10]
+
+
+def steps(count: int, out: Path) -> dict:
+    """One row, `count` steps, with checkpoints, metrics and an offline copy for wandb."""
+    gauge, log = Gauge(), running.Run.log
+
+    def logged(self: running.Run, step: int, values: dict[str, float]) -> None:
+        log(self, step, values)
+        gauge.read(step)
+
+    arguments = [*TINY, f"recipe.steps={count}", f"recipe.checkpoint_every={max(1, count // 40)}", f"out={out}"]
+    running.Run.log = logged
+    console = out / "console.log"
+    with console.open("w") as stream, redirect_stderr(stream):
+        code, took = _timed(lambda: fpn_ablate(arguments))
+    running.Run.log = log
+    (record,) = out.rglob(RECORD)
+    known, folder = json.loads(record.read_text()), record.parent
+    time.sleep(3)  # the copy for wandb ends a moment after the run
+    sizes = {
+        "metrics.jsonl": (folder / METRICS).stat().st_size,
+        "wandb, offline": sum(file.stat().st_size for file in (folder / "wandb").rglob("*") if file.is_file()),
+        "console in a file": console.stat().st_size,
+        "hydra": sum(file.stat().st_size for file in out.rglob("*.log") if file.parent == out / "runs"),
+    }
+    lost = int(known["status"] != "finished" or code != 0) or int(not gauge.is_constant())
+    return {
+        "fault": f"{count:,} training steps in one process",
+        "tries": 1,
+        "lost": lost,
+        "how": f"resident memory after every {known['config']['log']['every']}th step, the first tenth thrown away",
+        "steps": count,
+        "seconds": round(took, 1),
+        **gauge.summary(),
+        "log_every": known["config"]["log"]["every"],
+        "log_bytes": sizes,
+        "log_bytes_a_step": {name: round(size / count, 2) for name, size in sizes.items()},
+    }
+
+
+def jobs(count: int, out: Path) -> dict:
+    """A sweep of `count` cells, rows and tasks mixed, one after the other in this process, as Hydra's own launcher has them."""
+    gauge, run, peaks = Gauge(), running.run, []
+
+    def measured(*arguments: object) -> dict:
+        outcome = run(*arguments)
+        gauge.read(len(gauge.counts) + 1)
+        peaks.append((outcome["row"], outcome["cost"]["peak_memory_mib"]))
+        return outcome
+
+    rows = ["c4", "fpn", "bottom_up", "finest"]
+    seeds = -(-count // len(rows))
+    sweep = [f"seed=range({seeds})", f"ablation={','.join(rows)}"]  # in this order rows follow each other, and not seeds
+    arguments = ["-m", *TINY, *sweep, "log.wandb=disabled", f"out={out}"]
+    running.run = measured
+    code, took = _timed(lambda: fpn_ablate(arguments))
+    running.run = run
+    states = [json.loads(file.read_text())["status"] for file in out.rglob(RECORD)]
+    half = len(peaks) // 2
+    drift = {
+        row: [statistics.median(peak for name, peak in part if name == row) for part in (peaks[len(rows) : half], peaks[half:])]
+        for row in rows
+    }
+    lost = len(rows) * seeds - states.count("finished") + int(code != 0) + int(not gauge.is_constant())
+    return {
+        "fault": f"{len(states)} jobs in one process",
+        "tries": len(states),
+        "lost": lost,
+        "how": "resident memory after every job of one sweep, the first tenth thrown away",
+        "seconds": round(took, 1),
+        **gauge.summary(),
+        "peak_mib_first_and_second_half": drift,
+        "log_bytes_a_job": round(sum(file.stat().st_size for file in out.rglob("*.log")) / len(states)),
+    }
+
+
+def _timed(work: Callable[[], int]) -> tuple[int, float]:
+    """Exit code and seconds. The command line is called as from a shell: `sys.argv` is Hydra's."""
+    sys.argv, began = ["fpn_ablate"], time.monotonic()
+    try:
+        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # tables
+            code = work()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, time.monotonic() - began
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python scripts/drill_memory.py", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["steps", "jobs"])
+    parser.add_argument("--count", type=int, help="steps (default 20000) or jobs (default 200)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default results/reference/reliability)")
+    given = parser.parse_args(argv)
+    os.environ.setdefault(live.SWITCH, "off")  # the page is another process, and seconds
+    drill, usual = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[given.what]
+    with tempfile.TemporaryDirectory() as scratch:
+        found = drill(given.count or usual, Path(scratch))
+    found |= {"command": f"python scripts/drill_memory.py {given.what}", "machine": machine(torch.device("cpu"))}
+    text = json.dumps(found, indent=1) + "\n"
+    write_atomically(given.out / f"memory_{given.what}.json", lambda temporary: temporary.write_text(text))
+    print(text, end="")
+    return int(found["lost"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
