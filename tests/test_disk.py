@@ -271,7 +271,7 @@ STRUCK = [
     ("metrics.jsonl", 3),  # after the first checkpoint, from which what follows goes on
     *(("model.pt", 1), ("detections.npz", 1), ("metrics.jsonl", 2), ("record.json", 2)),
 ]
-SHOWN = {"resampled.npz", "exhibits.npz", "truth.json"}
+SHOWN = {"resampled.npz", "exhibits.npz", "truth.json", "asked.json"}
 
 
 @linux
