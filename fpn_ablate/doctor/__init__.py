@@ -10,7 +10,7 @@ Both splits as the run would see them. `examine` gives all of it as one dictiona
     warnings        [{kind, split, text}]: nothing for which a run is refused; `split` is train, val or null (both)
     splits          {train, val}: null values where the annotation file cannot be read
       annotations, image_folder    paths; null for generated pictures
-      findings      [{kind, level, refused, file, image_id, annotation_id, value, fix}], as data/findings.py names them
+      findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], as data/findings.py names them
       repairs       {what: how many} boxes that data.invalid changes
       images, images_used, images_without_objects, objects, crowd, crowd_share
       objects_an_image    {mean, median, max, above_100}
