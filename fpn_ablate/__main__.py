@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import timm_configs
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, printable
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
@@ -28,6 +28,9 @@ from fpn_ablate.validation import keys, unknown_key
 
 if TYPE_CHECKING:
     from fpn_ablate.verify import RowFacts
+
+# What stands where a group's file is to be named, and Hydra reads as another thing than a text.
+NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|\{.*)", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if aside:
             return aside(arguments)
     except (UserError, CompactHydraException) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     sys.argv[1:] = arguments
     try:
@@ -67,12 +70,15 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     """
     variant = _task(arguments)
     known, result = {*keys(variant=variant), "ablation"}, []
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
         if argument.startswith("-") or not equals:
             result.append(argument)
             continue
         key = key.split("@")[0]
+        if key in groups and (wrong := [name for name in value.split(",") if NO_NAME.fullmatch(name.strip())]):
+            raise UserError(f"{key}={wrong[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
         if key == "experiments":
             argument = f"+experiments={','.join(_experiment(name) for name in value.split(','))}"
         elif key not in known and not key.startswith(("hydra.", "hydra/")):
@@ -80,6 +86,10 @@ def normalise(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     return result
+
+
+def _first_file(group: str) -> str:
+    return f"{group}={min(path.stem for path in Path(CONF, group).glob('*.yaml'))}"
 
 
 def _task(arguments: Sequence[str]) -> str | None:
@@ -198,6 +208,8 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
     options = parser.parse_intermixed_args(arguments)
+    if options.json is not None and not Path(options.json).name:
+        raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
     cells = _cells(options.overrides)
 
     from fpn_ablate.doctor import examine

@@ -11,9 +11,10 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate import plan, report
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.files import MODEL
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
@@ -39,7 +40,10 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     The row is called after its file in conf/ablation, and after the factors that the command line, or the sweep of an
     experiment's file, adds to it; the recipe after all other keys: `fpn+upsample=bilinear`, `quick+steps=100`.
     """
-    values = OmegaConf.to_container(composed, resolve=True)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:  # a `${...}` that leads nowhere, or to itself
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is not the run's business
     values.pop("hydra", None)

@@ -11,6 +11,7 @@ Writes results/reference/reliability/fuzz_<kind>.json.
 import argparse
 import contextlib
 import copy
+import csv
 import gc
 import io
 import json
@@ -18,19 +19,23 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -138,8 +143,7 @@ def spoilt(draw: Draw, tree: Any) -> Any:
                 holder[draw.choice([str(key) + "s", str(key).upper(), draw.choice(TEXTS)])] = holder.pop(key)
             case _:
                 value = holder[key]
-                known = {bool: not value, int: -value if isinstance(value, int) else 0, str: f" {value} "}
-                holder[key] = known.get(type(value), draw.choice(NUMBERS))
+                holder[key] = f" {value} " if isinstance(value, str) else not value if isinstance(value, bool) else draw.choice(NUMBERS)
     return tree
 
 
@@ -177,7 +181,7 @@ def told(text: str) -> None:
         raise Lost("an empty message")
     if len(text) > LONGEST:
         raise Lost(f"a message of {len(text)} characters: {text[:300]}")
-    if wrong := {char for char in text if not char.isprintable() and char != "\n"}:
+    if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
         raise Lost(f"a message with {sorted(map(ascii, wrong))}: {ascii(text[:300])}")
 
 
@@ -371,9 +375,638 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     return copy.deepcopy(_COMPOSED[key])
 
 
+# --- pictures
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I;16", "I", "F", "HSV", "LAB")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "EPS", "PDF", "DDS")
+STRANGE = [
+    *(b"", b"\0", b"<!doctype html><html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a"),
+    *(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n", b"P6 99999 99999 255\n", b"BM" + bytes(60)),
+    *(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"PK\3\4", b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"),
+    b"\x89PNG\r\n\x1a\n",
+]  # fmt: skip
+
+
+def bomb(draw: Draw) -> bytes:
+    """A PNG of a few hundred bytes that claims to be up to 60,000 pixels high and wide."""
+    side = struct.pack(">II", draw.choice([30_000, 60_000, 2**31 - 1]), draw.choice([1, 30_000, 60_000]))
+    header = b"IHDR" + side + bytes([8, draw.choice([0, 2]), 0, 0, 0])
+    chunks = [header, b"IDAT" + zlib.compress(bytes(draw.choice([10, 100_000]))), b"IEND"]
+    if draw.random() < 0.3:  # a text that unpacks to 60 MB
+        chunks.insert(1, b"zTXtx\0\0" + zlib.compress(bytes(60_000_000), 1))
+    packed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def picture_bytes(draw: Draw) -> tuple[bytes, tuple[int, int]]:
+    """A file in any mode and format, perhaps damaged, and its (width, height)."""
+    size = draw.choice([(1, 1), (20, 30), (20, 30), (33, 17), (1, 300), (300, 1), (30_000, 1), (30_000, 40), (3, 20_000)])
+    if draw.random() < 0.12:
+        return (draw.choice(STRANGE) if draw.random() < 0.7 else bomb(draw)), size
+    small = Image.frombytes("RGB", (8, 8), draw.randbytes(192))
+    image = small.resize(size, Image.Resampling.NEAREST)
+    with contextlib.suppress(ValueError):  # not every mode can be had from RGB
+        image = image.convert(draw.choice(MODES))
+    stream, options = io.BytesIO(), {}
+    form = draw.choice(FORMATS if draw.random() < 0.5 else FORMATS[:5])
+    if draw.random() < 0.15 and form in ("GIF", "WEBP", "PNG", "TIFF"):
+        options = {"save_all": True, "append_images": [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 3}
+    if draw.random() < 0.3 and form in ("JPEG", "PNG", "WEBP", "TIFF"):
+        exif = Image.Exif()
+        exif[274] = draw.choice([0, 1, 2, 3, 5, 6, 7, 8, 9, 65535])
+        options["exif"] = exif
+    try:
+        image.save(stream, form, **options)
+    except Exception:  # a mode that the format lacks, or a side that it cannot have
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, "PNG")
+    data = stream.getvalue()
+    return (damaged(draw, data) if draw.random() < 0.4 else data), size
+
+
+class Pictures:
+    """A picture is refused with a message, or gives pixels of the size that was annotated."""
+
+    how = "pictures in 14 modes and 15 formats, damaged, truncated, huge, misnamed, animated, rotated, and what is no picture"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "images").mkdir()
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.data import doctor
+        from fpn_ablate.data.coco import CocoDataset
+        from fpn_ablate.data.transforms import prepare
+
+        data, (width, height) = picture_bytes(draw)
+        name = draw.choice(["a.jpg", "a.png", "a", "a.gif", "a.eps", "a.txt"])
+        (self.folder / "images" / name).write_bytes(data)
+        width, height = draw.choice([(width, height)] * 6 + [(height, width), (width + 1, height), (1, 1), (10**9, 10**9)])
+        entry = {"id": 1, "file_name": name, "width": width, "height": height}
+        rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, width, height], "area": 1, "iscrowd": 0}]
+        file = self.folder / "instances.json"
+        file.write_text(json.dumps({"images": [entry], "annotations": rows, "categories": CATEGORIES}))
+        report = doctor.examine(file, self.folder / "images")
+        for finding in report.findings:
+            told(str(finding))
+        try:
+            with no_process():
+                dataset = CocoDataset(file, self.folder / "images", "set")
+        except UserError as error:
+            told(str(error))
+            same(report.sound, False, "refused what is sound")
+            return "refused"
+        try:
+            with no_process():
+                sample = dataset[0]
+        except UserError as error:  # damage in the middle, which the quick look does not see
+            told(str(error))
+            return "refused when read"
+        same((sample.image.shape, sample.image.dtype), ((height, width, 3), np.uint8), "pixels")
+        item = prepare(sample, 128, 256, True)
+        same(min(item.image.shape[1:]) >= 1 and max(item.image.shape[1:]) <= 256, True, "the input's size")
+        return "taken"
+
+
+@contextlib.contextmanager
+def no_process() -> Iterator[None]:
+    """Lost where a process would be started, as Pillow does for PostScript."""
+
+    def refuse(*arguments: Any, **_: Any) -> None:
+        raise Hang(f"a process would be started: {arguments}")
+
+    old, subprocess.Popen.__init__ = subprocess.Popen.__init__, refuse
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = old
+
+
+# --- configurations, and the command line
+
+BASES = [
+    ("recipe=smoke",),
+    ("recipe=smoke", "task=fast_rcnn"),
+    ("recipe=smoke", "task=faster_rcnn", "backbone=resnet18", "backbone.weights=imagenet"),
+    ("recipe=smoke", "data=coco", "data.root=nowhere"),
+    ("recipe=smoke", "neck=single_level", "backbone=mobilenet_v2"),
+    ("recipe=paper2017", "task=faster_rcnn", "task.training=joint"),
+]
+EXTREMES = [1, 2, 7, 31, 32, 1000, 4096, 8192, 65_536, 10**6, 10**9, 10**18, 1e-30, 1e-6, 1e-3, 0.5, 0.999, 1.0, 1e3, 1e6, 1e30, 1e300]
+
+
+class Configs:
+    """A configuration is refused with a message, or stays as it is when it is kept and read again, and has a network."""
+
+    how = "mutated configurations of six tasks through validation.validate; accepted ones are built on the meta device"
+
+    def __init__(self, folder: Path) -> None:
+        self.bases = [composed(base) for base in BASES]
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.validation import kept, validate
+
+        values = copy.deepcopy(draw.choice(self.bases))
+        if draw.random() < 0.4:  # numbers alone, most of them of the right type
+            for path in draw.sample([p for p in places(values) if type(at(values, p)) in (int, float)], draw.choice([1, 2, 4])):
+                at(values, path[:-1])[path[-1]] = draw.choice(EXTREMES)
+        else:
+            values = spoilt(draw, values)
+        before = shown(values)
+        try:
+            cfg = (kept if draw.random() < 0.3 else validate)(values)
+        except UserError as error:
+            told(str(error))
+            return "refused"
+        again = cfg.model_dump(mode="json")
+        json.dumps(again, allow_nan=False)
+        same(validate(again) == cfg, True, f"the same when read again: {before}")
+        self._built(cfg)
+        return "taken"
+
+    def _built(self, cfg: Any) -> None:
+        import torch
+
+        from fpn_ablate.inputs import world
+        from fpn_ablate.model.build import build_detector
+        from fpn_ablate.optim import base_learning_rate
+
+        same(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
+        world(cfg)
+        with torch.device("meta"):
+            model = build_detector(cfg, num_classes=3)
+        gibibytes = sum(p.numel() for p in model.parameters()) * 4 / 2**30
+        same(gibibytes < 64, True, f"parameters of {gibibytes:.0f} GiB")
+
+
+def shown(value: Any) -> str:
+    return repr(value)[:300]
+
+
+TOKENS = [
+    *("=", "", "a=b=c", "~neck", "~x", "+x=1", "++recipe.steps=1", "neck@head=fpn", "data=coco,shapes", "ablation=c4", "ablation="),
+    *("ablation=../x", "ablation=fpn,c4", "recipe=", "recipe=paper2017", "recipe=../../x", "task=joint", "backbone=timm/x", "[", "'"),
+    *("experiments=table1", "+experiments=table1,table2", "experiments=../x", "hydra.run.dir=x", "hydra/launcher=joblib", "task={"),
+    *("--limit", "--limit=x", "--limit=-1", "--json", "--json=-", "--json=.", "--size=0x0", "--markdown", "-m", "--help", "--nope"),
+    *("seed=1,2", "seed=range(1,3)", "seed=choice(1)", "seed=1_000", "seed=0x10", "data.root=${oc.env:HOME}", "data.root=${nope}"),
+    *("data.root=${data.root}", "data.root=???", "recipe=null", "recipe.optimizer=null", "neck={}", "task=null", "data=null", "seed=~"),
+    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "head.anchor_sizes={a:1}", "factors=neck", "factors=[]", "data.label="),
+]  # fmt: skip
+
+
+class Commands:
+    """The data doctor's command line ends with its exit codes 0, 1 or 2, and says something."""
+
+    how = "command lines of keys that exist and that do not with values of any type, through the doctor's command"
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.validation import keys
+
+        put_pictures(folder)
+        (folder / "instances.json").write_text(json.dumps(whole_set()))
+        split = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
+        self.base = ["recipe=smoke", "data=coco", f"data.root={folder}", f"{split[0]}=instances.json", f"{split[1]}=images",
+                     f"{split[2]}=instances.json", f"{split[3]}=images", "ablation=fpn"]  # fmt: skip
+        self.keys, self.place = sorted({*keys()}), folder
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.__main__ import main as entry
+
+        # No process can be given these characters.
+        given = [token.translate({0: "", 0xD800: ""}) for token in (self._token(draw) for _ in range(draw.choice([1, 1, 2, 3])))]
+        old = Path.cwd()
+        os.chdir(self.place)
+        try:
+            code, text = command(lambda: entry(["doctor", *self.base, *given]))
+        finally:
+            os.chdir(old)
+        told(text)
+        same(code in (0, 1, 2), True, f"exit code {code} of {given}")
+        return {0: "sound", 1: "refused", 2: "refused"}[code]
+
+    def _token(self, draw: Draw) -> str:
+        if draw.random() < 0.4:
+            return draw.choice(TOKENS)
+        key = draw.choice(self.keys) if draw.random() < 0.9 else draw.choice(TEXTS)
+        value = draw.choice([str(draw.choice(EXTREMES)), str(draw.choice(NUMBERS[:-1])), draw.choice(TEXTS), "[1,2]", "{a: 1}", "null"])
+        return draw.choice(["", "", "", "+", "++", "~"]) + f"{key}={value}"
+
+
+# --- proposals
+
+class Proposals:
+    """A file is refused with a message, or every box in it is handed out with its picture."""
+
+    how = "mutated proposals.npz (types, shapes, values, keys, bytes, archives that unpack to much) through the loader and the data set"
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.data.coco import CocoDataset
+
+        self.file, self.cfg = folder / "proposals.npz", configuration(None, *BASES[1])
+        (folder / "instances.json").write_text(json.dumps(whole_set()))
+        images = put_pictures(folder)
+        self.dataset, self.other = (CocoDataset(folder / "instances.json", images, "set") for _ in range(2))
+
+    def _arrays(self) -> dict[str, Any]:
+        ids = np.repeat(np.array(self.dataset.image_ids), 3)
+        boxes = np.tile(np.array([[0, 0, 20, 30], [1, 2, 10, 12], [5, 5, 6, 6.5]], np.float32), (3, 1))
+        split = {"ids": ids, "boxes": boxes, "images": np.array(self.dataset.image_ids)}
+        named = {f"{part}_{name}": array for part in ("train", "val") for name, array in split.items()}
+        return named | {"row": "fpn", "fingerprint": "0", "train_data": self.dataset.digest, "val_data": self.dataset.digest}
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.data.proposals import WithProposals
+        from fpn_ablate.proposals import FixedProposals
+
+        self.file.write_bytes(self._content(draw))
+        try:
+            found = FixedProposals.load(self.file, self.cfg, (self.dataset, self.other), "leave it out")
+            for split in ("train", "val"):
+                ids, boxes = getattr(found, f"{split}_ids"), getattr(found, f"{split}_boxes")
+                joined = WithProposals(self.dataset, ids, boxes, 1000)
+                own = [joined[n] for n in range(len(joined))]
+                same(sum(len(sample.proposals) for sample in own), len(boxes), "boxes handed out")
+                for sample in own:
+                    height, width = sample.image.shape[:2]
+                    beyond = np.abs(sample.proposals - np.clip(sample.proposals, 0, [width, height] * 2))
+                    same(bool((beyond <= 1).all()), True, f"boxes {sample.proposals.tolist()} in {width}x{height}")
+        except UserError as error:
+            told(str(error))
+            return "refused"
+        return "taken"
+
+    def _content(self, draw: Draw) -> bytes:
+        arrays, stream = self._arrays(), io.BytesIO()
+        for _ in range(draw.choice([0, 1, 1, 2])):
+            name = draw.choice(list(arrays))
+            arrays[name] = self._other(draw, arrays[name])
+            if draw.random() < 0.1:
+                del arrays[name]
+        (np.savez_compressed if draw.random() < 0.5 else np.savez)(stream, **arrays)
+        data = stream.getvalue()
+        kind = draw.random()
+        if kind < 0.05:
+            return draw.choice([b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", pickle.dumps(arrays), data[:100], bytes(1000)])
+        if kind < 0.15:
+            return archive(draw)
+        return damaged(draw, data) if kind < 0.45 else data
+
+    @staticmethod
+    def _other(draw: Draw, array: Any) -> Any:
+        array = np.asarray(array)
+        match draw.randrange(8):
+            case 0 if array.dtype.kind in "iuf":
+                return array.astype(draw.choice(["f4", "f8", "f2", "u8", "i1", "c8", "S3", "O", "?", ">f4", ">i8"]), casting="unsafe")
+            case 1:
+                return array.reshape(draw.choice([(-1,), (1, -1), (*array.shape, 1)]))
+            case 2 | 3 if array.size and array.dtype.kind in "iuf":
+                array, wide = array.copy(), np.iinfo(array.dtype) if array.dtype.kind in "iu" else np.finfo(array.dtype)
+                array.flat[draw.randrange(array.size)] = draw.choice([0, 1, 3, 99, wide.max, wide.min])
+                return array
+            case 4 if array.dtype.kind == "f" and array.size:
+                array = array.copy()
+                array.flat[draw.randrange(array.size)] = draw.choice([math.nan, math.inf, -1e30, 1e30, 1e5, -3, -0.5])
+                return array
+            case 5:
+                return array[: draw.randrange(4)] if array.ndim else array
+            case 6:
+                return np.array(draw.choice([0, None, "x", [1, 2], {"a": 1}]), dtype=draw.choice([object, None]))
+            case _:
+                return np.concatenate([array, array]) if array.ndim else np.array([array, array])
+
+
+def archive(draw: Draw) -> bytes:
+    """A zip of one array that says more than it holds, or unpacks to a gigabyte."""
+    shape = draw.choice([(10**6, 4), (10**9, 4), (10**12, 4), (-1, 4), (2**62, 4), (0, 4)])
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    text = (header if draw.random() < 0.8 else draw.choice(["{", "(" * 3000, "{'descr': __import__('os')}", header * 3])).encode()
+    text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
+    stream = io.BytesIO()
+    method = draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    with zipfile.ZipFile(stream, "w", method) as file:
+        body = bytes(draw.choice([0, 100, 16_000_000 if method != zipfile.ZIP_STORED else 1000]))
+        for name in ("train_ids", "train_boxes", "train_images"):
+            file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + body)
+    data = stream.getvalue()
+    return damaged(draw, data) if draw.random() < 0.3 else data
+
+
+# --- files of weights
+
+class Weights:
+    """A file is refused with a message, or gives tensors that hold numbers; nothing in it is run."""
+
+    how = "mutated files of weights (torch, pickle, safetensors: bytes, types, nesting) through the reader and the converter"
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        from fpn_ablate.weights.files import write_safetensors
+
+        self.file, self.mark = folder / "weights", folder / "run"
+        tensors = {"conv1.weight": torch.rand(4, 3, 7, 7), "bn1.weight": torch.rand(4), "layer1.0.conv1.weight": torch.rand(4, 4, 1, 1)}
+        self.tree = {"model": {name: value.numpy() for name, value in tensors.items()}, "__author__": "x", "n": [1, {"a": 2.0}]}
+        self.whole = []
+        for old in (False, True):
+            stream = io.BytesIO()
+            torch.save({"model": tensors}, stream, _use_new_zipfile_serialization=not old)
+            self.whole.append(stream.getvalue())
+        write_safetensors(self.file, {f"backbone.stages.stem.{n}": value for n, value in enumerate(tensors.values())}, {"row": "fpn"})
+        self.whole += [self.file.read_bytes(), *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
+
+    def case(self, draw: Draw) -> str:
+        import torch
+
+        from fpn_ablate.weights.files import read
+        from fpn_ablate.weights.loading import open_weights
+
+        self.file.write_bytes(self._content(draw))
+        try:
+            stored = read(self.file)
+            for name, value in stored.tensors.items():
+                same(isinstance(name, str) and (not value.is_floating_point() or bool(torch.isfinite(value).all())), True, name)
+            open_weights(self.file)
+        except UserError as error:
+            told(str(error))
+            same(self.mark.exists(), False, "something in the file was run")
+            return "refused"
+        return "taken"
+
+    def _content(self, draw: Draw) -> bytes:
+        import torch
+
+        kind = draw.randrange(10)
+        if kind < 6:
+            return damaged(draw, draw.choice(self.whole))
+        if kind < 8:
+            tree = spoilt(draw, self.tree)
+            return pickle.dumps(tree, draw.choice([2, 3, 4, 5])) if deep(tree) < 100 else b"\x80\x02" + b"]" * 3000 + b"."
+        if kind == 8:
+            tensors = spoilt(draw, {"model": {"a.weight": 1, "b": [2]}})
+            stream = io.BytesIO()
+            torch.save(tensors if deep(tensors) < 100 else Runs(self.mark), stream)
+            return stream.getvalue()
+        return draw.choice([wide_pickle(draw.choice([3, 40, 1000])), pickle.dumps({"model": {"a": Runs(self.mark)}}, 2), draw.randbytes(500)])
+
+
+class Runs:
+    """Leaves a file where a pickle of it is run."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def wide_pickle(width: int) -> bytes:
+    """Dictionaries of dictionaries, each the same one many times: a few kilobytes that stand for width^4 of them."""
+    data = b"\x80\x02}q\0"
+    for level in range(4):
+        keys = b"".join(b"X" + struct.pack("<I", 4) + b"%04d" % n + b"h" + bytes([level]) for n in range(width))
+        data += b"0}q" + bytes([level + 1]) + b"(" + keys + b"u"
+    return data + b"."
+
+
+def deep(value: Any) -> int:
+    depth, layer = 0, [value]
+    while layer := [inner for item in layer for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())]:
+        depth += 1
+    return depth
+
+
+# --- records, definitions of tables, and names
+
+ROWS = ("c4", "fpn", "fpn+upsample=bilinear")
+METRICS = ("AR100", "AR1k", "AR1k_s")
+
+
+def record(row: str, seed: int) -> dict[str, Any]:
+    """What a finished run leaves, as far as tables read it."""
+    values = {name: 0.1 + 0.05 * seed + 0.1 * len(row) / (n + 9) for n, name in enumerate(METRICS)}
+    return {
+        **{"format": 1, "status": "finished", "error": None, "fingerprint": f"{row}-{seed}", "setting": "s", "table": "table1_rpn"},
+        **{"recipe": "quick", "data": "shapes", "generated": True, "task": "rpn", "row": row, "seed": seed, "draws": "d"},
+        "config": {"neck": {"lateral": row != "c4"}, "seed": seed, "factors": ["neck"], "recipe": {"steps": 5}},
+        "verify": {"feature": "{Pk}", "anchors": 199974, "lateral": True, "top_down": True, "gflops": 1.5},
+        "metrics": values,
+        "objects": {"small": 11, "medium": 12, "large": 13},
+        "images": {"count": 4, "digest": "1a2b"},
+        "repairs": {"train": {"boxes clipped": 2}, "val": {}},
+        "cost": {"pretrain_s": 12.0, "train_s": 70.0, "eval_s": 9.0, "steps": 5},
+        "environment": {"device": "cpu", "evaluator": "e 1", "commit": "abc", "dirty": False, "version": "0.1.0", "command": "x"},
+        "by_size": {"edges": [4.0, 8.0], "objects": [0, 1, 2], "AR100": [None, 0.2, 0.3]},
+        "pictures": "set",
+        **{"started": "2026-11-21T08:00:00+00:00", "finished": f"2026-11-21T09:0{seed}:00+00:00"},
+    }  # fmt: skip
+
+
+def leave(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = ("ant", "bee")) -> Path:
+    """A run's folder with all that the page reads."""
+    folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(content))
+    ids = np.arange(1, 4)
+    levels = {f"level_p{k}": np.full((4, 4), 40 * k, np.uint8) for k in (2, 3)}
+    np.savez(folder / "exhibits.npz", image_ids=ids, values=np.array([0.1, 0.5, 0.2]) * len(row), **levels)
+    boxes = np.tile(np.array([[4.0, 6.0, 20.0, 30.0]]), (3, 1))
+    np.savez(folder / "detections.npz", image_ids=ids, boxes=boxes, scores=np.array([0.9, 0.6, 0.2]))
+    lines = [{"step": step, "loss": 1 / step, names[0]: 0.5} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = runs / ".pictures" / "set"
+    if not place.is_dir():
+        place.mkdir(parents=True)
+        for image in ids:
+            Image.new("RGB", (32, 32), (90, 10 * int(image), 0)).save(place / f"{image}.jpg")
+        Image.new("RGB", (32, 32), (255, 0, 0)).save(runs / "secret.jpg")
+    images = {str(n): {"width": 32, "height": 32, "objects": [{"bbox": [4, 6, 9, 9], "category": names[n % 2]}]} for n in ids}
+    (place / "truth.json").write_text(json.dumps({"categories": list(names), "images": images}))
+    return folder
+
+
+class Written(HTMLParser):
+    """The tags of a page with the names of their attributes, and what its blocks of JSON hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[tuple[str, ...]] = set()
+        self._json = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add((tag, *sorted({name for name, _ in attrs})))
+        self._json = tag == "script" and ("type", "application/json") in attrs
+
+    def handle_data(self, data: str) -> None:
+        if self._json:
+            json.loads(data, parse_constant=float)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._json = False
+
+
+def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> None:
+    """All that is made of tables is well-formed, and holds no markup, command, formula or control character of a name's."""
+    from rich.console import Console
+
+    from fpn_ablate.report import page, tables
+
+    made = page.render(tables_)
+    if strange := {tag for tag in Written(made).tags if tag not in allowed}:
+        raise Lost(f"the page has {sorted(strange)[:3]}")
+    for table in tables_:
+        markdown, latex, sheet = tables.markdown(table), tables.latex(table), tables.csv_text(table)
+        stream = io.StringIO()
+        tables.show(table, Console(file=stream, width=width))
+        for text in (markdown, latex, stream.getvalue(), sheet, tables.claims_csv(table) if table.verdicts else "x"):
+            plain(text)
+        if wrong := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):
+            raise Lost(f"Markdown holds {ascii(markdown[wrong.start() : wrong.end() + 40])}")
+        lines = [line for line in markdown.splitlines() if line.startswith("|")]
+        same(all(len(re.split(r"(?<!\\)\|", line)) == len(re.split(r"(?<!\\)\|", lines[0])) for line in lines[: 1 + len(table.rows)]),
+             True, "cells of Markdown")  # fmt: skip
+        bare = re.sub(r"\\[\\%&$#_{}]", "", latex.split("\n", 1)[1])
+        same((bare.count("{"), bare.count("$") % 2), (bare.count("}"), 0), "braces and dollars of LaTeX")
+        if foreign := set(re.findall(r"\\[a-zA-Z]+", bare)) - LATEX:
+            raise Lost(f"LaTeX holds {foreign}")
+        for cell in (cell for line in csv.reader(io.StringIO(sheet)) for cell in line):
+            if re.match(r"\s*[=+@＝＋＠－]|\s*-(?![\d.])|.*;\s*[\"']?[=+@-]", cell) and not re.match(r'"', cell):
+                raise Lost(f"a formula: {ascii(cell[:80])}")
+
+
+LATEX = {"\\" + name for name in (
+    "begin end centering footnotesize setlength tabcolsep caption allowbreak resizebox ifdim width linewidth else fi toprule midrule "
+    "addlinespace textbf quad bottomrule par smallskip scriptsize textbackslash textasciitilde textasciicircum textless textgreater "
+    "textbar pm checkmark Delta cdot dots dagger"
+).split()}  # fmt: skip
+
+
+def plain(text: str) -> None:
+    if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
+        raise Lost(f"written: {sorted(map(ascii, wrong))}")
+    text.encode()
+
+
+class Report:
+    """What tables, their files and the page are made from: it is left out with a word, refused with a message, or well written."""
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.paths import EXPERIMENTS
+        from fpn_ablate.report import collate, load
+
+        self.runs, self.experiments = folder / "runs", EXPERIMENTS
+        self.own = folder / "experiments"
+        self.own.mkdir()
+        for row in ROWS:
+            for seed in (2, 3):
+                leave(self.runs, row, seed, record(row, seed))
+        from fpn_ablate.report import page
+
+        self.allowed = Written(page.render(collate(load(self.runs)))).tags
+        # Which of these stand on a page depends on what a table has: errors, notes, a best row, one picture or none.
+        for tag, *names in list(self.allowed):
+            self.allowed |= {(tag, *sorted({*names, more})) for more in ("class", "title", "colspan", "id", "tabindex")}
+            self.allowed |= {(tag, *(name for name in names if name != less)) for less in ("class", "title", "colspan")}
+        for tag in ("p", "small", "strong", "span", "i", "em", "label", "select", "option", "h1", "h2", "h3", "div", "ul", "li", "br"):
+            self.allowed |= {(tag,), (tag, "class")}
+
+    def made(self, folders: Sequence[Path] = ()) -> str:
+        from fpn_ablate.report import collate, load
+
+        frame = load(self.runs)
+        for line in frame.attrs["unreadable"]:
+            plain(line)
+        errors: list[str] = []
+        found = collate(frame, experiments=[self.experiments, *folders], errors=errors, allow_unfair=True)
+        for error in errors:
+            told(error)
+        written(found, self.allowed)
+        return "taken" if not errors and not frame.attrs["unreadable"] else "refused"
+
+
+class Records(Report):
+    how = "mutated record.json, metrics.jsonl, truth.json and arrays of finished runs, through all tables and the page"
+
+    def case(self, draw: Draw) -> str:
+        folder = leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+        if draw.random() < 0.7:
+            (folder / "record.json").write_text(json.dumps(spoilt(draw, record(ROWS[1], 2))))
+        else:
+            name = draw.choice(["record.json", "metrics.jsonl", "exhibits.npz", "detections.npz", "truth.json", "1.jpg"])
+            file = folder / name if (folder / name).exists() else self.runs / ".pictures" / "set" / name
+            data = file.read_bytes()
+            if name == "truth.json" and draw.random() < 0.7:
+                data = json.dumps(spoilt(draw, json.loads(data))).encode()
+            elif draw.random() < 0.8:
+                data = damaged(draw, data)
+            else:
+                data = archive(draw) if name.endswith("npz") else draw.choice(STRANGE)
+            file.write_bytes(data)
+        try:
+            return self.made()
+        finally:
+            shutil.rmtree(self.runs / ".pictures")
+            leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+
+
+class Names(Report):
+    how = "hostile names of rows, tables, recipes, data, classes, errors, devices and commands in HTML, LaTeX, CSV, Markdown, terminal"
+
+    def case(self, draw: Draw) -> str:
+        names = [text for text in TEXTS if text.strip()]
+        content = record(ROWS[1], 2)
+        for key in draw.sample(["row", "table", "recipe", "data", "setting", "fingerprint", "error", "draws", "task"], draw.choice([1, 2, 3])):
+            content[key] = draw.choice(names)
+        content["environment"][draw.choice(["device", "commit", "command", "evaluator"])] = draw.choice(names)
+        content["verify"]["feature"] = draw.choice(names)
+        content["metrics"][draw.choice(names)] = 0.5
+        content["status"] = draw.choice(["finished", "finished", "failed", "diverged"])
+        leave(self.runs, ROWS[1], 2, content, (draw.choice(TEXTS), draw.choice(TEXTS)))
+        return self.made()
+
+
+class Tables(Report):
+    how = "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they show"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.texts = {name: (self.experiments / f"{name}.yaml").read_text() for name in ("table1_rpn", "claims")}
+
+    def case(self, draw: Draw) -> str:
+        name = draw.choice(list(self.texts))
+        text = self.texts[name]
+        if draw.random() < 0.7:
+            content = yaml.safe_load(text)
+            part = content["report"] if "report" in content and draw.random() < 0.8 else content
+            part = spoilt(draw, part)
+            content = content | {"report": part} if "report" in content and part is not content else part
+            data = (yaml.safe_dump(content) if deep(content) < 100 else json.dumps(content)).encode("utf-8", "surrogatepass")
+        elif draw.random() < 0.7:
+            data = damaged(draw, text.encode())
+        else:
+            strange = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000, "{" * 3000, "a: !!int x",
+                       "? {a: [1]}\n: 2", "\0", "a: !!binary x", "- 1", "a: !!timestamp x", "%YAML 9", "a: b: c", "<<: 1", bombs()]  # fmt: skip
+            data = draw.choice([*strange, text + "\n" + draw.choice(strange)]).encode()
+        (self.own / f"{name}.yaml").write_bytes(data)
+        try:
+            return self.made([self.own])
+        finally:
+            (self.own / f"{name}.yaml").unlink()
+
+
+def bombs() -> str:
+    """Aliases of aliases: a few lines that stand for 9^9 entries."""
+    lines = ["table: table1_rpn", "a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    return "\n".join([*lines, "report: {title: x, facts: *a8, metrics: [], notes: *a8}"])
+
+
 # --- all of them
 
-KINDS: dict[str, Callable[[Path], Any]] = {"annotations": Annotations}
+KINDS: dict[str, Callable[[Path], Any]] = {
+    **{"annotations": Annotations, "pictures": Pictures, "configs": Configs, "commands": Commands},
+    **{"proposals": Proposals, "weights": Weights, "records": Records, "names": Names, "tables": Tables},
+}
 
 
 @dataclass

@@ -5,7 +5,6 @@ N images, M annotations, K categories. The arrays of COCO's training set take a 
 
 import json
 import math
-import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fpn_ablate.data.findings import Finding, Findings
+from fpn_ablate.errors import shown
 
 LARGEST_AREA = 1e10  # square pixels; COCO's evaluators count no object above
 
@@ -63,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]], file: str, found: Findings) -> dict[st
     if len(entry) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        found.append(Finding("duplicate-key", file, value=f"{_shown(twice)} stands {keys.count(twice)} times in {_shown(entry)}"))
+        found.append(Finding("duplicate-key", file, value=f"{shown(twice)} stands {keys.count(twice)} times in {shown(entry)}"))
     # Polygons are most of a COCO file; let go of each one as soon as it is parsed.
     entry.pop("segmentation", None)
     return entry
@@ -78,27 +78,17 @@ def _told(error: Exception) -> str:
 
 def _check_structure(data: Any, file: str) -> Iterator[Finding]:
     if not isinstance(data, dict):
-        yield Finding("structure", file, value=f"the top level is {_shown(data)}, not an object")
+        yield Finding("structure", file, value=f"the top level is {shown(data)}, not an object")
         return
     for key in FIELDS:
         if not isinstance(data.get(key), list):
-            yield Finding("structure", file, value=f"`{key}` is {_shown(data[key]) if key in data else 'missing'}")
+            yield Finding("structure", file, value=f"`{key}` is {shown(data[key]) if key in data else 'missing'}")
         elif not data[key] and key != "annotations":
             yield Finding("structure", file, value=f"`{key}` is empty")
 
 
 class _Bad(Exception):
     """A value that cannot be used: (kind, what is wrong)."""
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxlong = 4, 8, 8, 80, 80
-
-
-def _shown(value: Any) -> str:
-    # Not ascii() of the whole: it may be nested deeper than Python goes, or hold the rest of the file.
-    text = _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _get(entry: dict[str, Any], key: str) -> Any:
@@ -110,10 +100,10 @@ def _get(entry: dict[str, Any], key: str) -> Any:
 def _integer(entry: dict[str, Any], key: str) -> int:
     value = _get(entry, key)
     if type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not an integer")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not an integer")
     if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
         raise _Bad(
-            "wrong-type", f"`{key}` is {_shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
+            "wrong-type", f"`{key}` is {shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
         )
     return value
 
@@ -128,28 +118,28 @@ def _extent(entry: dict[str, Any], key: str) -> int:
 def _text(entry: dict[str, Any], key: str) -> str:
     value = _get(entry, key)
     if type(value) is not str or not value:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not a text")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a text")
     if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can hold it, and no file can
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, with half of a surrogate pair")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, with half of a surrogate pair")
     return value
 
 
 def _number(value: Any, key: str) -> float:
     if type(value) is not float and type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` holds {_shown(value)}, not a number")
+        raise _Bad("wrong-type", f"`{key}` holds {shown(value)}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Bad("non-finite", f"`{key}` holds {_shown(value)}")
+        raise _Bad("non-finite", f"`{key}` holds {shown(value)}")
     return number
 
 
 def _box(entry: dict[str, Any], key: str) -> list[float]:
     value = _get(entry, key)
     if type(value) is not list or len(value) != 4:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not [x, y, width, height]")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not [x, y, width, height]")
     return [_number(side, key) for side in value]
 
 
@@ -157,16 +147,16 @@ def _area(entry: dict[str, Any], key: str) -> float:
     value = entry.get(key)
     area = math.nan if value is None else _number(value, key)
     if area < 0:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not a number from 0 on")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a number from 0 on")
     if area > LARGEST_AREA:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object")
     return area
 
 
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key)
     if value not in (0, 1, None):
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not 0 or 1")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not 0 or 1")
     return bool(value)
 
 
@@ -205,12 +195,12 @@ def _rows(data: dict[str, Any], what: str, file: str, found: Findings) -> list[l
 
 def _faults(entry: Any, what: str, file: str) -> Iterator[Finding]:
     if not isinstance(entry, dict):
-        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {_shown(entry)}, not an object")
+        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {shown(entry)}, not an object")
         return
     ids = {key: value for key, value in entry.items() if key in ("id", "image_id") and type(value) is int}
     image_id = ids.get({"images": "id", "annotations": "image_id"}.get(what, ""))
     annotation_id = ids.get("id") if what == "annotations" else None
-    where = f" in {_shown(entry)}" if image_id is None and annotation_id is None else ""
+    where = f" in {shown(entry)}" if image_id is None and annotation_id is None else ""
     for key, check in FIELDS[what].items():
         try:
             check(entry, key)

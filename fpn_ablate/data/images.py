@@ -15,6 +15,7 @@ TAIL = 4096  # bytes searched for the end marker; cameras append a little after 
 # In entropy-coded JPEG data 0xFF is never followed by 0xD9, so the marker cannot occur by chance.
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+DRAWINGS = ("EPS", "WMF")  # Pillow hands them to another program, which runs what is in them
 MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA", "La", "RGBa", "HSV", *GREY16}
 
 
@@ -48,6 +49,8 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file, Image.open(file) as image:
+            if image.format in DRAWINGS:
+                return size, "image-unreadable", f"{image.format} is a drawing, not a picture"
             if image.mode not in MODES:
                 return size, "image-mode", f"pixel format {image.mode}"
             if _rotation(image, width, height) is None:
@@ -67,6 +70,8 @@ def read_rgb(path: str, width: int, height: int) -> np.ndarray:
     ValueError on a size that does not fit.
     """
     with Image.open(path) as image:
+        if image.format in DRAWINGS:
+            raise ValueError(f"{image.format} is a drawing, not a picture")
         rotated = _rotation(image, width, height)
         if rotated:
             image = ImageOps.exif_transpose(image)
