@@ -1,8 +1,11 @@
 """Files that are whole or not there: written beside, flushed to the disk, then renamed."""
 
 import errno
+import lzma
 import os
 import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,7 +19,8 @@ PICTURES, TRUTH = ".pictures", "truth.json"  # below the folder of all runs, and
 # What reading a file that somebody damaged may raise, whatever its kind.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),
-    *(RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, ArithmeticError),
+    *(SyntaxError, tokenize.TokenError, struct.error),  # of headers: Pillow's and numpy's
 )
 FORMAT = 1  # of record.json: raised when its keys change their meaning
 
