@@ -49,7 +49,7 @@ class Album:
         if key not in self.pictures:
             try:
                 picture = _picture(_inside(self.folders[name], f"{image}.jpg"), self.truth(name)["images"][image])
-            except UNREADABLE:
+            except Exception:  # Pillow's decoders raise whatever they stumble on
                 return None
             if self.spend(len(picture["src"]) + 400):
                 self.pictures[key] = picture
@@ -223,6 +223,8 @@ def _picture(file: Path, truth: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     buffer = io.BytesIO()
+    if file.stat().st_size > BYTES:
+        raise ValueError(f"{file}: no small copy of a picture")
     with Image.open(file, formats=("JPEG",)) as picture:
         if picture.width * picture.height > PIXELS:
             raise ValueError(f"{file}: no small copy of a picture")
