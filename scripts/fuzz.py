@@ -1,7 +1,7 @@
 """Bad input of every kind, drawn at random: python scripts/fuzz.py [KIND ...] [--cases N] [--seed S] [--only NUMBER]
 
-Every case must end in something that is taken whole, or in a message for the user (UserError, or the command line's exit code 2).
-What counts as lost is: any other exception, more than LIMIT seconds, more than MEMORY of new memory, a message that is empty,
+Every case must end in something that is taken whole, or in a message for the user (UserError, or the command line's exit code
+2). What counts as lost is: any other exception, more than LIMIT seconds or MEMORY of new memory, a message that is empty,
 endless or holds control characters, and a silent drop, which each kind looks for in a way of its own: what is taken is compared
 with what went in. A case is decided by seed, kind and number alone, and `--only` runs it again.
 
@@ -15,6 +15,7 @@ import csv
 import gc
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -48,7 +49,7 @@ from PIL import Image
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
 
-LIMIT = 20.0  # seconds a case may take
+LIMIT = 60.0  # seconds a case may take
 MEMORY = 4 << 30  # bytes of address space that all cases together may add
 LONGEST = 20_000  # characters of a message
 OUT = Path(__file__).parents[1] / "results" / "reference" / "reliability"
@@ -69,15 +70,20 @@ class Hang(BaseException):
 TEXTS = [
     *("", " ", "0", "-1", "1e5", "nan", "null", "true", "None", "..", ".", "/", "../../etc/passwd", "/etc/passwd", "a/../../b"),
     *("..\\x.jpg", "C:\\x.jpg", "\\\\host\\x", "a\0b", "\ud800", "\udcff", "\x1b[2J\x1b]0;x\x07", "a\nb", "a\r\nb", "\t=1+1"),
-    *("=cmd|' /C calc'!A0", "+1", "-x", "@SUM(A1)", "＝1+1", "x;=1+1", "<script>alert(1)</script>", "</script><img src=x onerror=a>"),
-    *("{{ 7*7 }}", "${oc.env:HOME}", "${nope}", "???", "$(id)", "`id`", "; rm -rf x", "\\input{/etc/passwd}", "$\\frac{", "%", "&"),
-    *("| a | b |", "[x](javascript:a)", "![x](http://x)", "**x", "[red]x[/red]", "[/]", "é", "日本語", "\u202etxt", "\u2028", "\ufeff"),
-    *("\x85", "\xa0x", "a\u0300" * 40, "x" * 300, "x" * 5000, "'; DROP TABLE x;--", "javascript:alert(1)", "data:text/html,x", "%00"),
+    *("=cmd|' /C calc'!A0", "+1", "-x", "@SUM(A1)", "＝1+1", "x;=1+1", "<script>alert(1)</script>"),
+    *("</script><img src=x onerror=a>", "datum.y", "[[x]]"),
+    *("{{ 7*7 }}", "${oc.env:HOME}", "${nope}", "???", "$(id)", "`id`", "; rm -rf x", "\\input{/etc/passwd}",),
+    *("$\\frac{", "%", "&"),
+    *("| a | b |", "[x](javascript:a)", "![x](http://x)", "**x", "[red]x[/red]", "[/]", "é", "日本語", "\u202etxt"),
+    *("\u2028", "\ufeff"),
+    *("\x85", "\xa0x", "a\u0300" * 40, "x" * 300, "x" * 5000, "'; DROP TABLE x;--", "javascript:alert(1)",),
+    *("data:text/html,x", "%00"),
     *("__proto__", "constructor", "datum.x", "fpn+upsample=bilinear", "con", "a.jpg/", "./a.jpg", "sub//b.png", "A.JPG"),
 ]  # fmt: skip
 NUMBERS = [
     *(0, 1, -1, 2, 3, 255, 65536, 2**31 - 1, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, -(10**30)),
-    *(0.0, -0.0, 0.5, 1.0, 1.5, -0.001, 1e-320, 1e-9, 1e10, 1.1e10, 1e18, 1e308, -1e308, math.nan, math.inf, -math.inf, 10**400),
+    *(0.0, -0.0, 0.5, 1.0, 1.5, -0.001, 1e-320, 1e-9, 1e10, 1.1e10, 1e18, 1e308, -1e308, math.nan, math.inf, -math.inf),
+    10**400,
 ]  # fmt: skip
 
 
@@ -144,7 +150,9 @@ def spoilt(draw: Draw, tree: Any) -> Any:
                 holder[draw.choice([str(key) + "s", str(key).upper(), draw.choice(TEXTS)])] = holder.pop(key)
             case _:
                 value = holder[key]
-                holder[key] = f" {value} " if isinstance(value, str) else not value if isinstance(value, bool) else draw.choice(NUMBERS)
+                holder[key] = (
+                    f" {value} " if isinstance(value, str) else not value if isinstance(value, bool) else draw.choice(NUMBERS)
+                )
     return tree
 
 
@@ -176,14 +184,14 @@ def damaged(draw: Draw, data: bytes) -> bytes:
 # --- what is asked of each case
 
 
-def told(text: str) -> None:
+def told(text: str, longest: int = LONGEST) -> None:
     """A message is there, can be read by a person, and cannot move the cursor of a terminal."""
     if not text.strip():
         raise Lost("an empty message")
-    if len(text) > LONGEST:
+    if len(text) > longest:
         raise Lost(f"a message of {len(text)} characters: {text[:300]}")
     if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
-        raise Lost(f"a message with {sorted(map(ascii, wrong))}: {ascii(text[:300])}")
+        raise Lost(f"a message with {sorted(map(ascii, wrong))}: {text[:300]!a}")
 
 
 def same(found: Any, expected: Any, what: str) -> None:
@@ -211,7 +219,13 @@ PICTURES = {"a.jpg": (40, 60), "sub/b.png": (50, 50), "c.png": (30, 20)}  # heig
 def whole_set() -> dict[str, Any]:
     """A sound annotation file of three pictures."""
     images = [{"id": n, "file_name": name, "height": h, "width": w} for n, (name, (h, w)) in enumerate(PICTURES.items(), 1)]
-    boxes = [(1, 3, [5, 6, 10, 12.5]), (1, 1, [0, 0, 60, 40]), (2, 3, [1, 2, 3, 4]), (2, 1, [20, 10, 30, 20]), (3, 1, [1, 1, 9, 9])]
+    boxes = [
+        (1, 3, [5, 6, 10, 12.5]),
+        (1, 1, [0, 0, 60, 40]),
+        (2, 3, [1, 2, 3, 4]),
+        (2, 1, [20, 10, 30, 20]),
+        (3, 1, [1, 1, 9, 9]),
+    ]
     rows = [
         {"id": 10 + n, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": int(n == 3),
          "segmentation": [[1, 2, 3, 4, 5, 6]]}
@@ -279,7 +293,7 @@ class Annotations:
         for finding in report.findings:
             told(str(finding))
         outcomes = [self._taken(mode, report) for mode in ("error", "clip", "drop")]
-        # How deep json goes depends on how deep it is called: a file at that very limit is read from one place and not the other.
+        # How deep json goes depends on how deep it is called: a file at that very limit is read from one place alone.
         if outcomes[0] != report.sound and "recursion" not in self.refusal:
             raise Lost(f"sound by the doctor: {report.sound}, taken: {outcomes[0]} ({self.refusal})")
         if draw.random() < 0.2:
@@ -326,7 +340,7 @@ class Annotations:
                 "keep_empty": False}  # fmt: skip
         report = examine({"fpn": configuration({"data": data})})
         json.dumps(report, ensure_ascii=False, allow_nan=False).encode()  # the file that --json writes
-        told(command(lambda: show(report))[1])
+        told(command(lambda: show(report))[1], 10 * LONGEST)  # 50 findings of each level and split
 
 
 def once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
@@ -382,8 +396,10 @@ MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I;16", "I",
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "EPS", "PDF", "DDS")
 STRANGE = [
     *(b"", b"\0", b"<!doctype html><html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a"),
-    *(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n", b"P6 99999 99999 255\n", b"BM" + bytes(60)),
-    *(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"PK\3\4", b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"),
+    *(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n"),
+    *(b"P6 99999 99999 255\n", b"BM" + bytes(60)),
+    *(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"PK\3\4",),
+    *(b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"),
     b"\x89PNG\r\n\x1a\n",
 ]  # fmt: skip
 
@@ -493,7 +509,30 @@ BASES = [
     ("recipe=smoke", "neck=single_level", "backbone=mobilenet_v2"),
     ("recipe=paper2017", "task=faster_rcnn", "task.training=joint"),
 ]
-EXTREMES = [1, 2, 7, 31, 32, 1000, 4096, 8192, 65_536, 10**6, 10**9, 10**18, 1e-30, 1e-6, 1e-3, 0.5, 0.999, 1.0, 1e3, 1e6, 1e30, 1e300]
+EXTREMES = [
+    1,
+    2,
+    7,
+    31,
+    32,
+    1000,
+    4096,
+    8192,
+    65_536,
+    10**6,
+    10**9,
+    10**18,
+    1e-30,
+    1e-6,
+    1e-3,
+    0.5,
+    0.999,
+    1.0,
+    1e3,
+    1e6,
+    1e30,
+    1e300,
+]
 
 
 class Configs:
@@ -502,12 +541,12 @@ class Configs:
     how = "mutated configurations of six tasks through validation.validate; accepted ones are built on the meta device"
 
     def __init__(self, folder: Path) -> None:
-        self.bases = [composed(base) for base in BASES]
+        """Nothing is needed."""
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.validation import kept, validate
 
-        values = copy.deepcopy(draw.choice(self.bases))
+        values = composed(draw.choice(BASES))
         if draw.random() < 0.4:  # numbers alone, most of them of the right type
             for path in draw.sample([p for p in places(values) if type(at(values, p)) in (int, float)], draw.choice([1, 2, 4])):
                 at(values, path[:-1])[path[-1]] = draw.choice(EXTREMES)
@@ -545,13 +584,20 @@ def shown(value: Any) -> str:
 
 
 TOKENS = [
-    *("=", "", "a=b=c", "~neck", "~x", "+x=1", "++recipe.steps=1", "neck@head=fpn", "data=coco,shapes", "ablation=c4", "ablation="),
-    *("ablation=../x", "ablation=fpn,c4", "recipe=", "recipe=paper2017", "recipe=../../x", "task=joint", "backbone=timm/x", "[", "'"),
-    *("experiments=table1", "+experiments=table1,table2", "experiments=../x", "hydra.run.dir=x", "hydra/launcher=joblib", "task={"),
-    *("--limit", "--limit=x", "--limit=-1", "--json", "--json=-", "--json=.", "--size=0x0", "--markdown", "-m", "--help", "--nope"),
-    *("seed=1,2", "seed=range(1,3)", "seed=choice(1)", "seed=1_000", "seed=0x10", "data.root=${oc.env:HOME}", "data.root=${nope}"),
-    *("data.root=${data.root}", "data.root=???", "recipe=null", "recipe.optimizer=null", "neck={}", "task=null", "data=null", "seed=~"),
-    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "head.anchor_sizes={a:1}", "factors=neck", "factors=[]", "data.label="),
+    *("=", "", "a=b=c", "~neck", "~x", "+x=1", "++recipe.steps=1", "neck@head=fpn", "data=coco,shapes"),
+    *("ablation=c4", "ablation="),
+    *("ablation=../x", "ablation=fpn,c4", "recipe=", "recipe=paper2017", "recipe=../../x", "task=joint"),
+    *("backbone=timm/x", "[", "'"),
+    *("experiments=table1", "+experiments=table1,table2", "experiments=../x", "hydra.run.dir=x",),
+    *("hydra/launcher=joblib", "task={"),
+    *("--limit", "--limit=x", "--limit=-1", "--json", "--json=-", "--json=.", "--size=0x0", "--markdown", "-m",),
+    *("--help", "--nope"),
+    *("seed=1,2", "seed=range(1,3)", "seed=choice(1)", "seed=1_000", "seed=0x10",),
+    *("data.root=${oc.env:HOME}", "data.root=${nope}"),
+    *("data.root=${data.root}", "data.root=???", "recipe=null", "recipe.optimizer=null", "neck={}", "task=null",),
+    *("data=null", "seed=~"),
+    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "head.anchor_sizes={a:1}", "factors=neck",),
+    *("factors=[]", "data.label="),
 ]  # fmt: skip
 
 
@@ -574,7 +620,9 @@ class Commands:
         from fpn_ablate.__main__ import main as entry
 
         # No process can be given these characters.
-        given = [token.translate({0: "", 0xD800: ""}) for token in (self._token(draw) for _ in range(draw.choice([1, 1, 2, 3])))]
+        given = [
+            token.translate({0: "", 0xD800: ""}) for token in (self._token(draw) for _ in range(draw.choice([1, 1, 2, 3])))
+        ]
         old = Path.cwd()
         os.chdir(self.place)
         try:
@@ -589,16 +637,19 @@ class Commands:
         if draw.random() < 0.4:
             return draw.choice(TOKENS)
         key = draw.choice(self.keys) if draw.random() < 0.9 else draw.choice(TEXTS)
-        value = draw.choice([str(draw.choice(EXTREMES)), str(draw.choice(NUMBERS[:-1])), draw.choice(TEXTS), "[1,2]", "{a: 1}", "null"])
+        value = draw.choice(
+            [str(draw.choice(EXTREMES)), str(draw.choice(NUMBERS[:-1])), draw.choice(TEXTS), "[1,2]", "{a: 1}", "null"]
+        )
         return draw.choice(["", "", "", "+", "++", "~"]) + f"{key}={value}"
 
 
 # --- proposals
 
+
 class Proposals:
     """A file is refused with a message, or every box in it is handed out with its picture."""
 
-    how = "mutated proposals.npz (types, shapes, values, keys, bytes, archives that unpack to much) through the loader and the data set"
+    how = "mutated proposals.npz (types, shapes, values, keys, bytes, archives that unpack to much), loaded and handed out"
 
     def __init__(self, folder: Path) -> None:
         from fpn_ablate.data.coco import CocoDataset
@@ -647,7 +698,9 @@ class Proposals:
         data = stream.getvalue()
         kind = draw.random()
         if kind < 0.05:
-            return draw.choice([b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", pickle.dumps(arrays), data[:100], bytes(1000)])
+            return draw.choice(
+                [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", pickle.dumps(arrays), data[:100], bytes(1000)]
+            )
         if kind < 0.15:
             return archive(draw)
         return damaged(draw, data) if kind < 0.45 else data
@@ -657,7 +710,9 @@ class Proposals:
         array = np.asarray(array)
         match draw.randrange(8):
             case 0 if array.dtype.kind in "iuf":
-                return array.astype(draw.choice(["f4", "f8", "f2", "u8", "i1", "c8", "S3", "O", "?", ">f4", ">i8"]), casting="unsafe")
+                return array.astype(
+                    draw.choice(["f4", "f8", "f2", "u8", "i1", "c8", "S3", "O", "?", ">f4", ">i8"]), casting="unsafe"
+                )
             case 1:
                 return array.reshape(draw.choice([(-1,), (1, -1), (*array.shape, 1)]))
             case 2 | 3 if array.size and array.dtype.kind in "iuf":
@@ -680,7 +735,9 @@ def archive(draw: Draw) -> bytes:
     """A zip of one array that says more than it holds, or unpacks to a gigabyte."""
     shape = draw.choice([(10**6, 4), (10**9, 4), (10**12, 4), (-1, 4), (2**62, 4), (0, 4)])
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
-    text = (header if draw.random() < 0.8 else draw.choice(["{", "(" * 3000, "{'descr': __import__('os')}", header * 3])).encode()
+    text = (
+        header if draw.random() < 0.8 else draw.choice(["{", "(" * 3000, "{'descr': __import__('os')}", header * 3])
+    ).encode()
     text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
     stream = io.BytesIO()
     method = draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -694,6 +751,7 @@ def archive(draw: Draw) -> bytes:
 
 # --- files of weights
 
+
 class Weights:
     """A file is refused with a message, or gives tensors that hold numbers; nothing in it is run."""
 
@@ -705,14 +763,20 @@ class Weights:
         from fpn_ablate.weights.files import write_safetensors
 
         self.file, self.mark = folder / "weights", folder / "run"
-        tensors = {"conv1.weight": torch.rand(4, 3, 7, 7), "bn1.weight": torch.rand(4), "layer1.0.conv1.weight": torch.rand(4, 4, 1, 1)}
+        tensors = {
+            "conv1.weight": torch.rand(4, 3, 7, 7),
+            "bn1.weight": torch.rand(4),
+            "layer1.0.conv1.weight": torch.rand(4, 4, 1, 1),
+        }
         self.tree = {"model": {name: value.numpy() for name, value in tensors.items()}, "__author__": "x", "n": [1, {"a": 2.0}]}
         self.whole = []
         for old in (False, True):
             stream = io.BytesIO()
             torch.save({"model": tensors}, stream, _use_new_zipfile_serialization=not old)
             self.whole.append(stream.getvalue())
-        write_safetensors(self.file, {f"backbone.stages.stem.{n}": value for n, value in enumerate(tensors.values())}, {"row": "fpn"})
+        write_safetensors(
+            self.file, {f"backbone.stages.stem.{n}": value for n, value in enumerate(tensors.values())}, {"row": "fpn"}
+        )
         self.whole += [self.file.read_bytes(), *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
 
     def case(self, draw: Draw) -> str:
@@ -747,7 +811,9 @@ class Weights:
             stream = io.BytesIO()
             torch.save(tensors if deep(tensors) < 100 else Runs(self.mark), stream)
             return stream.getvalue()
-        return draw.choice([wide_pickle(draw.choice([3, 40, 1000])), pickle.dumps({"model": {"a": Runs(self.mark)}}, 2), draw.randbytes(500)])
+        return draw.choice(
+            [wide_pickle(draw.choice([3, 40, 1000])), pickle.dumps({"model": {"a": Runs(self.mark)}}, 2), draw.randbytes(500)]
+        )
 
 
 class Runs:
@@ -771,7 +837,11 @@ def wide_pickle(width: int) -> bytes:
 
 def deep(value: Any) -> int:
     depth, layer = 0, [value]
-    while layer := [inner for item in layer for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())]:
+    while layer := [
+        inner
+        for item in layer
+        for inner in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+    ]:
         depth += 1
     return depth
 
@@ -786,7 +856,8 @@ def record(row: str, seed: int) -> dict[str, Any]:
     """What a finished run leaves, as far as tables read it."""
     values = {name: 0.1 + 0.05 * seed + 0.1 * len(row) / (n + 9) for n, name in enumerate(METRICS)}
     return {
-        **{"format": 1, "status": "finished", "error": None, "fingerprint": f"{row}-{seed}", "setting": "s", "table": "table1_rpn"},
+        **{"format": 1, "status": "finished", "error": None, "fingerprint": f"{row}-{seed}", "setting": "s"},
+        "table": "table1_rpn",
         **{"recipe": "quick", "data": "shapes", "generated": True, "task": "rpn", "row": row, "seed": seed, "draws": "d"},
         "config": {"neck": {"lateral": row != "c4"}, "seed": seed, "factors": ["neck"], "recipe": {"steps": 5}},
         "verify": {"feature": "{Pk}", "anchors": 199974, "lateral": True, "top_down": True, "gflops": 1.5},
@@ -795,7 +866,7 @@ def record(row: str, seed: int) -> dict[str, Any]:
         "images": {"count": 4, "digest": "1a2b"},
         "repairs": {"train": {"boxes clipped": 2}, "val": {}},
         "cost": {"pretrain_s": 12.0, "train_s": 70.0, "eval_s": 9.0, "steps": 5},
-        "environment": {"device": "cpu", "evaluator": "e 1", "commit": "abc", "dirty": False, "version": "0.1.0", "command": "x"},
+        "environment": {"device": "cpu", "evaluator": "e 1", "commit": "abc", "dirty": False, "command": "x"},
         "by_size": {"edges": [4.0, 8.0], "objects": [0, 1, 2], "AR100": [None, 0.2, 0.3]},
         "pictures": "set",
         **{"started": "2026-11-21T08:00:00+00:00", "finished": f"2026-11-21T09:0{seed}:00+00:00"},
@@ -863,24 +934,25 @@ def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> No
         for text in (markdown, latex, stream.getvalue(), sheet, tables.claims_csv(table) if table.verdicts else "x"):
             plain(text)
         if wrong := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):
-            raise Lost(f"Markdown holds {ascii(markdown[wrong.start() : wrong.end() + 40])}")
+            raise Lost(f"Markdown holds {markdown[wrong.start() : wrong.end() + 40]!a}")
         lines = [line for line in markdown.splitlines() if line.startswith("|")]
-        same(all(len(re.split(r"(?<!\\)\|", line)) == len(re.split(r"(?<!\\)\|", lines[0])) for line in lines[: 1 + len(table.rows)]),
-             True, "cells of Markdown")  # fmt: skip
+        widths = {len(re.split(r"(?<!\\)\|", line)) for line in lines[: 1 + len(table.rows)]}
+        same(len(widths), 1, "kinds of lines in a table of Markdown")
         bare = re.sub(r"\\[\\%&$#_{}]", "", latex.split("\n", 1)[1])
         same((bare.count("{"), bare.count("$") % 2), (bare.count("}"), 0), "braces and dollars of LaTeX")
         if foreign := set(re.findall(r"\\[a-zA-Z]+", bare)) - LATEX:
             raise Lost(f"LaTeX holds {foreign}")
         for cell in (cell for line in csv.reader(io.StringIO(sheet)) for cell in line):
             if re.match(r"\s*[=+@＝＋＠－]|\s*-(?![\d.])|.*;\s*[\"']?[=+@-]", cell) and not re.match(r'"', cell):
-                raise Lost(f"a formula: {ascii(cell[:80])}")
+                raise Lost(f"a formula: {cell[:80]!a}")
 
 
-LATEX = {"\\" + name for name in (
-    "begin end centering footnotesize setlength tabcolsep caption allowbreak resizebox ifdim width linewidth else fi toprule midrule "
-    "addlinespace textbf quad bottomrule par smallskip scriptsize textbackslash textasciitilde textasciicircum textless textgreater "
-    "textbar pm checkmark Delta cdot dots dagger"
-).split()}  # fmt: skip
+LATEX = {rf"\{name}" for name in (
+    *("begin", "end", "centering", "footnotesize", "setlength", "tabcolsep", "caption", "allowbreak",),
+    *("resizebox", "ifdim", "width", "linewidth", "else", "fi", "toprule", "midrule", "addlinespace", "textbf", "quad", "bottomrule", "par", "smallskip"),
+    *("scriptsize", "textbackslash", "textasciitilde", "textasciicircum", "textless", ),
+    *("textgreater", "textbar", "pm", "checkmark", "Delta", "cdot", "dots", "dagger"),
+)}  # fmt: skip
 
 
 def plain(text: str) -> None:
@@ -890,7 +962,7 @@ def plain(text: str) -> None:
 
 
 class Report:
-    """What tables, their files and the page are made from: it is left out with a word, refused with a message, or well written."""
+    """What tables, their files and the page are made from: it is left out with a word, refused, or well written."""
 
     def __init__(self, folder: Path) -> None:
         from fpn_ablate.paths import EXPERIMENTS
@@ -913,7 +985,24 @@ class Report:
         for tag, *names in list(self.allowed):
             self.allowed |= {(tag, *sorted({*names, more})) for more in ("class", "title", "colspan", "id", "tabindex")}
             self.allowed |= {(tag, *(name for name in names if name != less)) for less in ("class", "title", "colspan")}
-        for tag in ("p", "small", "strong", "span", "i", "em", "label", "select", "option", "h1", "h2", "h3", "div", "ul", "li", "br"):
+        for tag in (
+            "p",
+            "small",
+            "strong",
+            "span",
+            "i",
+            "em",
+            "label",
+            "select",
+            "option",
+            "h1",
+            "h2",
+            "h3",
+            "div",
+            "ul",
+            "li",
+            "br",
+        ):
             self.allowed |= {(tag,), (tag, "class")}
 
     def made(self, folders: Sequence[Path] = ()) -> str:
@@ -956,12 +1045,14 @@ class Records(Report):
 
 
 class Names(Report):
-    how = "hostile names of rows, tables, recipes, data, classes, errors, devices and commands in HTML, LaTeX, CSV, Markdown, terminal"
+    how = "hostile names of rows, tables, recipes, data, classes, errors, devices: in HTML, LaTeX, CSV, Markdown, terminal"
 
     def case(self, draw: Draw) -> str:
         names = [text for text in TEXTS if text.strip()]
         content = record(ROWS[1], 2)
-        for key in draw.sample(["row", "table", "recipe", "data", "setting", "fingerprint", "error", "draws", "task"], draw.choice([1, 2, 3])):
+        for key in draw.sample(
+            ["row", "table", "recipe", "data", "setting", "fingerprint", "error", "draws", "task"], draw.choice([1, 2, 3])
+        ):
             content[key] = draw.choice(names)
         content["environment"][draw.choice(["device", "commit", "command", "evaluator"])] = draw.choice(names)
         content["verify"]["feature"] = draw.choice(names)
@@ -972,7 +1063,9 @@ class Names(Report):
 
 
 class Tables(Report):
-    how = "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they show"
+    how = (
+        "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they show"
+    )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -990,8 +1083,10 @@ class Tables(Report):
         elif draw.random() < 0.7:
             data = damaged(draw, text.encode())
         else:
-            strange = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000, "{" * 3000, "a: !!int x",
-                       "? {a: [1]}\n: 2", "\0", "a: !!binary x", "- 1", "a: !!timestamp x", "%YAML 9", "a: b: c", "<<: 1", bombs()]  # fmt: skip
+            strange = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000,
+                       "{" * 3000, "a: !!int x",
+                       "? {a: [1]}\n: 2", "\0", "a: !!binary x", "- 1", "a: !!timestamp x", "%YAML 9", "a: b: c",
+                       "<<: 1", bombs()]  # fmt: skip
             data = draw.choice([*strange, text + "\n" + draw.choice(strange)]).encode()
         (self.own / f"{name}.yaml").write_bytes(data)
         try:
@@ -1071,6 +1166,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the JSON files (default {OUT})")
     given = parser.parse_args()
     limit_memory()
+    logging.disable(logging.WARNING)
     if given.only is not None:
         (name,) = given.kinds
         with tempfile.TemporaryDirectory() as folder, within(LIMIT):
@@ -1082,7 +1178,9 @@ def main() -> int:
         outcome = try_kind(name, range(given.cases), given.seed)
         seconds, peak = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         ways = ", ".join(f"{count} {what}" for what, count in sorted(outcome.counts.items()))
-        print(f"{name}: {given.cases} cases, {ways}; lost {len(outcome.lost)}; {seconds:.0f} s, peak {peak:.0f} MiB", flush=True)
+        print(
+            f"{name}: {given.cases} cases, {ways}; lost {len(outcome.lost)}; {seconds:.0f} s, peak {peak:.0f} MiB", flush=True
+        )
         for number, what in outcome.lost[:20]:
             print(f"  {name} --only {number}: {what}", flush=True)
         how = f"{KINDS[name].how}; {ways}; python scripts/fuzz.py {name} --cases {given.cases} --seed {given.seed}"

@@ -102,9 +102,7 @@ def _integer(entry: dict[str, Any], key: str) -> int:
     if type(value) is not int:
         raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not an integer")
     if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
-        raise _Bad(
-            "wrong-type", f"`{key}` is {shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
-        )
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators")
     return value
 
 

@@ -27,7 +27,6 @@ Objects are annotations that are not crowd. Only `sound` decides the exit code.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def examine(cells: Mapping[str, Config]) -> dict[str, Any]:
 
 def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any]:
     refused = set(map(id, split.refused))
-    found = [asdict(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
+    found = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
     head = {"annotations": split.file, "image_folder": split.folder, "findings": found, "repairs": split.repairs}
     if split.table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))

@@ -132,8 +132,8 @@ def _policy(style: str, scripts: Sequence[str]) -> str:
     whatever became of its escapes. Attributes of style, which cannot be told by their sum, colour rows."""
     own = {kind: " ".join(map(_sum, texts)) for kind, texts in (("style", [style]), ("script", scripts))}
     return (
-        f"default-src 'none'; script-src {own['script']}; style-src {own['style']}; style-src-attr 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {own['script']}; style-src {own['style']}; style-src-attr 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

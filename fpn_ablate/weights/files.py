@@ -95,9 +95,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
         raise UserError(f"{_WANTED}; {wrong[0]} is none, of {len(wrong)} such")
     broken = [k for k, v in content.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise UserError(
-            f"{len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged"
-        )
+        raise UserError(f"{len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged")
     # DistributedDataParallel puts its own name in front.
     return {k.removeprefix("module."): v.detach() for k, v in content.items()}
 
