@@ -396,9 +396,9 @@ MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I;16", "I",
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "EPS", "PDF", "DDS")
 STRANGE = [
     *(b"", b"\0", b"<!doctype html><html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a"),
-    *(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n"),
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n",
     *(b"P6 99999 99999 255\n", b"BM" + bytes(60)),
-    *(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"PK\3\4",),
+    *(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"PK\3\4"),
     *(b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8\xff"),
     b"\x89PNG\r\n\x1a\n",
 ]  # fmt: skip
@@ -948,9 +948,10 @@ def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> No
 
 
 LATEX = {rf"\{name}" for name in (
-    *("begin", "end", "centering", "footnotesize", "setlength", "tabcolsep", "caption", "allowbreak",),
-    *("resizebox", "ifdim", "width", "linewidth", "else", "fi", "toprule", "midrule", "addlinespace", "textbf", "quad", "bottomrule", "par", "smallskip"),
-    *("scriptsize", "textbackslash", "textasciitilde", "textasciicircum", "textless", ),
+    *("begin", "end", "centering", "footnotesize", "setlength", "tabcolsep", "caption", "allowbreak"),
+    *("resizebox", "ifdim", "width", "linewidth", "else", "fi", "toprule", "midrule", "addlinespace", "textbf", "quad"),
+    *("bottomrule", "par", "smallskip"),
+    *("scriptsize", "textbackslash", "textasciitilde", "textasciicircum", "textless"),
     *("textgreater", "textbar", "pm", "checkmark", "Delta", "cdot", "dots", "dagger"),
 )}  # fmt: skip
 

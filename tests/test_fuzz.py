@@ -12,7 +12,7 @@ from fpn_ablate.report import records
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
 
-FEW = {"annotations": 12, "pictures": 30, "configs": 8, "proposals": 20, "weights": 30, "names": 1}
+FEW = {"annotations": 10, "pictures": 30, "configs": 6, "proposals": 20, "weights": 30}
 MORE = {"annotations": 300, "pictures": 300, "configs": 300, "commands": 60, "proposals": 300, "weights": 300, "records": 40,
         "names": 40, "tables": 60}  # fmt: skip
 
