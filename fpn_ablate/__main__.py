@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import timm_configs
-from fpn_ablate.errors import UserError, printable
+from fpn_ablate.errors import UserError, first_line, printable
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
@@ -193,11 +193,14 @@ def _cells(arguments: Sequence[str]) -> list[Config]:
     rows = sorted(path.stem for path in Path(CONF, "ablation").glob("*.yaml"))
     chosen = [o.split("=", 1)[1].split(",") for o in arguments if o.startswith("ablation=")]
     overrides = [o for o in arguments if not o.startswith("ablation=")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return [
-            cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
-            for row in (chosen[-1] if chosen else rows)
-        ]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [
+                cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
+                for row in (chosen[-1] if chosen else rows)
+            ]
+    except (TypeError, ValueError, LookupError) as error:  # what Hydra and names make of values of a wrong type
+        raise UserError(f"{shlex.join(arguments)}: cannot be read as key=value ({first_line(error)})") from None
 
 
 def _doctor(arguments: Sequence[str]) -> int:
