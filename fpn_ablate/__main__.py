@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import finished, jobs, stopping, timm_configs
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line, printable
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
@@ -28,6 +28,9 @@ from fpn_ablate.validation import keys, unknown_key
 
 if TYPE_CHECKING:
     from fpn_ablate.verify import RowFacts
+
+# What stands where a group's file is to be named, and Hydra reads as another thing than a text.
+NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|\{.*)", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if aside:
             return aside(arguments)
     except (UserError, CompactHydraException) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     sys.argv[1:] = arguments
     unpublished.clear()
@@ -72,12 +75,15 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     """
     variant = _task(arguments)
     known, result = {*keys(variant=variant), "ablation"}, []
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
         if argument.startswith("-") or not equals:
             result.append(argument)
             continue
         key = key.split("@")[0]
+        if key in groups and (wrong := [name for name in value.split(",") if NO_NAME.fullmatch(name.strip())]):
+            raise UserError(f"{key}={wrong[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
         if key == "experiments":
             argument = f"+experiments={','.join(_experiment(name) for name in value.split(','))}"
         elif key not in known and not key.startswith(("hydra.", "hydra/")):
@@ -85,6 +91,10 @@ def normalise(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     return result
+
+
+def _first_file(group: str) -> str:
+    return f"{group}={min(path.stem for path in Path(CONF, group).glob('*.yaml'))}"
 
 
 def _task(arguments: Sequence[str]) -> str | None:
@@ -194,11 +204,14 @@ def _cells(arguments: Sequence[str]) -> list[Config]:
     rows = sorted(path.stem for path in Path(CONF, "ablation").glob("*.yaml"))
     chosen = [o.split("=", 1)[1].split(",") for o in arguments if o.startswith("ablation=")]
     overrides = [o for o in arguments if not o.startswith("ablation=")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return [
-            cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
-            for row in (chosen[-1] if chosen else rows)
-        ]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [
+                cell_config(compose("config", [*overrides, f"ablation={row}"]), {"ablation": row}, overrides)
+                for row in (chosen[-1] if chosen else rows)
+            ]
+    except (TypeError, ValueError, LookupError) as error:  # what Hydra and names make of values of a wrong type
+        raise UserError(f"{shlex.join(arguments)}: cannot be read as key=value ({first_line(error)})") from None
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -209,6 +222,8 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
     options = parser.parse_intermixed_args(arguments)
+    if options.json is not None and not Path(options.json).name:
+        raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
     cells = _cells(options.overrides)
 
     from fpn_ablate.doctor import examine

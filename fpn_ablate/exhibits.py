@@ -147,7 +147,7 @@ def _levels(folder: Path, splits: "Splits") -> dict[str, np.ndarray]:
     except UserError as error:
         print(f"levels left as they were: {error}", file=sys.stderr)
     try:
-        with np.load(folder / EXHIBITS) as kept:
+        with np.load(folder / EXHIBITS, allow_pickle=False) as kept:
             return {name.removeprefix("level_"): kept[name] for name in kept.files if name.startswith("level_")}
     except UNREADABLE:
         return {}

@@ -1,10 +1,13 @@
 """Files that are whole or not there: written beside, flushed to the disk, then renamed."""
 
 import errno
+import lzma
 import os
 import re
 import socket
+import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -19,7 +22,8 @@ PICTURES, TRUTH = ".pictures", "truth.json"  # below the folder of all runs, and
 # What reading a file that somebody damaged may raise, whatever its kind.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),
-    *(RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, ArithmeticError),
+    *(SyntaxError, tokenize.TokenError, struct.error),  # of headers: Pillow's and numpy's
 )
 TEMPORARY = ".*.[0-9]*.*"  # a pattern: what a write that was killed leaves
 FORMAT = 1  # of record.json: raised when its keys change their meaning

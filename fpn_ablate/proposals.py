@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fpn_ablate.data.proposals import index_of
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.evaluate import propose
@@ -20,6 +21,8 @@ from fpn_ablate.model.detector import Detector
 from fpn_ablate.schema import Config
 
 FILE = "proposals.npz"
+BEYOND = 1.0  # pixels that rounding may put a box beyond its image
+UNPACKED = 100  # times its size on the disk, at most
 Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation; the latter twice where nothing is trained
 KINDS = {"ids": "iu", "boxes": "f", "images": "iu"}  # numpy's kinds of number
 
@@ -76,12 +79,13 @@ class FixedProposals:
             UserError: no such file, not a file of proposals, or it belongs to other data than these.
         """
         try:
+            _refuse_bomb(path)
             with np.load(path, allow_pickle=False) as data:
                 names = FixedProposals.__annotations__
                 found = FixedProposals(**{name: str(data[name]) if kind is str else data[name] for name, kind in names.items()})
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; {instead}") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        except Exception as error:  # of any kind: numpy and zipfile meet whatever a file holds
             reason = first_line(error)
             raise UserError(f"{path}: not a file of proposals ({reason}); {instead}") from None
         wanted = [("train", splits[0], None), ("val", splits[1], cfg.recipe.eval_images)]
@@ -95,7 +99,7 @@ class FixedProposals:
         """Why the proposals of a split cannot be used, or None."""
         arrays = {name: getattr(self, f"{split}_{name}") for name in KINDS}
         for name, array in arrays.items():
-            if array.dtype.kind not in KINDS[name] or array.shape != array.shape[:1] + (4,) * (name == "boxes"):
+            if array.dtype.kind not in KINDS[name] or not array.ndim or array.shape[1:] != (4,) * (name == "boxes"):
                 return f"{split}_{name} holds {array.dtype} of shape {array.shape}"
         ids, boxes, images = arrays.values()
         if len(ids) != len(boxes):
@@ -109,4 +113,18 @@ class FixedProposals:
         missing = np.setdiff1d(wanted, images)
         if len(missing):
             return f"it has nothing on {len(missing)} of the {len(wanted)} {split} images, the first with id {missing[0]}"
+        height, width = dataset.sizes[index_of(ids, dataset)].T
+        beyond = (boxes[:, :2] < -BEYOND).any(1) | (boxes[:, 2] > width + BEYOND) | (boxes[:, 3] > height + BEYOND)
+        if beyond.any():
+            number = int(beyond.argmax())
+            where = f"of image {ids[number]}, is {boxes[number].tolist()} in {width[number]}x{height[number]} pixels"
+            return f"box {number} of {split}_boxes, {where}, and {int(beyond.sum()) - 1} more lie outside"
         return None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """ValueError where a small file unpacks to much. Coordinates hardly shrink at all, ids a thousand times."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > 10**6 + UNPACKED * path.stat().st_size:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")

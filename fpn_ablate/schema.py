@@ -8,13 +8,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# Numbers are strict: `recipe.steps=true` would be one step otherwise.
-Positive = Annotated[int, Field(strict=True, gt=0)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+# Numbers are strict: `recipe.steps=true` would be one step otherwise. Their upper limits are far beyond use: a slip of a few
+# zeros is told at once, and not by a machine that has run out of memory or processes.
+Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # what every reader of JSON and CSV tells apart
+Images = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # generated pictures are kept in memory
+Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # anchors, proposals, detections: room is made for so many
+Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
+Cells = Annotated[int, Field(strict=True, gt=0, le=64)]
+Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
+Workers = Annotated[int, Field(strict=True, ge=0, le=1024)]
+Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
-PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
-NotNegative = Annotated[float, Field(strict=True, ge=0)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e30)]  # what fp32 holds
+Extent = Annotated[float, Field(strict=True, ge=0.001, le=10**5)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
+Grey = Annotated[float, Field(strict=True, ge=0, le=255)]
 Side = Annotated[int, Field(strict=True, ge=32, le=8192)]
 
 
@@ -26,19 +38,19 @@ class Shapes(Strict):
     """The generated set; see `fpn_ablate.data.shapes.World` for what the numbers mean."""
 
     name: Literal["shapes"]
-    seed: Count
-    train_images: Positive
-    val_images: Positive
+    seed: Seed
+    train_images: Images
+    val_images: Images
     aspect: Annotated[float, Field(strict=True, ge=0.25, le=4)]
-    objects: tuple[Count, Count]
-    distractors: tuple[Count, Count]
+    objects: tuple[Things, Things]
+    distractors: tuple[Things, Things]
     mix: tuple[Share, Share, Share]
     distractor_mix: tuple[Share, Share, Share]
     extent: tuple[PositiveShare, PositiveShare]
     single_scale: PositiveShare | None
     lanterns: Annotated[float, Field(strict=True, ge=0.1, le=1)]
-    patches: NotNegative
-    noise: NotNegative
+    patches: Grey
+    noise: Grey
     context: bool
 
     @model_validator(mode="after")
@@ -171,16 +183,16 @@ class Head(Strict):
     """The RPN; see `fpn_ablate.model.rpn.RPNSettings`. Pairs are (training, test)."""
 
     name: Literal["rpn"]
-    anchor_sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    anchor_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]
     positive_iou: Share
     negative_iou: Share
-    samples: Positive
+    samples: Many
     positive_fraction: Share
-    pre_nms_topk: tuple[Positive, Positive]
-    pre_nms_topk_single: tuple[Positive, Positive]
-    post_nms_topk: tuple[Positive, Positive]
+    pre_nms_topk: tuple[Many, Many]
+    pre_nms_topk_single: tuple[Many, Many]
+    post_nms_topk: tuple[Many, Many]
     nms_thresh: Share
 
     @model_validator(mode="after")
@@ -200,22 +212,22 @@ class RoI(Strict):
     """The second stage; see `fpn_ablate.model.roi.RoISettings`. Pairs are (training, test)."""
 
     head: Literal["auto", "2fc", "conv5"]
-    canonical_level: Positive
-    canonical_box_size: PositiveFloat
+    canonical_level: Cells
+    canonical_box_size: Extent
     pooling: Literal["align", "align_v2", "pool"]
-    sampling_ratio: Count
-    resolution: Positive
-    conv5_resolution: Positive
-    fc_dim: Positive
-    proposals: tuple[Positive, Positive]
-    samples: Positive
+    sampling_ratio: Annotated[int, Field(strict=True, ge=0, le=64)]
+    resolution: Cells
+    conv5_resolution: Cells
+    fc_dim: Width
+    proposals: tuple[Many, Many]
+    samples: Many
     positive_fraction: Share
     positive_iou: PositiveShare
-    box_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+    box_weights: tuple[Extent, Extent, Extent, Extent]
     box_loss_beta: NotNegative
     score_thresh: Share
     nms_thresh: Share
-    detections: Positive
+    detections: Many
 
 
 class ProposalSource(Strict):
@@ -260,7 +272,7 @@ class Schedule(Strict):
 
     name: Literal["step", "cosine"]
     warmup_steps: Count
-    drops: tuple[Share, ...]
+    drops: Annotated[tuple[Share, ...], Field(max_length=1000)]
 
 
 class Pretrain(Strict):
@@ -268,18 +280,18 @@ class Pretrain(Strict):
 
     side: Side
     steps: Positive
-    batch_size: Positive
+    batch_size: Batch
     lr: PositiveFloat
-    seed: Count
+    seed: Seed
 
 
 class BoxRecipe(Strict):
     """What the second stage takes from a recipe. `proposals`: as many of the best, in (training, test)."""
 
     steps: Positive
-    samples: Positive
-    proposals: tuple[Positive, Positive]
-    fc_dim: Positive
+    samples: Many
+    proposals: tuple[Many, Many]
+    fc_dim: Width
     pooling: Literal["align", "align_v2", "pool"]
     loss_beta: NotNegative
 
@@ -292,8 +304,8 @@ class Recipe(Strict):
     max_side: Side
     antialias: bool
     channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
-    batch_size: Positive
-    accumulate: Positive
+    batch_size: Batch
+    accumulate: Batch
     steps: Positive
     optimizer: Optimizer
     schedule: Schedule
@@ -301,7 +313,7 @@ class Recipe(Strict):
     flip: bool
     group_by_aspect: bool
     bf16: bool
-    eval_batch_size: Positive
+    eval_batch_size: Batch
     eval_images: Positive | None
     checkpoint_every: Positive
     pretrain: Pretrain
@@ -335,12 +347,12 @@ class Config(Strict):
     weights: str | None
     table: str
     row: str
-    seed: Count
-    factors: Annotated[tuple[str, ...], Field(min_length=1)]
+    seed: Seed
+    factors: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
     out: str
     device: Literal["auto", "cpu", "cuda"]
-    threads: Positive | None
-    workers: Count
+    threads: Threads | None
+    workers: Workers
     deterministic: bool | Literal["auto"]
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")

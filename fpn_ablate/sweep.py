@@ -14,10 +14,11 @@ from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate import finished, plan, report, stopping, unchanged
 from fpn_ablate.console import say
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.files import MODEL, PICTURES, clear_leftovers, unwritable
 from fpn_ablate.locks import only_one
 from fpn_ablate.paths import EXPERIMENTS
@@ -45,7 +46,10 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     The row is called after its file in conf/ablation, and after the factors that the command line, or the sweep of an
     experiment's file, adds to it; the recipe after all other keys: `fpn+upsample=bilinear`, `quick+steps=100`.
     """
-    values = OmegaConf.to_container(composed, resolve=True)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:  # a `${...}` that leads nowhere, or to itself
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is not the run's business
     values.pop("hydra", None)

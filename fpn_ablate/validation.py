@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, shown
 from fpn_ablate.schema import Backbone, Config, TimmBackbone
 
 # What runs were made with before these keys were there: {dotted key: value}.
@@ -29,10 +29,11 @@ def kept(values: dict[str, Any]) -> Config:
     """The configuration of a run that was made by this or by an earlier version: `validate`, with FORMER for what it lacks."""
     for key, value in FORMER.items():
         *groups, last = key.split(".")
-        inner = values
+        inner: Any = values
         for group in groups:
-            inner = inner.get(group, {})
-        inner.setdefault(last, value)
+            inner = inner.get(group) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):  # else `validate` says what is wrong with it
+            inner.setdefault(last, value)
     return validate(values)
 
 
@@ -55,7 +56,7 @@ def _explain(problem: Any) -> str:
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":
         return f"{key}: missing; set {key}=..."
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{key}={shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def unknown_key(key: str, variant: str | None = None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.files import DETECTIONS, PICTURES, TRUTH, UNREADABLE
+from fpn_ablate.files import DETECTIONS, PICTURES, TRUTH, UNREADABLE, safe_name
 
 SHOWN, BEST, SCORE = 8, 20, 0.5  # pictures, and in each: proposals at most, and the least score of a detection
 
@@ -20,7 +20,7 @@ def drawn(folder: Path, outcome: dict[str, Any]) -> list[tuple[Path, Boxes]]:
     """
     import numpy as np
 
-    place = folder.resolve().parents[3] / PICTURES / str(outcome.get("pictures"))
+    place = folder.resolve().parents[3] / PICTURES / safe_name(str(outcome.get("pictures")))
     try:
         content = json.loads((place / TRUTH).read_text(encoding="utf-8"))
         with np.load(folder / DETECTIONS, allow_pickle=False) as file:

@@ -66,14 +66,34 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("data.mix", [0, 0, 0], "mix: at least one share"),
         ("data.aspect", 3.9, "recipe.max_side cuts the generated pictures"),
         ("data.name", "voc", "data=.*'shapes', 'coco'"),
+        ("seed", 2**53 + 1, "seed=9007199254740993: .*less than or equal to"),
+        ("workers", 10**6, "workers=1000000: .*less than or equal to 1024"),
+        ("threads", 10**9, "threads=1000000000: "),
+        ("data.train_images", 10**12, "data.train_images=1000000000000: .*less than or equal to 1000000"),
+        ("data.objects", [1, 10**9], "data.objects.1=1000000000: "),
+        ("recipe.batch_size", 10**9, "recipe.batch_size=1000000000: "),
+        ("recipe.box.fc_dim", 10**9, "recipe.box.fc_dim=1000000000: "),
+        ("recipe.optimizer.lr", 1e300, "recipe.optimizer.lr=1e\\+300: "),
+        ("head.anchor_sizes", [1e300] * 5, "head.anchor_sizes.0=1e\\+300: "),
+        ("head.post_nms_topk", [10**9, 1], "head.post_nms_topk.0=1000000000: "),
+        ("recipe.steps", "x" * 10**6, "recipe.steps='xxx.*\\.\\.\\.xxx"),
+        ("neck", [[1] * 99] * 99, "neck=\\[\\[1, 1"),
         ("device", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("log.wandb", "on", "'disabled', 'offline' or 'online'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_and_the_allowed_listed(values, key, value, message):
     put(values, key, value)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refused:
         validate(values)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("spoilt", [[], None, {"head": []}, {"recipe": {"optimizer": 5}}, {5: 6}])
+def test_what_is_no_configuration_at_all_is_refused(values, spoilt):
+    for read in (validate, kept):
+        with pytest.raises(UserError):
+            read(values | spoilt if isinstance(spoilt, dict) else spoilt)
 
 
 def test_every_problem_is_listed_at_once(values):

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.data.findings import Finding
+from fpn_ablate.data.findings import Finding, Findings
+from fpn_ablate.errors import shown
+
+LARGEST_AREA = 1e10  # square pixels; COCO's evaluators count no object above
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,20 @@ class Annotations:
     generated: bool = False  # the file says that its pictures are drawn by a program
 
 
-def read(path: Path) -> tuple[Annotations | None, list[Finding]]:
+def read(path: Path) -> tuple[Annotations | None, Findings]:
     """Parse an annotation file; None where there is nothing to go on with. Never raises on bad content."""
-    file = str(path)
+    file, found = str(path), Findings()
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            data = json.load(stream, object_hook=_without_masks)
+            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, found))
     except OSError as error:
-        return None, [Finding("annotations-missing", file, value=error.strerror or str(error))]
-    except (ValueError, RecursionError) as error:
-        return None, [Finding("annotations-not-json", file, value=str(error))]
-    found = list(_check_structure(data, file))
-    if found:
+        found.append(Finding("annotations-missing", file, value=error.strerror or str(error)))
+        return None, found
+    except (ValueError, RecursionError, MemoryError) as error:
+        found.append(Finding("annotations-not-json", file, value=_told(error)))
+        return None, found
+    if wrong := list(_check_structure(data, file)):
+        found.extend(wrong)
         return None, found
     categories = _categories(_rows(data, "categories", file, found), file, found)
     images = _images(_rows(data, "images", file, found), file, found)
@@ -52,30 +57,38 @@ def read(path: Path) -> tuple[Annotations | None, list[Finding]]:
     return replace(table, generated=isinstance(info, dict) and info.get("generated") is True), found
 
 
-def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]], file: str, found: Findings) -> dict[str, Any]:
+    """An object of the file without its mask. JSON itself takes the last of equal keys in silence."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        found.append(Finding("duplicate-key", file, value=f"{shown(twice)} stands {keys.count(twice)} times in {shown(entry)}"))
     # Polygons are most of a COCO file; let go of each one as soon as it is parsed.
     entry.pop("segmentation", None)
     return entry
 
 
+def _told(error: Exception) -> str:
+    """What json says of a file, without what it quotes of it."""
+    if isinstance(error, MemoryError):
+        return "too large for this machine's memory"
+    return f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
 def _check_structure(data: Any, file: str) -> Iterator[Finding]:
     if not isinstance(data, dict):
-        yield Finding("structure", file, value=f"the top level is {_shown(data)}, not an object")
+        yield Finding("structure", file, value=f"the top level is {shown(data)}, not an object")
         return
     for key in FIELDS:
         if not isinstance(data.get(key), list):
-            yield Finding("structure", file, value=f"`{key}` is {_shown(data[key]) if key in data else 'missing'}")
+            yield Finding("structure", file, value=f"`{key}` is {shown(data[key]) if key in data else 'missing'}")
         elif not data[key] and key != "annotations":
             yield Finding("structure", file, value=f"`{key}` is empty")
 
 
 class _Bad(Exception):
     """A value that cannot be used: (kind, what is wrong)."""
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _get(entry: dict[str, Any], key: str) -> Any:
@@ -87,11 +100,9 @@ def _get(entry: dict[str, Any], key: str) -> Any:
 def _integer(entry: dict[str, Any], key: str) -> int:
     value = _get(entry, key)
     if type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not an integer")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not an integer")
     if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
-        raise _Bad(
-            "wrong-type", f"`{key}` is {_shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
-        )
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators")
     return value
 
 
@@ -105,26 +116,28 @@ def _extent(entry: dict[str, Any], key: str) -> int:
 def _text(entry: dict[str, Any], key: str) -> str:
     value = _get(entry, key)
     if type(value) is not str or not value:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not a text")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a text")
+    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can hold it, and no file can
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, with half of a surrogate pair")
     return value
 
 
 def _number(value: Any, key: str) -> float:
     if type(value) is not float and type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` holds {_shown(value)}, not a number")
+        raise _Bad("wrong-type", f"`{key}` holds {shown(value)}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Bad("non-finite", f"`{key}` holds {_shown(value)}")
+        raise _Bad("non-finite", f"`{key}` holds {shown(value)}")
     return number
 
 
 def _box(entry: dict[str, Any], key: str) -> list[float]:
     value = _get(entry, key)
     if type(value) is not list or len(value) != 4:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not [x, y, width, height]")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not [x, y, width, height]")
     return [_number(side, key) for side in value]
 
 
@@ -132,14 +145,16 @@ def _area(entry: dict[str, Any], key: str) -> float:
     value = entry.get(key)
     area = math.nan if value is None else _number(value, key)
     if area < 0:
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not a number from 0 on")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a number from 0 on")
+    if area > LARGEST_AREA:
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object")
     return area
 
 
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key)
     if value not in (0, 1, None):
-        raise _Bad("wrong-type", f"`{key}` is {_shown(value)}, not 0 or 1")
+        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not 0 or 1")
     return bool(value)
 
 
@@ -157,25 +172,33 @@ FIELDS: dict[str, dict[str, Callable[[dict[str, Any], str], Any]]] = {
 }
 
 
-def _rows(data: dict[str, Any], what: str, file: str, found: list[Finding]) -> list[list[Any]]:
-    """The values of each entry in the order of FIELDS; entries with faults are left out, and each fault is noted."""
-    fields, rows = list(FIELDS[what].items()), []
-    for entry in data[what]:
+def _rows(data: dict[str, Any], what: str, file: str, found: Findings) -> list[list[Any]]:
+    """The values of each entry in the order of FIELDS; entries with faults are left out, and each fault is noted.
+
+    After so many faults that further ones would only be counted, the rest is not looked at, which is said.
+    """
+    fields, rows, bad = list(FIELDS[what].items()), [], 0
+    for n, entry in enumerate(data[what]):
         try:
             rows.append([check(entry, key) for key, check in fields])
         except (_Bad, AttributeError, TypeError):  # the latter two where the entry is no dictionary
             found.extend(_faults(entry, what, file))
+            bad += 1
+        if bad == Findings.MOST:
+            left = len(data[what]) - n - 1
+            found.append(Finding("structure", file, value=f"{left:,} further entries of `{what}` were not looked at"))
+            break
     return rows
 
 
 def _faults(entry: Any, what: str, file: str) -> Iterator[Finding]:
     if not isinstance(entry, dict):
-        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {_shown(entry)}, not an object")
+        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {shown(entry)}, not an object")
         return
     ids = {key: value for key, value in entry.items() if key in ("id", "image_id") and type(value) is int}
     image_id = ids.get({"images": "id", "annotations": "image_id"}.get(what, ""))
     annotation_id = ids.get("id") if what == "annotations" else None
-    where = f" in {_shown(entry)}" if image_id is None and annotation_id is None else ""
+    where = f" in {shown(entry)}" if image_id is None and annotation_id is None else ""
     for key, check in FIELDS[what].items():
         try:
             check(entry, key)
@@ -183,7 +206,7 @@ def _faults(entry: Any, what: str, file: str) -> Iterator[Finding]:
             yield Finding(bad.args[0], file, image_id, annotation_id, bad.args[1] + where)
 
 
-def _categories(rows: list[list[Any]], file: str, found: list[Finding]) -> list[dict[str, Any]]:
+def _categories(rows: list[list[Any]], file: str, found: Findings) -> list[dict[str, Any]]:
     names: dict[int, str] = {}
     for key, name in rows:
         if key in names:
@@ -192,7 +215,7 @@ def _categories(rows: list[list[Any]], file: str, found: list[Finding]) -> list[
     return [{"id": key, "name": names[key]} for key in sorted(names)]
 
 
-def _images(rows: list[list[Any]], file: str, found: list[Finding]) -> dict[int, list[Any]]:
+def _images(rows: list[list[Any]], file: str, found: Findings) -> dict[int, list[Any]]:
     images: dict[int, list[Any]] = {}
     for row in rows:
         if row[0] in images:
@@ -206,7 +229,7 @@ def _annotations(
     categories: list[dict[str, Any]],
     images: dict[int, list[Any]],
     file: str,
-    found: list[Finding],
+    found: Findings,
 ) -> Annotations:
     position = {key: n for n, key in enumerate(images)}
     label = {category["id"]: n for n, category in enumerate(categories, start=1)}

@@ -170,7 +170,8 @@ def unfit(cfg: Any, train: Annotations, val: Annotations) -> str | None:
 
 def _refusal(name: str, report: doctor.Report, refused: list[Finding]) -> str:
     again = f"python -m fpn_ablate.data.doctor {report.annotations_file} {report.image_folder} --limit 0"
-    head = f"{name}: {len(refused)} problems in {report.annotations_file} with images {report.image_folder}"
+    count = sum(finding.count for finding in refused)
+    head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
     return f"{head}: {doctor.summary(refused, 10)}\nThe whole list: {again}"
 
 

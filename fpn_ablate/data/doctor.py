@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Report:
         return not self.at(BROKEN, BOX)
 
     def counts(self) -> dict[str, int]:
-        return dict(Counter(finding.kind for finding in self.findings))
+        return counts(self.findings)
 
 
 def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
@@ -76,10 +77,19 @@ def summary(findings: list[Finding], limit: int) -> str:
     for finding in findings:
         order.append(turn[finding.kind])
         turn[finding.kind] += 1
-    counts = ", ".join(f"{count} {kind}" for kind, count in turn.items())
+    head = ", ".join(f"{count} {kind}" for kind, count in counts(findings).items())
     shown = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
-    more = [f"... and {len(findings) - limit} more"] if len(findings) > limit else []
-    return "\n".join([counts, *(f"  {finding}" for finding in shown), *more])
+    left = sum(finding.count for finding in findings) - sum(finding.count for finding in shown)
+    more = [f"... and {left} more"] if left else []
+    return "\n".join([head, *(f"  {finding}" for finding in shown), *more])
+
+
+def counts(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many problems there are of each kind."""
+    found: Counter[str] = Counter()
+    for finding in findings:
+        found[finding.kind] += finding.count
+    return dict(found)
 
 
 def excess(table: Annotations) -> np.ndarray:

@@ -1,6 +1,10 @@
 """What the checks of a COCO-format set can find, how grave it is, and how to mend it."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from fpn_ablate.errors import printable
 
 BROKEN, BOX, NOTE = "error", "box", "note"
 REPLACE = "replace the file (copy or download it again), or remove the image and its annotations from the JSON"
@@ -13,6 +17,7 @@ KINDS = {
         "write an object with the non-empty lists `images` and `categories` and the list `annotations`",
     ),
     "missing-key": (BROKEN, "add the key to the entry"),
+    "duplicate-key": (BROKEN, "leave the key in the object once: of several values the last alone would count"),
     "wrong-type": (BROKEN, "write the value in the type that the COCO format prescribes"),
     "non-finite": (BROKEN, "replace NaN, Infinity or a number beyond floating point by a finite number"),
     "duplicate-image-id": (BROKEN, "give each image an id of its own"),
@@ -53,6 +58,7 @@ class Finding:
     image_id: int | None = None
     annotation_id: int | None = None
     value: str = ""
+    count: int = 1  # how many problems it stands for
 
     @property
     def level(self) -> str:
@@ -64,4 +70,29 @@ class Finding:
 
     def __str__(self) -> str:
         ids = [f"{what} id {n}" for what, n in (("image", self.image_id), ("annotation", self.annotation_id)) if n is not None]
-        return f"{self.kind}: {', '.join([self.file, *ids])}: {self.value}. Fix: {self.fix}"
+        more = f", and {self.count - 1:,} more" if self.count > 1 else ""
+        return printable(f"{self.kind}: {', '.join([self.file, *ids])}: {self.value}{more}. Fix: {self.fix}")
+
+
+class Findings(list[Finding]):
+    """Of each kind the first MOST, the last of which counts for all that follow: a file of rubbish costs no memory."""
+
+    MOST = 10_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, int] = {}
+        self._kept: Counter[str] = Counter()
+
+    def append(self, finding: Finding) -> None:
+        if self._kept[finding.kind] < self.MOST:
+            self._kept[finding.kind] += 1
+            self._last[finding.kind] = len(self)
+            super().append(finding)
+        else:
+            at = self._last[finding.kind]
+            self[at] = replace(self[at], count=self[at].count + finding.count)
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.append(finding)

@@ -6,6 +6,7 @@ is rotated. A square picture cannot tell, so it stays as stored. Anything else i
 """
 
 import os
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -15,6 +16,7 @@ TAIL = 4096  # bytes searched for the end marker; cameras append a little after 
 # In entropy-coded JPEG data 0xFF is never followed by 0xD9, so the marker cannot occur by chance.
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+DRAWINGS = ("EPS", "WMF")  # Pillow has them run by another program
 MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA", "La", "RGBa", "HSV", *GREY16}
 
 
@@ -33,6 +35,13 @@ def locate(root: str, file_name: str) -> str | None:
     return path if inside else None
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow reads, but for DRAWINGS."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in DRAWINGS)
+
+
 def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
     """Look at an image's header and its last bytes: (file size in bytes, kind of problem, details), or None where there
     is no such file.
@@ -47,7 +56,7 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
     size = 0
     try:
         size = os.path.getsize(path)
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
             if image.mode not in MODES:
                 return size, "image-mode", f"pixel format {image.mode}"
             if _rotation(image, width, height) is None:
@@ -66,7 +75,7 @@ def read_rgb(path: str, width: int, height: int) -> np.ndarray:
     Transparency is dropped, 16-bit grey is scaled by its full range. Raises whatever Pillow raises on damaged data, and
     ValueError on a size that does not fit.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats()) as image:
         rotated = _rotation(image, width, height)
         if rotated:
             image = ImageOps.exif_transpose(image)
@@ -96,7 +105,7 @@ def _has_end(file: BinaryIO, marker: bytes | None, size: int) -> bool:
 def _decode_problem(path: str) -> str:
     # A second handle: the first one's position was moved under Pillow's feet.
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             image.load()
     except Exception as error:
         return f"{type(error).__name__}: {error}"

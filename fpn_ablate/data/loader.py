@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import collate, prepare
+from fpn_ablate.errors import UserError
 from fpn_ablate.seeding import numpy_generator
 from fpn_ablate.stopping import leave_to_parent
 
@@ -91,6 +92,22 @@ class Draws:
         return [batches[n] for n in numpy_generator(self.seed, "bucket", window).permutation(length)]
 
 
+class _Told:
+    """The batches of a loader, whose workers' own messages come without the traceback that torch puts before them."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = iter(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self.batches)
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
+
+
 class _Prepared(Dataset):
     """Draws -> resized, flipped items. Lives in the worker processes."""
 
@@ -108,7 +125,7 @@ class _Prepared(Dataset):
 def _loader(
     dataset: DetectionDataset, batches: Iterable[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
 ) -> Iterator[Batch]:
-    return iter(
+    return _Told(
         DataLoader(
             _Prepared(dataset, short_side, max_side, antialias),
             batch_sampler=batches,

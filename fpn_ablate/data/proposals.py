@@ -29,7 +29,7 @@ class WithProposals(DetectionDataset):
         self.image_ids, self.sizes = dataset.image_ids, dataset.sizes
         self.area_bounds, self.digest = dataset.area_bounds, dataset.digest
         self.repairs: dict[str, int] = getattr(dataset, "repairs", {})
-        index = _index_of(image_ids, dataset)
+        index = index_of(image_ids, dataset)
         # In the order of the images: the proposals of image n are [offsets[n], offsets[n + 1]).
         order = np.argsort(index, kind="stable")
         index = index[order]
@@ -49,7 +49,7 @@ class WithProposals(DetectionDataset):
         return self.dataset.coco()
 
 
-def _index_of(image_ids: np.ndarray, dataset: DetectionDataset) -> np.ndarray:
+def index_of(image_ids: np.ndarray, dataset: DetectionDataset) -> np.ndarray:
     """(M,) position of each image in the data set."""
     known = np.asarray(dataset.image_ids)
     foreign = np.unique(image_ids[~np.isin(image_ids, known)])

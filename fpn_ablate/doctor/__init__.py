@@ -10,7 +10,7 @@ Both splits as the run would see them. `examine` gives all of it as one dictiona
     warnings        [{kind, split, text}]: nothing for which a run is refused; `split` is train, val or null (both)
     splits          {train, val}: null values where the annotation file cannot be read
       annotations, image_folder    paths; null for generated pictures
-      findings      [{kind, level, refused, file, image_id, annotation_id, value, fix}], as data/findings.py names them
+      findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], as data/findings.py names them
       repairs       {what: how many} boxes that data.invalid changes
       images, images_used, images_without_objects, objects, crowd, crowd_share
       objects_an_image    {mean, median, max, above_100}
@@ -27,7 +27,6 @@ Objects are annotations that are not crowd. Only `sound` decides the exit code.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def examine(cells: Mapping[str, Config]) -> dict[str, Any]:
 
 def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any]:
     refused = set(map(id, split.refused))
-    found = [asdict(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
+    found = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
     head = {"annotations": split.file, "image_folder": split.folder, "findings": found, "repairs": split.repairs}
     if split.table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))

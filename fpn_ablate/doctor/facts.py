@@ -157,7 +157,7 @@ def _by_content(split: Split, other: Split) -> dict[str, int]:
     root, found = os.path.realpath(split.folder), {}
     for n in np.flatnonzero(np.isin(split.file_bytes, other.file_bytes)).tolist():
         path = locate(root, split.table.file_names[n])
-        digest = _sha256(path) if path else None
+        digest = _sha256(path) if path and os.path.isfile(path) else None  # a pipe would be waited for
         if digest:
             found.setdefault(digest, int(split.table.image_ids[n]))
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, shown
 from fpn_ablate.paths import CLAIMS
 from fpn_ablate.report.cells import Contrast
 from fpn_ablate.report.compare import Comparison
@@ -81,7 +81,7 @@ def _parse(where: str, entry: Any) -> list[Claim]:
     entry = mapping(where, entry, {"table", "claim", "metrics", "plus", "minus"}, {"above", "below", "less", "ours"})
     for key in ("metrics", "plus", "minus"):
         if not isinstance(entry[key], list) or not entry[key] or not all(isinstance(name, str) for name in entry[key]):
-            raise UserError(f"{where}: {key} must be a list of names, found {entry[key]!r}")
+            raise UserError(f"{where}: {key} must be a list of names, found {shown(entry[key])}")
     bounds = {key: entry[key] for key in ("above", "below") if key in entry}
     if not bounds or not all(is_number(value) for value in bounds.values()):
         raise UserError(f"{where}: needs 'above' or 'below', or both, as numbers")
@@ -90,7 +90,7 @@ def _parse(where: str, entry: Any) -> list[Claim]:
     less = text_of(where, entry, "less") if "less" in entry else None
     table, words, ours = text_of(where, entry, "table"), text_of(where, entry, "claim"), entry.get("ours", False)
     if type(ours) is not bool:
-        raise UserError(f"{where}: ours must be true or false, found {ours!r}")
+        raise UserError(f"{where}: ours must be true or false, found {shown(ours)}")
     rows = tuple(entry["plus"]), tuple(entry["minus"])
     return [Claim(table, words, metric, *rows, **bounds, less=less, ours=ours) for metric in entry["metrics"]]
 

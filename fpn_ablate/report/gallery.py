@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE, safe_name
 from fpn_ablate.report import series
 from fpn_ablate.report.collate import Row, Table
 
 SPREAD, EVEN, SHEET = 16, 8, 12  # images by greatest spread over the rows, spread evenly over the data, on the contact sheet
 BEST, SCORE = 20, 0.5  # boxes shown: of proposals the best so many, of detections those of at least this score
+ID = re.compile(r"-?\d{1,20}", re.ASCII)
+PIXELS = 4_000_000  # of a small copy, far more than exhibits.py makes
 BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
 
 
@@ -46,8 +48,8 @@ class Album:
         key = f"{name}/{image}"
         if key not in self.pictures:
             try:
-                picture = _picture(self.folders[name] / f"{image}.jpg", self.truth(name)["images"][image])
-            except UNREADABLE:
+                picture = _picture(_inside(self.folders[name], f"{image}.jpg"), self.truth(name)["images"][image])
+            except Exception:  # Pillow's decoders raise whatever they stumble on
                 return None
             if self.spend(len(picture["src"]) + 400):
                 self.pictures[key] = picture
@@ -99,7 +101,7 @@ def exhibits(table: Table, album: Album) -> Exhibits:
             names[str(record["pictures"])] += 1
             found.append((str(record["pictures"]), exhibit))
             album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / PICTURES
-                                     / Path(str(record["pictures"])).name)  # fmt: skip
+                                     / safe_name(str(record["pictures"])))  # fmt: skip
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
             missing.append(f"{series.name(row)}, seed {seed}: {why}")
@@ -201,18 +203,31 @@ def _exhibit(row: Row, folder: Path) -> Exhibit:
 
 def _truth(folder: Path | None) -> dict[str, Any]:
     try:
-        content = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
-        images = {str(key): value for key, value in content["images"].items() if value["width"] > 0 and value["height"] > 0}
+        content = json.loads(_inside(folder, TRUTH).read_text(encoding="utf-8"))
+        # The keys are ids of images, and parts of paths.
+        images = {k: v for k, v in content["images"].items() if ID.fullmatch(k) and v["width"] > 0 and v["height"] > 0}
         return {"categories": [str(name) for name in content["categories"]], "images": images}
     except UNREADABLE:
         return {"categories": [], "images": {}}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a folder; ValueError where a link leads out of it: a page embeds what it finds."""
+    file = (folder / name).resolve()
+    if file.parent != folder.resolve():
+        raise ValueError(f"{name} lies outside of {folder}")
+    return file
 
 
 def _picture(file: Path, truth: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     buffer = io.BytesIO()
-    with Image.open(file) as picture:
+    if file.stat().st_size > BYTES:
+        raise ValueError(f"{file}: no small copy of a picture")
+    with Image.open(file, formats=("JPEG",)) as picture:
+        if picture.width * picture.height > PIXELS:
+            raise ValueError(f"{file}: no small copy of a picture")
         picture.convert("RGB").save(buffer, "WEBP", quality=72, method=2)
     names = Counter(str(item["category"]) for item in truth["objects"])
     alt = ", ".join(f"{count} {name}" for name, count in names.most_common()) or "no object"

@@ -16,11 +16,13 @@ from typing import Any
 
 import pandas as pd
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.errors import UserError, shown
 from fpn_ablate.files import FORMAT, write_atomically
 from fpn_ablate.replicates import FILE, Replicates
 
 ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
+# Where a spreadsheet would see the beginning of a formula; in many countries a semicolon separates its cells.
+FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
 # These columns stand first, in this order; records are sorted by them.
@@ -135,7 +137,7 @@ def encode(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        bare = value.isprintable() and value.lstrip()[:1] not in tuple("=+-@") and decode(value) == value
+        bare = value.isprintable() and not FORMULA.search(value) and decode(value) == value
         return value if bare else json.dumps(value)
     return json.dumps(value, sort_keys=True)
 
@@ -157,18 +159,18 @@ def save_text(path: Path, text: str) -> None:
 
 def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
     folder = file.parent.relative_to(root)
-    shown = (folder / file.name).as_posix()
+    place = (folder / file.name).as_posix()
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return f"{shown}: {str(error) or type(error).__name__}"
+        return f"{place}: {str(error) or type(error).__name__}"
     if not isinstance(content, dict):
-        return f"{shown}: not a JSON object"
+        return f"{place}: not a JSON object"
     if content.get("format") != FORMAT:
-        return f"{shown}: format {content.get('format')!r}, and this version reads format {FORMAT}"
+        return f"{place}: format {shown(content.get('format'))}, and this version reads format {FORMAT}"
     record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
-    return _problem(shown, record) or record
+    return _problem(place, record) or record
 
 
 def _folder_name(folder: Path, relative: Path, table: Any) -> str:
@@ -196,19 +198,19 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     """Why a record cannot stand in a table, or None."""
     for key in TEXT:
         if not isinstance(record.get(key), str) or not record[key]:
-            return f"{name}: key '{key}' must be text, found {record.get(key)!r}"
+            return f"{name}: key '{key}' must be text, found {shown(record.get(key))}"
     if record.get("status") not in STATUSES:
-        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {record.get('status')!r}"
+        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {shown(record.get('status'))}"
     if type(record.get("seed")) is not int:
-        return f"{name}: key 'seed' must be an integer, found {record.get('seed')!r}"
+        return f"{name}: key 'seed' must be an integer, found {shown(record.get('seed'))}"
     if type(record.get("generated")) is not bool:
-        return f"{name}: key 'generated' must be true or false, found {record.get('generated')!r}"
+        return f"{name}: key 'generated' must be true or false, found {shown(record.get('generated'))}"
     factors = record.get("config.factors") or []
     if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        return f"{name}: key 'config.factors' must be a list of text, found {factors!r}"
+        return f"{name}: key 'config.factors' must be a list of text, found {shown(factors)}"
     for key, value in record.items():
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
-            return f"{name}: key '{key}' must be a number or null, found {value!r}"
+            return f"{name}: key '{key}' must be a number or null, found {shown(value)}"
     return None
 
 

@@ -68,9 +68,10 @@ def read(path: Path) -> Stored:
             content = unpickle.read(path.read_bytes())
             facts = {"pickled": "true", "author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
         elif head[8:9] == b"{":
-            return _safetensors(path)
+            content, facts = _safetensors(path)
         else:
             raise ValueError("neither torch's format, nor safetensors, nor a pickle")
+        return Stored(path, _tensors(content), facts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # of any kind: three readers meet whatever a file holds
@@ -78,10 +79,9 @@ def read(path: Path) -> Stored:
         if reason.startswith("Weights only load failed"):  # torch goes on to advise reading it without that guard
             reason = "damaged, or it holds more than tensors and would have to be run: save model.state_dict()"
         raise UserError(f"{path}: not a readable state dict ({reason})") from None
-    return Stored(path, _tensors(path, content), facts)
 
 
-def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+def _tensors(content: Any) -> dict[str, Tensor]:
     """The dictionary of tensors in `content`, or below its key "model" (detectron2, torchvision's training) or "blobs"."""
     for key in ("model", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -89,27 +89,25 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict):
         content = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
-        raise UserError(f"{path}: {_WANTED}")
+        raise UserError(_WANTED)
     wrong = [k for k, v in content.items() if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized]
     if wrong:
-        raise UserError(f"{path}: {_WANTED}; {wrong[0]} is none, of {len(wrong)} such")
+        raise UserError(f"{_WANTED}; {wrong[0]} is none, of {len(wrong)} such")
     broken = [k for k, v in content.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise UserError(
-            f"{path}: {len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged"
-        )
+        raise UserError(f"{len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged")
     # DistributedDataParallel puts its own name in front.
     return {k.removeprefix("module."): v.detach() for k, v in content.items()}
 
 
-def _safetensors(path: Path) -> Stored:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safetensors.safe_open(path, "pt") as file:
         facts = dict(file.metadata() or {})
     if facts.get("format") != "fpn_ablate":
         facts = {}
     elif facts.get("version") != VERSION:
         raise UserError(f"of format {facts.get('version')}, and this program reads {VERSION}; export it anew")
-    return Stored(path, safetensors.torch.load_file(path), facts)
+    return safetensors.torch.load_file(path), facts
 
 
 def computed_with(values: dict[str, Any]) -> dict[str, Any]:

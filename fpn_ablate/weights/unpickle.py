@@ -107,14 +107,18 @@ def read(data: bytes) -> Any:
         UserError: it names something that is no part of an array.
         Exception: of any kind, where it is damaged.
     """
-    return _plain(_Reader(io.BytesIO(data), encoding="latin1").load())
+    return _plain(_Reader(io.BytesIO(data), encoding="latin1").load(), {})
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
+    """`seen`: what became of each dictionary. One that stands in many places is done once: a few hundred bytes could stand for
+    billions of them."""
     if isinstance(value, dict):
-        if depth > 4:  # a few hundred bytes could stand for billions of dictionaries
+        if depth > 4:
             raise ValueError("dictionaries in dictionaries")
-        return {key: _plain(inner, depth + 1) for key, inner in value.items()}
+        if id(value) not in seen:
+            seen[id(value)] = {key: _plain(inner, seen, depth + 1) for key, inner in value.items()}
+        return seen[id(value)]
     if isinstance(value, _Array):
         if value.value is None:
             raise ValueError("an array without values")

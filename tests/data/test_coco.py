@@ -11,6 +11,7 @@ from coco_sets import CATEGORIES, REAL, base, picture, rewrite, write
 from PIL import Image
 
 from fpn_ablate.data.coco import CocoDataset, load
+from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import UserError
 from fpn_ablate.paths import CONF
 
@@ -200,6 +201,17 @@ def test_damage_after_construction_names_file_and_image(tmp_path, damage):
         Image.fromarray(picture(8, 8)).save(target)
     with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read.*Fix: replace"):
         data[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_met_by_a_worker_is_told_without_a_traceback(tmp_path, workers):
+    file, images = write(tmp_path, base())
+    data = CocoDataset(file, images, "set")
+    (images / "a.jpg").unlink()
+    batches = evaluation_batches(data, batch_size=1, short_side=32, max_side=64, workers=workers, count=None)
+    with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read") as told:
+        list(batches)
+    assert len(str(told.value).splitlines()) == 1
 
 
 # --- bad boxes

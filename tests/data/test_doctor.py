@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from PIL import Image
 from fpn_ablate.data import doctor
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.findings import BOX, BROKEN, KINDS, NOTE
+from fpn_ablate.data.images import read_rgb
 from fpn_ablate.errors import UserError
 
 A, B = "images/a.jpg", "images/sub/b.png"
@@ -68,6 +71,10 @@ FAULTS = [
     (remove("annotations", 0, "bbox"), "missing-key", JSON, 7, 11, "bbox"),
     (remove("annotations", 0, "category_id"), "missing-key", JSON, 7, 11, "category_id"),
     (remove("images", 2, "width"), "missing-key", JSON, 9, None, "width"),
+    (change("annotations", 0, area=1.1e10), "wrong-type", JSON, 7, 11, "count no object"),
+    (change("categories", 0, name="a\ud800"), "wrong-type", JSON, None, None, "surrogate"),
+    (change("images", 0, file_name="\udcff.jpg"), "wrong-type", JSON, 42, None, "surrogate"),
+    (change("images", 0, file_name="."), "path-escape", JSON, 42, None, "'.'"),
     (lambda data: data["annotations"].append(5), "wrong-type", JSON, None, None, "5"),
     (lambda data: data["annotations"].append("id"), "wrong-type", JSON, None, None, "'id'"),
     (lambda data: data["images"].append(["id"]), "wrong-type", JSON, None, None, "['id']"),
@@ -102,7 +109,7 @@ def test_each_fault_of_the_file_is_named_alone(tmp_path, spoil, kind, where, ima
     file, images = write(tmp_path, data)
     faults = assert_refused(tmp_path, file, images, kind, where, image_id, annotation_id, value)
     # A category that cannot be read leaves its objects without one; every other fault stands alone.
-    follow = {"unknown-category"} if value == "name" else set()
+    follow = {"name": {"unknown-category"}, "surrogate": {"unknown-category", "unknown-image"}}.get(value, set())
     assert [f.kind for f in faults if f.kind not in follow] == [kind]
 
 
@@ -138,6 +145,41 @@ def test_bytes_that_are_no_text(tmp_path):
     file, images = write(tmp_path, base())
     file.write_bytes(b"\xff\xfe\x00{")
     assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+
+
+@pytest.mark.parametrize("key", ["bbox", "id", "segmentation"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, key):
+    text = json.dumps(base() | {"annotations": [base()["annotations"][0] | {"segmentation": []}]})
+    value = json.dumps(base()["annotations"][0].get(key, []))
+    twice = f'"{key}": {value}, "{key}": {value}'
+    file, images = write(tmp_path, text.replace(f'"{key}": {value}', twice))
+    report = doctor.examine(file, images)
+    assert {"duplicate-key"} == set(report.counts()) and f"'{key}' stands 2 times" in str(report.findings[0])
+    with pytest.raises(UserError, match="of several values the last alone would count"):
+        CocoDataset(file, images, "set")
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_a_value_nested_almost_as_deep_as_python_goes_is_named(tmp_path, depth):
+    file, images = write(tmp_path, json.dumps(base()).replace('"bee"', "[" * depth + "]" * depth))
+    assert not doctor.examine(file, images).sound
+
+
+def test_a_drawing_is_no_picture_and_starts_no_program(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail(f"started: {a}"))
+    file, images = write(tmp_path, base())
+    Image.fromarray(picture(40, 60)).save(images / "a.jpg", "EPS")
+    assert_refused(tmp_path, file, images, "image-unreadable", A, 42, None, "cannot identify")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_rgb(str(images / "a.jpg"), 60, 40)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    file, images = write(tmp_path, base())
+    (images / "a.jpg").unlink()
+    os.mkfifo(images / "a.jpg")
+    assert_refused(tmp_path, file, images, "image-missing", A, 42, None, "no such file")
 
 
 def test_nesting_beyond_all_bounds(tmp_path):

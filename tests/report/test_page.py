@@ -134,6 +134,34 @@ def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
     assert len(made.encode()) < 6_000_000
 
 
+def test_no_picture_from_outside_of_its_folder_comes_onto_the_page(full):
+    """Results may be another's: names in them are no paths, and links lead nowhere."""
+    place = full / ".pictures" / NAME
+    (full / "secret.jpg").write_bytes((place / "1.jpg").read_bytes())
+    truth = json.loads((place / "truth.json").read_text())
+    truth["images"] = {
+        "../../secret": truth["images"]["1"],
+        str(full / "secret"): truth["images"]["1"],
+        "1": truth["images"]["1"],
+    }
+    (place / "truth.json").write_text(json.dumps(truth))
+    (place / "1.jpg").unlink()
+    (place / "1.jpg").symlink_to("../../secret.jpg")
+    assert "data:image/webp" not in rendered(full)
+    (place / "1.jpg").unlink()
+    (full / "secret.jpg").rename(place / "1.jpg")
+    assert "data:image/webp" in rendered(full)
+
+
+def test_a_picture_that_unpacks_to_much_is_left_out(full):
+    from PIL import Image
+
+    file = full / ".pictures" / NAME / "1.jpg"
+    Image.new("L", (3_000, 2_000)).save(file, quality=1)
+    gallery_of = gallery.Album({NAME: file.parent})
+    assert gallery_of.add(NAME, "1") is None and gallery_of.add(NAME, "2") is not None
+
+
 def test_each_picture_is_embedded_once(full):
     found = re.findall(r"data:image/webp;base64,[^\"]*", rendered(full))
     assert found and len(found) == len(set(found))

@@ -61,7 +61,8 @@ for (const table of all("table[data-sortable]")) {
 const figures = all("[data-chart]");
 function draw(figure) {
   return figure.drawn ??= vegaEmbed(figure.querySelector(".view"), json(figure.querySelector("script")),
-    { actions: false, renderer: "svg" }).then(({ view }) => {
+    // Read, not compiled: the page's policy lets no text become a script, and no style but its own be added.
+    { actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true } }).then(({ view }) => {
     figure.view = view;
     figure.querySelector(".view svg").setAttribute("aria-hidden", "true");
     const select = figure.querySelector("[data-choice]");
