@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fpn_ablate.verify import RowFacts
 
 # What stands where a group's file is to be named, and Hydra reads as another thing than a text.
-NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|\{.*)", re.DOTALL)
+NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

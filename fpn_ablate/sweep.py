@@ -55,9 +55,14 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     values.pop("hydra", None)
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     pairs = sorted((key, _as_named(key, value)) for key, value in parts)
-    row, recipe = [str(choices["ablation"])], [values["recipe"]["name"]]
+    for group in ("ablation", "task", "recipe"):
+        if not (values | {"ablation": choices.get("ablation")}).get(group):
+            raise UserError(f"{group}: missing; give {group}=...")
+    if not isinstance(name := values["recipe"].get("name"), str):
+        raise UserError(f"recipe.name={name!r}: must be a text, after which tables are called")
+    row, recipe = [str(choices["ablation"])], [name]
     factors = declared_factors(values.get("factors"))
-    task = values["task"] or {}
+    task = values["task"]
     if values.get("mode") == "evaluate":
         factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
         values["table"] = values["table"] or f"evaluated_{task.get('name')}"

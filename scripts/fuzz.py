@@ -48,6 +48,7 @@ from PIL import Image
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
+from fpn_ablate.record import machine
 
 LIMIT = 60.0  # seconds a case may take
 MEMORY = 4 << 30  # bytes of address space that all cases together may add
@@ -1166,6 +1167,8 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="the one case of this number, with its traceback")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the JSON files (default {OUT})")
     given = parser.parse_args()
+    import torch
+
     limit_memory()
     logging.disable(logging.WARNING)
     if given.only is not None:
@@ -1184,8 +1187,14 @@ def main() -> int:
         )
         for number, what in outcome.lost[:20]:
             print(f"  {name} --only {number}: {what}", flush=True)
-        how = f"{KINDS[name].how}; {ways}; python scripts/fuzz.py {name} --cases {given.cases} --seed {given.seed}"
-        content = {"fault": f"bad input: {name}", "tries": given.cases, "lost": len(outcome.lost), "how": how}
+        content = {
+            "fault": f"bad input: {name}",
+            "tries": given.cases,
+            "lost": len(outcome.lost),
+            "how": f"{KINDS[name].how}; {ways}",
+            "command": f"python scripts/fuzz.py {name} --cases {given.cases} --seed {given.seed}",
+            "machine": machine(torch.device("cpu")),
+        }
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(given.out / f"fuzz_{name}.json", lambda path, text=text: path.write_text(text))
         lost += len(outcome.lost)
