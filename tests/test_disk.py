@@ -47,6 +47,7 @@ BARE = {
     "jobs.py:launch": "a folder of such signs: left out",
     "locks.py:only_one": "UserError: test_a_folder_that_cannot_be_made_is_told",
     "metrics.py:save": HANDED,
+    "proposals.py:_refuse_bomb": "an archive that is read",
     "replicates.py:_write": HANDED,
     "replicates.py:save": HANDED,
     "report/live.py:_locks": "no page: a warning at the end of a sweep",

@@ -123,7 +123,7 @@ def unfold_batch_norm(module: nn.Module) -> nn.Module:
     """The inverse of `fold_batch_norm`."""
     for m in module.modules():
         if isinstance(m, FoldedConv2d):
-            m.__class__ = Conv2d
+            m.__class__ = nn.Conv2d
         elif isinstance(m, FoldedBatchNorm2d):
             m.__class__ = FrozenBatchNorm2d
     return module
