@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -170,10 +170,17 @@ def fill_verify_blocks(text: str) -> str:
     return fill(text, lambda arguments: _markdown(normalise(arguments)))
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it complains of is what was typed, or pasted."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _verify_options(arguments: Sequence[str]) -> argparse.Namespace:
     from fpn_ablate.verify import PAPER_SIZE
 
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate verify", description=_verify.__doc__)
+    parser = _Parser(prog="python -m fpn_ablate verify", description=_verify.__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run; ablation=ROW,ROW chooses rows")
     parser.add_argument("--size", type=_size, default=PAPER_SIZE, metavar="HxW", help="of the image (default: 800x1000)")
     parser.add_argument("--markdown", action="store_true", help="print the cost alone, as a Markdown table in GMAC")
@@ -217,7 +224,7 @@ def _cells(arguments: Sequence[str]) -> list[Config]:
 def _doctor(arguments: Sequence[str]) -> int:
     """Look over both splits of a data set as a run would see them, before anything is trained. Exit code 0: sound, 1: a
     training would be refused, 2: bad arguments."""
-    parser = argparse.ArgumentParser(prog="python -m fpn_ablate.data.doctor", description=_doctor.__doc__)
+    parser = _Parser(prog="python -m fpn_ablate.data.doctor", description=_doctor.__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run; ablation=ROW,ROW chooses rows")
     parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
