@@ -51,6 +51,7 @@ from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.model.layers import Conv2d, linear
 from fpn_ablate.model.levels import Features
+from fpn_ablate.model.sampled import Deferred
 from fpn_ablate.optim import build_optimizer, set_learning_rate
 from fpn_ablate.record import environment, machine
 from fpn_ablate.schema import Config
@@ -290,6 +291,7 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     n, device = len(batch.images), batch.images.device
     head, channels = model.rpn.head, model.neck.levels[0].channels
     around = torch.rand(n * cfg.head.samples, 9 * channels, device=device, requires_grad=training)
+    read = torch.arange(n * model.rpn.cells_read, device=device)  # of a map that is convolved over where it is read
     pooled = None
     if model.roi:
         count = model.roi.settings.samples if training else model.roi.settings.proposals[1]
@@ -298,8 +300,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
 
     def run() -> None:
         with autocast(cfg, device), torch.set_grad_enabled(training):
-            levels = model.features(batch.images, batch.sizes)
-            out = list(levels.values())
+            levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
+            out = [x.at(read) if isinstance(x, Deferred) else x for x in levels.values()]
             if training:
                 hidden = linear(around, head.conv.weight.flatten(1), head.conv.bias)
                 out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]

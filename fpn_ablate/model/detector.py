@@ -36,6 +36,11 @@ class Detector(nn.Module):
         backbone = self.backbone
         return self.neck(backbone(normalise(images, sizes, backbone.mean, backbone.std)), **options)
 
+    def features_to_train(self, images: Tensor, sizes: Tensor) -> Features:
+        """`features`, of which an RPN alone reads some cells: large maps may be `Deferred`."""
+        few = self.roi is None and isinstance(self.neck, FPN) and not images.is_cuda  # a GPU is fast over all cells
+        return self.features(images, sizes, **({"read": len(images) * self.rpn.cells_read} if few else {}))
+
     def losses(
         self, images: Tensor, targets: Targets, generator: torch.Generator, proposals: Proposals | None = None
     ) -> dict[str, Tensor]:
@@ -44,10 +49,7 @@ class Detector(nn.Module):
         The second stage learns from `proposals`, or from the RPN's own, through which it sends no gradient back (Faster R-CNN's
         approximate joint training).
         """
-        # An RPN alone looks at its samples; a GPU convolves over all cells before it has gathered some.
-        few = self.roi is None and isinstance(self.neck, FPN) and not images.is_cuda
-        options = {"read": len(images) * self.rpn.cells_read} if few else {}
-        features, found = self.features(images, targets.sizes, **options), {}
+        features, found = self.features_to_train(images, targets.sizes), {}
         if self.rpn:
             found |= self.rpn.losses(features, targets, generator)
             if self.roi and proposals is None:
