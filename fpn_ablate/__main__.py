@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate import finished, jobs, stopping, timm_configs
+from fpn_ablate.console import say
 from fpn_ablate.errors import UserError, first_line, printable
 from fpn_ablate.files import write_atomically
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping.listening(), stopping.meant():
             _job()
     except KeyboardInterrupt as stop:
-        print("interrupted; the same command goes on from where it was", file=sys.stderr)
+        say("interrupted; the same command goes on from where it was", sys.stderr)
         return getattr(stop, "code", 130)
     return int(bool(unpublished))  # rows are finished; their tables are made by the same command, or by fpn_ablate.report
 

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate import stopping
+from fpn_ablate.console import say
 
 FOLDER, SWEEP = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"  # set by the sweep for its jobs: the folder, and the sweep's process
 STOP = "stop"  # the file that says so
@@ -102,7 +103,7 @@ class Steadfast:
         return dict(zip(jobs, self.launcher.launch(list(jobs.values()), initial_job_idx=first), strict=True))
 
     def _alone(self, job: Job, number: int) -> JobReturn:
-        print(f"the process of {' '.join(job)} was killed, or that of its neighbour: again, alone", file=sys.stderr)
+        say(f"the process of {' '.join(job)} was killed, or that of its neighbour: again, alone", sys.stderr)
         try:
             return self._launched({0: job}, number)[0]
         except BrokenProcessPool:
@@ -126,7 +127,7 @@ class Steadfast:
         """Print what has failed, a line each; raises the first."""
         for found in self.failed:
             error = found._return_value
-            print(f"failed: {' '.join(found.overrides)}: {type(error).__name__}: {error}", file=sys.stderr)
+            say(f"failed: {' '.join(found.overrides)}: {type(error).__name__}: {error}", sys.stderr)
         if self.failed:
             raise self.failed[0]._return_value
 

@@ -13,11 +13,26 @@ died of, and nothing has to be cleared away. What is assumed of a network file s
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fpn_ablate.console import say
 from fpn_ablate.errors import UserError
+
+# From its version 4 on filelock would take, in silence, a file that outlives its process where the kernel has no locks.
+_NO_OTHER = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
+
+
+def lock(path: Path, timeout: float = -1) -> FileLock:
+    """A lock to be held by `with`, which raises `filelock.Timeout` after so many seconds (-1: never)."""
+    return FileLock(path, timeout=timeout, **_NO_OTHER)
+
+
+def cell_lock(out: str | Path, fingerprint: str) -> Path:
+    """Of a cell, whatever tables it stands in."""
+    return Path(out, "runs", ".locks", fingerprint)
 
 
 @contextmanager
@@ -27,18 +42,18 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: the file system has no locks.
     """
-    lock = FileLock(path)
+    own = lock(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            own.acquire(timeout=0)
         except Timeout:
-            print(f"{what}: another process is at it, waiting for that", file=sys.stderr)
-            lock.acquire()
+            say(f"{what}: another process is at it, waiting for that", sys.stderr)
+            own.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot be locked ({reason}); give out=FOLDER on a disk that has locks (flock)") from None
     try:
         yield
     finally:
-        lock.release()
+        own.release()

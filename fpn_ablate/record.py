@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -28,10 +29,10 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record, or None where there is none or it cannot be read (the run is then done again)."""
-    try:
-        return json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
-        return None
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads((folder / FILE).read_text())
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def now() -> str:

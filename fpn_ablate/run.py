@@ -27,7 +27,7 @@ from fpn_ablate.evaluate import collect, figures
 from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, TEMPORARY, write_atomically
 from fpn_ablate.finished import KEPT, cell_folder
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
-from fpn_ablate.locks import only_one
+from fpn_ablate.locks import cell_lock, only_one
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model import build
 from fpn_ablate.proposals import FILE as PROPOSALS
@@ -57,7 +57,7 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     facts = _facts(cfg, inputs)
     run = Run(cfg, inputs, facts, cell_folder(cfg, identity.fingerprint(facts)), job)
     # One lock for a cell, whatever tables it stands in.
-    with only_one(Path(cfg.out, "runs", ".locks", run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
+    with only_one(cell_lock(cfg.out, run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
         known = record.read(run.folder)
         if _is_finished(known, run.fingerprint):
             finished.tell(cfg, run.folder)
@@ -277,7 +277,7 @@ def _fitted(run: Run, cell: tasks.Cell, supply: tasks.Supply) -> tasks.Trained:
             raise
         reason = first_line(error)
     # Not in the handler: its traceback holds on to what the first attempt had on the GPU.
-    print(f"{run.cfg.row} seed {run.cfg.seed}: {reason}; again with recipe.accumulate={parts}", file=sys.stderr)
+    say(f"{run.cfg.row} seed {run.cfg.seed}: {reason}; again with recipe.accumulate={parts}", sys.stderr)
     for name in tasks.TEMPORARY:  # before the mark: no checkpoint is of both attempts
         (run.folder / name).unlink(missing_ok=True)
     run.retried = {"after": reason, "accumulate": parts}
@@ -318,8 +318,9 @@ def _source(run: Run, cfg: Config) -> Path:
     folder = find(cfg, fingerprint)
     if folder is None:
         folder = cell_folder(cfg, fingerprint)
-        if _is_finished(record.read(folder), fingerprint):
-            (folder / record.FILE).unlink()  # its weights are gone, and they are what is asked for
+        # Asked for are its weights, which somebody has removed; the record is written after them.
+        if _is_finished(record.read(folder), fingerprint) and not all((folder / name).exists() for name in KEPT):
+            (folder / record.FILE).unlink()
         try:
             _run(cfg, run.inputs, run.job)
         except Diverged as problem:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +20,7 @@ from fpn_ablate import finished, plan, report, stopping, unchanged
 from fpn_ablate.console import say
 from fpn_ablate.errors import UserError, first_line
 from fpn_ablate.files import MODEL, PICTURES, clear_leftovers, unwritable
-from fpn_ablate.locks import only_one
+from fpn_ablate.locks import cell_lock, lock, only_one
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live
 from fpn_ablate.report.records import flatten, under
@@ -137,20 +137,24 @@ def announce(cells: Iterable[Config]) -> None:
             plan.write(Path(out, "runs"), [plan.Cell(*cell) for cell in names], identity.code_version())
             if live.wanted():
                 live.start(Path(out), _experiments())
-                print(f"the sweep in a browser: {Path(out, live.NAME)}")
+                say(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
 def mark_killed(cfg: Config, error: str) -> None:
     """Say in its record that a cell has failed whose process is gone, which could not. Raises nothing."""
-    from fpn_ablate import identity, record, run
+    from fpn_ablate import identity, record
+
+    def of_this_code() -> dict[str, Any] | None:
+        known = record.read(folder) or {}
+        return known if (known.get("status"), known.get("code")) == ("running", identity.code_version()) else None
 
     with _warning(f"no word of {cfg.row} seed {cfg.seed} in its record"):
-        for folder in run.cell_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
-            known = record.read(folder) or {}
-            if known.get("status") == "running" and known.get("code") == identity.code_version():
-                # Not if another sweep is at it, which has its lock.
-                with suppress(Timeout), FileLock(Path(cfg.out, "runs", ".locks", known["fingerprint"]), timeout=0):
-                    record.write(folder, known | {"status": "failed", "error": error, "finished": record.now()})
+        for folder in finished.cell_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
+            # Not if another sweep is at it, which has its lock, or has just ended it.
+            if (known := of_this_code()) is not None:
+                with suppress(Timeout), lock(cell_lock(cfg.out, known["fingerprint"]), timeout=0):
+                    if (known := of_this_code()) is not None:
+                        record.write(folder, known | {"status": "failed", "error": error, "finished": record.now()})
 
 
 def publish(cells: Iterable[Config]) -> None:
@@ -174,10 +178,11 @@ def publish(cells: Iterable[Config]) -> None:
 
 def _publish(cells: list[Config], out: Path) -> None:
     runs, experiments = out / "runs", _experiments()
+    state = unchanged.state(runs, experiments)  # before it is read: what changes in between is not in the tables
     frame, errors = report.load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
-    made_from = unchanged.made_from(runs, experiments, [sorted(only), sorted(settings), live.wanted()])
+    made_from = state and unchanged.digest([state, sorted(only), sorted(settings), live.wanted()])
     tables = report.collate(frame, only, experiments, settings, errors)
     for table in tables:
         with _warning(f"{table.name} is not shown", unpublished):
@@ -191,14 +196,14 @@ def _publish(cells: list[Config], out: Path) -> None:
     for table in tables:
         with _warning(f"{table.name} is not written", unpublished):
             written += report.save_table(table, out)
-            print(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
+            say(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
     with _warning(f"{out / 'ledger.csv'} is not written", unpublished):
         report.write_ledger(frame, out / "ledger.csv")
         written.append(out / "ledger.csv")
     with _warning(f"{out / live.NAME} is not written", unpublished):
         if live.wanted() and (page := live.write(runs, out, experiments, first=tables)):
             written.append(page)
-            print(f"written: {page}")
+            say(f"written: {page}")
     if len(unpublished) == before:
         unchanged.leave(runs, made_from, written)
 

@@ -5,36 +5,36 @@ Who has written all of it leaves a digest of what it was made from, and of each 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from fpn_ablate import plan
+from fpn_ablate import finished, plan
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import PICTURES, RECORD, UNREADABLE, write_atomically
 from fpn_ablate.identity import digest
 from fpn_ablate.paths import PACKAGE
 
 FOLDER = ".written"  # below the folder of all runs
+KEPT = 20  # words of as many sweeps
 # What draws, and what counts.
 _PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "altair", "vl-convert-python", "jinja2", "rich")
 # In a run's folder, and nothing to a table or a page: who leaves these may do so after the sweep has ended.
-_ELSEWHERE = ("wandb", "asked.json", ".")
+_ELSEWHERE = ("wandb", finished.FILE, ".")
 
 
-def made_from(runs: Path, experiments: Iterable[Path], wanted: Any) -> str | None:
-    """A digest of all that the tables `wanted` and the page are made from; None while a sweep is under way, whose progress the
-    page shows."""
+def state(runs: Path, experiments: Iterable[Path]) -> str | None:
+    """A digest of all that tables and page are made from; None while a sweep is under way, whose progress the page shows."""
     if plan.active(runs):
         return None
     files = [file for file in runs.glob("*/*/*/*/*") if file.is_file() and not file.name.startswith(_ELSEWHERE)]
     files += [*runs.rglob(RECORD), *(file for file in (runs / PICTURES).rglob("*") if file.is_file())]
-    states = sorted({(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files})
+    states = sorted({(str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file in files for s in [file.stat()]})
     definitions = [(str(file), _sha(file)) for folder in experiments for file in sorted(folder.glob("*.yaml"))]
-    return digest([states, definitions, _program(), wanted])
+    return digest([states, definitions, _program()])
 
 
 def is_written(runs: Path, made: str | None) -> bool:
@@ -50,6 +50,8 @@ def leave(runs: Path, made: str | None, written: Iterable[Path]) -> None:
         if made is not None:
             text = json.dumps({str(file.resolve()): _sha(file) for file in written}, indent=1) + "\n"
             write_atomically(_word(runs, made), lambda temporary: temporary.write_text(text))
+            for old in sorted((runs / FOLDER).glob("*.json"), key=os.path.getmtime)[:-KEPT]:
+                old.unlink()
 
 
 def _word(runs: Path, made: str) -> Path:

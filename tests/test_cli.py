@@ -240,7 +240,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
     assert checkpointed_steps(checkpoint) in (4, 5)
 
 
-def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config):
+def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config, monkeypatch):
     """Of this code alone, and not while another process is at it."""
     cfg, known = config(), {"fingerprint": "0123456789abcdef", "code": identity.code_version()}
     file = running.cell_folder(cfg, known["fingerprint"]) / "record.json"
@@ -258,3 +258,13 @@ def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config):
             sweep.mark_killed(cfg, "WorkerKilled: twice")
         assert json.loads(file.read_text())["status"] == left
     assert json.loads(file.read_text())["error"] == "WorkerKilled: twice"
+
+    @contextlib.contextmanager
+    def ends_just_before(*arguments, **options):
+        file.write_text(json.dumps(known | {"status": "finished"}))
+        yield
+
+    monkeypatch.setattr(sweep, "lock", ends_just_before)
+    file.write_text(json.dumps(known | {"status": "running"}))
+    sweep.mark_killed(cfg, "WorkerKilled: twice")
+    assert json.loads(file.read_text())["status"] == "finished"

@@ -1,9 +1,11 @@
 """One process at a time."""
 
+import errno
+import fcntl
 import multiprocessing
+import os
 
 import pytest
-from filelock import FileLock
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.locks import only_one
@@ -23,7 +25,8 @@ def test_a_lock_is_gone_with_the_process_that_held_it_and_one_that_waits_says_so
     assert held.wait(10)
     context.Process(target=_kill_soon, args=(child.pid,)).start()
     with only_one(path, "row fpn"):
-        assert not child.is_alive() or child.join(5) is None
+        child.join(5)
+        assert not child.is_alive()
     assert "row fpn: another process is at it, waiting" in capsys.readouterr().err
     with only_one(path, "row fpn"):
         pass
@@ -31,7 +34,6 @@ def test_a_lock_is_gone_with_the_process_that_held_it_and_one_that_waits_says_so
 
 
 def _kill_soon(process):
-    import os
     import signal
     import time
 
@@ -39,13 +41,16 @@ def _kill_soon(process):
     os.kill(process, signal.SIGKILL)
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def none(*_, **__):
-        raise OSError(37, "No locks available")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    """And no file that outlives its process takes the lock's place."""
 
-    monkeypatch.setattr(FileLock, "acquire", none)
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
     with (
-        pytest.raises(UserError, match=r"lock: cannot be locked \(No locks available\); give out=FOLDER on a disk"),
+        pytest.raises(UserError, match=r"lock: cannot be locked \(.*\); give out=FOLDER on a disk"),
         only_one(tmp_path / "lock", "x"),
     ):
         pass

@@ -519,3 +519,9 @@ def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(t
     assert (tmp_path / names[0]).exists()
     clear_leftovers([tmp_path], age=-1)
     assert sorted(path.name for path in tmp_path.iterdir()) == others
+
+
+@pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "null"])
+def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
+    (tmp_path / record.FILE).write_text(text)
+    assert record.read(tmp_path) is None

@@ -278,6 +278,15 @@ def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_source_that_another_sweep_ends_just_now_is_not_made_again(cell, trainings, monkeypatch):
+    first = running.run(cell(FAST, "ablation=c4"))
+    find = running.find
+    monkeypatch.setattr(running, "find", lambda *cell: monkeypatch.setattr(running, "find", find))  # not yet there
+    again = running.run(cell(FAST, "ablation=bottom_up"))
+    assert again["proposals"] == first["proposals"]
+    assert [rpn for rpn, _ in trainings] == [True, False, False]
+
+
 def test_the_source_is_called_after_its_neck(cell):
     def source(*overrides):
         return tasks.sources(cell(FAST, *overrides))["rpn"].row

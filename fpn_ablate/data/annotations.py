@@ -5,6 +5,7 @@ N images, M annotations, K categories. The arrays of COCO's training set take a 
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,9 +62,8 @@ def _object(pairs: list[tuple[str, Any]], file: str, found: Findings) -> dict[st
     """An object of the file without its mask. JSON itself takes the last of equal keys in silence."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        found.append(Finding("duplicate-key", file, value=f"{shown(twice)} stands {keys.count(twice)} times in {shown(entry)}"))
+        ((twice, count),) = Counter(key for key, _ in pairs).most_common(1)
+        found.append(Finding("duplicate-key", file, value=f"{shown(twice)} stands {count} times in {shown(entry)}"))
     # Polygons are most of a COCO file; let go of each one as soon as it is parsed.
     entry.pop("segmentation", None)
     return entry

@@ -14,6 +14,7 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def roi_align(
@@ -84,6 +85,7 @@ class _Gather(torch.autograd.Function):
         return F.embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         cells, weights = ctx.saved_tensors
         bins, entries = cells.shape

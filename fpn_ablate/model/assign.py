@@ -3,6 +3,8 @@
 N images, R anchors, G ground-truth boxes (padded; `valid` marks the real ones).
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from fpn_ablate.model import boxes
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 # Pairs of an object and an anchor that are looked at together; more go image by image, with equal results and less memory. On a
 # CPU what does not fit into its caches takes nearly twice the time.
-MOST_PAIRS = {"cpu": 2**20, "cuda": 2**26}
+MOST_PAIRS = defaultdict(lambda: 2**26, cpu=2**20)
 
 
 def match(

@@ -7,6 +7,7 @@ convolutions stand beside them in the same network (95 against 220 GFLOP/s on on
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -57,6 +58,7 @@ class _Product(torch.autograd.Function):
         return _times(x, weight, bias)
 
     @staticmethod
+    @once_differentiable  # else a second derivative would be 0, with a warning
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, grad, *ctx.saved_tensors)
 
@@ -70,6 +72,7 @@ class _Pointwise(torch.autograd.Function):
         return _map(_times(_cells(x), weight.flatten(1), bias), x)
 
     @staticmethod
+    @once_differentiable  # else a second derivative would be 0, with a warning
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias = _gradients(ctx, _cells(grad), _cells(x), weight.flatten(1))

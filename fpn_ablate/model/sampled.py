@@ -37,7 +37,7 @@ def convolve(around: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def around(maps: Sequence[Tensor | Deferred], cell: Tensor) -> Tensor:
     """(N * S, 9 C): the 3x3 cells around each of `cell` (N, S), counted over the levels; 0 outside a map."""
-    sizes = constant(tuple(tuple(x.shape[-2:]) for x in maps), cell.device)
+    sizes = constant(tuple(tuple(x.shape[-2:]) for x in maps), cell.device, torch.int64)
     ends = sizes.prod(1).cumsum(0)
     level = torch.searchsorted(ends, cell, right=True)
     height, width = sizes[level].unbind(-1)

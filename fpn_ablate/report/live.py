@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fpn_ablate import plan
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import write_atomically
+from fpn_ablate.locks import lock
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import records
 from fpn_ablate.report.collate import Table, collate
@@ -48,7 +49,7 @@ def watch(runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,)) -
     experiments = list(experiments)
     with suppress(Timeout):
         while plan.active(runs, here=True):  # asked again without the lock: a sweep may begin while the last page is written
-            with FileLock(_locks(runs) / "watch", timeout=0):
+            with lock(_locks(runs) / "watch", timeout=0):
                 _watch(runs, out, experiments)
 
 
@@ -74,7 +75,7 @@ def write(
         first: tables that are made, which stand in the place of those of the same key.
         under_way: only if a sweep is.
     """
-    with FileLock(_locks(runs) / "page", timeout=LONGEST):
+    with lock(_locks(runs) / "page", timeout=LONGEST):
         if under_way and not plan.active(runs):
             return None  # its end has written the page
         frame, first = records.load(runs), list(first)

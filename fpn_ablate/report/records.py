@@ -7,6 +7,7 @@ have dtype object: pandas would otherwise turn integers beside an absent value i
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])
 FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
+SINGLE = ("code", "weights", "task", "error", "started", "finished", "deterministic")  # no lists, like the environment
 # These columns stand first, in this order; records are sorted by them.
 LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")
 
@@ -211,6 +213,10 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     for key, value in record.items():
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
             return f"{name}: key '{key}' must be a number or null, found {shown(value)}"
+        if isinstance(value, float) and math.isinf(value):
+            return f"{name}: key '{key}' must be finite, found {value}"
+        if isinstance(value, list) and (key in SINGLE or key.startswith(("environment.", "cost."))):
+            return f"{name}: key '{key}' must be one value, found {shown(value)}"
     return None
 
 

@@ -166,7 +166,7 @@ def _bins(record: Mapping[str, Any]) -> tuple[list[float], list[int], list[float
         return None
     edges, objects, values = parts
     numbers = all(type(edge) in (int, float) and edge > 0 for edge in edges)
-    numbers = numbers and all(value is None or type(value) in (int, float) for value in values)
+    numbers = numbers and all(value is None or (type(value) in (int, float) and abs(value) < 1e9) for value in values)
     return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
 
 

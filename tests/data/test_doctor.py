@@ -147,6 +147,14 @@ def test_bytes_that_are_no_text(tmp_path):
     assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
 
 
+def test_an_object_of_many_keys_takes_no_time_by_their_square(tmp_path):
+    """One of 200,000 keys stands twice; comparing each with each would take minutes."""
+    keys = ", ".join(f'"k{n}": 0' for n in range(200_000))
+    file, images = write(tmp_path, json.dumps(base())[:-1] + f', "info": {{{keys}, "k199999": 1}}}}')
+    (found,) = doctor.examine(file, images).findings
+    assert (found.kind, "'k199999' stands 2 times" in str(found)) == ("duplicate-key", True)
+
+
 @pytest.mark.parametrize("key", ["bbox", "id", "segmentation"])
 def test_a_key_that_stands_twice_is_refused(tmp_path, key):
     text = json.dumps(base() | {"annotations": [base()["annotations"][0] | {"segmentation": []}]})

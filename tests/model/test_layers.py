@@ -53,6 +53,14 @@ def test_gradients_by_finite_differences_of_the_function_itself(monkeypatch):
 
 
 @pytest.mark.skipif(not module._ONEDNN, reason="this torch has no oneDNN")
+def test_a_second_derivative_is_an_error_and_not_0():
+    x, weight, bias = operands()
+    (grad,) = torch.autograd.grad(linear(x, weight, bias).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.skipif(not module._ONEDNN, reason="this torch has no oneDNN")
 def test_fp32_goes_to_onednn_and_nothing_else_does(monkeypatch):
     calls = []
     monkeypatch.setattr(module, "_times", lambda x, weight, bias=None: calls.append(x.dtype) or F.linear(x, weight, bias))

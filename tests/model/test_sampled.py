@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import composed
 from torch import nn
 
 from fpn_ablate.model import build
@@ -59,9 +58,9 @@ def test_deferred_maps_are_as_if_convolved_before(deferred):
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_an_rpn_alone_smooths_what_it_looks_at(monkeypatch):
+def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
     """Same losses and gradients as with whole maps, and P2 is not convolved over."""
-    cfg = composed("task=rpn", "head.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
+    cfg = config("task=rpn", "head.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
     model = build.build_detector(cfg)
     build.initialise(model, 0)
     model = model.to(memory_format=torch.channels_last).train()

@@ -117,7 +117,10 @@ def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):
     assert len({p["row"] for p in series.costs(table)}) == 19
 
 
-@pytest.mark.parametrize("broken", [{"edges": [1, 2]}, {"AR100": None}, {"edges": []}, {"objects": [1]}, {"edges": [0.0] * 10}])
+@pytest.mark.parametrize(
+    "broken",
+    [{"edges": [1, 2]}, {"AR100": None}, {"edges": []}, {"objects": [1]}, {"edges": [0.0] * 10}, {"AR100": [1e308] * 11}],
+)
 def test_a_record_whose_bins_do_not_fit_is_left_out(put, runs, broken):
     put("c4", 2, by_size=by_size() | broken)
     table = collate(load(runs))[0]

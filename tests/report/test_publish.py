@@ -136,6 +136,28 @@ def test_a_failure_is_one_line_and_hides_neither_the_table_nor_the_sweeps_own_er
     assert Path(cell().out, "tables", "table1_rpn-shapes-smoke.md").exists() == (broken != "load")
 
 
+def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave, monkeypatch, capsys):
+    """The state that tables are said to be of is the one before reading: afterwards they would be called as they were."""
+    leave(cell(), 0.111, "a")
+    load = report.load
+
+    def slow(runs):
+        frame = load(runs)
+        (file,) = Path(runs).rglob("record.json")
+        file.write_text(file.read_text().replace("0.111", "0.222"))
+        monkeypatch.setattr(report, "load", load)
+        return frame
+
+    monkeypatch.setattr(report, "load", slow)
+    sweep.publish([cell()])
+    assert "11.1" in capsys.readouterr().out
+    sweep.publish([cell()])
+    assert "as it was" not in capsys.readouterr().out
+    assert "22.2" in Path(cell().out, "tables", "table1_rpn-shapes-smoke.md").read_text()
+    sweep.publish([cell()])
+    assert "as it was" in capsys.readouterr().out
+
+
 def test_a_table_is_shown_before_it_is_written(cell, leave, monkeypatch):
     done = []
     monkeypatch.setattr(sweep, "show", lambda table: done.append("shown"))
