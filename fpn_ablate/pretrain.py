@@ -116,11 +116,9 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
                 left = spent / (step - begun) * (recipe.steps - step)
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 say(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
-            stop = stopping.asked()
-            if stop or step % max(1, recipe.steps // CHECKPOINTS) == 0:
+            if stopping.asked() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
                 stopping.hurry_no_more()
                 _save(kept, step, before + spent, states)
-            if stop:
                 stopping.check()
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}

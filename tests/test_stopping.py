@@ -167,6 +167,37 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
     assert not kept.exists()
 
 
+def once_before(monkeypatch, number):
+    """A signal that comes after a loop has looked for one, just before it turns the timer off."""
+    turned_off, sent = stopping.hurry_no_more, []
+
+    def hurry_no_more():
+        if not sent:
+            sent.append(send(number))
+        turned_off()
+
+    monkeypatch.setattr(stopping, "hurry_no_more", hurry_no_more)
+
+
+def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(config, tmp_path, monkeypatch):
+    cfg = config(*SHORT, "recipe.checkpoint_every=2")
+    pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
+    model = build_detector(cfg, num_classes=1)
+    once_before(monkeypatch, signal.SIGTERM)
+    with pytest.raises(Stopped), stopping.listening():
+        train(model, pictures, cfg, CPU, cfg.steps, tmp_path / "checkpoint.pt")
+    assert checkpointed_steps(tmp_path / "checkpoint.pt") == 2
+
+
+def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(config, tmp_path, monkeypatch):
+    cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+    once_before(monkeypatch, signal.SIGTERM)
+    with pytest.raises(Stopped), stopping.listening():
+        pretrain.ensure(cfg, inputs.world(cfg), tmp_path, CPU, say=lambda line: None)
+    (kept,) = tmp_path.glob("*-checkpoint.pt")
+    assert checkpointed_steps(kept) == 1
+
+
 @pytest.mark.parametrize("error", [ImportError, SystemExit])
 def test_an_error_that_comes_of_a_signal_is_none(error):
     with pytest.raises(Stopped), stopping.listening(), stopping.meant(), stopping.between_steps():
