@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from fpn_ablate import inputs, pretrain, stopping
+from fpn_ablate import inputs, pretrain, stopping, sweep
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.stopping import Stopped
@@ -196,6 +196,15 @@ def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(c
         pretrain.ensure(cfg, inputs.world(cfg), tmp_path, CPU, say=lambda line: None)
     (kept,) = tmp_path.glob("*-checkpoint.pt")
     assert checkpointed_steps(kept) == 1
+
+
+def test_after_ctrl_c_nothing_cuts_the_tables(monkeypatch):
+    monkeypatch.setattr(stopping, "PATIENCE", 0.05)
+    with stopping.listening():
+        with pytest.raises(Stopped):
+            send(signal.SIGINT)
+        sweep.publish([])
+        time.sleep(0.1)  # the timer would raise
 
 
 @pytest.mark.parametrize("error", [ImportError, SystemExit])
