@@ -102,12 +102,19 @@ def hurry_no_more() -> None:
 def between_steps() -> Iterator[None]:
     """For a loop that asks `asked` at each step, so that nothing tears one apart. Raises `Stopped`."""
     check()
-    _state.patient = True
+    with patient():
+        yield
+    check()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """For what must not be torn apart, and is over in a moment; who asks for an end hears of it at the next `check`."""
+    before, _state.patient = _state.patient, True
     try:
         yield
     finally:
-        _state.patient = False
-    check()
+        _state.patient = before
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fpn_ablate import inputs, pretrain, stopping, sweep
+from fpn_ablate import inputs, pretrain, record, stopping, sweep
+from fpn_ablate import run as running
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.stopping import Stopped
@@ -205,6 +207,35 @@ def test_after_ctrl_c_nothing_cuts_the_tables(monkeypatch):
             send(signal.SIGINT)
         sweep.publish([])
         time.sleep(0.1)  # the timer would raise
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
+def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_path, monkeypatch, error, status):
+    class Row(SimpleNamespace):
+        def known(self):
+            return {}
+
+        def write_config(self):
+            pass
+
+        def begin(self):
+            write(tmp_path, {"status": "running"})
+
+    def carry_out(run):
+        if error:
+            raise error
+        return {}
+
+    def interrupted(folder, outcome):
+        send(signal.SIGTERM)
+        write(folder, outcome)
+
+    write = record.write
+    monkeypatch.setattr(record, "write", interrupted)
+    monkeypatch.setattr(running, "_carry_out", carry_out)
+    with pytest.raises(Stopped), stopping.listening(), stopping.meant():
+        running._recorded(Row(folder=tmp_path, sinks=[], cfg=SimpleNamespace(row="fpn", seed=0)))
+    assert record.read(tmp_path)["status"] == status
 
 
 @pytest.mark.parametrize("error", [ImportError, SystemExit])
