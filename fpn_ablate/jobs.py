@@ -50,7 +50,8 @@ def carried_out(number: int, on_failure: str) -> Iterator[None]:
     try:
         with stopping.meant(), stopping.job(), _under_way(folder, number):
             yield
-    except stopping.Stopped:
+    except stopping.Stopped as stop:
+        _let_go(stop)  # of the processes that load images
         if worker:
             raise Interrupted("a signal asked for it") from None
         raise

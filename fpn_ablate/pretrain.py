@@ -6,7 +6,7 @@ interrupted goes on from its last checkpoint, to the same weights.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,17 +129,18 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     kept.unlink(missing_ok=True)
 
 
-def _batches(cfg: Config, world: World, begun: int) -> DataLoader:
+def _batches(cfg: Config, world: World, begun: int) -> Iterator[list[Tensor]]:
     """Of the steps after the first `begun`."""
     recipe = cfg.recipe.pretrain
     first, steps = HELD_OUT + begun * recipe.batch_size, recipe.steps - begun
-    return DataLoader(
+    loader = DataLoader(
         _Pictures(world, first, steps * recipe.batch_size),
         recipe.batch_size,
         num_workers=max(1, cfg.workers),
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=stopping.leave_to_parent,
     )
+    return stopping.ended_soon(iter(loader))
 
 
 def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import torch
 
 from fpn_ablate import inputs, pretrain, record, stopping, sweep
 from fpn_ablate import run as running
+from fpn_ablate.data import loader
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.stopping import Stopped
@@ -200,13 +203,58 @@ def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(c
     assert checkpointed_steps(kept) == 1
 
 
-def test_after_ctrl_c_nothing_cuts_the_tables(monkeypatch):
-    monkeypatch.setattr(stopping, "PATIENCE", 0.05)
+def test_after_ctrl_c_nothing_cuts_the_tables():
     with stopping.listening():
         with pytest.raises(Stopped):
             send(signal.SIGINT)
         sweep.publish([])
-        time.sleep(0.1)  # the timer would raise
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def hang(*_):
+    time.sleep(25)
+
+
+def of_a_training(cfg, monkeypatch):
+    pictures = load(World(height=64, width=64), 8, 2)[0]
+    monkeypatch.setattr(loader, "prepare", hang)
+    sides = {"short_side": 64, "max_side": 64}
+    return loader.training_batches(pictures, batch_size=2, steps=range(4), seed=0, flip=False, workers=2, **sides)
+
+
+def of_a_pre_training(cfg, monkeypatch):
+    monkeypatch.setattr(pretrain, "classification_picture", hang)
+    return pretrain._batches(cfg, inputs.world(cfg), 0)
+
+
+@pytest.mark.parametrize("made", [of_a_training, of_a_pre_training])
+def test_processes_that_hang_are_not_waited_for_once_their_batches_are_let_go(config, monkeypatch, made):
+    batches = made(config("workers=2"), monkeypatch)
+    time.sleep(0.3)  # they are at it
+    children, begun = multiprocessing.active_children(), time.monotonic()
+    assert len(children) == 2
+    del batches
+    assert time.monotonic() - begun < 4 and not any(child.is_alive() for child in children)
+
+
+def test_processes_that_hang_are_not_waited_for_at_the_exit():
+    """Somebody holds the batches until the end: a traceback, say."""
+    program = """
+import time, torch
+from torch.utils.data import DataLoader
+from fpn_ablate import stopping
+class Hanging(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index): time.sleep(25)
+batches = stopping.ended_soon(iter(DataLoader(Hanging(), num_workers=1, worker_init_fn=stopping.leave_to_parent)))
+held = [batches]
+held.append(held)
+time.sleep(0.3)
+print("end", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "end\n"
+    assert process.wait(5) == 0
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
