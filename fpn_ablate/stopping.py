@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import Finalize
 from types import FrameType
 from typing import TypeVar
 
@@ -154,28 +153,23 @@ def ended_soon(batches: T) -> T:
     """
     workers: Sequence[BaseProcess] = tuple(getattr(batches, "_workers", ()))
     for worker in workers:
-        # What torch calls after it has asked them to end. To kill one before might leave a lock that it then waits for.
+        # What torch calls after it has asked them to end, and Python at its exit. To kill one before might leave a lock that
+        # torch then waits for.
         worker.join = partial(_joined, worker, workers)
-    if workers:
-        Finalize(batches, _kill, (workers,), exitpriority=0)
     return batches
 
 
 def _joined(worker: BaseProcess, workers: Sequence[BaseProcess], timeout: float | None = None) -> None:
     vars(worker).pop("join", None)  # a circle of references
-    with suppress(RuntimeError):  # torch's answer to processes that die
+    with suppress(RuntimeError):  # torch's answer to a process that is killed
         worker.join(MOMENT)
     if worker.is_alive():
-        _kill(workers)
-
-
-def _kill(workers: Sequence[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        vars(worker).pop("join", None)
-        with suppress(RuntimeError):
-            worker.join(MOMENT)
+        for other in workers:
+            other.kill()
+        for other in workers:
+            vars(other).pop("join", None)
+            with suppress(RuntimeError):
+                other.join(MOMENT)
 
 
 def _take(number: int, frame: FrameType | None) -> None:
