@@ -286,6 +286,22 @@ def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_p
     assert record.read(tmp_path)["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("swept", "findings"),
+    [
+        ("trap '' TERM; echo; sleep 1", ["signal 1, before the first cell: exit code 0 after"]),  # it is swallowed
+        ("trap 'wait; exit 143' TERM; sleep 30 & echo; wait", []),  # the leader waits for the group
+    ],
+)
+def test_a_drill_signals_a_whole_sweep_and_sees_one_that_goes_on(script, tmp_path, monkeypatch, swept, findings):
+    drills = script("drills")
+    monkeypatch.setattr(drills, "GRACE", 0.5)
+    process = subprocess.Popen(["bash", "-c", swept], stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    drills._strike(process, tmp_path, signal.SIGTERM, tally := drills.Tally())
+    assert [found.rpartition(" after")[0] + " after" for found in tally.findings] == findings
+
+
 @pytest.mark.parametrize("error", [ImportError, SystemExit])
 def test_an_error_that_comes_of_a_signal_is_none(error):
     with pytest.raises(Stopped), stopping.listening(), stopping.meant(), stopping.between_steps():
