@@ -1,7 +1,8 @@
 """The jobs of one sweep: a row that fails, a worker process that is killed, a wish to stop.
 
 `carried_out` is around each job, in whatever process; `Steadfast` is around Hydra's launcher, in the process of the sweep. They
-tell each other things by files in a folder of this sweep (`FOLDER`): which jobs are under way, and that no other is to begin.
+tell each other things by files in a folder of this sweep (`FOLDER`): which jobs are under way (`3`), which have failed, and of
+what (`3.failed`), and that no other is to begin.
 """
 
 import os
@@ -32,6 +33,10 @@ class WorkerKilled(Exception):
     """Somebody, as a rule the system for want of memory, has killed the process of a job."""
 
 
+class Failed(Exception):
+    """A job's own error, of which only the text is left: the worker that had it is gone."""
+
+
 class Interrupted(Exception):
     """`stopping.Stopped` on its way out of a worker of joblib, whose other jobs end their steps first."""
 
@@ -51,15 +56,18 @@ def carried_out(number: int, on_failure: str) -> Iterator[None]:
     try:
         with stopping.meant(), stopping.job(), _under_way(folder, number):
             yield
-    except stopping.Stopped:
+    except stopping.Stopped as stop:
+        _let_go(stop)  # of the processes that load images
         if worker:
             raise Interrupted("a signal asked for it") from None
         raise
     except Exception as error:
         # Hydra keeps the error until the sweep ends, and its frames would keep the row's network and data.
         _let_go(error)
+        if folder:
+            _leave(folder / f"{number}.failed", f"{type(error).__name__}: {error}")
         if folder and on_failure == "stop":
-            _touch(folder / STOP)
+            _leave(folder / STOP)
         raise
 
 
@@ -67,8 +75,9 @@ class Steadfast:
     """A launcher of Hydra that brings all jobs of a batch to an end of their own, whatever becomes of one.
 
     A job whose process is killed is tried again, alone, so that none is charged with its neighbour's hunger for memory; if that
-    is killed as well, it has failed, and `on_killed` is told its number and why. Failures are kept in `failed` and do not end
-    the sweep, unless on_failure=stop.
+    is killed as well, it has failed, and `on_killed` is told its number and why. The returns of all others are lost with it: a
+    job that has finished takes a moment to find that out, one that has failed is not begun again. Failures are kept in `failed`
+    and do not end the sweep, unless on_failure=stop.
     """
 
     def __init__(self, launcher: Any, folder: Path, on_killed: Callable[[int, str], None] = lambda number, error: None) -> None:
@@ -86,11 +95,14 @@ class Steadfast:
                 break
             except BrokenProcessPool:
                 stopping.check()
-                places = sorted(int(file.name) - initial_job_idx for file in self.folder.glob("[0-9]*"))
-                suspects = [list(left)[place] for place in places]
-                for_nothing = 0 if suspects else for_nothing + 1  # a worker was killed before it had begun with a job
+                numbers, errors = list(left), self._errors(initial_job_idx)
+                suspects = [numbers[place] for place in self._under_way(initial_job_idx) if place not in errors]
+                # A worker was killed before it had begun with a job.
+                for_nothing = 0 if suspects or errors else for_nothing + 1
                 if for_nothing > 2:
                     raise
+                for place, error in errors.items():
+                    returns[numbers[place]] = _failure(left.pop(numbers[place]), error)
                 for number in suspects:
                     returns[number] = self._alone(left.pop(number), initial_job_idx + number)
         stopping.check()
@@ -102,6 +114,14 @@ class Steadfast:
             file.unlink()
         return dict(zip(jobs, self.launcher.launch(list(jobs.values()), initial_job_idx=first), strict=True))
 
+    def _under_way(self, first: int) -> list[int]:
+        """Places, in what was launched last, of the jobs whose processes are gone."""
+        return sorted(int(file.name) - first for file in self.folder.glob("[0-9]*") if not file.suffix)
+
+    def _errors(self, first: int) -> dict[int, Failed]:
+        """Place of a job in what was launched last -> what it has failed of."""
+        return {int(file.stem) - first: Failed(file.read_text("utf-8")) for file in self.folder.glob("[0-9]*.failed")}
+
     def _alone(self, job: Job, number: int) -> JobReturn:
         say(f"the process of {' '.join(job)} was killed, or that of its neighbour: again, alone", sys.stderr)
         try:
@@ -109,12 +129,10 @@ class Steadfast:
         except BrokenProcessPool:
             stopping.check()
         if self.stop:
-            _touch(self.folder / STOP)
+            _leave(self.folder / STOP)
         error = WorkerKilled("its process was killed twice, the second time alone; by the system, for want of memory?")
         self.on_killed(number, f"WorkerKilled: {error}")
-        found = JobReturn(overrides=job, status=JobStatus.FAILED)
-        found.return_value = error
-        return found
+        return _failure(job, error)
 
     def _noted(self, found: JobReturn) -> JobReturn:
         """With its failure, if it is one, put aside: Hydra would begin no other batch after it."""
@@ -127,7 +145,8 @@ class Steadfast:
         """Print what has failed, a line each; raises the first."""
         for found in self.failed:
             error = found._return_value
-            say(f"failed: {' '.join(found.overrides)}: {type(error).__name__}: {error}", sys.stderr)
+            text = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+            say(f"failed: {' '.join(found.overrides)}: {text}", sys.stderr)
         if self.failed:
             raise self.failed[0]._return_value
 
@@ -138,7 +157,7 @@ def _under_way(folder: Path | None, number: int) -> Iterator[None]:
     if folder is None:
         yield
         return
-    _touch(folder / str(number))
+    _leave(folder / str(number))
     try:
         yield
     finally:
@@ -146,10 +165,16 @@ def _under_way(folder: Path | None, number: int) -> Iterator[None]:
             (folder / str(number)).unlink(missing_ok=True)
 
 
-def _touch(file: Path) -> None:
+def _failure(job: Job, error: Exception) -> JobReturn:
+    found = JobReturn(overrides=job, status=JobStatus.FAILED)
+    found.return_value = error
+    return found
+
+
+def _leave(file: Path, text: str = "") -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_text(text, "utf-8", errors="replace")
 
 
 def _let_go(error: BaseException | None) -> None:

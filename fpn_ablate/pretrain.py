@@ -6,7 +6,7 @@ interrupted goes on from its last checkpoint, to the same weights.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ PARTS = (
     "data/shapes",
     "model/backbone.py",
     "model/build.py",
+    "model/constants.py",
     "model/detector.py",
+    "model/layers.py",
     "model/timm_backbone.py",
     "pretrain.py",
     "seeding.py",
@@ -116,11 +118,9 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
                 left = spent / (step - begun) * (recipe.steps - step)
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 say(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
-            stop = stopping.asked()
-            if stop or step % max(1, recipe.steps // CHECKPOINTS) == 0:
+            if stopping.asked() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
                 stopping.hurry_no_more()
                 _save(kept, step, before + spent, states)
-            if stop:
                 stopping.check()
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}
@@ -131,17 +131,18 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     kept.unlink(missing_ok=True)
 
 
-def _batches(cfg: Config, world: World, begun: int) -> DataLoader:
+def _batches(cfg: Config, world: World, begun: int) -> Iterator[list[Tensor]]:
     """Of the steps after the first `begun`."""
     recipe = cfg.recipe.pretrain
     first, steps = HELD_OUT + begun * recipe.batch_size, recipe.steps - begun
-    return DataLoader(
+    loader = DataLoader(
         _Pictures(world, first, steps * recipe.batch_size),
         recipe.batch_size,
         num_workers=max(1, cfg.workers),
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=stopping.leave_to_parent,
     )
+    return stopping.ended_soon(iter(loader))
 
 
 def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:

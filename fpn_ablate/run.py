@@ -193,12 +193,14 @@ def _recorded(run: Run) -> dict[str, Any]:
             write_atomically(run.folder / "error.txt", lambda temporary: temporary.write_text(text))
         raise
     finally:
-        stopping.hurry_no_more()
-        outcome = {**run.known(), "status": status, "error": error, "metrics": {}, **results}
-        outcome["finished"] = record.now()
-        _leave(run, outcome)
+        with stopping.patient():
+            stopping.hurry_no_more()
+            outcome = {**run.known(), "status": status, "error": error, "metrics": {}, **results}
+            outcome["finished"] = record.now()
+            _leave(run, outcome)
     _tidy(run.folder)
     say(f"{run.cfg.row} seed {run.cfg.seed}: finished, {run.folder}")
+    stopping.check()
     return outcome
 
 

@@ -11,15 +11,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import TypeVar
 
 PATIENCE = 7.0  # seconds for the step that is under way; a checkpoint and a record have to be written within the 10 after it
 WORKERS = 2.5  # seconds more for joblib's workers, which end as many steps
+MOMENT = 1.0  # seconds for processes that load images to end by themselves, all together
 # Taken only where Python's own answer stands: whoever has installed another (submitit, nohup) means it.
 _USUAL = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGALRM: signal.SIG_DFL}
+
+
+T = TypeVar("T", bound=Iterator)
 
 
 class Stopped(KeyboardInterrupt):
@@ -102,12 +109,19 @@ def hurry_no_more() -> None:
 def between_steps() -> Iterator[None]:
     """For a loop that asks `asked` at each step, so that nothing tears one apart. Raises `Stopped`."""
     check()
-    _state.patient = True
+    with patient():
+        yield
+    check()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """For what must not be torn apart, and is over in a moment; who asks for an end hears of it at the next `check`."""
+    before, _state.patient = _state.patient, True
     try:
         yield
     finally:
-        _state.patient = False
-    check()
+        _state.patient = before
 
 
 @contextmanager
@@ -124,10 +138,38 @@ def job() -> Iterator[None]:
 def leave_to_parent(worker: int = 0) -> None:
     """In a process that loads images: a signal to the whole group must not take it from a training that ends its step.
 
-    Nothing stays behind: such a process ends with its parent, whatever that dies of.
+    Nothing stays behind: such a process ends with its parent, whatever that dies of. What iterates over its batches is to be
+    `ended_soon`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def ended_soon(batches: T) -> T:
+    """The iterator of a DataLoader; where its processes do not end within a MOMENT once it is let go, they are killed.
+
+    torch waits 5 s for each, then sends SIGTERM, which `leave_to_parent` ignores, and waits 5 s more; Python, at its own exit,
+    sends SIGTERM and waits for ever.
+    """
+    workers: Sequence[BaseProcess] = tuple(getattr(batches, "_workers", ()))
+    for worker in workers:
+        # What torch calls after it has asked them to end, and Python at its exit. To kill one before might leave a lock that
+        # torch then waits for.
+        worker.join = partial(_joined, worker, workers)
+    return batches
+
+
+def _joined(worker: BaseProcess, workers: Sequence[BaseProcess], timeout: float | None = None) -> None:
+    vars(worker).pop("join", None)  # a circle of references
+    with suppress(RuntimeError):  # torch's answer to a process that is killed
+        worker.join(MOMENT)
+    if worker.is_alive():
+        for other in workers:
+            other.kill()
+        for other in workers:
+            vars(other).pop("join", None)
+            with suppress(RuntimeError):
+                other.join(MOMENT)
 
 
 def _take(number: int, frame: FrameType | None) -> None:

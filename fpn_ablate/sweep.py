@@ -163,6 +163,7 @@ def publish(cells: Iterable[Config]) -> None:
     Raises nothing: it is called when a sweep ends, whatever ended it; what went wrong stands in `unpublished`. After SIGTERM
     there is no time for it: what sent that kills in a moment.
     """
+    stopping.hurry_no_more()
     cells = list(cells)
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):

@@ -110,7 +110,7 @@ def _train(
         if checkpoint and saved:
             stopping.hurry_no_more()
             _save(checkpoint, done, model, optimizer, sampling)
-        if stop:
+        if stop or saved:  # a signal since `stop` was read has lost its timer
             stopping.check()
 
 

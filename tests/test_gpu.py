@@ -109,7 +109,10 @@ def test_generators_live_on_their_device():
 
 
 def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
-    """Forward, backward and the optimiser: a loss is read at the logging interval alone (train.train)."""
+    """Forward, backward and the optimiser: a loss is read at the logging interval alone (train.train).
+
+    Not so Fast R-CNN: how many RoIs each of several levels gets (`RoIPooler`) is known on the GPU alone, so every step waits.
+    """
     cfg = config()
     model = build_detector(cfg)
     initialise(model, 0)

@@ -10,6 +10,14 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate import jobs
 from fpn_ablate.jobs import NotStarted, Steadfast, WorkerKilled, carried_out
+from fpn_ablate.stopping import Stopped
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(jobs.FOLDER, str(tmp_path / "jobs"))
+    monkeypatch.setenv(jobs.SWEEP, str(os.getpid()))
+    return tmp_path / "jobs"
 
 
 class Launcher:
@@ -55,6 +63,47 @@ def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(tmp_path, capsys
     assert "failed: killed: WorkerKilled" in err and "failed: failing: ValueError: no" in err
 
 
+class Pool:
+    """In place of joblib's, with jobs that are carried out; the returns of all are lost with the process of one."""
+
+    def __init__(self, folder):
+        self.folder, self.begun = folder, []
+
+    def launch(self, overrides, initial_job_idx):
+        returns = [self._of(job, number) for number, job in enumerate(overrides, start=initial_job_idx)]
+        if "killed" in [job[0] for job in overrides]:
+            raise BrokenProcessPool
+        return returns
+
+    def _of(self, job, number):
+        self.begun += job
+        found = JobReturn(overrides=job, status=JobStatus.COMPLETED)
+        found.return_value = None
+        try:
+            with carried_out(number, "continue"):
+                if job[0].startswith("failing"):
+                    raise ValueError(job[0])
+        except ValueError as error:
+            found.status, found.return_value = JobStatus.FAILED, error
+        if job == ["killed"]:
+            (self.folder / str(number)).touch()
+        return found
+
+
+@pytest.mark.parametrize("first", [0, 7])  # of Hydra's batches
+def test_a_job_that_has_failed_is_not_begun_again_because_its_neighbour_is_killed(folder, first, capsys):
+    steadfast = Steadfast(pool := Pool(folder), folder)
+    names = ["a", "failing", "killed", "failing-too", "b"]
+    returns = steadfast.launch([[name] for name in names], first)
+    assert [found.overrides[0] for found in returns] == names
+    assert pool.begun == [*names, "killed", "a", "b"]
+    told = [(found.overrides[0], str(found._return_value)) for found in steadfast.failed if found.overrides != ["killed"]]
+    assert told == [("failing", "ValueError: failing"), ("failing-too", "ValueError: failing-too")]
+    with pytest.raises(jobs.Failed):
+        steadfast.tell()
+    assert "failed: failing: ValueError: failing\n" in capsys.readouterr().err
+
+
 def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(tmp_path):
     steadfast = Steadfast(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
     steadfast.stop = True
@@ -75,19 +124,12 @@ def test_a_pool_that_breaks_before_any_job_is_no_jobs_fault(tmp_path):
     assert len(calls) == 3  # it is tried again, but not for ever
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(jobs.FOLDER, str(tmp_path / "jobs"))
-    monkeypatch.setenv(jobs.SWEEP, str(os.getpid()))
-    return tmp_path / "jobs"
-
-
 def test_a_job_is_marked_while_it_is_under_way(folder):
     with carried_out(3, "continue"):
         assert [file.name for file in folder.iterdir()] == ["3"]
     with pytest.raises(ValueError), carried_out(4, "continue"):
         raise ValueError
-    assert not list(folder.iterdir())
+    assert [file.name for file in folder.iterdir()] == ["4.failed"]
     with carried_out(5, "continue"):
         pass  # the failure of one stops no other
 
@@ -103,8 +145,9 @@ class Network:
     pass
 
 
-def test_what_a_failed_job_held_is_free_for_the_next(folder):
-    """Hydra keeps the error until the sweep ends: what its frames hold is a GPU's memory."""
+@pytest.mark.parametrize("outer", [RuntimeError, Stopped])
+def test_what_a_job_held_that_failed_or_was_stopped_is_free(folder, outer):
+    """Hydra keeps an error until the sweep ends: what its frames hold is a GPU's memory, or processes that load images."""
     held = []
 
     def train():
@@ -116,9 +159,9 @@ def test_what_a_failed_job_held_is_free_for_the_next(folder):
         try:
             train()
         except ValueError as error:
-            raise RuntimeError("outer") from error
+            raise outer(15) from error
 
-    with pytest.raises(RuntimeError, match="outer") as kept, carried_out(0, "continue"):
+    with pytest.raises(outer, match="15") as kept, carried_out(0, "continue"):
         job()
     gc.collect()
     assert kept.value.__traceback__ and held[0]() is None

@@ -3,12 +3,17 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fpn_ablate import inputs, pretrain, stopping
+from fpn_ablate import inputs, pretrain, record, stopping, sweep
+from fpn_ablate import run as running
+from fpn_ablate.data import loader
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.model.build import build_detector, initialise
 from fpn_ablate.stopping import Stopped
@@ -165,6 +170,136 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
     whole, again = (torch.load(made(tmp_path / name).path, weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not kept.exists()
+
+
+def once_before(monkeypatch, number):
+    """A signal that comes after a loop has looked for one, just before it turns the timer off."""
+    turned_off, sent = stopping.hurry_no_more, []
+
+    def hurry_no_more():
+        if not sent:
+            sent.append(send(number))
+        turned_off()
+
+    monkeypatch.setattr(stopping, "hurry_no_more", hurry_no_more)
+
+
+def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(config, tmp_path, monkeypatch):
+    cfg = config(*SHORT, "recipe.checkpoint_every=2")
+    pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
+    model = build_detector(cfg, num_classes=1)
+    once_before(monkeypatch, signal.SIGTERM)
+    with pytest.raises(Stopped), stopping.listening():
+        train(model, pictures, cfg, CPU, cfg.steps, tmp_path / "checkpoint.pt")
+    assert checkpointed_steps(tmp_path / "checkpoint.pt") == 2
+
+
+def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(config, tmp_path, monkeypatch):
+    cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+    once_before(monkeypatch, signal.SIGTERM)
+    with pytest.raises(Stopped), stopping.listening():
+        pretrain.ensure(cfg, inputs.world(cfg), tmp_path, CPU, say=lambda line: None)
+    (kept,) = tmp_path.glob("*-checkpoint.pt")
+    assert checkpointed_steps(kept) == 1
+
+
+def test_after_ctrl_c_nothing_cuts_the_tables():
+    with stopping.listening():
+        with pytest.raises(Stopped):
+            send(signal.SIGINT)
+        sweep.publish([])
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def hang(*_):
+    time.sleep(25)
+
+
+def of_a_training(cfg, monkeypatch):
+    pictures = load(World(height=64, width=64), 8, 2)[0]
+    monkeypatch.setattr(loader, "prepare", hang)
+    sides = {"short_side": 64, "max_side": 64}
+    return loader.training_batches(pictures, batch_size=2, steps=range(4), seed=0, flip=False, workers=2, **sides)
+
+
+def of_a_pre_training(cfg, monkeypatch):
+    monkeypatch.setattr(pretrain, "classification_picture", hang)
+    return pretrain._batches(cfg, inputs.world(cfg), 0)
+
+
+@pytest.mark.parametrize("made", [of_a_training, of_a_pre_training])
+def test_processes_that_hang_are_not_waited_for_once_their_batches_are_let_go(config, monkeypatch, made):
+    batches = made(config("workers=2"), monkeypatch)
+    time.sleep(0.3)  # they are at it
+    children, begun = multiprocessing.active_children(), time.monotonic()
+    assert len(children) == 2
+    del batches
+    assert time.monotonic() - begun < 4 and not any(child.is_alive() for child in children)
+
+
+def test_processes_that_hang_are_not_waited_for_at_the_exit():
+    """Somebody holds the batches until the end: a traceback, say."""
+    program = """
+import time, torch
+from torch.utils.data import DataLoader
+from fpn_ablate import stopping
+class Hanging(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, index): time.sleep(25)
+batches = stopping.ended_soon(iter(DataLoader(Hanging(), num_workers=1, worker_init_fn=stopping.leave_to_parent)))
+held = [batches]
+held.append(held)
+time.sleep(0.3)
+print("end", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "end\n"
+    assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
+def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_path, monkeypatch, error, status):
+    class Row(SimpleNamespace):
+        def known(self):
+            return {}
+
+        def write_config(self):
+            pass
+
+        def begin(self):
+            write(tmp_path, {"status": "running"})
+
+    def carry_out(run):
+        if error:
+            raise error
+        return {}
+
+    def interrupted(folder, outcome):
+        send(signal.SIGTERM)
+        write(folder, outcome)
+
+    write = record.write
+    monkeypatch.setattr(record, "write", interrupted)
+    monkeypatch.setattr(running, "_carry_out", carry_out)
+    with pytest.raises(Stopped), stopping.listening(), stopping.meant():
+        running._recorded(Row(folder=tmp_path, sinks=[], cfg=SimpleNamespace(row="fpn", seed=0)))
+    assert record.read(tmp_path)["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("swept", "findings"),
+    [
+        ("trap '' TERM; echo; sleep 1", ["signal 1, before the first cell: exit code 0 after"]),  # it is swallowed
+        ("trap 'wait; exit 143' TERM; sleep 30 & echo; wait", []),  # the leader waits for the group
+    ],
+)
+def test_a_drill_signals_a_whole_sweep_and_sees_one_that_goes_on(script, tmp_path, monkeypatch, swept, findings):
+    drills = script("drills")
+    monkeypatch.setattr(drills, "GRACE", 0.5)
+    process = subprocess.Popen(["bash", "-c", swept], stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    drills._strike(process, tmp_path, signal.SIGTERM, tally := drills.Tally())
+    assert [found.rpartition(" after")[0] + " after" for found in tally.findings] == findings
 
 
 @pytest.mark.parametrize("error", [ImportError, SystemExit])

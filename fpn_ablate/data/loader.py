@@ -13,7 +13,7 @@ from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import collate, prepare
 from fpn_ablate.errors import UserError
 from fpn_ablate.seeding import numpy_generator
-from fpn_ablate.stopping import leave_to_parent
+from fpn_ablate.stopping import ended_soon, leave_to_parent
 
 Draw = tuple[int, bool]  # (index of an image, flip it?)
 
@@ -96,7 +96,7 @@ class _Told:
     """The batches of a loader, whose workers' own messages come without the traceback that torch puts before them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = iter(batches)
+        self.batches = ended_soon(iter(batches))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
