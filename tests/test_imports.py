@@ -68,7 +68,7 @@ def test_data_and_model_do_not_know_each_other():
 
 def test_the_report_knows_neither_torch_nor_the_rest():
     """What it does know is light: names of keys, and how a file is written."""
-    light = tuple(f"fpn_ablate.{name}" for name in ("paths", "errors", "files", "plan", "replicates", "schema"))
+    light = tuple(f"fpn_ablate.{name}" for name in ("paths", "errors", "files", "locks", "plan", "replicates", "schema"))
     for path in (p for p in FILES if name_of(p).startswith("report/")):
         own = {i for i in imports(path) if i.startswith("fpn_ablate.") and not i.startswith("fpn_ablate.report")}
         assert all(i.startswith(light) for i in own), path
