@@ -23,7 +23,8 @@ def made(tmp_path_factory):
             metrics = {"AR100": strength + seed / 100}
             folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
             folder.mkdir(parents=True)
-            record = make_record(row, seed, metrics=metrics, by_size=by_size(strength / 2), pictures=NAME)
+            many = f"quick+{'recipe.box.proposals=' * 15}"  # as settings are many that the command line adds
+            record = make_record(row, seed, metrics=metrics, by_size=by_size(strength / 2), pictures=NAME, recipe=many)
             (folder / "record.json").write_text(json.dumps(record))
             leave(folder, strength)
     tables = collate(load(runs))
