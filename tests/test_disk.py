@@ -43,7 +43,7 @@ HANDED = "handed to write_atomically by its callers"
 BARE = {
     "cost.py:reset_peak_memory": "the kernel's own file: left out",
     "files.py:write_atomically": "UserError: test_what_a_library_cannot_write_leaves_the_old_file",
-    "jobs.py:_touch": "a sign between processes: left out",
+    "jobs.py:_leave": "a sign between processes: left out",
     "jobs.py:launch": "a folder of such signs: left out",
     "locks.py:lock": "UserError: test_a_folder_that_cannot_be_made_is_told",
     "locks.py:only_one": "UserError: test_a_folder_that_cannot_be_made_is_told",

@@ -213,9 +213,9 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     for key, value in record.items():
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
             return f"{name}: key '{key}' must be a number or null, found {shown(value)}"
-        if isinstance(value, float) and math.isinf(value):
+        if key.startswith("metrics.") and isinstance(value, float) and math.isinf(value):
             return f"{name}: key '{key}' must be finite, found {value}"
-        if isinstance(value, list) and (key in SINGLE or key.startswith(("environment.", "cost."))):
+        if isinstance(value, list) and (key in SINGLE or key.startswith("environment.")):
             return f"{name}: key '{key}' must be one value, found {shown(value)}"
     return None
 

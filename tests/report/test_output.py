@@ -33,7 +33,7 @@ def test_report_imports_neither_torch_nor_hydra():
         "print(sorted(banned & set(sys.modules)), sorted(ours))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    ours = ["errors", "files", "paths", "plan", "replicates", "schema"]
+    ours = ["console", "errors", "files", "locks", "paths", "plan", "replicates", "schema"]
     assert out.strip() == f"[] {[f'fpn_ablate.{name}' for name in ours]}"
 
 

@@ -99,7 +99,6 @@ def test_ledger_is_byte_stable_and_merges_by_fingerprint(runs, put, tmp_path):
         ({"generated": None}, "'generated' must be true or false"),
         ({"metrics": {"AR100": "0.5"}}, "'metrics.AR100' must be a number"),
         ({"metrics": {"AR100": 1e999}}, "must be finite"),
-        ({"cost": {"train_s": [1]}}, "'cost.train_s' must be one value"),
         ({"environment": {"device": ["cpu"]}}, "'environment.device' must be one value"),
         ({"config": {"factors": "neck"}}, "'config.factors' must be a list of text"),
         ({"config": {"factors": [1]}}, "'config.factors' must be a list of text"),
