@@ -205,9 +205,9 @@ def _recorded(run: Run) -> dict[str, Any]:
 
 
 def _tidy(folder: Path) -> None:
-    """A finished row's weights are in model.pt, and an old error is over."""
-    for name in (*tasks.TEMPORARY, "error.txt"):
-        (folder / name).unlink(missing_ok=True)
+    """A finished row's weights are in model.pt, an old error is over, and a killed process writes no more."""
+    for leftover in (*folder.glob(TEMPORARY), *(folder / name for name in (*tasks.TEMPORARY, "error.txt"))):
+        leftover.unlink(missing_ok=True)
 
 
 def _leave(run: Run, outcome: dict[str, Any]) -> None:

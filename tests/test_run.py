@@ -525,3 +525,13 @@ def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(t
 def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
     (tmp_path / record.FILE).write_text(text)
     assert record.read(tmp_path) is None
+
+
+def test_what_a_kill_left_beside_a_finished_record_is_gone_after_the_next_start(cell):
+    """As of asked.json, which is written when all else is done."""
+    cfg = cell()
+    folder = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+    left = folder / ".asked.json.123-host.json"
+    left.write_text("{")
+    running.run(cfg)
+    assert not left.exists()
