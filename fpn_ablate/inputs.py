@@ -57,6 +57,8 @@ def prepare(cfg: Config) -> Inputs:
         torch.set_num_threads(cfg.threads)
     set_deterministic(is_deterministic(cfg, device))
     splits = load_data(cfg)
+    if isinstance(cfg.data, Shapes):
+        _render_ahead(cfg, *splits)
     proposals = given_proposals(cfg, splits)
     if cfg.mode == "evaluate":
         return Inputs(device, *splits, None, None, *proposals, checkpoint.read(cfg, splits[1]))
@@ -73,11 +75,16 @@ def load_data(cfg: Config) -> tuple[DetectionDataset, DetectionDataset]:
         splits = shapes.load(
             world(cfg), cfg.data.train_images, min(cfg.data.val_images, cfg.recipe.eval_images or cfg.data.val_images)
         )
-        splits = splits[1:] * 2 if cfg.mode == "evaluate" else splits
-        for split in dict.fromkeys(splits):
-            split.render_all(cfg.workers)
-        return splits
+        return splits[1:] * 2 if cfg.mode == "evaluate" else splits
     return _photographs(cfg)
+
+
+def _render_ahead(cfg: Config, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
+    """All pictures, on all cores at once; but a training that is over before it has seen each renders its own."""
+    processes = max(cfg.workers, torch.get_num_threads())
+    validation.render_all(processes)
+    if cfg.recipe.steps * cfg.recipe.batch_size >= len(training):
+        training.render_all(processes)
 
 
 @dataclass(frozen=True)

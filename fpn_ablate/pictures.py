@@ -88,7 +88,7 @@ def evaluated(runs: Sequence[Run]) -> DetectionDataset:
         raise UserError(f"{first.folder} and {others[0]}: different data (if one set lay in two places: --root PATH)")
     if not isinstance(first.cfg.data, Shapes) and not Path(first.cfg.data.root).expanduser().is_dir():
         raise UserError(f"{first.cfg.data.root}: no such folder; --root PATH tells where the data set lies now")
-    _, dataset = load_data(first.cfg.model_copy(update={"workers": 0}))  # generated pictures: only those asked for
+    _, dataset = load_data(first.cfg)
     if identity.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those that {first.folder} was evaluated on")
     for run in runs:

@@ -7,6 +7,7 @@ interrupted goes on from its last checkpoint, to the same weights.
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
     begun, before = _resume(kept, states)
-    with stopping.between_steps():
+    with stopping.between_steps(), _beside(_workers(cfg)):
         for step, (images, labels) in enumerate(_batches(cfg, small_world, begun), start=begun + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -138,11 +139,27 @@ def _batches(cfg: Config, world: World, begun: int) -> Iterator[list[Tensor]]:
     loader = DataLoader(
         _Pictures(world, first, steps * recipe.batch_size),
         recipe.batch_size,
-        num_workers=max(1, cfg.workers),
+        num_workers=_workers(cfg),
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=stopping.leave_to_parent,
     )
     return stopping.ended_soon(iter(loader))
+
+
+def _workers(cfg: Config) -> int:
+    """Processes that paint the pictures, of which no two are the same."""
+    return max(1, cfg.workers)
+
+
+@contextmanager
+def _beside(workers: int) -> Iterator[None]:
+    """Leave the cores of busy `workers` to them: of threads that share a core with one, all others wait for the last."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:

@@ -32,7 +32,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -67,10 +69,11 @@ JOINT, RPN = ("task=faster_rcnn", "task.training=joint"), ("task=rpn",)
 SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.box.samples=128")
 R50 = ("recipe=torchvision",)  # its backbone's first two stages and its batch norms are frozen
 EQUAL = ("ablation=fpn", "head.anchor_grid=torchvision", f"recipe.box.loss_beta={1 / 9}")
+COPY = "copy, read and written (GB/s)"
 Run = Callable[[], object]
-# What torch's counter does not know: (M, K) times (N, K).
-PRODUCTS = {
-    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, out_shape=None: 2 * x[0] * x[1] * weight[0],
+# FLOPs of operators; torch's counter does not know the one of `layers`: (M, K) times (N, K).
+FLOPS = flop_registry | {
+    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, out_val=None: 2 * x.numel() * len(weight),
 }
 
 
@@ -402,14 +405,41 @@ def clock_of(device: torch.device) -> str:
     return "wall" if device.type == "cuda" else "processor"
 
 
-def summary(runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batch: int, peak: float, clock: str) -> dict:
-    """Figures of each contender; `peak` in GFLOP/s."""
+class Roofline(TorchDispatchMode):
+    """Counts what operators work and move, and the least time that a machine of `peak` GFLOP/s and `copy` GB/s needs for it.
+
+    Each operator reads its inputs from memory and writes its outputs to it, which caches make less; and its work and its way
+    to memory go on at once. What is no operator of torch's (the sort of RoIAlign's entries, by SciPy) is not counted.
+    """
+
+    def __init__(self, peak: float, copy: float) -> None:
+        super().__init__()
+        self.peak, self.copy = peak * 1e9, copy * 1e9
+        self.flop = self.moved = 0
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = operator(*args, **kwargs)
+        if not operator.is_view:
+            count = FLOPS.get(operator.overloadpacket)
+            flop = count(*args, **kwargs, out_val=out) if count else 0
+            moved = sum(x.nbytes for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
+            self.flop, self.moved = self.flop + flop, self.moved + moved
+            self.seconds += max(flop / self.peak, moved / self.copy)
+        return out
+
+
+def summary(
+    runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batch: int, peak: float, copy: float, clock: str
+) -> dict:
+    """Figures of each contender; `peak` in GFLOP/s, `copy` in GB/s."""
     found = {}
     ours = statistics.median(times[OURS][clock])
     for name, run in runs.items():
-        with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
+        with Roofline(peak, copy) as counter:
             run()
-        gflop, took = counter.get_total_flops() / 1e9, statistics.median(times[name][clock])
+        gflop, took = counter.flop / 1e9, statistics.median(times[name][clock])
         clocks = {kind: {"median": statistics.median(t), "minimum": min(t)} for kind, t in times[name].items()}
         found[name] = {
             **{f"{kind} (s)": {key: _rounded(value) for key, value in both.items()} for kind, both in clocks.items()},
@@ -419,6 +449,9 @@ def summary(runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batc
             "GFLOP": _rounded(gflop),
             "GFLOP/s": _rounded(gflop / took),
             "share of peak": round(gflop / took / peak, 3),
+            "GB": _rounded(counter.moved / 1e9),
+            "roofline (s)": _rounded(counter.seconds),
+            "share of roofline": round(counter.seconds / took, 3),
         }
     return found
 
@@ -499,7 +532,7 @@ def peaks(device: torch.device) -> dict[str, float]:
         found[_rate("convolution", dtype)] = _rounded(work / _best(partial(F.conv2d, x, weight, padding=1), device))
     source = torch.rand(2**26, device=device)
     target = torch.empty_like(source)
-    found["copy, read and written (GB/s)"] = _rounded(2 * source.nbytes / 1e9 / _best(partial(target.copy_, source), device))
+    found[COPY] = _rounded(2 * source.nbytes / 1e9 / _best(partial(target.copy_, source), device))
     return found
 
 
@@ -535,7 +568,7 @@ def measure(case: Case, device: torch.device, seconds: float, least: int, peak: 
         times = in_turns(runs, seconds, least, device)
         found["compared"][what] = {
             "rounds": len(times[OURS]["wall"]),
-            "contenders": summary(runs, times, case.batch, best, clock),
+            "contenders": summary(runs, times, case.batch, best, peak[COPY], clock),
             f"parts of ours ({clock} s)": breakdown(model, runs[OURS], device, least),
         }
     return found
@@ -589,14 +622,15 @@ def markdown(found: dict[str, Any]) -> str:
 
 def case_table(name: str, case: dict[str, Any]) -> str:
     header = ["", "processor (s)", "minimum", "wall (s)", "minimum", "images / s", "x ours", "GFLOP", "GFLOP/s", "of peak"]
+    header += ["GB", "of roofline"]
     text = ""
     for what, compared in case["compared"].items():
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         for who, figures in compared["contenders"].items():
             times = [figures[f"{clock} (s)"][kind] for clock in ("processor", "wall") for kind in ("median", "minimum")]
             cells = [*times, figures["images a second"], f"{figures['times ours, medians']:.2f}"]
-            share = f"{figures['share of peak']:.0%}"
-            lines.append([who, *map(str, cells), f"{figures['GFLOP']:.1f}", f"{figures['GFLOP/s']:.1f}", share])
+            work = [f"{figures['GFLOP']:.1f}", f"{figures['GFLOP/s']:.1f}", f"{figures['share of peak']:.0%}"]
+            lines.append([who, *map(str, cells), *work, f"{figures['GB']:.2f}", f"{figures['share of roofline']:.0%}"])
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         parts = next(value for key, value in compared.items() if key.startswith("parts"))
         shares = ", ".join(f"{part} {value / parts['all']:.0%}" for part, value in parts.items() if part != "all")

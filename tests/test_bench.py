@@ -7,9 +7,10 @@ import torch
 
 from fpn_ablate.errors import UserError
 from fpn_ablate.files import filled
+from fpn_ablate.model.layers import linear
 
 CPU = torch.device("cpu")
-PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0}
+PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0, "copy, read and written (GB/s)": 10.0}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,35 @@ def test_a_case_is_fair_and_has_all_figures(bench, task):
         assert [who.split(",")[0] for who in figures] == ["ours", *["torchvision"] * (len(figures) - 2), "layers alone"]
         assert figures["ours"]["times ours, medians"] == 1 and compared["rounds"] == 2
         assert all(f["GFLOP"] > 0 and f["processor (s)"]["minimum"] <= f["processor (s)"]["median"] for f in figures.values())
+        assert all(f["GB"] > 0 and f["roofline (s)"] > 0 for f in figures.values())
         assert figures["layers alone"]["GFLOP"] == pytest.approx(figures["ours"]["GFLOP"], rel=0.05)
         assert {"backbone and neck", "the rest", "all"} <= set(parts) and parts["the rest"] >= 0
         assert ("backward" in parts) == ("optimiser" in parts) == (what == "training step")
     assert json.loads(json.dumps(found))["images"] == 2
+
+
+def test_the_roofline_counts_work_as_torch_does_and_each_tensor_once_an_operator(bench):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, layer = torch.rand(2, 8, 16, 16), torch.nn.Conv2d(8, 4, 3)
+
+    def run():
+        layer(x).sum().backward()
+
+    with bench.Roofline(1, 1) as ours:
+        run()
+    with FlopCounterMode(display=False) as theirs:
+        run()
+    assert ours.flop == theirs.get_total_flops() > 0
+
+    with bench.Roofline(peak=1, copy=2) as ours:
+        (x + x.view_as(x)).add_(1)
+    assert (ours.flop, ours.moved) == (0, (3 + 2) * x.nbytes)
+    assert ours.seconds == pytest.approx(ours.moved / 2e9)
+    a, b = torch.rand(300, 300), torch.rand(300, 300)
+    with bench.Roofline(peak=1, copy=1) as ours:
+        linear(a, b)
+    assert ours.flop == 2 * 300**3 and ours.seconds == ours.flop / 1e9  # its work takes longer than its way to memory
 
 
 def test_torchvisions_detector_finds_what_ours_finds(bench, built):

@@ -1,8 +1,10 @@
 """Who may import what: data, model and report do not know each other, and heavy or optional packages stay where they belong."""
 
 import ast
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +105,19 @@ def test_weights_know_of_the_rest_the_modules_of_the_model_alone():
     assert "fpn_ablate.model.build" not in own
     assert {f for f in users_of("fpn_ablate.weights") if f.startswith("model/")} == {"model/build.py", "model/timm_backbone.py"}
     assert not {f for f in users_of("fpn_ablate.weights") if f.startswith(("data/", "report/"))}
+
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not PAGES.exists() or "[madvise]" not in PAGES.read_text(), reason="no huge pages to be had")
+@pytest.mark.parametrize(("setting", "large"), [(None, True), ("0", False)])
+def test_large_tensors_lie_on_large_pages(setting, large):
+    code = (
+        "import fpn_ablate, torch; x = torch.ones(2**24)\n"
+        "print(sum(int(line.split()[1]) for line in open('/proc/self/smaps') if line.startswith('AnonHugePages')))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {"THP_MEM_ALLOC_ENABLE": setting} if setting else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) > 2**15) == large  # of the tensor's 2**16 KiB

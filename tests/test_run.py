@@ -15,6 +15,7 @@ import yaml
 
 from fpn_ablate import evaluate, inputs, pretrain, record, stopping, tasks
 from fpn_ablate import run as running
+from fpn_ablate.data.shapes import dataset
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
 from fpn_ablate.files import clear_leftovers, safe_name, write_atomically
@@ -314,6 +315,49 @@ def test_pre_training_again_gives_the_same_weights(backbone, tmp_path, monkeypat
     a, b = (torch.load(p.path, weights_only=True) for p in (made, again))
     assert made.path.name == again.path.name
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_pre_training_leaves_the_cores_of_its_painters_to_them(backbone, tmp_path, monkeypatch):
+    cfg, _, _ = backbone
+    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
+    seen, forward = set(), pretrain.Classifier.forward
+
+    def watched(model, images):
+        if model.training:
+            seen.add(torch.get_num_threads())
+        return forward(model, images)
+
+    monkeypatch.setattr(pretrain.Classifier, "forward", watched)
+    before = torch.get_num_threads()
+    try:
+        for threads, workers, left in ((3, 0, 2), (3, 2, 1), (1, 1, 1)):
+            torch.set_num_threads(threads)
+            asked = cfg.model_copy(update={"workers": workers})
+            folder = tmp_path / f"{threads}{workers}"
+            pretrain.ensure(asked, inputs.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
+            assert seen == {left}
+            assert torch.get_num_threads() == threads
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("steps", "ahead"), [(2, 4), (1, 0)])
+def test_pictures_are_rendered_ahead_where_training_will_ask_for_all(cell, monkeypatch, steps, ahead):
+    cfg = cell(f"recipe.steps={steps}", f"data.seed={77 + steps}", "threads=2")  # a world that no other test has rendered
+    before = torch.get_num_threads()
+    try:
+        made = inputs.prepare(cfg)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(dataset, "_render_sample", training_is_forbidden)
+    assert len(made.validation.coco()["images"]) == 3
+    there = 0
+    for index in range(4):
+        with contextlib.suppress(AssertionError):
+            made.training[index]
+            there += 1
+    assert there == ahead
 
 
 def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):

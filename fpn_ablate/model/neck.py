@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from fpn_ablate.model.levels import Features, Level
 from fpn_ablate.model.sampled import Deferred
 
+# Of a map with so many cells for each that is read at most, those alone are convolved over. Where most are read, gathering them
+# costs more than convolving over all; and at most is twice as much as is read, since the cells around the anchors overlap.
+SPARSE = 1.25
+
 
 class SingleLevel(nn.Module):
     """One backbone map as it is: the baselines of Table 1, rows (a) C4 and (b) C5."""
@@ -133,8 +137,7 @@ class FPN(nn.Module):
         if name not in self.smooth:
             return x
         below = self.p6 != "none" and name == self.outputs[-1]  # P6 is made of the whole of it
-        # Where most cells are read, gathering them costs more than convolving over all.
-        few = read is not None and not below and x.shape[0] * x.shape[2] * x.shape[3] >= 4 * read
+        few = read is not None and not below and x.shape[0] * x.shape[2] * x.shape[3] >= SPARSE * read
         return Deferred(x, self.smooth[name]) if few else self.smooth[name](x)
 
     def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.data.sample import Sample
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
+from fpn_ablate.stopping import ended_soon, leave_to_parent
+
+Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
 
 
 class ShapesDataset:
@@ -29,23 +33,30 @@ class ShapesDataset:
         self.area_bounds = (world.bounds[0] ** 2, world.bounds[1] ** 2)
         facts = json.dumps([RENDERER, asdict(world), split, size], sort_keys=True)
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
-        self._samples: dict[int, tuple[Sample, np.ndarray]] = {}
+        self._samples: dict[int, Rendered] = {}
 
     def __len__(self) -> int:
         return self.size
 
-    def _sample(self, index: int) -> tuple[Sample, np.ndarray]:
+    def _sample(self, index: int) -> Rendered:
         if index not in self._samples:
             self._samples[index] = _render_sample(self.world, self.split, index)
         return self._samples[index]
 
-    def render_all(self, workers: int) -> None:
-        """Render what is missing now, in `workers` processes: a GPU must not wait for pictures."""
+    def render_all(self, processes: int) -> None:
+        """Render what is missing now, in so many processes: a training step must not wait for pictures."""
         missing = [index for index in range(self.size) if index not in self._samples]
-        if workers and missing:
-            arguments = [(self.world, self.split, index) for index in missing]
-            with get_context("spawn").Pool(min(workers, len(missing))) as pool:
-                self._samples.update(zip(missing, pool.starmap(_render_sample, arguments, chunksize=8), strict=True))
+        if processes > 1 and missing:
+            loader = DataLoader(
+                _Rendering(self.world, self.split),
+                batch_size=None,
+                sampler=missing,
+                num_workers=min(processes, len(missing)),
+                collate_fn=_as_it_is,
+                generator=torch.Generator(),  # else it takes a number from the global one
+                worker_init_fn=leave_to_parent,
+            )
+            self._samples.update(zip(missing, ended_soon(iter(loader)), strict=True))
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index)[0]
@@ -64,8 +75,23 @@ class ShapesDataset:
         return {"images": images, "annotations": annotations, "categories": list(self.categories)}
 
 
-def _render_sample(world: World, split: str, index: int) -> tuple[Sample, np.ndarray]:
-    """A picture as a sample, and the visible area of each object."""
+@dataclass(frozen=True)
+class _Rendering(Dataset):
+    """Lives in the processes that render ahead."""
+
+    world: World
+    split: str
+
+    def __getitem__(self, index: int) -> Rendered:
+        return _render_sample(self.world, self.split, index)
+
+
+def _as_it_is(item: Rendered) -> Rendered:
+    """No tensors of its arrays."""
+    return item
+
+
+def _render_sample(world: World, split: str, index: int) -> Rendered:
     picture = render(world, split, index)
     crowd = np.zeros(len(picture.labels), bool)
     return Sample(picture.image, picture.boxes, picture.labels, crowd, index + 1), picture.masks.sum((1, 2))
