@@ -31,4 +31,6 @@ def set_deterministic(enabled: bool) -> None:
         # cuBLAS reads this when its first handle is made; it has no effect on the CPU.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(enabled)
+    # Else torch writes NaN into all memory that it allocates, which is a check of its own code, and 5 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not enabled

@@ -1,6 +1,7 @@
 """scripts/bench.py on tiny inputs: both detectors do the same, and every figure is there. No time is compared with another."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +129,26 @@ def test_a_block_must_be_the_only_one():
     assert filled(f"a\n{block}", "x", "b\n") == "a\n<!-- x -->\nb\n<!-- /x -->\n"
     with pytest.raises(UserError, match="one block"):
         filled(block + block, "x", "b\n")
+
+
+@pytest.mark.parametrize(("name", "block", "figures"), [("bench", "bench", "bench-cpu"), ("bench_sweep", "sweep", "sweep-cpu")])
+def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
+    results = Path(__file__).parents[1] / "results"
+    text, found = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
+    assert filled(text, block, script(name).markdown(found)) == text
+
+
+def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
+    bench_sweep = script("bench_sweep")
+    monkeypatch.setattr(bench_sweep, "ROWS", "ablation=c4,c5")
+    found = bench_sweep.measure("smoke", [1], "cpu")
+    assert list(found["ways"]) == ["row by row", "a finished sweep again"]
+    first, again = found["ways"].values()
+    assert 0 < first["train, all rows (s)"] + first["eval, all rows (s)"] < first["wall (s)"] and found["pre-training (s)"] > 0
+    assert set(again) == {"wall (s)", "processor (s)"}  # nothing was trained
+    assert f"| row by row | {first['wall (s)']} |" in bench_sweep.markdown(found)
+
+
+def test_a_sweep_that_fails_is_told(script, capsys, monkeypatch):
+    assert script("bench_sweep").main(["--recipe", "none", "--device", "cpu"]) == 2
+    assert "has ended with 2" in capsys.readouterr().err
