@@ -70,7 +70,7 @@ def _introduce() -> None:
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Refuse keys that do not exist, and let `experiments=table1` stand for the one file whose name begins so.
+    """Refuse keys that do not exist, let `experiments=table1` stand for the one file whose name begins so, and `-m` anywhere.
 
     Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
     """
@@ -91,7 +91,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
             others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
-    return result
+    # Hydra's parser knows no more keys behind an option that stands among them.
+    return sorted(result, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def _first_file(group: str) -> str:

@@ -4,8 +4,8 @@
     python scripts/bench_sweep.py [--jobs 1 2] [--recipe quick] [--device cpu|cuda] [--out FILE] [--readme FILE]
 
 Each way is the command that a user types, into a folder of its own, from the interpreter's start to the report page. What they
-share, the pre-trained backbone, is made before, and timed by itself. Last comes the start of a sweep that is finished. Several at
-once need the extra `joblib`, and share the cores among them.
+share, the pre-trained backbone, is made before, and timed by itself. Last comes the start of a sweep that is finished. Several
+at once need the extra `joblib`, and share the cores among them.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
         _sweep(folder / "first", [*common, "recipe.steps=1", "recipe.eval_images=1"])
         found["pre-training (s)"] = _costs(folder / "first")["pretrain_s"]
         for count in jobs:
-            way, own = folder / str(count), [*common, "-m", ROWS]
+            way, own = folder / str(count), ["-m", ROWS, *common]
             if count > 1:
                 threads = max(1, (os.cpu_count() or 1) // count)
                 own += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}", f"threads={threads}"]
@@ -68,7 +68,7 @@ def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
                 **_sweep(way, own),
                 **{f"{what[:-2]}, all rows (s)": seconds for what, seconds in _costs(way).items() if what != "pretrain_s"},
             }
-        found["ways"]["a finished sweep again"] = _sweep(folder / str(jobs[0]), [*common, "-m", ROWS])
+        found["ways"]["a finished sweep again"] = _sweep(folder / str(jobs[0]), ["-m", ROWS, *common])
     return found
 
 

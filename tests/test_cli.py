@@ -194,6 +194,7 @@ def test_the_verifier_prints_every_row_before_training(cli):
 def test_an_experiment_is_known_by_the_beginning_of_its_name():
     assert normalise(["+experiments=table1"]) == ["+experiments=table1_rpn"]
     assert normalise(["experiments=table1_rpn"]) == ["+experiments=table1_rpn"]
+    assert normalise(["recipe=smoke", "-m", "seed=1,2"]) == ["-m", "recipe=smoke", "seed=1,2"]
     assert normalise(["+experiments=table5"]) == ["+experiments=table5_sharing"]
     with pytest.raises(UserError, match="which of table1_rpn, table2_fast_rcnn, table3_faster_rcnn, table5_sharing"):
         normalise(["+experiments=table"])
