@@ -128,9 +128,9 @@ def _job(composed: DictConfig) -> None:
         number = 0 if single else context.job.num
         try:
             if not finished.told(cfg):
-                from fpn_ablate.run import run
-
                 with jobs.carried_out(number, cfg.on_failure):
+                    from fpn_ablate.run import run  # seconds, which a job that is not to begin any more does not have
+
                     run(cfg, number)
         finally:
             if single:

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures.process import BrokenProcessPool
 
@@ -139,6 +141,19 @@ def test_after_a_failure_none_begins_where_that_is_asked_for(folder):
         raise ValueError
     with pytest.raises(NotStarted, match="on_failure=stop"), carried_out(1, "stop"):
         pytest.fail("begun")
+
+
+def test_a_job_that_is_not_to_begin_does_not_load_torch(folder, tmp_path):
+    """Which takes seconds: a sweep that a signal ends waits for the jobs that workers of joblib have already been given."""
+    folder.mkdir()
+    (folder / jobs.STOP).touch()
+    code = (
+        "import sys\nfrom fpn_ablate.__main__ import main\n"
+        "try: main(['recipe=smoke', 'log.wandb=disabled'])\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "not started: on_failure=stop" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 class Network:
