@@ -293,8 +293,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     """
     n, device = len(batch.images), batch.images.device
     head, channels = model.rpn.head, model.neck.levels[0].channels
+    asked = _cells_asked(model, batch, cfg) if training else []
     around = torch.rand(n * cfg.head.samples, 9 * channels, device=device, requires_grad=training)
-    read = torch.arange(n * model.rpn.cells_read, device=device)  # of a map that is convolved over where it is read
     pooled = None
     if model.roi:
         count = model.roi.settings.samples if training else model.roi.settings.proposals[1]
@@ -304,7 +304,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     def run() -> None:
         with autocast(cfg, device), torch.set_grad_enabled(training):
             levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
-            out = [x.at(read) if isinstance(x, Deferred) else x for x in levels.values()]
+            counts = iter(asked)
+            out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, Deferred) else x for x in levels.values()]
             if training:
                 hidden = linear(around, head.conv.weight.flatten(1), head.conv.bias)
                 out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
@@ -319,6 +320,14 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
             torch.autograd.backward(out, [torch.ones_like(x) for x in out])
 
     return run
+
+
+def _cells_asked(model: Detector, batch: Batch, cfg: Config) -> list[int]:
+    """Of each map that is convolved over only where it is read, finest first: at how many cells a step reads it."""
+    found, at = [], Deferred.at
+    with patch.object(Deferred, "at", lambda self, cell: found.append(len(cell)) or at(self, cell)), torch.no_grad():
+        our_step(model, batch, cfg).losses()
+    return found
 
 
 def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterator[tuple[str, dict[str, Run]]]:
