@@ -138,6 +138,7 @@ def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, fi
     assert filled(text, block, script(name).markdown(found)) == text
 
 
+@pytest.mark.slow
 def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
     bench_sweep = script("bench_sweep")
     monkeypatch.setattr(bench_sweep, "ROWS", "ablation=c5")
