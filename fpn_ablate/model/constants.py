@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=256)
-def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """`torch.tensor(values)` on a device, made once: each copy of numbers to a GPU waits for it."""
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
         return torch.tensor(values, device=device, dtype=dtype)

@@ -14,9 +14,9 @@ Triple = tuple[float, float, float]
 
 
 def normalise(images: Tensor, sizes: Tensor, mean: Triple = MEAN, std: Triple = STD) -> Tensor:
-    """Images (N, 3, H, W) in 0..255 -> fp32, mean 0 and deviation 1; what lies outside `sizes` (N, 2) becomes 0. `mean` and
-    `std`: those of the images that the backbone was or is trained with."""
-    mean, std = (constant(tuple(v), images.device)[:, None, None] * 255 for v in (mean, std))
+    """Images (N, 3, H, W) in 0..255 -> torch's default type, mean 0 and deviation 1; what lies outside `sizes` (N, 2)
+    becomes 0. `mean` and `std`: those of the images that the backbone was or is trained with."""
+    mean, std = (constant(tuple(v), images.device, torch.get_default_dtype())[:, None, None] * 255 for v in (mean, std))
     x = (images - mean) / std
     inside_y = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
     inside_x = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]

@@ -15,6 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from fpn_ablate.data.sample import Sample
 from fpn_ablate.data.transforms import collate, prepare, to_native
 from fpn_ablate.model import build, roi, rpn
+from fpn_ablate.model.detector import normalise
 from fpn_ablate.train import targets
 from fpn_ablate.weights.loading import load
 from fpn_ablate.weights.names import TORCHVISION, to_ours
@@ -199,6 +200,9 @@ def test_losses_and_gradients_are_torchvisions_on_the_same_samples(sides, sizes,
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_by_position)
     theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(512, 0.25)
+    their_images = theirs.transform(their_input(samples)[0])[0].tensors
+    # A difference of 1e-7 would flip ReLUs now and then, of the many at 800 px.
+    close(normalise(batch.images, batch.sizes), their_images, 1e-12)
     expected = theirs.train()(*their_input(samples))
     sum(expected.values()).backward()  # now: at 800 px both networks' activations would take 20 GB
     gradients = {to_ours(TORCHVISION, name): p.grad for name, p in theirs.named_parameters()}
