@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from fpn_ablate import finished, jobs, stopping, timm_configs
 from fpn_ablate.console import say
 from fpn_ablate.errors import UserError, first_line, printable
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text
 from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS, PLUGINS, ROOT
 from fpn_ablate.plan import COMMAND
 from fpn_ablate.schema import TASKS, Config
@@ -151,7 +151,7 @@ def _verify(arguments: Sequence[str]) -> int:
             raise UserError(f"--readme {options.readme}: no such file")
         text = options.readme.read_text(encoding="utf-8")
         filled = fill_verify_blocks(text)
-        write_atomically(options.readme, lambda temporary: temporary.write_text(filled, encoding="utf-8"))
+        save_text(options.readme, filled)
     elif options.markdown:
         print(_markdown(arguments), end="")
     else:
@@ -245,7 +245,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     else:
         show(report, options.limit)
         if options.json:
-            write_atomically(Path(options.json), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            save_text(Path(options.json), text)
     return 0 if report["sound"] else 1
 
 

@@ -24,7 +24,7 @@ from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.sample import DetectionDataset
 from fpn_ablate.errors import UserError
 from fpn_ablate.evaluate import declared_truth
-from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH, UNREADABLE, save_text, write_atomically
 from fpn_ablate.metrics import Detections
 from fpn_ablate.model.detector import Detector
 from fpn_ablate.recall import hits
@@ -121,7 +121,7 @@ def _pictures(folder: Path, dataset: DetectionDataset, truth: dict[str, Any]) ->
             entry = {"bbox": annotation["bbox"], "category": names[annotation["category_id"]]}
             shown[annotation["image_id"]]["objects"].append(entry | ({"crowd": True} if annotation.get("iscrowd") else {}))
     content = {"categories": [category["name"] for category in dataset.categories], "images": shown}
-    write_atomically(folder / TRUTH, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+    save_text(folder / TRUTH, json.dumps(content))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

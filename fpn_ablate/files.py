@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fpn_ablate.errors import UserError
@@ -56,6 +57,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError) or full:
             raise unwritable(path, error) from None
         raise
+
+
+def save_text(path: Path, text: str) -> None:
+    """Replace a file as a whole by `text`, in UTF-8: a reader, or a crash, sees the old text or the new one.
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
+    # A traceback may name a file whose name is no UTF-8.
+    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _keep_order(folder: Path) -> None:

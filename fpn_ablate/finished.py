@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.console import say
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import DETECTIONS, METRICS, MODEL, RECORD, UNREADABLE, safe_name, write_atomically
+from fpn_ablate.files import DETECTIONS, METRICS, MODEL, RECORD, UNREADABLE, safe_name, save_text
 from fpn_ablate.identity import digest
 from fpn_ablate.paths import PACKAGE
 from fpn_ablate.schema import INCIDENTAL, Coco, Config, TimmBackbone
@@ -84,7 +84,7 @@ def remember(cfg: Config, inputs: "Inputs", fingerprint: str, begun: float) -> N
         content = {"asked": asked, "fingerprint": fingerprint, "kept": kept, "read": {p: s for p, (s, _) in stamps.items()}}
         text = json.dumps(content, indent=1) + "\n"
         if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:
-            write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
+            save_text(folder / FILE, text)
 
 
 def stamps_of(paths: Iterable[Path | str]) -> dict[str, tuple[str, int]]:

@@ -10,10 +10,9 @@ import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text
 
 FOLDER = ".plans"
 COMMAND = "FPN_ABLATE_COMMAND"  # set by the command line for the jobs of a sweep: what the user typed
@@ -52,7 +51,7 @@ def write(runs: Path, cells: Iterable[Cell], code: str = "") -> Path:
     started = _now().isoformat(timespec="seconds")
     plan = Plan(os.getpid(), _born(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(cells))
     file = own(runs)
-    write_atomically(file, partial(Path.write_text, data=json.dumps(asdict(plan)), encoding="utf-8"))
+    save_text(file, json.dumps(asdict(plan)))
     return file
 
 

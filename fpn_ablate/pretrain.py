@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from fpn_ablate import stopping
 from fpn_ablate.console import say
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
-from fpn_ablate.files import safe_name, write_atomically
+from fpn_ablate.files import safe_name, save_text, write_atomically
 from fpn_ablate.identity import code_version, digest
 from fpn_ablate.locks import only_one
 from fpn_ablate.model.build import build_backbone, initialise
@@ -127,7 +127,7 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}
     say(f"pre-training {cfg.backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
     # The facts come first: the weights are what `ensure` looks for.
-    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(facts)))
+    save_text(path.with_suffix(".json"), json.dumps(facts))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
     kept.unlink(missing_ok=True)
 

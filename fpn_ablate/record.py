@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate import __version__
-from fpn_ablate.files import FORMAT, RECORD, write_atomically
+from fpn_ablate.files import FORMAT, RECORD, save_text
 from fpn_ablate.metrics import evaluator_name
 from fpn_ablate.paths import PACKAGE
 from fpn_ablate.plan import COMMAND
@@ -24,7 +24,7 @@ FILE = RECORD
 
 def write(folder: Path, record: dict[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
+    save_text(folder / FILE, text)
 
 
 def read(folder: Path) -> dict[str, Any] | None:

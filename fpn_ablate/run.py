@@ -24,7 +24,7 @@ from fpn_ablate.cost import latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.errors import Diverged, UserError, first_line
 from fpn_ablate.evaluate import collect, figures
-from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, TEMPORARY, write_atomically
+from fpn_ablate.files import DETECTIONS, EXHIBITS, METRICS, MODEL, TEMPORARY, save_text, write_atomically
 from fpn_ablate.finished import KEPT, cell_folder
 from fpn_ablate.inputs import Inputs, is_deterministic, prepare
 from fpn_ablate.locks import cell_lock, only_one
@@ -112,7 +112,7 @@ class Run:
 
     def write_config(self) -> None:
         text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
-        write_atomically(self.folder / "config.yaml", lambda temporary: temporary.write_text(text))
+        save_text(self.folder / "config.yaml", text)
 
     def begin(self) -> None:
         """Write all of the record that a killed process leaves."""
@@ -190,7 +190,7 @@ def _recorded(run: Run) -> dict[str, Any]:
         status, error = "failed", f"{type(problem).__name__}: {problem}"
         text = traceback.format_exc()
         with suppress(UserError):
-            write_atomically(run.folder / "error.txt", lambda temporary: temporary.write_text(text))
+            save_text(run.folder / "error.txt", text)
         raise
     finally:
         with stopping.patient():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fpn_ablate.console import say
-from fpn_ablate.files import RECORD, unwritable, write_atomically
+from fpn_ablate.files import RECORD, save_text, unwritable
 from fpn_ablate.wandb_copy import LIMIT, MARKER, read_json, synced
 from fpn_ablate.wandb_sink import LOG, Wandb
 
@@ -46,7 +46,7 @@ class JsonLines:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off by a kill
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        save_text(path, "".join(kept))
         self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:

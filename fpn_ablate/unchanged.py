@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fpn_ablate import finished, plan
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import PICTURES, RECORD, UNREADABLE, write_atomically
+from fpn_ablate.files import PICTURES, RECORD, UNREADABLE, save_text
 from fpn_ablate.identity import digest
 from fpn_ablate.paths import PACKAGE
 
@@ -49,7 +49,7 @@ def leave(runs: Path, made: str | None, written: Iterable[Path]) -> None:
     with suppress(UserError, *UNREADABLE):
         if made is not None:
             text = json.dumps({str(file.resolve()): _sha(file) for file in written}, indent=1) + "\n"
-            write_atomically(_word(runs, made), lambda temporary: temporary.write_text(text))
+            save_text(_word(runs, made), text)
             for old in sorted((runs / FOLDER).glob("*.json"), key=os.path.getmtime)[:-KEPT]:
                 old.unlink()
 

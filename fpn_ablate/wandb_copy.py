@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.console import say
-from fpn_ablate.files import METRICS, RECORD, write_atomically
+from fpn_ablate.files import METRICS, RECORD, save_text
 from fpn_ablate.wandb_pictures import drawn
 
 MARKER = "wandb.json"  # in the run's folder: what has been copied
@@ -192,7 +192,7 @@ def copy(known: dict[str, Any], folder: Path, mode: str, end: End) -> None:
 
 
 def mark(folder: Path, state: dict[str, Any]) -> None:
-    write_atomically(folder / MARKER, lambda path: path.write_text(json.dumps(state, indent=1) + "\n"))
+    save_text(folder / MARKER, json.dumps(state, indent=1) + "\n")
 
 
 def step_aside() -> None:

@@ -47,7 +47,7 @@ from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.sample import Batch
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import filled, write_atomically
+from fpn_ablate.files import filled, save_text
 from fpn_ablate.model import build, roi, rpn
 from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
 from fpn_ablate.model.detector import Detector
@@ -618,10 +618,10 @@ def _run(options: argparse.Namespace) -> None:
         print(case_table(case.name, found["cases"][case.name]), flush=True)
     print(machine_lines(found))
     if options.out:
-        write_atomically(options.out, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
+        save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
         text = filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
-        write_atomically(options.readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        save_text(options.readme, text)
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import filled, write_atomically
+from fpn_ablate.files import filled, save_text
 from fpn_ablate.record import environment, machine
 
 BLOCK = "sweep"  # of a README
@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(markdown(found))
     if options.out:
-        write_atomically(options.out, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
+        save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
         text = filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
-        write_atomically(options.readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        save_text(options.readme, text)
     return 0
 
 

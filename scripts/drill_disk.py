@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fpn_ablate.files import DETECTIONS, MODEL, RECORD, write_atomically
+from fpn_ablate.files import DETECTIONS, MODEL, RECORD, save_text
 from fpn_ablate.record import machine
 from fpn_ablate.report import live
 
@@ -181,7 +181,7 @@ def keep(folder: Path, name: str, tries: list[dict]) -> None:
     found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
     found |= {"command": f"python scripts/drill_disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
     text = json.dumps(found, indent=1) + "\n"
-    write_atomically(folder / f"{name}.json", lambda temporary: temporary.write_text(text))
+    save_text(folder / f"{name}.json", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import torch
 
 from fpn_ablate import run as running
 from fpn_ablate.__main__ import main as fpn_ablate
-from fpn_ablate.files import METRICS, RECORD, write_atomically
+from fpn_ablate.files import METRICS, RECORD, save_text
 from fpn_ablate.record import machine
 from fpn_ablate.report import live
 
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = drill(given.count or usual, Path(scratch))
     found |= {"command": f"python scripts/drill_memory.py {given.what}", "machine": machine(torch.device("cpu"))}
     text = json.dumps(found, indent=1) + "\n"
-    write_atomically(given.out / f"memory_{given.what}.json", lambda temporary: temporary.write_text(text))
+    save_text(given.out / f"memory_{given.what}.json", text)
     print(text, end="")
     return int(found["lost"] > 0)
 

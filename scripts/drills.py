@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from fpn_ablate import record, report
-from fpn_ablate.files import DETECTIONS, METRICS, MODEL, write_atomically
+from fpn_ablate.files import DETECTIONS, METRICS, MODEL, save_text
 from fpn_ablate.metrics import Detections
 from fpn_ablate.report.tables import csv_text, latex, markdown
 
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "commit": record.environment(torch.device("cpu"))["commit"],
     }
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(options.json or OUTCOMES / f"{options.drill}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    save_text(options.json or OUTCOMES / f"{options.drill}.json", text)
     print(text)
     return int(found["lost"] > 0)
 

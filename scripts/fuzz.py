@@ -47,7 +47,7 @@ import yaml
 from PIL import Image
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text
 from fpn_ablate.record import machine
 
 LIMIT = 60.0  # seconds a case may take
@@ -1196,7 +1196,7 @@ def main() -> int:
             "machine": machine(torch.device("cpu")),
         }
         text = json.dumps(content, indent=1) + "\n"
-        write_atomically(given.out / f"fuzz_{name}.json", lambda path, text=text: path.write_text(text))
+        save_text(given.out / f"fuzz_{name}.json", text)
         lost += len(outcome.lost)
     return int(lost > 0)
 

@@ -31,6 +31,7 @@ from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.transforms import collate, prepare
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import save_text
 from fpn_ablate.record import device_name
 
 # 40,000 and 80,000 steps of 16 images took the paper 8 and 10 hours on 8 GPUs (Sec. 5.1 and 5.2): 22 and 36 images a second.
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:50} {value}")
     print(f"{'enough' if best >= options.need else 'NOT enough'}: {best} images a second of {options.need:g}")
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        save_text(options.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -31,7 +31,7 @@ from PIL import Image
 from fpn_ablate.cost import peak_memory_mib
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import Draws, training_batches
-from fpn_ablate.files import filled
+from fpn_ablate.files import filled, save_text
 from fpn_ablate.metrics import Detections, Engine, average_precision, average_recall, evaluator_name
 from fpn_ablate.record import machine
 from fpn_ablate.report import records
@@ -299,9 +299,9 @@ def main(arguments: list[str] | None = None) -> int:
         }
     print(json.dumps(found["machine"]))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
-        options.readme.write_text(filled(options.readme.read_text(), BLOCK, markdown(found)))
+        save_text(options.readme, filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found)))
     return int(any("failed" in figures for figures in found["steps"].values()))
 
 

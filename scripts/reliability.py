@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results" / "RELIABILITY.md"
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = page()
         if options.check:
             return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-        write_atomically(PAGE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        save_text(PAGE, text)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from fpn_ablate import run as running
 from fpn_ablate.data.shapes import dataset
 from fpn_ablate.data.shapes.__main__ import main as export_shapes
 from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.files import clear_leftovers, safe_name, write_atomically
+from fpn_ablate.files import clear_leftovers, safe_name, save_text, write_atomically
 from fpn_ablate.metrics import Detections
 from fpn_ablate.validation import validate
 
@@ -232,6 +232,11 @@ def test_a_file_is_whole_or_not_there(tmp_path, fault):
         write_atomically(path, lambda temporary: temporary.write_text("new"))
         assert (reader.read(), path.read_text()) == ("old", "new")
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_text_with_a_name_that_is_no_utf8_is_kept(tmp_path):
+    save_text(tmp_path / "error.txt", "é \udcff")
+    assert (tmp_path / "error.txt").read_text(encoding="utf-8") == "é \\udcff"
 
 
 def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):

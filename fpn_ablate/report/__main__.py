@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn_ablate.errors import UserError
+from fpn_ablate.files import save_text
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import live, output, records, tables
 from fpn_ablate.report.collate import Table, collate
@@ -50,7 +51,7 @@ def _report(options: argparse.Namespace) -> int:
     runs = next((source for source in options.source if source.is_dir()), None)
     output.save(chosen, frame, options.out, runs)
     if text != filled:
-        records.save_text(options.readme, filled)
+        save_text(options.readme, filled)
     print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
     return 2 if errors else 0
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from filelock import Timeout
 
 from fpn_ablate import plan
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text
 from fpn_ablate.locks import lock
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import records
@@ -92,7 +91,7 @@ def save(tables: list[Table], out: Path, runs: Path | None = None, found: Iterab
     if not tables and under_way is None:
         return None
     text = page.render(tables, progress=under_way)
-    write_atomically(out / NAME, partial(Path.write_text, data=text, encoding="utf-8"))
+    save_text(out / NAME, text)
     return out / NAME
 
 

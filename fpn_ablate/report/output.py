@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text, write_atomically
 from fpn_ablate.paths import EXPERIMENTS
 from fpn_ablate.report import figures, live, plots, records, tables
 from fpn_ablate.report.collate import Key, Table, collate
@@ -58,7 +58,7 @@ def save_table(table: Table, out: str | Path) -> list[Path]:
     if table.verdicts:
         texts[f"{table.name}-claims.csv"] = tables.claims_csv(table)
     for name, text in texts.items():
-        records.save_text(Path(out, "tables", name), text)
+        save_text(Path(out, "tables", name), text)
     images = {Path("plots", f"{table.name}.{kind}"): image for kind, image in plots.render(table).items()}
     images |= {Path("figures", f"{table.name}-{name}"): image for name, image in figures.render(table).items()}
     for place, image in images.items():

@@ -11,14 +11,13 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fpn_ablate.errors import UserError, shown
-from fpn_ablate.files import FORMAT, write_atomically
+from fpn_ablate.files import FORMAT, save_text
 from fpn_ablate.replicates import FILE, Replicates
 
 ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
@@ -152,11 +151,6 @@ def decode(cell: str) -> Any:
         return json.loads(cell)
     except (ValueError, RecursionError):
         return cell
-
-
-def save_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader, or a crash, sees the old text or the new one."""
-    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def _read_record(file: Path, root: Path) -> dict[str, Any] | str:

@@ -1,7 +1,6 @@
 """The generated set as files that any COCO code base reads, and as a sheet of examples."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from fpn_ablate.data.shapes.dataset import ShapesDataset, annotations_of, image_entry
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import World
-from fpn_ablate.files import write_atomically
+from fpn_ablate.files import save_text, write_atomically
 
 
 def export(world: World, sizes: dict[str, int], folder: Path) -> None:
@@ -40,7 +39,7 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
             truth["images"].append(entry)
             truth["annotations"] += rows
         text = json.dumps(truth)
-        write_atomically(folder / "annotations" / f"instances_{split}.json", partial(Path.write_text, data=text))
+        save_text(folder / "annotations" / f"instances_{split}.json", text)
 
 
 def contact_sheet(world: World, path: Path, columns: int = 3, rows: int = 1, scale: int = 2) -> None:
