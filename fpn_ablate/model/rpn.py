@@ -178,46 +178,40 @@ class RPN(nn.Module):
         pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]
         topk = s.post_nms_topk[mode]
         count = topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(anchors)  # a GPU would wait to be told what is left
-        kept = self._best(objectness, deltas, anchors, sizes, pre, topk, count)
+        kept = self._best(list(zip(objectness, deltas, anchors, strict=True)), sizes, pre, topk, count)
         most = max(len(score) for _, score in kept)
         box = torch.stack([F.pad(b, (0, 0, 0, most - len(b))) for b, _ in kept])
         score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
         return Proposals(box, score.sigmoid(), torch.isfinite(score))
 
     def _best(
-        self,
-        objectness: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        sizes: Tensor,
-        pre: int,
-        topk: int,
-        count: int,
+        self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int, count: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each image the best `topk` boxes (K, 4) and logits (K,) that NMS leaves of the best `pre` of each level.
+        """Of each image the best `topk` boxes (K, 4) and logits (K,) that NMS leaves of the best `pre` of each level: of its
+        objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4).
 
         NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
         `count` of all levels together are tried first, and more for the images where too few are left.
         """
-        levels = []
-        for score, delta, anchor in zip(objectness, deltas, anchors, strict=True):
+        best = []
+        for score, delta, anchor in levels:
             top, idxs = score.float().topk(min(pre, count, score.shape[1]), dim=1)
             box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
-            levels.append((boxes.clip(box, sizes), top))
-        every, lengths = sum(min(pre, len(anchor)) for anchor in anchors), [[len(top[0]) for _, top in levels]] * len(sizes)
+            best.append((boxes.clip(box, sizes), top))
+        every, lengths = sum(min(pre, len(anchor)) for *_, anchor in levels), [[len(top[0]) for _, top in best]] * len(sizes)
         if count < every:
-            least = torch.cat([top for _, top in levels], 1).topk(count).values[:, -1:]
-            lengths = torch.stack([(top >= least).sum(1) for _, top in levels], 1).tolist()
+            least = torch.cat([top for _, top in best], 1).topk(count).values[:, -1:]
+            lengths = torch.stack([(top >= least).sum(1) for _, top in best], 1).tolist()
         kept = [
-            self._suppress([(b[i, :k], t[i, :k]) for (b, t), k in zip(levels, lengths[i], strict=True)], topk)
+            self._suppress([(b[i, :k], t[i, :k]) for (b, t), k in zip(best, lengths[i], strict=True)], topk)
             for i in range(len(sizes))
         ]
         short = [i for i, (_, score) in enumerate(kept) if len(score) < topk]
         if short and count < every:
             fewest = max(min(len(kept[i][1]) for i in short), 1)
             more = count * topk // fewest + topk // 8 + 1
-            few = [[x[short] for x in column] for column in (objectness, deltas)]
-            for i, found in zip(short, self._best(*few, anchors, sizes[short], pre, topk, more), strict=True):
+            few = [(score[short], delta[short], anchor) for score, delta, anchor in levels]
+            for i, found in zip(short, self._best(few, sizes[short], pre, topk, more), strict=True):
                 kept[i] = found
         return kept
 

@@ -306,7 +306,7 @@ def scattered(spread, counts=(160, 40, 7), images=3):
         corner[::5] = 1000
         box = torch.cat([corner, corner + 20 + torch.rand(count, 2, generator=draw)], 1)
         levels.append((torch.randint(0, 60, (images, count), generator=draw) / 60, torch.zeros(images, count, 4), box))
-    return list(zip(*levels, strict=True))
+    return levels
 
 
 @pytest.mark.parametrize("topk", [1, 10, 40, 200])
@@ -315,10 +315,10 @@ def scattered(spread, counts=(160, 40, 7), images=3):
 def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
     """Where nearly all is suppressed it has to go on several times, where little is it looks at a few boxes alone."""
     model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]] * 3)
-    outputs = [list(column) for column in scattered(spread)]
-    whole = model._best(*outputs, sizes, pre, topk, count=10**6)
+    levels = scattered(spread)
+    whole = model._best(levels, sizes, pre, topk, count=10**6)
     for count in (1, topk, 2 * topk):
-        for (found, values), (box, score) in zip(model._best(*outputs, sizes, pre, topk, count), whole, strict=True):
+        for (found, values), (box, score) in zip(model._best(levels, sizes, pre, topk, count), whole, strict=True):
             assert torch.equal(values, score)
             least = values[-1] if len(values) else 0  # others that score so little are as good
             assert {tuple(row) for row in found[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
@@ -327,13 +327,12 @@ def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
 
 def test_nms_of_each_level_by_hand():
     model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]])
-    objectness, deltas, anchors = (list(column) for column in scattered(60.0, images=1))
-    expected = []
-    for score, box in zip(objectness, anchors, strict=True):
+    levels, expected = scattered(60.0, images=1), []
+    for score, _, box in levels:
         clipped = box.clamp(0, 100)
         solid = (clipped[:, 2:] > clipped[:, :2]).all(1)
         expected += score[0][solid][nms(clipped[solid], score[0][solid], 0.5)].tolist()
-    ((_, values),) = model._best(objectness, deltas, anchors, sizes, 1000, 1000, 10**6)
+    ((_, values),) = model._best(levels, sizes, 1000, 1000, 10**6)
     assert values.tolist() == sorted(expected, reverse=True)
 
 
@@ -342,7 +341,7 @@ def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
     looked_at = []
     monkeypatch.setattr("fpn_ablate.model.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
     box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])
-    anchors, objectness = [box[::2], box[1::2]], [torch.linspace(1, 0.5, 200)[None], torch.linspace(0.9, 0, 200)[None]]
-    deltas = [torch.zeros(1, 200, 4)] * 2
-    rpn(RPNSettings())._best(objectness, deltas, anchors, torch.tensor([[9000, 9000]]), 200, 40, 50)
+    still = torch.zeros(1, 200, 4)
+    levels = [(torch.linspace(1, 0.5, 200)[None], still, box[::2]), (torch.linspace(0.9, 0, 200)[None], still, box[1::2])]
+    rpn(RPNSettings())._best(levels, torch.tensor([[9000, 9000]]), 200, 40, 50)
     assert sum(looked_at) == 50
