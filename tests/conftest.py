@@ -22,6 +22,7 @@ os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
 os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of the page take this back
 
 sys.path.append(str(Path(__file__).parent / "data"))  # for coco_sets
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # for fuzzing
 
 WORKERS = 4  # each holds torch and what its tests make: up to 2 GB
 

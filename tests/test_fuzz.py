@@ -12,6 +12,10 @@ from fpn_ablate.errors import UserError, printable, shown
 from fpn_ablate.report import records
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
+from fuzzing.annotations import annotation_bytes
+from fuzzing.ask import Hang, Lost, told, within
+from fuzzing.draw import Draw, nested
+from fuzzing.weights import wide_pickle
 
 FEW = {"annotations": 10, "pictures": 30, "configs": 6, "proposals": 20, "weights": 30}
 MORE = {"annotations": 300, "pictures": 300, "configs": 300, "commands": 60, "proposals": 300, "weights": 300, "records": 40,
@@ -40,8 +44,8 @@ def test_all_kinds_are_here(fuzz):
     assert set(MORE) == set(fuzz.KINDS) >= set(FEW)
 
 
-def test_a_case_is_decided_by_seed_kind_and_number(fuzz):
-    first, second, other = (fuzz.annotation_bytes(fuzz.Draw(name)) for name in ("0/a/1", "0/a/1", "0/a/2"))
+def test_a_case_is_decided_by_seed_kind_and_number():
+    first, second, other = (annotation_bytes(Draw(name)) for name in ("0/a/1", "0/a/1", "0/a/2"))
     assert first == second != other
 
 
@@ -63,14 +67,14 @@ def test_a_fault_of_the_program_is_noticed(fuzz, monkeypatch, mutant):
     assert fuzz.try_kind(kind, range(count), seed=0).lost
 
 
-def test_what_hangs_or_cannot_be_shown_is_lost(fuzz):
-    with pytest.raises(fuzz.Hang), fuzz.within(0.05):
+def test_what_hangs_or_cannot_be_shown_is_lost():
+    with pytest.raises(Hang), within(0.05):
         while True:
             pass
     for text in ("", " \n", "a\x1b[2J", "\u202eabc", "x" * 30_000):
-        with pytest.raises(fuzz.Lost):
-            fuzz.told(text)
-    fuzz.told("one line\n\tand é")
+        with pytest.raises(Lost):
+            told(text)
+    told("one line\n\tand é")
 
 
 # --- what the fuzz found, each by itself
@@ -82,8 +86,8 @@ def test_messages_hold_no_control_characters_and_no_half_characters():
     assert "\x1b" not in str(Finding("image-missing", "x\x1b]0;y\x07.jpg", 1, value="no such file"))
 
 
-def test_a_value_in_a_message_is_short_whatever_it_is(fuzz):
-    for value in ([[1] * 99] * 99, {"a": "x" * 10**6}, 10**4000, fuzz.nested(5000, "list"), fuzz.nested(5000, "dict")):
+def test_a_value_in_a_message_is_short_whatever_it_is():
+    for value in ([[1] * 99] * 99, {"a": "x" * 10**6}, 10**4000, nested(5000, "list"), nested(5000, "dict")):
         assert len(shown(value)) <= 80
     assert shown([5, 6, "10", 12]) == "[5, 6, '10', 12]"
 
@@ -103,9 +107,9 @@ def test_many_findings_are_counted_and_a_file_of_faults_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("width", [1000])
-def test_a_dictionary_that_stands_in_many_places_is_read_once(fuzz, width):
-    with fuzz.within(5):
-        found = unpickle.read(fuzz.wide_pickle(width))
+def test_a_dictionary_that_stands_in_many_places_is_read_once(width):
+    with within(5):
+        found = unpickle.read(wide_pickle(width))
     for _ in range(4):
         assert len(found) == width
         found = found["0007"]
@@ -135,14 +139,14 @@ def test_a_formula_behind_a_semicolon_is_quoted_and_a_row_of_ours_is_not():
 
 
 @pytest.mark.slow
-def test_a_hundred_megabytes_of_rubbish(tmp_path, fuzz):
+def test_a_hundred_megabytes_of_rubbish(tmp_path):
     """Refused within seconds, and with a message of a few lines."""
     file = tmp_path / "instances.json"
     head = b'{"images": [{}], "categories": [{}], "annotations": ['
     long = [bytes(10**8), b"[" * 10**8, b"9" * 10**8]
     for content in (*long, head + b"5," * (5 * 10**7) + b"5]}", head + b"{}," * (3 * 10**7) + b"1]}"):
         file.write_bytes(content)
-        with fuzz.within(120):
+        with within(120):
             _, found = annotations.read(file)
         assert found and len(found) < 5 * Findings.MOST
-        fuzz.told(doctor.summary(found, 10))
+        told(doctor.summary(found, 10))

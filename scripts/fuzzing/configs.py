@@ -1,0 +1,161 @@
+"""Configurations, and the command line."""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fpn_ablate.errors import UserError
+from fuzzing.ask import command, same, told
+from fuzzing.draw import NUMBERS, TEXTS, Draw, at, places, spoilt
+from fuzzing.sound import put_pictures, whole_set
+
+BASES = [
+    ("recipe=smoke",),
+    ("recipe=smoke", "task=fast_rcnn"),
+    ("recipe=smoke", "task=faster_rcnn", "backbone=resnet18", "backbone.weights=imagenet"),
+    ("recipe=smoke", "data=coco", "data.root=nowhere"),
+    ("recipe=smoke", "neck=single_level", "backbone=mobilenet_v2"),
+    ("recipe=paper2017", "task=faster_rcnn", "task.training=joint"),
+]
+EXTREMES = [
+    *(1, 2, 7, 31, 32, 1000, 4096, 8192, 65_536, 10**6, 10**9, 10**18),
+    *(1e-30, 1e-6, 1e-3, 0.5, 0.999, 1.0, 1e3, 1e6, 1e30, 1e300),
+]
+
+
+def configuration(changes: dict[str, Any] | None = None, *overrides: str) -> Any:
+    """A composed configuration, with groups replaced."""
+    from fpn_ablate.validation import validate
+
+    return validate({**composed(overrides or ("recipe=smoke",)), **(changes or {})})
+
+
+_COMPOSED: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+
+    from fpn_ablate.__main__ import _introduce
+    from fpn_ablate.paths import CONF
+    from fpn_ablate.sweep import cell_config
+
+    key = tuple(overrides)
+    if key not in _COMPOSED:
+        _introduce()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = cell_config(compose("config", list(key)), {"ablation": "fpn"}, key)
+        _COMPOSED[key] = cfg.model_dump(mode="json")
+    return copy.deepcopy(_COMPOSED[key])
+
+
+class Configs:
+    """A configuration is refused with a message, or stays as it is when it is kept and read again, and has a network."""
+
+    how = "mutated configurations of six tasks through validation.validate; accepted ones are built on the meta device"
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is needed."""
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.validation import kept, validate
+
+        values = composed(draw.choice(BASES))
+        if draw.random() < 0.4:  # numbers alone, most of them of the right type
+            for path in draw.sample([p for p in places(values) if type(at(values, p)) in (int, float)], draw.choice([1, 2, 4])):
+                at(values, path[:-1])[path[-1]] = draw.choice(EXTREMES)
+        else:
+            values = spoilt(draw, values)
+        before = shown(values)
+        try:
+            cfg = (kept if draw.random() < 0.3 else validate)(values)
+        except UserError as error:
+            told(str(error))
+            return "refused"
+        again = cfg.model_dump(mode="json")
+        json.dumps(again, allow_nan=False)
+        same(validate(again) == cfg, True, f"the same when read again: {before}")
+        self._built(cfg)
+        return "taken"
+
+    def _built(self, cfg: Any) -> None:
+        import torch
+
+        from fpn_ablate.inputs import world
+        from fpn_ablate.model.build import build_detector
+        from fpn_ablate.optim import base_learning_rate
+
+        same(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
+        world(cfg)
+        with torch.device("meta"):
+            model = build_detector(cfg, num_classes=3)
+        gibibytes = sum(p.numel() for p in model.parameters()) * 4 / 2**30
+        same(gibibytes < 64, True, f"parameters of {gibibytes:.0f} GiB")
+
+
+def shown(value: Any) -> str:
+    return repr(value)[:300]
+
+
+TOKENS = [
+    *("=", "", "a=b=c", "~neck", "~x", "+x=1", "++recipe.steps=1", "neck@head=fpn", "data=coco,shapes"),
+    *("ablation=c4", "ablation="),
+    *("ablation=../x", "ablation=fpn,c4", "recipe=", "recipe=paper2017", "recipe=../../x", "task=joint"),
+    *("backbone=timm/x", "[", "'"),
+    *("experiments=table1", "+experiments=table1,table2", "experiments=../x", "hydra.run.dir=x",),
+    *("hydra/launcher=joblib", "task={"),
+    *("--limit", "--limit=x", "--limit=-1", "--json", "--json=-", "--json=.", "--size=0x0", "--markdown", "-m",),
+    *("--help", "--nope"),
+    *("seed=1,2", "seed=range(1,3)", "seed=choice(1)", "seed=1_000", "seed=0x10",),
+    *("data.root=${oc.env:HOME}", "data.root=${nope}"),
+    *("data.root=${data.root}", "data.root=???", "recipe=null", "recipe.optimizer=null", "neck={}", "task=null",),
+    *("data=null", "seed=~"),
+    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "head.anchor_sizes={a:1}", "factors=neck",),
+    *("factors=[]", "data.label="),
+]  # fmt: skip
+
+
+class Commands:
+    """The data doctor's command line ends with its exit codes 0, 1 or 2, and says something."""
+
+    how = "command lines of keys that exist and that do not with values of any type, through the doctor's command"
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.validation import keys
+
+        put_pictures(folder)
+        (folder / "instances.json").write_text(json.dumps(whole_set()))
+        split = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
+        self.base = ["recipe=smoke", "data=coco", f"data.root={folder}", f"{split[0]}=instances.json", f"{split[1]}=images",
+                     f"{split[2]}=instances.json", f"{split[3]}=images", "ablation=fpn"]  # fmt: skip
+        self.keys, self.place = sorted({*keys()}), folder
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.__main__ import main as entry
+
+        # No process can be given these characters.
+        given = [
+            token.translate({0: "", 0xD800: ""}) for token in (self._token(draw) for _ in range(draw.choice([1, 1, 2, 3])))
+        ]
+        old = Path.cwd()
+        os.chdir(self.place)
+        try:
+            code, text = command(lambda: entry(["doctor", *self.base, *given]))
+        finally:
+            os.chdir(old)
+        told(text)
+        same(code in (0, 1, 2), True, f"exit code {code} of {given}")
+        return {0: "sound", 1: "refused", 2: "refused"}[code]
+
+    def _token(self, draw: Draw) -> str:
+        if draw.random() < 0.4:
+            return draw.choice(TOKENS)
+        key = draw.choice(self.keys) if draw.random() < 0.9 else draw.choice(TEXTS)
+        value = draw.choice(
+            [str(draw.choice(EXTREMES)), str(draw.choice(NUMBERS[:-1])), draw.choice(TEXTS), "[1,2]", "{a: 1}", "null"]
+        )
+        return draw.choice(["", "", "", "+", "++", "~"]) + f"{key}={value}"

@@ -1,0 +1,121 @@
+"""Files of proposals."""
+
+import io
+import json
+import math
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fpn_ablate.errors import UserError
+from fuzzing.ask import same, told
+from fuzzing.configs import BASES, configuration
+from fuzzing.draw import Draw, damaged
+from fuzzing.sound import put_pictures, whole_set
+
+
+class Proposals:
+    """A file is refused with a message, or every box in it is handed out with its picture."""
+
+    how = "mutated proposals.npz (types, shapes, values, keys, bytes, archives that unpack to much), loaded and handed out"
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.data.coco import CocoDataset
+
+        self.file, self.cfg = folder / "proposals.npz", configuration(None, *BASES[1])
+        (folder / "instances.json").write_text(json.dumps(whole_set()))
+        images = put_pictures(folder)
+        self.dataset, self.other = (CocoDataset(folder / "instances.json", images, "set") for _ in range(2))
+
+    def _arrays(self) -> dict[str, Any]:
+        ids = np.repeat(np.array(self.dataset.image_ids), 3)
+        boxes = np.tile(np.array([[0, 0, 20, 30], [1, 2, 10, 12], [5, 5, 6, 6.5]], np.float32), (3, 1))
+        split = {"ids": ids, "boxes": boxes, "images": np.array(self.dataset.image_ids)}
+        named = {f"{part}_{name}": array for part in ("train", "val") for name, array in split.items()}
+        return named | {"row": "fpn", "fingerprint": "0", "train_data": self.dataset.digest, "val_data": self.dataset.digest}
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.data.proposals import WithProposals
+        from fpn_ablate.proposals import FixedProposals
+
+        self.file.write_bytes(self._content(draw))
+        try:
+            found = FixedProposals.load(self.file, self.cfg, (self.dataset, self.other), "leave it out")
+            for split in ("train", "val"):
+                ids, boxes = getattr(found, f"{split}_ids"), getattr(found, f"{split}_boxes")
+                joined = WithProposals(self.dataset, ids, boxes, 1000)
+                own = [joined[n] for n in range(len(joined))]
+                same(sum(len(sample.proposals) for sample in own), len(boxes), "boxes handed out")
+                for sample in own:
+                    height, width = sample.image.shape[:2]
+                    beyond = np.abs(sample.proposals - np.clip(sample.proposals, 0, [width, height] * 2))
+                    same(bool((beyond <= 1).all()), True, f"boxes {sample.proposals.tolist()} in {width}x{height}")
+        except UserError as error:
+            told(str(error))
+            return "refused"
+        return "taken"
+
+    def _content(self, draw: Draw) -> bytes:
+        arrays, stream = self._arrays(), io.BytesIO()
+        for _ in range(draw.choice([0, 1, 1, 2])):
+            name = draw.choice(list(arrays))
+            arrays[name] = self._other(draw, arrays[name])
+            if draw.random() < 0.1:
+                del arrays[name]
+        (np.savez_compressed if draw.random() < 0.5 else np.savez)(stream, **arrays)
+        data = stream.getvalue()
+        kind = draw.random()
+        if kind < 0.05:
+            return draw.choice(
+                [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", pickle.dumps(arrays), data[:100], bytes(1000)]
+            )
+        if kind < 0.15:
+            return archive(draw)
+        return damaged(draw, data) if kind < 0.45 else data
+
+    @staticmethod
+    def _other(draw: Draw, array: Any) -> Any:
+        array = np.asarray(array)
+        match draw.randrange(8):
+            case 0 if array.dtype.kind in "iuf":
+                return array.astype(
+                    draw.choice(["f4", "f8", "f2", "u8", "i1", "c8", "S3", "O", "?", ">f4", ">i8"]), casting="unsafe"
+                )
+            case 1:
+                return array.reshape(draw.choice([(-1,), (1, -1), (*array.shape, 1)]))
+            case 2 | 3 if array.size and array.dtype.kind in "iuf":
+                array, wide = array.copy(), np.iinfo(array.dtype) if array.dtype.kind in "iu" else np.finfo(array.dtype)
+                array.flat[draw.randrange(array.size)] = draw.choice([0, 1, 3, 99, wide.max, wide.min])
+                return array
+            case 4 if array.dtype.kind == "f" and array.size:
+                array = array.copy()
+                array.flat[draw.randrange(array.size)] = draw.choice([math.nan, math.inf, -1e30, 1e30, 1e5, -3, -0.5])
+                return array
+            case 5:
+                return array[: draw.randrange(4)] if array.ndim else array
+            case 6:
+                return np.array(draw.choice([0, None, "x", [1, 2], {"a": 1}]), dtype=draw.choice([object, None]))
+            case _:
+                return np.concatenate([array, array]) if array.ndim else np.array([array, array])
+
+
+def archive(draw: Draw) -> bytes:
+    """A zip of one array that says more than it holds, or unpacks to a gigabyte."""
+    shape = draw.choice([(10**6, 4), (10**9, 4), (10**12, 4), (-1, 4), (2**62, 4), (0, 4)])
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    text = (
+        header if draw.random() < 0.8 else draw.choice(["{", "(" * 3000, "{'descr': __import__('os')}", header * 3])
+    ).encode()
+    text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
+    stream = io.BytesIO()
+    method = draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    with zipfile.ZipFile(stream, "w", method) as file:
+        body = bytes(draw.choice([0, 100, 16_000_000 if method != zipfile.ZIP_STORED else 1000]))
+        for name in ("train_ids", "train_boxes", "train_images"):
+            file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + body)
+    data = stream.getvalue()
+    return damaged(draw, data) if draw.random() < 0.3 else data

@@ -1,0 +1,259 @@
+"""Records, definitions of tables, and names: all that tables and the page are made from."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import unittest.mock
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from fuzzing.ask import Lost, same, told
+from fuzzing.draw import TEXTS, Draw, damaged, deep, spoilt
+from fuzzing.pictures import STRANGE
+from fuzzing.proposals import archive
+
+ROWS = ("c4", "fpn", "fpn+upsample=bilinear")
+METRICS = ("AR100", "AR1k", "AR1k_s")
+
+
+def record(row: str, seed: int) -> dict[str, Any]:
+    """What a finished run leaves, as far as tables read it."""
+    values = {name: 0.1 + 0.05 * seed + 0.1 * len(row) / (n + 9) for n, name in enumerate(METRICS)}
+    return {
+        **{"format": 1, "status": "finished", "error": None, "fingerprint": f"{row}-{seed}", "setting": "s"},
+        "table": "table1_rpn",
+        **{"recipe": "quick", "data": "shapes", "generated": True, "task": "rpn", "row": row, "seed": seed, "draws": "d"},
+        "config": {"neck": {"lateral": row != "c4"}, "seed": seed, "factors": ["neck"], "recipe": {"steps": 5}},
+        "verify": {"feature": "{Pk}", "anchors": 199974, "lateral": True, "top_down": True, "gflops": 1.5},
+        "metrics": values,
+        "objects": {"small": 11, "medium": 12, "large": 13},
+        "images": {"count": 4, "digest": "1a2b"},
+        "repairs": {"train": {"boxes clipped": 2}, "val": {}},
+        "cost": {"pretrain_s": 12.0, "train_s": 70.0, "eval_s": 9.0, "steps": 5},
+        "environment": {"device": "cpu", "evaluator": "e 1", "commit": "abc", "dirty": False, "command": "x"},
+        "by_size": {"edges": [4.0, 8.0], "objects": [0, 1, 2], "AR100": [None, 0.2, 0.3]},
+        "pictures": "set",
+        **{"started": "2026-11-21T08:00:00+00:00", "finished": f"2026-11-21T09:0{seed}:00+00:00"},
+    }  # fmt: skip
+
+
+def leave(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = ("ant", "bee")) -> Path:
+    """A run's folder with all that the page reads."""
+    folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(content))
+    ids = np.arange(1, 4)
+    levels = {f"level_p{k}": np.full((4, 4), 40 * k, np.uint8) for k in (2, 3)}
+    np.savez(folder / "exhibits.npz", image_ids=ids, values=np.array([0.1, 0.5, 0.2]) * len(row), **levels)
+    boxes = np.tile(np.array([[4.0, 6.0, 20.0, 30.0]]), (3, 1))
+    np.savez(folder / "detections.npz", image_ids=ids, boxes=boxes, scores=np.array([0.9, 0.6, 0.2]))
+    lines = [{"step": step, "loss": 1 / step, names[0]: 0.5} for step in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = runs / ".pictures" / "set"
+    if not place.is_dir():
+        place.mkdir(parents=True)
+        for image in ids:
+            Image.new("RGB", (32, 32), (90, 10 * int(image), 0)).save(place / f"{image}.jpg")
+        Image.new("RGB", (32, 32), (255, 0, 0)).save(runs / "secret.jpg")
+    images = {str(n): {"width": 32, "height": 32, "objects": [{"bbox": [4, 6, 9, 9], "category": names[n % 2]}]} for n in ids}
+    (place / "truth.json").write_text(json.dumps({"categories": list(names), "images": images}))
+    return folder
+
+
+class Written(HTMLParser):
+    """The tags of a page with the names of their attributes, and what its blocks of JSON hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[tuple[str, ...]] = set()
+        self._json = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add((tag, *sorted({name for name, _ in attrs})))
+        self._json = tag == "script" and ("type", "application/json") in attrs
+
+    def handle_data(self, data: str) -> None:
+        if self._json:
+            json.loads(data, parse_constant=float)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._json = False
+
+
+def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> None:
+    """All that is made of tables is well-formed, and holds no markup, command, formula or control character of a name's."""
+    from rich.console import Console
+
+    from fpn_ablate.report import page, tables
+
+    with unittest.mock.patch.object(page, "_vega", lambda: "0"):  # a megabyte that is always the same
+        made = page.render(tables_)
+    if strange := {tag for tag in Written(made).tags if tag not in allowed}:
+        raise Lost(f"the page has {sorted(strange)[:3]}")
+    for table in tables_:
+        markdown, latex, sheet = tables.markdown(table), tables.latex(table), tables.csv_text(table)
+        stream = io.StringIO()
+        tables.show(table, Console(file=stream, width=width))
+        for text in (markdown, latex, stream.getvalue(), sheet, tables.claims_csv(table) if table.verdicts else "x"):
+            plain(text)
+        if wrong := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):
+            raise Lost(f"Markdown holds {markdown[wrong.start() : wrong.end() + 40]!a}")
+        lines = [line for line in markdown.splitlines() if line.startswith("|")]
+        widths = {len(re.split(r"(?<!\\)\|", line)) for line in lines[: 1 + len(table.rows)]}
+        same(len(widths), 1, "kinds of lines in a table of Markdown")
+        bare = re.sub(r"\\[\\%&$#_{}]", "", latex.split("\n", 1)[1])
+        same((bare.count("{"), bare.count("$") % 2), (bare.count("}"), 0), "braces and dollars of LaTeX")
+        if foreign := set(re.findall(r"\\[a-zA-Z]+", bare)) - LATEX:
+            raise Lost(f"LaTeX holds {foreign}")
+        for cell in (cell for line in csv.reader(io.StringIO(sheet)) for cell in line):
+            if re.match(r"\s*[=+@＝＋＠－]|\s*-(?![\d.])|.*;\s*[\"']?[=+@-]", cell) and not re.match(r'"', cell):
+                raise Lost(f"a formula: {cell[:80]!a}")
+
+
+LATEX = {rf"\{name}" for name in (
+    *("begin", "end", "centering", "footnotesize", "setlength", "tabcolsep", "caption", "allowbreak"),
+    *("resizebox", "ifdim", "width", "linewidth", "else", "fi", "toprule", "midrule", "addlinespace", "textbf", "quad"),
+    *("bottomrule", "par", "smallskip"),
+    *("scriptsize", "textbackslash", "textasciitilde", "textasciicircum", "textless"),
+    *("textgreater", "textbar", "pm", "checkmark", "Delta", "cdot", "dots", "dagger"),
+)}  # fmt: skip
+
+
+def plain(text: str) -> None:
+    if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
+        raise Lost(f"written: {sorted(map(ascii, wrong))}")
+    text.encode()
+
+
+class Report:
+    """What tables, their files and the page are made from: it is left out with a word, refused, or well written."""
+
+    def __init__(self, folder: Path) -> None:
+        from fpn_ablate.paths import EXPERIMENTS
+        from fpn_ablate.report import collate, load
+
+        self.runs, self.experiments = folder / "runs", EXPERIMENTS
+        self.own = folder / "experiments"
+        self.own.mkdir()
+        for row in ROWS:
+            for seed in (2, 3):
+                leave(self.runs, row, seed, record(row, seed))
+        other = self.runs / "own" / "quick" / "c4" / "seed2"  # a page of several tables has an overview
+        other.mkdir(parents=True)
+        (other / "record.json").write_text(json.dumps(record("c4", 2) | {"table": "own"}))
+        from fpn_ablate.report import page
+
+        with unittest.mock.patch.object(page, "_vega", lambda: "0"):
+            self.allowed = Written(page.render(collate(load(self.runs)))).tags
+        # Which of these stand on a page depends on what a table has: errors, notes, a best row, one picture or none.
+        for tag, *names in list(self.allowed):
+            self.allowed |= {(tag, *sorted({*names, more})) for more in ("class", "title", "colspan", "id", "tabindex")}
+            self.allowed |= {(tag, *(name for name in names if name != less)) for less in ("class", "title", "colspan")}
+        text = ("p", "small", "strong", "span", "i", "em", "h1", "h2", "h3", "div", "ul", "li", "br")
+        for tag in (*text, "label", "select", "option"):
+            self.allowed |= {(tag,), (tag, "class")}
+
+    def made(self, folders: Sequence[Path] = ()) -> str:
+        from fpn_ablate.report import collate, load
+
+        frame = load(self.runs)
+        for line in frame.attrs["unreadable"]:
+            plain(line)
+        errors: list[str] = []
+        found = collate(frame, experiments=[self.experiments, *folders], errors=errors, allow_unfair=True)
+        for error in errors:
+            told(error)
+        written(found, self.allowed)
+        return "taken" if not errors and not frame.attrs["unreadable"] else "refused"
+
+
+class Records(Report):
+    how = "mutated record.json, metrics.jsonl, truth.json and arrays of finished runs, through all tables and the page"
+
+    def case(self, draw: Draw) -> str:
+        folder = leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+        if draw.random() < 0.7:
+            (folder / "record.json").write_text(json.dumps(spoilt(draw, record(ROWS[1], 2))))
+        else:
+            name = draw.choice(["record.json", "metrics.jsonl", "exhibits.npz", "detections.npz", "truth.json", "1.jpg"])
+            file = folder / name if (folder / name).exists() else self.runs / ".pictures" / "set" / name
+            data = file.read_bytes()
+            if name == "truth.json" and draw.random() < 0.7:
+                data = json.dumps(spoilt(draw, json.loads(data))).encode()
+            elif draw.random() < 0.8:
+                data = damaged(draw, data)
+            else:
+                data = archive(draw) if name.endswith("npz") else draw.choice(STRANGE)
+            file.write_bytes(data)
+        try:
+            return self.made()
+        finally:
+            shutil.rmtree(self.runs / ".pictures")
+            leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+
+
+class Names(Report):
+    how = "hostile names of rows, tables, recipes, data, classes, errors, devices: in HTML, LaTeX, CSV, Markdown, terminal"
+
+    def case(self, draw: Draw) -> str:
+        names = [text for text in TEXTS if text.strip()]
+        content = record(ROWS[1], 2)
+        for key in draw.sample(
+            ["row", "table", "recipe", "data", "setting", "fingerprint", "error", "draws", "task"], draw.choice([1, 2, 3])
+        ):
+            content[key] = draw.choice(names)
+        content["environment"][draw.choice(["device", "commit", "command", "evaluator"])] = draw.choice(names)
+        content["verify"]["feature"] = draw.choice(names)
+        content["metrics"][draw.choice(names)] = 0.5
+        content["status"] = draw.choice(["finished", "finished", "failed", "diverged"])
+        leave(self.runs, ROWS[1], 2, content, (draw.choice(TEXTS), draw.choice(TEXTS)))
+        return self.made()
+
+
+class Tables(Report):
+    how = (
+        "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they show"
+    )
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.texts = {name: (self.experiments / f"{name}.yaml").read_text() for name in ("table1_rpn", "claims")}
+
+    def case(self, draw: Draw) -> str:
+        name = draw.choice(list(self.texts))
+        text = self.texts[name]
+        if draw.random() < 0.7:
+            content = yaml.safe_load(text)
+            part = content["report"] if "report" in content and draw.random() < 0.8 else content
+            part = spoilt(draw, part)
+            content = content | {"report": part} if "report" in content and part is not content else part
+            data = (yaml.safe_dump(content) if deep(content) < 100 else json.dumps(content)).encode("utf-8", "surrogatepass")
+        elif draw.random() < 0.7:
+            data = damaged(draw, text.encode())
+        else:
+            strange = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000,
+                       "{" * 3000, "a: !!int x",
+                       "? {a: [1]}\n: 2", "\0", "a: !!binary x", "- 1", "a: !!timestamp x", "%YAML 9", "a: b: c",
+                       "<<: 1", bombs()]  # fmt: skip
+            data = draw.choice([*strange, text + "\n" + draw.choice(strange)]).encode()
+        (self.own / f"{name}.yaml").write_bytes(data)
+        try:
+            return self.made([self.own])
+        finally:
+            (self.own / f"{name}.yaml").unlink()
+
+
+def bombs() -> str:
+    """Aliases of aliases: a few lines that stand for 9^9 entries."""
+    lines = ["table: table1_rpn", "a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    return "\n".join([*lines, "report: {title: x, facts: *a8, metrics: [], notes: *a8}"])

@@ -1,0 +1,44 @@
+"""A data set without a fault, to begin with."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CATEGORIES = [{"id": 3, "name": "bee"}, {"id": 1, "name": "ant"}]
+PICTURES = {"a.jpg": (40, 60), "sub/b.png": (50, 50), "c.png": (30, 20)}  # height, width
+
+
+def whole_set() -> dict[str, Any]:
+    """A sound annotation file of three pictures."""
+    images = [{"id": n, "file_name": name, "height": h, "width": w} for n, (name, (h, w)) in enumerate(PICTURES.items(), 1)]
+    boxes = [
+        (1, 3, [5, 6, 10, 12.5]),
+        (1, 1, [0, 0, 60, 40]),
+        (2, 3, [1, 2, 3, 4]),
+        (2, 1, [20, 10, 30, 20]),
+        (3, 1, [1, 1, 9, 9]),
+    ]
+    rows = [
+        {"id": 10 + n, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": int(n == 3),
+         "segmentation": [[1, 2, 3, 4, 5, 6]]}
+        for n, (image, kind, box) in enumerate(boxes)
+    ]  # fmt: skip
+    return {"info": {"year": 2026}, "images": images, "annotations": rows, "categories": CATEGORIES}
+
+
+def put_pictures(folder: Path) -> Path:
+    """The pictures of `whole_set`, with one more outside of their folder, and links out of it."""
+    images = folder / "images"
+    (images / "sub").mkdir(parents=True)
+    for n, (name, (height, width)) in enumerate(PICTURES.items()):
+        pixels = np.random.default_rng(n).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / name)
+    shutil.copy(images / "c.png", folder / "outside.png")
+    (images / "link.png").symlink_to("../outside.png")
+    (images / "away").symlink_to("..")
+    os.mkfifo(images / "pipe.png")
+    return images
