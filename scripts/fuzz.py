@@ -3,7 +3,8 @@
 Every case must end in something that is taken whole, or in a message for the user (UserError, or the command line's exit code
 2). What counts as lost is: any other exception, more than LIMIT seconds or MEMORY of new memory, a message that is empty,
 endless or holds control characters, and a silent drop, which each kind looks for in a way of its own: what is taken is compared
-with what went in. A case is decided by seed, kind and number alone, and `--only` runs it again.
+with what went in. A case is decided by seed, kind and number, and `--only` runs it again; but for the dates and addresses that
+libraries write into pictures, archives and files of weights.
 
 Writes results/reference/reliability/fuzz_<kind>.json.
 """

@@ -22,11 +22,9 @@ class Weights:
         from fpn_ablate.weights.files import write_safetensors
 
         self.file, self.mark = folder / "weights", folder / "run"
-        tensors = {
-            "conv1.weight": torch.rand(4, 3, 7, 7),
-            "bn1.weight": torch.rand(4),
-            "layer1.0.conv1.weight": torch.rand(4, 4, 1, 1),
-        }
+        shapes = {"conv1.weight": (4, 3, 7, 7), "bn1.weight": (4,), "layer1.0.conv1.weight": (4, 4, 1, 1)}
+        generator = torch.Generator().manual_seed(0)  # a case is the same in every run
+        tensors = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
         self.tree = {"model": {name: value.numpy() for name, value in tensors.items()}, "__author__": "x", "n": [1, {"a": 2.0}]}
         self.whole = []
         for old in (False, True):
