@@ -128,7 +128,7 @@ def test_metadata_names_python_versions_licence_and_extras(metadata: Message) ->
 def imported(folder: Path) -> set[str]:
     """Top-level names of other packages that the sources under `folder` import, anywhere in a file."""
     names: set[str] = set()
-    own = {"fpn_ablate", "hydra_plugins", "conftest", *(path.stem for path in files_under(folder))}
+    own = {"fpn_ablate", "hydra_plugins", "conftest", "fuzzing", *(path.stem for path in files_under(folder))}
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
