@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # What stands where a group's file is to be named, and Hydra reads as another thing than a text.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
 
+# Options of which Hydra takes one, and ends in a traceback where there are more.
+MODES = {"--multirun": "-m", "--run": "-r", "--cfg": "-c", "--info": "-i", "--shell-completion": "-sc"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one cell, a sweep, the verifier or the data doctor; returns the exit code.
@@ -74,6 +77,11 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
     Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
     """
+    options = (argument.partition("=")[0] for argument in arguments)
+    modes = {MODES.get(option, option) for option in options} & set(MODES.values())
+    if len(modes) > 1:
+        long = " and ".join(sorted(name for name, short in MODES.items() if short in modes))
+        raise UserError(f"{long}: give one of them; --cfg job shows one configuration, without -m")
     variant = _task(arguments)
     known, result = {*keys(variant=variant), "ablation"}, []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -92,7 +100,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     # Hydra's parser knows no more keys behind an option that stands among them.
-    return sorted(result, key=lambda argument: argument not in ("-m", "--multirun"))
+    return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
 
 
 def _first_file(group: str) -> str:

@@ -191,10 +191,18 @@ def test_the_verifier_prints_every_row_before_training(cli):
     assert cli("verify", "ablation=fpm")[0] == 2
 
 
+@pytest.mark.parametrize("arguments", [["-m", "--cfg", "job"], ["--cfg=job", "seed=1,2", "--multirun"], ["-m", "-c", "job"]])
+def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
+    with pytest.raises(UserError, match=r"^--cfg and --multirun: give one of them"):
+        normalise(arguments)
+    assert normalise(["-m", "--multirun"]) == ["-m", "--multirun"]
+
+
 def test_an_experiment_is_known_by_the_beginning_of_its_name():
     assert normalise(["+experiments=table1"]) == ["+experiments=table1_rpn"]
     assert normalise(["experiments=table1_rpn"]) == ["+experiments=table1_rpn"]
     assert normalise(["recipe=smoke", "-m", "seed=1,2"]) == ["-m", "recipe=smoke", "seed=1,2"]
+    assert normalise(["recipe=smoke", "--multirun", "seed=1,2"]) == ["--multirun", "recipe=smoke", "seed=1,2"]
     assert normalise(["+experiments=table5"]) == ["+experiments=table5_sharing"]
     with pytest.raises(UserError, match="which of table1_rpn, table2_fast_rcnn, table3_faster_rcnn, table5_sharing"):
         normalise(["+experiments=table"])
@@ -208,7 +216,7 @@ def test_an_experiment_is_known_by_the_beginning_of_its_name():
         normalise(["task.trainin=joint"])
     for elsewhere in ("+experiments=table2", "--config-dir=mine"):
         normalise([elsewhere, "task.roi.samples=3"])
-    plain = ["-m", "--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
+    plain = ["--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
     assert normalise(plain) == plain
 
 
