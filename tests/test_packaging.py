@@ -192,6 +192,7 @@ def test_console_script_and_processes_side_by_side_give_the_same_rows(
     assert "cost: 2 runs" in printed
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_to_stays_as_it_is(installed: Environment, tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir(mode=0o555)

@@ -345,7 +345,9 @@ def test_one_network_has_both_heads_only_where_features_are_shared(cell):
     assert parts["joint"] == parts["four_step"] == {"backbone", "neck", "rpn", "roi"}
 
 
-@pytest.mark.parametrize("interrupted_at", [3, 5, 7])
+@pytest.mark.parametrize(
+    "interrupted_at", [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_four_step_cell_goes_on_to_the_same_end(cell, tmp_path, monkeypatch, interrupted_at):
     """Ctrl-C in step 3 of 4 of either stage, after the checkpoint of its second, and before the later stage has one."""
     cfg = cell(*FOUR_STEP)

@@ -341,7 +341,11 @@ def hang(child):
 
 @pytest.mark.parametrize(
     ("fault", "line"),
-    [(kill_copy, "process ended with -9"), (kill_service, "no copy for wandb"), (hang, "takes longer and goes on by itself")],
+    [
+        (kill_copy, "process ended with -9"),
+        pytest.param(kill_service, "no copy for wandb", marks=pytest.mark.slow),
+        (hang, "takes longer and goes on by itself"),
+    ],
 )
 def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeypatch, capsys, fault, line):
     cfg, log, children = alone[0].model_copy(update={"out": str(tmp_path)}), running.Run.log, []
