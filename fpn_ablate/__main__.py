@@ -77,11 +77,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
     Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
     """
-    options = (argument.partition("=")[0] for argument in arguments)
-    modes = {MODES.get(option, option) for option in options} & set(MODES.values())
-    if len(modes) > 1:
-        long = " and ".join(sorted(name for name, short in MODES.items() if short in modes))
-        raise UserError(f"{long}: give one of them; --cfg job shows one configuration, without -m")
+    _refuse_several_modes(arguments)
     variant = _task(arguments)
     known, result = {*keys(variant=variant), "ablation"}, []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -101,6 +97,14 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         result.append(argument)
     # Hydra's parser knows no more keys behind an option that stands among them.
     return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
+
+
+def _refuse_several_modes(arguments: Sequence[str]) -> None:
+    options = (argument.partition("=")[0] for argument in arguments)
+    given = {MODES.get(option, option) for option in options} & set(MODES.values())
+    if len(given) > 1:
+        names = " and ".join(sorted(name for name, short in MODES.items() if short in given))
+        raise UserError(f"{names}: give one of them; --cfg job shows one configuration, without -m")
 
 
 def _first_file(group: str) -> str:

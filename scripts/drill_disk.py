@@ -180,8 +180,7 @@ def keep(folder: Path, name: str, tries: list[dict]) -> None:
     fault, how, _ = DRILLS[name]
     found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
     found |= {"command": f"python scripts/drill_disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
-    text = json.dumps(found, indent=1) + "\n"
-    save_text(folder / f"{name}.json", text)
+    save_text(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

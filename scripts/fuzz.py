@@ -30,7 +30,7 @@ from fpn_ablate.errors import UserError
 from fpn_ablate.files import save_text
 from fpn_ablate.record import machine
 from fuzzing.annotations import Annotations
-from fuzzing.ask import Hang, Lost, told, within
+from fuzzing.checks import Hang, Lost, told, within
 from fuzzing.configs import Commands, Configs
 from fuzzing.draw import Draw
 from fuzzing.pictures import Pictures

@@ -216,8 +216,9 @@ def test_an_experiment_is_known_by_the_beginning_of_its_name():
         normalise(["task.trainin=joint"])
     for elsewhere in ("+experiments=table2", "--config-dir=mine"):
         normalise([elsewhere, "task.roi.samples=3"])
-    plain = ["--cfg", "job", "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
-    assert normalise(plain) == plain
+    for mode in (["-m"], ["--cfg", "job"]):
+        plain = [*mode, "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
+        assert normalise(plain) == plain
 
 
 def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):

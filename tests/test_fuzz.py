@@ -13,7 +13,7 @@ from fpn_ablate.report import records
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
 from fuzzing.annotations import annotation_bytes
-from fuzzing.ask import Hang, Lost, told, within
+from fuzzing.checks import Hang, Lost, told, within
 from fuzzing.draw import Draw, nested
 from fuzzing.weights import wide_pickle
 

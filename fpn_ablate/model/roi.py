@@ -168,7 +168,7 @@ class RoIHeads(nn.Module):
             own = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
             wanted = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
             # A padding RoI has no size and no target: what is no number here would be none in the gradients.
-            wanted = torch.where(positive[..., None], wanted * self._weights(wanted), 0)
+            wanted = torch.where(positive[..., None], wanted * self._box_weights(wanted), 0)
             delta, beta = deltas.gather(2, own)[:, :, 0], self.settings.box_loss_beta
             box_loss = F.smooth_l1_loss(delta, wanted, beta=beta, reduction="none").sum(-1)
         return {
@@ -184,11 +184,11 @@ class RoIHeads(nn.Module):
         scores, deltas = self(features, rois)
         with torch.autocast(rois.device.type, enabled=False):
             scores = scores.float().softmax(-1)[..., 1:]
-            box = boxes.decode(deltas.float() / self._weights(rois), rois[:, :, None])
+            box = boxes.decode(deltas.float() / self._box_weights(rois), rois[:, :, None])
             box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
             return self._suppress(box, scores, valid)
 
-    def _weights(self, like: Tensor) -> Tensor:
+    def _box_weights(self, like: Tensor) -> Tensor:
         return constant(tuple(self.settings.box_weights), like.device, like.dtype)
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> Detections:

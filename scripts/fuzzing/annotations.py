@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fpn_ablate.errors import UserError
-from fuzzing.ask import LONGEST, Lost, command, same, told
+from fuzzing.checks import LONGEST, Lost, command, same, told
 from fuzzing.configs import configuration
 from fuzzing.draw import TEXTS, Draw, damaged, spoilt
-from fuzzing.sound import put_pictures, whole_set
+from fuzzing.sound_set import put_pictures, whole_set
 
 
 def annotation_bytes(draw: Draw) -> bytes:

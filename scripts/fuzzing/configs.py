@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.errors import UserError
-from fuzzing.ask import command, same, told
+from fuzzing.checks import command, same, told
 from fuzzing.draw import NUMBERS, TEXTS, Draw, at, places, spoilt
-from fuzzing.sound import put_pictures, whole_set
+from fuzzing.sound_set import put_pictures, whole_set
 
 BASES = [
     ("recipe=smoke",),

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from fpn_ablate.errors import UserError
-from fuzzing.ask import Hang, same, told
+from fuzzing.checks import Hang, same, told
 from fuzzing.draw import Draw, damaged
-from fuzzing.sound import CATEGORIES
+from fuzzing.sound_set import CATEGORIES
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I;16", "I", "F", "HSV", "LAB")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "EPS", "PDF", "DDS")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fpn_ablate.errors import UserError
-from fuzzing.ask import same, told
+from fuzzing.checks import same, told
 from fuzzing.configs import BASES, configuration
 from fuzzing.draw import Draw, damaged
-from fuzzing.sound import put_pictures, whole_set
+from fuzzing.sound_set import put_pictures, whole_set
 
 
 class Proposals:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fuzzing.ask import Lost, same, told
+from fuzzing.checks import Lost, same, told
 from fuzzing.draw import TEXTS, Draw, damaged, deep, spoilt
 from fuzzing.pictures import STRANGE
 from fuzzing.proposals import archive

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from fpn_ablate.errors import UserError
-from fuzzing.ask import same, told
+from fuzzing.checks import same, told
 from fuzzing.draw import Draw, damaged, deep, spoilt
 
 

@@ -38,8 +38,7 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
                 row["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
             truth["images"].append(entry)
             truth["annotations"] += rows
-        text = json.dumps(truth)
-        save_text(folder / "annotations" / f"instances_{split}.json", text)
+        save_text(folder / "annotations" / f"instances_{split}.json", json.dumps(truth))
 
 
 def contact_sheet(world: World, path: Path, columns: int = 3, rows: int = 1, scale: int = 2) -> None:
