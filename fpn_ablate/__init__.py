@@ -7,4 +7,5 @@ import os
 # for the first time; where it is too late, or the system has no such pages, nothing changes.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+
 __version__ = "0.1.0"

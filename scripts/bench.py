@@ -41,25 +41,27 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from fpn_ablate.__main__ import _cells, _introduce
-from fpn_ablate.cost import synchronise
+from fpn_ablate.config.composition import compose_rows, register
+from fpn_ablate.config.schema import Config
 from fpn_ablate.data.loader import training_batches
-from fpn_ablate.data.sample import Batch
 from fpn_ablate.data.shapes import World, load
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import filled, save_text
-from fpn_ablate.model import build, roi, rpn
-from fpn_ablate.model.backbone import fold_batch_norm, unfold_batch_norm
-from fpn_ablate.model.detector import Detector
-from fpn_ablate.model.layers import Conv2d, linear
-from fpn_ablate.model.levels import Features
-from fpn_ablate.model.sampled import Deferred
-from fpn_ablate.optim import build_optimizer, set_learning_rate
-from fpn_ablate.record import environment, machine
-from fpn_ablate.schema import Config
-from fpn_ablate.seeding import torch_generator
-from fpn_ablate.train import autocast, targets
-from fpn_ablate.verify import CLASSES
+from fpn_ablate.engine.cost import synchronise
+from fpn_ablate.engine.optim import build_optimizer, set_learning_rate
+from fpn_ablate.engine.train import autocast, batch_targets
+from fpn_ablate.model import build, init
+from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads import roi, rpn
+from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm, unfold_batch_norm
+from fpn_ablate.model.ops.onednn import Conv2d, linear
+from fpn_ablate.model.ops.sparse_conv import LazyConv
+from fpn_ablate.model.summary import CLASSES
+from fpn_ablate.runs.environment import environment, machine
+from fpn_ablate.structures.batch import Batch
+from fpn_ablate.structures.levels import Features
+from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.seeding import torch_generator
 
 BLOCK = "bench"  # of a README
 OURS, THEIRS, LIMIT = "ours", "torchvision", "layers alone"
@@ -121,9 +123,9 @@ def cases(large: bool, device: torch.device) -> list[Case]:
 
 def composed(case: Case) -> Config:
     """The configuration as the command line composes it."""
-    _introduce()
+    register()
     sides = (f"recipe.short_side={min(case.size)}", f"recipe.max_side={max(case.size)}", f"recipe.batch_size={case.batch}")
-    return _cells([*EQUAL, *case.arguments, *sides])[0]
+    return compose_rows([*EQUAL, *case.arguments, *sides])[0]
 
 
 def pictures(case: Case) -> Batch:
@@ -139,7 +141,7 @@ def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
     """Random weights. Frozen batch norms get the statistics of the batch: without any, activations would grow from block to
     block."""
     model = build.build_detector(cfg, num_classes=case.classes)
-    build.initialise(model, 0)
+    init.initialise(model, 0)
     model = model.to(batch.images.device, memory_format=torch.channels_last).train()
     norms = [m for m in unfold_batch_norm(model.backbone).modules() if isinstance(m, FrozenBatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
@@ -305,7 +307,7 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
         with autocast(cfg, device), torch.set_grad_enabled(training):
             levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
             counts = iter(asked)
-            out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, Deferred) else x for x in levels.values()]
+            out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, LazyConv) else x for x in levels.values()]
             if training:
                 hidden = linear(around, head.conv.weight.flatten(1), head.conv.bias)
                 out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
@@ -324,8 +326,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
 
 def _cells_asked(model: Detector, batch: Batch, cfg: Config) -> list[int]:
     """Of each map that is convolved over only where it is read, finest first: at how many cells a step reads it."""
-    found, at = [], Deferred.at
-    with patch.object(Deferred, "at", lambda self, cell: found.append(len(cell)) or at(self, cell)), torch.no_grad():
+    found, at = [], LazyConv.at
+    with patch.object(LazyConv, "at", lambda self, cell: found.append(len(cell)) or at(self, cell)), torch.no_grad():
         our_step(model, batch, cfg).losses()
     return found
 
@@ -355,7 +357,7 @@ def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterato
 
 def our_step(model: Detector, batch: Batch, cfg: Config) -> Step:
     generator = torch_generator(0, "sampling", device=batch.images.device)
-    return Step(model, lambda: model.losses(batch.images, targets(batch), generator), cfg)
+    return Step(model, lambda: model.losses(batch.images, batch_targets(batch), generator), cfg)
 
 
 def _without_gradients(run: Run, context: Callable[[], torch.autocast]) -> object:
@@ -381,7 +383,7 @@ def equal(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[str, tu
         }
         if ours.roi:
             trained[1] -= BACKGROUND * (ours.roi.box_head.out_channels + 1)
-            chosen = ours.roi.sample(found, targets(batch), torch_generator(0, device=batch.images.device))[-1]
+            chosen = ours.roi.sample(found, batch_targets(batch), torch_generator(0, device=batch.images.device))[-1]
             rois, *_ = theirs.roi_heads.select_training_samples(proposals, objects)
             facts["RoIs"] = (int(chosen.sum()), sum(map(len, rois)))
     return {"parameters trained": tuple(trained), **facts}
@@ -607,7 +609,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.readme:
         if not options.readme.is_file():
             raise UserError(f"--readme {options.readme}: no such file")
-        filled(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
+        fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
     torch.set_num_threads(options.threads or (1 if device.type == "cpu" else torch.get_num_threads()))
     commit = environment(device)["commit"]
     found: dict[str, Any] = {"machine": {**machine(device), "torchvision": torchvision.__version__, "commit": commit}}
@@ -620,7 +622,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.out:
         save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
-        text = filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
+        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
         save_text(options.readme, text)
 
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import filled, save_text
-from fpn_ablate.record import environment, machine
+from fpn_ablate.runs.environment import environment, machine
+from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
 
 BLOCK = "sweep"  # of a README
 ROWS = "ablation=c4,c5,fpn,bottom_up,no_lateral,finest"
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.readme:
-            filled(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
+            fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
         found = measure(options.recipe, options.jobs, options.device)
     except (OSError, UserError) as error:
         print(error, file=sys.stderr)
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
-        text = filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
+        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
         save_text(options.readme, text)
     return 0
 

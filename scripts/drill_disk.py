@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fpn_ablate.files import DETECTIONS, MODEL, RECORD, save_text
-from fpn_ablate.record import machine
-from fpn_ablate.report import live
+from fpn_ablate.report.html import live
+from fpn_ablate.runs.environment import machine
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import DETECTIONS, MODEL, RECORD
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
@@ -134,7 +135,7 @@ def read_only(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[s
             "a finished sweep",
             [*told(text, "make it writable"), *problems(undisturbed, out, 0), *([] if code else ["exit 0"])],
         )
-        command = [sys.executable, "-m", "fpn_ablate.report", str(out / "runs"), "--out", str(scratch / "elsewhere")]
+        command = [sys.executable, "-m", "fpn_ablate", "report", str(out / "runs"), "--out", str(scratch / "elsewhere")]
         code = subprocess.run(command, capture_output=True, text=True).returncode
         tables = made(scratch / "elsewhere")
         wrong = [name for name in tables if tables[name] != undisturbed[name]] or ([] if tables else ["no tables"])

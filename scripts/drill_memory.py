@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main as fpn_ablate
-from fpn_ablate.files import METRICS, RECORD, save_text
-from fpn_ablate.record import machine
-from fpn_ablate.report import live
+from fpn_ablate.cli.run import main as fpn_ablate
+from fpn_ablate.report.html import live
+from fpn_ablate.runs import run as running
+from fpn_ablate.runs.environment import machine
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import METRICS, RECORD
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
 # The least that a cell can be: it is not the sizes of tensors that are in question.

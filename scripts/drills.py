@@ -35,10 +35,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpn_ablate import record, report
-from fpn_ablate.files import DETECTIONS, METRICS, MODEL, save_text
-from fpn_ablate.metrics import Detections
-from fpn_ablate.report.tables import csv_text, latex, markdown
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.report.collate.collate import collate, records
+from fpn_ablate.report.formats.tables import csv_text, latex, markdown
+from fpn_ablate.runs.environment import environment, machine
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ROOT / "results" / "reference" / "reliability"
@@ -84,7 +86,7 @@ def contents(out: Path) -> dict[str, Any]:
         found[f"{name}/record"] = {key: value for key, value in known.items() if key not in (*MEASURED, *WHEN)}
         weights = torch.load(folder / MODEL, weights_only=True)
         found[f"{name}/weights"] = {key: value.numpy().tobytes() for key, value in weights.items()}
-        detections = Detections.load(folder / DETECTIONS)
+        detections = DetectionSet.load(folder / DETECTIONS)
         found[f"{name}/detections"] = [
             np.asarray(getattr(detections, f.name)).tobytes() for f in dataclasses.fields(detections)
         ]
@@ -107,7 +109,7 @@ def tables(out: Path) -> dict[str, bytes]:
             place.mkdir(parents=True)
             (place / "record.json").write_text(json.dumps(known))
             shutil.copy(file.parent / "resampled.npz", place)
-        made = report.collate(report.load(Path(temporary, "runs")))
+        made = collate.collate(records.load(Path(temporary, "runs")))
     kinds = {"md": markdown, "csv": csv_text, "tex": latex}
     return {f"{table.name}.{kind}": text(table).encode() for table in made for kind, text in kinds.items()}
 
@@ -320,8 +322,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = DRILLS[options.drill](options, Path(work))
     found |= {
         "command": f"python scripts/drills.py {shlex.join(arguments)}",
-        "machine": record.machine(torch.device("cpu")),
-        "commit": record.environment(torch.device("cpu"))["commit"],
+        "machine": machine(torch.device("cpu")),
+        "commit": environment(torch.device("cpu"))["commit"],
     }
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     save_text(options.json or OUTCOMES / f"{options.drill}.json", text)

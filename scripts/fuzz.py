@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import save_text
-from fpn_ablate.record import machine
+from fpn_ablate.runs.environment import machine
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
 from fuzzing.annotations import Annotations
 from fuzzing.checks import Hang, Lost, told, within
 from fuzzing.configs import Commands, Configs

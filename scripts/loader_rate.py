@@ -30,9 +30,9 @@ from PIL import Image
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.transforms import collate, prepare
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import save_text
-from fpn_ablate.record import device_name
+from fpn_ablate.runs.environment import device_name
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
 
 # 40,000 and 80,000 steps of 16 images took the paper 8 and 10 hours on 8 GPUs (Sec. 5.1 and 5.2): 22 and 36 images a second.
 NEED = 36.0

@@ -28,16 +28,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fpn_ablate.cost import peak_memory_mib
+from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.coco import CocoDataset, load
-from fpn_ablate.data.loader import Draws, training_batches
-from fpn_ablate.files import filled, save_text
-from fpn_ablate.metrics import Detections, Engine, average_precision, average_recall, evaluator_name
-from fpn_ablate.record import machine
-from fpn_ablate.report import records
-from fpn_ablate.report.collate import collate
-from fpn_ablate.resample import FEW, draws, resample
-from fpn_ablate.schema import Coco, Split
+from fpn_ablate.data.loader import StepSampler, training_batches
+from fpn_ablate.engine.cost import peak_memory_mib
+from fpn_ablate.evaluation.bootstrap import FEW, bootstrap_indices, bootstrap_metrics
+from fpn_ablate.evaluation.coco import DetectionSet, Engine, average_precision, average_recall, evaluator_name
+from fpn_ablate.report.collate import records
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.runs.environment import machine
+from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.files import save_text
 
 CPU = torch.device("cpu")
 IMAGES = {"train2017": 118_287, "val2017": 5_000}
@@ -119,7 +120,7 @@ def _boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.round(np.concatenate([corner, extent], axis=1), 2)
 
 
-def _found(data: CocoDataset, each: int, labels: bool) -> Detections:
+def _found(data: CocoDataset, each: int, labels: bool) -> DetectionSet:
     """`each` boxes an image: half about its objects, half anywhere."""
     rng = np.random.default_rng(each)
     images = len(data)
@@ -141,7 +142,7 @@ def _found(data: CocoDataset, each: int, labels: bool) -> Detections:
     boxes[:, 2:] += boxes[:, :2]
     scores = rng.random(len(boxes), dtype=np.float32)
     ids = np.repeat(np.array(data.image_ids, np.int64), each)
-    return Detections(ids, boxes, scores, kinds.reshape(-1) if labels else None)
+    return DetectionSet(ids, boxes, scores, kinds.reshape(-1) if labels else None)
 
 
 # The steps
@@ -183,10 +184,10 @@ def order(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     aspects = np.random.default_rng(0).uniform(0.5, 2, size)
     for name, given in (("plain", None), ("by aspect", aspects)):
         with clock(f"40,000 steps, {name}"):
-            count = sum(1 for _ in Draws(size, 16, range(40_000), 0, True, 1, given))
+            count = sum(1 for _ in StepSampler(size, 16, range(40_000), 0, True, 1, given))
         assert count == 40_000
         with clock(f"resumed at 39,000, {name}"):
-            next(iter(Draws(size, 16, range(39_000, 40_000), 0, True, 1, given)))
+            next(iter(StepSampler(size, 16, range(39_000, 40_000), 0, True, 1, given)))
 
 
 def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
@@ -226,9 +227,9 @@ def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     data = _val(folder)
     truth, found = data.coco(), _found(data, 100, labels=True)
     for count in (2, 12):
-        drawn = draws(len(data), np.random.default_rng(0), count)
+        drawn = bootstrap_indices(len(data), np.random.default_rng(0), count)
         began = time.process_time()  # a difference of times of the clock would be one of the machine's load
-        resample(truth, found, data.categories, data.area_bounds, drawn)
+        bootstrap_metrics(truth, found, data.categories, data.area_bounds, drawn)
         clock.figures[f"{count} replicates (processor s)"] = round(time.process_time() - began, 1)
     few, many = clock.figures.values()
     clock.figures[f"{FEW} replicates, EXTRAPOLATED (processor s)"] = round(many + (FEW - 12) * (many - few) / 10)
@@ -301,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         save_text(options.out, json.dumps(found, indent=1) + "\n")
     if options.readme:
-        save_text(options.readme, filled(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found)))
+        save_text(options.readme, fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found)))
     return int(any("failed" in figures for figures in found["steps"].values()))
 
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import save_text
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results" / "RELIABILITY.md"

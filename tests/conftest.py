@@ -12,11 +12,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fpn_ablate.__main__ import _introduce
-from fpn_ablate.paths import CONF
-from fpn_ablate.report import live
-from fpn_ablate.schema import Config
-from fpn_ablate.sweep import cell_config
+from fpn_ablate.config.composition import cell_config, register
+from fpn_ablate.config.schema import Config
+from fpn_ablate.report.html import live
+from fpn_ablate.utils.paths import CONF
 
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
 os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of the page take this back
@@ -46,7 +45,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @functools.cache
 def composed(*overrides: str) -> Config:
-    _introduce()
+    register()
     chosen = dict(o.split("=", 1) for o in overrides)
     overrides = ("recipe=smoke", *overrides) if "recipe" not in chosen else overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):

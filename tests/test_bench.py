@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import filled
-from fpn_ablate.model.layers import linear
+from fpn_ablate.model.ops.onednn import linear
+from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.errors import UserError
 
 CPU = torch.device("cpu")
 PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0, "copy, read and written (GB/s)": 10.0}
@@ -126,16 +126,16 @@ def test_a_readme_without_a_block_is_refused_before_anything_is_measured(bench, 
 
 def test_a_block_must_be_the_only_one():
     block = "<!-- x -->\n<!-- /x -->\n"
-    assert filled(f"a\n{block}", "x", "b\n") == "a\n<!-- x -->\nb\n<!-- /x -->\n"
+    assert fill_block(f"a\n{block}", "x", "b\n") == "a\n<!-- x -->\nb\n<!-- /x -->\n"
     with pytest.raises(UserError, match="one block"):
-        filled(block + block, "x", "b\n")
+        fill_block(block + block, "x", "b\n")
 
 
 @pytest.mark.parametrize(("name", "block", "figures"), [("bench", "bench", "bench-cpu"), ("bench_sweep", "sweep", "sweep-cpu")])
 def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
     results = Path(__file__).parents[1] / "results"
     text, found = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
-    assert filled(text, block, script(name).markdown(found)) == text
+    assert fill_block(text, block, script(name).markdown(found)) == text
 
 
 @pytest.mark.slow

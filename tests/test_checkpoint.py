@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate import checkpoint, tasks
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main as command
-from fpn_ablate.data.shapes.__main__ import main as export_shapes
-from fpn_ablate.errors import UserError
-from fpn_ablate.metrics import Detections
-from fpn_ablate.remeasure import finished
-from fpn_ablate.weights.__main__ import main as weights
+from fpn_ablate.cli.run import main as command
+from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.cli.weights import main as weights
+from fpn_ablate.engine import procedures
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import run as running
+from fpn_ablate.runs.restore import load_finished
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights.evaluated import read_evaluated
 
 TINY = (
     "backbone.weights=none",
@@ -39,11 +40,11 @@ def evaluated(config, trained, monkeypatch):
     """Evaluate a file on the same images: record and detections."""
 
     def evaluate(path, *overrides):
-        monkeypatch.setattr(tasks, "train", None)  # is not called
+        monkeypatch.setattr(procedures, "train", None)  # is not called
         cfg = config(*TINY, JOINT[0], JOINT[2], "mode=evaluate", f"weights={path}", *overrides)
         cfg = cfg.model_copy(update={"out": str(trained[0])})
         outcome = running.run(cfg)
-        return outcome, Detections.load(running.cell_folder(cfg, outcome["fingerprint"]) / "detections.npz")
+        return outcome, DetectionSet.load(running.cell_folder(cfg, outcome["fingerprint"]) / "detections.npz")
 
     return evaluate
 
@@ -56,7 +57,7 @@ def test_what_a_row_found_is_found_again_from_its_weights(trained, evaluated, tm
         assert weights(["export", str(folder), str(path), "--to", "safetensors"]) == 0
     outcome, found = evaluated(path)
     assert outcome["metrics"] == known["metrics"] and outcome["per_class"] == known["per_class"]
-    before = Detections.load(folder / "detections.npz")
+    before = DetectionSet.load(folder / "detections.npz")
     for name in ("image_ids", "boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(before, name))
 
@@ -96,7 +97,7 @@ def test_other_classes_are_refused_by_name(config, trained, tmp_path):
     other = copy.copy(data)
     other.categories = [*data.categories[:-1], {"id": 99, "name": "bicycle"}]
     with pytest.raises(UserError, match=r"tells other classes apart.*'bicycle'"):
-        checkpoint.read(cfg, other)
+        read_evaluated(cfg, other)
 
 
 def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tmp_path):
@@ -173,7 +174,7 @@ def test_a_trained_run_has_its_training_split_where_an_evaluated_one_was_looked_
     evaluated(trained[2])
     folder = next((trained[0] / "runs" / "evaluated_faster_rcnn").glob(f"*/fpn+weights-{trained[2].name}/*"))
     splits = {}
-    _, _, (first, second) = finished(folder, splits)
+    _, _, (first, second) = load_finished(folder, splits)
     assert first is second
-    _, _, (training, validation) = finished(trained[2], splits)
+    _, _, (training, validation) = load_finished(trained[2], splits)
     assert training.digest != validation.digest

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fpn_ablate import identity, sinks, sweep, tasks
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main, normalise
-from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.train import checkpointed_steps
+from fpn_ablate.cli.overrides import normalise
+from fpn_ablate.cli.run import main
+from fpn_ablate.engine import procedures
+from fpn_ablate.engine.train import checkpointed_steps
+from fpn_ablate.runs import run as running
+from fpn_ablate.sweep.publish import publish
+from fpn_ablate.tracking import loggers
+from fpn_ablate.utils import hashing
+from fpn_ablate.utils.errors import Diverged, UserError
 
 TINY = [
     "recipe=smoke",
@@ -36,7 +40,7 @@ def cli(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv(sinks.CELLS, "1")
+    monkeypatch.setenv(loggers.CELLS, "1")
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments):
@@ -85,7 +89,7 @@ def records(folder="results/runs"):
     ],
 )
 def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
-    code, out, err = cli(*sweep, "recipe=smoke", *arguments) if arguments != ["recipe=none"] else cli(*sweep, *arguments)
+    code, out, err = cli(*publish, "recipe=smoke", *arguments) if arguments != ["recipe=none"] else cli(*publish, *arguments)
     assert code not in (0, None)
     assert re.search(message, out + err)
     assert "Traceback" not in out + err
@@ -101,7 +105,7 @@ def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arg
     ],
 )
 def test_a_bad_value_in_a_late_job_stops_before_the_first_trains(cli, monkeypatch, bad, message):
-    monkeypatch.setattr(tasks, "train", lambda *a: pytest.fail("something was trained"))
+    monkeypatch.setattr(procedures, "train", lambda *a: pytest.fail("something was trained"))
     code, out, err = cli("-m", *TINY, bad)
     assert code not in (0, None)
     assert message in out + err
@@ -129,7 +133,7 @@ def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_ti
     assert {p.suffix for p in Path("results/plots").iterdir()} == {".png", ".svg"}
     assert Path("results/ledger.csv").exists()
 
-    monkeypatch.setattr(tasks, "train", lambda *a: pytest.fail("something was trained"))
+    monkeypatch.setattr(procedures, "train", lambda *a: pytest.fail("something was trained"))
     code, again, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
     assert code == 0
     assert again.count("finished before") == 4
@@ -137,14 +141,14 @@ def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_ti
 
 
 def test_a_row_that_diverges_is_shown_as_such_and_the_others_go_on(cli, monkeypatch):
-    train = tasks.train
+    train = procedures.train
 
     def diverge_on_c4(model, dataset, cfg, *rest):
         if cfg.row == "c4":
             raise Diverged("diverged at step 1: rpn_box is nan")
         return train(model, dataset, cfg, *rest)
 
-    monkeypatch.setattr(tasks, "train", diverge_on_c4)
+    monkeypatch.setattr(procedures, "train", diverge_on_c4)
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
     assert code not in (0, None)
     assert "diverged at step 1: rpn_box is nan" in out + err
@@ -225,8 +229,8 @@ def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):
     def fail(*_):
         raise ValueError("no")
 
-    monkeypatch.setattr(tasks, "train", fail)
-    monkeypatch.setattr(sweep, "_publish", lambda *_: None)
+    monkeypatch.setattr(procedures, "train", fail)
+    monkeypatch.setattr(publish, "_publish", lambda *_: None)
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn", "on_failure=stop")
     assert code not in (0, None) and "ValueError: no" in out + err
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "failed"}
@@ -252,7 +256,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
 
 def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config, monkeypatch):
     """Of this code alone, and not while another process is at it."""
-    cfg, known = config(), {"fingerprint": "0123456789abcdef", "code": identity.code_version()}
+    cfg, known = config(), {"fingerprint": "0123456789abcdef", "code": hashing.code_version()}
     file = running.cell_folder(cfg, known["fingerprint"]) / "record.json"
     Path("results/runs/.locks").mkdir(parents=True)
     file.parent.mkdir(parents=True)
@@ -265,7 +269,7 @@ def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config, monkeypat
     ):
         file.write_text(json.dumps(known | {"status": status, "code": code}))
         with lock if held else contextlib.nullcontext():
-            sweep.mark_killed(cfg, "WorkerKilled: twice")
+            publish.mark_killed(cfg, "WorkerKilled: twice")
         assert json.loads(file.read_text())["status"] == left
     assert json.loads(file.read_text())["error"] == "WorkerKilled: twice"
 
@@ -274,7 +278,7 @@ def test_a_cell_whose_process_was_killed_for_good_says_so(cli, config, monkeypat
         file.write_text(json.dumps(known | {"status": "finished"}))
         yield
 
-    monkeypatch.setattr(sweep, "lock", ends_just_before)
+    monkeypatch.setattr(publish, "lock", ends_just_before)
     file.write_text(json.dumps(known | {"status": "running"}))
-    sweep.mark_killed(cfg, "WorkerKilled: twice")
+    publish.mark_killed(cfg, "WorkerKilled: twice")
     assert json.loads(file.read_text())["status"] == "finished"

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from fpn_ablate import cost
+from fpn_ablate.engine import cost
 
 CPU = torch.device("cpu")
 

@@ -19,14 +19,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fpn_ablate import console, record, sinks, sweep
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main
-from fpn_ablate.data.shapes.__main__ import main as export_shapes
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import write_atomically
-from fpn_ablate.paths import PACKAGE
-from fpn_ablate.report import figures, plots
+from fpn_ablate.cli.run import main
+from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.engine import cost
+from fpn_ablate.report.formats import figures, plots
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
+from fpn_ablate.sweep import checks
+from fpn_ablate.tracking import loggers
+from fpn_ablate.utils import console
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import write_atomically
+from fpn_ablate.utils.paths import PACKAGE
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
@@ -233,7 +237,7 @@ def whole(config, tmp_path_factory):
     """A run that nothing has disturbed: its configuration, its folder, the names of the files that it has written."""
     cfg = config(*TINY).model_copy(update={"out": str(tmp_path_factory.mktemp("whole"))})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "latency_of", lambda *arguments: 1.0)
+        patch.setattr(cost, "latency_of", lambda *arguments: 1.0)
         seen = strike(patch, lambda name, time: False)
         outcome = running.run(cfg)
     return cfg, running.cell_folder(cfg, outcome["fingerprint"]), seen
@@ -242,7 +246,7 @@ def whole(config, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
     """Latency and plots take most of a tiny run, and nothing here is about them."""
-    monkeypatch.setattr(running, "latency_of", lambda *arguments: 1.0)
+    monkeypatch.setattr(cost, "latency_of", lambda *arguments: 1.0)
     for module in (plots, figures):
         monkeypatch.setattr(module, "render", lambda table: {})
 
@@ -307,7 +311,7 @@ def test_what_a_report_shows_is_no_reason_to_lose_a_run(whole, tmp_path, monkeyp
     strike(monkeypatch, lambda name, time: name in SHOWN or name.endswith(".jpg"))
     assert running.run(cfg)["metrics"] == record.read(whole[1])["metrics"]
     assert "warning: " in (told := capsys.readouterr().err)
-    assert "resampled.npz: cannot be written (Disk quota exceeded)" in told and "python -m fpn_ablate.exhibits" in told
+    assert "resampled.npz: cannot be written (Disk quota exceeded)" in told and "python -m fpn_ablate artifacts" in told
 
 
 @linux
@@ -333,7 +337,7 @@ def test_a_folder_that_cannot_be_made_is_told(whole, tmp_path):
 
 @needs_full
 def test_a_line_that_is_not_taken_is_told_and_closing_is_quiet(tmp_path):
-    lines = sinks.JsonLines(tmp_path / "metrics.jsonl")
+    lines = loggers.JsonLines(tmp_path / "metrics.jsonl")
     lines._file.close()
     lines._file = FULL.open("w")
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room"):
@@ -345,8 +349,8 @@ def test_a_line_that_is_not_taken_is_told_and_closing_is_quiet(tmp_path):
 def test_a_terminal_that_takes_nothing_does_not_stop_a_run(whole, monkeypatch, config):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{name}", FULL.open("w"))
-    console.say("x" * 100_000)
-    shown = sinks.Console(config(*TINY))
+    console.log_line("x" * 100_000)
+    shown = loggers.Console(config(*TINY))
     shown.log(1, {"loss": 1.0})
     shown.close()
     assert running.run(whole[0])["status"] == "finished"  # before, which it says
@@ -357,7 +361,7 @@ def test_a_terminal_that_takes_nothing_does_not_stop_a_run(whole, monkeypatch, c
 def test_no_room_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys, fault):
     monkeypatch.setattr(os, "fsync", failing(fault))
     with pytest.raises(UserError, match=rf"out=\S+: cannot be written \({os.strerror(fault)}\); (make|give) "):
-        sweep.refuse_unwritable(str(tmp_path))
+        checks.check_writable(str(tmp_path))
 
 
 @linux

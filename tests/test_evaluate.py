@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.data.sample import Sample
-from fpn_ablate.evaluate import declared_truth, propose
-from fpn_ablate.model.rpn import Proposals
+from fpn_ablate.engine.evaluate import ground_truth, propose
+from fpn_ablate.structures.batch import Sample
+from fpn_ablate.structures.instances import Proposals
 
 SIZES = [(64, 64), (130, 65), (40, 200), (64, 96), (77, 91)]
 
@@ -62,7 +62,7 @@ def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
 def test_proposals_and_truth_are_of_the_same_images(config):
     for count, number in ((2, 2), (99, 5), ("null", 5)):
         cfg = config(f"recipe.eval_images={count}")
-        truth = declared_truth(Pictures(), cfg)
+        truth = ground_truth(Pictures(), cfg)
         ids = [image["id"] for image in truth["images"]]
         assert ids == [50 - i for i in range(number)]
         assert {a["image_id"] for a in truth["annotations"]} == set(ids) - {49}

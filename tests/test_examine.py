@@ -13,13 +13,13 @@ from coco_sets import CATEGORIES, REAL, picture
 from PIL import Image
 
 from fpn_ablate import doctor
-from fpn_ablate.__main__ import main
+from fpn_ablate.cli.doctor import main as data_doctor
+from fpn_ablate.cli.doctor_text import show
+from fpn_ablate.cli.run import main
 from fpn_ablate.data import coco
-from fpn_ablate.data.doctor import main as data_doctor
 from fpn_ablate.data.transforms import prepare
 from fpn_ablate.doctor import facts, recall
 from fpn_ablate.doctor.splits import splits_of
-from fpn_ablate.doctor.text import show
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector
 
@@ -279,7 +279,7 @@ def test_the_command_line(make, tmp_path, capsys):
 @pytest.mark.slow
 def test_the_module_takes_a_runs_arguments(make):
     root = make(split(TRAIN), split(VAL, ONE, first=11))
-    command = [sys.executable, "-m", "fpn_ablate.data.doctor", "data=coco", root, "recipe=smoke", "ablation=c5"]
+    command = [sys.executable, "-m", "fpn_ablate", "doctor", "data=coco", root, "recipe=smoke", "ablation=c5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("Sound.\n")

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fpn_ablate import exhibits, record, remeasure
-from fpn_ablate import run as running
-from fpn_ablate.errors import UserError
-from fpn_ablate.evaluate import declared_truth
-from fpn_ablate.files import DETECTIONS, EXHIBITS, PICTURES, TRUTH
-from fpn_ablate.metrics import Detections, average_recall
-from fpn_ablate.replicates import FILE as RESAMPLED
-from fpn_ablate.replicates import Replicates
-from fpn_ablate.resample import draws, resample
+from fpn_ablate.cli import artifacts
+from fpn_ablate.engine.evaluate import ground_truth
+from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics
+from fpn_ablate.evaluation.coco import DetectionSet, average_recall
+from fpn_ablate.runs import artifacts, restore
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
+from fpn_ablate.store.bootstrap_store import FILE as RESAMPLED
+from fpn_ablate.store.bootstrap_store import Replicates
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
 TINY = (
     *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
@@ -36,16 +38,16 @@ def finished(config, tmp_path_factory):
 
 
 def restored(folder):
-    trained, cfg, device = remeasure.restore(folder, {})
-    return trained, cfg, device, Detections.load(folder / DETECTIONS)
+    trained, cfg, device = restore.restore(folder, {})
+    return trained, cfg, device, DetectionSet.load(folder / DETECTIONS)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_replicates_are_of_the_saved_detections_on_draws_that_all_rows_share(finished, name):
     trained, cfg, _, found = restored(finished[name])
     data = trained.validation
-    drawn = draws(3, np.random.default_rng(int(data.digest[:16], 16)))
-    expected = resample(declared_truth(data, cfg), found, data.categories, data.area_bounds, drawn)
+    drawn = bootstrap_indices(3, np.random.default_rng(int(data.digest[:16], 16)))
+    expected = bootstrap_metrics(ground_truth(data, cfg), found, data.categories, data.area_bounds, drawn)
     kept = Replicates.of_runs([("f", finished[name])])["f"]
     assert set(kept) == set(expected) == set(record.read(finished[name])["metrics"])
     for metric, values in expected.items():
@@ -56,7 +58,7 @@ def test_replicates_are_of_the_saved_detections_on_draws_that_all_rows_share(fin
 def test_recall_by_size_puts_every_object_into_a_bin(finished, name):
     trained, cfg, _, found = restored(finished[name])
     data, known = trained.validation, record.read(finished[name])
-    truth, sizes = declared_truth(data, cfg), known["by_size"]
+    truth, sizes = ground_truth(data, cfg), known["by_size"]
     assert sum(sizes["objects"]) == len(truth["annotations"])  # none lies exactly on an edge
     total = sum(n * (recall or 0.0) for n, recall in zip(sizes["objects"], sizes["AR100"], strict=True))
     # Bins ignore what lies outside, so that a box on a neighbour is no miss; the sum is near, not equal.
@@ -67,9 +69,9 @@ def test_recall_by_size_puts_every_object_into_a_bin(finished, name):
 
 def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
     trained, cfg, _, found = restored(finished["rpn"])
-    truth = declared_truth(trained.validation, cfg)
+    truth = ground_truth(trained.validation, cfg)
     edges = record.read(finished["rpn"])["by_size"]["edges"]
-    made = exhibits.by_size(truth, found, trained.validation.area_bounds)
+    made = artifacts.by_size(truth, found, trained.validation.area_bounds)
     k = int(np.argmax(made["objects"][1:-1])) + 1
     exact = average_recall(truth, found, (edges[k - 1] ** 2, edges[k] ** 2))["AR100_m"]
     assert made["AR100"][k] == pytest.approx(exact, abs=0.02)  # edges are rounded for reading
@@ -78,12 +80,12 @@ def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_are_those_of_the_neck(finished, name):
     trained, cfg, device, _ = restored(finished[name])
-    with np.load(finished[name] / EXHIBITS) as content:
+    with np.load(finished[name] / ARTIFACTS) as content:
         maps = {key: content[key] for key in content.files if key.startswith("level_")}
         assert content["image_ids"].shape == content["values"].shape == (3,)
     expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
     assert set(maps) == expected
-    again = exhibits.energy(trained.model, trained.validation, cfg, device)
+    again = artifacts.activation_maps(trained.model, trained.validation, cfg, device)
     for key, shown in maps.items():
         assert shown.max() == 255 and shown.dtype == np.uint8
         np.testing.assert_array_equal(shown, again[key.removeprefix("level_")])
@@ -95,7 +97,7 @@ def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):
     assert len(names) == 1
     folder = finished["rpn"].parents[3] / PICTURES / names.pop()
     content = json.loads((folder / TRUTH).read_text())
-    truth = declared_truth(trained.validation, cfg)
+    truth = ground_truth(trained.validation, cfg)
     assert set(content["images"]) == {str(image["id"]) for image in truth["images"]}
     boxes = [entry["bbox"] for image in content["images"].values() for entry in image["objects"]]
     assert sorted(boxes) == sorted(annotation["bbox"] for annotation in truth["annotations"])
@@ -108,7 +110,7 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
     out = tmp_path / "copy"
     shutil.copytree(finished["joint"].parents[4], out)
     folders = [out / folder.relative_to(finished["joint"].parents[4]) for folder in finished.values()]
-    made = [folder / name for folder in folders for name in (RESAMPLED, EXHIBITS)]
+    made = [folder / name for folder in folders for name in (RESAMPLED, ARTIFACTS)]
     arrays = {path: dict(np.load(path)) for path in made}
     others = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path not in made}
     for path in made:
@@ -117,7 +119,7 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
         known = record.read(folder)
         record.write(folder, {key: value for key, value in known.items() if key not in ("by_size", "pictures")})
     shutil.rmtree(out / "runs" / PICTURES)
-    assert exhibits.main([str(out / "runs")]) == 0
+    assert artifacts.main([str(out / "runs")]) == 0
     for path, content in others.items():
         if path.suffix == ".json":
             assert json.loads(path.read_text()) == json.loads(content)
@@ -136,14 +138,14 @@ def test_another_machine_makes_all_but_the_levels_and_keeps_these(finished, tmp_
     out = tmp_path / "copy"
     shutil.copytree(finished["rpn"].parents[4], out)
     folder = out / finished["rpn"].relative_to(finished["rpn"].parents[4])
-    with np.load(folder / EXHIBITS) as content:
+    with np.load(folder / ARTIFACTS) as content:
         before = {name: content[name] for name in content.files}
     known = record.read(folder)
     record.write(folder, known | {"environment": known["environment"] | {"device": "NVIDIA H200"}})
     (folder / RESAMPLED).unlink()
-    assert exhibits.main([str(folder)]) == 0
+    assert artifacts.main([str(folder)]) == 0
     assert (folder / RESAMPLED).exists() and "levels left as they were" in capsys.readouterr().err
-    with np.load(folder / EXHIBITS) as content:
+    with np.load(folder / ARTIFACTS) as content:
         assert set(content.files) == set(before)
         np.testing.assert_array_equal(content["level_p2"], before["level_p2"])
 
@@ -152,13 +154,13 @@ def test_a_disk_that_takes_them_not_does_not_cost_the_run(config, tmp_path, monk
     def full(*arguments, **named):
         raise UserError("resampled.npz: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(exhibits, "make", full)
+    monkeypatch.setattr(artifacts, "make_artifacts", full)
     cfg = config(*TINY, "seed=7").model_copy(update={"out": str(tmp_path)})
     outcome = running.run(cfg)
     assert outcome["status"] == "finished" and "by_size" not in outcome
-    assert "python -m fpn_ablate.exhibits" in capsys.readouterr().err
+    assert "python -m fpn_ablate artifacts" in capsys.readouterr().err
 
 
 def test_nothing_to_do_is_bad_input(tmp_path, capsys):
-    assert exhibits.main([str(tmp_path)]) == 2
+    assert artifacts.main([str(tmp_path)]) == 2
     assert "no record.json below" in capsys.readouterr().err

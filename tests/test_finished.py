@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fpn_ablate import finished, inputs, record
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main
-from fpn_ablate.data.shapes.__main__ import main as export_shapes
-from fpn_ablate.model.build import build_backbone, initialise
+from fpn_ablate.cli.run import main
+from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.engine import inputs
+from fpn_ablate.model.build import build_backbone
+from fpn_ablate.model.init import initialise
+from fpn_ablate.runs import run as running
+from fpn_ablate.runs import skip
+from fpn_ablate.store import record
+from fpn_ablate.utils import stamps
 
 TINY = (
     *("recipe=smoke", "recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "head.samples=16", "device=cpu"),
@@ -41,14 +45,14 @@ def cell(config, tmp_path_factory):
 def told(cell):
     """The same, told to be finished, with all files as they are now."""
     cfg, given, outcome, folder = cell
-    finished.remember(cfg, given, outcome["fingerprint"], time.time() + LATER)
-    assert finished.known(cfg) == record.read(folder)
+    skip.write_skip_entry(cfg, given, outcome["fingerprint"], time.time() + LATER)
+    assert skip.finished_record(cfg) == record.read(folder)
     return cfg, folder
 
 
 def known(cfg):
-    finished._stamp.cache_clear()  # as in another process
-    return finished.known(cfg)
+    stamps._stamp.cache_clear()  # as in another process
+    return skip.finished_record(cfg)
 
 
 def rewritten(file: Path) -> None:
@@ -71,7 +75,7 @@ def test_a_picture_more_or_less_is_a_doubt(told, cell):
     aside = picture.rename(Path(cfg.data.root, "aside.png"))
     assert known(cfg) is None
     aside.rename(picture)
-    finished.remember(cfg, cell[1], cell[2]["fingerprint"], time.time() + LATER)
+    skip.write_skip_entry(cfg, cell[1], cell[2]["fingerprint"], time.time() + LATER)
     assert known(cfg)
     (picture.parent / "another.png").write_bytes(b"")
     assert known(cfg) is None
@@ -119,23 +123,23 @@ def test_another_configuration_machine_program_or_place_is_a_doubt(told, monkeyp
         assert known(cfg.model_copy(update=change)), change
     for name, value in (("_machine", ["another"]), ("_machine", None), ("_program", ["another"])):
         with monkeypatch.context() as patch:
-            patch.setattr(finished, name, lambda *asked, value=value: value)
+            patch.setattr(skip, name, lambda *asked, value=value: value)
             assert known(cfg) is None
     monkeypatch.chdir(tmp_path)
     assert known(cfg) is None
 
 
 def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):
-    assert finished._machine.__wrapped__("auto") and finished._machine.__wrapped__("cpu")
-    monkeypatch.setattr(finished, "_UNKNOWN", ("nul*",))  # as if /dev/null were such a device
-    assert finished._machine.__wrapped__("auto") is None
+    assert skip._machine.__wrapped__("auto") and skip._machine.__wrapped__("cpu")
+    monkeypatch.setattr(skip, "_UNKNOWN", ("nul*",))  # as if /dev/null were such a device
+    assert skip._machine.__wrapped__("auto") is None
 
 
 def test_what_was_written_while_it_was_read_is_not_vouched_for(told, cell):
     cfg, folder = told
     (folder / "asked.json").unlink()
     rewritten(Path(cfg.data.root, "annotations/instances_train.json"))
-    finished.remember(cfg, cell[1], cell[2]["fingerprint"], time.time())
+    skip.write_skip_entry(cfg, cell[1], cell[2]["fingerprint"], time.time())
     assert not (folder / "asked.json").exists()
 
 
@@ -143,7 +147,7 @@ def test_the_sure_way_leaves_word_anew(told, monkeypatch):
     cfg, _ = told
     rewritten(Path(cfg.data.root, "../weights.pth"))
     assert known(cfg) is None
-    monkeypatch.setattr(finished, "RECENT", -LATER)
+    monkeypatch.setattr(stamps, "RECENT", -LATER)
     running.run(cfg)
     assert known(cfg)
 
@@ -152,7 +156,7 @@ def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(cell,
     cfg = cell[0]
     monkeypatch.setattr(inputs, "_last", [])
     assert inputs.load_data(cfg)[0] is not inputs.load_data(cfg)[0]  # it was just made: it may change and look the same
-    monkeypatch.setattr(finished, "RECENT", -LATER)
+    monkeypatch.setattr(stamps, "RECENT", -LATER)
     first = inputs.load_data(cfg)
     other_row = cfg.model_copy(update={"seed": 5, "row": "x"})
     assert all(a is b for a, b in zip(inputs.load_data(other_row), first, strict=True))
@@ -166,7 +170,7 @@ def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(cell,
 
 SECOND = """
 import sys
-from fpn_ablate.__main__ import main
+from fpn_ablate.cli.run import main
 sys.argv = ["fpn-ablate"]
 code = main(sys.stdin.read().split())
 print("code", code, "loaded", sorted({"torch", "torchvision", "matplotlib", "altair"} & set(sys.modules)))
@@ -198,7 +202,7 @@ def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(tmp_path
     file.unlink()
     assert main(["-m", *rows]) == 0
     assert "written: " in capsys.readouterr().out and file.read_text() == text
-    monkeypatch.setattr("fpn_ablate.run.run", lambda cfg, job: print(f"asked for {cfg.row}, {job}"))
+    monkeypatch.setattr("fpn_ablate.runs.run.run", lambda cfg, job: print(f"asked for {cfg.row}, {job}"))
     assert main(["-m", *rows[:-1], "ablation=fpn,c4,c5"]) == 0
     out = capsys.readouterr().out
     assert "asked for c4, 0" in out and out.count("asked for") == 1 and out.count("finished before") == 2

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from fpn_ablate import files, proposals
-from fpn_ablate.data import annotations, doctor
-from fpn_ablate.data.findings import Finding, Findings
-from fpn_ablate.errors import UserError, printable, shown
-from fpn_ablate.report import records
+from fpn_ablate.data.checks import annotations, examine
+from fpn_ablate.data.checks.findings import Finding, Findings
+from fpn_ablate.engine import fixed_proposals
+from fpn_ablate.report.collate import records
+from fpn_ablate.utils import files
+from fpn_ablate.utils.errors import UserError, printable, shown
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
 from fuzzing.annotations import annotation_bytes
@@ -52,8 +53,8 @@ def test_a_case_is_decided_by_seed_kind_and_number():
 MUTANTS = {
     # What is left out of the program: (kind, numbers of cases among which one must be lost, where, what stands there instead)
     "annotations are dropped": ("annotations", 40, annotations, "_faults", lambda *_: []),
-    "empty boxes are let through": ("annotations", 60, doctor, "is_empty", lambda boxes: boxes[:, 0] < -1e300),
-    "boxes outside of pictures are taken": ("proposals", 60, proposals, "BEYOND", 1e38),
+    "empty boxes are let through": ("annotations", 60, examine, "is_empty", lambda boxes: boxes[:, 0] < -1e300),
+    "boxes outside of pictures are taken": ("proposals", 60, fixed_proposals, "BEYOND", 1e38),
     "tensors are not looked at": ("weights", 150, weights_files, "_tensors", lambda content: content),
     "formulas are written": ("names", 25, records, "FORMULA", records.re.compile("$^")),
 }
@@ -96,9 +97,9 @@ def test_many_findings_are_counted_and_a_file_of_faults_is_left(tmp_path):
     found = Findings()
     found.extend(Finding("box-empty", "f", n) for n in range(Findings.MOST + 5))
     found.append(Finding("box-outside", "f"))
-    assert len(found) == Findings.MOST + 1 and doctor.counts(found) == {"box-empty": Findings.MOST + 5, "box-outside": 1}
+    assert len(found) == Findings.MOST + 1 and examine.counts(found) == {"box-empty": Findings.MOST + 5, "box-outside": 1}
     assert "and 5 more" in str(found[Findings.MOST - 1])
-    text = doctor.summary(found, 3)
+    text = examine.summary(found, 3)
     assert f"{Findings.MOST + 5} box-empty" in text and f"... and {Findings.MOST + 3} more" in text
     file = tmp_path / "instances.json"
     file.write_text(json.dumps({"images": [{}], "categories": [{}], "annotations": [5] * (2 * Findings.MOST)}))
@@ -120,10 +121,10 @@ def test_an_archive_that_unpacks_to_much_is_refused_and_one_of_proposals_is_not(
     file = tmp_path / "proposals.npz"
     np.savez_compressed(file, train_ids=np.zeros(5_000_000))
     with pytest.raises(ValueError, match="it unpacks to 40,000,"):
-        proposals._refuse_bomb(file)
+        fixed_proposals._refuse_bomb(file)
     boxes = np.random.default_rng(0).random((20_000, 4), np.float32)
     np.savez_compressed(file, train_ids=np.repeat(np.arange(20), 1000), train_boxes=boxes)
-    proposals._refuse_bomb(file)
+    fixed_proposals._refuse_bomb(file)
 
 
 @pytest.mark.parametrize("name", ["run", "../../x", "..", "a/b", "a\\b", ""])
@@ -149,4 +150,4 @@ def test_a_hundred_megabytes_of_rubbish(tmp_path):
         with within(120):
             _, found = annotations.read(file)
         assert found and len(found) < 5 * Findings.MOST
-        told(doctor.summary(found, 10))
+        told(examine.summary(found, 10))

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fpn_ablate import run as running
-from fpn_ablate.model.build import build_detector, initialise
-from fpn_ablate.model.neck import bilinear
-from fpn_ablate.model.rpn import Targets
-from fpn_ablate.optim import build_optimizer
-from fpn_ablate.seeding import torch_generator
+from fpn_ablate.engine.optim import build_optimizer
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.init import initialise
+from fpn_ablate.model.necks.upsample import bilinear
+from fpn_ablate.runs import run as running
+from fpn_ablate.structures.instances import Targets
+from fpn_ablate.utils.seeding import torch_generator
 
 pytestmark = [
     pytest.mark.gpu,

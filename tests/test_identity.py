@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from fpn_ablate import identity
-from fpn_ablate.schema import INCIDENTAL, Config, Strict
-from fpn_ablate.sweep import Refused, refuse_twins
+from fpn_ablate.config.schema import INCIDENTAL, Config, Strict
+from fpn_ablate.runs import identity
+from fpn_ablate.sweep.checks import HydraUserError, reject_duplicate_rows
+from fpn_ablate.utils import hashing
 
 
 def leaves(values, prefix=()):
@@ -33,7 +34,7 @@ def changed(cfg: Config, path: tuple[str, ...]) -> Config:
 
 
 def facts(cfg, data="d", weights="w", device="cpu", deterministic=True):
-    return identity.facts(cfg, data, weights, device, deterministic)
+    return identity.fingerprint_inputs(cfg, data, weights, device, deterministic)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
@@ -53,11 +54,11 @@ def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatc
     cfg = config()
     before = facts(cfg)
     others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu"), facts(cfg, deterministic=False)]
-    monkeypatch.setattr(identity, "code_version", lambda: "other")
+    monkeypatch.setattr(hashing, "code_version", lambda: "other")
     others.append(facts(cfg))
     fingerprints = {identity.fingerprint(f) for f in (before, *others)}
     assert len(fingerprints) == 6
-    assert len({identity.setting(f, cfg.factors) for f in (before, *others)}) == 6
+    assert len({identity.comparison_key(f, cfg.factors) for f in (before, *others)}) == 6
 
 
 def test_what_is_incidental_is_written_down():
@@ -75,24 +76,26 @@ def test_a_source_of_proposals_is_the_row_of_table_1(config):
 
 def test_a_file_of_proposals_is_known_by_its_content_not_its_place(config):
     def made(path, digest):
-        return identity.facts(config("task=fast_rcnn", f"task.proposals.file={path}"), "d", "w", "cpu", True, digest)
+        return identity.fingerprint_inputs(
+            config("task=fast_rcnn", f"task.proposals.file={path}"), "d", "w", "cpu", True, digest
+        )
 
     here, moved, other = made("/here/proposals.npz", "1"), made("there/proposals.npz", "1"), made("/here/proposals.npz", "2")
     assert identity.fingerprint(here) == identity.fingerprint(moved) != identity.fingerprint(other)
-    assert identity.setting(here, ["neck"]) != identity.setting(other, ["neck"])
+    assert identity.comparison_key(here, ["neck"]) != identity.comparison_key(other, ["neck"])
     assert "proposals" not in facts(config("task=fast_rcnn"))
 
 
 @pytest.mark.parametrize("other", [("ablation=c4",), ("ablation=finest",), ("seed=3",), ("neck.upsample=deconv", "seed=1")])
 def test_rows_and_seeds_share_a_setting(config, other):
     a, b = facts(config()), facts(config(*other))
-    assert identity.setting(a, ["neck"]) == identity.setting(b, ["neck"])
+    assert identity.comparison_key(a, ["neck"]) == identity.comparison_key(b, ["neck"])
     assert identity.fingerprint(a) != identity.fingerprint(b)
 
 
 @pytest.mark.parametrize("other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "data.seed=1"])
 def test_other_recipes_and_data_are_another_setting(config, other):
-    assert identity.setting(facts(config()), ["neck"]) != identity.setting(facts(config(other)), ["neck"])
+    assert identity.comparison_key(facts(config()), ["neck"]) != identity.comparison_key(facts(config(other)), ["neck"])
 
 
 @pytest.mark.parametrize(
@@ -108,15 +111,17 @@ def test_other_recipes_and_data_are_another_setting(config, other):
 def test_rows_that_differ_in_a_declared_factor_share_a_setting_and_no_other_do(config, factor, other):
     task = ("task=faster_rcnn", f"factors=[{factor}]")
     a, b = facts(config(*task)), facts(config(*task, *other))
-    assert identity.setting(a, [factor]) == identity.setting(b, [factor])
+    assert identity.comparison_key(a, [factor]) == identity.comparison_key(b, [factor])
     for undeclared in ("head.nms_thresh", "task.roi", "backbone.frozen_bn", f"{factor}s", factor[:-1]):
-        assert identity.setting(a, [undeclared]) != identity.setting(b, [undeclared])
+        assert identity.comparison_key(a, [undeclared]) != identity.comparison_key(b, [undeclared])
 
 
 def test_starting_weights_are_no_part_of_the_setting_where_the_backbone_is_a_factor(config):
     a, b = facts(config(), weights="1"), facts(config(), weights="2")
-    assert identity.setting(a, ["neck", "backbone"]) == identity.setting(b, ["neck", "backbone"])
-    assert identity.setting(a, ["neck", "backbone.freeze_at"]) != identity.setting(b, ["neck", "backbone.freeze_at"])
+    assert identity.comparison_key(a, ["neck", "backbone"]) == identity.comparison_key(b, ["neck", "backbone"])
+    assert identity.comparison_key(a, ["neck", "backbone.freeze_at"]) != identity.comparison_key(
+        b, ["neck", "backbone.freeze_at"]
+    )
     assert identity.fingerprint(a) != identity.fingerprint(b)
 
 
@@ -126,14 +131,14 @@ def package(tmp_path, monkeypatch):
     copy = tmp_path / "fpn_ablate"
     shutil.copytree(identity.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(identity, "PACKAGE", copy)
-    identity.code_version.cache_clear()
+    hashing.code_version.cache_clear()
     yield copy
-    identity.code_version.cache_clear()
+    hashing.code_version.cache_clear()
 
 
 def version():
-    identity.code_version.cache_clear()
-    return identity.code_version()
+    hashing.code_version.cache_clear()
+    return hashing.code_version()
 
 
 def test_comments_docstrings_and_formatting_are_no_new_version(package):
@@ -170,6 +175,6 @@ def test_code_around_it_is_not(package, name):
 def test_two_rows_that_are_one_configuration_are_refused(config):
     fpn, same = config(), config("neck.top_down=true")
     assert fpn.row != same.row
-    with pytest.raises(Refused, match=r"rows fpn and fpn\+top_down=true are the same configuration"):
-        refuse_twins([fpn, config("ablation=c4"), same])
-    refuse_twins([fpn, config("seed=1"), config("ablation=c4"), fpn])
+    with pytest.raises(HydraUserError, match=r"rows fpn and fpn\+top_down=true are the same configuration"):
+        reject_duplicate_rows([fpn, config("ablation=c4"), same])
+    reject_duplicate_rows([fpn, config("seed=1"), config("ablation=c4"), fpn])

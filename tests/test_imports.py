@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fpn_ablate.paths import PACKAGE
+from fpn_ablate.utils.paths import PACKAGE
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
 
@@ -63,9 +63,9 @@ def test_data_and_model_do_not_know_each_other():
     assert not {f for f in users_of("fpn_ablate.model") if f.startswith("data/")}
     assert not {f for f in users_of("fpn_ablate.data") if f.startswith("model/")}
     assert not {f for f in users_of(*(f"fpn_ablate.{name}" for name in above)) if f.startswith(("data/", "model/"))}
-    # With a run's arguments, `python -m fpn_ablate.data.doctor` hands over to the command line, and only when it is called.
-    assert {f for f in users_of("fpn_ablate.__main__") if f.startswith(("data/", "model/"))} == {"data/doctor.py"}
-    assert not {f for f in users_of("fpn_ablate.__main__", top_level_only=True) if f.startswith(("data/", "model/"))}
+    # With a run's arguments, `python -m fpn_ablate doctor` hands over to the command line, and only when it is called.
+    assert {f for f in users_of("fpn_ablate.cli.run") if f.startswith(("data/", "model/"))} == {"data/doctor.py"}
+    assert not {f for f in users_of("fpn_ablate.cli.run", top_level_only=True) if f.startswith(("data/", "model/"))}
 
 
 def test_the_report_knows_neither_torch_nor_the_rest():
@@ -77,7 +77,9 @@ def test_the_report_knows_neither_torch_nor_the_rest():
     assert not {f for f in users_of("torch", "torchvision", "hydra", "omegaconf", "pydantic") if f.startswith("report/")}
 
 
-@pytest.mark.parametrize("module", ["fpn_ablate.__main__", "fpn_ablate.report", "fpn_ablate.schema", "fpn_ablate.sinks"])
+@pytest.mark.parametrize(
+    "module", ["fpn_ablate.cli.run", "fpn_ablate.report", "fpn_ablate.config.schema", "fpn_ablate.tracking.loggers"]
+)
 def test_torch_is_not_loaded_before_it_is_needed(module):
     """So that a mistyped key is told at once, and tables need no torch."""
     heavy = {"torch", "torchvision", "wandb", "matplotlib", "scipy", "altair", "vl_convert", "jinja2", "PIL"}
@@ -100,7 +102,7 @@ def test_imports_are_acyclic():
 def test_weights_know_of_the_rest_the_modules_of_the_model_alone():
     """And of the model only what makes networks reads them."""
     own = set().union(*(imports(path) for path in FILES if name_of(path).startswith("weights/")))
-    known = ("fpn_ablate.weights", "fpn_ablate.errors", "fpn_ablate.files", "fpn_ablate.model")
+    known = ("fpn_ablate.weights", "fpn_ablate.utils.errors", "fpn_ablate.utils.files", "fpn_ablate.model")
     assert all(i.startswith(known) for i in own if i.startswith("fpn_ablate."))
     assert "fpn_ablate.model.build" not in own
     assert {f for f in users_of("fpn_ablate.weights") if f.startswith("model/")} == {"model/build.py", "model/timm_backbone.py"}

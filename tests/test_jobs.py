@@ -10,9 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from fpn_ablate import jobs
-from fpn_ablate.jobs import NotStarted, Steadfast, WorkerKilled, carried_out
-from fpn_ablate.stopping import Stopped
+from fpn_ablate.sweep import jobs
+from fpn_ablate.sweep.jobs import NotStarted, RetryingLauncher, WorkerKilled, job_scope
+from fpn_ablate.utils.signals import Stopped
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ class Launcher:
 
 def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(tmp_path, capsys):
     launcher, told = Launcher(tmp_path / "jobs"), []
-    steadfast = Steadfast(launcher, tmp_path / "jobs", lambda *what: told.append(what))
+    steadfast = RetryingLauncher(launcher, tmp_path / "jobs", lambda *what: told.append(what))
     names = ["a", "killed", "b", "killed-once", "failing", "c"]
     returns = steadfast.launch([[name] for name in names], 0)
     assert [found.overrides[0] for found in returns] == names
@@ -82,7 +82,7 @@ class Pool:
         found = JobReturn(overrides=job, status=JobStatus.COMPLETED)
         found.return_value = None
         try:
-            with carried_out(number, "continue"):
+            with job_scope(number, "continue"):
                 if job[0].startswith("failing"):
                     raise ValueError(job[0])
         except ValueError as error:
@@ -94,7 +94,7 @@ class Pool:
 
 @pytest.mark.parametrize("first", [0, 7])  # of Hydra's batches
 def test_a_job_that_has_failed_is_not_begun_again_because_its_neighbour_is_killed(folder, first, capsys):
-    steadfast = Steadfast(pool := Pool(folder), folder)
+    steadfast = RetryingLauncher(pool := Pool(folder), folder)
     names = ["a", "failing", "killed", "failing-too", "b"]
     returns = steadfast.launch([[name] for name in names], first)
     assert [found.overrides[0] for found in returns] == names
@@ -107,7 +107,7 @@ def test_a_job_that_has_failed_is_not_begun_again_because_its_neighbour_is_kille
 
 
 def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(tmp_path):
-    steadfast = Steadfast(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
+    steadfast = RetryingLauncher(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
     steadfast.stop = True
     returns = steadfast.launch([["a"], ["killed"]], 0)
     assert [found.status for found in returns] == [JobStatus.COMPLETED, JobStatus.FAILED]
@@ -122,24 +122,24 @@ def test_a_pool_that_breaks_before_any_job_is_no_jobs_fault(tmp_path):
 
     calls = []
     with pytest.raises(BrokenProcessPool):
-        Steadfast(Broken(tmp_path / "jobs"), tmp_path / "jobs").launch([["a"]], 0)
+        RetryingLauncher(Broken(tmp_path / "jobs"), tmp_path / "jobs").launch([["a"]], 0)
     assert len(calls) == 3  # it is tried again, but not for ever
 
 
 def test_a_job_is_marked_while_it_is_under_way(folder):
-    with carried_out(3, "continue"):
+    with job_scope(3, "continue"):
         assert [file.name for file in folder.iterdir()] == ["3"]
-    with pytest.raises(ValueError), carried_out(4, "continue"):
+    with pytest.raises(ValueError), job_scope(4, "continue"):
         raise ValueError
     assert [file.name for file in folder.iterdir()] == ["4.failed"]
-    with carried_out(5, "continue"):
+    with job_scope(5, "continue"):
         pass  # the failure of one stops no other
 
 
 def test_after_a_failure_none_begins_where_that_is_asked_for(folder):
-    with pytest.raises(ValueError), carried_out(0, "stop"):
+    with pytest.raises(ValueError), job_scope(0, "stop"):
         raise ValueError
-    with pytest.raises(NotStarted, match="on_failure=stop"), carried_out(1, "stop"):
+    with pytest.raises(NotStarted, match="on_failure=stop"), job_scope(1, "stop"):
         pytest.fail("begun")
 
 
@@ -148,7 +148,7 @@ def test_a_job_that_is_not_to_begin_does_not_load_torch(folder, tmp_path):
     folder.mkdir()
     (folder / jobs.STOP).touch()
     code = (
-        "import sys\nfrom fpn_ablate.__main__ import main\n"
+        "import sys\nfrom fpn_ablate.cli.run import main\n"
         "try: main(['recipe=smoke', 'log.wandb=disabled'])\nfinally: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -176,7 +176,7 @@ def test_what_a_job_held_that_failed_or_was_stopped_is_free(folder, outer):
         except ValueError as error:
             raise outer(15) from error
 
-    with pytest.raises(outer, match="15") as kept, carried_out(0, "continue"):
+    with pytest.raises(outer, match="15") as kept, job_scope(0, "continue"):
         job()
     gc.collect()
     assert kept.value.__traceback__ and held[0]() is None

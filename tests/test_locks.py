@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.locks import only_one
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.locks import exclusive
 
 
 def _hold(path, held):
-    with only_one(path, "x"):
+    with exclusive(path, "x"):
         held.set()
         multiprocessing.Event().wait()
 
@@ -24,11 +24,11 @@ def test_a_lock_is_gone_with_the_process_that_held_it_and_one_that_waits_says_so
     child.start()
     assert held.wait(10)
     context.Process(target=_kill_soon, args=(child.pid,)).start()
-    with only_one(path, "row fpn"):
+    with exclusive(path, "row fpn"):
         child.join(5)
         assert not child.is_alive()
     assert "row fpn: another process is at it, waiting" in capsys.readouterr().err
-    with only_one(path, "row fpn"):
+    with exclusive(path, "row fpn"):
         pass
     assert not capsys.readouterr().err
 
@@ -51,6 +51,6 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", none)
     with (
         pytest.raises(UserError, match=r"lock: cannot be locked \(.*\); give out=FOLDER on a disk"),
-        only_one(tmp_path / "lock", "x"),
+        exclusive(tmp_path / "lock", "x"),
     ):
         pass

@@ -4,20 +4,20 @@ import mmap
 
 import pytest
 
-from fpn_ablate import jobs
-from fpn_ablate import run as running
-from fpn_ablate.__main__ import main
+from fpn_ablate.cli.run import main
+from fpn_ablate.runs import run as running
+from fpn_ablate.sweep import jobs
 
 
 def test_hydra_keeps_no_configuration_of_a_job_that_is_over(tmp_path, monkeypatch, capsys):
     """Two copies a job, until the sweep ends, were most of what a sweep of 200 jobs grew by."""
-    kept, launch = [], jobs.Steadfast.launch
+    kept, launch = [], jobs.RetryingLauncher.launch
 
     def launched(self, *arguments, **named):
         kept.extend(returns := launch(self, *arguments, **named))
         return returns
 
-    monkeypatch.setattr(jobs.Steadfast, "launch", launched)
+    monkeypatch.setattr(jobs.RetryingLauncher, "launch", launched)
     monkeypatch.setattr(running, "run", lambda cfg, job: {"row": cfg.row})
     monkeypatch.setattr("sys.argv", ["fpn-ablate"])
     assert main(["-m", "recipe=smoke", "seed=0,1,2", f"out={tmp_path}"]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from coco_sets import REAL
 
-from fpn_ablate.metrics import Detections, average_precision, average_recall, evaluator_name
+from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, evaluator_name
 
 ENGINES = (None, "faster-coco-eval", "pycocotools")
 BOUNDS = (32.0**2, 96.0**2)
@@ -47,11 +47,11 @@ def scene(seed=0, images=12, crowds=True, tied=False, first_id=0):
     if tied:
         table[:, 5] = np.round(table[:, 5], 1)
     table = table[np.argsort(-table[:, 5], kind="stable")]
-    return truth, Detections(table[:, 0].astype(np.int64), table[:, 1:5].astype(np.float32), table[:, 5].astype(np.float32))
+    return truth, DetectionSet(table[:, 0].astype(np.int64), table[:, 1:5].astype(np.float32), table[:, 5].astype(np.float32))
 
 
 def nothing():
-    return Detections(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    return DetectionSet(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
 def both(truth, detections, bounds=BOUNDS, limits=(100, 1000)):
@@ -151,7 +151,7 @@ def perfect(*sides, score=0.9, first_id=1, crowd=0):
         ],
     }
     boxes = np.array([[c, 0, c + s, s] for c, s in zip(corners, sides, strict=True)], np.float32)
-    return truth, Detections(np.ones(len(sides), np.int64), boxes, np.full(len(sides), score, np.float32))
+    return truth, DetectionSet(np.ones(len(sides), np.int64), boxes, np.full(len(sides), score, np.float32))
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(10, "s"), (16, "sm"), (17, "m"), (48, "ml"), (50, "l")])
@@ -175,7 +175,7 @@ def test_the_category_does_not_matter():
 def test_the_limit_counts_an_images_best_proposals():
     truth, detections = perfect(*[20] * 12)
     scores = np.linspace(0.9, 0.1, 12).astype(np.float32)
-    found = both(truth, Detections(detections.image_ids, detections.boxes, scores), limits=(3, 1000))
+    found = both(truth, DetectionSet(detections.image_ids, detections.boxes, scores), limits=(3, 1000))
     assert found["AR3"] == pytest.approx(3 / 12)
     assert found["AR1k"] == 1
 
@@ -199,13 +199,13 @@ def test_the_truth_is_left_as_it_was():
 def test_detections_come_back_from_their_file(tmp_path):
     detections = scene()[1]
     detections.save(tmp_path / "d.npz")
-    loaded = Detections.load(tmp_path / "d.npz")
+    loaded = DetectionSet.load(tmp_path / "d.npz")
     assert loaded.labels is None
     for name in ("image_ids", "boxes", "scores"):
         assert np.array_equal(getattr(loaded, name), getattr(detections, name))
         assert getattr(loaded, name).dtype == getattr(detections, name).dtype
     labelled()[1].save(tmp_path / "labelled.npz")
-    assert np.array_equal(Detections.load(tmp_path / "labelled.npz").labels, labelled()[1].labels)
+    assert np.array_equal(DetectionSet.load(tmp_path / "labelled.npz").labels, labelled()[1].labels)
 
 
 def test_the_evaluators_name_has_its_version():
@@ -235,7 +235,7 @@ def as_detections(truth, results):
     boxes = np.array([d["bbox"] for d in results], np.float64)
     boxes[:, 2:] += boxes[:, :2]
     ids, scores = (np.array([d[key] for d in results]) for key in ("image_id", "score"))
-    return Detections(ids, boxes, scores, np.array([label[d["category_id"]] for d in results]))
+    return DetectionSet(ids, boxes, scores, np.array([label[d["category_id"]] for d in results]))
 
 
 @pytest.mark.parametrize(("each", "files"), [*((1, files) for files in FILES), (4, FILES[0])])
@@ -397,7 +397,7 @@ def test_a_false_alarm_costs_when_its_score_is_higher():
     boxes = np.concatenate([detections.boxes, [[500, 500, 550, 550]]]).astype(np.float32)
 
     def ap(scores):
-        found = Detections(np.ones(2, np.int64), boxes, np.array(scores, np.float32), np.ones(2, np.int64))
+        found = DetectionSet(np.ones(2, np.int64), boxes, np.array(scores, np.float32), np.ones(2, np.int64))
         return both_ap(truth, found, truth["categories"])[0]["AP"]
 
     assert ap([0.9, 0.1]) == 1
@@ -448,7 +448,7 @@ def test_an_images_best_hundred_of_a_category_count(limit):
     exact = (np.linspace(0, 1, 101) <= limit / 150 + 1e-9).mean()  # precision is 1 up to that recall and 0 beyond
     assert both_ap(truth, found, categories, limit=limit)[0]["AP"] == pytest.approx(exact)
     if limit == 100:
-        best = Detections(found.image_ids[:100], found.boxes[:100], found.scores[:100], found.labels[:100])
+        best = DetectionSet(found.image_ids[:100], found.boxes[:100], found.scores[:100], found.labels[:100])
         assert average_precision(truth, best, categories) == average_precision(truth, found, categories)
     for n in range(75):
         truth["annotations"][n]["category_id"], found.labels[n] = 2, 2

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
-from fpn_ablate.schema import Optimizer, Schedule
+from fpn_ablate.config.schema import Optimizer, Schedule
+from fpn_ablate.engine.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
 
 
 def schedule(name="step", warmup_steps=0, drops=(0.5, 0.75)):

@@ -90,7 +90,7 @@ def records(results: Path) -> dict[str, dict]:
     return {record["row"]: record for record in map(json.loads, (path.read_text() for path in results.rglob("record.json")))}
 
 
-WHERE = "import fpn_ablate, fpn_ablate.paths as p; print(fpn_ablate.__file__); print(p.CONF); print(p.EXPERIMENTS)"
+WHERE = "import fpn_ablate, fpn_ablate.utils.paths as p; print(fpn_ablate.__file__); print(p.CONF); print(p.EXPERIMENTS)"
 
 
 def test_the_wheel_holds_the_package_with_its_configuration_and_nothing_else(wheel: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_wheel_holds_the_package_with_its_configuration_and_nothing_else(whe
     package = {path.relative_to(ROOT).as_posix() for path in files_under(ROOT / "fpn_ablate")}
     beside = {f"fpn_ablate/{path.relative_to(ROOT)}" for name in ("conf", "experiments") for path in files_under(ROOT / name)}
     assert names == package | beside
-    assert {"fpn_ablate/conf/config.yaml", "fpn_ablate/plugins/hydra_plugins/fpn_ablate_sweeper.py"} <= names
+    assert {"fpn_ablate/conf/config.yaml", "fpn_ablate/sweep/sweeper.py"} <= names
 
 
 def test_a_wheel_built_from_the_sdist_is_the_one_built_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

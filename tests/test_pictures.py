@@ -9,12 +9,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from fpn_ablate import pictures
-from fpn_ablate import run as running
-from fpn_ablate.data.shapes.__main__ import main as export_shapes
-from fpn_ablate.inputs import load_data
-from fpn_ablate.metrics import Detections
-from fpn_ablate.pictures import PROPOSALS, Run, draw
+from fpn_ablate.cli import pictures
+from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.engine.inputs import load_data
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import run as running
+from fpn_ablate.runs.draw import COLOURS, PROPOSALS, FinishedRun, draw
 
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu")
 TINY = (*SCRATCH, "recipe.steps=1", "recipe.box.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
@@ -49,7 +49,7 @@ def copy(made, tmp_path):
 
 def found(folder, **changes):
     """Replace arrays of detections.npz; None leaves one out."""
-    arrays = {**vars(Detections.load(folder / "detections.npz")), **changes}
+    arrays = {**vars(DetectionSet.load(folder / "detections.npz")), **changes}
     np.savez(folder / "detections.npz", **{k: v for k, v in arrays.items() if v is not None})
 
 
@@ -78,8 +78,8 @@ def complaint(capsys, *arguments):
 
 
 def test_one_line_an_image_and_one_column_a_run_after_the_truth(made):
-    run = Run.load(made["joint"])
-    axes = grid(draw([run, Run.load(made["rpn"])], count=3), 3)
+    run = FinishedRun.load(made["joint"])
+    axes = grid(draw([run, FinishedRun.load(made["rpn"])], count=3), 3)
     assert [line[0].get_ylabel() for line in axes] == ["image 1", "image 3", "image 5"]
     titles = [axis.get_title() for axis in axes[0]]
     assert titles[0] == "ground truth"
@@ -105,14 +105,14 @@ def test_a_threshold_keeps_the_sure_and_the_best_ends_on_top(copy):
     boxes = np.array([[1, 2, 30, 40], [5, 6, 20, 21], [2, 2, 9, 9], [8, 8, 30, 30]], np.float32)
     ids, scores = np.array([1, 1, 1, 2]), np.array([0.9, 0.5, 0.49, 0.99], np.float32)
     found(folder, image_ids=ids, boxes=boxes, scores=scores, labels=np.array([3, 1, 2, 2]))
-    panel = grid(draw([Run.load(folder)], count=1), 2)[0, 1]
+    panel = grid(draw([FinishedRun.load(folder)], count=1), 2)[0, 1]
     assert texts(panel) == ["red 0.50", "blue 0.90"]
-    assert drawn(panel) == [(5, 6, 20, 21, pictures.COLOURS[0]), (1, 2, 30, 40, pictures.COLOURS[2])]
-    assert len(drawn(grid(draw([Run.load(folder)], count=1, threshold=0.4), 2)[0, 1])) == 3
+    assert drawn(panel) == [(5, 6, 20, 21, COLOURS[0]), (1, 2, 30, 40, COLOURS[2])]
+    assert len(drawn(grid(draw([FinishedRun.load(folder)], count=1, threshold=0.4), 2)[0, 1])) == 3
 
 
 def test_of_proposals_the_best_are_drawn_whatever_the_threshold(made):
-    run = Run.load(made["rpn"])
+    run = FinishedRun.load(made["rpn"])
     panel = grid(draw([run], count=1, threshold=1.0), 2)[0, 1]
     own = run.found.image_ids == 1
     best = np.argsort(run.found.scores[own], kind="stable")[-PROPOSALS:]
@@ -121,13 +121,13 @@ def test_of_proposals_the_best_are_drawn_whatever_the_threshold(made):
 
 
 def test_generated_data_are_marked_and_other_sets_named(made):
-    titles = [draw([Run.load(made[name])], count=1).get_suptitle() for name in ("joint", "coco")]
+    titles = [draw([FinishedRun.load(made[name])], count=1).get_suptitle() for name in ("joint", "coco")]
     assert titles == ["GENERATED DATA", "set"]
 
 
 def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they_are(made, copy, tmp_path, capsys):
     folder, moved = copy("coco"), tmp_path / "moved"
-    before = Path(Run.load(folder).cfg.data.root)
+    before = Path(FinishedRun.load(folder).cfg.data.root)
     shutil.copytree(before, moved)
     for file in moved.glob("annotations/*.json"):
         content = json.loads(file.read_text())
@@ -138,7 +138,7 @@ def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they
     assert pictures.main([str(folder), str(folder), "--root", str(moved), "--out", str(out), "--count", "2"]) == 0
     height, width, _ = imread(out).shape
     assert width > height > 500
-    name = texts(draw([Run.load(folder, str(moved))], count=1).axes[0])[0]
+    name = texts(draw([FinishedRun.load(folder, str(moved))], count=1).axes[0])[0]
     assert name.startswith("$\\frac{x}") and name.isprintable() and len(name) == 20
     assert "no such folder; --root PATH" in complaint(capsys, folder, "--root", tmp_path / "nowhere", "--out", out)
     assert "--root: " in complaint(capsys, made["joint"], "--root", moved, "--out", out)
@@ -161,7 +161,7 @@ def test_what_is_not_a_finished_run_is_refused(copy, tmp_path, capsys):
     record(folder, status="interrupted")
     assert "not finished but interrupted" in complaint(capsys, folder, *out)
     record(folder, status="finished")
-    found(folder, labels=np.full(len(Run.load(folder).found.boxes), 4))
+    found(folder, labels=np.full(len(FinishedRun.load(folder).found.boxes), 4))
     assert "detections of classes that shapes does not have" in complaint(capsys, folder, *out)
     found(folder, scores=np.zeros(1, np.float32))
     assert "cannot be read (its arrays differ in length)" in complaint(capsys, folder, *out)

@@ -20,14 +20,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from fpn_ablate import report
-from fpn_ablate.__main__ import _introduce, fill_verify_blocks, normalise
-from fpn_ablate.paths import CONF
-from fpn_ablate.paths import ROOT as SHIPPED
-from fpn_ablate.report import figures
-from fpn_ablate.report.collate import collate
+from fpn_ablate.cli.overrides import normalise
+from fpn_ablate.cli.verify import fill_verify_blocks
+from fpn_ablate.config.composition import cell_config, register, without_hydra
+from fpn_ablate.report import output
+from fpn_ablate.report.collate import records
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.formats import figures
 from fpn_ablate.report.output import MARKER, readme
-from fpn_ablate.sweep import cell_config, without_hydra
+from fpn_ablate.utils.paths import CONF
+from fpn_ablate.utils.paths import ROOT as SHIPPED
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +110,7 @@ def searchpath(arguments: list[str], folder: Path) -> list[str]:
 
 def check_overrides(arguments: list[str], folder: Path) -> None:
     """Compose and validate each job of a command line, as the sweeper does."""
-    _introduce()
+    register()
     more = searchpath(arguments, folder)
     assert {argument for argument in arguments if argument.startswith("-")} <= {"-m", "--multirun", "--cfg", "--help", "-h"}
     # Launchers are Hydra plugins, and not all of them are installed.
@@ -162,16 +164,16 @@ def test_tables_are_those_of_the_committed_ledger() -> None:
     if not LEDGER.exists():
         pytest.skip("no reference runs yet: results/reference/ledger.csv does not exist")
     assert MARKER.search(TEXT), "the README shows no table"
-    assert readme(TEXT, collate(report.load(LEDGER))) == TEXT
+    assert readme(TEXT, collate(records.load(LEDGER))) == TEXT
 
 
 def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables, verdicts and, where it is the version that drew them, plots."""
     monkeypatch.setattr(figures, "render", lambda _: {})  # not committed
     reference = LEDGER.parent
-    tables = collate(report.load(LEDGER))
+    tables = collate(records.load(LEDGER))
     for table in tables:
-        report.save_table(table, tmp_path)
+        output.save_table(table, tmp_path)
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     kept = {path.relative_to(reference) for kind in ("tables", "plots") for path in (reference / kind).iterdir()}
     assert made == kept

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fpn_ablate import recall
-from fpn_ablate.metrics import Detections, average_recall
+from fpn_ablate.evaluation import recall
+from fpn_ablate.evaluation.coco import DetectionSet, average_recall
 
 LIMITS = (1, 5, 20)
 BOUNDS = (4.0**2, 8.0**2)
@@ -39,7 +39,7 @@ def crowded(seed, images=9):
         "annotations": annotations,
         "categories": [{"id": 1, "name": "x"}],
     }
-    return truth, Detections(table[:, 0].astype(np.int64), table[:, 1:5].astype(np.float32), table[:, 5].astype(np.float32))
+    return truth, DetectionSet(table[:, 0].astype(np.int64), table[:, 1:5].astype(np.float32), table[:, 5].astype(np.float32))
 
 
 def own(truth, detections, limits=LIMITS, ranges=RANGES):
@@ -85,7 +85,7 @@ def test_many_ranges_and_limits_at_once_are_each_of_them_alone():
 
 
 def test_nothing_declared_and_nothing_found():
-    empty = Detections(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    empty = DetectionSet(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
     assert np.isnan(own({"images": [], "annotations": []}, empty).recall()).all()
     truth, _ = crowded(0)
     assert (own(truth, empty).recall() == 0).all()

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import yaml
 
-from fpn_ablate.optim import base_learning_rate, learning_rate_factor
-from fpn_ablate.paths import EXPERIMENTS
+from fpn_ablate.engine.optim import base_learning_rate, learning_rate_factor
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 TABLES = ("table1_rpn", "table2_fast_rcnn", "table3_faster_rcnn", "table5_sharing")
 COCO = ("data=coco2017", "data.root=/nowhere")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.data import doctor
+from fpn_ablate.data.checks import examine
 from fpn_ablate.data.coco import load
-from fpn_ablate.files import filled
+from fpn_ablate.utils.blocks import fill_block
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SCALE = 0.002
@@ -41,7 +41,7 @@ def test_the_set_is_coco_in_small(rehearsal, folder):
     np.testing.assert_allclose(shares, list(rehearsal.SIDES.values()), atol=0.06)
     file = folder / "annotations" / "instances_train2017.json"
     assert 400 < file.stat().st_size / len(truth) < 700  # bytes an object: 546 in COCO's own file
-    assert doctor.examine(file, folder / "train2017").sound
+    assert examine.examine(file, folder / "train2017").sound
 
 
 def test_the_pictures_are_links_to_a_few_files(rehearsal, folder):
@@ -72,7 +72,7 @@ def test_a_readmes_table_is_that_of_the_figures(rehearsal):
     file, text = root / "results" / "reference" / "rehearsal.json", (root / "results" / "README.md").read_text(encoding="utf-8")
     found = json.loads(file.read_text())
     assert set(rehearsal.STEPS) == set(found["steps"]) and found["scale"] == 1
-    assert filled(text, rehearsal.BLOCK, rehearsal.markdown(found)) == text
+    assert fill_block(text, rehearsal.BLOCK, rehearsal.markdown(found)) == text
 
 
 def test_a_step_that_fails_is_reported(rehearsal, tmp_path, capsys, monkeypatch):

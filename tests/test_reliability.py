@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 
 GOOD = {"fault": "SIGKILL | rain", "tries": 1200, "lost": 0, "how": "looked", "command": "x", "machine": {}}
 

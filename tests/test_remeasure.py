@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate import record, remeasure
-from fpn_ablate import run as running
+from fpn_ablate.cli import measure
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.evaluate import collect
-from fpn_ablate.metrics import Detections
+from fpn_ablate.engine.evaluate import predict
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import restore
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
 
 TINY = (
     *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
@@ -41,15 +43,15 @@ def finished(config, tmp_path_factory):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_restored_run_finds_what_it_found(finished, name):
     folder = finished[name]
-    trained, cfg, device = remeasure.restore(folder, {})
-    found, saved = collect(trained.answer, trained.validation, cfg, device, 3), Detections.load(folder / "detections.npz")
+    trained, cfg, device = restore.restore(folder, {})
+    found, saved = predict(trained.answer, trained.validation, cfg, device, 3), DetectionSet.load(folder / "detections.npz")
     assert len(saved.boxes)
     np.testing.assert_array_equal(found.boxes, saved.boxes)
     np.testing.assert_array_equal(found.scores, saved.scores)
 
 
 def test_separate_makes_its_own_proposals_for_the_latency(finished):
-    trained, _, _ = remeasure.restore(finished["separate"], {})
+    trained, _, _ = restore.restore(finished["separate"], {})
     sizes = {"batch_size": 1, "count": 1, "short_side": 64, "max_side": 128}
     bare, given = (next(evaluation_batches(data, **sizes)) for data in (trained.validation.dataset, trained.validation))
     assert bare.proposals is None and trained.model.rpn is None
@@ -57,10 +59,10 @@ def test_separate_makes_its_own_proposals_for_the_latency(finished):
 
 
 def test_only_the_latency_of_a_record_changes(finished, capsys, monkeypatch):
-    monkeypatch.setattr(remeasure, "latency_of", lambda *_: 12.5)
+    monkeypatch.setattr(measure, "latency_of", lambda *_: 12.5)
     before = {name: record.read(folder) for name, folder in finished.items()}
     out = finished["rpn"].parents[4]
-    assert remeasure.main([str(out / "runs")]) == 0
+    assert measure.main([str(out / "runs")]) == 0
     assert capsys.readouterr().out.count("12.5 ms, was") == len(list(Path(out).rglob("record.json")))
     for name, folder in finished.items():
         after = record.read(folder)
@@ -74,7 +76,7 @@ def test_what_cannot_be_measured_is_left_as_it_was(finished, capsys, tmp_path):
     known = record.read(folder)
     (folder / "record.json").write_text(json.dumps({**known, "environment": {**known["environment"], "device": "a GPU"}}))
     text = (folder / "record.json").read_text()
-    assert remeasure.main([str(folder)]) == 2
+    assert measure.main([str(folder)]) == 2
     assert "made on a GPU" in capsys.readouterr().err
     assert (folder / "record.json").read_text() == text
-    assert remeasure.main([str(tmp_path)]) == 2
+    assert measure.main([str(tmp_path)]) == 2

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from fpn_ablate.replicates import FILE, Replicates, save
+from fpn_ablate.store.bootstrap_store import FILE, Replicates, save
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fpn_ablate.metrics import Detections, average_precision, average_recall
-from fpn_ablate.resample import draws, each_image, resample
+from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics, per_image_metrics
+from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
 
 CATEGORIES = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
 BOUNDS = (20.0**2, 40.0**2)
@@ -29,7 +29,7 @@ def world():
                 found.append((i, np.array([box[0], box[1], box[0] + size, box[1] + size]) + shift, label + 1))
         found.append((i, np.array([50.0, 50, 90, 90]), 1))
     scores = generator.permutation(np.linspace(0.1, 0.9, len(found)))  # no ties, which a copy of an image would have to break
-    detections = Detections(
+    detections = DetectionSet(
         np.array([f[0] for f in found]), np.stack([f[1] for f in found]).astype(np.float32), scores.astype(np.float32),
         np.array([f[2] for f in found]),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def copied(truth, detections, drawn):
     rows = [(n, k) for n, i in enumerate(ids) for k in np.flatnonzero(detections.image_ids == i)]
     taken = [k for _, k in rows]
     labels = None if detections.labels is None else detections.labels[taken]
-    copies = Detections(np.array([n for n, _ in rows]), detections.boxes[taken], detections.scores[taken], labels)
+    copies = DetectionSet(np.array([n for n, _ in rows]), detections.boxes[taken], detections.scores[taken], labels)
     return {"images": images, "annotations": annotations, "categories": CATEGORIES}, copies
 
 
@@ -57,9 +57,9 @@ def copied(truth, detections, drawn):
 def test_a_replicate_is_the_evaluation_of_the_drawn_images(world, labels):
     truth, detections = world
     if not labels:
-        detections = Detections(detections.image_ids, detections.boxes, detections.scores)
-    drawn = draws(len(truth["images"]), np.random.default_rng(1), 25)
-    found = resample(truth, detections, CATEGORIES, BOUNDS, drawn)
+        detections = DetectionSet(detections.image_ids, detections.boxes, detections.scores)
+    drawn = bootstrap_indices(len(truth["images"]), np.random.default_rng(1), 25)
+    found = bootstrap_metrics(truth, detections, CATEGORIES, BOUNDS, drawn)
     expected_names = {"AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l"} if labels else {"AR1k", "AR1k_s", "AR1k_m", "AR1k_l"}
     assert set(found) == expected_names | {"AR100", "AR100_s", "AR100_m", "AR100_l"}
     for b, row in enumerate(drawn):
@@ -77,24 +77,24 @@ def test_a_replicate_is_the_evaluation_of_the_drawn_images(world, labels):
 def test_every_image_once_is_the_metric_itself(world):
     truth, detections = world
     drawn = np.random.default_rng(0).permuted(np.arange(12))[None]
-    found = resample(truth, detections, CATEGORIES, BOUNDS, drawn)
+    found = bootstrap_metrics(truth, detections, CATEGORIES, BOUNDS, drawn)
     for name, value in average_precision(truth, detections, CATEGORIES, BOUNDS)[0].items():
         assert found[name][0] == pytest.approx(value, abs=1e-12)
 
 
 def test_the_same_generator_gives_the_same_draws():
-    first, second = (draws(50, np.random.default_rng(9), 7) for _ in range(2))
+    first, second = (bootstrap_indices(50, np.random.default_rng(9), 7) for _ in range(2))
     assert (first == second).all() and first.shape == (7, 50)
-    assert (first != draws(50, np.random.default_rng(10), 7)).any()
-    assert [len(draws(images, np.random.default_rng(0))) for images in (1000, 1001)] == [400, 100]
+    assert (first != bootstrap_indices(50, np.random.default_rng(10), 7)).any()
+    assert [len(bootstrap_indices(images, np.random.default_rng(0))) for images in (1000, 1001)] == [400, 100]
 
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_image_alone(world, labels):
     truth, detections = world
     if not labels:
-        detections = Detections(detections.image_ids, detections.boxes, detections.scores)
-    ids, values = each_image(truth, detections, CATEGORIES)
+        detections = DetectionSet(detections.image_ids, detections.boxes, detections.scores)
+    ids, values = per_image_metrics(truth, detections, CATEGORIES)
     assert ids.tolist() == sorted(image["id"] for image in truth["images"])
     for n, value in enumerate(values):
         again = copied(truth, detections, np.array([n]))

@@ -13,14 +13,16 @@ import pytest
 import torch
 import yaml
 
-from fpn_ablate import evaluate, inputs, pretrain, record, stopping, tasks
-from fpn_ablate import run as running
+from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.config.validation import validate
 from fpn_ablate.data.shapes import dataset
-from fpn_ablate.data.shapes.__main__ import main as export_shapes
-from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.files import clear_leftovers, safe_name, save_text, write_atomically
-from fpn_ablate.metrics import Detections
-from fpn_ablate.validation import validate
+from fpn_ablate.engine import cost, evaluate, inputs, pretrain, procedures
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
+from fpn_ablate.utils import signals
+from fpn_ablate.utils.errors import Diverged, UserError
+from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
 
 TINY = (
     "backbone.weights=none",
@@ -67,7 +69,7 @@ def raising(error):
 def test_a_killed_process_leaves_a_record_that_says_it_had_begun(cell, monkeypatch):
     """Nothing can be written by a process that is gone, so it is written before."""
     seen = []
-    monkeypatch.setattr(running, "_carry_out", lambda run: seen.append(record.read(run.folder)) or {})
+    monkeypatch.setattr(running, "_train_and_evaluate", lambda run: seen.append(record.read(run.folder)) or {})
     running.run(cell("seed=11"))
     assert (seen[0]["status"], seen[0]["row"], seen[0]["metrics"]) == ("running", "fpn", {})
 
@@ -108,7 +110,7 @@ def test_saved_detections_give_the_records_recall_through_pycocotools_alone(fini
     from pycocotools.cocoeval import COCOeval
 
     cfg, outcome, folder = finished
-    detections = Detections.load(folder / "detections.npz")
+    detections = DetectionSet.load(folder / "detections.npz")
     validation = inputs.load_data(cfg)[1]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -135,7 +137,7 @@ def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
 
 def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
     cfg, _, folder = finished
-    monkeypatch.setattr(tasks, "train", training_is_forbidden)
+    monkeypatch.setattr(procedures, "train", training_is_forbidden)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = running.run(cfg)
     assert again == json.loads((folder / "record.json").read_text())
@@ -145,7 +147,7 @@ def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeyp
 
 def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(finished, monkeypatch):
     cfg, _, _ = finished
-    monkeypatch.setattr(tasks, "train", training_is_forbidden)
+    monkeypatch.setattr(procedures, "train", training_is_forbidden)
     running.run(cfg.model_copy(update={"threads": 1}))
     with pytest.raises(AssertionError, match="something was trained"):
         running.run(cfg.model_copy(update={"seed": 5}))
@@ -154,7 +156,7 @@ def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(
 def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(cell, monkeypatch):
     cfg = cell()
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "train", raising(MemoryError("no room")))
+        patch.setattr(procedures, "train", raising(MemoryError("no room")))
         with pytest.raises(MemoryError):
             running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
@@ -169,7 +171,7 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
 
 def test_a_diverged_cell_says_so(cell, monkeypatch):
     cfg = cell()
-    monkeypatch.setattr(tasks, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
+    monkeypatch.setattr(procedures, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
     with pytest.raises(Diverged):
         running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
@@ -202,7 +204,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
     assert (outcome["cost"]["resumed_at"], whole["cost"]["resumed_at"]) == (2, 0)  # its times are of the rest
     a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (file.parent, whole_folder))
     assert all(torch.equal(a[name], b[name]) for name in b)
-    x, y = (Detections.load(folder / "detections.npz") for folder in (file.parent, whole_folder))
+    x, y = (DetectionSet.load(folder / "detections.npz") for folder in (file.parent, whole_folder))
     assert np.array_equal(x.boxes, y.boxes)
     texts = [(folder / "metrics.jsonl").read_text() for folder in (file.parent, whole_folder)]
     assert texts[0] == texts[1]
@@ -383,7 +385,7 @@ def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
 
 def full(free_parts, calls):
     """In place of `train`: a GPU that has room for a batch in `free_parts` parts or more, found out in the second half."""
-    train = tasks.train
+    train = procedures.train
 
     def on_a_small_gpu(model, dataset, cfg, device, steps, checkpoint, report):
         calls.append(cfg.recipe.accumulate)
@@ -400,7 +402,7 @@ def test_a_gpu_without_room_gets_the_same_batches_in_parts_once_and_the_record_s
     wanted = running.run(cell(*four, "recipe.accumulate=2"))
     calls, cfg = [], cell(*four)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "train", full(2, calls))
+        patch.setattr(procedures, "train", full(2, calls))
         outcome = running.run(cfg)
     assert calls == [1, 2] and "again with recipe.accumulate=2" in capsys.readouterr().err
     assert outcome["status"] == "finished" and outcome["config"]["recipe"]["accumulate"] == 1
@@ -423,15 +425,15 @@ def test_a_second_attempt_that_is_killed_goes_on_as_such_and_one_that_has_no_roo
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tasks, "train", full(2, calls))
+        patch.setattr(procedures, "train", full(2, calls))
         patch.setattr(running.Run, "log", interrupt)
         running.run(cfg)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "train", full(2, calls))
+        patch.setattr(procedures, "train", full(2, calls))
         assert running.run(cfg)["retried"]["accumulate"] == 2
     assert calls == [1, 2, 2]
     with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
-        patch.setattr(tasks, "train", full(9, calls))
+        patch.setattr(procedures, "train", full(9, calls))
         running.run(cfg.model_copy(update={"seed": 1}))
     assert calls[3:] == [1, 2]
     (left,) = [found for file in Path(cfg.out).rglob("record.json") if (found := json.loads(file.read_text()))["seed"] == 1]
@@ -452,8 +454,8 @@ def test_a_worker_that_loads_images_and_dies_of_the_same_signal_is_no_failure(ce
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    monkeypatch.setattr(tasks, "train", killed)
-    with pytest.raises(stopping.Stopped), stopping.listening(), stopping.between_steps():
+    monkeypatch.setattr(procedures, "train", killed)
+    with pytest.raises(signals.Stopped), signals.handling_signals(), signals.between_steps():
         running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
     assert json.loads(file.read_text())["status"] == "interrupted"
@@ -464,7 +466,7 @@ def _all(cells, trained):
         trained.put(1)
         return train(*arguments)
 
-    train, tasks.train = tasks.train, counting  # in a fork
+    train, procedures.train = procedures.train, counting  # in a fork
     for cfg in cells:
         running.run(cfg)
 
@@ -473,7 +475,7 @@ def _all(cells, trained):
 def unmeasured():
     """More than half of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "latency_of", lambda *_: 1.0)
+        patch.setattr(cost, "latency_of", lambda *_: 1.0)
         patch.setattr(running, "reset_peak_memory", lambda *_: None)
         yield
 

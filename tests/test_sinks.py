@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fpn_ablate import sinks
-from fpn_ablate.sinks import Console, JsonLines
+from fpn_ablate.tracking import loggers
+from fpn_ablate.tracking.loggers import Console, JsonLines
 
 
 def lines(path):
@@ -81,9 +81,9 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
     cfg = config("recipe.steps=100", "seed=4")
     now = 1000.0
-    monkeypatch.setattr(sinks.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
     monkeypatch.setattr(Console, "spent", [])
-    monkeypatch.setenv(sinks.CELLS, "6")
+    monkeypatch.setenv(loggers.CELLS, "6")
 
     def last():
         return capsys.readouterr().err.splitlines()[-1]

@@ -11,13 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fpn_ablate import inputs, pretrain, record, stopping, sweep
-from fpn_ablate import run as running
 from fpn_ablate.data import loader
 from fpn_ablate.data.shapes import World, load
-from fpn_ablate.model.build import build_detector, initialise
-from fpn_ablate.stopping import Stopped
-from fpn_ablate.train import checkpointed_steps, train
+from fpn_ablate.engine import inputs, pretrain
+from fpn_ablate.engine.train import checkpointed_steps, train
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.init import initialise
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
+from fpn_ablate.sweep.publish import publish
+from fpn_ablate.utils import signals
+from fpn_ablate.utils.signals import Stopped
+from fpn_ablate.utils.workers import ignore_signals
 
 CPU = torch.device("cpu")
 SHORT = (
@@ -34,29 +39,29 @@ def send(number):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_outside_of_steps_a_signal_ends_it_at_once(number, code):
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as caught, stopping.listening():
+    with pytest.raises(Stopped) as caught, signals.handling_signals():
         send(number)
         pytest.fail("went on")
     assert caught.value.code == code
-    assert signal.getsignal(number) == before and not stopping.asked()
+    assert signal.getsignal(number) == before and not signals.pending_signal()
 
 
 def test_a_step_is_ended_before(monkeypatch):
     done = []
-    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+    with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
         for step in range(5):
             if step == 2:
                 send(signal.SIGTERM)
                 send(signal.SIGTERM)  # to the group, and from the parent
             done.append(step)
-            if stopping.asked():
+            if signals.pending_signal():
                 break
     assert done == [0, 1, 2]
 
 
 def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(stopping, "PATIENCE", 0.05)
-    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+    monkeypatch.setattr(signals, "PATIENCE", 0.05)
+    with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
         send(signal.SIGTERM)
         time.sleep(5)
         pytest.fail("waited")
@@ -67,8 +72,8 @@ def test_a_timer_of_somebody_else_is_left_alone():
     old = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with stopping.listening():
-            stopping.hurry_no_more()
+        with signals.handling_signals():
+            signals.cancel_deadline()
         time.sleep(0.1)
         assert rang == [1]
     finally:
@@ -76,17 +81,17 @@ def test_a_timer_of_somebody_else_is_left_alone():
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with pytest.raises(Stopped), stopping.listening(), stopping.between_steps():
+    with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
         send(signal.SIGINT)
         send(signal.SIGINT)
         pytest.fail("waited")
 
 
 def test_no_job_begins_after_a_signal():
-    with pytest.raises(Stopped), stopping.listening():
+    with pytest.raises(Stopped), signals.handling_signals():
         with pytest.raises(Stopped):
             send(signal.SIGTERM)
-        with stopping.job():
+        with signals.running_job():
             pytest.fail("begun")
 
 
@@ -94,16 +99,16 @@ def test_whoever_takes_signals_already_keeps_them():
     seen = []
     old = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
     try:
-        with stopping.listening():
+        with signals.handling_signals():
             send(signal.SIGTERM)
-        assert seen == [1] and not stopping.asked()
+        assert seen == [1] and not signals.pending_signal()
     finally:
         signal.signal(signal.SIGTERM, old)
 
 
 def _sleep_as(leave, begun):
     if leave:
-        stopping.leave_to_parent()
+        ignore_signals()
     begun.set()
     time.sleep(1)
 
@@ -111,7 +116,7 @@ def _sleep_as(leave, begun):
 @pytest.mark.parametrize(("leave", "code"), [(False, -signal.SIGTERM), (True, 0)])
 def test_a_fork_does_not_take_signals_for_its_parents_and_one_that_loads_images_leaves_them_to_it(leave, code):
     context = multiprocessing.get_context("fork")
-    with stopping.listening():
+    with signals.handling_signals():
         begun = context.Event()
         child = context.Process(target=_sleep_as, args=(leave, begun))
         child.start()
@@ -138,7 +143,7 @@ def test_a_training_that_is_asked_to_stop_keeps_the_step_and_goes_on_to_the_same
                 child.terminate()
             send(signal.SIGTERM)
 
-    with pytest.raises(Stopped), stopping.listening():
+    with pytest.raises(Stopped), signals.handling_signals():
         trained(tmp_path / "checkpoint.pt", stop)
     assert checkpointed_steps(tmp_path / "checkpoint.pt") == 4  # asked for in step 3, after it had looked
     whole, again = trained(tmp_path / "whole.pt"), trained(tmp_path / "checkpoint.pt")
@@ -162,7 +167,7 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
             send(signal.SIGTERM)
         return entropy(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped), stopping.listening():
+    with monkeypatch.context() as patch, pytest.raises(Stopped), signals.handling_signals():
         patch.setattr(pretrain.F, "cross_entropy", stop_in_the_third)
         made(tmp_path / "cut")
     (kept,) = (tmp_path / "cut").glob("*-checkpoint.pt")
@@ -174,14 +179,14 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
 
 def once_before(monkeypatch, number):
     """A signal that comes after a loop has looked for one, just before it turns the timer off."""
-    turned_off, sent = stopping.hurry_no_more, []
+    turned_off, sent = signals.cancel_deadline, []
 
     def hurry_no_more():
         if not sent:
             sent.append(send(number))
         turned_off()
 
-    monkeypatch.setattr(stopping, "hurry_no_more", hurry_no_more)
+    monkeypatch.setattr(signals, "cancel_deadline", hurry_no_more)
 
 
 def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(config, tmp_path, monkeypatch):
@@ -189,7 +194,7 @@ def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(confi
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
     model = build_detector(cfg, num_classes=1)
     once_before(monkeypatch, signal.SIGTERM)
-    with pytest.raises(Stopped), stopping.listening():
+    with pytest.raises(Stopped), signals.handling_signals():
         train(model, pictures, cfg, CPU, cfg.steps, tmp_path / "checkpoint.pt")
     assert checkpointed_steps(tmp_path / "checkpoint.pt") == 2
 
@@ -197,17 +202,17 @@ def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(confi
 def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(config, tmp_path, monkeypatch):
     cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
     once_before(monkeypatch, signal.SIGTERM)
-    with pytest.raises(Stopped), stopping.listening():
+    with pytest.raises(Stopped), signals.handling_signals():
         pretrain.ensure(cfg, inputs.world(cfg), tmp_path, CPU, say=lambda line: None)
     (kept,) = tmp_path.glob("*-checkpoint.pt")
     assert checkpointed_steps(kept) == 1
 
 
 def test_after_ctrl_c_nothing_cuts_the_tables():
-    with stopping.listening():
+    with signals.handling_signals():
         with pytest.raises(Stopped):
             send(signal.SIGINT)
-        sweep.publish([])
+        publish.publish([])
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
@@ -280,9 +285,9 @@ def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_p
 
     write = record.write
     monkeypatch.setattr(record, "write", interrupted)
-    monkeypatch.setattr(running, "_carry_out", carry_out)
-    with pytest.raises(Stopped), stopping.listening(), stopping.meant():
-        running._recorded(Row(folder=tmp_path, sinks=[], cfg=SimpleNamespace(row="fpn", seed=0)))
+    monkeypatch.setattr(running, "_train_and_evaluate", carry_out)
+    with pytest.raises(Stopped), signals.handling_signals(), signals.reraise_as_stopped():
+        running._run_and_record(Row(folder=tmp_path, sinks=[], cfg=SimpleNamespace(row="fpn", seed=0)))
     assert record.read(tmp_path)["status"] == status
 
 
@@ -304,8 +309,8 @@ def test_a_drill_signals_a_whole_sweep_and_sees_one_that_goes_on(script, tmp_pat
 
 @pytest.mark.parametrize("error", [ImportError, SystemExit])
 def test_an_error_that_comes_of_a_signal_is_none(error):
-    with pytest.raises(Stopped), stopping.listening(), stopping.meant(), stopping.between_steps():
+    with pytest.raises(Stopped), signals.handling_signals(), signals.reraise_as_stopped(), signals.between_steps():
         send(signal.SIGTERM)
         raise error("numpy failed to import")
-    with pytest.raises(error), stopping.listening(), stopping.meant():
+    with pytest.raises(error), signals.handling_signals(), signals.reraise_as_stopped():
         raise error("of its own")

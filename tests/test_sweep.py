@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

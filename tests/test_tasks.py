@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate import run as running
-from fpn_ablate import tasks
-from fpn_ablate.errors import Diverged, UserError
-from fpn_ablate.metrics import Detections
-from fpn_ablate.proposals import FILE
+from fpn_ablate.engine import cost, procedures
+from fpn_ablate.engine.fixed_proposals import FILE
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import lookup
+from fpn_ablate.utils.errors import Diverged, UserError
 
 TINY = (
     "backbone.weights=none",
@@ -36,7 +37,7 @@ JOINT, FOUR_STEP = ("task=faster_rcnn", "task.training=joint"), ("task=faster_rc
 @pytest.fixture(autouse=True)
 def no_measurements(monkeypatch):
     """More than half of a tiny run's time, and tested elsewhere: 35 forward passes, a walk through the process's memory."""
-    monkeypatch.setattr(running, "latency_of", lambda *_: 1.0)
+    monkeypatch.setattr(cost, "latency_of", lambda *_: 1.0)
     monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
 
 
@@ -64,7 +65,7 @@ def equal(a, b):
 
 
 def same_detections(a, b):
-    x, y = (Detections.load(folder / "detections.npz") for folder in (a, b))
+    x, y = (DetectionSet.load(folder / "detections.npz") for folder in (a, b))
     return all(np.array_equal(getattr(x, f.name), getattr(y, f.name)) for f in dataclasses.fields(x))
 
 
@@ -77,13 +78,13 @@ def runs(cfg, table="*"):
 @pytest.fixture
 def trainings(monkeypatch):
     """Counts the networks that are trained."""
-    counted, train = [], tasks.train
+    counted, train = [], procedures.train
 
     def spy(model, *rest):
         counted.append((model.rpn is not None, model.roi is not None))
         return train(model, *rest)
 
-    monkeypatch.setattr(tasks, "train", spy)
+    monkeypatch.setattr(procedures, "train", spy)
     return counted
 
 
@@ -95,7 +96,7 @@ def test_every_task_gives_detections_and_their_figures(cell, task, row):
     assert outcome["status"] == "finished"
     wanted = {"AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR100", "AR100_s", "AR100_m", "AR100_l"}
     assert set(outcome["metrics"]) == wanted
-    found = Detections.load(folder_of(cfg, outcome) / "detections.npz")
+    found = DetectionSet.load(folder_of(cfg, outcome) / "detections.npz")
     assert len(found.boxes) and set(found.labels) <= set(range(1, len(outcome["per_class"]) + 1))
     assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
 
@@ -125,7 +126,7 @@ def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
     outcome = running.run(cell(FAST, "ablation=c4"))
     assert outcome["proposals"]["fingerprint"] == first["fingerprint"]
     assert trainings == [(True, False), (False, True)]
-    assert not runs(cell(), tasks.SOURCES)
+    assert not runs(cell(), procedures.SOURCES)
     assert outcome["built_on"] == [[first["fingerprint"], first["cost"]["train_s"]]]
 
 
@@ -142,7 +143,7 @@ def together(cells):
 def test_jobs_that_start_together_make_the_source_once(cell):
     cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
     together(cells)
-    (source,) = runs(cells[0], tasks.SOURCES)
+    (source,) = runs(cells[0], procedures.SOURCES)
     (dump,) = Path(cells[0].out).rglob(FILE)
     made = [record["proposals"]["fingerprint"] for record in runs(cells[0]) if record["task"] == "fast_rcnn"]
     assert made == [source["fingerprint"]] * 2
@@ -189,12 +190,12 @@ def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_pat
     running.run(cell(FAST, "ablation=c4"))
     (dump,) = Path(cell().out).rglob(FILE)
     with np.load(dump) as kept:
-        assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), tasks.SOURCES)}
+        assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), procedures.SOURCES)}
         assert str(kept["row"]) == "fpn"
     taken = dump.rename(tmp_path / "taken.npz")
     given = f"task.proposals.file='{taken}'"
     outcome = running.run(cell(FAST, "ablation=c4", given, "seed=7"))  # no RPN is trained: it comes from the file
-    assert len(runs(cell(), tasks.SOURCES)) == 1
+    assert len(runs(cell(), procedures.SOURCES)) == 1
     assert outcome["proposals"]["row"] == "fpn"
     with pytest.raises(UserError, match=r"taken\.npz.*other train data"):
         running.run(cell(FAST, "ablation=c4", given, "data.seed=1"))
@@ -236,17 +237,17 @@ def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, t
 
 def test_a_row_is_not_charged_with_what_it_builds_on(cell, monkeypatch):
     """Nor is its progress logged before that is there."""
-    events, train, opened = [], tasks.train, running.Run.open_sinks
+    events, train, opened = [], procedures.train, running.Run.open_sinks
 
     def spy(model, *rest):
         events.append("train rpn" if model.rpn else "train roi")
         return train(model, *rest)
 
-    monkeypatch.setattr(tasks, "train", spy)
+    monkeypatch.setattr(procedures, "train", spy)
     monkeypatch.setattr(running, "reset_peak_memory", lambda device: events.append("reset"))
     monkeypatch.setattr(running.Run, "open_sinks", lambda self: (events.append(f"open {self.cfg.task.name}"), opened(self)))
-    of = tasks.FixedProposals.of
-    monkeypatch.setattr(tasks.FixedProposals, "of", lambda *args: (events.append("propose"), of(*args))[1])
+    of = procedures.FixedProposals.of
+    monkeypatch.setattr(procedures.FixedProposals, "of", lambda *args: (events.append("propose"), of(*args))[1])
     running.run(cell(FAST, "ablation=c4"))
     assert events == ["open rpn", "reset", "train rpn", "open fast_rcnn", "propose", "reset", "train roi"]
 
@@ -255,7 +256,7 @@ def test_a_source_that_diverges_is_named(cell, monkeypatch):
     def diverge(*_):
         raise Diverged("diverged at step 1: rpn_box is nan")
 
-    monkeypatch.setattr(tasks, "train", diverge)
+    monkeypatch.setattr(procedures, "train", diverge)
     cfg = cell(FAST, "ablation=c4")
     with pytest.raises(Diverged, match=r"what it builds on, row fpn in .*sources.*, diverged at step 1"):
         running.run(cfg)
@@ -265,7 +266,7 @@ def test_a_source_that_diverges_is_named(cell, monkeypatch):
 def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
     cfg = cell(FAST, "ablation=c4")
     first = running.run(cfg)
-    (source,) = (path.parent for path in Path(cfg.out).rglob(f"{tasks.SOURCES}/**/model.pt"))
+    (source,) = (path.parent for path in Path(cfg.out).rglob(f"{procedures.SOURCES}/**/model.pt"))
     (source / "model.pt").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"model\.pt: cannot be read .*; remove its folder"):
         running.run(cell(FAST, "ablation=bottom_up"))
@@ -280,8 +281,8 @@ def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
 
 def test_a_source_that_another_sweep_ends_just_now_is_not_made_again(cell, trainings, monkeypatch):
     first = running.run(cell(FAST, "ablation=c4"))
-    find = running.find
-    monkeypatch.setattr(running, "find", lambda *cell: monkeypatch.setattr(running, "find", find))  # not yet there
+    find = lookup.find_run
+    monkeypatch.setattr(lookup, "find_run", lambda *cell: monkeypatch.setattr(lookup, "find_run", find))  # not yet there
     again = running.run(cell(FAST, "ablation=bottom_up"))
     assert again["proposals"] == first["proposals"]
     assert [rpn for rpn, _ in trainings] == [True, False, False]
@@ -289,7 +290,7 @@ def test_a_source_that_another_sweep_ends_just_now_is_not_made_again(cell, train
 
 def test_the_source_is_called_after_its_neck(cell):
     def source(*overrides):
-        return tasks.sources(cell(FAST, *overrides))["rpn"].row
+        return procedures.sources(cell(FAST, *overrides))["rpn"].row
 
     assert source() == "fpn"
     assert source("task.proposals.neck.top_down=false") == "bottom_up"
@@ -330,9 +331,9 @@ def test_four_steps_share_the_trunk_of_the_second(cell):
         ours, theirs = weights(shared, part), weights(second, part)
         assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not equal(weights(shared, "roi."), weights(second, "roi."))  # trained again
-    rpn, fast = sorted(runs(cfg, tasks.SOURCES), key=lambda record: record["task"] != "rpn")
+    rpn, fast = sorted(runs(cfg, procedures.SOURCES), key=lambda record: record["task"] != "rpn")
     assert rpn["task"] == "rpn" and fast["fingerprint"] == json.loads((second / "record.json").read_text())["fingerprint"]
-    (first,) = Path(cfg.out, "runs").glob(f"{tasks.SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
+    (first,) = Path(cfg.out, "runs").glob(f"{procedures.SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
     assert not equal(weights(shared, "rpn."), weights(first, "rpn."))
 
 

@@ -5,15 +5,16 @@ import hashlib
 import pytest
 import torch
 
-from fpn_ablate import train as training
 from fpn_ablate.data.loader import training_batches
-from fpn_ablate.data.sample import Batch
 from fpn_ablate.data.shapes import World, load
-from fpn_ablate.errors import Diverged
-from fpn_ablate.model import roi, rpn
-from fpn_ablate.model.build import build_detector, initialise
-from fpn_ablate.seeding import key, numpy_generator, torch_generator
-from fpn_ablate.train import autocast, train
+from fpn_ablate.engine import train as training
+from fpn_ablate.engine.train import autocast, train
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.heads import roi, rpn
+from fpn_ablate.model.init import initialise
+from fpn_ablate.structures.batch import Batch
+from fpn_ablate.utils.errors import Diverged
+from fpn_ablate.utils.seeding import key, numpy_generator, torch_generator
 
 CPU = torch.device("cpu")
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
@@ -144,7 +145,7 @@ def test_the_model_is_given_all_of_a_batch_crowds_included():
         valid=flags[..., 0],
         crowd=~flags[..., 0],
     )
-    given = training.targets(batch)
+    given = training.batch_targets(batch)
     assert all(getattr(given, name) is getattr(batch, name) for name in ("boxes", "labels", "valid", "crowd", "sizes"))
 
 

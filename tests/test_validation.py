@@ -2,9 +2,9 @@
 
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.schema import Config
-from fpn_ablate.validation import FORMER, kept, keys, unknown_key, validate
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.validation import FORMER, keys, load_saved_config, unknown_key, validate
+from fpn_ablate.utils.errors import UserError
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_wrong_key_or_value_is_named_and_the_allowed_listed(values, key, value
 
 @pytest.mark.parametrize("spoilt", [[], None, {"head": []}, {"recipe": {"optimizer": 5}}, {5: 6}])
 def test_what_is_no_configuration_at_all_is_refused(values, spoilt):
-    for read in (validate, kept):
+    for read in (validate, load_saved_config):
         with pytest.raises(UserError):
             read(values | spoilt if isinstance(spoilt, dict) else spoilt)
 
@@ -155,4 +155,4 @@ def test_what_a_run_of_an_earlier_version_kept_is_still_read(config):
         for group in groups:
             inner = inner[group]
         del inner[last]
-    assert kept(values) == cfg
+    assert load_saved_config(values) == cfg

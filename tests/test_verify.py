@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.__main__ import fill_verify_blocks, main
-from fpn_ablate.errors import UserError
+from fpn_ablate.cli.run import main
+from fpn_ablate.cli.verify import fill, fill_verify_blocks, markdown
 from fpn_ablate.model import anchors
-from fpn_ablate.model.build import build_detector, initialise
-from fpn_ablate.verify import CLASSES, ROIS, RowFacts, cost_by_part, fill, markdown, row_facts
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.init import initialise
+from fpn_ablate.model.summary import CLASSES, ROIS, RowFacts, cost_by_part, row_facts
+from fpn_ablate.utils.errors import UserError
 
 SIZE = (72, 104)
 FACTS = RowFacts("{Pk}", 9, True, True, ["c2"], "2fc", "RPN {Pk}", 1_500_000, 1, 20.0, 10.0, 5.0, 0.0, 5.0)

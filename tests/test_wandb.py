@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fpn_ablate import identity, sinks, wandb_copy, wandb_sink
-from fpn_ablate import run as running
-from fpn_ablate.validation import validate
-from fpn_ablate.wandb_copy import names, new_lines, run_id
-from fpn_ablate.wandb_sink import Wandb, wandb_sinks
+from fpn_ablate.cli import replay
+from fpn_ablate.config.validation import validate
+from fpn_ablate.runs import identity
+from fpn_ablate.runs import run as running
+from fpn_ablate.tracking import wandb_client, wandb_process
+from fpn_ablate.tracking.wandb_client import Wandb, wandb_loggers
+from fpn_ablate.tracking.wandb_process import names, new_lines, run_id
 
 KNOWN = {
     "fingerprint": "0123456789abcdef",
@@ -44,7 +46,7 @@ def switched_on(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(Wandb, "patience", 60.0)  # what is tested is how a copy ends
-    wandb_sink.say_once.cache_clear()
+    wandb_client.say_once.cache_clear()
 
 
 def append(folder, *lines):
@@ -129,29 +131,29 @@ def test_a_replayed_run_is_copied_once(tmp_path, capsys):
     """`replay` twice, and again when `wandb sync` has sent it; a run that is not finished is left out."""
     folder = run_folder(tmp_path / "deep" / "run")
     run_folder(tmp_path / "diverged", status="diverged")
-    assert sinks.main(["replay", str(tmp_path)]) == 0
+    assert replay.main(["replay", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     (place,) = folder.glob("wandb/offline-run-*")
     assert f"{folder}: offline copy; to send it: wandb sync {place}\n" in told
     assert "not finished (diverged), left out" in told and not (tmp_path / "diverged" / "wandb").exists()
     assert [line["_step"] for line in history(inspected(folder))] == [1, 2]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert sinks.main(["replay", str(folder), str(folder)]) == 0
+    assert replay.main(["replay", str(folder), str(folder)]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     (place / f"run-{run_id(KNOWN)}.wandb.synced").touch()
-    assert sinks.main(["replay", "--online", str(folder)]) == 0
+    assert replay.main(["replay", "--online", str(folder)]) == 0
     assert f"on wandb as {run_id(KNOWN)}" in capsys.readouterr().out
-    assert sinks.main(["replay", str(tmp_path / "nowhere")]) == 2
+    assert replay.main(["replay", str(tmp_path / "nowhere")]) == 2
 
 
 @pytest.mark.slow
 def test_a_replay_without_an_account_or_again_leaves_one_copy(tmp_path, capsys):
     folder = run_folder(tmp_path / "run")
-    assert sinks.main(["replay", "--online", str(folder)]) == 2
+    assert replay.main(["replay", "--online", str(folder)]) == 2
     assert "API key" in capsys.readouterr().err
     (first,) = folder.glob("wandb/offline-run-*")
     time.sleep(1)  # the folder's name has seconds
-    assert sinks.main(["replay", "--again", str(folder)]) == 0
+    assert replay.main(["replay", "--again", str(folder)]) == 0
     (second,) = folder.glob("wandb/offline-run-*")
     assert first != second and len(history(inspected(folder))) == 2
 
@@ -182,7 +184,7 @@ def test_online_it_goes_on_under_its_id_and_else_is_offline(monkeypatch, tmp_pat
     for fault, mode in ((None, "online"), (ConnectionError("no\nnetwork"), "offline")):
         wandb = FakeWandb(fault)
         monkeypatch.setitem(sys.modules, "wandb", wandb)
-        assert wandb_copy.open_run(KNOWN, tmp_path, "online") == (wandb, mode)
+        assert wandb_process.open_run(KNOWN, tmp_path, "online") == (wandb, mode)
         assert wandb.calls[0] == ("online", "allow", run_id(KNOWN))
         assert wandb.calls[1:] == (["teardown", ("offline", None, run_id(KNOWN))] if fault else [])
         assert sent.exists() and not unsent.exists()
@@ -191,9 +193,9 @@ def test_online_it_goes_on_under_its_id_and_else_is_offline(monkeypatch, tmp_pat
 
 def test_what_is_not_done_in_time_is_killed(monkeypatch, capsys):
     killed = []
-    monkeypatch.setattr(wandb_copy, "LIMIT", 0.01)
+    monkeypatch.setattr(wandb_process, "LIMIT", 0.01)
     monkeypatch.setattr(os, "killpg", lambda *given: killed.append(given))
-    end = wandb_copy.End(io.BytesIO(b"over\n"))
+    end = wandb_process.End(io.BytesIO(b"over\n"))
     end.run()
     assert end.come.is_set() and not end.killed
     assert killed == [(os.getpgrp(), signal.SIGKILL)]
@@ -209,9 +211,9 @@ def test_a_copy_that_wandb_has_in_part_goes_on_behind_it(tmp_path):
             self.sent.append((step, values))
 
     append(tmp_path, {"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 1, "a": 3}, {"step": 3, "a": 4})
-    end = wandb_copy.End(None)
+    end = wandb_process.End(None)
     end.come.set()
-    assert wandb_copy.follow(Run(), tmp_path / "metrics.jsonl", end) == 3
+    assert wandb_process.follow(Run(), tmp_path / "metrics.jsonl", end) == 3
     assert Run.sent == [(2, {"a": 2}), (3, {"a": 4})]
 
 
@@ -239,7 +241,10 @@ def test_a_cell_has_an_id_of_its_own_in_each_table():
 
 
 def test_the_mode_does_not_make_another_cell(config):
-    facts = [identity.facts(config(f"log.wandb={mode}"), "d", "w", "cpu", True) for mode in ("disabled", "offline", "online")]
+    facts = [
+        identity.fingerprint_inputs(config(f"log.wandb={mode}"), "d", "w", "cpu", True)
+        for mode in ("disabled", "offline", "online")
+    ]
     assert len({identity.fingerprint(f) for f in facts}) == 1
     assert config().log.wandb == "offline"
     assert config("log=wandb").log.wandb == "online"
@@ -249,13 +254,13 @@ def test_the_mode_does_not_make_another_cell(config):
 
 def test_it_can_be_switched_off(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", None)
-    assert wandb_sinks(KNOWN, tmp_path, "disabled") == []
+    assert wandb_loggers(KNOWN, tmp_path, "disabled") == []
     with monkeypatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        assert wandb_sinks(KNOWN, tmp_path, "online") == []
+        assert wandb_loggers(KNOWN, tmp_path, "online") == []
     assert capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert wandb_sinks(KNOWN, tmp_path, "offline") == wandb_sinks(KNOWN, tmp_path, "offline") == []
+    assert wandb_loggers(KNOWN, tmp_path, "offline") == wandb_loggers(KNOWN, tmp_path, "offline") == []
     assert capsys.readouterr().err == "no copy for wandb: it is not installed (pip install wandb, or log.wandb=disabled)\n"
 
 

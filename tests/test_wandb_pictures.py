@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fpn_ablate.files import DETECTIONS, PICTURES, TRUTH
-from fpn_ablate.wandb_pictures import BEST, drawn
+from fpn_ablate.tracking.wandb_media import BEST, drawn
+from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 
 @pytest.fixture

@@ -8,17 +8,19 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fpn_ablate.data import doctor
-from fpn_ablate.data.annotations import Annotations
-from fpn_ablate.data.findings import BOX, BROKEN, Finding
-from fpn_ablate.data.images import read_rgb
-from fpn_ablate.data.sample import Sample
-from fpn_ablate.errors import UserError
+from fpn_ablate.config.schema import Coco, Config
+from fpn_ablate.data.checks import examine
+from fpn_ablate.data.checks.annotations import Annotations
+from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+from fpn_ablate.data.checks.images import read_rgb
+from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class CocoDataset:
     ) -> None:
         if invalid not in ("error", "clip", "drop"):
             raise UserError(f"invalid={invalid!r} is not known. Fix: one of 'error', 'clip', 'drop'")
-        report = doctor.examine(annotations, images)
+        report = examine.examine(annotations, images)
         refused = report.at(BROKEN, BOX) if invalid == "error" else report.at(BROKEN)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
@@ -168,22 +170,22 @@ def unfit(cfg: Any, train: Annotations, val: Annotations) -> str | None:
     return None
 
 
-def _refusal(name: str, report: doctor.Report, refused: list[Finding]) -> str:
-    again = f"python -m fpn_ablate.data.doctor {report.annotations_file} {report.image_folder} --limit 0"
+def _refusal(name: str, report: examine.Report, refused: list[Finding]) -> str:
+    again = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0"
     count = sum(finding.count for finding in refused)
     head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
-    return f"{head}: {doctor.summary(refused, 10)}\nThe whole list: {again}"
+    return f"{head}: {examine.summary(refused, 10)}\nThe whole list: {again}"
 
 
 def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, int]]:
     """The table in the order of images, its bad boxes clipped or dropped, and how many of each."""
-    kinds = doctor.box_kinds(table)
+    kinds = examine.box_kinds(table)
     boxes, areas = table.boxes, table.areas
     drop = kinds["box-empty"] | kinds["box-outside"]
     clip = np.zeros_like(drop)
     if invalid == "clip":
-        cut = doctor.clipped(table)
-        clip = kinds["box-outside"] & ~doctor.is_empty(cut)
+        cut = examine.clipped(table)
+        clip = kinds["box-outside"] & ~examine.is_empty(cut)
         boxes = np.where(clip[:, None], cut, boxes)
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
@@ -202,3 +204,13 @@ def _digest(table: Annotations, file_bytes: np.ndarray | None, settings: dict[st
     for array in (*arrays, table.areas, table.crowd):
         sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
     return sha.hexdigest()
+
+
+def files_of_sets(cfg: Config, training: Any, validation: Any) -> Iterator[Path | str]:
+    """The annotation files of COCO-format splits that a cell reads, and the folders of their pictures."""
+    if isinstance(cfg.data, Coco):
+        root = Path(cfg.data.root).expanduser()
+        splits = {"train": training} if cfg.mode == "train" else {}
+        for name, dataset in (splits | {"val": validation}).items():
+            yield root / getattr(cfg.data, name).annotations
+            yield from dataset.folders

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.sample import Batch, DetectionDataset
 from fpn_ablate.data.transforms import collate, prepare
-from fpn_ablate.errors import UserError
-from fpn_ablate.seeding import numpy_generator
-from fpn_ablate.stopping import ended_soon, leave_to_parent
+from fpn_ablate.structures.batch import Batch, DetectionDataset
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.seeding import numpy_generator
+from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
 
 Draw = tuple[int, bool]  # (index of an image, flip it?)
-
 # Steps whose images are sorted by aspect ratio. At COCO's sizes, 800 px and 16 images a batch, padding adds 79 % without, 9 %
 # with 8, 6 % with 16 and 3 % with 64; but the longer the window, the less the images of a step are drawn at random.
 WINDOW = 16
@@ -27,7 +26,7 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, "order", epoch).permutation(size)
 
 
-def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[Draw]:
+def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[Draw]:
     """The images of training step `step` (from 0): one permutation of the set an epoch, a fair coin for each flip."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     coins = numpy_generator(seed, "flip", step).random(batch_size) < 0.5
@@ -37,7 +36,7 @@ def draws(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepSampler:
     """The draws of `steps`, `parts` lists of equal length a step; each list is collated on its own.
 
     With `aspects` (N,), width / height of each image of the set, a step holds images of like shape, so that little of a batch
@@ -75,7 +74,7 @@ class Draws:
                 yield from self._cut(batches[step % length])
 
     def _of(self, step: int) -> list[Draw]:
-        return draws(self.size, self.batch_size, self.seed, self.flip, step)
+        return step_indices(self.size, self.batch_size, self.seed, self.flip, step)
 
     def _cut(self, drawn: list[Draw]) -> list[list[Draw]]:
         length = self.batch_size // self.parts
@@ -92,11 +91,11 @@ class Draws:
         return [batches[n] for n in numpy_generator(self.seed, "bucket", window).permutation(length)]
 
 
-class _Told:
+class _CleanErrors:
     """The batches of a loader, whose workers' own messages come without the traceback that torch puts before them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = ended_soon(iter(batches))
+        self.batches = kill_slow_workers(iter(batches))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -125,7 +124,7 @@ class _Prepared(Dataset):
 def _loader(
     dataset: DetectionDataset, batches: Iterable[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
 ) -> Iterator[Batch]:
-    return _Told(
+    return _CleanErrors(
         DataLoader(
             _Prepared(dataset, short_side, max_side, antialias),
             batch_sampler=batches,
@@ -134,7 +133,7 @@ def _loader(
             pin_memory=torch.cuda.is_available(),
             # The loader seeds its workers from the global generator unless it is given one of its own.
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=ignore_signals,
         )
     )
 
@@ -158,7 +157,7 @@ def training_batches(
     group_by_aspect: images of like shape come together, see `Draws`.
     """
     aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
-    batches = Draws(len(dataset), batch_size, steps, seed, flip, parts, aspects)
+    batches = StepSampler(len(dataset), batch_size, steps, seed, flip, parts, aspects)
     return _loader(dataset, batches, short_side, max_side, workers, antialias)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.data.sample import DetectionDataset, Sample
-from fpn_ablate.errors import UserError
+from fpn_ablate.structures.batch import DetectionDataset, Sample
+from fpn_ablate.utils.errors import UserError
 
 
 class WithProposals(DetectionDataset):

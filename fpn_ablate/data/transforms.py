@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from fpn_ablate.data.sample import Batch, Sample
+from fpn_ablate.structures.batch import Batch, Sample
 
 
 @dataclass(frozen=True)

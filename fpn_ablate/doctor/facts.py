@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.data.annotations import Annotations
+from fpn_ablate.data.checks.annotations import Annotations
+from fpn_ablate.data.checks.examine import clipped
+from fpn_ablate.data.checks.images import locate
 from fpn_ablate.data.coco import CocoDataset
-from fpn_ablate.data.doctor import clipped
-from fpn_ablate.data.images import locate
 from fpn_ablate.doctor.splits import Split
-from fpn_ablate.metrics import AREAS
+from fpn_ablate.evaluation.coco import AREAS
 
 QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 DETECTIONS = 100  # an image: AR100 and AP see no more

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpn_ablate.config.schema import Config
 from fpn_ablate.data.transforms import resized_size
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector, rpn_settings
-from fpn_ablate.schema import Config
 
 AT_ONCE = 1 << 16  # objects: 15 anchors of each are some tens of megabytes
 PADDING = 32  # data.transforms.collate: images are padded to a multiple of it
-
 # (stride, side lengths of its anchors) of each level, and the ratios: rows that have these in common have their anchors so.
 Anchors = tuple[tuple[tuple[int, tuple[float, ...]], ...], tuple[float, ...]]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fpn_ablate.config.schema import Coco, Config
 from fpn_ablate.data import coco
-from fpn_ablate.data.annotations import Annotations
-from fpn_ablate.data.doctor import Report, examine
-from fpn_ablate.data.findings import BOX, BROKEN, Finding
-from fpn_ablate.data.sample import DetectionDataset
-from fpn_ablate.inputs import load_data
-from fpn_ablate.schema import Coco, Config
+from fpn_ablate.data.checks.annotations import Annotations
+from fpn_ablate.data.checks.examine import Report, examine
+from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+from fpn_ablate.engine.inputs import load_data
+from fpn_ablate.structures.batch import DetectionDataset
 
 
 @dataclass(frozen=True)

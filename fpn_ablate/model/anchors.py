@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fpn_ablate.model.levels import Level
+from fpn_ablate.structures.levels import Level
 
 
 def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[list[float]]:

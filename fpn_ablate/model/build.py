@@ -1,28 +1,26 @@
 """From a validated configuration to modules with their initial weights."""
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from fpn_ablate.errors import UserError, first_line
-from fpn_ablate.model.backbone import BACKBONES, Backbone, fold_batch_norm, freeze_batch_norm, stride_to_1x1
-from fpn_ablate.model.detector import Detector
-from fpn_ablate.model.layers import quicken
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.neck import FPN, Deconvolution, SingleLevel
-from fpn_ablate.model.pool import RoIPooler
-from fpn_ablate.model.roi import Conv5, RoIHeads, RoISettings, TwoFC
-from fpn_ablate.model.rpn import RPN, RPNSettings
-from fpn_ablate.model.timm_backbone import timm_backbone, timm_weights
-from fpn_ablate.schema import AnyBackbone, Config, FPNNeck, TimmBackbone
-from fpn_ablate.seeding import torch_generator
-from fpn_ablate.weights.files import Stored, read
-from fpn_ablate.weights.layout import shapes_of
-from fpn_ablate.weights.loading import backbone_of
+from fpn_ablate.config.schema import AnyBackbone, Config, FPNNeck, TimmBackbone
+from fpn_ablate.model.backbones.base import Backbone
+from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.backbones.timm import timm_backbone
+from fpn_ablate.model.backbones.torchvision import stride_to_1x1
+from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads.box_head import Conv5, TwoFC
+from fpn_ablate.model.heads.roi import RoIHeads, RoISettings
+from fpn_ablate.model.heads.roi_pooler import RoIPooler
+from fpn_ablate.model.heads.rpn import RPN, RPNSettings
+from fpn_ablate.model.necks.fpn import FPN
+from fpn_ablate.model.necks.single_level import SingleLevel
+from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
+from fpn_ablate.model.optimise import optimise
+from fpn_ablate.structures.levels import Level
+from fpn_ablate.utils.errors import UserError
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
 PAPER_SHORT_SIDE = 800
@@ -113,85 +111,4 @@ def build_detector(
     behind = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None
     roi = build_roi(cfg, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
-    return quicken(Detector(backbone, neck, rpn, roi))
-
-
-def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter from a generator of its own, keyed by its name: rows share what they share by name and shape.
-
-    Detectron's defaults (not in the paper): Xavier with bias 0 in the neck and the fully connected layers, Gaussian 0.01 in the
-    RPN and for class scores, 0.001 for the box deltas of the second stage; He in a backbone, to which conv5 as a head belongs.
-    """
-    for owner, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full = f"{owner}.{name}"
-            generator = torch_generator(seed, "init", full)
-            if parameter.dim() < 2:  # a bias, or the scale of a norm or of a layer
-                nn.init.constant_(parameter, float(not name.endswith("bias")))
-            elif full.startswith("rpn."):
-                nn.init.normal_(parameter, std=0.01, generator=generator)
-            elif full.startswith("roi.predictor."):
-                nn.init.normal_(parameter, std=0.001 if "deltas" in full else 0.01, generator=generator)
-            elif full.startswith(("backbone.", "roi.box_head.stage.")) and isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
-            elif isinstance(module, Deconvolution):
-                # Each output pixel of a 4x4 stride-2 kernel sees 4 of its 16 taps.
-                bound = (6 / (4 * (module.in_channels + module.out_channels))) ** 0.5
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-            else:
-                nn.init.xavier_uniform_(parameter, generator=generator)
-
-
-def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] | None:
-    """The state dict that the backbone starts from, in our names; None: random. `pretrained` belongs to weights=pretrain."""
-    source = cfg.backbone.weights
-    if source == "none":
-        return None
-    if source == "pretrain":
-        assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
-        return torch.load(pretrained, weights_only=True, map_location="cpu")
-    if source != "imagenet":
-        return _from_file(cfg, Path(source))
-    if isinstance(cfg.backbone, TimmBackbone):
-        return timm_backbone(cfg.backbone.model, pretrained=True).state_dict()
-    try:
-        state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
-    except (OSError, RuntimeError) as error:  # no network, or a file that was damaged on the way
-        raise UserError(
-            f"backbone.weights=imagenet: torchvision's weights of {cfg.backbone.name} cannot be had ({first_line(error)}). "
-            "They are downloaded once; without a network give backbone.weights=FILE with a state dict of torchvision's"
-        ) from None
-    return backbone_of(Stored(Path(source), state), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
-
-
-def _from_file(cfg: Config, path: Path) -> dict[str, Tensor]:
-    try:
-        if not path.exists():
-            raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
-        if isinstance(cfg.backbone, TimmBackbone):
-            return timm_weights(cfg.backbone.model, path, read(path).tensors)
-        wanted = shapes_of(build_backbone(cfg.backbone).state_dict())
-        return backbone_of(read(path), cfg.backbone.name, wanted, cfg.backbone.stride_in_1x1)
-    except UserError as error:
-        raise UserError(f"backbone.weights={error}") from None
-
-
-def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
-    """Fill the backbone, and conv5 where it is the head; frozen BN has no batch counter, everything else must be there."""
-    _fill(detector.backbone, state)
-    if detector.roi and isinstance(detector.roi.box_head, Conv5):
-        prefix = "stages.c5."
-        _fill(detector.roi.box_head.stage, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
-    own = module.state_dict()
-    module.load_state_dict({k: v for k, v in state.items() if k in own})
-
-
-def digest(state: dict[str, Tensor] | None) -> str:
-    """sha256 over names and values: which weights a run started from."""
-    sha = hashlib.sha256()
-    for name, value in sorted((state or {}).items()):
-        sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    return optimise(Detector(backbone, neck, rpn, roi))

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.files import save_text, write_atomically
-from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import figures, live, plots, records, tables
-from fpn_ablate.report.collate import Key, Table, collate
+from fpn_ablate.report.collate import records
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.table import Key, Table
+from fpn_ablate.report.formats import figures, plots, tables
+from fpn_ablate.report.html import live
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text, write_atomically
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 MARKER = re.compile(r"(?P<open><!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(?P<close><!-- /table -->)", re.DOTALL)
 OPENING = re.compile(r"<!-- table: (\S+) -->")
-
 Source = str | Path | Iterable[str | Path] | pd.DataFrame
 
 

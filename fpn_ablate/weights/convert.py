@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.model.detector import STD
+from fpn_ablate.model.detectors.two_stage import STD
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
 from fpn_ablate.weights.names import CAFFE2, CONV5, DETECTRON2, OUR_BACKBONE, OURS, STAGE, TORCHVISION

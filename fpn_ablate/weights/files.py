@@ -17,8 +17,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from fpn_ablate.errors import UserError, first_line
-from fpn_ablate.files import MODEL, RECORD, UNREADABLE, write_atomically
+from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.files import UNREADABLE, write_atomically
+from fpn_ablate.utils.paths import MODEL, RECORD
 from fpn_ablate.weights import unpickle
 
 VERSION = "1"  # of our safetensors: raised when names or shapes change their meaning

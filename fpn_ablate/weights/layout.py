@@ -6,10 +6,11 @@ from functools import cache
 import torch
 from torch import Size, Tensor, nn
 
-from fpn_ablate.model.backbone import BACKBONES, STAGES, Backbone
-from fpn_ablate.model.neck import FPN
-from fpn_ablate.model.roi import Predictor, TwoFC
-from fpn_ablate.model.rpn import RPNHead
+from fpn_ablate.model.backbones.base import STAGES, Backbone
+from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.heads.box_head import Predictor, TwoFC
+from fpn_ablate.model.heads.rpn import RPNHead
+from fpn_ablate.model.necks.fpn import FPN
 from fpn_ablate.weights.convert import DELTAS, SCORES, backbone_part
 from fpn_ablate.weights.names import CONV5, STAGE
 

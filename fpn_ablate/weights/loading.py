@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Size, Tensor
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.model.backbone import has_stride_in_1x1
-from fpn_ablate.model.detector import Detector
+from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1
+from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.convert import COCO_ROWS, Options, Weights, backbone_part, convert
 from fpn_ablate.weights.files import Stored, read
@@ -40,7 +40,7 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
     return replace(weights, facts=facts)
 
 
-def fitted(model: Detector, path: Path, options: Options | None = None) -> Weights:
+def fit_to_model(model: Detector, path: Path, options: Options | None = None) -> Weights:
     """A file of any known format, or a run's, as the tensors that `model` takes; whether that is on a device does not matter.
 
     A whole RPN or a whole second stage that the model lacks is left out, which `notes` say. A model of 90 classes takes all
@@ -81,7 +81,7 @@ def load(
     Raises:
         UserError: as there; the model stays as it was.
     """
-    weights = fitted(model, path, options)
+    weights = fit_to_model(model, path, options)
     model.load_state_dict(weights.tensors, strict=False)  # but for counters of batches nothing is missing
     for note in weights.notes:
         say(f"{weights.stored.path}: {note}")

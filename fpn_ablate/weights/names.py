@@ -7,12 +7,11 @@ Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{c
 import re
 from collections.abc import Callable, Iterable
 
-from fpn_ablate.model.backbone import MOBILENET_CUTS
+from fpn_ablate.model.backbones.torchvision import MOBILENET_CUTS
 
 OURS, TORCHVISION, DETECTRON2 = "fpn_ablate", "torchvision detector", "detectron2"
 RESNET, MOBILENET, CAFFE2 = "torchvision ResNet", "torchvision MobileNetV2", "Caffe2 ResNet"
 OUR_BACKBONE = "fpn_ablate backbone"
-
 STAGE = "backbone.stages."
 CONV5 = "roi.box_head.stage."
 _LEVELS = (2, 3, 4, 5)

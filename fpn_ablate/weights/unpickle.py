@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 
 # Of numpy's type codes; an array of objects ("O") would be another pickle.
 TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}

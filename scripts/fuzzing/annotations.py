@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import LONGEST, Lost, command, same, told
 from fuzzing.configs import configuration
 from fuzzing.draw import TEXTS, Draw, damaged, spoilt
@@ -51,10 +51,11 @@ class Annotations:
         self.file, self.refusal = folder / "instances.json", ""
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.data import doctor
+        from fpn_ablate.cli import doctor
+        from fpn_ablate.data.checks.examine import examine
 
         self.file.write_bytes(annotation_bytes(draw))
-        report = doctor.examine(self.file, self.images)
+        report = examine(self.file, self.images)
         for finding in report.findings:
             told(str(finding))
         outcomes = [self._taken(mode, report) for mode in ("error", "clip", "drop")]
@@ -97,8 +98,8 @@ class Annotations:
         return True
 
     def _examined(self) -> None:
+        from fpn_ablate.cli.doctor_text import show
         from fpn_ablate.doctor import examine
-        from fpn_ablate.doctor.text import show
 
         split = {"annotations": self.file.name, "images": "images"}
         data = {"name": "coco", "label": None, "root": str(self.folder), "train": split, "val": split, "invalid": "clip",

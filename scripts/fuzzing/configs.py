@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import command, same, told
 from fuzzing.draw import NUMBERS, TEXTS, Draw, at, places, spoilt
 from fuzzing.sound_set import put_pictures, whole_set
@@ -29,7 +29,7 @@ EXTREMES = [
 
 def configuration(changes: dict[str, Any] | None = None, *overrides: str) -> Any:
     """A composed configuration, with groups replaced."""
-    from fpn_ablate.validation import validate
+    from fpn_ablate.config.validation import validate
 
     return validate({**composed(overrides or ("recipe=smoke",)), **(changes or {})})
 
@@ -40,13 +40,12 @@ _COMPOSED: dict[tuple[str, ...], dict[str, Any]] = {}
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
-    from fpn_ablate.__main__ import _introduce
-    from fpn_ablate.paths import CONF
-    from fpn_ablate.sweep import cell_config
+    from fpn_ablate.config.composition import cell_config, register
+    from fpn_ablate.utils.paths import CONF
 
     key = tuple(overrides)
     if key not in _COMPOSED:
-        _introduce()
+        register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = cell_config(compose("config", list(key)), {"ablation": "fpn"}, key)
         _COMPOSED[key] = cfg.model_dump(mode="json")
@@ -62,7 +61,7 @@ class Configs:
         """Nothing is needed."""
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.validation import kept, validate
+        from fpn_ablate.config.validation import load_saved_config, validate
 
         values = composed(draw.choice(BASES))
         if draw.random() < 0.4:  # numbers alone, most of them of the right type
@@ -72,7 +71,7 @@ class Configs:
             values = spoilt(draw, values)
         before = shown(values)
         try:
-            cfg = (kept if draw.random() < 0.3 else validate)(values)
+            cfg = (load_saved_config if draw.random() < 0.3 else validate)(values)
         except UserError as error:
             told(str(error))
             return "refused"
@@ -85,9 +84,9 @@ class Configs:
     def _built(self, cfg: Any) -> None:
         import torch
 
-        from fpn_ablate.inputs import world
+        from fpn_ablate.engine.inputs import world
+        from fpn_ablate.engine.optim import base_learning_rate
         from fpn_ablate.model.build import build_detector
-        from fpn_ablate.optim import base_learning_rate
 
         same(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
         world(cfg)
@@ -125,7 +124,7 @@ class Commands:
     how = "command lines of keys that exist and that do not with values of any type, through the doctor's command"
 
     def __init__(self, folder: Path) -> None:
-        from fpn_ablate.validation import keys
+        from fpn_ablate.config.validation import keys
 
         put_pictures(folder)
         (folder / "instances.json").write_text(json.dumps(whole_set()))
@@ -135,7 +134,7 @@ class Commands:
         self.keys, self.place = sorted({*keys()}), folder
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.__main__ import main as entry
+        from fpn_ablate.cli.run import main as entry
 
         # No process can be given these characters.
         given = [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import Hang, same, told
 from fuzzing.draw import Draw, damaged
 from fuzzing.sound_set import CATEGORIES
@@ -77,7 +77,7 @@ class Pictures:
         (folder / "images").mkdir()
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.data import doctor
+        from fpn_ablate.data.checks import examine
         from fpn_ablate.data.coco import CocoDataset
         from fpn_ablate.data.transforms import prepare
 
@@ -89,7 +89,7 @@ class Pictures:
         rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, width, height], "area": 1, "iscrowd": 0}]
         file = self.folder / "instances.json"
         file.write_text(json.dumps({"images": [entry], "annotations": rows, "categories": CATEGORIES}))
-        report = doctor.examine(file, self.folder / "images")
+        report = examine.examine(file, self.folder / "images")
         for finding in report.findings:
             told(str(finding))
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import same, told
 from fuzzing.configs import BASES, configuration
 from fuzzing.draw import Draw, damaged
@@ -40,7 +40,7 @@ class Proposals:
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.data.proposals import WithProposals
-        from fpn_ablate.proposals import FixedProposals
+        from fpn_ablate.engine.fixed_proposals import FixedProposals
 
         self.file.write_bytes(self._content(draw))
         try:

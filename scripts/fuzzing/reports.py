@@ -93,7 +93,8 @@ def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> No
     """All that is made of tables is well-formed, and holds no markup, command, formula or control character of a name's."""
     from rich.console import Console
 
-    from fpn_ablate.report import page, tables
+    from fpn_ablate.report.formats import tables
+    from fpn_ablate.report.html import page
 
     with unittest.mock.patch.object(page, "_vega", lambda: "0"):  # a megabyte that is always the same
         made = page.render(tables_)
@@ -138,8 +139,9 @@ class Report:
     """What tables, their files and the page are made from: it is left out with a word, refused, or well written."""
 
     def __init__(self, folder: Path) -> None:
-        from fpn_ablate.paths import EXPERIMENTS
-        from fpn_ablate.report import collate, load
+        from fpn_ablate.report.collate.collate import collate
+        from fpn_ablate.report.collate.records import load
+        from fpn_ablate.utils.paths import EXPERIMENTS
 
         self.runs, self.experiments = folder / "runs", EXPERIMENTS
         self.own = folder / "experiments"
@@ -150,7 +152,7 @@ class Report:
         other = self.runs / "own" / "quick" / "c4" / "seed2"  # a page of several tables has an overview
         other.mkdir(parents=True)
         (other / "record.json").write_text(json.dumps(record("c4", 2) | {"table": "own"}))
-        from fpn_ablate.report import page
+        from fpn_ablate.report.html import page
 
         with unittest.mock.patch.object(page, "_vega", lambda: "0"):
             self.allowed = Written(page.render(collate(load(self.runs)))).tags
@@ -163,7 +165,8 @@ class Report:
             self.allowed |= {(tag,), (tag, "class")}
 
     def made(self, folders: Sequence[Path] = ()) -> str:
-        from fpn_ablate.report import collate, load
+        from fpn_ablate.report.collate.collate import collate
+        from fpn_ablate.report.collate.records import load
 
         frame = load(self.runs)
         for line in frame.attrs["unreadable"]:

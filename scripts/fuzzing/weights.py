@@ -6,7 +6,7 @@ import pickle
 import struct
 from pathlib import Path
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import same, told
 from fuzzing.draw import Draw, damaged, deep, spoilt
 

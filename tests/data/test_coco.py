@@ -12,8 +12,8 @@ from PIL import Image
 
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.errors import UserError
-from fpn_ablate.paths import CONF
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import CONF
 
 
 def by_id(entries):

@@ -8,11 +8,12 @@ import pytest
 from coco_sets import REAL, base, picture, rewrite, write
 from PIL import Image
 
-from fpn_ablate.data import doctor
+from fpn_ablate.cli import doctor
+from fpn_ablate.data.checks import examine
+from fpn_ablate.data.checks.findings import BOX, BROKEN, KINDS, NOTE
+from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.data.coco import CocoDataset
-from fpn_ablate.data.findings import BOX, BROKEN, KINDS, NOTE
-from fpn_ablate.data.images import read_rgb
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 
 A, B = "images/a.jpg", "images/sub/b.png"
 JSON = "instances.json"
@@ -85,7 +86,7 @@ FAULTS = [
 
 
 def assert_refused(root, file, images, kind, where, image_id, annotation_id, value):
-    report = doctor.examine(file, images)
+    report = examine.examine(file, images)
     faults = report.at(BROKEN, BOX)
     first = next(f for f in faults if f.kind == kind)
     assert (first.file, first.image_id, first.annotation_id) == (str(root / where), image_id, annotation_id)
@@ -114,7 +115,7 @@ def test_each_fault_of_the_file_is_named_alone(tmp_path, spoil, kind, where, ima
 
 
 def test_a_sound_set_has_no_findings(tmp_path):
-    report = doctor.examine(*write(tmp_path, base()))
+    report = examine.examine(*write(tmp_path, base()))
     assert report.findings == [] and report.sound
 
 
@@ -127,12 +128,12 @@ def test_all_problems_are_found_at_once(tmp_path):
     change("images", 2, file_name="no.png")(data)
     file, images = write(tmp_path, data)
     (images / "a.jpg").write_bytes(b"")
-    counts = doctor.examine(file, images).counts()
+    counts = examine.examine(file, images).counts()
     expected = ("non-finite", "unknown-category", "unknown-image", "image-missing", "image-unreadable")
     assert counts == {**dict.fromkeys(expected, 1), "box-outside": 2}
     change("annotations", 0, bbox=[5, "6", 0, 5], area=float("nan"), iscrowd="no")(data)
     rewrite(tmp_path, data)
-    assert doctor.examine(file, images).counts()["wrong-type"] == 2
+    assert examine.examine(file, images).counts()["wrong-type"] == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"images": [}', "\ud800".encode("utf-16", "surrogatepass").decode("latin1")])
@@ -151,7 +152,7 @@ def test_an_object_of_many_keys_takes_no_time_by_their_square(tmp_path):
     """One of 200,000 keys stands twice; comparing each with each would take minutes."""
     keys = ", ".join(f'"k{n}": 0' for n in range(200_000))
     file, images = write(tmp_path, json.dumps(base())[:-1] + f', "info": {{{keys}, "k199999": 1}}}}')
-    (found,) = doctor.examine(file, images).findings
+    (found,) = examine.examine(file, images).findings
     assert (found.kind, "'k199999' stands 2 times" in str(found)) == ("duplicate-key", True)
 
 
@@ -161,7 +162,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, key):
     value = json.dumps(base()["annotations"][0].get(key, []))
     twice = f'"{key}": {value}, "{key}": {value}'
     file, images = write(tmp_path, text.replace(f'"{key}": {value}', twice))
-    report = doctor.examine(file, images)
+    report = examine.examine(file, images)
     assert {"duplicate-key"} == set(report.counts()) and f"'{key}' stands 2 times" in str(report.findings[0])
     with pytest.raises(UserError, match="of several values the last alone would count"):
         CocoDataset(file, images, "set")
@@ -170,7 +171,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, key):
 @pytest.mark.parametrize("depth", range(900, 1000, 7))
 def test_a_value_nested_almost_as_deep_as_python_goes_is_named(tmp_path, depth):
     file, images = write(tmp_path, json.dumps(base()).replace('"bee"', "[" * depth + "]" * depth))
-    assert not doctor.examine(file, images).sound
+    assert not examine.examine(file, images).sound
 
 
 def test_a_drawing_is_no_picture_and_starts_no_program(tmp_path, monkeypatch):
@@ -217,7 +218,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path):
     (tmp_path / "outside.jpg").rename(images / "other.jpg")
     (images / "a.jpg").symlink_to(images / "other.jpg")
     (tmp_path / "linked").symlink_to(images)
-    assert doctor.examine(file, tmp_path / "linked").sound  # the folder itself may be a link
+    assert examine.examine(file, tmp_path / "linked").sound  # the folder itself may be a link
 
 
 @pytest.mark.parametrize("cut", [1, 2, 100, 1000])
@@ -239,10 +240,10 @@ def test_truncated_picture_of_another_format(tmp_path, suffix):
     change("images", 0, file_name=f"a.{suffix}")(data)
     file, images = write(tmp_path, data)
     Image.fromarray(picture(40, 60)).save(images / f"a.{suffix}")
-    assert doctor.examine(file, images).sound
+    assert examine.examine(file, images).sound
     whole = (images / f"a.{suffix}").read_bytes()
     (images / f"a.{suffix}").write_bytes(whole[: len(whole) // 2])
-    counts = doctor.examine(file, images).counts()
+    counts = examine.examine(file, images).counts()
     assert counts in ({"image-truncated": 1}, {"image-unreadable": 1})
 
 
@@ -251,7 +252,7 @@ def test_bytes_after_the_end_are_harmless(tmp_path):
     for name in ("a.jpg", "sub/b.png"):
         with open(images / name, "ab") as stream:
             stream.write(bytes(3 * 4096))
-    assert doctor.examine(file, images).sound
+    assert examine.examine(file, images).sound
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
@@ -284,7 +285,7 @@ def test_notes_do_not_refuse(tmp_path):
     change("annotations", 0, id=0)(data)
     change("annotations", 2, bbox=[-1, 2, 3, 49])(data)
     del data["annotations"][1]["area"], data["annotations"][3]["area"]
-    report = doctor.examine(*write(tmp_path, data))
+    report = examine.examine(*write(tmp_path, data))
     assert report.sound
     assert {f.kind: (f.image_id, f.annotation_id) for f in report.at(NOTE)} == {
         "annotation-id-zero": (7, 0),
@@ -315,7 +316,7 @@ def test_command_line(tmp_path, capsys):
     change("images", 0, file_name="no.jpg")(data)
     rewrite(tmp_path, data)
     run = subprocess.run(
-        [sys.executable, "-m", "fpn_ablate.data.doctor", file, images], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fpn_ablate", "doctor", file, images], capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
     assert "1 image-missing, 1 box-empty" in run.stdout and "annotation id 12" in run.stdout
@@ -328,6 +329,6 @@ def test_real_annotation_files_are_sound(name):
     file = REAL / "coco_eval" / f"{name}.json"
     if not file.exists():
         pytest.skip(f"{file} is not there")
-    report = doctor.examine(file)
+    report = examine.examine(file)
     assert report.findings == []
     assert len(report.annotations.image_ids) == 100

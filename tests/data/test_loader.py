@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.data.loader import WINDOW, Draws, draws, evaluation_batches, training_batches
-from fpn_ablate.data.sample import Sample
+from fpn_ablate.data.loader import WINDOW, StepSampler, evaluation_batches, step_indices, training_batches
 from fpn_ablate.data.shapes import ShapesDataset, World
 from fpn_ablate.data.transforms import resized_size
+from fpn_ablate.structures.batch import Sample
 
 
 class Numbered:
@@ -40,19 +40,19 @@ def same(a, b):
 
 
 def test_every_epoch_shows_every_image_once_in_another_order():
-    shown = [index for step in range(15) for index, _ in draws(10, 4, 0, True, step)]
+    shown = [index for step in range(15) for index, _ in step_indices(10, 4, 0, True, step)]
     epochs = [shown[i : i + 10] for i in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
 def test_a_batch_larger_than_the_set_goes_round():
-    counts = Counter(index for index, _ in draws(3, 9, 0, True, 0))
+    counts = Counter(index for index, _ in step_indices(3, 9, 0, True, 0))
     assert counts == {0: 3, 1: 3, 2: 3}
 
 
 def test_the_seed_decides_order_and_flips():
-    a, again, other = ([draws(100, 4, seed, True, step) for step in range(25)] for seed in (0, 0, 1))
+    a, again, other = ([step_indices(100, 4, seed, True, step) for step in range(25)] for seed in (0, 0, 1))
     assert a == again
     assert [[i for i, _ in batch] for batch in a] != [[i for i, _ in batch] for batch in other]
     assert [[f for _, f in batch] for batch in a] != [[f for _, f in batch] for batch in other]
@@ -70,17 +70,19 @@ def test_the_global_generators_decide_nothing():
 
 
 def test_half_of_the_images_are_flipped_and_none_without_flip():
-    flips = [flip for step in range(500) for _, flip in draws(10, 4, 0, True, step)]
+    flips = [flip for step in range(500) for _, flip in step_indices(10, 4, 0, True, step)]
     assert abs(np.mean(flips) - 0.5) < 5 * 0.5 / 2000**0.5
-    assert len({tuple(flip for _, flip in draws(10, 16, 0, True, step)) for step in range(20)}) == 20  # new coins each step
-    assert not any(flip for step in range(20) for _, flip in draws(10, 4, 0, False, step))
-    with_flips = [[i for i, _ in draws(10, 4, 0, True, step)] for step in range(5)]
-    assert with_flips == [[i for i, _ in draws(10, 4, 0, False, step)] for step in range(5)]
+    assert (
+        len({tuple(flip for _, flip in step_indices(10, 16, 0, True, step)) for step in range(20)}) == 20
+    )  # new coins each step
+    assert not any(flip for step in range(20) for _, flip in step_indices(10, 4, 0, False, step))
+    with_flips = [[i for i, _ in step_indices(10, 4, 0, True, step)] for step in range(5)]
+    assert with_flips == [[i for i, _ in step_indices(10, 4, 0, False, step)] for step in range(5)]
 
 
 def test_a_flip_moves_the_boxes_with_the_pixels():
     plain, flipped = training(flip=False), training(flip=True)
-    coins = [flip for step in range(5) for _, flip in draws(10, 4, 0, True, step)]
+    coins = [flip for step in range(5) for _, flip in step_indices(10, 4, 0, True, step)]
     boxes = [(a.boxes[n], b.boxes[n], a.sizes[n, 1]) for a, b in zip(plain, flipped, strict=True) for n in range(4)]
     assert True in coins
     assert False in coins
@@ -108,13 +110,13 @@ def flat(lists):
 
 
 def sampled(steps=range(4 * WINDOW), size=500, batch_size=16, seed=0, flip=True, parts=1, aspects=ASPECTS):
-    return list(Draws(size, batch_size, steps, seed, flip, parts, aspects))
+    return list(StepSampler(size, batch_size, steps, seed, flip, parts, aspects))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_without_aspects_parts_cut_each_step_and_change_nothing(parts):
     whole = sampled(aspects=None)
-    assert whole == [draws(500, 16, 0, True, step) for step in range(4 * WINDOW)]
+    assert whole == [step_indices(500, 16, 0, True, step) for step in range(4 * WINDOW)]
     lists = sampled(parts=parts, aspects=None)
     assert {len(part) for part in lists} == {16 // parts}
     assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
@@ -197,7 +199,7 @@ def test_grouped_batches_come_from_the_sizes_of_the_set():
     aspects = Numbered.sizes[:, 1] / Numbered.sizes[:, 0]
     for workers in (0, 2):
         batches = training(range(3, 9), group_by_aspect=True, parts=2, workers=workers)
-        expected = Draws(10, 4, range(3, 9), 0, True, 2, aspects)
+        expected = StepSampler(10, 4, range(3, 9), 0, True, 2, aspects)
         assert [batch.image_ids for batch in batches] == [[100 + index for index, _ in part] for part in expected]
         assert len(expected) == len(batches) == 12
 

@@ -11,8 +11,8 @@ from coco_sets import base, write
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import evaluation_batches, training_batches
 from fpn_ablate.data.proposals import WithProposals
-from fpn_ablate.data.sample import DetectionDataset, Sample
-from fpn_ablate.errors import UserError
+from fpn_ablate.structures.batch import DetectionDataset, Sample
+from fpn_ablate.utils.errors import UserError
 
 IDS = [42, 7, 9, 100, 3]  # in no order, as a file may have them
 

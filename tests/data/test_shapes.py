@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
+from fpn_ablate.cli.shapes import main
 from fpn_ablate.data import shapes
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.shapes import NUM_CLASSES, ShapesDataset, World, classification_picture, compose, render
-from fpn_ablate.data.shapes.__main__ import main
 from fpn_ablate.data.shapes.draw import draw
-from fpn_ablate.paths import PACKAGE
+from fpn_ablate.utils.paths import PACKAGE
 
 rendering = importlib.import_module("fpn_ablate.data.shapes.render")  # the package has a function of that name
 WORLD = World(height=160, width=160, seed=3)

@@ -6,8 +6,8 @@ import torch
 from torchvision.transforms.v2 import functional as v2
 from torchvision.tv_tensors import BoundingBoxFormat
 
-from fpn_ablate.data.sample import Sample
 from fpn_ablate.data.transforms import collate, hflip, prepare, resize, resized_size, to_native
+from fpn_ablate.structures.batch import Sample
 
 
 def sample(height=40, width=60, boxes=((10, 5, 30, 25),), crowd=None, image_id=1) -> Sample:

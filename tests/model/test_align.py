@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align as theirs
 
-from fpn_ablate.model.align import roi_align
+from fpn_ablate.model.ops.roi_align import roi_align
 
 STRIDES, SIDES = (4, 8, 16), (96, 160)
 

@@ -6,9 +6,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector, rpn_settings
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.rpn import RPN, RPNHead, RPNSettings
-from fpn_ablate.verify import row_facts
+from fpn_ablate.model.heads.rpn import RPN, RPNHead, RPNSettings
+from fpn_ablate.model.summary import row_facts
+from fpn_ablate.structures.levels import Level
 
 PYRAMID = tuple(Level(f"p{k}", 8) for k in range(2, 7))
 SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1, 2)

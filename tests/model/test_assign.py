@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from fpn_ablate.model import assign
-from fpn_ablate.model.assign import IGNORED, NEGATIVE, POSITIVE, match, sample
+from fpn_ablate.model import matching
+from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, match, sample
 
 HIGH, LOW = 0.7, 0.3
 
@@ -90,7 +90,7 @@ def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatc
     table, *truth = scene(images=3, seed=1)
     arguments = (table if shared else own_rois(3), *truth, HIGH, LOW, best_of_object)
     together = match(*arguments)
-    monkeypatch.setitem(assign.MOST_PAIRS, "cpu", 0)
+    monkeypatch.setitem(matching.MOST_PAIRS, "cpu", 0)
     assert all(torch.equal(a, b) for a, b in zip(match(*arguments), together, strict=True))
 
 

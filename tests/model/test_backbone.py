@@ -12,18 +12,15 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate import pretrain
-from fpn_ablate.errors import UserError
-from fpn_ablate.inputs import world
-from fpn_ablate.model import build
-from fpn_ablate.model.backbone import (
-    BACKBONES,
-    STAGES,
-    FoldedBatchNorm2d,
-    fold_batch_norm,
-    freeze_batch_norm,
-    unfold_batch_norm,
-)
+from fpn_ablate.engine import pretrain
+from fpn_ablate.engine.inputs import world
+from fpn_ablate.model import build, init
+from fpn_ablate.model.backbones.base import STAGES
+from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d, fold_batch_norm, unfold_batch_norm
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights.backbone import backbone_weights, load_backbone, weights_digest
 
 # In double precision two orders of the same sums agree closely.
 IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -59,8 +56,8 @@ def file_of(state: dict, folder: Path) -> str:
 def loaded(config, name: str, path: str, frozen_bn: bool = True) -> nn.Module:
     cfg = config(f"backbone={name}", f"backbone.weights={path}", f"backbone.frozen_bn={str(frozen_bn).lower()}")
     model = build.build_detector(cfg)
-    build.initialise(model, 0)
-    build.load_backbone(model, build.backbone_weights(cfg, None))
+    init.initialise(model, 0)
+    load_backbone(model, backbone_weights(cfg, None))
     return model.backbone.eval().double()
 
 
@@ -146,14 +143,14 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(config, tmp_path, con
         state = getattr(torchvision.models, content)().state_dict() if isinstance(content, str) else content
         torch.save(state, path)
     with pytest.raises(UserError, match=message) as refused:
-        build.backbone_weights(config("backbone=resnet18", f"backbone.weights={path}"), None)
+        backbone_weights(config("backbone=resnet18", f"backbone.weights={path}"), None)
     assert str(path) in str(refused.value)
 
 
 def test_resnet_weights_do_not_fit_mobilenet(config, tmp_path):
     path = file_of(torchvision.models.resnet18().state_dict(), tmp_path)
     with pytest.raises(UserError, match="does not fit backbone=mobilenet_v2"):
-        build.backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}"), None)
+        backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}"), None)
 
 
 @pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
@@ -190,11 +187,11 @@ def test_a_frozen_stage_keeps_its_batch_statistics_too(name):
 def test_the_digest_of_weights_sees_names_and_values():
     state = {"a": torch.zeros(2), "b": torch.ones(2)}
     digests = [
-        build.digest(s)
+        weights_digest(s)
         for s in (state, {"a": torch.zeros(2), "c": torch.ones(2)}, {**state, "a": torch.tensor([0.0, 1e-9])}, None)
     ]
     assert len(set(digests)) == 4
-    assert build.digest(dict(reversed(state.items()))) == digests[0]
+    assert weights_digest(dict(reversed(state.items()))) == digests[0]
 
 
 @pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
@@ -230,7 +227,7 @@ def test_the_deep_small_backbone_is_pre_trained_and_read_like_the_small_one(conf
     made = pretrain.ensure(cfg, world(cfg), tmp_path, torch.device("cpu"), say=lambda text: None)
     state = torch.load(made.path, weights_only=True)
     model = build.build_detector(cfg)
-    build.load_backbone(model, build.backbone_weights(cfg, made.path))
+    load_backbone(model, backbone_weights(cfg, made.path))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
 
@@ -285,4 +282,4 @@ def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, t
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"torchvision's weights of resnet18 cannot be had .*no network.*backbone.weights=FILE"):
-        build.backbone_weights(config("backbone=resnet18"), None)
+        backbone_weights(config("backbone=resnet18"), None)

@@ -6,13 +6,15 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.model.backbone import FoldedBatchNorm2d
-from fpn_ablate.model.build import backbone_weights, build_detector, initialise, load_backbone, rpn_settings
-from fpn_ablate.model.detector import MEAN, STD, normalise
-from fpn_ablate.model.roi import Conv5, TwoFC
-from fpn_ablate.model.rpn import Proposals, Targets
-from fpn_ablate.verify import finest_level_reach, row_facts
+from fpn_ablate.model.build import build_detector, rpn_settings
+from fpn_ablate.model.detectors.two_stage import MEAN, STD, normalise
+from fpn_ablate.model.heads.box_head import Conv5, TwoFC
+from fpn_ablate.model.init import initialise
+from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d
+from fpn_ablate.model.summary import finest_level_reach, row_facts
+from fpn_ablate.structures.instances import Proposals, Targets
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights.backbone import backbone_weights, load_backbone
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 SWITCHES = (

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fpn_ablate.model.build import build_detector, initialise
-from fpn_ablate.model.rpn import Proposals, Targets
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.init import initialise
+from fpn_ablate.structures.instances import Proposals, Targets
 
 JOINT = ("task=faster_rcnn", "task.training=joint")
 RPN_LOSSES, ROI_LOSSES = ["rpn_objectness", "rpn_box"], ["roi_class", "roi_box"]

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fpn_ablate.model import layers as module
-from fpn_ablate.model.layers import Conv2d, Linear, linear, quicken
+from fpn_ablate.model.ops import onednn as module
+from fpn_ablate.model.ops.onednn import Conv2d, Linear, linear
+from fpn_ablate.model.optimise import optimise
 
 
 def operands(rows=37, inner=53, out=19, dtype=torch.float32):
@@ -90,7 +91,7 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
     """With an activation in place behind it, which must not copy, and gradients of all."""
     torch.manual_seed(0)
     plain = nn.Conv2d(5, 4, 1, bias=bias).to(memory_format=torch.channels_last)
-    ours = quicken(nn.Sequential(nn.Conv2d(5, 4, 1, bias=bias)))[0]
+    ours = optimise(nn.Sequential(nn.Conv2d(5, 4, 1, bias=bias)))[0]
     ours.load_state_dict(plain.state_dict())
     calls, real = [], module._times
     monkeypatch.setattr(module, "_times", lambda *a: calls.append(1) or real(*a))
@@ -118,13 +119,13 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
 def test_other_convolutions_stay_with_torch(one_thread, layer, x, monkeypatch):
     monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
     expected = layer(x)
-    torch.testing.assert_close(quicken(nn.Sequential(layer))(x), expected)
+    torch.testing.assert_close(optimise(nn.Sequential(layer))(x), expected)
 
 
 def test_several_threads_stay_with_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
-    quicken(nn.Sequential(nn.Conv2d(5, 4, 1)))(images())
+    optimise(nn.Sequential(nn.Conv2d(5, 4, 1)))(images())
 
 
 def test_a_view_would_be_copied_by_an_activation_in_place(one_thread):

@@ -9,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from fpn_ablate.model.build import initialise
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.neck import FPN, SingleLevel, bilinear
+from fpn_ablate.model.init import initialise
+from fpn_ablate.model.necks.fpn import FPN
+from fpn_ablate.model.necks.single_level import SingleLevel
+from fpn_ablate.model.necks.upsample import bilinear
+from fpn_ablate.structures.levels import Level
 
 CHANNELS = (3, 5, 7, 9)
 LEVELS = tuple(Level(f"c{k}", c) for k, c in zip(range(2, 6), CHANNELS, strict=True))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, RoIPool, roi_align
 
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.pool import RoIPooler, roi_level
+from fpn_ablate.model.heads.roi_pooler import RoIPooler, roi_level
+from fpn_ablate.structures.levels import Level
 
 PYRAMID = tuple(Level(f"p{k}", 4) for k in range(2, 7))
 HEIGHT, WIDTH = 512, 640

@@ -12,10 +12,11 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from fpn_ablate.model import boxes
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.pool import RoIPooler
-from fpn_ablate.model.roi import RoIHeads, RoISettings, TwoFC
-from fpn_ablate.model.rpn import Proposals, Targets
+from fpn_ablate.model.heads.box_head import TwoFC
+from fpn_ablate.model.heads.roi import RoIHeads, RoISettings
+from fpn_ablate.model.heads.roi_pooler import RoIPooler
+from fpn_ablate.structures.instances import Proposals, Targets
+from fpn_ablate.structures.levels import Level
 
 PYRAMID = tuple(Level(f"p{k}", 4) for k in range(2, 7))
 HEIGHT, WIDTH = 256, 320

@@ -7,9 +7,10 @@ import torch
 from torchvision.ops import box_iou, nms
 
 from fpn_ablate.model import boxes
-from fpn_ablate.model.assign import POSITIVE, match, sample
-from fpn_ablate.model.levels import Level
-from fpn_ablate.model.rpn import RPN, RPNSettings, Targets
+from fpn_ablate.model.heads.rpn import RPN, RPNSettings
+from fpn_ablate.model.matching import POSITIVE, match, sample
+from fpn_ablate.structures.instances import Targets
+from fpn_ablate.structures.levels import Level
 
 LEVELS = tuple(Level(f"p{k}", 8) for k in (3, 4, 5))
 SIDES = (64, 96)
@@ -339,7 +340,7 @@ def test_nms_of_each_level_by_hand():
 def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
     """Of boxes that do not overlap the best are looked at, not all: the time of NMS grows with their square."""
     looked_at = []
-    monkeypatch.setattr("fpn_ablate.model.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
+    monkeypatch.setattr("fpn_ablate.model.heads.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
     box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])
     still = torch.zeros(1, 200, 4)
     levels = [(torch.linspace(1, 0.5, 200)[None], still, box[::2]), (torch.linspace(0.9, 0, 200)[None], still, box[1::2])]

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fpn_ablate.model import build
-from fpn_ablate.model.rpn import Targets
-from fpn_ablate.model.sampled import Deferred, around, convolve
-from fpn_ablate.seeding import torch_generator
+from fpn_ablate.model import build, init
+from fpn_ablate.model.ops.sparse_conv import LazyConv, conv3x3_at, gather_3x3
+from fpn_ablate.structures.instances import Targets
+from fpn_ablate.utils.seeding import torch_generator
 
 SIZES = (9, 7), (4, 5), (1, 1)
 
@@ -34,14 +34,14 @@ def over_all(levels, conv):
 
 def test_every_cell_by_its_surroundings_is_the_convolution():
     levels, conv = maps(), smoothing()
-    found = convolve(around(levels, every_cell()), conv).view(2, -1, 3)
+    found = conv3x3_at(gather_3x3(levels, every_cell()), conv).view(2, -1, 3)
     torch.testing.assert_close(found, over_all(levels, conv))
 
 
 def test_some_cells_in_any_order_and_twice():
     levels, conv = maps(), smoothing()
     cell = torch.tensor([[70, 0, 83, 0], [62, 63, 82, 6]])
-    found = convolve(around(levels, cell), conv).view(2, 4, 3)
+    found = conv3x3_at(gather_3x3(levels, cell), conv).view(2, 4, 3)
     torch.testing.assert_close(found, over_all(levels, conv).gather(1, cell[..., None].expand(-1, -1, 3)))
 
 
@@ -52,8 +52,8 @@ def test_deferred_maps_are_as_if_convolved_before(deferred):
     results = []
     for defer in (False, True):
         levels = [x.requires_grad_() for x in maps()]
-        made = [Deferred(x, conv) if defer and i in deferred else conv(x) for i, x in enumerate(levels)]
-        found = convolve(around(made, cell), head)
+        made = [LazyConv(x, conv) if defer and i in deferred else conv(x) for i, x in enumerate(levels)]
+        found = conv3x3_at(gather_3x3(made, cell), head)
         results.append((found, torch.autograd.grad(found.square().sum(), [*levels, *conv.parameters()])))
     torch.testing.assert_close(results[1], results[0])
 
@@ -62,14 +62,14 @@ def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
     """Same losses and gradients as with whole maps, and P2 is not convolved over."""
     cfg = config("task=rpn", "head.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
     model = build.build_detector(cfg)
-    build.initialise(model, 0)
+    init.initialise(model, 0)
     model = model.to(memory_format=torch.channels_last).train()
     boxes = torch.tensor([[[10.0, 20, 60, 90], [70, 5, 120, 30]]] * 2)
     yes = torch.ones(2, 2, dtype=torch.bool)
     truth = Targets(boxes, yes.long(), yes, ~yes, torch.tensor([[128, 128]] * 2))
     images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
-    asked, at = [], Deferred.at
-    monkeypatch.setattr(Deferred, "at", lambda self, cell: asked.append(len(cell)) or at(self, cell))
+    asked, at = [], LazyConv.at
+    monkeypatch.setattr(LazyConv, "at", lambda self, cell: asked.append(len(cell)) or at(self, cell))
     convolved = []
     model.neck.smooth["p2"].register_forward_hook(lambda *_: convolved.append("p2"))
     results = []
@@ -85,5 +85,5 @@ def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
 def test_rows_outside_a_map_are_zero():
     levels = maps()
     padded = F.pad(levels[0], (1, 1, 1, 1))
-    corner = around(levels, torch.tensor([[0], [0]])).view(2, 3, 3, 3)
+    corner = gather_3x3(levels, torch.tensor([[0], [0]])).view(2, 3, 3, 3)
     torch.testing.assert_close(corner, padded[:, :, :3, :3].permute(0, 2, 3, 1))

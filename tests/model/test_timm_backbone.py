@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.model import build
-from fpn_ablate.model.backbone import BACKBONES, MEAN, STAGES, freeze_batch_norm
-from fpn_ablate.model.detector import normalise
-from fpn_ablate.model.rpn import Targets
-from fpn_ablate.model.timm_backbone import ChannelsLast, timm_backbone
+from fpn_ablate.model import build, init
+from fpn_ablate.model.backbones.base import MEAN, STAGES
+from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.backbones.timm import ChannelsLast, timm_backbone
+from fpn_ablate.model.detectors.two_stage import normalise
+from fpn_ablate.structures.instances import Targets
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights.backbone import backbone_weights, load_backbone
 
 timm = pytest.importorskip("timm", reason='timm is not installed: pip install "fpn-ablate[timm]"')
 
@@ -41,8 +44,8 @@ def features_of(net: nn.Module) -> dict[str, torch.Tensor]:
 def loaded(config, model: str, path, frozen_bn: bool = True) -> nn.Module:
     cfg = config(f"backbone=timm/{model}", f"backbone.weights={path}", f"backbone.frozen_bn={str(frozen_bn).lower()}")
     network = build.build_detector(cfg)
-    build.initialise(network, 0)
-    build.load_backbone(network, build.backbone_weights(cfg, None))
+    init.initialise(network, 0)
+    load_backbone(network, backbone_weights(cfg, None))
     return network.backbone.eval().double()
 
 
@@ -144,7 +147,7 @@ def test_layer_norm_is_frozen_by_its_stage_alone(config):
 def test_every_part_learns_from_random_weights(config, model):
     cfg = config(f"backbone=timm/{model}", *SCRATCH)
     network, generator = build.build_detector(cfg), torch.Generator().manual_seed(0)
-    build.initialise(network, 0)
+    init.initialise(network, 0)
     images = torch.randint(0, 256, (2, 3, 64, 96), generator=generator, dtype=torch.uint8)
     valid = torch.tensor([[True], [True]])
     objects = torch.tensor([[[4.0, 4, 40, 40]], [[8.0, 8, 60, 50]]])
@@ -184,7 +187,7 @@ def test_the_conv5_head_is_timms_last_stage(config, tmp_path):
     torch.save(net.state_dict(), path)
     cfg = config(*TWO, "backbone=timm/test_resnet", f"backbone.weights={path}")
     network = build.build_detector(cfg, num_classes=3, parts=("roi",))
-    build.load_backbone(network, build.backbone_weights(cfg, None))
+    load_backbone(network, backbone_weights(cfg, None))
     x = torch.rand(2, network.roi.pooler.in_channels, 14, 14, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(network.roi.box_head.eval().double()(x), net.layer4(x).mean((2, 3)))
@@ -232,7 +235,7 @@ def test_weights_that_cannot_be_downloaded_are_refused(config, monkeypatch):
     cfg = config("backbone=timm/test_resnet", "backbone.weights=imagenet")
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match=r"timm's weights of test_resnet cannot be had \(no route to host\).*FILE"):
-        build.backbone_weights(cfg, None)
+        backbone_weights(cfg, None)
 
 
 def test_timms_own_weights_come_in_our_names(config, monkeypatch):
@@ -242,7 +245,7 @@ def test_timms_own_weights_come_in_our_names(config, monkeypatch):
     )
     cfg = config("backbone=timm/test_convnext", "backbone.weights=imagenet")
     network = build.build_detector(cfg)
-    build.load_backbone(network, build.backbone_weights(cfg, None))
+    load_backbone(network, backbone_weights(cfg, None))
     reference = randomised(create("test_convnext", features_only=True))(IMAGES)
     with torch.no_grad():
         for found, expected in zip(network.backbone.eval().double()(IMAGES).values(), reference, strict=True):
@@ -254,7 +257,7 @@ def test_a_file_that_does_not_fit_is_refused(config, tmp_path):
     torch.save(timm.create_model("test_convnext").state_dict(), path)
     cfg = config("backbone=timm/test_resnet", f"backbone.weights={path}")
     with pytest.raises(UserError, match=r"weights.pth does not fit backbone=timm/test_resnet: \d+ tensors are missing"):
-        build.backbone_weights(cfg, None)
+        backbone_weights(cfg, None)
 
 
 def test_our_own_names_load_too(config, tmp_path):

@@ -12,11 +12,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from fpn_ablate.data.sample import Sample
 from fpn_ablate.data.transforms import collate, prepare, to_native
-from fpn_ablate.model import build, roi, rpn
-from fpn_ablate.model.detector import normalise
-from fpn_ablate.train import targets
+from fpn_ablate.engine.train import batch_targets
+from fpn_ablate.model import build
+from fpn_ablate.model.detectors.two_stage import normalise
+from fpn_ablate.model.heads import roi, rpn
+from fpn_ablate.structures.batch import Sample
 from fpn_ablate.weights.loading import load
 from fpn_ablate.weights.names import TORCHVISION, to_ours
 
@@ -208,7 +209,7 @@ def test_losses_and_gradients_are_torchvisions_on_the_same_samples(sides, sizes,
     gradients = {to_ours(TORCHVISION, name): p.grad for name, p in theirs.named_parameters()}
     for name in ("weight", "bias"):  # of the background's box deltas, which ours lacks and nothing reads
         gradients[f"roi.predictor.deltas.{name}"] = gradients[f"roi.predictor.deltas.{name}"][4:]
-    losses = ours.train().losses(batch.images, targets(batch), torch.Generator())
+    losses = ours.train().losses(batch.images, batch_targets(batch), torch.Generator())
     names = {"rpn_objectness": "objectness", "rpn_box": "rpn_box_reg", "roi_class": "classifier", "roi_box": "box_reg"}
     assert set(losses) == set(names)
     for name, theirs_name in names.items():

@@ -4,8 +4,10 @@ import pytest
 from browser import CHROMIUM, Browser
 from exhibit import NAME, by_size, leave
 
-from fpn_ablate.report import collate, load, page
-from fpn_ablate.report.progress import Board, Progress, State
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.html import page
+from fpn_ablate.report.html.progress import Board, Progress, State
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fpn_ablate.report.cells import Cell, beyond, contrast
+from fpn_ablate.report.collate.cells import Cell, beyond, contrast
 
 
 def cell(seed, published=None, seeds=range(3)):

@@ -6,7 +6,10 @@ from statistics import fmean
 import pytest
 from exhibit import NAME, by_size, leave
 
-from fpn_ablate.report import charts, collate, load, series
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import series
+from fpn_ablate.report.html import charts
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
 

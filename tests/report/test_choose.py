@@ -2,8 +2,9 @@
 
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.report import collate, load
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.utils.errors import UserError
 
 TWIN = "fpn+upsample=nearest"  # the default, spelled out
 

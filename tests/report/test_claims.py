@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.replicates import FILE, save
-from fpn_ablate.report import collate, load
-from fpn_ablate.report import tables as formats
-from fpn_ablate.report.cells import Cell, beyond, contrast
-from fpn_ablate.report.claims import load as load_claims
-from fpn_ablate.report.compare import Comparison
-from fpn_ablate.report.definition import find
-from fpn_ablate.report.grid import WITHIN_NOISE, grid
+from fpn_ablate.report.collate.cells import Cell, beyond, contrast
+from fpn_ablate.report.collate.claims import load as load_claims
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.compare import Comparison
+from fpn_ablate.report.collate.definition import find
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import tables as formats
+from fpn_ablate.report.formats.grid import WITHIN_NOISE, grid
+from fpn_ablate.store.bootstrap_store import FILE, save
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 ROWS = {"c4": 0.45, "c5": 0.26, "fpn": 0.60, "bottom_up": 0.46, "no_lateral": 0.40, "finest": 0.55}
 

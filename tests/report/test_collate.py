@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fpn_ablate import tasks
-from fpn_ablate.errors import UserError
-from fpn_ablate.paths import EXPERIMENTS
-from fpn_ablate.report import collate, load, write
-from fpn_ablate.report.collate import SOURCES, file_name
+from fpn_ablate.engine import procedures
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.collate.table import SOURCES, file_name
+from fpn_ablate.report.output import write
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 
@@ -109,7 +111,7 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
 def test_sources_of_proposals_are_no_table_but_stay_in_the_ledger(runs, put, tmp_path):
     put()
     put("fpn", 1, table=SOURCES)
-    assert tasks.SOURCES == SOURCES
+    assert procedures.SOURCES == SOURCES
     assert [table.name for table in write(runs, tmp_path / "out")] == ["table1_rpn-shapes-quick"]
     assert load(tmp_path / "out" / "ledger.csv")["table"].tolist() == [SOURCES, "table1_rpn"]
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from test_stats import simulated
 
-from fpn_ablate.report.cells import Cell, contrast
-from fpn_ablate.report.claims import Claim, judge
-from fpn_ablate.report.compare import Comparison
-from fpn_ablate.report.definition import Definition, Metric
-from fpn_ablate.report.stats import estimate
+from fpn_ablate.report.collate.cells import Cell, contrast
+from fpn_ablate.report.collate.claims import judge
+from fpn_ablate.report.collate.compare import Comparison
+from fpn_ablate.report.collate.definition import Definition, Metric
+from fpn_ablate.report.collate.stats import estimate
+from fpn_ablate.report.collate.table import Claim
 
 REPETITIONS = 1000
 # Standard deviations between seeds, of images for all seeds alike, and of images for each seed; of the mean they are about

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.report import collate, load, plots, tables, write_ledger
-from fpn_ablate.report.grid import grid
-from fpn_ablate.report.records import decode
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import decode, load, write_ledger
+from fpn_ablate.report.formats import plots, tables
+from fpn_ablate.report.formats.grid import grid
+from fpn_ablate.utils.errors import UserError
 
 PAPER = {"reference": "Table 3", "data": "COCO minival"}
 

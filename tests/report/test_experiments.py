@@ -8,11 +8,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from fpn_ablate.__main__ import _introduce
-from fpn_ablate.paths import CLAIMS, CONF, EXPERIMENTS
-from fpn_ablate.report.definition import find
-from fpn_ablate.schema import Config
-from fpn_ablate.sweep import cell_config, refuse_twins, without_hydra
+from fpn_ablate.config.composition import cell_config, register, without_hydra
+from fpn_ablate.config.schema import Config
+from fpn_ablate.report.collate.definition import find
+from fpn_ablate.sweep.checks import reject_duplicate_rows
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != CLAIMS)
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
@@ -32,7 +32,7 @@ def definition(name: str):
 
 def cells(name: str, *more: str) -> list[Config]:
     """What `-m +experiments=<name> recipe=smoke` would run, for the first seed."""
-    _introduce()
+    register()
     params = content(name)["hydra"]["sweeper"]["params"] | dict(item.split("=", 1) for item in more)
     choices = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items() if key != "seed"]
     found = []
@@ -50,7 +50,7 @@ def test_what_is_swept_is_what_is_shown(name):
     assert [cfg.row for cfg in swept] == [row.names[0] for row in shown.rows if not row.published_only]
     assert {cfg.table for cfg in swept} == {content(name)["table"]} == {name}
     assert {cfg.task.name for cfg in swept} == {TASKS.get(name, "rpn")}
-    refuse_twins(swept)
+    reject_duplicate_rows(swept)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fpn_ablate.report import collate, figures, load, series
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import figures, series
 
 SIZES = {"edges": [8.0, 16.0, 32.0], "objects": [0, 5, 5, 2], "AR100": [None, 0.2, 0.4, 0.6]}
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from fpn_ablate.report import collate, health, load, tables
-from fpn_ablate.report.grid import grid
+from fpn_ablate.report.collate import health
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import tables
+from fpn_ablate.report.formats.grid import grid
 
 
 @pytest.mark.parametrize(

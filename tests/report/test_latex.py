@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from fpn_ablate.report import collate, load
-from fpn_ablate.report.tables import latex
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats.tables import latex
 
 PDFLATEX = shutil.which("pdflatex")
 LONG = "quick+backbone=mobilenet_v2+backbone.weights=mobilenetv2_coral.pth+data.invalid=clip+batch_size=4+box.steps=300"

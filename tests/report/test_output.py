@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.report import collate, load, plots, tables, write
-from fpn_ablate.report.__main__ import main
-from fpn_ablate.report.output import readme
+from fpn_ablate.cli.report import main
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import plots, tables
+from fpn_ablate.report.output import readme, write
+from fpn_ablate.utils.errors import UserError
 
 NAME = "table1_rpn-shapes-quick"
 
@@ -27,7 +29,7 @@ def contents(folder):
 
 def test_report_imports_neither_torch_nor_hydra():
     code = (
-        "import sys, fpn_ablate.report, fpn_ablate.report.__main__, fpn_ablate.report.plots\n"
+        "import sys, fpn_ablate.report, fpn_ablate.cli.report, fpn_ablate.report.formats.plots\n"
         "banned = {'torch', 'torchvision', 'hydra', 'omegaconf', 'wandb', 'matplotlib'}\n"
         "ours = {m for m in sys.modules if m.startswith('fpn_ablate.') and not m.startswith('fpn_ablate.report')}\n"
         "print(sorted(banned & set(sys.modules)), sorted(ours))"

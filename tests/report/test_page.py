@@ -12,8 +12,10 @@ import pytest
 from exhibit import NAME, by_size, leave
 from finished import FACTS, make_record
 
-from fpn_ablate.report import collate, gallery, load, page
-from fpn_ablate.report.progress import Board, Progress, State
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.html import gallery, page
+from fpn_ablate.report.html.progress import Board, Progress, State
 
 NASTY = "</script><img src=x onerror=alert(1)>"
 
@@ -95,7 +97,7 @@ def test_states_of_rows_are_seen(put, runs):
 
 
 def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
-    from fpn_ablate.report import write_ledger
+    from fpn_ablate.report.collate.records import write_ledger
 
     write_ledger(load(full), tmp_path / "ledger.csv")
     shown = text_of(rendered(tmp_path / "ledger.csv"))
@@ -123,7 +125,7 @@ def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
 
 def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
     """Many tables, each with many pictures that are dear: the page stops taking them, and says so."""
-    monkeypatch.setattr("fpn_ablate.report.gallery.BYTES", 200_000)
+    monkeypatch.setattr("fpn_ablate.report.html.gallery.BYTES", 200_000)
     for table in ("table1_rpn", "upsampling", "own"):
         for row, strength in (("c4", 0.2), ("fpn", 0.9)):
             leave(put(row, 2, table=table, pictures=NAME, by_size=by_size()), strength, images=40, side=160)
@@ -215,13 +217,14 @@ print(len(tables), len(made), time.monotonic() - begun, peak)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_a_ledger_of_2000_runs_takes_less_than_20_seconds_and_2_gib(tmp_path):
-    from fpn_ablate.report import records
+    from fpn_ablate.config import factors
+    from fpn_ablate.report.collate import records
 
     flat = []
     for number in range(2000):
         group, row, seed = number // 60, list(FACTS)[number // 10 % 6], number % 10
         names = {"table": ("table1_rpn", "own")[group % 2], "recipe": f"recipe {group}", "fingerprint": f"{number:016x}"}
-        flat.append(records.flatten(make_record(row, seed, by_size=by_size(), **names)) | {"folder": str(number)})
+        flat.append(factors.flatten(make_record(row, seed, by_size=by_size(), **names)) | {"folder": str(number)})
     records.write_ledger(records._frame(flat), tmp_path / "ledger.csv")
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", BIG, tmp_path / "ledger.csv"], capture_output=True, text=True, check=True)

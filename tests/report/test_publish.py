@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 
-from fpn_ablate import identity, report, sweep
-from fpn_ablate.paths import CONF
-from fpn_ablate.report import plots
+from fpn_ablate import report
+from fpn_ablate.report import output
+from fpn_ablate.report.collate import records as report
+from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.formats import plots
+from fpn_ablate.runs import identity
+from fpn_ablate.sweep.publish import publish
+from fpn_ablate.utils import hashing
+from fpn_ablate.utils.paths import CONF
 
 CPU, GPU = "cpu (some processor)", "NVIDIA H100"
 DAY = "2026-11-2{}T00:00:00+00:00"
@@ -31,7 +37,7 @@ def leave(tmp_path):
     """Write the record that a run of a cell would leave."""
 
     def write(cfg, value, setting, day=1, device=CPU, code=None, **changes):
-        code = code or identity.code_version()
+        code = code or hashing.code_version()
         folder = Path(cfg.out, "runs", cfg.table, cfg.recipe.name, cfg.row, f"seed{cfg.seed}-{setting}")
         record = {
             "format": 1, "status": "finished", "error": None, "fingerprint": f"{setting} {cfg.row} {cfg.seed}",
@@ -49,7 +55,7 @@ def test_a_repeated_sweep_prints_its_own_setting_though_another_is_newer(cell, l
     for row in ("c4", "fpn"):
         leave(cell(f"ablation={row}"), 0.111, "mine", day=1)
         leave(cell(f"ablation={row}"), 0.222, "later", day=2, code="of a newer version")
-    sweep.publish([cell("ablation=c4"), cell("ablation=fpn")])
+    publish.publish([cell("ablation=c4"), cell("ablation=fpn")])
     out = capsys.readouterr().out
     assert "11.1" in out and "22.2" not in out
     assert "2 records of another setting: code of a newer version" in out
@@ -61,7 +67,7 @@ def test_a_sweep_prints_the_records_of_the_device_it_asks_for(cell, leave, capsy
     leave(cfg, 0.111, "on a cpu", day=1, device=CPU)
     leave(cfg, 0.222, "on a gpu", day=2, device=GPU)
     leave(cell("seed=1"), 0.333, "on a third", day=3, device=CPU)
-    sweep.publish([cfg.model_copy(update={"device": device})])
+    publish.publish([cfg.model_copy(update={"device": device})])
     assert shown in capsys.readouterr().out
 
 
@@ -69,7 +75,7 @@ def test_the_newest_setting_stands_where_all_else_is_equal(cell, leave, capsys):
     leave(cell(), 0.222, "a", day=2)
     leave(cell(), 0.111, "b", day=1)
     leave(cell(), None, "c", day=3, status="failed")
-    sweep.publish([cell()])
+    publish.publish([cell()])
     assert "22.2" in capsys.readouterr().out
 
 
@@ -79,7 +85,7 @@ def test_leftovers_of_an_older_version_do_not_make_a_sweep_unfair(cell, leave, c
     for cfg in cells:
         leave(cfg, 0.222, "old", code="of an older version")
     leave(cells[0], 0.111, "new", day=2)
-    sweep.publish(cells)
+    publish.publish(cells)
     out, err = capsys.readouterr()
     assert "11.1" in out and "22.2" not in out
     assert "not run" in out and not err
@@ -92,7 +98,7 @@ def test_rows_that_differ_in_a_declared_factor_are_one_group(cell, leave, capsys
     for cfg in cells:
         leave(cfg, 0.222, "old", code="of an older version")
     leave(cells[0], 0.111, "new", day=2)
-    sweep.publish(cells)
+    publish.publish(cells)
     out, err = capsys.readouterr()
     assert "11.1" in out and "22.2" not in out and not err
 
@@ -104,11 +110,11 @@ def test_a_row_that_sets_more_than_its_neck_is_refused_and_the_records_stay(cell
     elsewhere = fair.model_copy(update={"table": "another"})
     for number, cfg in enumerate((fair, unfair, elsewhere)):
         leave(cfg, 0.5, f"setting{number}")
-    sweep.publish([fair, unfair, elsewhere])
+    publish.publish([fair, unfair, elsewhere])
     out, err = capsys.readouterr()
     assert err.startswith("error: table 'table1_rpn'") and "head.samples 8 against 256" in err
     assert "another · data shapes" in out
-    assert len(report.load(Path(fair.out, "ledger.csv"))) == 3
+    assert len(load(Path(fair.out, "ledger.csv"))) == 3
     assert {path.stem for path in Path(fair.out, "tables").iterdir()} == {"another-shapes-smoke"}
 
 
@@ -122,13 +128,13 @@ def test_a_failure_is_one_line_and_hides_neither_the_table_nor_the_sweeps_own_er
     if broken == "ledger":
         Path(cell().out, "ledger.csv").write_text("opened;in;a;spreadsheet\n")
     else:
-        place = {"plot": (plots, "render"), "show": (sweep, "show"), "load": (report, "load")}[broken]
+        place = {"plot": (plots, "render"), "show": (publish, "show"), "load": (report, "load")}[broken]
         monkeypatch.setattr(*place, raising)
     with pytest.raises(ZeroDivisionError):
         try:
             raise ZeroDivisionError
         finally:
-            sweep.publish([cell()])
+            publish.publish([cell()])
     out, err = capsys.readouterr()
     assert err.startswith("warning: ") and err.count("\n") == 1
     assert ("spreadsheet" in err or "lacks the columns" in err) if broken == "ledger" else "No space left" in err
@@ -139,7 +145,7 @@ def test_a_failure_is_one_line_and_hides_neither_the_table_nor_the_sweeps_own_er
 def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave, monkeypatch, capsys):
     """The state that tables are said to be of is the one before reading: afterwards they would be called as they were."""
     leave(cell(), 0.111, "a")
-    load = report.load
+    load = load
 
     def slow(runs):
         frame = load(runs)
@@ -149,21 +155,21 @@ def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave,
         return frame
 
     monkeypatch.setattr(report, "load", slow)
-    sweep.publish([cell()])
+    publish.publish([cell()])
     assert "11.1" in capsys.readouterr().out
-    sweep.publish([cell()])
+    publish.publish([cell()])
     assert "as it was" not in capsys.readouterr().out
     assert "22.2" in Path(cell().out, "tables", "table1_rpn-shapes-smoke.md").read_text()
-    sweep.publish([cell()])
+    publish.publish([cell()])
     assert "as it was" in capsys.readouterr().out
 
 
 def test_a_table_is_shown_before_it_is_written(cell, leave, monkeypatch):
     done = []
-    monkeypatch.setattr(sweep, "show", lambda table: done.append("shown"))
-    monkeypatch.setattr(report, "save_table", lambda *arguments: done.append("written"))
+    monkeypatch.setattr(publish, "show", lambda table: done.append("shown"))
+    monkeypatch.setattr(output, "save_table", lambda *arguments: done.append("written"))
     leave(cell(), 0.111, "a")
-    sweep.publish([cell()])
+    publish.publish([cell()])
     assert done == ["shown", "written"]
 
 
@@ -175,10 +181,10 @@ def test_tables_of_a_further_configuration_folder_are_found(cell, leave, capsys,
     cfg = cell().model_copy(update={"table": "mine"})
     leave(cfg, 0.111, "a")
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
-        sweep.publish([cfg])
+        publish.publish([cfg])
     assert "A title of mine" in capsys.readouterr().out
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        sweep.publish([cfg])
+        publish.publish([cfg])
     assert "A title of mine" not in capsys.readouterr().out
 
 
@@ -186,10 +192,10 @@ def test_records_of_a_run_are_recognised_by_their_configuration(cell, leave):
     """Every key that decides something counts; places, threads and logging do not."""
     cfg = cell()
     leave(cfg, 0.1, "a")
-    records = report.load(Path(cfg.out, "runs")).to_dict("records")
+    records = load(Path(cfg.out, "runs")).to_dict("records")
     same = cfg.model_copy(update={"threads": 3, "workers": 2, "log": cfg.log.model_copy(update={"every": 9})})
     other = cfg.model_copy(update={"neck": cfg.neck.model_copy(update={"smooth": "none"})})
-    assert sweep.settings_of([same], records) == {"a"}
+    assert publish.settings_of([same], records) == {"a"}
     for different in (other, cfg.model_copy(update={"seed": 1}), cfg.model_copy(update={"table": "x"})):
-        assert sweep.settings_of([different], records) == set()
+        assert publish.settings_of([different], records) == set()
     assert "torch" in sys.modules  # so that device=auto is this machine's

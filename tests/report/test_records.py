@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.report import load, write_ledger
-from fpn_ablate.report.records import decode, encode
+from fpn_ablate.report.collate.records import decode, encode, load, write_ledger
+from fpn_ablate.utils.errors import UserError
 
 AWKWARD = [
     None, True, False, 0, 1, -1, 2**70, 0.1, -1.5, 1e-300, 1.0, [], [1, "a", None], "", " ", "None", "null", "nan",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpn_ablate.report.stats import Estimate, equal_rows, estimate, holm, seeds_needed
+from fpn_ablate.report.collate.stats import Estimate, equal_rows, estimate, holm, seeds_needed
 
 
 def simulated(seeds=3, images=200, between=0.004, shared=0.05, own=0.05, mean=0.0, generator=None, replicates=200):

@@ -6,10 +6,11 @@ import re
 import pytest
 from rich.console import Console
 
-from fpn_ablate.report import collate, load, tables
-from fpn_ablate.report.footer import GENERATED
-from fpn_ablate.report.grid import grid
-from fpn_ablate.report.records import decode
+from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.records import decode, load
+from fpn_ablate.report.collate.table import GENERATED
+from fpn_ablate.report.formats import tables
+from fpn_ablate.report.formats.grid import grid
 
 HOSTILE = r"a_b & 50% \input{x} <script>|#$~^*`[x](y)"
 

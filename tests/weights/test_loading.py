@@ -11,10 +11,11 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.errors import UserError
-from fpn_ablate.model import build
-from fpn_ablate.model.backbone import BACKBONES, has_stride_in_1x1, stride_to_1x1
-from fpn_ablate.model.detector import MEAN, STD, normalise
+from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1, stride_to_1x1
+from fpn_ablate.model.detectors.two_stage import MEAN, STD, normalise
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.convert import COCO_UNUSED, Options, backbone_part, convert, to_torchvision
 from fpn_ablate.weights.files import Stored, read, write_safetensors
 from fpn_ablate.weights.loading import load, open_weights
@@ -280,7 +281,7 @@ def to_caffe2(name: str) -> str | None:
 @pytest.fixture(scope="module")
 def backbone(config):
     """`backbone("resnet50", path)` -> what backbone.weights=path gives."""
-    return lambda name, path, *more: build.backbone_weights(config(f"backbone={name}", f"backbone.weights={path}", *more), None)
+    return lambda name, path, *more: backbone_weights(config(f"backbone={name}", f"backbone.weights={path}", *more), None)
 
 
 def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):

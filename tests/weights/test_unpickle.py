@@ -10,7 +10,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from fpn_ablate.errors import UserError
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import unpickle
 from fpn_ablate.weights.files import read
 

@@ -1,11 +1,11 @@
-"""`python -m fpn_ablate.weights`."""
+"""`python -m fpn_ablate weights`."""
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
 
-from fpn_ablate.weights.__main__ import main
+from fpn_ablate.cli.weights import main
 from fpn_ablate.weights.files import read
 
 JOINT = ("task=faster_rcnn", "task.training=joint", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")

@@ -9,7 +9,7 @@ time, the lanterns and the majority of the things, takes a wide view: the early 
 Sizes: the bounds between small, medium and large are COCO's (32 and 96 px), scaled by the short side over 480, the usual
 short side of a COCO image. So "small" means the same share of the picture as it does there.
 
-Export as COCO JSON and PNG: `python -m fpn_ablate.data.shapes --export DIR`.
+Export as COCO JSON and PNG: `python -m fpn_ablate shapes --export DIR`.
 
 world.py says what a picture holds, draw.py paints it, dataset.py hands it out, export.py writes it for others.
 """

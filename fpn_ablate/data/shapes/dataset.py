@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.sample import Sample
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
-from fpn_ablate.stopping import ended_soon, leave_to_parent
+from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
 
 Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
 
@@ -54,9 +54,9 @@ class ShapesDataset:
                 num_workers=min(processes, len(missing)),
                 collate_fn=_as_it_is,
                 generator=torch.Generator(),  # else it takes a number from the global one
-                worker_init_fn=leave_to_parent,
+                worker_init_fn=ignore_signals,
             )
-            self._samples.update(zip(missing, ended_soon(iter(loader)), strict=True))
+            self._samples.update(zip(missing, kill_slow_workers(iter(loader)), strict=True))
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index)[0]

@@ -9,7 +9,7 @@ import numpy as np
 from fpn_ablate.data.shapes.dataset import ShapesDataset, annotations_of, image_entry
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import World
-from fpn_ablate.files import save_text, write_atomically
+from fpn_ablate.utils.files import save_text, write_atomically
 
 
 def export(world: World, sizes: dict[str, int], folder: Path) -> None:

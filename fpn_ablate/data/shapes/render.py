@@ -7,7 +7,7 @@ import numpy as np
 
 from fpn_ablate.data.shapes.draw import background, draw, draw_lanterns, finish
 from fpn_ablate.data.shapes.world import BODIES, NUM_CLASSES, RENDERER, Thing, World, compose, lantern_spots, pick_parts
-from fpn_ablate.seeding import numpy_generator
+from fpn_ablate.utils.seeding import numpy_generator
 
 NUM_KINDS = 2 * 2 * NUM_CLASSES
 

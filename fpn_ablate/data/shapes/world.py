@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.seeding import numpy_generator
+from fpn_ablate.utils.seeding import numpy_generator
 
 HUES = ("red", "green", "blue")
 MARKS = ("dot", "bar", "post")
@@ -14,7 +14,6 @@ BODIES = ("disc", "square", "diamond", "triangle")
 COCO_SHORT_SIDE = 480
 NUM_CLASSES = len(HUES)
 LANTERN_RADIUS = 0.02  # share of the short side
-
 # Enlarged whenever the renderer draws something else, so that no cached result outlives its picture.
 RENDERER = 3
 

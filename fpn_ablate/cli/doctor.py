@@ -1,0 +1,72 @@
+"""Examine a data set before a sweep: `python -m fpn_ablate doctor data=coco data.root=PATH`, or `doctor ANNOTATIONS [IMAGES]`."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpn_ablate.cli.doctor_text import show
+from fpn_ablate.cli.parser import Parser, command_parser
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
+
+ABOUT = """Examine both splits of a data set as a run with these key=value would see them; or one annotation file, with its images
+where their folder is given. Exit code 0: sound, 1: a training would be refused, 2: bad arguments."""
+OVERRIDE = re.compile(r"[+~]*[a-z][\w./@]*=")  # key=value, as for a run
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Print what is wrong with a data set, and how well each row's anchors cover its objects.
+
+    Raises:
+        UserError: bad arguments, or `data.root` is no folder.
+    """
+    parser = command_parser("doctor", ABOUT)
+    parser.add_argument("what", nargs="*", metavar="key=value | FILE", help="as for a run; or ANNOTATIONS [IMAGES]")
+    parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
+    parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
+    options = parser.parse_intermixed_args(arguments)
+    if options.json is not None and not Path(options.json).name:
+        raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
+    if options.what and not any(OVERRIDE.match(word) and not os.path.exists(word) for word in options.what):
+        return _examine_file(options, parser)
+    return _examine_splits(options, config_dir)
+
+
+def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int:
+    from fpn_ablate.config.composition import compose_rows
+    from fpn_ablate.doctor.report import examine
+
+    report = examine({cfg.row: cfg for cfg in compose_rows(options.what, config_dir)})
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    if options.json == "-":
+        print(text, end="")
+    else:
+        show(report, options.limit)
+        if options.json:
+            save_text(Path(options.json), text)
+    return 0 if report["sound"] else 1
+
+
+def _examine_file(options: argparse.Namespace, parser: Parser) -> int:
+    from fpn_ablate.data.checks.examine import examine, summary
+    from fpn_ablate.data.checks.findings import BOX, BROKEN, NOTE
+
+    if len(options.what) > 2:
+        parser.error(f"{options.what[2]}: an annotation file and a folder of images at most, or key=value")
+    if options.json is not None:
+        parser.error("--json goes with key=value, as data=coco data.root=PATH")
+    annotations, images = Path(options.what[0]), Path(options.what[1]) if len(options.what) == 2 else None
+    if annotations.is_dir():
+        parser.error(f"{annotations} is a folder: data=coco data.root={annotations} looks over the set in it")
+    report = examine(annotations, images)
+    if report.annotations is not None:
+        table = report.annotations
+        print(f"{len(table.image_ids)} images, {len(table.ids)} objects, {len(table.categories)} categories")
+    for title, findings in (("Problems", report.at(BROKEN, BOX)), ("Notes", report.at(NOTE))):
+        if findings:
+            print(f"{title}: {summary(findings, options.limit or len(findings))}")
+    print("Sound." if report.sound else "A training would be refused.")
+    return 0 if report.sound else 1

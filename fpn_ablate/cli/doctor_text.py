@@ -1,0 +1,134 @@
+"""The facts of `examine` for a reader."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fpn_ablate.data.checks.examine import summary
+from fpn_ablate.data.checks.findings import NOTE, Finding
+from fpn_ablate.evaluation.coco import AREAS
+
+CATEGORIES = 20  # shown; all of them are in the JSON
+WIDTH = 120  # of what is no terminal
+
+
+def show(report: Mapping[str, Any], limit: int = 50) -> None:
+    """Print the report; `limit`: findings to print of each split, 0 for all."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(WIDTH, console.width))
+    for name, split in report["splits"].items():
+        _print_findings(console, name, split, limit)
+    readable = {name: split for name, split in report["splits"].items() if split["images"] is not None}
+    tables = [_overview(report, readable), _sizes(report, readable), _balance(readable)] if readable else []
+    tables += [_anchors(report)] if report["anchors"] else []
+    for table in tables:
+        table.box = box.SQUARE if console.is_terminal else box.ASCII
+        console.print(table)
+    for warning in report["warnings"]:
+        where = f"{warning['split']}: " if warning["split"] else ""
+        console.print(f"[yellow]Warning[/]: {escape(where + warning['text'])}.", soft_wrap=True)
+    for reason in report["refused"]:
+        console.print(f"[red]Refused[/]: {escape(reason)}", soft_wrap=True)
+    console.print("[green]Sound.[/]" if report["sound"] else "[red]A training would be refused.[/]")
+
+
+def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit: int) -> None:
+    keys = Finding.__dataclass_fields__
+    groups: dict[str, list[Finding]] = {"Problems": [], "Mended as data.invalid says": [], "Notes": []}
+    for entry in split["findings"]:
+        title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else "Mended as data.invalid says"
+        groups[title].append(Finding(**{key: entry[key] for key in keys}))
+    for title, found in groups.items():
+        if found:
+            console.print(escape(f"{name}: {title}: {summary(found, limit or len(found))}"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str, text: int = 1) -> Table:
+    table = Table(title=title, title_justify="left")
+    for n, column in enumerate(columns):
+        table.add_column(column, justify="left" if n < text else "right")
+    return table
+
+
+def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
+    generated = " (generated)" if report["generated"] else ""
+    table = _table(f"{escape(report['data'])}{generated}", "", *splits)
+    lines = {
+        "images": lambda s: f"{s['images']:,}",
+        "  handed out (data.keep_empty)": lambda s: f"{s['images_used']:,}",
+        "  without objects": lambda s: f"{s['images_without_objects']:,}",
+        "objects": lambda s: f"{s['objects']:,}",
+        "crowd regions, beside them": lambda s: f"{s['crowd']:,} ({s['crowd_share']:.1%})",
+        "objects an image: mean": lambda s: f"{s['objects_an_image']['mean']:.1f}",
+        "  median": lambda s: f"{s['objects_an_image']['median']:g}",
+        "  most": lambda s: f"{s['objects_an_image']['max']:,}",
+        "boxes changed": lambda s: ", ".join(f"{n} {what}" for what, n in s["repairs"].items()) or "0",
+    }
+    for what, value in lines.items():
+        table.add_row(what, *(value(split) for split in splits.values()))
+    return table
+
+
+def _sizes(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
+    recipe, shown = report["recipe"], {"q05": "5 %", "median": "median", "q95": "95 %", "max": "max"}
+    title = f"Sizes; input: short side {recipe['short_side']}, long side at most {recipe['max_side']} pixels"
+    table = _table(title, "", "measure", *AREAS[1:], *shown.values(), text=2)
+    for name, split in splits.items():
+        for where in ("native", "input"):
+            sizes = split["sizes"][where]
+            low, high = (f"{bound**0.5:.3g}" for bound in sizes["bounds"])
+            shares = [_count_and_share(sizes[area], split["objects"]) for area in AREAS[1:]]
+            spread = [_short((sizes["sqrt_area"] or {}).get(q)) for q in shown]
+            table.add_row(name, f"√area, {where} (small < {low}, large > {high})", *shares, *spread)
+        spread = [_short((split["sizes"]["aspect_ratio"] or {}).get(q), 2) for q in shown]
+        table.add_row(name, "height / width", "", "", "", *spread)
+    return table
+
+
+def _count_and_share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.0%})" if total else "0"
+
+
+def _short(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _balance(splits: Mapping[str, Any]) -> Table:
+    first = next(iter(splits.values()))
+    categories = {c["id"]: c["name"] for split in splits.values() for c in split["categories"]}
+    counts = {name: {c["id"]: c for c in split["categories"]} for name, split in splits.items()}
+    order = sorted(categories, key=lambda k: -sum(own[k]["objects"] for own in counts.values() if k in own))
+    shown = order if len(order) <= CATEGORIES else [*order[: CATEGORIES // 2], *order[-CATEGORIES // 2 :]]
+    note = "" if len(order) == len(shown) else f"; the {CATEGORIES // 2} most and the {CATEGORIES // 2} least frequent"
+    ratios = ", ".join(f"{name} {split['imbalance']:,.1f}" for name, split in splits.items() if split["imbalance"])
+    title = f"{len(first['categories'])} categories; most / least frequent: {ratios or 'n/a'}{note}"
+    table = _table(title, "category", *(f"{name}: {what}" for name in splits for what in ("objects", "images")))
+    for key in shown:
+        cells = [f"{own[key][what]:,}" if key in own else "-" for own in counts.values() for what in ("objects", "images")]
+        table.add_row(escape(categories[key]), *cells)
+    return table
+
+
+def _anchors(report: Mapping[str, Any]) -> Table:
+    title = "What anchors can cover at best, val, in the input: objects with an anchor of IoU >= .5 / >= .7, mean best IoU"
+    table = _table(title, "rows", "stride: anchor sides", *AREAS, text=2)
+    rows: dict[str, list[str]] = {}  # rows of the same anchors stand in one line
+    for row, anchors in report["anchors"].items():
+        rows.setdefault(json.dumps(anchors), []).append(row)
+    for anchors, names in rows.items():
+        anchors = json.loads(anchors)
+        levels = [f"{v['stride']}: {' '.join(f'{side:.4g}' for side in v['anchor_sizes'])}" for v in anchors["levels"]]
+        table.add_row(", ".join(names), "\n".join(levels), *(_cover(anchors["recall"][area]) for area in AREAS))
+    return table
+
+
+def _cover(recall: Mapping[str, Any]) -> str:
+    if not recall["objects"]:
+        return "n/a"
+    return f"{recall['iou50']:.0%} / {recall['iou70']:.0%}, {recall['mean_best_iou']:.2f}"

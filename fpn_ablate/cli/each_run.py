@@ -1,0 +1,36 @@
+"""Apply a function to each finished run below some folders; `measure` and `artifacts` share it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.runs.restore import Splits
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.paths import RECORD
+
+
+def update_runs(arguments: Sequence[str], command: str, about: str, update: Callable[[Path, Splits], str]) -> int:
+    """Call `update(folder, splits)` for each run and print the line that it returns; 2 if a run could not be updated.
+
+    Args:
+        update: raises UserError, or what reading a damaged file raises, where a run is to be left as it is. `splits` caches
+            the data sets that have been loaded (`runs.restore.load_finished`).
+    """
+    parser = command_parser(command, about)
+    parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
+    options = parser.parse_args(arguments)
+    files = sorted(file for folder in options.runs for file in folder.rglob(RECORD))
+    if not files:
+        raise UserError(f"no {RECORD} below {', '.join(map(str, options.runs))}; give results/runs, or a run's folder")
+    splits: Splits = {}
+    failures = 0
+    for folder in (file.parent for file in files):
+        try:
+            print(update(folder, splits))
+        except (UserError, *UNREADABLE) as error:
+            print(f"left as it was: {folder}: {error}", file=sys.stderr)
+            failures += 1
+    print(f"to make the tables again: python -m fpn_ablate report {' '.join(map(str, options.runs))}")
+    return 2 if failures else 0

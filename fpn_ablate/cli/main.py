@@ -1,0 +1,109 @@
+"""Choose the command: `python -m fpn_ablate COMMAND ...`; without one, a run or a sweep.
+
+Each command is a module beside this one with `main(arguments, config_dir) -> exit code`. It is imported when it is asked for, so
+that neither Hydra nor torch is loaded before the command is known.
+"""
+
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from fpn_ablate import __version__
+from fpn_ablate.store.plan import COMMAND
+from fpn_ablate.utils.errors import UserError, printable
+
+COMMANDS = {
+    "verify": "show what each row is: anchors, parameters, cost, what its finest level sees",
+    "doctor": "examine a data set before a sweep",
+    "report": "make tables, plots and the page from finished runs",
+    "pictures": "draw what finished runs detect, side by side",
+    "measure": "measure the latency of finished runs again, one at a time",
+    "artifacts": "make again what the page shows of finished runs beside their figures",
+    "weights": "import weights of other programs, and export ours",
+    "shapes": "write the generated data set as COCO-format files",
+    "replay": "copy finished runs to Weights & Biases",
+}
+HELP = f"""usage: python -m fpn_ablate [-m] [key=value ...]     train one row, or (-m) sweep over values that commas separate
+       python -m fpn_ablate COMMAND [arguments]      run a command; COMMAND --help says more
+
+  python -m fpn_ablate ablation=fpn                          one row
+  python -m fpn_ablate -m ablation=c4,c5,fpn,bottom_up       rows side by side, in one table
+  python -m fpn_ablate -m +experiments=table1                a table as its file defines it
+
+commands:
+{chr(10).join(f"  {name:<10} {about}" for name, about in COMMANDS.items())}
+
+options of every command:
+  --config-dir DIR   a folder with rows and settings of your own, as DIR/ablation/NAME.yaml
+  --help, --version
+
+options of a run:
+  -m, --multirun     a sweep: one run for each combination of values
+  --cfg job          print the configuration and run nothing (--hydra-help: all options of Hydra)"""
+
+# Options of Hydra that take the next word as their value.
+_WITH_VALUE = {"--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--experimental-rerun"}
+_CONFIG_DIR = ("--config-dir", "-cd")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code.
+
+    0: done; 1: a row failed, or a check found something; 2: bad input; 130 and 143: interrupted by Ctrl-C or SIGTERM, and the
+    same command continues.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
+    try:
+        command, rest, config_dir = split_command(arguments)
+        if command is None and {"--help", "-h"} & set(rest):
+            print(HELP)
+            return 0
+        if command is None and "--version" in rest:
+            print(f"fpn_ablate {__version__}")
+            return 0
+        return import_module(f"fpn_ablate.cli.{command or 'run'}").main(rest, config_dir)
+    except (UserError, OSError) as error:
+        print(printable(str(error)), file=sys.stderr)
+        return 2
+
+
+def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path | None]:
+    """Split a command line into the command (None: a run), its arguments, and the folder that `--config-dir` names.
+
+    The command is the first word that has no `=` and is no option's value.
+
+    Raises:
+        UserError: there is no such command, or no such folder.
+    """
+    command, rest, config_dir = None, [], None
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in _CONFIG_DIR:
+            config_dir = _folder(value if equals else next(words, ""))
+        elif command is None and word in _WITH_VALUE:
+            rest += [word, *[value for value in [next(words, None)] if value is not None]]
+        elif command is None and not word.startswith(("-", "~")) and not equals:
+            command = _known(word)
+        else:
+            rest.append(word)
+    return command, rest, config_dir
+
+
+def _known(word: str) -> str:
+    if word in COMMANDS:
+        return word
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"{word}: there is no such command.{hint} Commands: {', '.join(COMMANDS)}; a setting is given as key=value")
+
+
+def _folder(name: str) -> Path:
+    if not name or not Path(name).is_dir():
+        raise UserError(f"--config-dir {name or '(nothing)'}: no such folder; give one with your own ablation/NAME.yaml")
+    return Path(name).resolve()

@@ -1,0 +1,15 @@
+"""Measure the latency of finished runs again, one run at a time: `python -m fpn_ablate measure results/runs`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpn_ablate.cli.each_run import update_runs
+from fpn_ablate.runs.remake import Latencies
+
+ABOUT = """Measure the latency of finished runs again, one after the other: in a sweep, other work on the machine spoils it. The new
+figures go into the runs' records."""
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Measure each run below the given folders; 2 if one cannot be measured here."""
+    return update_runs(arguments, "measure", ABOUT, Latencies().update)

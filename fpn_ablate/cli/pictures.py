@@ -1,0 +1,36 @@
+"""Draw what finished runs detect, side by side: `python -m fpn_ablate pictures RUN RUN`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.report.formats.plots import STYLE
+from fpn_ablate.runs.draw import FinishedRun, draw
+from fpn_ablate.utils.files import write_atomically
+
+ABOUT = "Draw what finished runs detect: a line an image, the ground truth in front, then one column a run."
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Write the picture.
+
+    Raises:
+        UserError: a run is not finished or not readable, or the runs are on different data.
+    """
+    parser = command_parser("pictures", ABOUT)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--count", type=int, default=4, help="images, spread over those evaluated (default 4)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--root", help="where the data set lies now, if not where the runs found it")
+    parser.add_argument("--out", type=Path, default=Path("pictures.png"), help=".png, .pdf or .svg (default pictures.png)")
+    options = parser.parse_args(arguments)
+    kind = options.out.suffix[1:].lower()
+    if options.count < 1 or not 0 <= options.threshold <= 1 or kind not in ("png", "pdf", "svg"):
+        parser.error("--count is at least 1, --threshold from 0 to 1, and --out ends in .png, .pdf or .svg")
+    with matplotlib.rc_context(STYLE):
+        sheet = draw([FinishedRun.load(folder, options.root) for folder in options.runs], options.count, options.threshold)
+        write_atomically(options.out, lambda path: sheet.savefig(path, format=kind, dpi=200, facecolor="white"))
+    print(f"written to {options.out}")
+    return 0

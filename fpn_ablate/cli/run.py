@@ -1,0 +1,34 @@
+"""Run one cell, or with `-m` a sweep: hand the arguments to Hydra once they are checked."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+
+from fpn_ablate.config.overrides import normalise
+from fpn_ablate.sweep.jobs import run_job
+from fpn_ablate.sweep.plugin import register
+from fpn_ablate.sweep.publish import unpublished
+from fpn_ablate.utils import signals
+from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.paths import CONF
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Run the job or the sweep; see `cli.main.main` for exit codes.
+
+    Raises:
+        UserError: a key or a value does not exist.
+    """
+    folder = ["--config-dir", str(config_dir)] if config_dir else []
+    sys.argv[1:] = [*normalise(arguments, config_dir), *folder]
+    register()
+    unpublished.clear()
+    try:
+        with signals.handling_signals(), signals.reraise_as_stopped():
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run_job)()
+    except KeyboardInterrupt as stop:
+        log_line("interrupted; the same command continues from where it was", sys.stderr)
+        return getattr(stop, "code", 130)
+    return int(bool(unpublished))  # rows are finished; the same command, or `report`, makes their tables

@@ -1,0 +1,38 @@
+"""Write the generated data set as files: `python -m fpn_ablate shapes --export DIR` or `--sheet FILE`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.data.shapes.export import contact_sheet, export
+from fpn_ablate.data.shapes.world import World
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Write what is asked for.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    parser = command_parser("shapes", "Write the generated data set as COCO-format files, or a sheet of examples.")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="write COCO JSON and PNG to this folder")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write examples with their boxes to this picture")
+    parser.add_argument("--train", type=int, default=800, help="training pictures (default %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="validation pictures (default %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="height and width in pixels (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if not (options.export or options.sheet):
+        parser.error("give --export DIR, --sheet FILE or both")
+    _write(options, World(height=options.size, width=options.size, seed=options.seed))
+    return 0
+
+
+def _write(options: argparse.Namespace, world: World) -> None:
+    if options.export:
+        export(world, {"train": options.train, "val": options.val}, options.export)
+        print(f"wrote {options.train} + {options.val} pictures; train on them with: data=coco data.root={options.export}")
+    if options.sheet:
+        contact_sheet(world, options.sheet)
+        print(f"wrote {options.sheet}")

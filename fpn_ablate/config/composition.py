@@ -1,0 +1,167 @@
+"""Compose configurations: from overrides, or from what Hydra composed for a job, to a validated `Config`."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fpn_ablate.config import timm_source
+from fpn_ablate.config.factors import under
+from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
+from fpn_ablate.config.validation import keys, unknown_key, validate
+from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.paths import CONF, EXPERIMENTS, MODEL, ROOT
+
+DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
+# The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
+TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
+# Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
+_NOT_IN_RECIPE_NAME = (
+    *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),
+)
+_PLACES = ("data.train.", "data.val.")
+# Where factors lie. Data and recipe name a table of their own.
+_MODEL = ("backbone", "neck", "head", "task")
+
+
+def register() -> None:
+    """Register the resolver of conf/config.yaml and timm's configurations with Hydra; you can call it as often as you like."""
+    timm_source.register()
+    OmegaConf.register_new_resolver("fpn_ablate_root", lambda: f"file://{ROOT}", replace=True)
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
+    """Compose one row as the command line does: `compose(["ablation=c4", "recipe=smoke"])`.
+
+    Args:
+        overrides: key=value, as typed.
+        config_dir: a further folder of configurations, as `--config-dir` names it.
+
+    Raises:
+        UserError: a key or a value does not exist.
+    """
+    overrides = normalise(overrides, config_dir)
+    return _compose(_chosen_rows(overrides)[:1] or [DEFAULT_ROW], overrides, config_dir)[0]
+
+
+def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Config]:
+    """Compose the rows of `ablation=ROW,ROW`; by default those of the task's table and those in `config_dir`.
+
+    Raises:
+        UserError: as `compose`.
+    """
+    overrides = normalise(overrides, config_dir)
+    rows = _chosen_rows(overrides)
+    if not rows:
+        own = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
+        rows = list(dict.fromkeys([*_rows_of_table(_compose([DEFAULT_ROW], overrides, config_dir)[0].table), *own]))
+    return _compose(rows, overrides, config_dir)
+
+
+def _chosen_rows(overrides: Sequence[str]) -> list[str]:
+    chosen = [o.partition("=")[2].split(",") for o in overrides if o.startswith("ablation=")]
+    return chosen[-1] if chosen else []
+
+
+def _rows_of_table(table: str) -> list[str]:
+    """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation where the table has no file."""
+    file = EXPERIMENTS / f"{table}.yaml"
+    if file.exists():
+        params = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+        return params["ablation"].split(",")
+    return sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
+
+
+def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
+    register()
+    others = [o for o in overrides if not o.startswith("ablation=")]
+    path = [f"hydra.searchpath=[file://{ROOT},timm://,file://{config_dir}]"] if config_dir else []
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return [
+                cell_config(hydra_compose("config", [*others, *path, f"ablation={row}"]), {"ablation": row}, others)
+                for row in rows
+            ]
+    except CompactHydraException as error:
+        raise UserError(error) from None
+    except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type
+        raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None
+
+
+def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """What Hydra composed for a job, as a validated `Config` that knows its row's and its recipe's name.
+
+    The row is called after its file in conf/ablation, and after the factors that the command line, or the sweep of an
+    experiment's file, adds to it; the recipe after all other keys: `fpn+upsample=bilinear`, `quick+steps=100`.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:  # a `${...}` that leads nowhere, or to itself
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
+    assert isinstance(values, dict)
+    values.pop("report", None)  # how a table looks is not the run's business
+    values.pop("hydra", None)
+    parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
+    pairs = sorted((key, _name_of_value(key, value)) for key, value in parts)
+    for group in ("ablation", "task", "recipe"):
+        if not (values | {"ablation": choices.get("ablation")}).get(group):
+            raise UserError(f"{group}: missing; give {group}=...")
+    if not isinstance(name := values["recipe"].get("name"), str):
+        raise UserError(f"recipe.name={name!r}: must be a text, after which tables are called")
+    row, recipe = [str(choices["ablation"])], [name]
+    factors = declared_factors(values.get("factors"))
+    task = values["task"]
+    if values.get("mode") == "evaluate":
+        factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
+        values["table"] = values["table"] or f"evaluated_{task.get('name')}"
+        if "training" in task:
+            task["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
+    for key, value in pairs:
+        group = key.split(".")[0]
+        if under(key, factors):
+            row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
+        elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
+            recipe.append(f"{key.removeprefix('recipe.')}={value}")
+    asked = str(task.get("training", task.get("name")))
+    values["table"] = values["table"] or TABLES.get(asked, asked)
+    values["row"] = "+".join(row)
+    values["recipe"]["name"] = "+".join(recipe)
+    return validate(values)
+
+
+def _name_of_value(key: str, value: str) -> str:
+    """What an override adds to a name. A path is named by its last part: records travel, folders do not."""
+    if key == "backbone":  # timm/resnet50 is no path, and not resnet50
+        return value
+    folder, _, name = value.rstrip("/").rpartition("/")
+    if name == MODEL:  # every run's weights are called so
+        name = folder.rpartition("/")[2] or name
+    return {"True": "true", "False": "false"}.get(name, name)  # Hydra writes the jobs of a sweep so
+
+
+def declared_factors(declared: Any) -> list[str]:
+    """The factors, or UserError if one of them is no key, or one in which the rows of a table cannot differ."""
+    factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
+    for factor in factors:
+        if factor not in set(keys()):
+            raise UserError(f"factors: {unknown_key(factor)}")
+        if factor.split(".")[0] not in _MODEL:
+            raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")
+    return factors
+
+
+def data_name(cfg: Config) -> str:
+    """The data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
+    return (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name) if isinstance(cfg.data, Coco) else cfg.data.name
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])

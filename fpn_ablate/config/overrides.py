@@ -1,0 +1,69 @@
+"""Check the overrides of a command line before Hydra reads them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpn_ablate.config.schema import TASKS
+from fpn_ablate.config.validation import keys, unknown_key
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
+
+# What stands where a group's file is to be named, and Hydra reads as another thing than a text.
+NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
+# Options of which Hydra takes one, and ends in a traceback where there are more.
+MODES = {"--multirun": "-m", "--run": "-r", "--cfg": "-c", "--info": "-i", "--shell-completion": "-sc"}
+
+
+def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """Refuse keys that do not exist, let `experiments=table1` stand for the one file whose name begins so, and `-m` anywhere.
+
+    Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
+    """
+    _refuse_several_modes(arguments)
+    variant = None if config_dir else _task_of(arguments)
+    known, result = {*keys(variant=variant), "ablation"}, []
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if argument.startswith("-") or not equals:
+            result.append(argument)
+            continue
+        key = key.split("@")[0]
+        if key in groups and (wrong := [name for name in value.split(",") if NO_NAME.fullmatch(name.strip())]):
+            raise UserError(f"{key}={wrong[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
+        if key == "experiments":
+            argument = f"+experiments={','.join(_experiment_file(name) for name in value.split(','))}"
+        elif key not in known and not key.startswith(("hydra.", "hydra/")):
+            others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
+            raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
+        result.append(argument)
+    # Hydra's parser knows no more keys behind an option that stands among them.
+    return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
+
+
+def _refuse_several_modes(arguments: Sequence[str]) -> None:
+    options = (argument.partition("=")[0] for argument in arguments)
+    given = {MODES.get(option, option) for option in options} & set(MODES.values())
+    if len(given) > 1:
+        names = " and ".join(sorted(name for name, short in MODES.items() if short in given))
+        raise UserError(f"{names}: give one of them; --cfg job shows one configuration, without -m")
+
+
+def _first_file(group: str) -> str:
+    return f"{group}={min(path.stem for path in Path(CONF, group).glob('*.yaml'))}"
+
+
+def _task_of(arguments: Sequence[str]) -> str | None:
+    """The task that is asked for; None where a file, ours or the user's, may choose it."""
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    chosen_elsewhere = {"experiments", "--config-name", "-cn"} & set(given)
+    return None if chosen_elsewhere else given.get("task", "rpn")
+
+
+def _experiment_file(name: str) -> str:
+    found = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.name != CLAIMS)
+    matches = [name] if name in found else [stem for stem in found if stem.startswith(name)]
+    if len(matches) > 1:
+        raise UserError(f"experiments={name}: which of {', '.join(matches)}?")
+    return matches[0] if matches else name  # Hydra knows more folders (--config-dir), and lists what there is

@@ -1,0 +1,429 @@
+"""The typed configuration of one run: every key, its type, its limits. Nothing that is not declared here is accepted.
+
+Hydra composes `conf/` into a plain dictionary, of which `validation.validate` makes a `Config`. Defaults live in `conf/`, not
+here, so that each is written once.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# Numbers are strict: `recipe.steps=true` would be one step otherwise. Their upper limits are far beyond use: a slip of a few
+# zeros is told at once, and not by a machine that has run out of memory or processes.
+Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # what every reader of JSON and CSV tells apart
+Images = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # generated pictures are kept in memory
+Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # anchors, proposals, detections: room is made for so many
+Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
+Cells = Annotated[int, Field(strict=True, gt=0, le=64)]
+Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
+Workers = Annotated[int, Field(strict=True, ge=0, le=1024)]
+Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e30)]  # what fp32 holds
+Extent = Annotated[float, Field(strict=True, ge=0.001, le=10**5)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
+Grey = Annotated[float, Field(strict=True, ge=0, le=255)]
+Side = Annotated[int, Field(strict=True, ge=32, le=8192)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # a record could not hold them
+
+
+class Shapes(Strict):
+    """The generated set; see `fpn_ablate.data.shapes.World` for what the numbers mean."""
+
+    name: Literal["shapes"]
+    seed: Seed
+    train_images: Images
+    val_images: Images
+    aspect: Annotated[float, Field(strict=True, ge=0.25, le=4)]
+    objects: tuple[Things, Things]
+    distractors: tuple[Things, Things]
+    mix: tuple[Share, Share, Share]
+    distractor_mix: tuple[Share, Share, Share]
+    extent: tuple[PositiveShare, PositiveShare]
+    single_scale: PositiveShare | None
+    lanterns: Annotated[float, Field(strict=True, ge=0.1, le=1)]
+    patches: Grey
+    noise: Grey
+    context: bool
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Shapes":
+        for key in ("objects", "distractors", "extent"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: the first number ({low}) must not exceed the second ({high})")
+        for key in ("mix", "distractor_mix"):
+            if sum(getattr(self, key)) <= 0:
+                raise ValueError(f"{key}: at least one share must be above 0")
+        return self
+
+
+class Split(Strict):
+    annotations: str
+    images: str
+
+
+class Coco(Strict):
+    """Any data set in COCO's instances format."""
+
+    name: Literal["coco"]
+    label: str | None
+    root: str
+    train: Split
+    val: Split
+    invalid: Literal["error", "clip", "drop"]
+    keep_empty: bool
+
+
+class Backbone(Strict):
+    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
+    downloaded), or a file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained. `stride_in_1x1`: where
+    a bottleneck halves the resolution (see `fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
+
+    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
+    weights: str
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
+    frozen_bn: bool
+    # A default, as config.yaml of older runs does not have the key.
+    stride_in_1x1: Annotated[bool, Field(strict=True)] = False
+
+    @property
+    def label(self) -> str:
+        """As `backbone=` names it."""
+        return self.name
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "Backbone":
+        _refuse_frozen_chance(self)
+        if self.weights == "imagenet" and self.name in ("small", "small_deep"):
+            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
+        return self
+
+    @model_validator(mode="after")
+    def _bottlenecks(self) -> "Backbone":
+        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
+            raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
+        return self
+
+
+class TimmBackbone(Strict):
+    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. The keys are those of `Backbone`;
+    "imagenet" stands for the weights that timm has for `model`, and a file's names are timm's."""
+
+    name: Literal["timm"]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    weights: str
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
+    frozen_bn: bool
+
+    @property
+    def label(self) -> str:
+        """As `backbone=` names it."""
+        return f"timm/{self.model}"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if value == "???":
+            raise ValueError("say which: backbone=timm/MODEL, as timm/resnext50_32x4d")
+        return value
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "TimmBackbone":
+        _refuse_frozen_chance(self)
+        return self
+
+
+AnyBackbone = Backbone | TimmBackbone
+
+
+def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
+    if backbone.weights == "none" and (backbone.freeze_at or backbone.frozen_bn):
+        raise ValueError(
+            "weights=none starts from random weights, which must not stay frozen: "
+            "set backbone.freeze_at=0 backbone.frozen_bn=false"
+        )
+
+
+class FPNNeck(Strict):
+    """The switches of the pyramid; see `fpn_ablate.model.necks.fpn.FPN`."""
+
+    name: Literal["fpn"]
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
+    top_down: bool
+    lateral: bool
+    output: Literal["pyramid", "p2", "p3", "p4", "p5"]
+    upsample: Literal["nearest", "bilinear", "deconv"]
+    smooth: Literal["all", "merged", "none"]
+    p6: Literal["subsample", "conv", "none"]
+
+    @model_validator(mode="after")
+    def _connected(self) -> "FPNNeck":
+        if not self.top_down and not self.lateral:
+            raise ValueError(
+                "top_down=false with lateral=false connects P2..P4 to nothing: switch at most one of them off "
+                "(a single backbone map is ablation=c4 or ablation=c5)"
+            )
+        return self
+
+
+class SingleLevelNeck(Strict):
+    name: Literal["single_level"]
+    level: Literal["c2", "c3", "c4", "c5"]
+
+
+class RPNConfig(Strict):
+    """The RPN; see `fpn_ablate.model.heads.rpn.RPNSettings`. Pairs are (training, test)."""
+
+    name: Literal["rpn"]
+    anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    anchor_grid: Literal["exact", "torchvision"]
+    positive_iou: Share
+    negative_iou: Share
+    samples: Many
+    positive_fraction: Share
+    pre_nms_topk: tuple[Many, Many]
+    pre_nms_topk_single: tuple[Many, Many]
+    post_nms_topk: tuple[Many, Many]
+    nms_thresh: Share
+
+    @model_validator(mode="after")
+    def _thresholds(self) -> "RPNConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
+        return self
+
+
+class RPNTask(Strict):
+    """Table 1: the RPN alone, class-agnostic proposals."""
+
+    name: Literal["rpn"]
+
+
+class RoI(Strict):
+    """The second stage; see `fpn_ablate.model.heads.roi.RoISettings`. Pairs are (training, test)."""
+
+    head: Literal["auto", "2fc", "conv5"]
+    canonical_level: Cells
+    canonical_box_size: Extent
+    pooling: Literal["align", "align_v2", "pool"]
+    sampling_ratio: Annotated[int, Field(strict=True, ge=0, le=64)]
+    resolution: Cells
+    conv5_resolution: Cells
+    fc_dim: Width
+    proposals: tuple[Many, Many]
+    samples: Many
+    positive_fraction: Share
+    positive_iou: PositiveShare
+    box_weights: tuple[Extent, Extent, Extent, Extent]
+    box_loss_beta: NotNegative
+    score_thresh: Share
+    nms_thresh: Share
+    detections: Many
+
+
+class ProposalSource(Strict):
+    """Whose RPN makes the proposals: one with the neck `neck`, or a `file` that another run has made."""
+
+    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    file: str | None
+
+
+class FastRCNNTask(Strict):
+    """Table 2: Fast R-CNN on fixed proposals, the same for all rows."""
+
+    name: Literal["fast_rcnn"]
+    proposals: ProposalSource
+    roi: RoI
+
+
+class FasterRCNNTask(Strict):
+    """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
+    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
+
+    name: Literal["faster_rcnn"]
+    training: Literal["separate", "four_step", "joint"]
+    roi: RoI
+
+
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
+
+
+class Optimizer(Strict):
+    """`lr` is that of a batch of `lr_batch_size` images (null: of any): see `fpn_ablate.engine.optim.base_learning_rate`."""
+
+    name: Literal["sgd", "adamw"]
+    lr: PositiveFloat
+    lr_batch_size: Positive | None
+    momentum: Share
+    weight_decay: NotNegative
+
+
+class Schedule(Strict):
+    """Learning rate over the steps: linear warm-up, then "step" (x 0.1 at each of `drops`, shares of all steps) or "cosine"."""
+
+    name: Literal["step", "cosine"]
+    warmup_steps: Count
+    drops: Annotated[tuple[Share, ...], Field(max_length=1000)]
+
+
+class Pretrain(Strict):
+    """Classification of single things, for a backbone without ImageNet weights. Counted as part of the cost."""
+
+    side: Side
+    steps: Positive
+    batch_size: Batch
+    lr: PositiveFloat
+    seed: Seed
+
+
+class RoIRecipe(Strict):
+    """What the second stage takes from a recipe. `proposals`: as many of the best, in (training, test)."""
+
+    steps: Positive
+    samples: Many
+    proposals: tuple[Many, Many]
+    fc_dim: Width
+    pooling: Literal["align", "align_v2", "pool"]
+    loss_beta: NotNegative
+
+
+class Recipe(Strict):
+    """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on."""
+
+    name: str
+    short_side: Side
+    max_side: Side
+    antialias: bool
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
+    batch_size: Batch
+    accumulate: Batch
+    steps: Positive
+    optimizer: Optimizer
+    schedule: Schedule
+    clip_norm: PositiveFloat | None
+    flip: bool
+    group_by_aspect: bool
+    bf16: bool
+    eval_batch_size: Batch
+    eval_images: Positive | None
+    checkpoint_every: Positive
+    pretrain: Pretrain
+    box: RoIRecipe
+
+    @model_validator(mode="after")
+    def _sides(self) -> "Recipe":
+        if self.max_side < self.short_side:
+            raise ValueError(f"max_side ({self.max_side}) must not be below short_side ({self.short_side})")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+class Log(Strict):
+    wandb: Literal["disabled", "offline", "online"]
+    project: str
+    every: Positive
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        """What config.yaml of older runs says."""
+        return "disabled" if value == "off" else value
+
+
+class Config(Strict):
+    """One cell: a row of a table at one seed."""
+
+    mode: Literal["train", "evaluate"]
+    weights: str | None
+    table: str
+    row: str
+    seed: Seed
+    factors: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    out: str
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Threads | None
+    workers: Workers
+    deterministic: bool | Literal["auto"]
+    on_failure: Literal["continue", "stop"]
+    data: Shapes | Coco = Field(discriminator="name")
+    backbone: AnyBackbone = Field(discriminator="name")
+    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    head: RPNConfig
+    task: RPNTask | FastRCNNTask | FasterRCNNTask = Field(discriminator="name")
+    recipe: Recipe
+    log: Log
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the cell itself, without those of cells that it builds on."""
+        if self.mode == "evaluate":
+            return 0
+        if self.task.name == "rpn":
+            return self.recipe.steps
+        four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
+        return self.recipe.box.steps + (self.recipe.steps if four_step else 0)
+
+    @model_validator(mode="after")
+    def _starts(self) -> "Config":
+        stride, weights = getattr(self.backbone, "stride_in_1x1", False), self.backbone.weights
+        if self.mode == "train" and stride and weights in ("imagenet", "pretrain"):
+            raise ValueError(
+                f"backbone.weights={weights} are made with the stride in the 3x3: give a file made with it in the 1x1, none, "
+                "or set backbone.stride_in_1x1=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> "Config":
+        if self.mode == "train" and self.weights is not None:
+            raise ValueError("weights belongs to mode=evaluate; a backbone to start training from is backbone.weights=FILE")
+        if self.mode == "evaluate" and self.weights is None:
+            raise ValueError("mode=evaluate needs weights=FILE, or the folder of a run")
+        if self.mode == "evaluate" and self.seed:
+            raise ValueError(f"seed={self.seed}: mode=evaluate draws nothing, and one detector is one result: set seed=0")
+        if self.mode == "evaluate" and self.task.name == "fast_rcnn" and not self.task.proposals.file:
+            raise ValueError(
+                "mode=evaluate trains no RPN: give task=fast_rcnn its task.proposals.file=FILE, or use task=faster_rcnn"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if isinstance(self.data, Shapes) and self.recipe.max_side < self.recipe.short_side * max(
+            self.data.aspect, 1 / self.data.aspect
+        ):
+            raise ValueError("recipe.max_side cuts the generated pictures: raise it, or bring data.aspect closer to 1")
+        self._fits_anchors(self.neck)
+        if isinstance(self.task, FastRCNNTask):
+            self._fits_anchors(self.task.proposals.neck)
+        roi = getattr(self.task, "roi", None)
+        joint = isinstance(self.task, FasterRCNNTask) and self.task.training == "joint"  # reads as many as it uses
+        for used, made in [] if roi is None or joint else zip(roi.proposals, self.head.post_nms_topk, strict=True):
+            if used > made:
+                raise ValueError(f"task.roi.proposals asks for {used} an image, and head.post_nms_topk leaves {made}: raise it")
+        if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
+            raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
+        return self
+
+    def _fits_anchors(self, neck: FPNNeck | SingleLevelNeck) -> None:
+        if isinstance(neck, FPNNeck) and neck.output == "pyramid":
+            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
+            if len(self.head.anchor_sizes) < len(names):
+                # A level without anchors would be computed for nothing.
+                sizes, levels = len(self.head.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
+                raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
+
+
+# Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
+# has in the end, and whether it is deterministic there, are (identity.facts).
+INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "on_failure", "log")

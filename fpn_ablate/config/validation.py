@@ -1,0 +1,91 @@
+"""From a plain dictionary to a `Config`, and which keys there are; what is wrong is told with key, value and fix."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fpn_ablate.config.schema import Backbone, Config, TimmBackbone
+from fpn_ablate.utils.errors import UserError, shown
+
+# What runs were made with before these keys were there: {dotted key: value}.
+FORMER = {
+    "mode": "train",
+    "weights": None,
+    "on_failure": "continue",
+    "head.anchor_grid": "exact",
+    "recipe.antialias": True,
+    "recipe.accumulate": 1,
+    "recipe.group_by_aspect": False,
+    "recipe.optimizer.lr_batch_size": None,
+    "recipe.box.loss_beta": 1.0,
+}
+
+
+def load_saved_config(values: dict[str, Any]) -> Config:
+    """The configuration of a run that was made by this or by an earlier version: `validate`, with FORMER for what it lacks."""
+    for key, value in FORMER.items():
+        *groups, last = key.split(".")
+        inner: Any = values
+        for group in groups:
+            inner = inner.get(group) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):  # else `validate` says what is wrong with it
+            inner.setdefault(last, value)
+    return validate(values)
+
+
+def validate(values: dict[str, Any]) -> Config:
+    """A nested dictionary -> Config. Raises UserError that lists every problem."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(dict.fromkeys(_explain(problem) for problem in error.errors()))) from None
+
+
+def _explain(problem: Any) -> str:
+    # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
+    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", *_tags(Backbone), *_tags(TimmBackbone)}
+    where = [str(part) for part in problem["loc"] if str(part) not in tags]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        return unknown_key(key, next((str(part) for part in problem["loc"] if str(part) in tags), None))
+    if problem["type"] == "value_error":
+        return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; set {key}=..."
+    return f"{key}={shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def unknown_key(key: str, variant: str | None = None) -> str:
+    """A message for a key that does not exist (or not with the group's `variant`, as neck=fpn), with the nearest that do."""
+    parent, _, name = key.rpartition(".")
+    allowed = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent})
+    if not allowed:
+        allowed = sorted({k.split(".")[0] for k in keys()})
+        parent, name = "", key.split(".")[0]
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
+    where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
+    return f"{where}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "", variant: str | None = None) -> Iterator[str]:
+    """Every dotted key that a user may set, groups included; where a group has variants, of all or of `variant` alone."""
+    for name, field in model.model_fields.items():
+        if model is Config and name == "row":
+            continue  # a row is called after its file and the switches added to it
+        yield prefix + name
+        options = [field.annotation]
+        if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
+            options = list(typing.get_args(field.annotation))
+        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        for option in [m for m in models if len(models) > 1 and variant in _tags(m)] or models:
+            yield from keys(option, f"{prefix}{name}.", variant)
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    """What a variant of a group is called: `name: Literal["fpn"]`."""
+    return typing.get_args(model.model_fields["name"].annotation)

@@ -1,0 +1,150 @@
+"""Look over a COCO-format set before a training starts: python -m fpn_ablate doctor ANNOTATIONS [IMAGES]
+
+With the arguments of a run (`data=coco data.root=PATH ...`) both splits are looked over as that run would see them, and
+sizes, anchors, balance and duplicates are told: see `fpn_ablate.doctor`.
+
+Every problem is named with file, image id, annotation id, value and fix, not the first one alone. Exit code 1 where a
+training would be refused. Images are judged by their header and their last bytes (see `images.probe` for what that
+misses).
+
+Boxes and the border: up to 1 px beyond the image is the rounding of a real set (1-based or inclusive coordinates) and
+is clipped without being asked, as long as something of the box is left; it is counted and noted. More than that is an
+error to be decided on.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fpn_ablate.data.checks import images as image_files
+from fpn_ablate.data.checks.annotations import Annotations, read
+from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+
+ROUNDING = 1.0  # pixels beyond the image that pass as rounding
+NOISE = 1e-3  # pixels; below this, x + width > W is floating-point arithmetic and not worth a note
+THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box in a large picture
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, and the parsed file (None where nothing could be parsed)."""
+
+    annotations_file: str
+    image_folder: str | None
+    findings: list[Finding]
+    annotations: Annotations | None
+    file_bytes: np.ndarray | None  # (N,) int64, 0 where there is no file; None where the images were not looked at
+
+    def at(self, *levels: str) -> list[Finding]:
+        """The findings of the given levels: BROKEN, BOX, NOTE."""
+        return [finding for finding in self.findings if finding.level in levels]
+
+    @property
+    def sound(self) -> bool:
+        """True where a training would start with the default settings."""
+        return not self.at(BROKEN, BOX)
+
+    def counts(self) -> dict[str, int]:
+        return counts(self.findings)
+
+
+def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
+    """Check an annotation file and, where `images` is given, the image files. Never raises on bad content."""
+    table, findings = read(Path(annotations))
+    file_bytes = None
+    if images is not None and not os.path.isdir(images):
+        findings.append(Finding("images-missing", str(images), value="no such folder"))
+    elif images is not None and table is not None:
+        file_bytes = _check_images(table, str(annotations), str(images), findings)
+    if table is not None:
+        _check_boxes(table, None if images is None else str(images), str(annotations), findings)
+    return Report(str(annotations), None if images is None else str(images), findings, table, file_bytes)
+
+
+def summary(findings: list[Finding], limit: int) -> str:
+    """Counts by kind and up to `limit` findings, rare kinds not hidden behind frequent ones."""
+    turn: dict[str, int] = defaultdict(int)
+    order = []
+    for finding in findings:
+        order.append(turn[finding.kind])
+        turn[finding.kind] += 1
+    head = ", ".join(f"{count} {kind}" for kind, count in counts(findings).items())
+    shown = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
+    left = sum(finding.count for finding in findings) - sum(finding.count for finding in shown)
+    more = [f"... and {left} more"] if left else []
+    return "\n".join([head, *(f"  {finding}" for finding in shown), *more])
+
+
+def counts(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many problems there are of each kind."""
+    found: Counter[str] = Counter()
+    for finding in findings:
+        found[finding.kind] += finding.count
+    return dict(found)
+
+
+def excess(table: Annotations) -> np.ndarray:
+    """(M,) how many pixels each box reaches beyond its image; negative inside."""
+    x, y, w, h = table.boxes.T
+    height, width = table.sizes[table.image_index].T
+    with np.errstate(over="ignore"):
+        return np.max([-x, -y, x + w - width, y + h - height], axis=0)
+
+
+def clipped(table: Annotations) -> np.ndarray:
+    """(M, 4) the boxes cut to their images, as x, y, width, height; thin (or negative) where nothing is left."""
+    x, y, w, h = table.boxes.T
+    height, width = table.sizes[table.image_index].T
+    left, top = np.clip(x, 0, width), np.clip(y, 0, height)
+    with np.errstate(over="ignore"):
+        cut = np.stack([left, top, np.clip(x + w, 0, width) - left, np.clip(y + h, 0, height) - top], axis=1)
+    # x + w - x differs from w by rounding: a box inside keeps the very numbers of its file.
+    return np.where((excess(table) > 0)[:, None], cut, table.boxes)
+
+
+def is_empty(boxes: np.ndarray) -> np.ndarray:
+    """(M,) bool: zero, negative or vanishing width or height."""
+    return (boxes[:, 2:] < THIN).any(axis=1)
+
+
+def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
+    """kind: (M,) bool. A box is of one kind at most; boxes of unknown images are judged by their own size alone."""
+    empty = is_empty(table.boxes)
+    over = np.where(empty | (table.image_index < 0), -1.0, excess(table))
+    outside = (over > ROUNDING) | ((over > 0) & is_empty(clipped(table)))
+    return {"box-empty": empty, "box-outside": outside, "box-rounded": (over > NOISE) & ~outside}
+
+
+def _check_boxes(table: Annotations, folder: str | None, file: str, findings: list[Finding]) -> None:
+    if not len(table.image_ids):
+        return
+    for kind, mask in box_kinds(table).items():
+        for m in np.flatnonzero(mask):
+            n = table.image_index[m]
+            height, width = table.sizes[n]
+            where = file if folder is None or n < 0 else os.path.join(folder, table.file_names[n])
+            image_id = None if n < 0 else int(table.image_ids[n])
+            value = f"box {table.boxes[m].tolist()} in an image of {width}x{height}"
+            findings.append(Finding(kind, where, image_id, int(table.ids[m]), value))
+
+
+def _check_images(table: Annotations, file: str, folder: str, findings: list[Finding]) -> np.ndarray:
+    root = os.path.realpath(folder)
+    file_bytes = np.zeros(len(table.image_ids), dtype=np.int64)
+    for n, (image_id, name) in enumerate(zip(table.image_ids.tolist(), table.file_names, strict=True)):
+        path = image_files.locate(root, name)
+        if path is None:
+            findings.append(Finding("path-escape", file, image_id, value=f"`file_name` is {name!a}"))
+            continue
+        probed = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
+        if probed is None:
+            findings.append(Finding("image-missing", path, image_id, value="no such file"))
+            continue
+        file_bytes[n], kind, value = probed
+        if kind:
+            findings.append(Finding(kind, path, image_id, value=value))
+    return file_bytes

@@ -1,0 +1,166 @@
+"""Any convolutional or windowed network of timm as a `Backbone`: C2..C5 are its maps of strides 4, 8, 16 and 32.
+
+timm takes features out of a network that it runs as a list of modules one behind the other. Those modules are dealt out to
+our five stages, under timm's names, so that truncation, freezing and the conv5 head need nothing of their own.
+timm is an extra (pip install "fpn-ablate[timm]") and imported only when it is asked for.
+"""
+
+import difflib
+from collections import OrderedDict
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpn_ablate.model.backbones.base import STAGES, Backbone
+from fpn_ablate.utils.errors import UserError, first_line
+
+STRIDES = (4, 8, 16, 32)
+# Of networks that are built for one image size: any size, and the same windows, shifted in each second block, at all of them.
+ANY_SIZE = {"strict_img_size": False, "always_partition": True}
+ADVICE = "Take a network with stages (ResNeXt, ConvNeXt, VGG, Swin, EfficientNet, ...), not a plain ViT"
+PROBES = ((64, 96), (160, 128))  # height, width: multiples of 32, as batches are padded to
+
+
+class ChannelsLast(nn.Sequential):
+    """Modules that work on (N, H, W, C), seen from outside as (N, C, H, W)."""
+
+    reads_images = False  # the first of them reads images, (N, 3, H, W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.reads_images else x.permute(0, 2, 3, 1)
+        return super().forward(x).permute(0, 3, 1, 2)
+
+
+def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
+    """`model` as timm names it, with weights drawn anew or, with `pretrained`, timm's, which are downloaded.
+
+    Raises:
+        UserError: timm or its model is missing, or the model has no list of maps of strides 4, 8, 16 and 32.
+    """
+    net, config = _network(model, pretrained)
+    info = net.feature_info
+    if missing := [str(stride) for stride in STRIDES if stride not in info.reduction()]:
+        raise UserError(
+            f"backbone=timm/{model}: its maps have strides {', '.join(map(str, info.reduction()))}; a pyramid needs "
+            f"4, 8, 16 and 32, and {', '.join(missing)} is missing. {ADVICE}"
+        )
+    children = _children(model, net)
+    names = list(children)
+    # A stride can occur twice (a stem, then a stage without a step): the last one is the stage's.
+    at = dict(zip(info.reduction(), (names.index(name) for name in _taps(net)), strict=True))
+    ends = [at[stride] + 1 for stride in STRIDES]
+    starts = [_first_of_c2(children, names, [k for stride, k in at.items() if stride < STRIDES[0]], ends[0]), *ends[:-1]]
+    cuts = dict(zip(STAGES, zip([0, *starts], [starts[0], *ends], strict=True), strict=True))
+    stages = {
+        stage: _stage(OrderedDict((name, children[name]) for name in names[first:last]), net, stage)
+        for stage, (first, last) in cuts.items()
+    }
+    channels = dict(zip(info.reduction(), info.channels(), strict=True))
+    return Backbone(stages, tuple(channels[stride] for stride in STRIDES), mean=config.mean, std=config.std)
+
+
+def check_model(model: str) -> None:
+    """Refuse what cannot be a backbone, before anything is trained. Raises UserError."""
+    _probed(model)
+
+
+@lru_cache
+def _probed(model: str) -> None:
+    with torch.device("meta"):  # shapes alone
+        backbone = timm_backbone(model).eval()
+        for height, width in PROBES:
+            try:
+                found = {name: tuple(x.shape) for name, x in backbone(torch.empty(1, 3, height, width)).items()}
+            except Exception as error:  # whatever a network of timm raises at a size that it was not made for
+                reason = first_line(error)
+                raise UserError(f"backbone=timm/{model}: fails on an image of {height} x {width}: {reason}") from None
+            for level in backbone.levels:
+                expected = (1, level.channels, height // level.stride, width // level.stride)
+                if found[level.name] != expected:
+                    what = f"{level.name} of an image of {height} x {width} is {found[level.name]}, not {expected}"
+                    raise UserError(f"backbone=timm/{model}: {what}, as timm's own description of it says")
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise UserError('backbone=timm/...: timm is not installed; pip install "fpn-ablate[timm]"') from None
+    return timm
+
+
+def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
+    """timm's feature extraction of a model, and the configuration of its weights."""
+    timm = _timm()
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(f'timm/{name}' for name in near)}?" if near else ""
+        raise UserError(f"backbone=timm/{model}: timm {timm.__version__} has no such model.{hint}")
+    try:
+        config = timm.get_pretrained_cfg(model, allow_unregistered=False)
+    except Exception:  # of timm's own choice
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model.partition('.')[0]}.*")]
+        raise UserError(f"backbone=timm/{model}: timm knows no such weights. Known: {', '.join(tags) or 'none'}") from None
+    try:
+        try:
+            net = timm.create_model(model, pretrained=pretrained, features_only=True, **ANY_SIZE)
+        except TypeError:  # most know no such options, and take any size; `check` finds those that do not
+            net = timm.create_model(model, pretrained=pretrained, features_only=True)
+    except Exception as error:
+        reason = first_line(error)
+        if not pretrained:
+            raise UserError(f"backbone=timm/{model}: cannot be built as a backbone: {reason}") from None
+        raise UserError(
+            f"backbone.weights=imagenet: timm's weights of {model} cannot be had ({reason}). They are downloaded once, from "
+            "the Hugging Face hub; without a network give backbone.weights=FILE with a state dict in timm's names, or none"
+        ) from None
+    for module in net.modules():  # chance is passed in this program; these would draw from the global generator
+        if type(module).__name__ == "DropPath":
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return net, config
+
+
+def _children(model: str, net: Any) -> dict[str, nn.Module]:
+    """The modules that timm runs one behind the other, in their order, as timm's own extraction names them."""
+    from timm.models import FeatureListNet
+    from timm.models.efficientnet import EfficientNetFeatures
+    from timm.models.mobilenetv3 import MobileNetV3Features
+
+    if type(net) is FeatureListNet:
+        return dict(net.items())
+    if type(net) in (EfficientNetFeatures, MobileNetV3Features) and net.feature_hooks is None:
+        flat = {f"blocks_{name}": block for name, block in net.blocks.named_children()}
+        return {name: child for name, child in net.named_children() if name != "blocks"} | flat
+    raise UserError(
+        f"backbone=timm/{model}: timm extracts its features as a {type(net).__name__}, which is no list of modules one behind "
+        f"the other. {ADVICE}"
+    )
+
+
+def _taps(net: Any) -> list[str]:
+    """The names, among `_children`, of the modules whose outputs are the features, in the order of `feature_info`."""
+    listed = getattr(net, "return_layers", None)
+    return list(listed) if listed else [name.replace(".", "_") for name in net.feature_info.module_name()]
+
+
+def _first_of_c2(children: dict[str, nn.Module], names: list[str], before: list[int], end: int) -> int:
+    """The stem reaches to the last map of a stride below 4 and the pooling behind it, or, without one, to C2's own module."""
+    if not before:
+        return end - 1
+    first = max(before) + 1
+    while first < end - 1 and not any(True for _ in children[names[first]].parameters()):
+        first += 1
+    return first
+
+
+def _stage(modules: OrderedDict[str, nn.Module], net: Any, stage: str) -> nn.Sequential:
+    if str(getattr(getattr(net, "output_fmt", None), "value", "NCHW")) != "NHWC":
+        return nn.Sequential(modules)
+    made = ChannelsLast(modules)
+    made.reads_images = stage == STAGES[0]
+    return made

@@ -1,0 +1,101 @@
+"""Necks: from C2..C5 to the levels that the heads read (Sec. 3, Fig. 3), with a switch for every part.
+
+A switch that is off builds nothing. A neck of your own is a module with `levels` (what it puts out, finest first), `deepest`
+(the last backbone map that it reads: later stages are not built) and `forward(features) -> features`.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpn_ablate.model.necks.upsample import Deconvolution, bilinear
+from fpn_ablate.model.ops.sparse_conv import LazyConv
+from fpn_ablate.structures.levels import Features, Level
+
+# Of a map with so many cells for each that is read at most, those alone are convolved over. Where most are read, gathering them
+# costs more than convolving over all; and at most is twice as much as is read, since the cells around the anchors overlap.
+SPARSE = 1.25
+
+
+class FPN(nn.Module):
+    """Feature pyramid network.
+
+    Args:
+        in_levels: C2..C5, finest first.
+        channels: d, the width of every extra layer (Sec. 3: 256). No non-linearities in the extra layers.
+        top_down: add the upsampled coarser map. Off: Table 1 (d).
+        lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
+        output: "pyramid", or the one level to put out, e.g. "p2": Table 1 (f).
+        upsample: "nearest" (the paper's), "bilinear" or "deconv".
+        smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
+            of "each merged map"), or "none".
+        p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (RetinaNet's stride-2 convolution on P5) or "none".
+            Only a pyramid has it.
+    """
+
+    def __init__(
+        self,
+        in_levels: Sequence[Level],
+        channels: int = 256,
+        top_down: bool = True,
+        lateral: bool = True,
+        output: str = "pyramid",
+        upsample: str = "nearest",
+        smooth: str = "all",
+        p6: str = "subsample",
+    ) -> None:
+        super().__init__()
+        self.top_down, self.upsample = top_down, upsample
+        names = [spec.name.replace("c", "p") for spec in in_levels]
+        self.outputs = names if output == "pyramid" else [output]
+        coarsest, finest = names[-1], self.outputs[0]
+        self.deepest = (coarsest if top_down else self.outputs[-1]).replace("p", "c")
+        # What the outputs depend on: without the top-down path only their own maps, else everything coarser as well.
+        self.computed = [n for n in names if n >= finest] if top_down else list(self.outputs)
+        self.lateral = nn.ModuleDict(
+            {
+                spec.name.replace("c", "p"): nn.Conv2d(spec.channels, channels, 1)
+                for spec in in_levels
+                if spec.name.replace("c", "p") in self.computed and (lateral or spec is in_levels[-1])
+            }
+        )
+        steps = [n for n in self.computed if n != coarsest] if top_down else []
+        self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if upsample == "deconv" else {})
+        merged = {"all": set(names), "merged": set(names) - {coarsest}, "none": set()}[smooth]
+        self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
+        self.p6 = p6 if output == "pyramid" else "none"
+        self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})
+        published = self.outputs + (["p6"] if self.p6 != "none" else [])
+        self.levels = tuple(Level(n, channels) for n in published)
+
+    def forward(self, features: Features, read: int | None = None) -> Features:
+        """`read`: that many cells of a map at most are looked at; larger maps may be put out as `Deferred`."""
+        # Step 1, laterals: bring the maps to one width. Without laterals only C5 has one.
+        maps = {n: self.lateral[n](features[n.replace("p", "c")]) for n in self.lateral}
+        # Step 2, top-down: coarse to fine, upsample to the size of the finer map and add.
+        if self.top_down:
+            for fine, coarse in list(zip(self.computed, self.computed[1:], strict=False))[::-1]:
+                above = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
+                maps[fine] = maps[fine] + above if fine in maps else above
+        # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
+        out = {n: self._smoothed(n, maps[n], read) for n in self.outputs}
+        if self.p6 == "subsample":
+            out["p6"] = out["p5"][..., ::2, ::2]
+        elif self.p6 == "conv":
+            out["p6"] = self.p6_conv["p6"](out["p5"])
+        return out
+
+    def _smoothed(self, name: str, x: Tensor, read: int | None) -> Tensor | LazyConv:
+        if name not in self.smooth:
+            return x
+        below = self.p6 != "none" and name == self.outputs[-1]  # P6 is made of the whole of it
+        few = read is not None and not below and x.shape[0] * x.shape[2] * x.shape[3] >= SPARSE * read
+        return LazyConv(x, self.smooth[name]) if few else self.smooth[name](x)
+
+    def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:
+        if self.upsample == "deconv":
+            return self.up[fine](x, size)
+        if self.upsample == "bilinear":
+            return bilinear(x, size)
+        return F.interpolate(x, size=size, mode="nearest")

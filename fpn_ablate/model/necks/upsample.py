@@ -1,0 +1,41 @@
+"""Upsampling of the top-down path: bilinear and learned."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+
+class Deconvolution(nn.ConvTranspose2d):
+    """Learned 2x upsampling, cut to the size asked for (odd sizes: ceil(H / 2) * 2 >= H)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[..., : size[0], : size[1]]
+
+
+def bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolation of (N, C, H, W) to `size`, half-pixel centres: the values of F.interpolate with align_corners=False.
+
+    Not F.interpolate itself: on a GPU its backward adds in no fixed order, and deterministic mode puts other, slower code in
+    its place, so a comparison of ways to upsample would also be one of repeatable and unrepeatable runs. Two products with
+    matrices are repeatable in either mode, and faster than gathers (channels_last on a CPU).
+    """
+    n, c, h, w = x.shape
+    rows, columns = (_hat(a, b, x.device, x.dtype) for a, b in zip((h, w), size, strict=True))
+    y = rows @ x.permute(0, 2, 3, 1).reshape(n, h, w * c)
+    return (columns @ y.view(n, size[0], w, c)).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+def _hat(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(after, before): what each pixel of `before` gives to each of `after`."""
+    # Kept: an inference tensor could not be used in training later.
+    with torch.inference_mode(False):
+        pixels = torch.arange(before, dtype=torch.float64, device="cpu")
+        centres = (torch.arange(after, dtype=torch.float64, device="cpu") + 0.5) * (before / after) - 0.5
+        distance = (centres.clamp(0, before - 1)[:, None] - pixels).abs()
+        return (1 - distance).clamp(min=0).to(device, dtype)

@@ -1,0 +1,149 @@
+"""What a row is, seen before it is trained: anchors, reach of the switches, parameters, cost."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fpn_ablate.config.schema import Config, FPNNeck, SingleLevelNeck
+from fpn_ablate.model.build import PAPER_SHORT_SIDE, PARTS, build_detector
+from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads.box_head import Conv5
+from fpn_ablate.model.heads.roi import RoIHeads
+from fpn_ablate.model.init import initialise
+
+PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
+ROIS = 1000  # an image, as the paper tests
+CLASSES = 80  # COCO's
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What a row is, and what one image costs it at test time.
+
+    Attributes:
+        feature: what the heads read, in the paper's words: {Pk}, P2, C4.
+        anchors: of the row's own RPN; 0 without one.
+        reach: the backbone maps that the finest level depends on.
+        head: "2fc", "conv5", or "" without a second stage.
+        proposals: where the second stage has them from ("RPN C4"), or "".
+        params, trained: what is built, and what of it is not frozen; of both networks where RPN and second stage share nothing.
+            A second stage is counted as the paper's, with 80 classes.
+        gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's own counter):
+            RoI pooling, NMS and nearest upsampling are left out; bilinear upsampling, two products here, is in. The second
+            stage works on 1000 RoIs. Where RPN and second stage share nothing, of both networks; where proposals are fixed,
+            without the network that made them.
+    """
+
+    feature: str
+    anchors: int
+    lateral: bool
+    top_down: bool
+    reach: list[str]
+    head: str
+    proposals: str
+    params: int
+    trained: int
+    gflops: float
+    gflops_backbone: float
+    gflops_neck: float
+    gflops_rpn: float
+    gflops_head: float
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = PAPER_SIZE) -> RowFacts:
+    """Build the row once without memory (shapes only) for its cost, once small for its gradients.
+
+    Args:
+        num_classes: K of the second stage.
+        size: (height, width) of the image that `anchors` and `gflops` are for.
+    """
+    with torch.device("meta"):
+        models = [
+            build_detector(cfg, num_classes=num_classes, parts=parts, short_side=PAPER_SHORT_SIDE).eval()
+            for parts in _networks(cfg)
+        ]
+        costs, anchors = zip(*(cost_by_part(model, size) for model in models), strict=True)
+    gflops = {part: sum(cost[part] for cost in costs) / 1e9 for part in costs[0]}
+    parameters = [p for model in models for p in model.parameters()]
+    is_fpn = isinstance(cfg.neck, FPNNeck)
+    return RowFacts(
+        feature=_feature(cfg.neck),
+        anchors=sum(anchors),
+        lateral=is_fpn and cfg.neck.lateral,
+        top_down=is_fpn and cfg.neck.top_down,
+        reach=finest_level_reach(cfg),
+        head=next(("conv5" if isinstance(m.roi.box_head, Conv5) else "2fc" for m in models if m.roi), ""),
+        proposals=_proposals(cfg),
+        params=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        gflops=round(sum(gflops.values()), 2),
+        **{f"gflops_{part}": round(value, 2) for part, value in gflops.items()},
+    )
+
+
+def _networks(cfg: Config) -> list[tuple[str, ...]]:
+    """The parts of each network that works at test time."""
+    if cfg.task.name == "faster_rcnn" and cfg.task.training == "separate":
+        return [("rpn",), ("roi",)]
+    return [PARTS[cfg.task.name]]
+
+
+def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
+    """Operations of each part of a network on the meta device for one image, and its number of anchors."""
+    cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head"), 0), []
+    features, cost["backbone"] = _count_flops(model.backbone, torch.empty(1, 3, *size))
+    levels, cost["neck"] = _count_flops(model.neck, features)
+    if model.rpn:
+        (_, _, anchors), cost["rpn"] = _count_flops(model.rpn, levels)
+    if model.roi:
+        cost["head"] = _head_cost(model.roi)
+    return cost, sum(map(len, anchors))
+
+
+def _head_cost(roi: RoIHeads) -> int:
+    """RoI pooling, which needs values, is replaced by what it gives."""
+    pooled = torch.empty(ROIS, roi.in_channels, roi.pooler.resolution, roi.pooler.resolution)
+    hidden, cost = _count_flops(roi.box_head, pooled)
+    # Not the predictor as a whole: autocast, which it switches off, is not known on the meta device.
+    return cost + sum(_count_flops(layer, hidden)[1] for layer in roi.predictor.children())
+
+
+def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = module(x)
+    return out, counter.get_total_flops()
+
+
+def _feature(neck: FPNNeck | SingleLevelNeck) -> str:
+    if isinstance(neck, FPNNeck):
+        return "{Pk}" if neck.output == "pyramid" else neck.output.upper()
+    return neck.level.upper()
+
+
+def _proposals(cfg: Config) -> str:
+    if cfg.task.name == "rpn":
+        return ""
+    if cfg.task.name == "fast_rcnn":
+        return "file" if cfg.task.proposals.file else f"RPN {_feature(cfg.task.proposals.neck)}"
+    return f"RPN {_feature(cfg.neck)}"
+
+
+def finest_level_reach(cfg: Config) -> list[str]:
+    """Which of c2..c5 have a gradient from the neck's finest output."""
+    with torch.device("meta"):  # the neck alone is needed, and a backbone takes seconds to fill
+        model = build_detector(cfg, parts=())
+    neck = model.neck.to_empty(device="cpu")
+    initialise(neck, seed=0)
+    features = {
+        level.name: torch.ones(1, level.channels, 64 // level.stride, 64 // level.stride, requires_grad=True)
+        for level in model.backbone.levels
+    }
+    finest = next(iter(neck(features).values()))
+    finest.square().sum().backward()
+    return [name for name, x in features.items() if x.grad is not None and bool(x.grad.abs().sum() > 0)]

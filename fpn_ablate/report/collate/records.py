@@ -1,0 +1,206 @@
+"""Records of runs as a data frame, and the ledger: the same records in one CSV file that can be kept in git.
+
+One line of the frame is one `record.json`, flattened with dots (`metrics.AR100`, `config.neck.top_down`). All columns
+have dtype object: pandas would otherwise turn integers beside an absent value into floats and None into NaN.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fpn_ablate.config.factors import flatten
+from fpn_ablate.store.bootstrap_store import FILE, Replicates
+from fpn_ablate.store.record import FORMAT
+from fpn_ablate.utils.errors import UserError, shown
+from fpn_ablate.utils.files import save_text
+
+ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
+# Where a spreadsheet would see the beginning of a formula; in many countries a semicolon separates its cells.
+FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
+STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
+TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
+SINGLE = ("code", "weights", "task", "error", "started", "finished", "deterministic")  # no lists, like the environment
+# These columns stand first, in this order; records are sorted by them.
+LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Read records from folders of runs (searched at any depth), single record files and ledgers.
+
+    What cannot be read is no reason to stop: `frame.attrs["unreadable"]` lists it as `file: reason`.
+    `frame.attrs["replicates"]` has the runs' metrics on images drawn anew, `frame.attrs["folders"]` where runs lie on this disk
+    ({(table, fingerprint): folder}).
+
+    Raises:
+        UserError: a path does not exist, or a ledger is no CSV file.
+    """
+    records: dict[tuple, dict[str, Any]] = {}
+    unreadable: list[str] = []
+    replicates, folders = Replicates({}), {}
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(path)
+        if path.suffix == ".csv" and path.is_file():
+            files, found = [], _read_ledger(path)
+            replicates |= Replicates.beside(path)
+        elif path.exists():
+            files, root = (sorted(path.rglob("record.json")), path) if path.is_dir() else ([path], path.parent)
+            found = [_read_record(file, root) for file in files]
+        else:
+            raise UserError(f"{path}: no such folder or file; give a folder of runs, as results/runs, or a ledger.csv")
+        for item in found:
+            if isinstance(item, str):
+                unreadable.append(item)
+            else:
+                records[item["table"], item["fingerprint"], item["folder"]] = item
+        places = [(item, file.parent) for item, file in zip(found, files, strict=False) if not isinstance(item, str)]
+        folders |= {(item["table"], item["fingerprint"]): folder for item, folder in places}
+        replicates |= Replicates.of_runs((item["fingerprint"], folder) for item, folder in places)
+    frame = _frame(records.values())
+    frame.attrs["replicates"], frame.attrs["folders"] = replicates, folders
+    frame.attrs["unreadable"] = sorted(unreadable)
+    return frame
+
+
+def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
+    """Merge `frame` into the ledger at `path`, and its replicates into `resampled.npz` beside it.
+
+    A record replaces the one with its table, fingerprint and row.
+
+    Equal records give equal bytes, whatever the order in which they came.
+    """
+    path = Path(path)
+    merged: dict[tuple, dict[str, Any]] = {}
+    old = load(path) if path.exists() else _frame([])
+    if old.attrs.get("unreadable"):
+        lines = "; ".join(old.attrs["unreadable"])
+        raise UserError(f"{path} would lose lines that cannot be read ({lines}); mend or remove them first")
+    for record in [*old.to_dict("records"), *frame.to_dict("records")]:
+        if record.get("environment.command"):  # a ledger names no machine's paths
+            record["environment.command"] = ABSOLUTE.sub("…/", str(record["environment.command"]))
+        merged[record["table"], record["fingerprint"], record["row"]] = record
+    ledger = _frame(merged.values())
+    save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
+    replicates = old.attrs.get("replicates", Replicates({})) | frame.attrs.get("replicates", Replicates({}))
+    replicates.write(path.with_name(FILE), ledger["fingerprint"])
+
+
+def factors_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The dotted keys in which the rows of a record's table may differ; records of older versions do not say so."""
+    return tuple(record.get("config.factors") or ("neck",))
+
+
+def time_of(text: Any) -> datetime:
+    """A time as records give it; of anything else the beginning of time."""
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return datetime.min.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
+    """CSV text whose cells keep their type (see `encode`)."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([encode(column) for column in columns])
+    writer.writerows([encode(value) for value in line] for line in lines)
+    return buffer.getvalue()
+
+
+def encode(value: Any) -> str:
+    """A CSV cell from which `decode` makes the same value: JSON, but None is empty and harmless text stays bare.
+
+    Text that would read as another type, holds control characters, or that a spreadsheet would run as a formula is
+    written as a JSON string, so it begins with a quotation mark.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        bare = value.isprintable() and not FORMULA.search(value) and decode(value) == value
+        return value if bare else json.dumps(value)
+    return json.dumps(value, sort_keys=True)
+
+
+def decode(cell: str) -> Any:
+    """The value of a cell written by `encode`."""
+    if cell == "":
+        return None
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
+    folder = file.parent.relative_to(root)
+    place = (folder / file.name).as_posix()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{place}: {str(error) or type(error).__name__}"
+    if not isinstance(content, dict):
+        return f"{place}: not a JSON object"
+    if content.get("format") != FORMAT:
+        return f"{place}: format {shown(content.get('format'))}, and this version reads format {FORMAT}"
+    record = flatten(content)
+    record["folder"] = _folder_name(file.parent, folder, content.get("table"))
+    return _problem(place, record) or record
+
+
+def _folder_name(folder: Path, relative: Path, table: Any) -> str:
+    """The place below the folder of all runs, wherever the search began: a ledger names no machine's paths."""
+    tail = folder.resolve().parts[-4:]
+    if len(tail) == 4 and tail[0] == table:
+        return "/".join(tail)
+    return relative.as_posix() if relative.parts else folder.resolve().name
+
+
+def _read_ledger(path: Path) -> list[dict[str, Any] | str]:
+    try:
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+    except (ValueError, OSError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
+        raise UserError(f"{path}: not a ledger: {str(error).strip()}") from None
+    columns = [str(decode(column)) for column in cells.columns]
+    missing = [key for key in LEADING if key not in columns]
+    if missing:
+        raise UserError(f"{path}: not a ledger: it lacks the columns {', '.join(missing)}")
+    lines = [dict(zip(columns, map(decode, line), strict=True)) for line in cells.itertuples(index=False, name=None)]
+    return [_problem(f"{path.name} line {number}", line) or line for number, line in enumerate(lines, start=2)]
+
+
+def _problem(name: str, record: dict[str, Any]) -> str | None:
+    """Why a record cannot stand in a table, or None."""
+    for key in TEXT:
+        if not isinstance(record.get(key), str) or not record[key]:
+            return f"{name}: key '{key}' must be text, found {shown(record.get(key))}"
+    if record.get("status") not in STATUSES:
+        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {shown(record.get('status'))}"
+    if type(record.get("seed")) is not int:
+        return f"{name}: key 'seed' must be an integer, found {shown(record.get('seed'))}"
+    if type(record.get("generated")) is not bool:
+        return f"{name}: key 'generated' must be true or false, found {shown(record.get('generated'))}"
+    factors = record.get("config.factors") or []
+    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
+        return f"{name}: key 'config.factors' must be a list of text, found {shown(factors)}"
+    for key, value in record.items():
+        if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
+            return f"{name}: key '{key}' must be a number or null, found {shown(value)}"
+        if key.startswith("metrics.") and isinstance(value, float) and math.isinf(value):
+            return f"{name}: key '{key}' must be finite, found {value}"
+        if isinstance(value, list) and (key in SINGLE or key.startswith("environment.")):
+            return f"{name}: key '{key}' must be one value, found {shown(value)}"
+    return None
+
+
+def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    ordered = sorted(records, key=lambda r: tuple(r[key] for key in LEADING[:8]))
+    columns = list(LEADING) + sorted({key for record in ordered for key in record} - set(LEADING))
+    return pd.DataFrame([[r.get(c) for c in columns] for r in ordered], columns=columns, dtype=object)

@@ -1,0 +1,248 @@
+"""What a table prints, as plain text: one grid, which `tables` sets in each format."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fpn_ablate.report.collate.cells import Cell
+from fpn_ablate.report.collate.definition import Fact, Metric, Paper
+from fpn_ablate.report.collate.table import Claim, Difference, Row, Table, Verdict
+
+CHECK = "✓"
+WITHIN_NOISE = "†"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours.
+
+    `kind` "published" is a row of the paper that has no line of ours; "paper" stands below one; "control" is the A/A control.
+    """
+
+    kind: Literal["ours", "paper", "published", "control", "effect"]
+    label: str
+    facts: tuple[str, ...]
+    metrics: tuple[str, ...]
+    differences: tuple[str, ...] = ()
+    best: tuple[bool, ...] = ()  # metrics that are better than all others, as far as their intervals tell
+
+    @property
+    def ours(self) -> bool:
+        return self.kind in ("ours", "control", "effect")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Label, facts and metrics, differences in brackets."""
+        pairs = zip(self.metrics, self.differences or [""] * len(self.metrics), strict=True)
+        return (self.label, *self.facts, *(f"{value} ({more})" if more else value for value, more in pairs))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that is printed, as clean plain text; labels refer to `notes` as [1], [2], ..."""
+
+    title: str
+    banner: str
+    legend: str
+    header: tuple[str, ...]
+    right: tuple[bool, ...]  # columns set flush right
+    paper_label: str
+    difference_label: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    verdicts: tuple[tuple[str, ...], ...]  # cells as VERDICT_HEADER names them
+    footer: tuple[tuple[str, str], ...]
+
+
+VERDICT_HEADER = ("claim", "metric", "ours", "n", "published", "verdict", "p (Holm)")
+
+
+def grid(table: Table) -> Grid:
+    """The printed content, the same for every format."""
+    definition = table.definition
+    lines: list[Line] = []
+    notes: list[str] = []
+    for row in table.rows:
+        mark = ""
+        if note := _note(row):
+            notes.append(note)
+            mark = f" [{len(notes)}]"
+        if row.published_only:
+            lines.append(_paper_line(table, row))
+            continue
+        lines.append(_our_line(table, row, mark))
+        if row.published:
+            lines.append(_paper_line(table, row))
+        if table.control and table.control.row == row.row:
+            lines.append(_our_line(table, table.control, "", "control"))
+    lines += [_effect_line(table, effect) for effect in table.effects]
+    titles = [column.title for column in (*definition.facts, *definition.metrics)]
+    titles.insert(len(definition.facts), "n")
+    return Grid(
+        title=clean(f"{definition.title} · data {table.data} · recipe {table.recipe}"),
+        banner=table.warning,
+        legend=clean(_legend(table)),
+        header=("", *map(clean, titles)),
+        right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
+        paper_label=_paper_label(table),
+        difference_label=_difference_label(table),
+        lines=tuple(lines),
+        notes=tuple(notes),
+        verdicts=tuple(_verdict(table, verdict) for verdict in table.verdicts),
+        footer=tuple((label, clean(text)) for label, text in table.footer),
+    )
+
+
+def clean(text: str) -> str:
+    """One line without control characters: names and messages come from outside."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
+
+
+def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
+    definition = table.definition
+    facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
+    metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
+    best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
+    label = row.label if kind == "control" else _label(table, row)
+    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
+
+
+def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
+    claim, found = verdict.claim, verdict.found
+    titles = {metric.key: metric.title for metric in table.definition.metrics}
+    metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
+    text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
+    why = f"; {verdict.why}" if verdict.why else ""
+    if found is None:
+        return text, clean(metric), "", "0", "", clean(verdict.verdict + why), ""
+    word = verdict.verdict + why
+    if verdict.verdict == "inconclusive" and not why:
+        word += f"; {verdict.needed} seeds would tell" if verdict.needed else "; more seeds alone would not tell"
+    if found.within_noise:
+        word += f"; within the noise of equal rows, {found.noise:.1f}"
+    published = "" if verdict.published is None else f"{verdict.published:+.1f}"
+    ours = f"{found.ours.mean:+z.1f}" + (f" ± {found.ours.half:.1f}" if found.ours.half is not None else "")
+    p = "" if verdict.why else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    return text, clean(metric), ours, str(found.ours.n), published, clean(word), p
+
+
+def _bounds(claim: Claim) -> str:
+    """In points, as `> 0`, `< 2` or `-2 to 2`."""
+    if len(claim.bounds) == 2:
+        return f"{claim.above:g} to {claim.below:g}"
+    return f"> {claim.above:g}" if math.isfinite(claim.above) else f"< {claim.below:g}"
+
+
+def _label(table: Table, row: Row) -> str:
+    label = f"({row.letter}) {row.label}" if row.letter else row.label
+    return f"{label}, ours only" if table.published and not row.published else label
+
+
+def _paper_line(table: Table, row: Row) -> Line:
+    facts = [_paper_fact(fact, row) for fact in table.definition.facts]
+    cells = [(metric, row.cells[metric.key]) for metric in table.definition.metrics]
+    label = f"{_paper_label(table)} ({_difference_label(table)})"
+    return Line(
+        kind="published" if row.published_only else "paper",
+        label=clean(f"{_label(table, row)}, {_paper_label(table)}, published only") if row.published_only else label,
+        facts=(*facts, ""),
+        metrics=tuple("–" if c.published is None else f"{c.published:.{m.digits}f}" for m, c in cells),
+        differences=tuple("" if c.difference is None else f"{c.difference:+.{m.digits}f}" for m, c in cells),
+    )
+
+
+def _effect_line(table: Table, effect: Difference) -> Line:
+    def value(metric: Metric) -> str:
+        if metric.source:
+            return "–"
+        if not effect.seeds:
+            return "not run"
+        cell = effect.cells[metric.key]
+        return _value(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
+
+    values = map(value, table.definition.metrics)
+    blank = tuple("" for _ in table.definition.facts)
+    return Line("effect", clean(f"effect, ours: {effect.title}"), (*blank, str(len(effect.seeds))), tuple(values))
+
+
+def _paper_label(table: Table) -> str:
+    paper = table.definition.paper
+    if paper is None:
+        return Paper.name
+    return clean(paper.name if table.same_data else f"{paper.name}: {paper.data}")
+
+
+def _difference_label(table: Table) -> str:
+    return "Δ" if table.same_data else "Δ other data"
+
+
+def _legend(table: Table) -> str:
+    """What the second line of a row is, and what its difference is worth."""
+    if not table.published:
+        return ""
+    paper = table.definition.paper
+    source = "the paper" if paper.name == Paper.name else paper.name
+    text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}"
+    if table.same_data:
+        return f"{text}."
+    return f"{text}. Δ is BETWEEN DIFFERENT DATA SETS ({table.data} and {paper.data}): for orientation only."
+
+
+def _note(row: Row) -> str:
+    """What became of the seeds that did not finish."""
+    causes: dict[str, list[int]] = {}
+    for seed, state in row.states.items():
+        if state != "finished":
+            error = clean(row.errors.get(seed, ""))
+            error = error if len(error) <= 200 else f"{error[:199]}…"
+            causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
+    parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
+    left = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
+    parts = [*parts, *_retried(row)]
+    return clean(f"{row.row}, {'; '.join(parts)}{left}") if parts else ""
+
+
+def _retried(row: Row) -> list[str]:
+    """Seeds whose first attempt found no room on the GPU."""
+    again = {record["seed"]: record.get("retried.accumulate") for record in row.records}
+    return [f"seed {seed}: out of memory, trained again in {n} parts a step" for seed, n in again.items() if n]
+
+
+def _ours(metric: Metric, cell: Cell, row: Row) -> str:
+    return _value(metric, cell, len(row.seeds)) if row.seeds else row.state
+
+
+def _value(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
+    ours = cell.ours
+    if ours.mean is None:
+        return "n/a"
+    text = f"{ours.mean:{sign}z.{metric.digits}f}"
+    # A cost has no interval: no other images, and the machine's other work, are what it varies with.
+    text += f" ± {ours.half:.{metric.digits}f}" if ours.half is not None and metric.source is None else ""
+    # Some seeds are undefined here: column n does not hold for this cell.
+    return text + (f" (n={ours.n})" if ours.n < seeds else "")
+
+
+def _paper_fact(fact: Fact, row: Row) -> str:
+    """The paper's entry, where it is not the one printed above it."""
+    published = _fact(fact, row.published.get(fact.key))
+    return "" if published == _fact(fact, row.facts[fact.key]) and not row.published_only else published
+
+
+def _fact(fact: Fact, value: Any) -> str:
+    if value is None or value is False:
+        return ""
+    if fact.style == "check" and value is True:
+        return CHECK
+    if fact.style == "count" and type(value) in (int, float):
+        return _count(value)
+    return clean(value)
+
+
+def _count(value: float) -> str:
+    """As the paper prints counts: 47250 is 47k."""
+    for size, unit in ((999_500, "M"), (1000, "k")):
+        if value >= size:
+            scaled = value / (1_000_000 if unit == "M" else 1000)
+            return f"{scaled:.1f}M" if unit == "M" else f"{scaled:.0f}k"
+    return str(value)

@@ -1,0 +1,197 @@
+"""What the page's charts show, as plain values: one list of points a chart, in the table's unit (percent)."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from fpn_ablate.report.collate.cells import Contrast
+from fpn_ablate.report.collate.definition import Metric
+from fpn_ablate.report.collate.table import Row, Table
+from fpn_ablate.report.formats.grid import clean
+from fpn_ablate.utils.paths import METRICS
+
+Point = dict[str, Any]
+COLOURS = 8  # of Okabe and Ito: told apart by colour-blind readers
+STEPS = 60  # of a learning curve, at most: more are not seen, and make the page heavy
+EFFECTS = 16  # lines of the chart of effects, before it is limited to the first metric
+NOT_A_LOSS = ("step", "lr")
+COSTS = {
+    "GFLOPs": ("verify.gflops", 1.0),
+    "parameters (millions)": ("verify.params", 1e-6),
+    "latency (ms)": ("cost.latency_ms", 1.0),
+    "peak memory (MiB)": ("cost.peak_memory_mib", 1.0),
+}
+
+
+def colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
+    """{table: {row: number of its colour}}: a row keeps its colour in all tables, as far as no two rows of one share it."""
+    known: dict[str, int] = {}
+    found: dict[str, dict[str, int]] = {}
+    for table in tables:
+        rows = [row.row for row in table.rows if not row.published_only]
+        taken = {name: known[name] for name in rows if name in known}
+        free = [number for number in range(COLOURS) if number not in taken.values()]
+        for position, name in enumerate(name for name in rows if name not in taken):
+            taken[name] = free[position] if position < len(free) else position % COLOURS
+            known[name] = taken[name]
+        found[table.name] = {name: taken[name] for name in rows}
+    return found
+
+
+def name(row: Row) -> str:
+    """As the table calls a row."""
+    return clean(f"({row.letter}) {row.label}" if row.letter else row.label)
+
+
+def ours(table: Table) -> list[Row]:
+    return [row for row in table.rows if row.seeds]
+
+
+def first_metric(table: Table) -> Metric | None:
+    """The one that the table is about."""
+    return next((metric for metric in table.definition.metrics if metric.source is None), None)
+
+
+def recall_by_size(table: Table) -> list[Point]:
+    """AR@100 of objects of one size, mean and extremes over seeds; sizes as in the first record that has them."""
+    points: list[Point] = []
+    edges: list[float] = []
+    for row in ours(table):
+        bins = [found for record in _finished(row) if (found := _bins(record))]
+        edges = edges or (bins[0][0] if bins else [])
+        for number, (low, high) in enumerate(pairwise([edges[0] / 2**0.5, *edges, edges[-1] * 2**0.5]) if bins else ()):
+            values = [100 * b[2][number] for b in bins if b[0] == edges and b[2][number] is not None]
+            if values:
+                objects = bins[0][1][number]
+                size = f"{low:.0f}–{high:.0f} px" if 0 < number < len(edges) else _open(edges, number)
+                points.append(_point(row, values) | {"side": math.sqrt(low * high), "size": size, "objects": objects})
+    return points
+
+
+def size_bounds(table: Table) -> list[float]:
+    """Where small ends and large begins: the fifth edge, and the last but two (exhibits.by_size)."""
+    for row in ours(table):
+        for record in _finished(row):
+            if (found := _bins(record)) and len(found[0]) > 7:
+                return [found[0][4], found[0][-3]]
+    return []
+
+
+def losses(table: Table, most: int = STEPS) -> list[Point]:
+    """Every loss at `most` steps: mean and extremes over the finished seeds whose folder is on this disk."""
+    points = []
+    for row in ours(table):
+        metrics = {key.removeprefix("metrics.") for record in row.records for key in record if key.startswith("metrics.")}
+        values: dict[tuple[str, int], list[float]] = {}
+        for seed in row.seeds:
+            if seed in row.folders:
+                for key, value in _logged(row, seed, metrics):
+                    values.setdefault(key, []).append(value)
+        for loss in dict.fromkeys(loss for loss, _ in values):
+            steps = sorted(step for other, step in values if other == loss)
+            kept = steps[:: math.ceil(len(steps) / most)]
+            points += [_point(row, values[loss, step], 4) | {"loss": loss, "step": step} for step in kept]
+    return points
+
+
+def effects(table: Table) -> list[Point]:
+    """The differences that claims are about, then those that the definition asks for."""
+    names = {spec.names[0]: row for spec, row in zip(table.definition.rows, table.rows, strict=False)}
+    titles = {metric.key: metric.title for metric in table.definition.metrics}
+    points = []
+    for verdict in table.verdicts:
+        claim = verdict.claim
+        if verdict.found is not None:
+            sides = [" & ".join(_letter(names[n]) for n in side) for side in (claim.plus, claim.minus)]
+            metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
+            point = _effect(clean(claim.text), f"{sides[0]} − {sides[1]}", metric, verdict.found)
+            points.append(point | {"verdict": verdict.verdict, "published": _rounded(verdict.published)})
+    metrics = [m for m in table.definition.metrics if m.source is None and m.plot]
+    for effect in table.effects:
+        for metric in metrics if len(metrics) * len(table.effects) <= EFFECTS else metrics[:1]:
+            if effect.cells[metric.key].ours.n:
+                found = effect.cells[metric.key]
+                points.append(_effect(clean(effect.title), "", metric.title, found) | {"verdict": "effect"})
+    return [point | {"at": number} for number, point in enumerate(points)]
+
+
+def costs(table: Table) -> list[Point]:
+    """Each kind of cost against the first metric; `right`: in the right half of its kind."""
+    metric, points = first_metric(table), []
+    for row in ours(table) if metric else ():
+        cell = row.cells[metric.key].ours
+        for kind, (key, scale) in COSTS.items():
+            values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
+            if values and cell.mean is not None:
+                point = {"row": row.row, "label": name(row), "short": _letter(row), "kind": kind, "n": cell.n}
+                figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
+                points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
+    for kind in COSTS:
+        own = [point for point in points if point["kind"] == kind]
+        middle = (min(p["cost"] for p in own) + max(p["cost"] for p in own)) / 2 if own else 0.0
+        for point in own:
+            point["right"] = point["cost"] > middle
+    return points
+
+
+def _effect(title: str, contrast: str, metric: str, found: Contrast) -> Point:
+    estimate = found.ours
+    values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+    values |= {"published": found.published, "noise": found.noise}
+    rounded = {key: _rounded(value) for key, value in values.items()}
+    named = {"title": title, "contrast": contrast, "metric": clean(metric)}
+    return named | rounded | {"within": found.within_noise, "n": estimate.n}
+
+
+def _point(row: Row, values: list[float], digits: int = 2) -> Point:
+    spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
+    return {"row": row.row, "label": name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
+
+
+def _letter(row: Row) -> str:
+    return f"({row.letter})" if row.letter else clean(row.label)
+
+
+def _finished(row: Row) -> list[dict[str, Any]]:
+    return [record for record in row.records if record["seed"] in row.seeds]
+
+
+def _bins(record: Mapping[str, Any]) -> tuple[list[float], list[int], list[float | None]] | None:
+    """Edges, objects and AR@100 of a record, or None where it has none that fit each other."""
+    parts = [record.get(f"by_size.{key}") for key in ("edges", "objects", "AR100")]
+    if not all(isinstance(part, list) for part in parts) or not parts[0]:
+        return None
+    edges, objects, values = parts
+    numbers = all(type(edge) in (int, float) and edge > 0 for edge in edges)
+    numbers = numbers and all(value is None or (type(value) in (int, float) and abs(value) < 1e9) for value in values)
+    return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
+
+
+def _open(edges: list[float], number: int) -> str:
+    return f"under {edges[0]:.0f} px" if number == 0 else f"over {edges[-1]:.0f} px"
+
+
+def _logged(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int], float]]:
+    """((loss, step), value) of a run's metrics.jsonl; what cannot be read is left out."""
+    found = []
+    try:
+        lines = (row.folders[seed] / METRICS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = values["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill
+        for key, value in values.items():
+            if key not in (*NOT_A_LOSS, *metrics) and type(value) in (int, float) and math.isfinite(value):
+                found.append(((clean(key), step), value))
+    return found
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,97 @@
+"""A table's grid as the page's template sets it: groups of lines that are sorted together, cells in parts."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fpn_ablate.report.collate.claims import ICONS
+from fpn_ablate.report.collate.table import Row, Table
+from fpn_ablate.report.formats.grid import CHECK, VERDICT_HEADER, Grid, Line
+
+UNITS = {"k": 1e3, "M": 1e6}
+NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A cell: its figure, what stands smaller beside it, and what it is."""
+
+    main: str
+    minor: str = ""
+    kind: str = ""
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row with what stands below it. `sort`: the value of each column, by which groups are put in order; `row` its name."""
+
+    kind: str
+    lines: list[tuple[Line, list[Part]]]
+    sort: list[Any]
+    row: Row | None = None
+
+
+def groups(table: Table, content: Grid) -> list[Group]:
+    """Of all lines; the effects last, which stay where they are."""
+    rows = iter([row for row in table.rows if not row.published_only])
+    found: list[Group] = []
+    for line in content.lines:
+        parts = _parts(line)
+        if line.kind in ("paper", "control") or (line.kind == "effect" and found and found[-1].kind == "effect"):
+            found[-1].lines.append((line, parts))
+        else:
+            row = next(rows) if line.kind == "ours" else None
+            sort = [line.label, *map(sort_value, (*line.facts, *line.metrics))]
+            found.append(Group(line.kind, [(line, parts)], sort, row))
+    return found
+
+
+def seeds(table: Table, row: Row) -> list[tuple[int, str]]:
+    """Every seed that the table asks for or that has a record, and what became of it."""
+    wanted = sorted({*row.states, *(table.definition.seeds if row.row in {r.row for r in table.rows} else ())})
+    return [(seed, row.states.get(seed, "not run")) for seed in wanted]
+
+
+def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
+    """The cells by their header, with the word, its icon, and what more there is to say of it."""
+    found = []
+    for verdict, cells in zip(table.verdicts, content.verdicts, strict=True):
+        named = dict(zip(VERDICT_HEADER, cells, strict=True))
+        more = named["verdict"].removeprefix(verdict.verdict).removeprefix("; ")
+        removed = verdict.found.removed if verdict.found and verdict.found.ours.n > 1 else None
+        named |= {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
+        named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
+        found.append(named | {"within": bool(verdict.found) and verdict.found.within_noise})
+    return found
+
+
+def sort_value(text: str) -> float | str:
+    """A cell's first number (47k is 47,000), else its text."""
+    if text == CHECK:
+        return 1.0
+    match = NUMBER.match(text)
+    if not match:
+        return text
+    unit = text[match.end() : match.end() + 1]
+    return float(match[0].replace("−", "-")) * UNITS.get(unit, 1.0)
+
+
+def _parts(line: Line) -> list[Part]:
+    *facts, count = line.facts
+    cells = [*(Part(fact, kind="fact long" if len(fact) > 14 else "fact") for fact in facts), Part(count, kind="n")]
+    if line.metrics and len(set(line.metrics)) == 1 and line.ours and not NUMBER.match(line.metrics[0]):
+        kind = "hole" if line.metrics[0] == "not run" else "state"
+        return [*cells, Part(line.metrics[0], kind=f"{kind} metric", span=len(line.metrics))]
+    for n, text in enumerate(line.metrics):
+        best = " best" if line.best and line.best[n] else ""
+        difference = line.differences[n] if line.differences else ""
+        part = _value(text)
+        cells.append(Part(part.main, f"{difference}" if difference else part.minor, f"metric{best}"))
+    return cells
+
+
+def _value(text: str) -> Part:
+    """`45.0 ± 0.3 (n=2)`: the figure, and the rest."""
+    main, space, rest = text.partition(" ± ")
+    return Part(main, f"± {rest}") if space else Part(text)

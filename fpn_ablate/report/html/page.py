@@ -1,0 +1,157 @@
+"""The report as one HTML file that opens without a network: what it holds, from tables that are made.
+
+`templates/` has its text, its style and its script. All that comes from records goes through Jinja's escapes.
+"""
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fpn_ablate.report.collate.claims import ICONS, VERDICTS
+from fpn_ablate.report.collate.table import Row, Table
+from fpn_ablate.report.formats import series
+from fpn_ablate.report.formats.grid import VERDICT_HEADER, clean, grid
+from fpn_ablate.report.html import charts, gallery, markup
+from fpn_ablate.report.html.charts import Chart
+from fpn_ablate.report.html.progress import Progress
+
+TEMPLATES = Path(__file__).with_name("templates")
+RELOAD = 15  # seconds, while a sweep is under way
+
+
+def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
+    """The page for these tables; while there is `progress`, it shows that first and reloads itself."""
+    tables = sorted(tables, key=lambda table: not table.published)  # the paper's own first
+    album = gallery.Album()
+    colours = series.colours(tables)
+    steps = max(12, min(series.STEPS, 400 // max(len(tables), 1)))  # many tables' curves would weigh megabytes
+    sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
+    sheets = gallery.sheets(album)
+    drawn = any(section["charts"] for section in sections)
+    style, scripts = _source("page.css"), [*([_vega()] if drawn else []), _source("page.js")]
+    return _environment().get_template("page.html.j2").render(
+        title=_title(tables),
+        sections=sections,
+        sheets=sheets,
+        album=album,
+        progress=progress,
+        reload=RELOAD,
+        newest=max((str(r.get("finished") or "") for t in tables for row in t.rows for r in row.records), default=""),
+        runs=sum(len(row.records) for table in tables for row in table.rows),
+        style=style,
+        scripts=scripts,
+        policy=_policy(style, scripts),
+        verdict_header=VERDICT_HEADER,
+    )  # fmt: skip
+
+
+def _section(table: Table, colours: dict[str, int], album: gallery.Album, number: int, steps: int) -> dict[str, Any]:
+    """What the page shows of one table."""
+    content = grid(table)
+    found = charts.charts(table, colours, steps)
+    shown = gallery.exhibits(table, album)
+    compared, pyramid = gallery.gallery(shown, album, colours), gallery.pyramid(shown, album)
+    missing = [item for item in found if isinstance(item, str)]
+    if album.full and not (compared and pyramid) and shown.runs:
+        missing.append(f"Some pictures are left out, so that the page stays small: --table {table.definition.table} has them.")
+    return {
+        "id": f"t{number}",
+        "table": table,
+        "content": content,
+        "groups": markup.groups(table, content),
+        "verdicts": markup.verdicts(table, content),
+        "counts": [(word, count) for word in VERDICTS if (count := Counter(v.verdict for v in table.verdicts)[word])],
+        "seeds": lambda row: markup.seeds(table, row),
+        "colours": colours,
+        "names": {row.row: series.name(row) for row in table.rows},
+        "charts": [item for item in found if isinstance(item, Chart)],
+        "missing": missing,
+        "shown": shown,
+        "gallery": compared,
+        "pyramid": pyramid,
+        "runs": [_run(row, record) for row in _all_rows(table) for record in row.records],
+        "commands": _commands(table),
+    }
+
+
+def _all_rows(table: Table) -> list[Row]:
+    return [*table.rows, *([table.control] if table.control else [])]
+
+
+def _run(row: Row, record: dict[str, Any]) -> dict[str, str]:
+    """The line of a run in the table of all runs."""
+    commit = record.get("environment.commit")
+    seconds = [record.get(f"cost.{key}") for key in ("proposals_s", "train_s", "eval_s")]
+    spent = sum(value for value in seconds if type(value) in (int, float))
+    texts = {
+        "row": record["row"],
+        "seed": record["seed"],
+        "state": row.states.get(record["seed"], record["status"]),
+        "fingerprint": record["fingerprint"],
+        "commit": f"{commit}{' + changes' if record.get('environment.dirty') else ''}" if commit else "",
+        "torch": record.get("environment.torch"),
+        "python": record.get("environment.python"),
+        "device": record.get("environment.device"),
+        "threads": record.get("environment.threads"),
+        "started": str(record.get("started") or "")[:16].replace("T", " "),
+        "minutes": f"{spent / 60:.1f}" if spent else None,
+        "folder": record.get("folder"),
+    }
+    return {key: "" if value is None else clean(value) for key, value in texts.items()}
+
+
+def _commands(table: Table) -> list[tuple[str, int]]:
+    """What was typed, with the number of runs that it made."""
+    typed = Counter(
+        clean(command) for row in _all_rows(table) for r in row.records if (command := r.get("environment.command"))
+    )
+    return typed.most_common()
+
+
+def _title(tables: Sequence[Table]) -> str:
+    return clean(tables[0].definition.title) if len(tables) == 1 else "Ablations of the feature pyramid"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
+    environment.globals |= {"icons": ICONS}
+    return environment
+
+
+def _policy(style: str, scripts: Sequence[str]) -> str:
+    """The page's content-security policy: it loads nothing, and runs its own scripts alone, which no text from outside can join
+    whatever became of its escapes. Attributes of style, which cannot be told by their sum, colour rows."""
+    own = {kind: " ".join(map(_sum, texts)) for kind, texts in (("style", [style]), ("script", scripts))}
+    return (
+        f"default-src 'none'; script-src {own['script']}; style-src {own['style']}; style-src-attr 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+@lru_cache
+def _sum(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _source(file: str) -> str:
+    """A file of ours to stand in the page as it is."""
+    return (TEMPLATES / file).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _vega() -> str:
+    """Vega, Vega-Lite and vega-embed in one script. None of its own links is followed: the page's policy forbids it."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle()
+    return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE)

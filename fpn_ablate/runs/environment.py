@@ -1,0 +1,84 @@
+"""Describe where a run takes place: device, versions, commit."""
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpn_ablate import __version__
+from fpn_ablate.evaluation.coco import evaluator_name
+from fpn_ablate.store.plan import COMMAND
+from fpn_ablate.utils.paths import PACKAGE
+
+if TYPE_CHECKING:
+    import torch
+
+
+def environment(device: "torch.device") -> dict[str, Any]:
+    """Where a run took place. Works outside a git checkout: then there is no commit."""
+    import torch
+
+    commit, dirty = _git()
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "evaluator": evaluator_name(),
+        "version": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        **({"command": os.environ[COMMAND]} if COMMAND in os.environ else {}),  # what the user typed
+    }
+
+
+def machine(device: "torch.device") -> dict[str, Any]:
+    """What measured times depend on: processor, cores, memory and versions; with a GPU's name where `device` is one."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        **({"GPU": device_name(device)} if device.type == "cuda" else {}),
+        "processor": f"cpu ({processor()})",
+        "cores": os.cpu_count(),
+        "memory (GiB)": round(memory / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+@lru_cache
+def device_name(device: "torch.device") -> str:
+    """A GPU's product name, or cpu with the processor's."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({processor()})"
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@lru_cache
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and whether tracked files differ from it; only if the package lies in a checkout of its own repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

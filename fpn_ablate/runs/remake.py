@@ -1,0 +1,64 @@
+"""Measure finished runs again, and make their artifacts again, from their saved weights and detections."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fpn_ablate.engine.cost import latency_of
+from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs.artifacts import activation_maps, make_artifacts
+from fpn_ablate.runs.restore import Splits, load_finished, restore
+from fpn_ablate.store import record
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS
+
+
+class Latencies:
+    """Latencies by fingerprint: a run that stands in several tables is measured once."""
+
+    def __init__(self) -> None:
+        self.measured: dict[str, float] = {}
+
+    def update(self, folder: Path, splits: Splits) -> str:
+        """Put the latency of a run, measured now, into its record; returns a line about it.
+
+        Raises:
+            UserError: see `restore`.
+        """
+        content = record.read(folder) or {}
+        fingerprint = str(content.get("fingerprint"))
+        if fingerprint not in self.measured:
+            self.measured[fingerprint] = latency_of(*restore(folder, splits))
+        latency = self.measured[fingerprint]
+        before, content["cost"]["latency_ms"] = content["cost"]["latency_ms"], latency
+        record.write(folder, content)
+        return f"{content['table']} {content['row']} seed {content['seed']}: {latency} ms, was {before}"
+
+
+def remake_artifacts(folder: Path, splits: Splits) -> str:
+    """Write the artifacts of a run again, and what its record says of them; returns a line about it.
+
+    Raises:
+        UserError: see `load_finished`.
+    """
+    cfg, content, (_, dataset) = load_finished(folder, splits)
+    detections = DetectionSet.load(folder / DETECTIONS)
+    maps = _activation_maps_of(folder, splits)
+    record.write(folder, content | make_artifacts(folder, dataset, detections, cfg, maps))
+    return f"{folder}: made"
+
+
+def _activation_maps_of(folder: Path, splits: Splits) -> dict[str, np.ndarray]:
+    """Compute a run's activation maps; where its network cannot be restored here, read those that it has."""
+    try:
+        trained, cfg, device = restore(folder, splits)
+        return activation_maps(trained.model, trained.validation, cfg, device)
+    except UserError as error:
+        print(f"activation maps stay as they were: {error}", file=sys.stderr)
+    try:
+        with np.load(folder / ARTIFACTS, allow_pickle=False) as saved:
+            return {name.removeprefix("level_"): saved[name] for name in saved.files if name.startswith("level_")}
+    except UNREADABLE:
+        return {}

@@ -1,0 +1,36 @@
+"""Tensors of boxes that heads exchange: targets, proposals, detections."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchDetections:
+    """Detections of a batch, best first: boxes (N, D, 4), scores (N, D), labels (N, D) in 1..K, valid (N, D) bool."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch: boxes (N, G, 4), labels (N, G) in 1..K, valid (N, G) and crowd (N, G) bool; sizes (N, 2) of the
+    images."""
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    crowd: Tensor
+    sizes: Tensor
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Proposals of a batch, best first: boxes (N, P, 4), scores (N, P) in 0..1, valid (N, P) bool (the rest is padding)."""
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor

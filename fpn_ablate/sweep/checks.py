@@ -1,0 +1,72 @@
+"""Check the jobs of a sweep before the first one starts."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import ConfigCompositionException
+
+from fpn_ablate.config.schema import INCIDENTAL, AnyBackbone, Config, TimmBackbone
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import unwritable
+
+MIN_FREE_BYTES = 2**16  # bytes that must be free: what a row writes before its weights
+
+
+def check_writable(out: str) -> None:
+    """UserError if runs cannot be written below `out`, or there is no room for the least of them."""
+    try:
+        runs = Path(out, "runs")
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs) as file:
+            file.write(bytes(MIN_FREE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # a network disk tells of a quota no earlier
+    except OSError as error:
+        raise UserError(f"out={unwritable(Path(out), error)}, out=FOLDER") from None
+
+
+def check_backbone(backbone: AnyBackbone) -> None:
+    """Check that timm has a network, and that it has the maps of a pyramid.
+
+    Raises:
+        UserError: it does not.
+    """
+    if isinstance(backbone, TimmBackbone):
+        from fpn_ablate.model.backbones.timm import check_model  # takes seconds, with torch and timm
+
+        check_model(backbone.model)
+
+
+def reject_duplicate_rows(cells: Sequence[Config]) -> None:
+    """Two rows that are the same configuration would fill two lines with one result."""
+    seen: dict[str, Config] = {}
+    named: dict[tuple[str, str, str, int], Config] = {}
+    for cfg in cells:
+        other = named.setdefault((cfg.table, cfg.recipe.name, cfg.row, cfg.seed), cfg)
+        if other.weights != cfg.weights:
+            raise HydraUserError(
+                f"weights={other.weights} and {cfg.weights} are both the row {cfg.row}: give the files other names"
+            )
+        twin = seen.setdefault(cfg.model_dump_json(exclude={*INCIDENTAL, "row"}), cfg)
+        if twin.row != cfg.row:
+            raise HydraUserError(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")
+
+
+class HydraUserError(ConfigCompositionException):
+    """A UserError in Hydra's clothes: Hydra prints its message without a traceback."""
+
+
+@contextmanager
+def as_hydra_error(leave: bool = False) -> Iterator[None]:
+    """Turns a UserError into `Refused`, or, with `leave`, into its message and the exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        if leave:
+            print(error, file=sys.stderr)
+            raise SystemExit(2) from None
+        raise HydraUserError(str(error)) from None

@@ -1,0 +1,15 @@
+"""Make the sweeper, and what conf/config.yaml refers to, known to Hydra."""
+
+import sys
+from pathlib import Path
+
+from fpn_ablate.config import composition
+
+FOLDER = Path(__file__).with_name("plugins")
+
+
+def register() -> None:
+    """Put the sweeper on Hydra's path; you can call it as often as you like."""
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+    composition.register()

@@ -1,0 +1,91 @@
+"""Hydra's basic sweeper, which first checks all cells together, skips finished ones, and publishes the tables at its end."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fpn_ablate.config.composition import cell_config, without_hydra
+from fpn_ablate.config.schema import Config
+from fpn_ablate.runs import skip
+from fpn_ablate.store import plan
+from fpn_ablate.sweep import jobs
+from fpn_ablate.sweep.checks import as_hydra_error, check_backbone, check_writable, reject_duplicate_rows
+from fpn_ablate.sweep.publish import mark_killed, publish, start_progress
+from fpn_ablate.tracking.loggers import CELLS
+from fpn_ablate.utils import signals
+
+
+class Lean(Callback):
+    """Hydra keeps two copies of a job's configuration, some 150 KiB, until the sweep ends. Nothing asks for them."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None
+
+
+class TableSweeper(BasicSweeper):
+    """BasicSweeper with three additions: all jobs of a batch are validated before the first starts, cells that are finished are
+    left out, and the tables come at the end."""
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+        self.cells: list[Config] = []
+        self.left: list[Config] = []  # those that are launched, by the numbers of their jobs
+
+    def setup(self, **arguments: Any) -> None:
+        super().setup(**arguments)
+        folder = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".jobs")
+        self.launcher = jobs.RetryingLauncher(
+            self.launcher, folder, lambda number, error: mark_killed(self.left[number], error)
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        with as_hydra_error():
+            check_writable(self.config.out)  # before Hydra writes its own file there
+        os.environ[jobs.FOLDER], os.environ[jobs.SWEEP] = str(self.launcher.folder), str(os.getpid())
+        try:
+            with signals.reraise_as_stopped():
+                returns = super().sweep(arguments)
+                self.launcher.tell()
+            return returns
+        finally:
+            del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
+            publish(self.cells)
+
+    def is_done(self) -> bool:
+        """Whether no batch is left in which anything is to be done; the next one is validated here. Launchers do not hear of
+        cells that are finished, which saves them a process, and that torch."""
+        while not super().is_done():
+            batch = self.overrides[self.batch_index]
+            cells = self._validated(batch)
+            left = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not skip.report_if_finished(cfg)]
+            self.overrides[self.batch_index] = [job for job, _ in left]
+            if left:
+                self.left += [cfg for _, cfg in left]
+                os.environ[CELLS] = str(len(self.left))
+                start_progress(self.cells)
+                return False
+            self.batch_index += 1
+        return True
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Done by `is_done`."""
+
+    def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
+        assert self.hydra_context is not None and self.config is not None
+        cells = []
+        for overrides in batch:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            context = composed.hydra
+            with as_hydra_error():
+                cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
+                check_backbone(cells[-1].backbone)
+        reject_duplicate_rows(cells)
+        self.launcher.stop = cells[0].on_failure == "stop"
+        self.cells += cells
+        return cells
