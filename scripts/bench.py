@@ -68,9 +68,9 @@ OURS, THEIRS, LIMIT = "ours", "torchvision", "layers alone"
 LAST = "channels_last"  # the layout that ours has
 BACKGROUND = 4  # box deltas that torchvision's head has for the background as well; they never get a gradient
 JOINT, RPN = ("task=faster_rcnn", "task.training=joint"), ("task=rpn",)
-SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.box.samples=128")
+SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.roi.samples=128")
 R50 = ("recipe=torchvision",)  # its backbone's first two stages and its batch norms are frozen
-EQUAL = ("ablation=fpn", "head.anchor_grid=torchvision", f"recipe.box.loss_beta={1 / 9}")
+EQUAL = ("ablation=fpn", "rpn.anchor_grid=torchvision", f"recipe.roi.loss_beta={1 / 9}")
 COPY = "copy, read and written (GB/s)"
 Run = Callable[[], object]
 # FLOPs of operators; torch's counter does not know the one of `layers`: (M, K) times (N, K).
@@ -187,7 +187,7 @@ def _copy(ours: nn.Module, theirs: nn.Module, before: int = 0) -> None:
 
 def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
     """torchvision's Faster R-CNN with the numbers and the weights of ours; without its second stage where ours has none."""
-    head, own = cfg.head, ours.rpn
+    rpn, own = cfg.rpn, ours.rpn
     sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
     (train_pre, test_pre), (train_post, test_post) = own.settings.pre_nms_topk, own.settings.post_nms_topk
     numbers = {
@@ -195,13 +195,13 @@ def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
         "rpn_pre_nms_top_n_test": test_pre,
         "rpn_post_nms_top_n_train": train_post,
         "rpn_post_nms_top_n_test": test_post,
-        "rpn_nms_thresh": head.nms_thresh,
-        "rpn_fg_iou_thresh": head.positive_iou,
-        "rpn_bg_iou_thresh": head.negative_iou,
-        "rpn_batch_size_per_image": head.samples,
-        "rpn_positive_fraction": head.positive_fraction,
+        "rpn_nms_thresh": rpn.nms_thresh,
+        "rpn_fg_iou_thresh": rpn.positive_iou,
+        "rpn_bg_iou_thresh": rpn.negative_iou,
+        "rpn_batch_size_per_image": rpn.samples,
+        "rpn_positive_fraction": rpn.positive_fraction,
     }
-    anchors = AnchorGenerator(tuple(map(tuple, own.level_sizes)), (tuple(head.anchor_ratios),) * len(own.level_sizes))
+    anchors = AnchorGenerator(tuple(map(tuple, own.level_sizes)), (tuple(rpn.anchor_ratios),) * len(own.level_sizes))
     second = _second_stage(ours) if ours.roi else {"num_classes": case.classes + 1}
     model = FasterRCNN(Pyramid(ours), rpn_anchor_generator=anchors, **sides, **numbers, **second)
     _copy(own.head.conv, model.rpn.head.conv[0][0])
@@ -296,7 +296,7 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     n, device = len(batch.images), batch.images.device
     head, channels = model.rpn.head, model.neck.levels[0].channels
     asked = _cells_asked(model, batch, cfg) if training else []
-    around = torch.rand(n * cfg.head.samples, 9 * channels, device=device, requires_grad=training)
+    around = torch.rand(n * cfg.rpn.samples, 9 * channels, device=device, requires_grad=training)
     pooled = None
     if model.roi:
         count = model.roi.settings.samples if training else model.roi.settings.proposals[1]

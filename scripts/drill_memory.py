@@ -30,7 +30,7 @@ OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliabili
 # The least that a cell can be: it is not the sizes of tensors that are in question.
 TINY = (
     *("recipe=smoke", "device=cpu", "threads=1", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
-    *("recipe.short_side=32", "recipe.max_side=64", "recipe.channels=8", "recipe.batch_size=2", "head.samples=16"),
+    *("recipe.short_side=32", "recipe.max_side=64", "recipe.channels=8", "recipe.batch_size=2", "rpn.samples=16"),
     *("recipe.eval_images=2", "data.train_images=4", "data.val_images=2"),
 )
 SETTLES = 0.1  # of all samples, at the beginning, that are thrown away: pictures are rendered, caches fill

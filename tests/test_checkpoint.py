@@ -23,7 +23,7 @@ TINY = (
     "recipe.eval_images=3",
     "data.train_images=4",
 )
-JOINT = ("task=faster_rcnn", "task.training=joint", "task.roi.score_thresh=0.0", "recipe.box.steps=2")
+JOINT = ("task=faster_rcnn", "task.training=joint", "task.roi.score_thresh=0.0", "recipe.roi.steps=2")
 
 
 @pytest.fixture(scope="module")

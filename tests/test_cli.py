@@ -85,7 +85,7 @@ def records(folder="results/runs"):
         (["neck=null"], r"neck=null: give the name of a file in conf/neck, as neck=fpn"),
         (["task={}"], r"task=\{\}: give the name of a file in conf/task"),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
-        (["head.anchor_sizes=[32,64]"], r"head.anchor_sizes has 2 sizes for the 5 levels p2, p3, p4, p5, p6"),
+        (["rpn.anchor_sizes=[32,64]"], r"rpn.anchor_sizes has 2 sizes for the 5 levels p2, p3, p4, p5, p6"),
     ],
 )
 def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
@@ -168,12 +168,12 @@ def test_a_loss_that_blows_up_by_itself_is_a_divergence(cli):
 
 
 def test_switches_on_the_command_line_name_the_row_and_other_changes_the_recipe(cli):
-    code, out, _ = cli(*TINY, "neck.upsample=bilinear", "head.samples=8")
+    code, out, _ = cli(*TINY, "neck.upsample=bilinear", "rpn.samples=8")
     assert code == 0
     (found,) = records().values()
     assert found["row"] == "fpn+upsample=bilinear"
     assert found["recipe"].startswith("smoke+")
-    assert "head.samples=8" in found["recipe"]
+    assert "rpn.samples=8" in found["recipe"]
     assert "steps=2" in found["recipe"]
     assert not any(word in found["recipe"] for word in ("device", "seed", "upsample"))
     assert "fpn+upsample=bilinear" in out

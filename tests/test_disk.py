@@ -37,7 +37,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /d
 TINY = (
     *("recipe=smoke", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu"),
     *("recipe.steps=2", "recipe.checkpoint_every=1", "recipe.batch_size=2", "recipe.eval_images=1", "data.train_images=2"),
-    *("head.samples=16", "log.every=1"),
+    *("rpn.samples=16", "log.every=1"),
 )
 
 # ------------------------------------------------------------------------------------------------- where the package writes

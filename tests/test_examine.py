@@ -171,7 +171,7 @@ def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
     objects = corners.reshape(-1, 4)
     what = recall.anchors_of(cfg)
     levels = build_detector(cfg, parts=()).neck.levels
-    expected = brute_force(objects, size, levels, ([s * 256 / 800 for s in cfg.head.anchor_sizes], cfg.head.anchor_ratios))
+    expected = brute_force(objects, size, levels, ([s * 256 / 800 for s in cfg.rpn.anchor_sizes], cfg.rpn.anchor_ratios))
     found = recall.best_iou(objects, torch.tensor([size]).expand(600, 2), what)
     torch.testing.assert_close(found, expected)
 
@@ -269,7 +269,7 @@ def test_the_command_line(make, tmp_path, capsys):
     assert "train: Problems: 1 image-missing" in capsys.readouterr().out
     for bad, message in (
         (["data=coco", "data.root=nowhere"], "data.root=nowhere is not a folder"),
-        ([*call, "head.anchr_sizes=[8]"], "Did you mean head.anchor_sizes?"),
+        ([*call, "rpn.anchr_sizes=[8]"], "Did you mean rpn.anchor_sizes?"),
         (["data=voc"], "data/voc"),
     ):
         assert data_doctor(bad) == 2

@@ -21,7 +21,7 @@ from fpn_ablate.store import record
 from fpn_ablate.utils import stamps
 
 TINY = (
-    *("recipe=smoke", "recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "head.samples=16", "device=cpu"),
+    *("recipe=smoke", "recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "rpn.samples=16", "device=cpu"),
     "recipe.pretrain.steps=2",
 )
 LATER = 10.0  # seconds from now: all files that a test has just made are old by then

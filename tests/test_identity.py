@@ -93,7 +93,7 @@ def test_rows_and_seeds_share_a_setting(config, other):
     assert identity.fingerprint(a) != identity.fingerprint(b)
 
 
-@pytest.mark.parametrize("other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "head.samples=8", "data.seed=1"])
+@pytest.mark.parametrize("other", ["recipe.steps=5", "data.noise=1", "backbone.freeze_at=3", "rpn.samples=8", "data.seed=1"])
 def test_other_recipes_and_data_are_another_setting(config, other):
     assert identity.comparison_key(facts(config()), ["neck"]) != identity.comparison_key(facts(config(other)), ["neck"])
 
@@ -104,7 +104,7 @@ def test_other_recipes_and_data_are_another_setting(config, other):
         ("backbone", ["backbone=resnet18", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"]),
         ("backbone.freeze_at", ["backbone.freeze_at=1"]),
         ("task.training", ["task.training=joint"]),
-        ("head.samples", ["head.samples=8"]),
+        ("rpn.samples", ["rpn.samples=8"]),
         ("neck.upsample", ["neck.upsample=bilinear"]),
     ],
 )
@@ -112,7 +112,7 @@ def test_rows_that_differ_in_a_declared_factor_share_a_setting_and_no_other_do(c
     task = ("task=faster_rcnn", f"factors=[{factor}]")
     a, b = facts(config(*task)), facts(config(*task, *other))
     assert identity.comparison_key(a, [factor]) == identity.comparison_key(b, [factor])
-    for undeclared in ("head.nms_thresh", "task.roi", "backbone.frozen_bn", f"{factor}s", factor[:-1]):
+    for undeclared in ("rpn.nms_thresh", "task.roi", "backbone.frozen_bn", f"{factor}s", factor[:-1]):
         assert identity.comparison_key(a, [undeclared]) != identity.comparison_key(b, [undeclared])
 
 

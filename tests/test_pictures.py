@@ -17,7 +17,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.runs.draw import COLOURS, PROPOSALS, FinishedRun, draw
 
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu")
-TINY = (*SCRATCH, "recipe.steps=1", "recipe.box.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
+TINY = (*SCRATCH, "recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
 JOINT = ("task=faster_rcnn", "task.training=joint", "task.roi.score_thresh=0.0")
 
 

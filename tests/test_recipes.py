@@ -26,11 +26,11 @@ def test_every_row_has_the_papers_settings(config, table):
     rows = cells(config, table)
     assert len(rows) == {"table1_rpn": 6, "table2_fast_rcnn": 6, "table3_faster_rcnn": 3, "table5_sharing": 6}[table]
     for cfg in rows:
-        recipe, head = cfg.recipe, cfg.head
+        recipe, rpn = cfg.recipe, cfg.rpn
         assert (recipe.short_side, recipe.batch_size, recipe.optimizer.name) == (800, 16, "sgd")
         assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 1e-4)
-        assert (head.anchor_sizes, head.anchor_ratios, head.anchor_grid) == ((32, 64, 128, 256, 512), (0.5, 1, 2), "exact")
-        assert (head.positive_iou, head.negative_iou, head.samples) == (0.7, 0.3, 256)
+        assert (rpn.anchor_sizes, rpn.anchor_ratios, rpn.anchor_grid) == ((32, 64, 128, 256, 512), (0.5, 1, 2), "exact")
+        assert (rpn.positive_iou, rpn.negative_iou, rpn.samples) == (0.7, 0.3, 256)
         assert cfg.backbone.weights == "imagenet" and cfg.backbone.name.startswith("resnet")
         assert cfg.neck.name == "single_level" or (cfg.neck.channels, cfg.neck.upsample) == (256, "nearest")
         if cfg.task.name != "rpn":
@@ -69,11 +69,11 @@ def test_what_later_recipes_change_is_what_they_say(config):
         config("task=faster_rcnn", "task.training=joint", f"recipe={name}", *COCO).model_dump()
         for name in ("paper2017", "modern", "torchvision")
     )
-    schedule = {"recipe.name", "recipe.steps", "recipe.box.steps", "recipe.schedule.drops"}
-    assert differing(paper, modern) == schedule | {"recipe.box.pooling", "task.roi.pooling"}
+    schedule = {"recipe.name", "recipe.steps", "recipe.roi.steps", "recipe.schedule.drops"}
+    assert differing(paper, modern) == schedule | {"recipe.roi.pooling", "task.roi.pooling"}
     assert differing(modern, theirs) == schedule | {
-        *("head.anchor_grid", "recipe.antialias", "recipe.eval_batch_size", "recipe.schedule.warmup_steps"),
-        *("recipe.box.loss_beta", "task.roi.box_loss_beta"),
+        *("rpn.anchor_grid", "recipe.antialias", "recipe.eval_batch_size", "recipe.schedule.warmup_steps"),
+        *("recipe.roi.loss_beta", "task.roi.box_loss_beta"),
     }
     drops = [round(share * modern["recipe"]["steps"]) for share in modern["recipe"]["schedule"]["drops"]]
     assert drops == [60_000, 80_000]

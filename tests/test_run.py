@@ -33,7 +33,7 @@ TINY = (
     "recipe.batch_size=2",
     "recipe.eval_images=3",
     "data.train_images=4",
-    "head.samples=16",
+    "rpn.samples=16",
     "log.every=1",
     "device=cpu",
 )
@@ -81,7 +81,7 @@ def test_a_record_holds_what_tables_need(finished):
     assert (on_disk["status"], on_disk["error"]) == ("finished", None)
     assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
     assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
-    recipe = {**on_disk["config"]["recipe"], "box": cfg.recipe.box.model_dump()}  # which the task does not read
+    recipe = {**on_disk["config"]["recipe"], "box": cfg.recipe.roi.model_dump()}  # which the task does not read
     assert validate({**on_disk["config"], "recipe": recipe, "out": cfg.out}) == cfg  # a record names no place on a disk
     assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
     assert on_disk["verify"]["anchors"] == 199974
@@ -483,7 +483,7 @@ def unmeasured():
 @pytest.fixture(scope="module")
 def left_alone(config, unmeasured, tmp_path_factory, script):
     """Three cells, of which two stand on the first; and what they leave."""
-    fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0", "recipe.box.steps=4")
+    fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0", "recipe.roi.steps=4")
     cells, out = (
         [config(*TINY), *(config(*TINY, *fast, f"ablation={row}") for row in ("c4", "fpn"))],
         tmp_path_factory.mktemp("w"),

@@ -27,7 +27,7 @@ from fpn_ablate.utils.workers import ignore_signals
 CPU = torch.device("cpu")
 SHORT = (
     *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "recipe.steps=5", "recipe.batch_size=2"),
-    *("head.samples=16", "log.every=1", "recipe.checkpoint_every=100"),
+    *("rpn.samples=16", "log.every=1", "recipe.checkpoint_every=100"),
 )
 
 

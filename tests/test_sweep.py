@@ -8,7 +8,7 @@ from fpn_ablate.utils.errors import UserError
 @pytest.mark.parametrize(
     ("overrides", "row", "recipe"),
     [
-        (["neck.upsample=bilinear", "head.samples=8"], "fpn+upsample=bilinear", "smoke+head.samples=8"),
+        (["neck.upsample=bilinear", "rpn.samples=8"], "fpn+upsample=bilinear", "smoke+head.samples=8"),
         (["backbone.freeze_at=3"], "fpn", "smoke+backbone.freeze_at=3"),
         (["factors=[neck,backbone]", "backbone.freeze_at=3"], "fpn+backbone.freeze_at=3", "smoke"),
         (["factors=[neck,backbone]", "backbone=resnet50", "ablation=c4"], "c4+backbone=resnet50", "smoke"),

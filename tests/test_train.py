@@ -19,7 +19,7 @@ from fpn_ablate.utils.seeding import key, numpy_generator, torch_generator
 CPU = torch.device("cpu")
 SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
 # Few samples, so that chance matters; reports at every step.
-SHORT = (*SCRATCH, "recipe.steps=6", "recipe.checkpoint_every=2", "recipe.batch_size=2", "head.samples=16", "log.every=1")
+SHORT = (*SCRATCH, "recipe.steps=6", "recipe.checkpoint_every=2", "recipe.batch_size=2", "rpn.samples=16", "log.every=1")
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, 
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_ones)
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 6, 1)[0]
-    joint = () if task == "rpn" else ("task.training=joint", "recipe.box.samples=8")
+    joint = () if task == "rpn" else ("task.training=joint", "recipe.roi.samples=8")
     found = []
     for parts in (1, 3):
         cfg = config(
             f"task={task}",
             *joint,
             "backbone.freeze_at=0",
-            "head.samples=16",
+            "rpn.samples=16",
             f"recipe.accumulate={parts}",
             "recipe.batch_size=6",
         )

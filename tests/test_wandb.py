@@ -35,7 +35,7 @@ KNOWN = {
 RESULT = {"status": "finished", "error": None, "metrics": {"AR100": 0.5, "AR100_l": None}, "cost": {"train_s": 3.0}}
 TINY = (
     *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu", "log.every=1"),
-    *("recipe.steps=4", "recipe.batch_size=2", "recipe.eval_images=3", "data.train_images=4", "head.samples=16"),
+    *("recipe.steps=4", "recipe.batch_size=2", "recipe.eval_images=3", "data.train_images=4", "rpn.samples=16"),
 )
 
 

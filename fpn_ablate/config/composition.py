@@ -29,7 +29,7 @@ _NOT_IN_RECIPE_NAME = (
 )
 _PLACES = ("data.train.", "data.val.")
 # Where factors lie. Data and recipe name a table of their own.
-_MODEL = ("backbone", "neck", "head", "task")
+_MODEL = ("backbone", "neck", "rpn", "task")
 
 
 def register() -> None:

@@ -91,8 +91,7 @@ class Backbone(Strict):
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
-    # A default, as config.yaml of older runs does not have the key.
-    stride_in_1x1: Annotated[bool, Field(strict=True)] = False
+    stride_in_1x1: Annotated[bool, Field(strict=True)]
 
     @property
     def label(self) -> str:
@@ -317,7 +316,7 @@ class Recipe(Strict):
     eval_images: Positive | None
     checkpoint_every: Positive
     pretrain: Pretrain
-    box: RoIRecipe
+    roi: RoIRecipe
 
     @model_validator(mode="after")
     def _sides(self) -> "Recipe":
@@ -332,12 +331,6 @@ class Log(Strict):
     wandb: Literal["disabled", "offline", "online"]
     project: str
     every: Positive
-
-    @field_validator("wandb", mode="before")
-    @classmethod
-    def _former_name(cls, value: Any) -> Any:
-        """What config.yaml of older runs says."""
-        return "disabled" if value == "off" else value
 
 
 class Config(Strict):
@@ -358,7 +351,7 @@ class Config(Strict):
     data: Shapes | Coco = Field(discriminator="name")
     backbone: AnyBackbone = Field(discriminator="name")
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
-    head: RPNConfig
+    rpn: RPNConfig
     task: RPNTask | FastRCNNTask | FasterRCNNTask = Field(discriminator="name")
     recipe: Recipe
     log: Log
@@ -371,7 +364,7 @@ class Config(Strict):
         if self.task.name == "rpn":
             return self.recipe.steps
         four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
-        return self.recipe.box.steps + (self.recipe.steps if four_step else 0)
+        return self.recipe.roi.steps + (self.recipe.steps if four_step else 0)
 
     @model_validator(mode="after")
     def _starts(self) -> "Config":
@@ -408,9 +401,9 @@ class Config(Strict):
             self._fits_anchors(self.task.proposals.neck)
         roi = getattr(self.task, "roi", None)
         joint = isinstance(self.task, FasterRCNNTask) and self.task.training == "joint"  # reads as many as it uses
-        for used, made in [] if roi is None or joint else zip(roi.proposals, self.head.post_nms_topk, strict=True):
+        for used, made in [] if roi is None or joint else zip(roi.proposals, self.rpn.post_nms_topk, strict=True):
             if used > made:
-                raise ValueError(f"task.roi.proposals asks for {used} an image, and head.post_nms_topk leaves {made}: raise it")
+                raise ValueError(f"task.roi.proposals asks for {used} an image, and rpn.post_nms_topk leaves {made}: raise it")
         if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
@@ -418,10 +411,10 @@ class Config(Strict):
     def _fits_anchors(self, neck: FPNNeck | SingleLevelNeck) -> None:
         if isinstance(neck, FPNNeck) and neck.output == "pyramid":
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-            if len(self.head.anchor_sizes) < len(names):
+            if len(self.rpn.anchor_sizes) < len(names):
                 # A level without anchors would be computed for nothing.
-                sizes, levels = len(self.head.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
-                raise ValueError(f"head.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
+                sizes, levels = len(self.rpn.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
+                raise ValueError(f"rpn.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run

@@ -4,37 +4,26 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from fpn_ablate.config.schema import Backbone, Config, TimmBackbone
 from fpn_ablate.utils.errors import UserError, shown
 
-# What runs were made with before these keys were there: {dotted key: value}.
-FORMER = {
-    "mode": "train",
-    "weights": None,
-    "on_failure": "continue",
-    "head.anchor_grid": "exact",
-    "recipe.antialias": True,
-    "recipe.accumulate": 1,
-    "recipe.group_by_aspect": False,
-    "recipe.optimizer.lr_batch_size": None,
-    "recipe.box.loss_beta": 1.0,
-}
 
+def load_saved_config(path: Path) -> Config:
+    """Read the config.yaml that a run has left.
 
-def load_saved_config(values: dict[str, Any]) -> Config:
-    """The configuration of a run that was made by this or by an earlier version: `validate`, with FORMER for what it lacks."""
-    for key, value in FORMER.items():
-        *groups, last = key.split(".")
-        inner: Any = values
-        for group in groups:
-            inner = inner.get(group) if isinstance(inner, dict) else None
-        if isinstance(inner, dict):  # else `validate` says what is wrong with it
-            inner.setdefault(last, value)
-    return validate(values)
+    Raises:
+        UserError: it cannot be read, or is not a configuration of this version.
+    """
+    try:
+        return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
 
 
 def validate(values: dict[str, Any]) -> Config:
@@ -48,7 +37,7 @@ def validate(values: dict[str, Any]) -> Config:
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
     tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", *_tags(Backbone), *_tags(TimmBackbone)}
-    where = [str(part) for part in problem["loc"] if str(part) not in tags]
+    where = [str(part) for depth, part in enumerate(problem["loc"]) if not depth or str(part) not in tags]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         return unknown_key(key, next((str(part) for part in problem["loc"] if str(part) in tags), None))

@@ -152,7 +152,7 @@ def _warnings(report: dict[str, Any]) -> Sequence[dict[str, Any]]:
                 (
                     "anchors",
                     "val",
-                    f"{text}; a larger recipe.short_side, other head.anchor_sizes or a row of finer stride helps",
+                    f"{text}; a larger recipe.short_side, other rpn.anchor_sizes or a row of finer stride helps",
                 )
             )
     return [{"kind": kind, "split": split, "text": text} for kind, split, text in found]

@@ -172,14 +172,14 @@ def _fast_rcnn(cell: RunContext, supply: ProposalSupply) -> Detector:
     """Tables 2 and 3, and step 2 of the four: backbone, neck and second stage on proposals that stay as they are."""
     assert supply.fixed
     model = _build_initialised(cell, ("roi",))
-    _train(cell, model, _with_train_proposals(cell, supply.fixed), cell.cfg.recipe.box.steps)
+    _train(cell, model, _with_train_proposals(cell, supply.fixed), cell.cfg.recipe.roi.steps)
     return model
 
 
 def _joint(cell: RunContext, supply: ProposalSupply) -> Detector:
     """RPN and second stage of one network, trained end to end."""
     model = _build_initialised(cell, ("rpn", "roi"))
-    _train(cell, model, cell.inputs.training, cell.cfg.recipe.box.steps)
+    _train(cell, model, cell.inputs.training, cell.cfg.recipe.roi.steps)
     return model
 
 
@@ -201,7 +201,7 @@ def _four_step(cell: RunContext, supply: ProposalSupply) -> Detector:
     fourth = _build_initialised(cell, ("roi",))
     fourth.load_state_dict(second.state_dict())
     fourth = _share_trunk(fourth, second)
-    _train(cell, fourth, _with_train_proposals(cell, fixed), cfg.recipe.box.steps, CHECKPOINT4, before=cfg.recipe.steps)
+    _train(cell, fourth, _with_train_proposals(cell, fixed), cfg.recipe.roi.steps, CHECKPOINT4, before=cfg.recipe.steps)
     return Detector(fourth.backbone, fourth.neck, third.rpn, fourth.roi)
 
 

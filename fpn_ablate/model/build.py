@@ -30,20 +30,20 @@ PARTS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
 def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
     """The RPN's numbers for inputs of `short_side` pixels."""
-    head = cfg.head
+    rpn = cfg.rpn
     return RPNSettings(
-        sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in head.anchor_sizes),
-        ratios=head.anchor_ratios,
-        anchor_grid=head.anchor_grid,
-        positive_iou=head.positive_iou,
-        negative_iou=head.negative_iou,
-        samples=head.samples,
-        positive_fraction=head.positive_fraction,
-        pre_nms_topk=head.pre_nms_topk,
-        pre_nms_topk_single=head.pre_nms_topk_single,
+        sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in rpn.anchor_sizes),
+        ratios=rpn.anchor_ratios,
+        anchor_grid=rpn.anchor_grid,
+        positive_iou=rpn.positive_iou,
+        negative_iou=rpn.negative_iou,
+        samples=rpn.samples,
+        positive_fraction=rpn.positive_fraction,
+        pre_nms_topk=rpn.pre_nms_topk,
+        pre_nms_topk_single=rpn.pre_nms_topk_single,
         # A second stage that is trained together with the RPN reads no more than it uses.
-        post_nms_topk=cfg.task.roi.proposals if _joint(cfg) else head.post_nms_topk,
-        nms_thresh=head.nms_thresh,
+        post_nms_topk=cfg.task.roi.proposals if _joint(cfg) else rpn.post_nms_topk,
+        nms_thresh=rpn.nms_thresh,
     )
 
 

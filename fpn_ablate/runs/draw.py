@@ -47,7 +47,7 @@ class FinishedRun:
         if known["status"] != "finished":
             raise UserError(f"{folder}: the run is not finished but {known['status']}; start it again, and it goes on")
         try:
-            cfg = load_saved_config(yaml.safe_load((folder / "config.yaml").read_text()))
+            cfg = load_saved_config(folder / "config.yaml")
             found = DetectionSet.load(folder / DETECTIONS)
             if not len(found.image_ids) == len(found.scores) == len(found.boxes.reshape(-1, 4)):
                 raise ValueError("its arrays differ in length")

@@ -32,7 +32,7 @@ def portable(cfg: Config) -> dict[str, Any]:
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     values["weights"] = Path(cfg.weights).name if cfg.weights else None
     if isinstance(cfg.task, RPNTask):
-        del values["recipe"]["box"]
+        del values["recipe"]["roi"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
         values["task"]["proposals"]["file"] = Path(cfg.task.proposals.file).name
     return values

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.validation import load_saved_config
@@ -28,7 +27,7 @@ def load_finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any],
     known = record.read(folder) or {}
     if known.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
-    cfg = load_saved_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    cfg = load_saved_config(folder / "config.yaml")
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
     data = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if data not in splits:

@@ -115,7 +115,7 @@ def computed_with(values: dict[str, Any]) -> dict[str, Any]:
     """Of a configuration, what decides what a detector's weights compute: {dotted key: value}."""
     wanted = {
         "neck": None,
-        "head": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
+        "rpn": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
         "recipe": ("short_side", "max_side", "antialias"),
     }
     groups = {group: [key for key in keys or values[group] if key in values[group]] for group, keys in wanted.items()}

@@ -113,7 +113,7 @@ TOKENS = [
     *("data.root=${oc.env:HOME}", "data.root=${nope}"),
     *("data.root=${data.root}", "data.root=???", "recipe=null", "recipe.optimizer=null", "neck={}", "task=null",),
     *("data=null", "seed=~"),
-    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "head.anchor_sizes={a:1}", "factors=neck",),
+    *("recipe.schedule.drops=[0.5", "recipe.schedule.drops=[]", "rpn.anchor_sizes={a:1}", "factors=neck",),
     *("factors=[]", "data.label="),
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ def test_the_papers_number_of_anchors(config, row, expected):
     facts = row_facts(cfg)
     assert facts.anchors == expected
     levels = build_detector(cfg).neck.levels
-    assert anchors.count(levels, cfg.head.anchor_sizes, cfg.head.anchor_ratios, 800, 1000) == expected
+    assert anchors.count(levels, cfg.rpn.anchor_sizes, cfg.rpn.anchor_ratios, 800, 1000) == expected
 
 
 @pytest.mark.parametrize("overrides", [(), ("neck.p6=none",), ("neck.p6=conv",), ("neck.output=p3",), ("ablation=c5",)])
@@ -35,7 +35,7 @@ def test_count_is_the_number_that_a_forward_pass_meets(config, overrides, size):
     numbers = [len(a) for a in made]
     assert [o.shape for o in objectness] == [(2, n) for n in numbers]
     assert [d.shape for d in deltas] == [(2, n, 4) for n in numbers]
-    assert sum(numbers) == anchors.count(model.neck.levels, cfg.head.anchor_sizes, cfg.head.anchor_ratios, *size)
+    assert sum(numbers) == anchors.count(model.neck.levels, cfg.rpn.anchor_sizes, cfg.rpn.anchor_ratios, *size)
 
 
 def test_a_small_table_by_hand():
@@ -144,8 +144,8 @@ def test_one_head_serves_all_levels():
 
 def test_the_papers_sizes_scale_with_the_short_side(config):
     cfg = config()
-    assert rpn_settings(cfg, 800).sizes == tuple(cfg.head.anchor_sizes)
-    assert rpn_settings(cfg, 200).sizes == tuple(size / 4 for size in cfg.head.anchor_sizes)
+    assert rpn_settings(cfg, 800).sizes == tuple(cfg.rpn.anchor_sizes)
+    assert rpn_settings(cfg, 200).sizes == tuple(size / 4 for size in cfg.rpn.anchor_sizes)
     assert build_detector(cfg).rpn.settings.sizes == rpn_settings(cfg, cfg.recipe.short_side).sizes
 
 

@@ -208,15 +208,15 @@ def test_the_verifiers_cost_is_that_of_the_convolutions_by_hand(config):
 
 def test_numbers_of_the_head_come_from_the_configuration(config):
     cfg = config(
-        "head.samples=7",
-        "head.positive_fraction=0.25",
-        "head.positive_iou=0.6",
-        "head.negative_iou=0.2",
-        "head.nms_thresh=0.5",
-        "head.pre_nms_topk=[11,12]",
-        "head.pre_nms_topk_single=[13,14]",
-        "head.post_nms_topk=[15,16]",
-        "head.anchor_ratios=[1,3]",
+        "rpn.samples=7",
+        "rpn.positive_fraction=0.25",
+        "rpn.positive_iou=0.6",
+        "rpn.negative_iou=0.2",
+        "rpn.nms_thresh=0.5",
+        "rpn.pre_nms_topk=[11,12]",
+        "rpn.pre_nms_topk_single=[13,14]",
+        "rpn.post_nms_topk=[15,16]",
+        "rpn.anchor_ratios=[1,3]",
     )
     s = rpn_settings(cfg, 800)
     assert (s.samples, s.positive_fraction, s.positive_iou, s.negative_iou, s.nms_thresh) == (7, 0.25, 0.6, 0.2, 0.5)
@@ -265,7 +265,7 @@ def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(con
 
 
 def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
-    written = ("task.roi.proposals=[21,22]", "head.post_nms_topk=[31,32]")
+    written = ("task.roi.proposals=[21,22]", "rpn.post_nms_topk=[31,32]")
     assert rpn_settings(config(*JOINT, *written), 64).post_nms_topk == (21, 22)
     assert rpn_settings(config("task=faster_rcnn", *written), 64).post_nms_topk == (31, 32)
     assert rpn_settings(config("task=fast_rcnn", *written), 64).post_nms_topk == (31, 32)

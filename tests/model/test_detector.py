@@ -105,7 +105,7 @@ def test_the_generator_alone_decides_the_losses(network):
 @pytest.mark.parametrize("overrides", [(), ("ablation=c4",), ("ablation=c5",)])
 def test_detections_come_from_given_proposals_or_from_the_rpns_own(network, overrides):
     # With other numbers for training, so that it shows which of the two are asked for.
-    overrides += ("head.pre_nms_topk=[400,15]", "head.pre_nms_topk_single=[400,50]")
+    overrides += ("rpn.pre_nms_topk=[400,15]", "rpn.pre_nms_topk_single=[400,50]")
     model, (images, targets) = network("rpn", "roi", overrides=overrides).eval(), batch()
     own = model.detect(images, targets.sizes)
     proposals = model.propose(images, targets.sizes)

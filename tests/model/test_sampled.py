@@ -60,7 +60,7 @@ def test_deferred_maps_are_as_if_convolved_before(deferred):
 
 def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
     """Same losses and gradients as with whole maps, and P2 is not convolved over."""
-    cfg = config("task=rpn", "head.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
+    cfg = config("task=rpn", "rpn.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
     model = build.build_detector(cfg)
     init.initialise(model, 0)
     model = model.to(memory_format=torch.channels_last).train()

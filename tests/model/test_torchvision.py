@@ -56,7 +56,7 @@ def their_model(short_side, max_side):
 def our_model(config, path, short_side, max_side):
     cfg = config(
         *("task=faster_rcnn", "task.training=joint", "recipe=torchvision", "backbone.freeze_at=0"),
-        *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.box.fc_dim={HIDDEN}"),
+        *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
     load(model, path, say=lambda line: None)

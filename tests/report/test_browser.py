@@ -25,7 +25,7 @@ def made(tmp_path_factory):
             metrics = {"AR100": strength + seed / 100}
             folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
             folder.mkdir(parents=True)
-            many = f"quick+{'recipe.box.proposals=' * 15}"  # as settings are many that the command line adds
+            many = f"quick+{'recipe.roi.proposals=' * 15}"  # as settings are many that the command line adds
             record = make_record(row, seed, metrics=metrics, by_size=by_size(strength / 2), pictures=NAME, recipe=many)
             (folder / "record.json").write_text(json.dumps(record))
             leave(folder, strength)

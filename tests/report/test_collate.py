@@ -139,7 +139,7 @@ def test_another_table_needs_its_file_alone(runs, put, tmp_path):
         "report": {
             "title": "Fast R-CNN",
             "paper": {"reference": "Table 2"},
-            "facts": [{"key": "head", "from": "config.head"}],
+            "facts": [{"key": "head", "from": "config.rpn"}],
             "metrics": [{"key": "AP"}, {"key": "seconds", "scale": 1, "digits": 3}],
             "rows": [
                 {"row": "fpn", "letter": "c", "published": {"head": "2fc", "AP": 33.9, "seconds": None}},

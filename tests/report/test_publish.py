@@ -112,7 +112,7 @@ def test_a_row_that_sets_more_than_its_neck_is_refused_and_the_records_stay(cell
         leave(cfg, 0.5, f"setting{number}")
     publish.publish([fair, unfair, elsewhere])
     out, err = capsys.readouterr()
-    assert err.startswith("error: table 'table1_rpn'") and "head.samples 8 against 256" in err
+    assert err.startswith("error: table 'table1_rpn'") and "rpn.samples 8 against 256" in err
     assert "another · data shapes" in out
     assert len(load(Path(fair.out, "ledger.csv"))) == 3
     assert {path.stem for path in Path(fair.out, "tables").iterdir()} == {"another-shapes-smoke"}

@@ -91,9 +91,7 @@ def exhibits(table: Table, album: Album) -> Exhibits:
     rows = [row for row in series.ours(table) if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
-        where = (
-            "no run has exhibits.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
-        )
+        where = "no run has exhibits.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
         return Exhibits(None, "", (), (f"Pictures: {where} is on this disk.".replace("no run has", "no"),))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
     found, missing, names = [], [], Counter()
