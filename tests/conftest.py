@@ -2,26 +2,29 @@
 
 import functools
 import importlib.util
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here or by the processes that tests start
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from fpn_ablate.config.composition import cell_config, register
+from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
 from fpn_ablate.report.html import live
-from fpn_ablate.utils.paths import CONF
 
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
 os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of the page take this back
 
-sys.path.append(str(Path(__file__).parent / "data"))  # for coco_sets
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # for fuzzing
+sys.path.append(str(Path(__file__).parent / "helpers"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts" / "drills"))  # for fuzzing
+
+from records import make_record
 
 WORKERS = 4  # each holds torch and what its tests make: up to 2 GB
 
@@ -45,11 +48,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @functools.cache
 def composed(*overrides: str) -> Config:
-    register()
-    chosen = dict(o.split("=", 1) for o in overrides)
-    overrides = ("recipe=smoke", *overrides) if "recipe" not in chosen else overrides
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return cell_config(compose("config", list(overrides)), {"ablation": chosen.get("ablation", "fpn")}, overrides)
+    named = any(o.startswith("recipe=") for o in overrides)
+    return compose(overrides if named else ("recipe=smoke", *overrides))
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +60,11 @@ def config():
 
 @pytest.fixture(scope="session")
 def script():
-    """`script("bench")` -> scripts/bench.py as a module."""
+    """`script("benchmarks/speed")` -> scripts/benchmarks/speed.py as a module."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+        path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -74,3 +75,23 @@ def script():
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def put(runs: Path) -> Callable[..., Path]:
+    """Write a record where a run would; returns the run's folder."""
+
+    def write(row: str = "fpn", seed: int = 0, folder: str | None = None, **changes: Any) -> Path:
+        record = make_record(row, seed, **changes)
+        name = folder or f"seed{seed}-{record['fingerprint'][:8]}"
+        place = runs / record["table"].replace("/", "_") / record["recipe"] / "x" / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        return place
+
+    return write

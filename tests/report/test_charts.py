@@ -4,7 +4,7 @@ import json
 from statistics import fmean
 
 import pytest
-from exhibit import NAME, by_size, leave
+from artifact_files import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load

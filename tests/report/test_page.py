@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from exhibit import NAME, by_size, leave
-from finished import FACTS, make_record
+from artifact_files import NAME, by_size, leave
+from records import FACTS, make_record
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load

@@ -14,13 +14,13 @@ from fpn_ablate.data.checks import examine
 from fpn_ablate.data.coco import load
 from fpn_ablate.utils.blocks import fill_block
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCALE = 0.002
 
 
 @pytest.fixture(scope="module")
 def rehearsal(script):
-    return script("rehearse_coco")
+    return script("benchmarks/rehearse_coco")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_loaders_rate_and_stages(script, folder, tmp_path, capsys):
     threads, out = torch.get_num_threads(), tmp_path / "rate.json"
     arguments = [str(folder / "annotations" / "instances_val2017.json"), str(folder / "val2017"), "--workers", "0"]
     arguments += ["--sides", "64", "128", "--seconds", "0.1", "--out", str(out)]
-    assert script("loader_rate").main(arguments) == 0
+    assert script("benchmarks/loader_rate").main(arguments) == 0
     torch.set_num_threads(threads)
     figures = json.loads(out.read_text())
     assert figures["images a second, 0 workers"] > 0 and figures["all of an image (ms)"] > 0

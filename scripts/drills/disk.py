@@ -1,6 +1,6 @@
 """Disks that are full or read-only, for real: a small sweep on small tmpfs mounts, started again once there is room.
 
-`python scripts/drill_disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of thirteen sizes, so that
+`python scripts/drills/disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of thirteen sizes, so that
 it is full at another moment each time, then makes room and gives the same command again; and the same for a results folder that
 is read-only at first, for a full disk below TMPDIR, for a HOME that is read-only or not there, and for an output that goes to a
 full disk. What ends otherwise than a run that nothing disturbs is `lost`. Some 15 minutes on two cores; writes
@@ -180,12 +180,12 @@ def keep(folder: Path, name: str, tries: list[dict]) -> None:
     """Write what has been tried so far."""
     fault, how, _ = DRILLS[name]
     found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
-    found |= {"command": f"python scripts/drill_disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
+    found |= {"command": f"python scripts/drills/disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
     save_text(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python scripts/drill_disk.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/drills/disk.py", description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"of {', '.join(DRILLS)} (default: all)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default results/reference/reliability)")
     given = parser.parse_args(argv)

@@ -490,7 +490,7 @@ def left_alone(config, unmeasured, tmp_path_factory, script):
     )
     for cfg in _below(out, cells):
         running.run(cfg)
-    return cells, script("drills").contents(out)
+    return cells, script("drills/kills").contents(out)
 
 
 def _below(out, cells):
@@ -508,7 +508,7 @@ def test_two_sweeps_over_the_same_cells_train_each_once(left_alone, script, tmp_
         one.join(120)
     assert [one.exitcode for one in sweeps] == [0, 0]
     assert trained.qsize() == 3
-    assert script("drills").contents(tmp_path) == whole
+    assert script("drills/kills").contents(tmp_path) == whole
 
 
 class Forked:
@@ -534,8 +534,8 @@ class Forked:
 
 
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(left_alone, script, tmp_path):
-    """The long one: `python scripts/drills.py chaos`."""
-    drills, (cells, whole) = script("drills"), left_alone
+    """The long one: `python scripts/drills/kills.py chaos`."""
+    drills, (cells, whole) = script("drills/kills"), left_alone
 
     def begin(folder):
         return Forked(_below(folder, cells))
@@ -547,7 +547,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alon
 @pytest.mark.slow
 def test_the_drills_lose_nothing(script, tmp_path):
     for drill in ("chaos", "together"):
-        assert script("drills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
+        assert script("drills/kills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
 
 
 def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):

@@ -1,6 +1,6 @@
 """Whether memory, open files and logs stay bounded: a long training, and a long sweep in one process.
 
-`python scripts/drill_memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drill_memory.py jobs` does a sweep
+`python scripts/drills/memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drills/memory.py jobs` does a sweep
 of 200 tiny cells; both through the command line's own `main`, in this process, and write what they measured to
 results/reference/reliability/. Minutes each on a CPU, Linux alone. Exit code 1: memory grew, or something was lost.
 """
@@ -161,7 +161,7 @@ def _timed(work: Callable[[], int]) -> tuple[int, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python scripts/drill_memory.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/drills/memory.py", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["steps", "jobs"])
     parser.add_argument("--count", type=int, help="steps (default 20000) or jobs (default 200)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default results/reference/reliability)")
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drill, usual = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[given.what]
     with tempfile.TemporaryDirectory() as scratch:
         found = drill(given.count or usual, Path(scratch))
-    found |= {"command": f"python scripts/drill_memory.py {given.what}", "machine": machine(torch.device("cpu"))}
+    found |= {"command": f"python scripts/drills/memory.py {given.what}", "machine": machine(torch.device("cpu"))}
     text = json.dumps(found, indent=1) + "\n"
     save_text(given.out / f"memory_{given.what}.json", text)
     print(text, end="")

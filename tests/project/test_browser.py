@@ -1,8 +1,8 @@
 """The page in a headless Chromium: what a reader's clicks and keys do, and that nothing goes wrong or over a network."""
 
 import pytest
+from artifact_files import NAME, by_size, leave
 from browser import CHROMIUM, Browser
-from exhibit import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load

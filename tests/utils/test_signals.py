@@ -299,7 +299,7 @@ def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_p
     ],
 )
 def test_a_drill_signals_a_whole_sweep_and_sees_one_that_goes_on(script, tmp_path, monkeypatch, swept, findings):
-    drills = script("drills")
+    drills = script("drills/kills")
     monkeypatch.setattr(drills, "GRACE", 0.5)
     process = subprocess.Popen(["bash", "-c", swept], stdout=subprocess.PIPE, start_new_session=True)
     process.stdout.readline()

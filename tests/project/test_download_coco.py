@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "download_coco.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "download_coco.sh"
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("bash", "curl", "unzip", "md5sum"))), reason="bash, curl, unzip or md5sum is missing"
 )

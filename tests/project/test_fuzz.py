@@ -1,9 +1,13 @@
-"""A few cases of scripts/fuzz.py, which has thousands; and that it would notice what it looks for."""
+"""A few cases of scripts/drills/fuzz.py, which has thousands; and that it would notice what it looks for."""
 
 import json
 
 import numpy as np
 import pytest
+from fuzzing.annotations import annotation_bytes
+from fuzzing.checks import Hang, Lost, told, within
+from fuzzing.draw import Draw, nested
+from fuzzing.weights import wide_pickle
 
 from fpn_ablate.data.checks import annotations, examine
 from fpn_ablate.data.checks.findings import Finding, Findings
@@ -13,10 +17,6 @@ from fpn_ablate.utils import files
 from fpn_ablate.utils.errors import UserError, printable, shown
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
-from fuzzing.annotations import annotation_bytes
-from fuzzing.checks import Hang, Lost, told, within
-from fuzzing.draw import Draw, nested
-from fuzzing.weights import wide_pickle
 
 FEW = {"annotations": 10, "pictures": 30, "configs": 6, "proposals": 20, "weights": 30}
 MORE = {"annotations": 300, "pictures": 300, "configs": 300, "commands": 60, "proposals": 300, "weights": 300, "records": 40,
@@ -25,7 +25,7 @@ MORE = {"annotations": 300, "pictures": 300, "configs": 300, "commands": 60, "pr
 
 @pytest.fixture(scope="module")
 def fuzz(script):
-    return script("fuzz")
+    return script("drills/fuzz")
 
 
 @pytest.mark.parametrize("kind", FEW)

@@ -1,4 +1,4 @@
-"""Bad input of every kind, drawn at random: python scripts/fuzz.py [KIND ...] [--cases N] [--seed S] [--only NUMBER]
+"""Bad input of every kind, drawn at random: python scripts/drills/fuzz.py [KIND ...] [--cases N] [--seed S] [--only NUMBER]
 
 Every case must end in something that is taken whole, or in a message for the user (UserError, or the command line's exit code
 2). What counts as lost is: any other exception, more than LIMIT seconds or MEMORY of new memory, a message that is empty,
@@ -26,9 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.runs.environment import machine
-from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import save_text
 from fuzzing.annotations import Annotations
 from fuzzing.checks import Hang, Lost, told, within
 from fuzzing.configs import Commands, Configs
@@ -37,6 +34,10 @@ from fuzzing.pictures import Pictures
 from fuzzing.proposals import Proposals
 from fuzzing.reports import Names, Records, Tables
 from fuzzing.weights import Weights
+
+from fpn_ablate.runs.environment import machine
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
 
 LIMIT = 60.0  # seconds a case may take
 MEMORY = 4 << 30  # bytes of address space that all cases together may add
@@ -112,7 +113,7 @@ def main() -> int:
             "tries": given.cases,
             "lost": len(outcome.lost),
             "how": f"{KINDS[name].how}; {ways}",
-            "command": f"python scripts/fuzz.py {name} --cases {given.cases} --seed {given.seed}",
+            "command": f"python scripts/drills/fuzz.py {name} --cases {given.cases} --seed {given.seed}",
             "machine": machine(torch.device("cpu")),
         }
         save_text(given.out / f"fuzz_{name}.json", json.dumps(content, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """results/RELIABILITY.md from the outcomes of the drills, one JSON file each in results/reference/reliability/.
 
-    python scripts/reliability.py            write it
-    python scripts/reliability.py --check    exit code 1 if it is not what the files say
+    python scripts/drills/reliability.py            write it
+    python scripts/drills/reliability.py --check    exit code 1 if it is not what the files say
 
 A file: {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": {...}}. `tries`: how often the fault
 struck; `lost`: how often something was lost by it; `how`: what was looked at to tell. More keys are welcome and not shown.
@@ -21,7 +21,7 @@ OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results
 KEYS = {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": dict}
 HEAD = """# What was lost
 
-Written by `python scripts/reliability.py` from the files in [`reference/reliability/`](reference/reliability); each names the
+Written by `python scripts/drills/reliability.py` from the files in [`reference/reliability/`](reference/reliability); each names the
 command that made it and the machine.
 
 | fault | tries | lost | how |

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How many photographs a second the loader hands out on this machine, where the time goes, and what a training needs.
 
-    python scripts/loader_rate.py ANNOTATIONS IMAGES [--workers 0 1 2] [--sides 800 1333] [--need 36] [--out FILE]
+    python scripts/benchmarks/loader_rate.py ANNOTATIONS IMAGES [--workers 0 1 2] [--sides 800 1333] [--need 36] [--out FILE]
 
 Any COCO-format set of photographs will do; a hundred JPEGs are enough. The stages are timed on one thread, as a worker has. A
 second JPEG decoder, torchvision's on the CPU, is timed beside Pillow's, from memory, and their pixels are compared.
@@ -127,7 +127,7 @@ def _rate(data: CocoDataset, workers: int, sides: dict[str, int], seconds: float
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python scripts/loader_rate.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/benchmarks/loader_rate.py", description=__doc__.splitlines()[0])
     parser.add_argument("annotations", type=Path, help="instances JSON file")
     parser.add_argument("images", type=Path, help="folder of the photographs")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")

@@ -35,7 +35,7 @@ def test_hydra_keeps_no_configuration_of_a_job_that_is_over(tmp_path, monkeypatc
     ],
 )
 def test_the_gauge_tells_growth_from_a_beginning_and_from_noise(script, rss, files, constant):
-    gauge = script("drill_memory").Gauge()
+    gauge = script("drills/memory").Gauge()
     for n in range(200):
         gauge.counts.append(n)
         gauge.rss.append(rss(n))
@@ -45,7 +45,7 @@ def test_the_gauge_tells_growth_from_a_beginning_and_from_noise(script, rss, fil
 
 
 def test_the_gauge_sees_what_this_process_holds(script):
-    gauge = script("drill_memory").Gauge()
+    gauge = script("drills/memory").Gauge()
     gauge.read(1)
     held = mmap.mmap(-1, 2**26)  # not from what this process has at hand
     for byte in range(0, len(held), mmap.PAGESIZE):
@@ -58,7 +58,7 @@ def test_the_gauge_sees_what_this_process_holds(script):
 
 
 def test_the_drill_of_disks_sees_what_is_not_told_and_what_differs(script, tmp_path):
-    drill = script("drill_disk")
+    drill = script("drills/disk")
     line = "/disk/results/model.pt: cannot be written (No space left on device); make room, then give the same command again"
     assert drill.told(line) == []
     assert drill.told("OSError: [Errno 28] No space left on device") == ["no line names the place and the fix"]

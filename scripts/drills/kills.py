@@ -1,14 +1,14 @@
 """Drills: sweeps that are killed, interrupted or run twice at once, held against one that was left alone.
 
-    python scripts/drills.py chaos      a sweep of 6 cells, killed (SIGKILL) at 50 seeded moments and started again until done
-    python scripts/drills.py preempted  the same with SIGTERM, 20 times: within 10 s exit code 143, no cell is left as running
-    python scripts/drills.py ctrl-c     the same with SIGINT, 20 times: exit code 130
-    python scripts/drills.py preempted-joblib, ctrl-c-joblib    the same of a sweep with joblib's two workers
-    python scripts/drills.py together   two sweeps over the same 6 cells at the same time: 6 trainings in all
-    python scripts/drills.py worker     joblib with two workers, of which one is killed now and then: the sweep ends by itself
+    python scripts/drills/kills.py chaos      a sweep of 6 cells, killed (SIGKILL) at 50 seeded moments and started again until done
+    python scripts/drills/kills.py preempted  the same with SIGTERM, 20 times: within 10 s exit code 143, no cell is left as running
+    python scripts/drills/kills.py ctrl-c     the same with SIGINT, 20 times: exit code 130
+    python scripts/drills/kills.py preempted-joblib, ctrl-c-joblib    the same of a sweep with joblib's two workers
+    python scripts/drills/kills.py together   two sweeps over the same 6 cells at the same time: 6 trainings in all
+    python scripts/drills/kills.py worker     joblib with two workers, of which one is killed now and then: the sweep ends by itself
 
 A signal goes to the whole process group of the sweep, as SLURM and a terminal send it. Each drill writes its outcome to
-results/reference/reliability/<drill>.json; scripts/reliability.py makes the page of them. On a CPU, since there the same seed
+results/reference/reliability/<drill>.json; scripts/drills/reliability.py makes the page of them. On a CPU, since there the same seed
 gives the same bits.
 """
 
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work:
         found = DRILLS[options.drill](options, Path(work))
     found |= {
-        "command": f"python scripts/drills.py {shlex.join(arguments)}",
+        "command": f"python scripts/drills/kills.py {shlex.join(arguments)}",
         "machine": machine(torch.device("cpu")),
         "commit": environment(torch.device("cpu"))["commit"],
     }

@@ -2,7 +2,7 @@
 """How long a training step and inference take beside torchvision's detector of the same shape, and how far both are from what
 the machine can do.
 
-    python scripts/bench.py [--out FILE] [--readme FILE] [--threads N] [--seconds S] [--large] [--device cpu|cuda]
+    python scripts/benchmarks/speed.py [--out FILE] [--readme FILE] [--threads N] [--seconds S] [--large] [--device cpu|cuda]
 
 Both detectors have the same backbone (ours, copied), weights, anchors, numbers of proposals and of RoIs, images, objects and
 optimiser; they are timed in turns (A B A B ...), so that a busy machine slows all of them. Loading images, clipping gradients
@@ -660,7 +660,7 @@ def machine_lines(found: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python scripts/bench.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/benchmarks/speed.py", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--readme", type=Path, metavar="FILE", help=f"put them into the block '<!-- {BLOCK} -->' of this file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: 1; on a GPU torch's own choice)")

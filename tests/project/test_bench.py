@@ -1,4 +1,4 @@
-"""scripts/bench.py on tiny inputs: both detectors do the same, and every figure is there. No time is compared with another."""
+"""scripts/benchmarks/speed.py on tiny inputs: both detectors do the same, and every figure is there. No time is compared with another."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0, "
 
 @pytest.fixture(scope="module")
 def bench(script):
-    return script("bench")
+    return script("benchmarks/speed")
 
 
 def tiny(bench, task):
@@ -133,14 +133,14 @@ def test_a_block_must_be_the_only_one():
 
 @pytest.mark.parametrize(("name", "block", "figures"), [("bench", "bench", "bench-cpu"), ("bench_sweep", "sweep", "sweep-cpu")])
 def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
-    results = Path(__file__).parents[1] / "results"
+    results = Path(__file__).parents[2] / "results"
     text, found = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
     assert fill_block(text, block, script(name).markdown(found)) == text
 
 
 @pytest.mark.slow
 def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
-    bench_sweep = script("bench_sweep")
+    bench_sweep = script("benchmarks/sweep")
     monkeypatch.setattr(bench_sweep, "ROWS", "ablation=c5")
     monkeypatch.setenv("FPN_ABLATE_PAGE", "off")
     found = bench_sweep.measure("smoke", [1], "cpu")
@@ -152,6 +152,6 @@ def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
 
 
 def test_a_sweep_that_fails_is_told(script, capsys):
-    assert script("bench_sweep").main(["--recipe", "none", "--device", "cpu"]) == 2
+    assert script("benchmarks/sweep").main(["--recipe", "none", "--device", "cpu"]) == 2
     told = capsys.readouterr().err
     assert "has ended with 1" in told and "Could not find 'recipe/none'" in told

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What the six rows of Table 1 take, row by row and several at once: which of them pays on this machine.
 
-    python scripts/bench_sweep.py [--jobs 1 2] [--recipe quick] [--device cpu|cuda] [--out FILE] [--readme FILE]
+    python scripts/benchmarks/sweep.py [--jobs 1 2] [--recipe quick] [--device cpu|cuda] [--out FILE] [--readme FILE]
 
 Each way is the command that a user types, into a folder of its own, from the interpreter's start to the report page. What they
 share, the pre-trained backbone, is made before, and timed by itself. Last comes the start of a sweep that is finished. Several
@@ -102,7 +102,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python scripts/bench_sweep.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/benchmarks/sweep.py", description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], metavar="N", help="so many at once (default: 1 2)")
     parser.add_argument("--recipe", default="quick", help="default: quick")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

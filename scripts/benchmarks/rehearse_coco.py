@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """A rehearsal of COCO's size without its pictures: what indexing, ordering, loading and evaluating it takes on this machine.
 
-    python scripts/rehearse_coco.py [--folder DIR] [--out FILE] [--only STEP ...] [--pycocotools N]
+    python scripts/benchmarks/rehearse_coco.py [--folder DIR] [--out FILE] [--only STEP ...] [--pycocotools N]
 
 Writes a set with COCO 2017's numbers of images, objects and categories, an annotation file as large as COCO's, and a few plain
 pictures that are hard-linked under 123,287 names; then runs each step in a process of its own. Prints a table and, with --out,
 writes JSON. All lies in a temporary folder (0.5 GB), gone at the end, unless --folder names one to be kept and used again.
 
 Nothing is trained, and the boxes are random: AP and AR mean nothing here. The pictures are smooth, so they decode faster than
-photographs do: scripts/loader_rate.py measures those.
+photographs do: scripts/benchmarks/loader_rate.py measures those.
 """
 
 import argparse
@@ -357,7 +357,7 @@ def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python scripts/rehearse_coco.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python scripts/benchmarks/rehearse_coco.py", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="keep the set here, and use it again (default: a temporary folder)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="put them into the block '<!-- rehearsal -->' of this file")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from fpn_ablate.config.overrides import normalise
 
-from fpn_ablate.cli.overrides import normalise
 from fpn_ablate.cli.run import main
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.train import checkpointed_steps

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from fpn_ablate.config.overrides import normalise
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from fpn_ablate.cli.overrides import normalise
 from fpn_ablate.cli.verify import fill_verify_blocks
 from fpn_ablate.config.composition import cell_config, register, without_hydra
 from fpn_ablate.report import output
@@ -31,7 +31,7 @@ from fpn_ablate.report.output import MARKER, readme
 from fpn_ablate.utils.paths import CONF
 from fpn_ablate.utils.paths import ROOT as SHIPPED
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LEDGER = ROOT / "results" / "reference" / "ledger.csv"
 # "`mine/ablation/thin.yaml`:" and the block that follows: files that the reader is told to write.

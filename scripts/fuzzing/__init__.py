@@ -1,1 +1,0 @@
-"""The kinds of bad input that scripts/fuzz.py draws: a class each, whose `case` says what became of one."""
