@@ -1,6 +1,6 @@
 """Whether a cell is finished, told in a moment: without torch, and without reading data or weights.
 
-A run that has read everything that a cell depends on, and leaves or finds the cell finished, says so in `asked.json` in its
+A run that has read everything that a cell depends on, and leaves or finds the cell finished, says so in `skip.json` in its
 folder (`remember`): a digest of what was asked, where, and of which code, and a stamp of each file that was read. While all of
 these are as they were, the cell is the same one (`known`). Any doubt is left to `run`, which reads all of it again and is sure.
 """
@@ -30,7 +30,7 @@ from fpn_ablate.utils.stamps import _stamp, is_recent, stamps_of
 if TYPE_CHECKING:
     from fpn_ablate.engine.inputs import Inputs
 
-FILE = "asked.json"
+FILE = "skip.json"
 # Of INCIDENTAL what decides nevertheless, once it is known what `auto` means on a machine.
 _DECIDING = ("device", "deterministic")
 # Devices whose names torch alone knows: GPUs of WSL, of Tegra, of AMD.
@@ -130,7 +130,7 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     """The files, and the folders of pictures, that a cell's identity is made from; but not the weights of pre-training."""
     from fpn_ablate.weights.files import locate
 
-    yield from files_of_sets(cfg, *inputs.splits)
+    yield from files_of_sets(cfg.data, *inputs.splits)
     if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights

@@ -20,7 +20,7 @@ def leave(folder: Path, strength: float, images: int = 12, side: int = 64, detec
     ids = np.arange(1, images + 1)
     values = np.where(ids % 2, 1 - strength, strength)
     levels = {f"level_p{k}": np.full((2 ** (6 - k), 2 ** (6 - k)), 40 * k, dtype=np.uint8) for k in range(2, 6)}
-    np.savez_compressed(folder / "exhibits.npz", image_ids=ids, values=values, **levels)
+    np.savez_compressed(folder / "artifacts.npz", image_ids=ids, values=values, **levels)
     boxes = np.tile(np.array([4.0, 6.0, 20.0, 30.0]), (3 * images, 1))
     more = {"labels": np.ones(3 * images, dtype=int)} if detections else {}
     scores = np.tile([0.9, 0.6, 0.2], images)

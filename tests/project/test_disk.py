@@ -278,7 +278,7 @@ STRUCK = [
     ("metrics.jsonl", 3),  # after the first checkpoint, from which what follows goes on
     *(("model.pt", 1), ("detections.npz", 1), ("metrics.jsonl", 2), ("record.json", 2)),
 ]
-SHOWN = {"resampled.npz", "exhibits.npz", "truth.json", "asked.json"}
+SHOWN = {"resampled.npz", "artifacts.npz", "truth.json", "skip.json"}
 
 
 @linux

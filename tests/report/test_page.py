@@ -106,7 +106,7 @@ def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
     assert "Recall against object size" in shown and "Image by image" not in shown
 
 
-@pytest.mark.parametrize("name", ["exhibits.npz", "detections.npz", "metrics.jsonl", "truth.json", "1.jpg"])
+@pytest.mark.parametrize("name", ["artifacts.npz", "detections.npz", "metrics.jsonl", "truth.json", "1.jpg"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "other"])
 def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
     for file in [*full.rglob(name)]:
@@ -116,9 +116,9 @@ def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
             file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "other": b'{"a": [1]}\n'}[damage])
     shown = text_of(rendered(full))
     assert "Region proposals" in shown and "4 runs" in shown
-    if name == "exhibits.npz":
+    if name == "artifacts.npz":
         assert "Image by image" not in shown
-        assert ("no exhibits.npz" if damage == "gone" else "damaged or incomplete") in shown
+        assert ("no artifacts.npz" if damage == "gone" else "damaged or incomplete") in shown
     if name == "truth.json":
         assert "truth.json is missing or damaged" in shown
 

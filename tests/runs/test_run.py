@@ -96,8 +96,8 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()}
-    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "asked.json"}
-    assert names == kept | {"resampled.npz", "exhibits.npz"}
+    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "skip.json"}
+    assert names == kept | {"resampled.npz", "artifacts.npz"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
@@ -579,10 +579,10 @@ def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
 
 
 def test_what_a_kill_left_beside_a_finished_record_is_gone_after_the_next_start(cell):
-    """As of asked.json, which is written when all else is done."""
+    """As of skip.json, which is written when all else is done."""
     cfg = cell()
     folder = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
-    left = folder / ".asked.json.123-host.json"
+    left = folder / ".skip.json.123-host.json"
     left.write_text("{")
     running.run(cfg)
     assert not left.exists()

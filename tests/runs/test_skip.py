@@ -91,7 +91,7 @@ def test_a_file_that_is_gone_is_a_doubt(told, name):
     aside.rename(file)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "detections.npz", "metrics.jsonl", "record.json", "asked.json"])
+@pytest.mark.parametrize("name", ["model.pt", "detections.npz", "metrics.jsonl", "record.json", "skip.json"])
 def test_a_file_of_the_run_that_is_gone_or_cut_is_a_doubt(told, name):
     cfg, folder = told
     content = (folder / name).read_bytes()
@@ -137,10 +137,10 @@ def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):
 
 def test_what_was_written_while_it_was_read_is_not_vouched_for(told, cell):
     cfg, folder = told
-    (folder / "asked.json").unlink()
+    (folder / "skip.json").unlink()
     rewritten(Path(cfg.data.root, "annotations/instances_train.json"))
     skip.write_skip_entry(cfg, cell[1], cell[2]["fingerprint"], time.time())
-    assert not (folder / "asked.json").exists()
+    assert not (folder / "skip.json").exists()
 
 
 def test_the_sure_way_leaves_word_anew(told, monkeypatch):

@@ -72,7 +72,7 @@ def recall_by_size(table: Table) -> list[Point]:
 
 
 def size_bounds(table: Table) -> list[float]:
-    """Where small ends and large begins: the fifth edge, and the last but two (exhibits.by_size)."""
+    """Where small ends and large begins: the fifth edge, and the last but two (runs.artifacts.by_size)."""
     for row in ours(table):
         for record in _finished(row):
             if (found := _bins(record)) and len(found[0]) > 7:

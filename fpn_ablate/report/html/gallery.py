@@ -25,7 +25,7 @@ from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 SPREAD, EVEN, SHEET = 16, 8, 12  # images by greatest spread over the rows, spread evenly over the data, on the contact sheet
 BEST, SCORE = 20, 0.5  # boxes shown: of proposals the best so many, of detections those of at least this score
 ID = re.compile(r"-?\d{1,20}", re.ASCII)
-PIXELS = 4_000_000  # of a small copy, far more than exhibits.py makes
+PIXELS = 4_000_000  # of a small copy, far more than runs.artifacts makes
 BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
 
 
@@ -91,7 +91,7 @@ def exhibits(table: Table, album: Album) -> Exhibits:
     rows = [row for row in series.ours(table) if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
-        where = "no run has exhibits.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
+        where = "no run has artifacts.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
         return Exhibits(None, "", (), (f"Pictures: {where} is on this disk.".replace("no run has", "no"),))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
     found, missing, names = [], [], Counter()

@@ -52,7 +52,7 @@ def leave(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = 
     (folder / "record.json").write_text(json.dumps(content))
     ids = np.arange(1, 4)
     levels = {f"level_p{k}": np.full((4, 4), 40 * k, np.uint8) for k in (2, 3)}
-    np.savez(folder / "exhibits.npz", image_ids=ids, values=np.array([0.1, 0.5, 0.2]) * len(row), **levels)
+    np.savez(folder / "artifacts.npz", image_ids=ids, values=np.array([0.1, 0.5, 0.2]) * len(row), **levels)
     boxes = np.tile(np.array([[4.0, 6.0, 20.0, 30.0]]), (3, 1))
     np.savez(folder / "detections.npz", image_ids=ids, boxes=boxes, scores=np.array([0.9, 0.6, 0.2]))
     lines = [{"step": step, "loss": 1 / step, names[0]: 0.5} for step in (1, 2, 3)]
@@ -187,7 +187,7 @@ class Records(Report):
         if draw.random() < 0.7:
             (folder / "record.json").write_text(json.dumps(spoilt(draw, record(ROWS[1], 2))))
         else:
-            name = draw.choice(["record.json", "metrics.jsonl", "exhibits.npz", "detections.npz", "truth.json", "1.jpg"])
+            name = draw.choice(["record.json", "metrics.jsonl", "artifacts.npz", "detections.npz", "truth.json", "1.jpg"])
             file = folder / name if (folder / name).exists() else self.runs / ".pictures" / "set" / name
             data = file.read_bytes()
             if name == "truth.json" and draw.random() < 0.7:
