@@ -253,6 +253,7 @@ class FasterRCNNTask(Strict):
     roi: RoI
 
 
+Task = RPNTask | FastRCNNTask | FasterRCNNTask
 TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
 
 
@@ -352,7 +353,7 @@ class Config(Strict):
     backbone: AnyBackbone = Field(discriminator="name")
     neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
     rpn: RPNConfig
-    task: RPNTask | FastRCNNTask | FasterRCNNTask = Field(discriminator="name")
+    task: Task = Field(discriminator="name")
     recipe: Recipe
     log: Log
 

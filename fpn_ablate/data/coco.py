@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fpn_ablate.config.schema import Coco, Config
+from fpn_ablate.config.schema import Coco, Shapes
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
 from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
@@ -206,11 +206,13 @@ def _digest(table: Annotations, file_bytes: np.ndarray | None, settings: dict[st
     return sha.hexdigest()
 
 
-def files_of_sets(cfg: Config, training: Any, validation: Any) -> Iterator[Path | str]:
-    """The annotation files of COCO-format splits that a cell reads, and the folders of their pictures."""
-    if isinstance(cfg.data, Coco):
-        root = Path(cfg.data.root).expanduser()
-        splits = {"train": training} if cfg.mode == "train" else {}
-        for name, dataset in (splits | {"val": validation}).items():
-            yield root / getattr(cfg.data, name).annotations
+def files_of_sets(data: Shapes | Coco, training: Any, validation: Any) -> Iterator[Path | str]:
+    """Yield the annotation files of COCO-format splits and the folders of their pictures; nothing for generated data.
+
+    `training` may be `validation` itself, where nothing is trained.
+    """
+    if isinstance(data, Coco):
+        splits = {"train": training, "val": validation} if training is not validation else {"val": validation}
+        for name, dataset in splits.items():
+            yield root_of(data) / getattr(data, name).annotations
             yield from dataset.folders

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.transforms import collate, prepare
+from fpn_ablate.data.transforms import Resize, collate, prepare
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import numpy_generator
@@ -110,23 +110,21 @@ class _CleanErrors:
 class _Prepared(Dataset):
     """Draws -> resized, flipped items. Lives in the worker processes."""
 
-    def __init__(self, dataset: DetectionDataset, short_side: int, max_side: int, antialias: bool) -> None:
-        self.dataset, self.short_side, self.max_side, self.antialias = dataset, short_side, max_side, antialias
+    def __init__(self, dataset: DetectionDataset, resize: Resize) -> None:
+        self.dataset, self.resize = dataset, resize
 
     def __getitem__(self, draw: Draw):
         index, flip = draw
-        return prepare(self.dataset[index], self.short_side, self.max_side, flip, self.antialias)
+        return prepare(self.dataset[index], self.resize, flip)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
-def _loader(
-    dataset: DetectionDataset, batches: Iterable[list[Draw]], short_side: int, max_side: int, workers: int, antialias: bool
-) -> Iterator[Batch]:
+def _loader(dataset: DetectionDataset, batches: Iterable[list[Draw]], resize: Resize, workers: int) -> Iterator[Batch]:
     return _CleanErrors(
         DataLoader(
-            _Prepared(dataset, short_side, max_side, antialias),
+            _Prepared(dataset, resize),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=partial(collate, divisor=32),
@@ -141,14 +139,12 @@ def _loader(
 def training_batches(
     dataset: DetectionDataset,
     *,
+    resize: Resize,
     batch_size: int,
     steps: range,
     seed: int,
     flip: bool,
-    short_side: int,
-    max_side: int,
     workers: int = 0,
-    antialias: bool = True,
     group_by_aspect: bool = False,
     parts: int = 1,
 ) -> Iterator[Batch]:
@@ -158,20 +154,18 @@ def training_batches(
     """
     aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
     batches = StepSampler(len(dataset), batch_size, steps, seed, flip, parts, aspects)
-    return _loader(dataset, batches, short_side, max_side, workers, antialias)
+    return _loader(dataset, batches, resize, workers)
 
 
 def evaluation_batches(
     dataset: DetectionDataset,
     *,
+    resize: Resize,
     batch_size: int,
-    short_side: int,
-    max_side: int,
     workers: int = 0,
-    antialias: bool = True,
     count: int | None,
 ) -> Iterator[Batch]:
     """Every image once, in order; only the first `count` if that is given."""
     draw = [(i, False) for i in range(len(dataset) if count is None else min(count, len(dataset)))]
     batches = [draw[i : i + batch_size] for i in range(0, len(draw), batch_size)]
-    return _loader(dataset, batches, short_side, max_side, workers, antialias)
+    return _loader(dataset, batches, resize, workers)

@@ -4,7 +4,7 @@ N images, G objects, P proposals. Boxes are XYXY in pixels of the image they com
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.structures.batch import Batch, Sample
 
 
@@ -29,36 +30,45 @@ class Item:
     proposals: Tensor | None = None  # (P, 4) float32
 
 
-def resized_size(
-    height: int, width: int, short_side: int, max_side: int, whole: Callable[[float], int] = round
-) -> tuple[int, int]:
-    """Height and width after scaling the short side to `short_side`, or the long side to `max_side` where it would
-    exceed it; `whole` makes whole pixels of them.
+@dataclass(frozen=True)
+class Resize:
+    """Scale the short side to `short_side`, or the long side to `max_side` where it would exceed it (pixels).
 
     The paper scales the short side to 800 (Sec. 5); a limit of 1333 on the long side is its authors' later default.
-    """
-    scale = min(short_side / min(height, width), max_side / max(height, width))
-    return max(1, whole(height * scale)), max(1, whole(width * scale))
-
-
-def resize(image: Tensor, boxes: Tensor, short_side: int, max_side: int, antialias: bool = True) -> tuple[Tensor, Tensor]:
-    """Image (uint8) and boxes at `resized_size`.
-
-    An image that has this size already is handed back untouched. Boxes follow the pixels on each axis (height and width
-    are rounded to whole pixels apart); `to_native` is the inverse.
 
     Without `antialias` the image is what torchvision's detectors make of it (GeneralizedRCNNTransform): sides cut down to whole
     pixels, plain bilinear interpolation, and float32, since theirs is never rounded to whole values.
     """
-    height, width = image.shape[-2:]
-    size = resized_size(height, width, short_side, max_side, round if antialias else math.floor)
-    if size == (height, width):
-        return image, boxes
-    if antialias:
-        resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    else:
-        resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    return resized, boxes * _ratio(size, (height, width), boxes)
+
+    short_side: int
+    max_side: int
+    antialias: bool = True
+
+    @staticmethod
+    def of(recipe: Recipe) -> "Resize":
+        """Return a recipe's."""
+        return Resize(recipe.short_side, recipe.max_side, recipe.antialias)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the resized image."""
+        whole = round if self.antialias else math.floor
+        scale = min(self.short_side / min(height, width), self.max_side / max(height, width))
+        return max(1, whole(height * scale)), max(1, whole(width * scale))
+
+    def __call__(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize an image (3, H, W) uint8 and its boxes (..., 4); an image that has this size already is returned untouched.
+
+        Boxes follow the pixels on each axis, since height and width are rounded apart; `to_native` is the inverse.
+        """
+        height, width = image.shape[-2:]
+        size = self.size(height, width)
+        if size == (height, width):
+            return image, boxes
+        if self.antialias:
+            resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+        else:
+            resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        return resized, boxes * _ratio(size, (height, width), boxes)
 
 
 def to_native(boxes: Tensor, size: Sequence[int], native_size: Sequence[int]) -> Tensor:
@@ -78,13 +88,13 @@ def hflip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
-def prepare(sample: Sample, short_side: int, max_side: int, flip: bool, antialias: bool = True) -> Item:
+def prepare(sample: Sample, resize: Resize, flip: bool) -> Item:
     """A sample resized and, where `flip` says so, mirrored. Proposals go the way of the ground-truth boxes, in one tensor."""
     image = torch.from_numpy(sample.image).permute(2, 0, 1)
     boxes, objects = torch.from_numpy(sample.boxes), len(sample.boxes)
     if sample.proposals is not None:
         boxes = torch.cat([boxes, torch.from_numpy(sample.proposals)])
-    image, boxes = resize(image, boxes, short_side, max_side, antialias)
+    image, boxes = resize(image, boxes)
     if flip:
         image, boxes = hflip(image, boxes)
     proposals = None if sample.proposals is None else boxes[objects:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.data.transforms import resized_size
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector, rpn_settings
 
@@ -24,16 +24,16 @@ def anchors_of(cfg: Config) -> Anchors:
     """The anchors of a row's RPN at the recipe's input size."""
     with torch.device("meta"):  # the neck says what its levels are
         levels = build_detector(cfg, parts=()).neck.levels
-    settings = rpn_settings(cfg, cfg.recipe.short_side)
+    settings = rpn_settings(cfg.rpn, cfg.recipe.short_side)
     sizes = anchors.sizes_per_level(levels, settings.sizes)
     pairs = zip(levels, sizes, strict=False)
     return tuple((level.stride, tuple(own)) for level, own in pairs), tuple(settings.ratios)
 
 
-def input_sizes(sizes: np.ndarray, short_side: int, max_side: int) -> np.ndarray:
+def input_sizes(sizes: np.ndarray, resize: Resize) -> np.ndarray:
     """(N, 2) native heights and widths -> (N, 2) those of the network's input, without padding."""
-    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)  # resized_size is the one source, and it is not vectorised
-    resized = [resized_size(height, width, short_side, max_side) for height, width in unique.tolist()]
+    unique, inverse = np.unique(sizes, axis=0, return_inverse=True)  # `Resize` is the one source, and it is not vectorised
+    resized = [resize.size(height, width) for height, width in unique.tolist()]
     return np.array(resized, np.int64).reshape(-1, 2)[inverse.reshape(-1)]
 
 

@@ -34,6 +34,7 @@ import torch
 
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Coco, Config
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.doctor import facts
 from fpn_ablate.doctor.recall import Anchors, anchors_of, best_iou, input_sizes
 from fpn_ablate.doctor.splits import Split, splits_of
@@ -83,7 +84,7 @@ def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any
     if split.table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))
     table, categories = split.table, facts.categories_of(split.table)
-    sizes = input_sizes(table.sizes, cfg.recipe.short_side, cfg.recipe.max_side)
+    sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
     return {
         **head,
         **facts.images_of(split),
@@ -98,7 +99,7 @@ def _recalls(val: Split, cfg: Config, rows: Mapping[str, Anchors]) -> dict[str, 
     table = val.table
     assert table is not None
     objects = facts.objects_of(table)
-    sizes = input_sizes(table.sizes, cfg.recipe.short_side, cfg.recipe.max_side)
+    sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
     boxes = torch.from_numpy(facts.input_boxes(table, sizes)[objects])
     images = torch.from_numpy(sizes[table.image_index[objects]])
     names = facts.size_names(table.areas[objects], val.bounds)

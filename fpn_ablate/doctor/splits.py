@@ -48,7 +48,7 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
         UserError: data.root is no folder.
     """
     if not isinstance(cfg.data, Coco):
-        pairs = zip(("train", "val"), load_data(cfg), strict=True)
+        pairs = zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode), strict=True)
         return [_generated(name, dataset) for name, dataset in pairs], []
     root, found = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.train import autocast
 
@@ -66,15 +67,13 @@ def peak_memory_mib(device: torch.device) -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def latency_of(trained: procedures.Trained, cfg: Config, device: torch.device) -> float:
+def latency_of(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> float:
     """Milliseconds for the first image of the validation split alone, from pixels to what the task puts out (Sec. 5.2)."""
-    recipe = cfg.recipe
-    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side, "antialias": recipe.antialias}
-    batch = next(evaluation_batches(trained.validation, batch_size=1, count=1, **sides)).to(device)
+    batch = next(evaluation_batches(trained.validation, resize=Resize.of(recipe), batch_size=1, count=1)).to(device)
 
     @torch.no_grad()
     def once() -> None:
-        with autocast(cfg, device):
-            trained.whole(batch)
+        with autocast(recipe.bf16, device):
+            trained.predict_end_to_end(batch)
 
     return round(latency_ms(once, device), 2)

@@ -6,50 +6,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.data.transforms import to_native
+from fpn_ablate.data.transforms import Resize, to_native
 from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import Batch, DetectionDataset
-from fpn_ablate.structures.instances import BatchDetections as Found
-from fpn_ablate.structures.instances import Proposals
+from fpn_ablate.structures.instances import BatchDetections, Proposals
 from fpn_ablate.utils.hashing import digest
 
 
 @torch.no_grad()
 def predict(
-    answer: Callable[[Batch], Proposals | Found],
+    predictor: Callable[[Batch], Proposals | BatchDetections],
     dataset: DetectionDataset,
-    cfg: Config,
+    recipe: Recipe,
     device: torch.device,
+    *,
+    workers: int = 0,
     count: int | None = None,
 ) -> DetectionSet:
-    """What `answer` finds in every image of `dataset`, or in its first `count`; native pixels, best first within an image."""
-    recipe = cfg.recipe
+    """What `predictor` finds in every image of `dataset`, or in its first `count`; native pixels, best first within an image."""
     native = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
     batches = evaluation_batches(
         dataset,
         batch_size=recipe.eval_batch_size,
-        short_side=recipe.short_side,
-        max_side=recipe.max_side,
-        workers=cfg.workers,
-        antialias=recipe.antialias,
+        resize=Resize.of(recipe),
+        workers=workers,
         count=count,
     )
     ids, boxes, scores, labels = [], [], [], []
     for batch in batches:
         batch = batch.to(device)
-        with autocast(cfg, device):
-            found = answer(batch)
+        with autocast(recipe.bf16, device):
+            found = predictor(batch)
         for n, image_id in enumerate(batch.image_ids):
             keep = found.valid[n]
             own = to_native(found.boxes[n][keep].cpu(), batch.sizes[n].tolist(), native[image_id])
             ids.append(np.full(len(own), image_id, np.int64))
             boxes.append(own.numpy().astype(np.float32))
             scores.append(found.scores[n][keep].cpu().numpy().astype(np.float32))
-            if isinstance(found, Found):
+            if isinstance(found, BatchDetections):
                 labels.append(found.labels[n][keep].cpu().numpy())
     return DetectionSet(
         np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels) if labels else None
@@ -59,19 +57,25 @@ def predict(
 def propose(
     model: Detector,
     dataset: DetectionDataset,
-    cfg: Config,
+    recipe: Recipe,
     device: torch.device,
+    *,
+    workers: int = 0,
     count: int | None = None,
     to_train: bool = False,
 ) -> DetectionSet:
     """Proposals for every image of `dataset`, or for its first `count`; `to_train`: as many as a second stage is trained on."""
     model.eval()
-    return predict(lambda batch: model.propose(batch.images, batch.sizes, to_train), dataset, cfg, device, count)
+
+    def proposals(batch: Batch) -> Proposals:
+        return model.propose(batch.images, batch.sizes, to_train)
+
+    return predict(proposals, dataset, recipe, device, workers=workers, count=count)
 
 
-def ground_truth(dataset: DetectionDataset, cfg: Config) -> dict:
+def ground_truth(dataset: DetectionDataset, count: int | None) -> dict:
     """The ground truth to evaluate against: all declared images, whether anything was found in them or not."""
-    truth, count = dataset.coco(), cfg.recipe.eval_images
+    truth = dataset.coco()
     if count is None or count >= len(truth["images"]):
         return truth
     kept = {image["id"] for image in truth["images"][:count]}
@@ -79,9 +83,9 @@ def ground_truth(dataset: DetectionDataset, cfg: Config) -> dict:
     return {**truth, "images": truth["images"][:count], "annotations": annotations}
 
 
-def evaluate(found: DetectionSet, dataset: DetectionDataset, cfg: Config) -> dict[str, Any]:
+def evaluate(found: DetectionSet, dataset: DetectionDataset, count: int | None = None) -> dict[str, Any]:
     """The evaluated part of a record: recall of proposals, or precision and recall of detections; and on what images."""
-    truth = ground_truth(dataset, cfg)
+    truth = ground_truth(dataset, count)
     metrics, more = average_recall(truth, found, dataset.area_bounds), {}
     if found.labels is not None:
         metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.proposals import index_of
 from fpn_ablate.engine.evaluate import propose
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -49,11 +49,13 @@ class FixedProposals:
     val_data: str
 
     @staticmethod
-    def of(model: Detector, cfg: Config, splits: Splits, device: torch.device, row: str, fingerprint: str) -> "FixedProposals":
+    def of(
+        model: Detector, splits: Splits, recipe: Recipe, device: torch.device, row: str, fingerprint: str, workers: int = 0
+    ) -> "FixedProposals":
         """What `model` proposes on both splits."""
-        (training, validation), count = splits, cfg.recipe.eval_images
-        train = propose(model, training, cfg, device, to_train=True)
-        val = propose(model, validation, cfg, device, count=count)
+        (training, validation), count = splits, recipe.eval_images
+        train = propose(model, training, recipe, device, workers=workers, to_train=True)
+        val = propose(model, validation, recipe, device, workers=workers, count=count)
         return FixedProposals(
             *(train.image_ids, train.boxes, np.asarray(training.image_ids)),
             *(val.image_ids, val.boxes, np.asarray(validation.image_ids[:count])),
@@ -61,7 +63,7 @@ class FixedProposals:
         )
 
     @staticmethod
-    def kept(folder: Path, make: Callable[[], "FixedProposals"], cfg: Config, splits: Splits) -> "FixedProposals":
+    def kept(folder: Path, make: Callable[[], "FixedProposals"], splits: Splits, count: int | None) -> "FixedProposals":
         """Those in the folder of a finished run; made now if none has asked for them. Runs that start together wait for one."""
         with exclusive(folder / f".{FILE}.lock", f"{folder / FILE}"):
             if not (folder / FILE).exists():
@@ -69,10 +71,10 @@ class FixedProposals:
                     leftover.unlink(missing_ok=True)
                 made = make()
                 write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(made)))
-        return FixedProposals.load(folder / FILE, cfg, splits, "remove it, and it is made anew")
+        return FixedProposals.load(folder / FILE, splits, count, "remove it, and it is made anew")
 
     @staticmethod
-    def load(path: Path, cfg: Config, splits: Splits, instead: str) -> "FixedProposals":
+    def load(path: Path, splits: Splits, count: int | None, instead: str) -> "FixedProposals":
         """Read a file; `instead`: what to do without it, for the messages.
 
         Raises:
@@ -88,9 +90,9 @@ class FixedProposals:
         except Exception as error:  # of any kind: numpy and zipfile meet whatever a file holds
             reason = first_line(error)
             raise UserError(f"{path}: not a file of proposals ({reason}); {instead}") from None
-        wanted = [("train", splits[0], None), ("val", splits[1], cfg.recipe.eval_images)]
-        for split, dataset, count in wanted[splits[0] is splits[1] :]:  # nothing is trained where there is one split
-            problem = found._problem(split, dataset, dataset.image_ids[:count])
+        wanted = [("train", splits[0], None), ("val", splits[1], count)]
+        for split, dataset, most in wanted[splits[0] is splits[1] :]:  # nothing is trained where there is one split
+            problem = found._problem(split, dataset, dataset.image_ids[:most])
             if problem:
                 raise UserError(f"{path}: {problem}; {instead}")
         return found

@@ -6,7 +6,7 @@ interrupted goes on from its last checkpoint, to the same weights.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.config.schema import AnyBackbone, Config, Pretrain
+from fpn_ablate.config.schema import AnyBackbone, Pretrain
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.engine.train import read_checkpoint
 from fpn_ablate.model.build import build_backbone
@@ -74,14 +74,20 @@ class Classifier(nn.Module):
         return self.classes(self.backbone(x)["c5"].mean((2, 3)))
 
 
-def ensure(cfg: Config, world: World, folder: Path, device: torch.device, say: Callable[[str], None] = log_line) -> Pretrained:
+def ensure(
+    backbone: AnyBackbone,
+    recipe: Pretrain,
+    world: World,
+    folder: Path,
+    device: torch.device,
+    workers: int = 0,
+) -> Pretrained:
     """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
-    recipe = cfg.recipe.pretrain
-    facts = [cfg.backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
-    path = folder / f"{safe_name(cfg.backbone.label)}-{digest(facts)[:12]}.pt"
-    with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {cfg.backbone.label}"):
+    facts = [backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
+    path = folder / f"{safe_name(backbone.label)}-{digest(facts)[:12]}.pt"
+    with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}"):
         if not path.exists():
-            _train(cfg, world, path, device, log_line)
+            _train(backbone, recipe, world, path, device, max(1, workers))
     facts = json.loads(path.with_suffix(".json").read_text())
     return Pretrained(path, facts["accuracy"], facts["seconds"])
 
@@ -91,10 +97,17 @@ def _world(world: World, recipe: Pretrain) -> World:
     return replace(world, height=recipe.side, width=recipe.side, seed=recipe.seed, reference=world.short_side)
 
 
-def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Callable[[str], None]) -> None:
-    recipe, started = cfg.recipe.pretrain, time.monotonic()
+def _train(
+    backbone: AnyBackbone,
+    recipe: Pretrain,
+    world: World,
+    path: Path,
+    device: torch.device,
+    painters: int,
+) -> None:
+    started = time.monotonic()
     small_world = _world(world, recipe)
-    model = Classifier(cfg.backbone)
+    model = Classifier(backbone)
     initialise(model, recipe.seed)
     model.to(device, memory_format=torch.channels_last).train()
     kept = path.with_name(f"{path.stem}-checkpoint.pt")
@@ -102,8 +115,8 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
     begun, before = _resume(kept, states)
-    with signals.between_steps(), _beside(_workers(cfg)):
-        for step, (images, labels) in enumerate(_batches(cfg, small_world, begun), start=begun + 1):
+    with signals.between_steps(), _beside(painters):
+        for step, (images, labels) in enumerate(_batches(small_world, recipe, begun, painters), start=begun + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -113,37 +126,31 @@ def _train(cfg: Config, world: World, path: Path, device: torch.device, say: Cal
             if step % max(1, recipe.steps // 5) == 0:
                 left = spent / (step - begun) * (recipe.steps - step)
                 loss_text = f"loss {float(loss.detach()):.3f}"
-                log_line(f"pre-training {cfg.backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
+                log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
                 signals.cancel_deadline()
                 _save(kept, step, before + spent, states)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
     facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}
-    log_line(f"pre-training {cfg.backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
+    log_line(f"pre-training {backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
     # The facts come first: the weights are what `ensure` looks for.
     save_text(path.with_suffix(".json"), json.dumps(facts))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
     kept.unlink(missing_ok=True)
 
 
-def _batches(cfg: Config, world: World, begun: int) -> Iterator[list[Tensor]]:
+def _batches(world: World, recipe: Pretrain, begun: int, painters: int) -> Iterator[list[Tensor]]:
     """Of the steps after the first `begun`."""
-    recipe = cfg.recipe.pretrain
     first, steps = HELD_OUT + begun * recipe.batch_size, recipe.steps - begun
     loader = DataLoader(
         _Pictures(world, first, steps * recipe.batch_size),
         recipe.batch_size,
-        num_workers=_workers(cfg),
+        num_workers=painters,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=ignore_signals,
     )
     return kill_slow_workers(iter(loader))
-
-
-def _workers(cfg: Config) -> int:
-    """Processes that paint the pictures, of which no two are the same."""
-    return max(1, cfg.workers)
 
 
 @contextmanager

@@ -68,16 +68,17 @@ class Trained:
 
     Attributes:
         model: what is kept as the row's weights.
-        validation: the split that `answer` reads, with proposals where these are fixed.
-        answer: proposals (task rpn) or detections of a batch.
-        whole: `answer` with everything that it takes from pixels on, for the latency; differs where proposals are fixed.
+        validation: the split that `predict` reads, with proposals where these are fixed.
+        predict: proposals (task rpn) or detections of a batch.
+        predict_end_to_end: `predict` with everything that it takes from pixels on, for the latency; differs where proposals
+            are fixed.
         proposals: where they come from, for the record.
     """
 
     model: Detector
     validation: DetectionDataset
-    answer: Callable[[Batch], Proposals | BatchDetections]
-    whole: Callable[[Batch], Proposals | BatchDetections]
+    predict: Callable[[Batch], Proposals | BatchDetections]
+    predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
 
 
@@ -96,37 +97,37 @@ def sources(cfg: Config) -> dict[str, Config]:
     return {}
 
 
-def prepare_proposals(cell: RunContext) -> ProposalSupply:
+def prepare_proposals(context: RunContext) -> ProposalSupply:
     """Proposals are made now if no other cell has asked for those of this RPN."""
-    inputs = cell.inputs
+    inputs = context.inputs
     if inputs.proposals:
         return ProposalSupply(inputs.proposals)
-    if "rpn" not in cell.sources:
+    if "rpn" not in context.sources:
         return ProposalSupply()
-    folder = cell.sources["rpn"]
-    cfg = cell.cfg.model_copy(update={"neck": sources(cell.cfg)["rpn"].neck})
-    rpn, known = _load(cell, cfg, folder, ("rpn",)), record.read(folder) or {}
+    folder = context.sources["rpn"]
+    cfg = context.cfg.model_copy(update={"neck": sources(context.cfg)["rpn"].neck})
+    rpn, known = _load(context, cfg, folder, ("rpn",)), record.read(folder) or {}
 
     def make() -> FixedProposals:
-        return FixedProposals.of(rpn, cell.cfg, inputs.splits, inputs.device, known["row"], known["fingerprint"])
+        return _propose(context, rpn, known["row"], known["fingerprint"])
 
-    fixed = FixedProposals.kept(folder, make, cell.cfg, inputs.splits)
-    return ProposalSupply(fixed, rpn if _procedure_of(cell.cfg) == "separate" else None)
+    fixed = FixedProposals.kept(folder, make, inputs.splits, context.cfg.recipe.eval_images)
+    return ProposalSupply(fixed, rpn if _procedure_of(context.cfg) == "separate" else None)
 
 
-def train_or_load(cell: RunContext, supply: ProposalSupply) -> Trained:
+def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
     """Train what the task of a cell asks for, or read it."""
-    learn = _evaluated if cell.cfg.mode == "evaluate" else _PROCEDURES[_procedure_of(cell.cfg)]
-    return _as_trained(cell, supply, learn(cell, supply))
+    learn = _evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[_procedure_of(context.cfg)]
+    return _as_trained(context, supply, learn(context, supply))
 
 
-def restore(cell: RunContext, supply: ProposalSupply) -> Trained:
+def restore(context: RunContext, supply: ProposalSupply) -> Trained:
     """A finished cell again, from its weights."""
-    parts = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(_procedure_of(cell.cfg), ("rpn", "roi"))
-    model = _load(cell, cell.cfg, cell.folder, parts)
-    if _procedure_of(cell.cfg) == "four_step":
+    parts = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(_procedure_of(context.cfg), ("rpn", "roi"))
+    model = _load(context, context.cfg, context.folder, parts)
+    if _procedure_of(context.cfg) == "four_step":
         _freeze_trunk(model)  # as it was; frozen batch norm rounds otherwise
-    return _as_trained(cell, supply, model)
+    return _as_trained(context, supply, model)
 
 
 def logged_steps(folder: Path, cfg: Config) -> int:
@@ -153,55 +154,55 @@ def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
     return name if neck.output == "pyramid" else f"{name}+output={neck.output}"
 
 
-def _evaluated(cell: RunContext, supply: ProposalSupply) -> Detector:
+def _evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
     """The detector in the file that is evaluated."""
-    assert cell.inputs.checkpoint
-    model = _build_initialised(cell, build.PARTS[cell.cfg.task.name])
-    model.load_state_dict(cell.inputs.checkpoint.tensors, strict=False)  # but for counters of batches nothing is missing
+    assert context.inputs.checkpoint
+    model = _build_initialised(context, build.PARTS[context.cfg.task.name])
+    model.load_state_dict(context.inputs.checkpoint.tensors, strict=False)  # but for counters of batches nothing is missing
     return model
 
 
-def _rpn(cell: RunContext, supply: ProposalSupply) -> Detector:
+def _rpn(context: RunContext, supply: ProposalSupply) -> Detector:
     """Table 1."""
-    model = _build_initialised(cell, ("rpn",))
-    _train(cell, model, cell.inputs.training, cell.cfg.recipe.steps)
+    model = _build_initialised(context, ("rpn",))
+    _train(context, model, context.inputs.training, context.cfg.recipe.steps)
     return model
 
 
-def _fast_rcnn(cell: RunContext, supply: ProposalSupply) -> Detector:
+def _fast_rcnn(context: RunContext, supply: ProposalSupply) -> Detector:
     """Tables 2 and 3, and step 2 of the four: backbone, neck and second stage on proposals that stay as they are."""
     assert supply.fixed
-    model = _build_initialised(cell, ("roi",))
-    _train(cell, model, _with_train_proposals(cell, supply.fixed), cell.cfg.recipe.roi.steps)
+    model = _build_initialised(context, ("roi",))
+    _train(context, model, _with_train_proposals(context, supply.fixed), context.cfg.recipe.roi.steps)
     return model
 
 
-def _joint(cell: RunContext, supply: ProposalSupply) -> Detector:
+def _joint(context: RunContext, supply: ProposalSupply) -> Detector:
     """RPN and second stage of one network, trained end to end."""
-    model = _build_initialised(cell, ("rpn", "roi"))
-    _train(cell, model, cell.inputs.training, cell.cfg.recipe.roi.steps)
+    model = _build_initialised(context, ("rpn", "roi"))
+    _train(context, model, context.inputs.training, context.cfg.recipe.roi.steps)
     return model
 
 
-def _four_step(cell: RunContext, supply: ProposalSupply) -> Detector:
+def _four_step(context: RunContext, supply: ProposalSupply) -> Detector:
     """Table 5, features shared by Faster R-CNN's alternating training (Ren et al. 2015, Sec. 3.2).
 
     (1) An RPN, (2) Fast R-CNN on its proposals, both as in `separate`; (3) a new RPN head, (4) the second stage again, both on
     the backbone and the neck of (2), which stay as they are.
     """
-    cfg, kept = cell.cfg, cell.folder / STEP3
-    second = _load(cell, cfg, cell.sources["second"], ("roi",))
+    cfg, kept = context.cfg, context.folder / STEP3
+    second = _load(context, cfg, context.sources["second"], ("roi",))
     _freeze_trunk(second)
-    third = _share_trunk(_build_initialised(cell, ("rpn",)), second)
+    third = _share_trunk(_build_initialised(context, ("rpn",)), second)
     if not kept.exists():
-        _train(cell, third, cell.inputs.training, cfg.recipe.steps)
+        _train(context, third, context.inputs.training, cfg.recipe.steps)
         write_atomically(kept, lambda temporary: torch.save(third.state_dict(), temporary))
     third.load_state_dict(torch.load(kept, weights_only=True, map_location="cpu"))
-    fixed = FixedProposals.of(third, cfg, cell.inputs.splits, cell.inputs.device, cfg.row, cell.fingerprint)
-    fourth = _build_initialised(cell, ("roi",))
+    fixed = _propose(context, third, cfg.row, context.fingerprint)
+    fourth = _build_initialised(context, ("roi",))
     fourth.load_state_dict(second.state_dict())
     fourth = _share_trunk(fourth, second)
-    _train(cell, fourth, _with_train_proposals(cell, fixed), cfg.recipe.roi.steps, CHECKPOINT4, before=cfg.recipe.steps)
+    _train(context, fourth, _with_train_proposals(context, fixed), cfg.recipe.roi.steps, CHECKPOINT4, before=cfg.recipe.steps)
     return Detector(fourth.backbone, fourth.neck, third.rpn, fourth.roi)
 
 
@@ -214,42 +215,42 @@ _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
 }
 
 
-def _as_trained(cell: RunContext, supply: ProposalSupply, model: Detector) -> Trained:
+def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) -> Trained:
     model.eval()
-    validation, fixed, rpn = cell.inputs.validation, supply.fixed, supply.rpn
+    validation, fixed, rpn = context.inputs.validation, supply.fixed, supply.rpn
 
-    def answer(batch: Batch) -> Proposals | BatchDetections:
+    def predict(batch: Batch) -> Proposals | BatchDetections:
         if model.roi is None:
             return model.propose(batch.images, batch.sizes)
         return model.detect(batch.images, batch.sizes, batch_proposals(batch))
 
-    def whole(batch: Batch) -> Proposals | BatchDetections:
-        return model.detect(batch.images, batch.sizes, rpn.propose(batch.images, batch.sizes)) if rpn else answer(batch)
+    def predict_end_to_end(batch: Batch) -> Proposals | BatchDetections:
+        return model.detect(batch.images, batch.sizes, rpn.propose(batch.images, batch.sizes)) if rpn else predict(batch)
 
     if fixed is None:
-        own = {"row": cell.cfg.row, "fingerprint": cell.fingerprint} if model.roi else None
-        return Trained(model, validation, answer, whole, own)
-    validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, cell.cfg.task.roi.proposals[1])
-    return Trained(model, validation, answer, whole, {"row": fixed.row, "fingerprint": fixed.fingerprint})
+        own = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
+        return Trained(model, validation, predict, predict_end_to_end, own)
+    validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
+    return Trained(model, validation, predict, predict_end_to_end, {"row": fixed.row, "fingerprint": fixed.fingerprint})
 
 
-def _with_train_proposals(cell: RunContext, fixed: FixedProposals) -> WithProposals:
-    return WithProposals(cell.inputs.training, fixed.train_ids, fixed.train_boxes, cell.cfg.task.roi.proposals[0])
+def _with_train_proposals(context: RunContext, fixed: FixedProposals) -> WithProposals:
+    return WithProposals(context.inputs.training, fixed.train_ids, fixed.train_boxes, context.cfg.task.roi.proposals[0])
 
 
-def _build_initialised(cell: RunContext, parts: tuple[str, ...], cfg: Config | None = None) -> Detector:
+def _build_initialised(context: RunContext, parts: tuple[str, ...], cfg: Config | None = None) -> Detector:
     """A network of the row (or of `cfg`) with its starting weights, on the cell's device."""
-    cfg = cfg or cell.cfg
-    model = build.build_detector(cfg, num_classes=len(cell.inputs.training.categories), parts=parts)
+    cfg = cfg or context.cfg
+    model = build.build_detector(cfg, num_classes=len(context.inputs.training.categories), parts=parts)
     init.initialise(model, cfg.seed)
-    if cell.inputs.weights is not None:
-        backbone.load_backbone(model, cell.inputs.weights)
-    return model.to(cell.inputs.device, memory_format=torch.channels_last)  # a quarter less time a step, on a CPU as well
+    if context.inputs.weights is not None:
+        backbone.load_backbone(model, context.inputs.weights)
+    return model.to(context.inputs.device, memory_format=torch.channels_last)  # a quarter less time a step, on a CPU as well
 
 
-def _load(cell: RunContext, cfg: Config, folder: Path, parts: tuple[str, ...]) -> Detector:
+def _load(context: RunContext, cfg: Config, folder: Path, parts: tuple[str, ...]) -> Detector:
     """The network of a finished cell."""
-    model = _build_initialised(cell, parts, cfg)
+    model = _build_initialised(context, parts, cfg)
     try:
         model.load_state_dict(torch.load(folder / MODEL, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
@@ -270,16 +271,26 @@ def _share_trunk(model: Detector, other: Detector) -> Detector:
     return model
 
 
+def _propose(context: RunContext, rpn: Detector, row: str, fingerprint: str) -> FixedProposals:
+    """Propose on both splits; `row` and `fingerprint` are those of the run that trained `rpn`."""
+    inputs, cfg = context.inputs, context.cfg
+    return FixedProposals.of(rpn, inputs.splits, cfg.recipe, inputs.device, row, fingerprint, cfg.workers)
+
+
 def _train(
-    cell: RunContext, model: nn.Module, dataset: DetectionDataset, steps: int, checkpoint: str = CHECKPOINT, before: int = 0
+    context: RunContext, model: nn.Module, dataset: DetectionDataset, steps: int, checkpoint: str = CHECKPOINT, before: int = 0
 ) -> None:
-    """Train from the cell's checkpoint on; `before`: steps of earlier stages of the cell, for the log."""
+    """Train, from the run's checkpoint if there is one; `before`: steps of its earlier stages, for the log."""
+    cfg = context.cfg
     train(
         model,
         dataset,
-        cell.cfg,
-        cell.inputs.device,
-        steps,
-        cell.folder / checkpoint,
-        lambda step, values: cell.log(before + step, values),
+        cfg.recipe,
+        context.inputs.device,
+        seed=cfg.seed,
+        steps=steps,
+        workers=cfg.workers,
+        checkpoint=context.folder / checkpoint,
+        log_every=cfg.log.every,
+        report=lambda step, values: context.log(before + step, values),
     )

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import training_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import Batch, DetectionDataset
@@ -34,18 +35,23 @@ def batch_proposals(batch: Batch) -> Proposals | None:
     return Proposals(batch.proposals, torch.zeros_like(batch.proposals[..., 0]), batch.proposals_valid)
 
 
-def autocast(cfg: Config, device: torch.device) -> torch.autocast:
-    """bf16 convolutions on a GPU if the recipe asks for it; on a CPU bf16 is slower than fp32, so never there."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.recipe.bf16 and device.type == "cuda")
+def autocast(bf16: bool, device: torch.device) -> torch.autocast:
+    """Run convolutions in bf16 on a GPU if `bf16`; never on a CPU, where it is slower than fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda")
 
 
+@signals.between_steps()
 def train(
     model: Detector,
     dataset: DetectionDataset,
-    cfg: Config,
+    recipe: Recipe,
     device: torch.device,
+    *,
+    seed: int,
     steps: int,
+    workers: int = 0,
     checkpoint: Path | None = None,
+    log_every: int = 1,
     report: Report = lambda step, values: None,
 ) -> None:
     """Fine-tune in place, for `steps` steps, what of `model` is not frozen.
@@ -56,22 +62,8 @@ def train(
         Diverged: a loss is not finite; the message names the step, the loss and the images.
         Stopped: a signal asked for it; the checkpoint is of the step that was under way.
     """
-    with signals.between_steps():
-        _train(model, dataset, cfg, device, steps, checkpoint, report)
-
-
-def _train(
-    model: Detector,
-    dataset: DetectionDataset,
-    cfg: Config,
-    device: torch.device,
-    steps: int,
-    checkpoint: Path | None,
-    report: Report,
-) -> None:
-    recipe = cfg.recipe
     optimizer = build_optimizer(model, recipe.optimizer)
-    sampling = torch_generator(cfg.seed, "sampling", device=device)
+    sampling = torch_generator(seed, "sampling", device=device)
     start = _resume(checkpoint, model, optimizer, sampling) if checkpoint else 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     batches = training_batches(
@@ -79,13 +71,11 @@ def _train(
         batch_size=recipe.batch_size,
         parts=recipe.accumulate,
         steps=range(start, steps),
-        seed=cfg.seed,
+        seed=seed,
         flip=recipe.flip,
         group_by_aspect=recipe.group_by_aspect,
-        short_side=recipe.short_side,
-        max_side=recipe.max_side,
-        antialias=recipe.antialias,
-        workers=cfg.workers,
+        resize=Resize.of(recipe),
+        workers=workers,
     )
     base = base_learning_rate(recipe.optimizer, recipe.batch_size)
     model.train()
@@ -93,12 +83,12 @@ def _train(
         rate = base * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        losses, image_ids = _gradients(model, islice(batches, recipe.accumulate), cfg, device, sampling)
+        losses, image_ids = _gradients(model, islice(batches, recipe.accumulate), recipe, device, sampling)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
         # Reading a loss waits for a GPU, so there it is read now and then only; a NaN stays until then, and is never saved.
-        logged = done % cfg.log.every == 0 or done == steps
+        logged = done % log_every == 0 or done == steps
         stop = signals.pending_signal()
         # After the last step as well: what is killed while it is evaluated is not trained again.
         saved = checkpoint and (stop or done == steps or done % recipe.checkpoint_every == 0)
@@ -115,7 +105,7 @@ def _train(
 
 
 def _gradients(
-    model: Detector, parts: Iterable[Batch], cfg: Config, device: torch.device, sampling: torch.Generator
+    model: Detector, parts: Iterable[Batch], recipe: Recipe, device: torch.device, sampling: torch.Generator
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Leave the gradients of one update in the parameters; returns its named losses and the images that they are of.
 
@@ -127,9 +117,9 @@ def _gradients(
     image_ids = []
     for batch in parts:
         batch = batch.to(device)
-        with autocast(cfg, device):
+        with autocast(recipe.bf16, device):
             own = model.losses(batch.images, batch_targets(batch), sampling, batch_proposals(batch))
-        shares = {name: loss / cfg.recipe.accumulate for name, loss in own.items()}
+        shares = {name: loss / recipe.accumulate for name, loss in own.items()}
         torch.stack(list(shares.values())).sum().backward()
         losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}
         image_ids += batch.image_ids

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fpn_ablate.config.schema import AnyBackbone, Config, FPNNeck, TimmBackbone
+from fpn_ablate.config.schema import AnyBackbone, Config, FPNNeck, RoI, RPNConfig, SingleLevelNeck, TimmBackbone
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.backbones.registry import BACKBONES
@@ -28,9 +28,8 @@ PAPER_SHORT_SIDE = 800
 PARTS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
 
-def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
-    """The RPN's numbers for inputs of `short_side` pixels."""
-    rpn = cfg.rpn
+def rpn_settings(rpn: RPNConfig, short_side: int, post_nms_topk: tuple[int, int] | None = None) -> RPNSettings:
+    """Return the RPN's numbers for inputs of `short_side` pixels; `post_nms_topk` replaces the configured one."""
     return RPNSettings(
         sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in rpn.anchor_sizes),
         ratios=rpn.anchor_ratios,
@@ -41,14 +40,9 @@ def rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
         positive_fraction=rpn.positive_fraction,
         pre_nms_topk=rpn.pre_nms_topk,
         pre_nms_topk_single=rpn.pre_nms_topk_single,
-        # A second stage that is trained together with the RPN reads no more than it uses.
-        post_nms_topk=cfg.task.roi.proposals if _joint(cfg) else rpn.post_nms_topk,
+        post_nms_topk=post_nms_topk or rpn.post_nms_topk,
         nms_thresh=rpn.nms_thresh,
     )
-
-
-def _joint(cfg: Config) -> bool:
-    return cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
 
 
 def build_backbone(cfg: AnyBackbone) -> Backbone:
@@ -61,18 +55,18 @@ def build_backbone(cfg: AnyBackbone) -> Backbone:
     return backbone
 
 
-def build_neck(cfg: Config, backbone: Backbone) -> nn.Module:
-    neck = cfg.neck
+def build_neck(neck: FPNNeck | SingleLevelNeck, backbone: Backbone) -> nn.Module:
+    """Build the neck on a backbone's levels."""
     if isinstance(neck, FPNNeck):
         return FPN(backbone.levels, **neck.model_dump(exclude={"name"}))
     return SingleLevel(backbone.levels, neck.level)
 
 
 def build_roi(
-    cfg: Config, backbone: Backbone, behind: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
+    roi: RoI, backbone: Backbone, behind: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
 ) -> RoIHeads:
     """The second stage on `levels`; `behind`: stages of the backbone that the neck does not read."""
-    roi, scale = cfg.task.roi, short_side / PAPER_SHORT_SIDE
+    scale = short_side / PAPER_SHORT_SIDE
     conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
     pooler = RoIPooler(
         levels,
@@ -83,10 +77,16 @@ def build_roi(
         canonical_box_size=roi.canonical_box_size * scale,
     )
     if conv5 and not any(True for _ in behind["c5"].parameters()):
-        raise UserError(f"backbone={cfg.backbone.label} has nothing but pooling behind C4 for a head: set task.roi.head=2fc")
+        raise UserError("this backbone has nothing but pooling behind C4 for a head: set task.roi.head=2fc")
     head = Conv5(behind["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
     settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
     return RoIHeads(pooler, head, num_classes, settings)
+
+
+def row_rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
+    """Return the numbers of a row's RPN: a second stage that is trained with it reads no more proposals than it uses."""
+    joint = cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
+    return rpn_settings(cfg.rpn, short_side, cfg.task.roi.proposals if joint else None)
 
 
 def build_detector(
@@ -107,8 +107,8 @@ def build_detector(
     backbone.freeze(cfg.backbone.freeze_at)
     if not isinstance(cfg.backbone, TimmBackbone):
         fold_batch_norm(backbone)
-    neck = build_neck(cfg, backbone)
+    neck = build_neck(cfg.neck, backbone)
     behind = backbone.truncate(neck.deepest)
-    rpn = RPN(neck.levels, rpn_settings(cfg, short_side)) if "rpn" in parts else None
-    roi = build_roi(cfg, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
+    rpn = RPN(neck.levels, row_rpn_settings(cfg, short_side)) if "rpn" in parts else None
+    roi = build_roi(cfg.task.roi, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
     return optimise(Detector(backbone, neck, rpn, roi))

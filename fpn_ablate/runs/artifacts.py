@@ -2,7 +2,7 @@
 
 `python -m fpn_ablate artifacts results/runs` makes all of it again, on any machine, but for what the levels hold, which takes
 the device that the run was made on. Below the run:
-`resampled.npz` (its metrics on images drawn anew, for intervals) and `exhibits.npz` (each image's own figure, and what the
+`resampled.npz` (its metrics on images drawn anew, for intervals) and `artifacts.npz` (each image's own figure, and what the
 levels of the pyramid hold); in its record `by_size`, `pictures` and `draws`; and once for all runs on the same images,
 `<out>/runs/.pictures/<pictures>/`: small copies of the images with their ground truth in `truth.json`.
 """
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.evaluate import ground_truth
 from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.bootstrap import FEW, bootstrap_indices, bootstrap_metrics, per_image_metrics
@@ -36,7 +37,7 @@ SIDE = 320  # pixels at most
 
 
 def make_artifacts(
-    folder: Path, dataset: DetectionDataset, found: DetectionSet, cfg: Config, levels: dict[str, np.ndarray]
+    folder: Path, dataset: DetectionDataset, found: DetectionSet, count: int | None, levels: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Write the files of a run, and return what goes into its record.
 
@@ -48,7 +49,7 @@ def make_artifacts(
     Raises:
         UserError: the disk does not take them.
     """
-    truth = ground_truth(dataset, cfg)
+    truth = ground_truth(dataset, count)
     generator = np.random.default_rng(int(dataset.digest[:16], 16))  # the same images for every row
     drawn = bootstrap_indices(len(truth["images"]), generator)
     resampled = bootstrap_metrics(truth, found, dataset.categories, dataset.area_bounds, drawn)
@@ -79,13 +80,11 @@ def by_size(truth: dict[str, Any], found: DetectionSet, area_bounds: tuple[float
 
 
 @torch.no_grad()
-def activation_maps(model: Detector, dataset: DetectionDataset, cfg: Config, device: torch.device) -> dict[str, np.ndarray]:
+def activation_maps(model: Detector, dataset: DetectionDataset, recipe: Recipe, device: torch.device) -> dict[str, np.ndarray]:
     """{level: (h, w) uint8}: the mean absolute activation over the channels of each of the neck's levels, for the first image,
     from nothing to the level's own greatest."""
-    recipe = cfg.recipe
-    sides = {"short_side": recipe.short_side, "max_side": recipe.max_side, "antialias": recipe.antialias}
-    batch = next(evaluation_batches(dataset, batch_size=1, count=1, **sides)).to(device)
-    with autocast(cfg, device):
+    batch = next(evaluation_batches(dataset, resize=Resize.of(recipe), batch_size=1, count=1)).to(device)
+    with autocast(recipe.bf16, device):
         features = model.features(batch.images, batch.sizes)
     maps = {}
     for name, level in features.items():

@@ -63,7 +63,11 @@ class FinishedRun:
     def data(self) -> tuple:
         """Equal for runs that were evaluated on the same images."""
         data, images = self.cfg.data, self.record["images"]
-        return world(self.cfg) if isinstance(data, Shapes) else (data.root, data.val), images["count"], images["digest"]
+        return (
+            world(data, self.cfg.recipe.short_side) if isinstance(data, Shapes) else (data.root, data.val),
+            images["count"],
+            images["digest"],
+        )
 
     @property
     def heading(self) -> str:
@@ -85,7 +89,7 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
         raise UserError(f"{first.folder} and {others[0]}: different data (if one set lay in two places: --root PATH)")
     if not isinstance(first.cfg.data, Shapes) and not Path(first.cfg.data.root).expanduser().is_dir():
         raise UserError(f"{first.cfg.data.root}: no such folder; --root PATH tells where the data set lies now")
-    _, dataset = load_data(first.cfg)
+    _, dataset = load_data(first.cfg.data, first.cfg.recipe, first.cfg.mode)
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those that {first.folder} was evaluated on")
     for run in runs:

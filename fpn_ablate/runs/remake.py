@@ -30,11 +30,16 @@ class Latencies:
         content = record.read(folder) or {}
         fingerprint = str(content.get("fingerprint"))
         if fingerprint not in self.measured:
-            self.measured[fingerprint] = latency_of(*restore(folder, splits))
+            self.measured[fingerprint] = _latency(folder, splits)
         latency = self.measured[fingerprint]
         before, content["cost"]["latency_ms"] = content["cost"]["latency_ms"], latency
         record.write(folder, content)
         return f"{content['table']} {content['row']} seed {content['seed']}: {latency} ms, was {before}"
+
+
+def _latency(folder: Path, splits: Splits) -> float:
+    trained, cfg, device = restore(folder, splits)
+    return latency_of(trained, cfg.recipe, device)
 
 
 def remake_artifacts(folder: Path, splits: Splits) -> str:
@@ -46,7 +51,7 @@ def remake_artifacts(folder: Path, splits: Splits) -> str:
     cfg, content, (_, dataset) = load_finished(folder, splits)
     detections = DetectionSet.load(folder / DETECTIONS)
     maps = _activation_maps_of(folder, splits)
-    record.write(folder, content | make_artifacts(folder, dataset, detections, cfg, maps))
+    record.write(folder, content | make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, maps))
     return f"{folder}: made"
 
 
@@ -54,7 +59,7 @@ def _activation_maps_of(folder: Path, splits: Splits) -> dict[str, np.ndarray]:
     """Compute a run's activation maps; where its network cannot be restored here, read those that it has."""
     try:
         trained, cfg, device = restore(folder, splits)
-        return activation_maps(trained.model, trained.validation, cfg, device)
+        return activation_maps(trained.model, trained.validation, cfg.recipe, device)
     except UserError as error:
         print(f"activation maps stay as they were: {error}", file=sys.stderr)
     try:

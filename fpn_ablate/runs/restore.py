@@ -31,7 +31,7 @@ def load_finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any],
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
     data = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if data not in splits:
-        splits[data] = load_data(cfg)
+        splits[data] = load_data(cfg.data, cfg.recipe, cfg.mode)
     return cfg, known, splits[data]
 
 
@@ -42,16 +42,16 @@ def restore(folder: Path, splits: Splits) -> tuple[procedures.Trained, Config, t
         UserError: as `finished`, or the run was made on another device.
     """
     cfg, known, loaded = load_finished(folder, splits)
-    device, made_on = pick_device(cfg), known["environment"]
+    device, made_on = pick_device(cfg.device), known["environment"]
     if environment.device_name(device) != made_on["device"]:
         raise UserError(
             f"{folder}: made on {made_on['device']}, and this is {environment.device_name(device)}; measure it there"
         )
     torch.set_num_threads(made_on["threads"])
-    inputs = Inputs(device, *loaded, None, None, *load_fixed_proposals(cfg, loaded))
+    inputs = Inputs(device, *loaded, None, None, *load_fixed_proposals(cfg.task, loaded, cfg.recipe.eval_images))
     cell = procedures.RunContext(cfg, inputs, folder, known["fingerprint"], {}, lambda step, values: None)
     if "rpn" in procedures.sources(cfg):
-        source = find_run(cfg, known["proposals"]["fingerprint"])
+        source = find_run(cfg.out, cfg.seed, known["proposals"]["fingerprint"])
         if source is None:
             raise UserError(f"{folder}: the run {known['proposals']['fingerprint'][:8]}, whose RPN it uses, is gone")
         cell.sources["rpn"] = source

@@ -66,13 +66,13 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
             skip.print_finished(cfg, run.folder)
             _remove_leftovers(run.folder)
             return known
-        twin = find_run(cfg, run.fingerprint)
+        twin = find_run(cfg.out, cfg.seed, run.fingerprint)
         return _copy_cached_run(run, twin) if twin else _run_and_record(run)
 
 
 def _fingerprint_inputs(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     device, data = inputs.device, inputs.training.digest + inputs.validation.digest
-    named = (environment.device_name(device), is_deterministic(cfg, device))
+    named = (environment.device_name(device), is_deterministic(cfg.deterministic, device))
     proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
     weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
     return identity.fingerprint_inputs(cfg, data, weights, *named, proposals=proposals)
@@ -110,7 +110,7 @@ class Run:
     def open_sinks(self) -> None:
         cfg, folder = self.cfg, self.folder
         self.resumed_at = procedures.logged_steps(folder, cfg)
-        self.sinks = [JsonLines(folder / METRICS, self.resumed_at), Console(cfg, self.job)]
+        self.sinks = [JsonLines(folder / METRICS, self.resumed_at), Console(f"{cfg.row} seed {cfg.seed}", cfg.steps, self.job)]
         self.sinks += wandb_loggers(self.describe(), folder, cfg.log.wandb)
 
     def write_config(self) -> None:
@@ -142,7 +142,7 @@ class Run:
             "seed": cfg.seed,
             "config": identity.portable(cfg),
             "environment": environment.environment(self.inputs.device),
-            "deterministic": is_deterministic(cfg, self.inputs.device),
+            "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
         }
 
 
@@ -229,9 +229,9 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     trained = _train_with_oom_retry(run, cell, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
-    found = predict(trained.answer, trained.validation, cfg, device, cfg.recipe.eval_images)
+    found = predict(trained.predict, trained.validation, cfg.recipe, device, workers=cfg.workers, count=cfg.recipe.eval_images)
     write_atomically(run.folder / DETECTIONS, found.save)
-    evaluated = evaluate(found, run.inputs.validation, cfg)
+    evaluated = evaluate(found, run.inputs.validation, cfg.recipe.eval_images)
     run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
     times.append(time.monotonic())
     peak = peak_memory_mib(device)  # of the row, not of what the report wants beside its figures
@@ -253,7 +253,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
             "steps": cfg.steps,
             "resumed_at": run.resumed_at,
             "peak_memory_mib": peak,
-            "latency_ms": latency_of(trained, cfg, device),
+            "latency_ms": latency_of(trained, cfg.recipe, device),
         },
     }
 
@@ -297,8 +297,8 @@ def more_parts(recipe: Recipe) -> int | None:
 def _make_artifacts(run: Run, trained: procedures.Trained, found: DetectionSet) -> dict[str, Any]:
     """What a report shows beyond the figures; it can be made later, so nothing in it is a reason to lose the run."""
     try:
-        levels = artifacts.activation_maps(trained.model, trained.validation, run.cfg, run.inputs.device)
-        return artifacts.make_artifacts(run.folder, trained.validation, found, run.cfg, levels)
+        levels = artifacts.activation_maps(trained.model, trained.validation, run.cfg.recipe, run.inputs.device)
+        return artifacts.make_artifacts(run.folder, trained.validation, found, run.cfg.recipe.eval_images, levels)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log_line(f"warning: {reason}; python -m fpn_ablate artifacts {run.folder} makes up for it", sys.stderr)
@@ -308,7 +308,7 @@ def _make_artifacts(run: Run, trained: procedures.Trained, found: DetectionSet) 
 def _source_folder(run: Run, cfg: Config) -> Path:
     """The folder of a finished run of another cell on the same inputs, which is carried out now if there is none."""
     fingerprint = identity.fingerprint(_fingerprint_inputs(cfg, run.inputs))
-    folder = find_run(cfg, fingerprint)
+    folder = find_run(cfg.out, cfg.seed, fingerprint)
     if folder is None:
         folder = cell_folder(cfg, fingerprint)
         # Asked for are its weights, which somebody has removed; the record is written after them.

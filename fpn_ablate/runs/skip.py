@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
-from fpn_ablate.data.coco import files_of_sets
 from fpn_ablate.store.layout import KEPT, _row_folder, cell_folder
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
@@ -128,6 +127,7 @@ def _machine(device: str) -> list[str] | None:
 
 def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     """The files, and the folders of pictures, that a cell's identity is made from; but not the weights of pre-training."""
+    from fpn_ablate.data.coco import files_of_sets  # loads torch
     from fpn_ablate.weights.files import locate
 
     yield from files_of_sets(cfg.data, *inputs.splits)

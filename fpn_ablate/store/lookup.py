@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.config.schema import Config
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import KEPT
 
 
-def find_run(cfg: Config, fingerprint: str) -> Path | None:
-    """The folder of a finished run of a cell below `cfg.out`, in whatever table it stands, with all that it has made."""
-    for folder in sorted(Path(cfg.out, "runs").glob(f"*/*/*/seed{cfg.seed}-{fingerprint[:8]}")):
+def find_run(out: str | Path, seed: int, fingerprint: str) -> Path | None:
+    """The folder of a finished run of a cell below `out`, in whatever table it stands, with all that it has made."""
+    for folder in sorted(Path(out, "runs").glob(f"*/*/*/seed{seed}-{fingerprint[:8]}")):
         if is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in KEPT):
             return folder
     return None

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from fpn_ablate.config.schema import Config
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import save_text, unwritable
 
@@ -61,8 +60,8 @@ class Console:
 
     spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of the runs before this one in the same process
 
-    def __init__(self, cfg: Config, job: int = 0) -> None:
-        self.title, self.steps, self.job = f"{cfg.row} seed {cfg.seed}", cfg.steps, job
+    def __init__(self, title: str, steps: int, job: int = 0) -> None:
+        self.title, self.steps, self.job = title, steps, job
         self.cells = int(os.environ.get(CELLS, "1"))
         self.first: tuple[int, float] | None = None
         self.now: tuple[int, float] = (0, 0.0)

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import Config, TimmBackbone
+from fpn_ablate.config.schema import AnyBackbone, TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -19,9 +19,9 @@ from fpn_ablate.weights.loading import backbone_of
 from fpn_ablate.weights.timm import timm_weights
 
 
-def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] | None:
+def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Tensor] | None:
     """The state dict that the backbone starts from, in our names; None: random. `pretrained` belongs to weights=pretrain."""
-    source = cfg.backbone.weights
+    source = cfg.weights
     if source == "none":
         return None
     if source == "pretrain":
@@ -29,26 +29,26 @@ def backbone_weights(cfg: Config, pretrained: Path | None) -> dict[str, Tensor] 
         return torch.load(pretrained, weights_only=True, map_location="cpu")
     if source != "imagenet":
         return _from_file(cfg, Path(source))
-    if isinstance(cfg.backbone, TimmBackbone):
-        return timm_backbone(cfg.backbone.model, pretrained=True).state_dict()
+    if isinstance(cfg, TimmBackbone):
+        return timm_backbone(cfg.model, pretrained=True).state_dict()
     try:
-        state = torchvision.models.get_model_weights(cfg.backbone.name).DEFAULT.get_state_dict(progress=False)
+        state = torchvision.models.get_model_weights(cfg.name).DEFAULT.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:  # no network, or a file that was damaged on the way
         raise UserError(
-            f"backbone.weights=imagenet: torchvision's weights of {cfg.backbone.name} cannot be had ({first_line(error)}). "
+            f"backbone.weights=imagenet: torchvision's weights of {cfg.name} cannot be had ({first_line(error)}). "
             "They are downloaded once; without a network give backbone.weights=FILE with a state dict of torchvision's"
         ) from None
-    return backbone_of(Stored(Path(source), state), cfg.backbone.name, shapes_of(build_backbone(cfg.backbone).state_dict()))
+    return backbone_of(Stored(Path(source), state), cfg.name, shapes_of(build_backbone(cfg).state_dict()))
 
 
-def _from_file(cfg: Config, path: Path) -> dict[str, Tensor]:
+def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
-        if isinstance(cfg.backbone, TimmBackbone):
-            return timm_weights(cfg.backbone.model, path, read(path).tensors)
-        wanted = shapes_of(build_backbone(cfg.backbone).state_dict())
-        return backbone_of(read(path), cfg.backbone.name, wanted, cfg.backbone.stride_in_1x1)
+        if isinstance(cfg, TimmBackbone):
+            return timm_weights(cfg.model, path, read(path).tensors)
+        wanted = shapes_of(build_backbone(cfg).state_dict())
+        return backbone_of(read(path), cfg.name, wanted, cfg.stride_in_1x1)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 

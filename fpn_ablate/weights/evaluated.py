@@ -5,18 +5,17 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from fpn_ablate.config.schema import Config
 from fpn_ablate.evaluation.coco import unique_names
-from fpn_ablate.model import build
+from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.convert import Weights
-from fpn_ablate.weights.files import computed_with, locate
+from fpn_ablate.weights.files import locate
 from fpn_ablate.weights.loading import fit_to_model
 
 
@@ -28,7 +27,7 @@ class EvaluatedWeights:
     digest: str
 
 
-def read_evaluated(cfg: Config, dataset: DetectionDataset) -> EvaluatedWeights:
+def read_evaluated(path: Path, model: Detector, dataset: DetectionDataset, settings: dict[str, Any]) -> EvaluatedWeights:
     """The file `weights` of a configuration, which must fit the network and the categories of `dataset`.
 
     In what the network is trained and tested with, which a file of ours knows, the configuration may differ: that can be the
@@ -37,12 +36,10 @@ def read_evaluated(cfg: Config, dataset: DetectionDataset) -> EvaluatedWeights:
     Raises:
         UserError: it cannot be read, or does not fit.
     """
-    path = locate(Path(cfg.weights))
-    with torch.device("meta"):
-        model = build.build_detector(cfg, num_classes=len(dataset.categories))
+    path = locate(path)
     weights = fit_to_model(model, path)
     _refuse_other_classes(weights, dataset)
-    for note in [*weights.notes, *_differences(weights, cfg)]:
+    for note in [*weights.notes, *_differences(weights, settings)]:
         log_line(f"{path}: {note}", sys.stderr)
     with path.open("rb") as file:
         return EvaluatedWeights(weights.tensors, hashlib.file_digest(file, "sha256").hexdigest())
@@ -57,9 +54,9 @@ def _refuse_other_classes(weights: Weights, dataset: DetectionDataset) -> None:
         )
 
 
-def _differences(weights: Weights, cfg: Config) -> list[str]:
+def _differences(weights: Weights, settings: dict[str, Any]) -> list[str]:
     known = json.loads(weights.facts.get("settings", "{}"))
-    own = json.loads(json.dumps(computed_with(cfg.model_dump(mode="json"))))
+    own = json.loads(json.dumps(settings))
     differing = [
         f"{key}={json.dumps(known[key])}, here {json.dumps(own[key])}" for key in known if key in own and known[key] != own[key]
     ]
