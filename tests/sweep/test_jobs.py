@@ -148,7 +148,7 @@ def test_a_job_that_is_not_to_begin_does_not_load_torch(folder, tmp_path):
     folder.mkdir()
     (folder / jobs.STOP).touch()
     code = (
-        "import sys\nfrom fpn_ablate.cli.run import main\n"
+        "import sys\nfrom fpn_ablate.cli.main import main\n"
         "try: main(['recipe=smoke', 'log.wandb=disabled'])\nfinally: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 
-from fpn_ablate import report
 from fpn_ablate.report import output
-from fpn_ablate.report.collate import records as report
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots
 from fpn_ablate.runs import identity
-from fpn_ablate.sweep.publish import publish
-from fpn_ablate.utils import hashing
+from fpn_ablate.sweep import publish
 from fpn_ablate.utils.paths import CONF
 
 CPU, GPU = "cpu (some processor)", "NVIDIA H100"
@@ -37,7 +34,7 @@ def leave(tmp_path):
     """Write the record that a run of a cell would leave."""
 
     def write(cfg, value, setting, day=1, device=CPU, code=None, **changes):
-        code = code or hashing.code_version()
+        code = code or identity.core_version()
         folder = Path(cfg.out, "runs", cfg.table, cfg.recipe.name, cfg.row, f"seed{cfg.seed}-{setting}")
         record = {
             "format": 1, "status": "finished", "error": None, "fingerprint": f"{setting} {cfg.row} {cfg.seed}",
@@ -105,8 +102,8 @@ def test_rows_that_differ_in_a_declared_factor_are_one_group(cell, leave, capsys
 
 def test_a_row_that_sets_more_than_its_neck_is_refused_and_the_records_stay(cell, leave, capsys):
     fair = cell()
-    head = fair.head.model_copy(update={"samples": 8})
-    unfair = fair.model_copy(update={"row": "mine", "head": head})
+    rpn = fair.rpn.model_copy(update={"samples": 8})
+    unfair = fair.model_copy(update={"row": "mine", "rpn": rpn})
     elsewhere = fair.model_copy(update={"table": "another"})
     for number, cfg in enumerate((fair, unfair, elsewhere)):
         leave(cfg, 0.5, f"setting{number}")
@@ -128,7 +125,7 @@ def test_a_failure_is_one_line_and_hides_neither_the_table_nor_the_sweeps_own_er
     if broken == "ledger":
         Path(cell().out, "ledger.csv").write_text("opened;in;a;spreadsheet\n")
     else:
-        place = {"plot": (plots, "render"), "show": (publish, "show"), "load": (report, "load")}[broken]
+        place = {"plot": (plots, "render"), "show": (publish, "show"), "load": (publish, "load")}[broken]
         monkeypatch.setattr(*place, raising)
     with pytest.raises(ZeroDivisionError):
         try:
@@ -145,16 +142,15 @@ def test_a_failure_is_one_line_and_hides_neither_the_table_nor_the_sweeps_own_er
 def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave, monkeypatch, capsys):
     """The state that tables are said to be of is the one before reading: afterwards they would be called as they were."""
     leave(cell(), 0.111, "a")
-    load = load
 
     def slow(runs):
         frame = load(runs)
         (file,) = Path(runs).rglob("record.json")
         file.write_text(file.read_text().replace("0.111", "0.222"))
-        monkeypatch.setattr(report, "load", load)
+        monkeypatch.setattr(publish, "load", load)
         return frame
 
-    monkeypatch.setattr(report, "load", slow)
+    monkeypatch.setattr(publish, "load", slow)
     publish.publish([cell()])
     assert "11.1" in capsys.readouterr().out
     publish.publish([cell()])
