@@ -29,7 +29,7 @@ from PIL import Image
 
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import training_batches
-from fpn_ablate.data.transforms import collate, prepare
+from fpn_ablate.data.transforms import Resize, collate, prepare
 from fpn_ablate.runs.environment import device_name
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    sides = {"short_side": options.sides[0], "max_side": options.sides[1]}
+    resize = Resize(*options.sides)
     found: dict[str, Any] = {
         "machine": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before",
         "versions": f"Pillow {PIL.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}",
@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         "megapixels each": round(float(data.sizes.prod(axis=1).mean()) / 1e6, 3),
         "sides": options.sides,
     }
-    found |= _stages(data, [options.images / image["file_name"] for image in data.coco()["images"]], sides)
+    found |= _stages(data, [options.images / image["file_name"] for image in data.coco()["images"]], resize)
     for workers in options.workers:
-        found[f"images a second, {workers} workers"] = round(_rate(data, workers, sides, options.seconds), 1)
+        found[f"images a second, {workers} workers"] = round(_rate(data, workers, resize, options.seconds), 1)
     best = max(value for name, value in found.items() if name.startswith("images a second"))
     found["needed"] = options.need
     found["workers for it, by the stages"] = int(-(-options.need * found["all of an image (ms)"] // 1000))
@@ -69,14 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _stages(data: CocoDataset, files: list[Path], sides: dict[str, int]) -> dict[str, Any]:
+def _stages(data: CocoDataset, files: list[Path], resize: Resize) -> dict[str, Any]:
     """Median milliseconds an image of each stage, and both decoders compared where all files are JPEGs."""
     samples = [data[n] for n in range(len(data))]
     contents = [file.read_bytes() for file in files]
     found = {
         "file and pixels (ms)": _median(data.__getitem__, range(len(data))),
-        "resize, flip (ms)": _median(lambda sample: prepare(sample, **sides, flip=True), samples),
-        "collate (ms)": _median(lambda items: collate(items), [[prepare(s, **sides, flip=False)] for s in samples[:20]]),
+        "resize, flip (ms)": _median(lambda sample: prepare(sample, resize, flip=True), samples),
+        "collate (ms)": _median(lambda items: collate(items), [[prepare(s, resize, flip=False)] for s in samples[:20]]),
     }
     found["all of an image (ms)"] = round(sum(found.values()), 2)
     if all(content.startswith(b"\xff\xd8") for content in contents) and hasattr(torchvision.io, "decode_jpeg"):
@@ -112,10 +112,10 @@ def _torchvision(content: bytes) -> np.ndarray:
     return torchvision.io.decode_jpeg(encoded, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
-def _rate(data: CocoDataset, workers: int, sides: dict[str, int], seconds: float) -> float:
+def _rate(data: CocoDataset, workers: int, resize: Resize, seconds: float) -> float:
     """Images a second over about so many seconds, once all workers have begun."""
     batches = training_batches(
-        data, batch_size=4, steps=range(10**6), seed=0, flip=True, workers=workers, group_by_aspect=True, **sides
+        data, resize=resize, batch_size=4, steps=range(10**6), seed=0, flip=True, workers=workers, group_by_aspect=True
     )
     list(islice(batches, 2 + 4 * workers))
     count, began = 0, time.perf_counter()

@@ -31,6 +31,7 @@ from PIL import Image
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import StepSampler, training_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.cost import peak_memory_mib
 from fpn_ablate.evaluation.bootstrap import FEW, bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, Engine, average_precision, average_recall, evaluator_name
@@ -50,7 +51,7 @@ SIDES = {(4, 32): 0.41, (32, 96): 0.34, (96, 400): 0.25}
 CROWDS = 0.012
 LINKS = 50_000  # of one file: ext4 allows 65,000
 BLOCK = "rehearsal"  # of a README
-LEDGER = Path(__file__).parents[1] / "results" / "reference" / "ledger.csv"
+LEDGER = Path(__file__).parents[2] / "results" / "reference" / "ledger.csv"
 
 
 # The set
@@ -194,8 +195,8 @@ def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     """Images a second as training asks for them, at 800 / 1333 px and by aspect, without the first batches."""
     data = _val(folder)
     for workers in (0, 2):
-        sizes = {"batch_size": 4, "short_side": 800, "max_side": 1333, "workers": workers}
-        batches = training_batches(data, **sizes, steps=range(154), seed=0, flip=True, group_by_aspect=True)
+        settings = {"resize": Resize(800, 1333), "batch_size": 4, "workers": workers}
+        batches = training_batches(data, **settings, steps=range(154), seed=0, flip=True, group_by_aspect=True)
         list(islice(batches, 4))
         began = time.perf_counter()
         count = sum(len(batch.image_ids) for batch in batches)

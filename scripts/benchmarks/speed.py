@@ -45,6 +45,7 @@ from fpn_ablate.config.composition import compose_rows, register
 from fpn_ablate.config.schema import Config
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.shapes import World, load
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.cost import synchronise
 from fpn_ablate.engine.optim import build_optimizer, set_learning_rate
 from fpn_ablate.engine.train import autocast, batch_targets
@@ -131,10 +132,9 @@ def composed(case: Case) -> Config:
 def pictures(case: Case) -> Batch:
     """One batch of the generated world, at its native size."""
     world = World(height=case.size[0], width=case.size[1])
-    sides = {"short_side": min(case.size), "max_side": max(case.size)}
-    return next(
-        training_batches(load(world, case.batch, 1)[0], batch_size=case.batch, steps=range(1), seed=0, flip=False, **sides)
-    )
+    dataset, _ = load(world, case.batch, 1)
+    resize = Resize(min(case.size), max(case.size))
+    return next(training_batches(dataset, resize=resize, batch_size=case.batch, steps=range(1), seed=0, flip=False))
 
 
 def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
@@ -258,7 +258,7 @@ class Step:
 
     def __init__(self, model: nn.Module, losses: Callable[[], dict[str, Tensor]], cfg: Config) -> None:
         self.optimizer = build_optimizer(model, cfg.recipe.optimizer)
-        self.losses, self.context = losses, partial(autocast, cfg, next(model.parameters()).device)
+        self.losses, self.context = losses, partial(autocast, cfg.recipe.bf16, next(model.parameters()).device)
 
     def __call__(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -304,7 +304,7 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
         pooled = torch.rand(n * count, channels, side, side, device=device, requires_grad=training)
 
     def run() -> None:
-        with autocast(cfg, device), torch.set_grad_enabled(training):
+        with autocast(cfg.recipe.bf16, device), torch.set_grad_enabled(training):
             levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
             counts = iter(asked)
             out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, LazyConv) else x for x in levels.values()]
@@ -350,7 +350,7 @@ def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterato
     if ours.roi:
         calls: dict[str, Run] = {OURS: lambda: ours.detect(batch.images, batch.sizes)}
         calls |= {name: partial(model.eval(), images) for name, model in models.items()}
-        context = partial(autocast, cfg, batch.images.device)
+        context = partial(autocast, cfg.recipe.bf16, batch.images.device)
         calls = {name: partial(_without_gradients, run, context) for name, run in calls.items()}
         yield "inference", {**calls, LIMIT: layers_alone(ours.eval(), batch, cfg, training=False)}
 

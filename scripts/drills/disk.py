@@ -27,7 +27,7 @@ from fpn_ablate.runs.environment import machine
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import DETECTIONS, MODEL, RECORD
 
-OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
+OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
 # In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): in a first checkpoint,

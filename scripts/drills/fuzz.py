@@ -41,7 +41,7 @@ from fpn_ablate.utils.files import save_text
 
 LIMIT = 60.0  # seconds a case may take
 MEMORY = 4 << 30  # bytes of address space that all cases together may add
-OUT = Path(__file__).parents[1] / "results" / "reference" / "reliability"
+OUT = Path(__file__).parents[2] / "results" / "reference" / "reliability"
 
 KINDS: dict[str, Callable[[Path], Any]] = {
     **{"annotations": Annotations, "pictures": Pictures, "configs": Configs, "commands": Commands},

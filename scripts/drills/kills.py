@@ -42,7 +42,7 @@ from fpn_ablate.runs.environment import environment, machine
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUTCOMES = ROOT / "results" / "reference" / "reliability"
 # Table 1 and Table 2: pre-training, three RPNs, proposals of one of them, three second stages on these.
 CELLS = ["-m", "recipe=smoke", "device=cpu", "threads=1", "task=rpn,fast_rcnn", "ablation=c4,fpn,bottom_up"]

@@ -26,7 +26,7 @@ from fpn_ablate.runs.environment import machine
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import METRICS, RECORD
 
-OUT = Path(__file__).resolve().parents[1] / "results" / "reference" / "reliability"
+OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
 # The least that a cell can be: it is not the sizes of tensors that are in question.
 TINY = (
     *("recipe=smoke", "device=cpu", "threads=1", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),

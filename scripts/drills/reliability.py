@@ -16,7 +16,7 @@ from pathlib import Path
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results" / "RELIABILITY.md"
 KEYS = {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": dict}
 HEAD = """# What was lost

@@ -131,11 +131,11 @@ def test_a_block_must_be_the_only_one():
         fill_block(block + block, "x", "b\n")
 
 
-@pytest.mark.parametrize(("name", "block", "figures"), [("bench", "bench", "bench-cpu"), ("bench_sweep", "sweep", "sweep-cpu")])
+@pytest.mark.parametrize(("name", "block", "figures"), [("speed", "bench", "bench-cpu"), ("sweep", "sweep", "sweep-cpu")])
 def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
     results = Path(__file__).parents[2] / "results"
     text, found = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
-    assert fill_block(text, block, script(name).markdown(found)) == text
+    assert fill_block(text, block, script(f"benchmarks/{name}").markdown(found)) == text
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ class Annotations:
         self.file, self.refusal = folder / "instances.json", ""
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.cli import doctor
+        from fpn_ablate.cli.main import main
         from fpn_ablate.data.checks.examine import examine
 
         self.file.write_bytes(annotation_bytes(draw))
@@ -63,7 +63,7 @@ class Annotations:
         if outcomes[0] != report.sound and "recursion" not in self.refusal:
             raise Lost(f"sound by the doctor: {report.sound}, taken: {outcomes[0]} ({self.refusal})")
         if draw.random() < 0.2:
-            code, text = command(lambda: doctor.main([str(self.file), str(self.images)]))
+            code, text = command(lambda: main(["doctor", str(self.file), str(self.images)]))
             same(code, 0 if report.sound else 1, "the doctor's exit code")
             told(text)
         if draw.random() < 0.05:
@@ -99,7 +99,7 @@ class Annotations:
 
     def _examined(self) -> None:
         from fpn_ablate.cli.doctor_text import show
-        from fpn_ablate.doctor import examine
+        from fpn_ablate.doctor.report import examine
 
         split = {"annotations": self.file.name, "images": "images"}
         data = {"name": "coco", "label": None, "root": str(self.folder), "train": split, "val": split, "invalid": "clip",

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import command, same, told
-from fuzzing.draw import NUMBERS, TEXTS, Draw, at, places, spoilt
+from fuzzing.draw import NUMBERS, TEXTS, Draw, at, deep, places, spoilt
 from fuzzing.sound_set import put_pictures, whole_set
 
 BASES = [
@@ -38,27 +40,21 @@ _COMPOSED: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-
-    from fpn_ablate.config.composition import cell_config, register
-    from fpn_ablate.utils.paths import CONF
+    from fpn_ablate.config.composition import compose
 
     key = tuple(overrides)
     if key not in _COMPOSED:
-        register()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = cell_config(compose("config", list(key)), {"ablation": "fpn"}, key)
-        _COMPOSED[key] = cfg.model_dump(mode="json")
+        _COMPOSED[key] = compose(key).model_dump(mode="json")
     return copy.deepcopy(_COMPOSED[key])
 
 
 class Configs:
     """A configuration is refused with a message, or stays as it is when it is kept and read again, and has a network."""
 
-    how = "mutated configurations of six tasks through validation.validate; accepted ones are built on the meta device"
+    how = "mutated configurations of six tasks, as values and as the config.yaml of a run; accepted ones are built on the meta device"
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is needed."""
+        self.file = folder / "config.yaml"
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.config.validation import load_saved_config, validate
@@ -71,7 +67,11 @@ class Configs:
             values = spoilt(draw, values)
         before = shown(values)
         try:
-            cfg = (load_saved_config if draw.random() < 0.3 else validate)(values)
+            if draw.random() < 0.3 and deep(values) < 100:
+                self.file.write_bytes(yaml.safe_dump(values).encode("utf-8", "surrogatepass"))
+                cfg = load_saved_config(self.file)
+            else:
+                cfg = validate(values)
         except UserError as error:
             told(str(error))
             return "refused"
@@ -89,7 +89,7 @@ class Configs:
         from fpn_ablate.model.build import build_detector
 
         same(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
-        world(cfg)
+        world(cfg.data, cfg.recipe.short_side)
         with torch.device("meta"):
             model = build_detector(cfg, num_classes=3)
         gibibytes = sum(p.numel() for p in model.parameters()) * 4 / 2**30
@@ -134,7 +134,7 @@ class Commands:
         self.keys, self.place = sorted({*keys()}), folder
 
     def case(self, draw: Draw) -> str:
-        from fpn_ablate.cli.run import main as entry
+        from fpn_ablate.cli.main import main as entry
 
         # No process can be given these characters.
         given = [

@@ -79,7 +79,7 @@ class Pictures:
     def case(self, draw: Draw) -> str:
         from fpn_ablate.data.checks import examine
         from fpn_ablate.data.coco import CocoDataset
-        from fpn_ablate.data.transforms import prepare
+        from fpn_ablate.data.transforms import Resize, prepare
 
         data, (width, height) = picture_bytes(draw)
         name = draw.choice(["a.jpg", "a.png", "a", "a.gif", "a.eps", "a.txt"])
@@ -106,7 +106,7 @@ class Pictures:
             told(str(error))
             return "refused when read"
         same((sample.image.shape, sample.image.dtype), ((height, width, 3), np.uint8), "pixels")
-        item = prepare(sample, 128, 256, True)
+        item = prepare(sample, Resize(128, 256), True)
         same(min(item.image.shape[1:]) >= 1 and max(item.image.shape[1:]) <= 256, True, "the input's size")
         return "taken"
 

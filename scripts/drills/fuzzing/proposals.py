@@ -26,7 +26,7 @@ class Proposals:
     def __init__(self, folder: Path) -> None:
         from fpn_ablate.data.coco import CocoDataset
 
-        self.file, self.cfg = folder / "proposals.npz", configuration(None, *BASES[1])
+        self.file, self.count = folder / "proposals.npz", configuration(None, *BASES[1]).recipe.eval_images
         (folder / "instances.json").write_text(json.dumps(whole_set()))
         images = put_pictures(folder)
         self.dataset, self.other = (CocoDataset(folder / "instances.json", images, "set") for _ in range(2))
@@ -44,7 +44,7 @@ class Proposals:
 
         self.file.write_bytes(self._content(draw))
         try:
-            found = FixedProposals.load(self.file, self.cfg, (self.dataset, self.other), "leave it out")
+            found = FixedProposals.load(self.file, (self.dataset, self.other), self.count, "leave it out")
             for split in ("train", "val"):
                 ids, boxes = getattr(found, f"{split}_ids"), getattr(found, f"{split}_boxes")
                 joined = WithProposals(self.dataset, ids, boxes, 1000)
