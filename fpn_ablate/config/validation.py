@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fpn_ablate.config.schema import Backbone, Config, TimmBackbone
-from fpn_ablate.utils.errors import UserError, shown
+from fpn_ablate.utils.errors import UserError, short_repr
 
 
 def load_saved_config(path: Path) -> Config:
@@ -45,7 +45,7 @@ def _explain(problem: Any) -> str:
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":
         return f"{key}: missing; set {key}=..."
-    return f"{key}={shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{key}={short_repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def unknown_key(key: str, variant: str | None = None) -> str:

@@ -4,16 +4,16 @@ from fpn_ablate.utils.errors import UserError
 
 
 def fill_block(text: str, name: str, body: str) -> str:
-    """A document's `text` with `body` between the lines `<!-- name -->` and `<!-- /name -->`.
+    """Replace what stands between the lines `<!-- name -->` and `<!-- /name -->` of a document by `body`.
 
     Raises:
-        UserError: these lines are missing, or are there more than once.
+        UserError: the document has no such block, or more than one.
     """
     first, last = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = text.partition(first)
-    _, closed, after = rest.partition(last)
-    if not closed or first in rest:
+    before, opening, rest = text.partition(first)
+    _, closing, after = rest.partition(last)
+    if not closing or first in rest:
         raise UserError(
-            f"one block '<!-- {name} -->', at the end of its line, with a '{last}' after it, must be in the document"
+            f"the document must have exactly one block '<!-- {name} -->' ... '{last}'; the first marker must end its line"
         )
-    return before + found + body + closed + after
+    return before + opening + body + closing + after

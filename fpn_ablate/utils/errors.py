@@ -1,13 +1,13 @@
-"""Errors that are the user's to mend: the message names the file, key or value, and the fix."""
+"""Errors that the user can fix: the message names the file, key or value, and the fix."""
 
 import reprlib
 from typing import Any
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message alone; in Python it is an ordinary exception.
+    """Bad input. The command line prints only the message; in Python it is an ordinary exception.
 
-    Names in it come from files: what would move a terminal's cursor, or could not be written at all, stands there escaped.
+    Messages quote names from files: characters that would move a terminal's cursor, or that cannot be encoded, are escaped.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -19,21 +19,21 @@ class Diverged(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in a line; its kind where it says nothing."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def printable(text: str) -> str:
-    """Text with its control characters, but for line breaks and tabs, as Python writes them: \\x1b."""
+    """Escape control characters as Python does (\\x1b), except line breaks and tabs."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 4, 8, 8, 8
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 4, 8, 8, 8
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
 
 
-def shown(value: Any, most: int = 80) -> str:
-    """A value in a message: short, though it were a whole file, or nested deeper than Python goes."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def short_repr(value: Any, limit: int = 80) -> str:
+    """Format a value for a message in at most `limit` characters, even a whole file or a structure too deep for repr()."""
+    text = _REPR.repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

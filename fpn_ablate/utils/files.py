@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed to the disk, then renamed."""
+"""Write files atomically: to a temporary file in the same folder, flushed to the disk, then renamed."""
 
 import errno
 import lzma
@@ -17,22 +17,22 @@ from pathlib import Path
 
 from fpn_ablate.utils.errors import UserError
 
-# What reading a file that somebody damaged may raise, whatever its kind.
+# Exceptions that reading a damaged file of any kind may raise.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError),
     *(RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, ArithmeticError),
     *(SyntaxError, tokenize.TokenError, struct.error),  # of headers: Pillow's and numpy's
 )
-TEMPORARY = ".*.[0-9]*.*"  # a pattern: what a write that was killed leaves
+TEMPORARY = ".*.[0-9]*.*"  # glob pattern of the temporary files that a killed write leaves
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder and move the result to `path`.
 
     Raises:
-        UserError: the disk does not take it; what stood at `path` is untouched.
+        UserError: the disk does not take the file; the old content of `path` is untouched.
     """
-    # A name of its own a process and machine; not mkstemp, whose files nobody else may read (records on a shared disk).
+    # A name for each process and machine. Not mkstemp: nobody else may read its files, and records lie on shared disks.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{socket.gethostname()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _keep_order(path.parent)
+        _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
-            os.truncate(temporary, 0)  # a writer that failed may still have it open, and the record needs the room
+            os.truncate(temporary, 0)  # a failed writer may still hold the file open, and the record needs its space
         with suppress(OSError):
             temporary.unlink()
-        # torch.save tells of a full disk by a RuntimeError from its zip writer.
+        # On a full disk torch.save raises a RuntimeError from its zip writer.
         full = isinstance(error, RuntimeError) and any(
             word in str(error) for word in ("PytorchStreamWriter", "inline_container")
         )
@@ -56,17 +56,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Replace a file as a whole by `text`, in UTF-8: a reader, or a crash, sees the old text or the new one.
+    """Replace a file's content by `text` in UTF-8; readers, also after a crash, see the old text or the new one.
 
     Raises:
         UserError: as `write_atomically`.
     """
-    # A traceback may name a file whose name is no UTF-8.
+    # `errors`: a traceback may quote a file name that is not valid UTF-8.
     write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8", errors="backslashreplace"))
 
 
-def _keep_order(folder: Path) -> None:
-    """After a power loss, too, what was renamed before is there if what is renamed next is: a record says that weights are."""
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to the disk before the next one, also against power loss: if a record is there, so are its weights."""
     with suppress(OSError):  # not every file system syncs folders
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -76,31 +76,32 @@ def _keep_order(folder: Path) -> None:
 
 
 def clear_leftovers(folders: Iterable[Path], age: float = 3600) -> None:
-    """Remove what killed writes of this machine have left directly in these folders; what is younger than `age` seconds may be
-    in work. Only what is named exactly so: the folders may hold files of others.
+    """Remove temporary files that killed writes of this machine left directly in these folders.
+
+    Files younger than `age` seconds may still be written and stay. Only exact names match: the folders may hold other files.
     """
-    ours = re.compile(rf"\..+(\.[^.]+)\.\d+-{re.escape(socket.gethostname())}\1")
+    pattern = re.compile(rf"\..+(\.[^.]+)\.\d+-{re.escape(socket.gethostname())}\1")
     for file in (file for folder in folders for file in folder.glob(TEMPORARY)):
         with suppress(OSError):
-            if ours.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
+            if pattern.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
                 file.unlink()
 
 
 def unwritable(path: Path, error: BaseException) -> UserError:
-    """What the disk, or a library that writes to it, says of a place, as an error that says what to do about it."""
+    """Turn an error of the disk, or of a library that writes to it, into a UserError that names the fix."""
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
     if number in (errno.EDQUOT, errno.EFBIG):
-        fix = "make room within the quota or the limit, then give the same command again"
+        fix = "make room within the quota or the limit, then run the same command again"
     elif number in (errno.ENOSPC, None):
-        fix = "make room, then give the same command again"
+        fix = "make room, then run the same command again"
     elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        fix = "make it writable, or give another place"
+        fix = "make it writable, or choose another path"
     else:
-        fix = "give another place"
+        fix = "choose another path"
     return UserError(f"{path}: cannot be written ({reason}); {fix}")
 
 
 def safe_name(text: str) -> str:
-    """What a table, a recipe or a row is called among folders: letters, digits and . _ + - alone, at most 80, no dot first."""
+    """Turn the name of a table, recipe or row into a folder name: letters, digits, . _ + - only, at most 80, no leading dot."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).lstrip(".")[:80] or "unnamed"

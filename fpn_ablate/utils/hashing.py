@@ -1,4 +1,4 @@
-"""Hash values, and the code that decides a result."""
+"""Hash values and source code."""
 
 import ast
 import hashlib
@@ -10,16 +10,13 @@ from fpn_ablate.utils.paths import PACKAGE
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of sha256 over canonical JSON."""
+    """Return 16 hex digits of the sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @lru_cache
 def code_version(parts: tuple[str, ...]) -> str:
-    """Hash the syntax trees of files and folders of the package, without docstrings.
-
-    Comments and formatting do not make a new version.
-    """
+    """Hash the syntax trees of files and folders of the package, without docstrings, comments and formatting."""
     sources = []
     for part in parts:
         files = [PACKAGE / part] if part.endswith(".py") else sorted((PACKAGE / part).rglob("*.py"))

@@ -1,13 +1,13 @@
-"""One process at a time, on one machine or on several that share a folder.
+"""File locks between processes, on one machine or on several that share a folder.
 
-A lock is the kernel's (flock on a file that stays where it is), so it is gone with the process that holds it, whatever that
-died of, and nothing has to be cleared away. What is assumed of a network file system:
+A lock is the kernel's (flock on a file that is never removed): it ends with the process that holds it, however that ends, and
+leaves nothing to clean up. Assumptions about a network file system:
 
-- flock holds between machines (NFS 4, NFS 3 with lockd, Lustre mounted with `flock`, CephFS, GPFS); where it holds on each
-  machine alone, two machines may train the same cell, whose files are then those of the one that ended last;
-- a rename replaces a file in one piece;
-- what was closed on one machine is seen by another that opens it afterwards, also where it was absent before: NFS remembers for
-  up to a minute that a file is absent unless it is mounted with `lookupcache=positive`.
+- flock works between machines (NFS 4, NFS 3 with lockd, Lustre mounted with `flock`, CephFS, GPFS). Where it works only within
+  a machine, two machines may train the same run; its files are then those of the machine that finished last.
+- A rename replaces a file atomically.
+- A file closed on one machine is seen by another that opens it afterwards, even if it was absent before. NFS caches for up to a
+  minute that a file is absent unless it is mounted with `lookupcache=positive`.
 """
 
 import sys
@@ -21,34 +21,34 @@ from filelock import FileLock, Timeout
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 
-# From its version 4 on filelock would take, in silence, a file that outlives its process where the kernel has no locks.
-_NO_OTHER = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
+# Where the kernel has no locks, filelock >= 4 would silently use a lock file, which outlives its process.
+_KERNEL_ONLY = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
 
 
 def lock(path: Path, timeout: float = -1) -> FileLock:
-    """A lock to be held by `with`, which raises `filelock.Timeout` after so many seconds (-1: never)."""
-    return FileLock(path, timeout=timeout, **_NO_OTHER)
+    """Make a lock to use in `with`, which raises `filelock.Timeout` after `timeout` seconds (-1: never)."""
+    return FileLock(path, timeout=timeout, **_KERNEL_ONLY)
 
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock `path`; waits, and says so, while another process is at `what`.
+def exclusive(path: Path, task: str) -> Iterator[None]:
+    """Hold the lock `path`. While another process holds it, wait and say which `task` is waiting.
 
     Raises:
         UserError: the file system has no locks.
     """
-    own = lock(path)
+    held = lock(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            own.acquire(timeout=0)
+            held.acquire(timeout=0)
         except Timeout:
-            log_line(f"{what}: another process is at it, waiting for that", sys.stderr)
-            own.acquire()
+            log_line(f"{task}: another process is working on it; waiting", sys.stderr)
+            held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be locked ({reason}); give out=FOLDER on a disk that has locks (flock)") from None
+        raise UserError(f"{path}: cannot be locked ({reason}); give out=FOLDER on a disk that supports flock") from None
     try:
         yield
     finally:
-        own.release()
+        held.release()

@@ -1,7 +1,7 @@
-"""Randomness is passed, never global: every consumer draws from a generator of its own, keyed by what it is for.
+"""Make random generators. Randomness is passed, never global: each consumer has its own generator, keyed by its purpose.
 
-So two rows at the same seed share the initial weights that they share by name, the images, their order and their flips,
-whatever else a row draws. That is what pairs the rows.
+Rows at the same seed therefore share the initial weights of equally named parameters, the images, their order and their flips,
+whatever else a row draws. That pairs the rows.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def key(*parts: object) -> int:
-    """A 63-bit seed from any printable parts, e.g. `key(seed, "order", epoch)`. Stable over processes and machines."""
+    """Derive a 63-bit seed from printable parts, e.g. `key(seed, "order", epoch)`. Stable across processes and machines."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -26,11 +26,11 @@ def numpy_generator(*parts: object) -> np.random.Generator:
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Bit-identical results on the same machine; an operation that has no deterministic form raises."""
+    """Make results bit-identical on the same machine; an operation without a deterministic form raises."""
     if enabled:
-        # cuBLAS reads this when its first handle is made; it has no effect on the CPU.
+        # cuBLAS reads this when it creates its first handle; it has no effect on the CPU.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(enabled)
-    # Else torch writes NaN into all memory that it allocates, which is a check of its own code, and 5 % of a step.
+    # Otherwise torch fills all memory that it allocates with NaN, a check of its own code that takes 5 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not enabled

@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C: a training ends its step and leaves a checkpoint, anything else stops at once.
+"""Handle SIGTERM and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
 
-A step is waited for no longer than PATIENCE; after that the checkpoint is the last regular one. A second Ctrl-C does not wait.
+A step gets at most STEP_GRACE seconds; after that the checkpoint is the last regular one. A second Ctrl-C does not wait.
 Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a job that it preempts, so `RequeueExit=143` in
 slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after Ctrl-C.
 
-Only the process that listens is asked. Its forks, which load images, leave signals to it; the workers of joblib are told by it.
+Only the process that installed the handlers reacts. Its loader workers ignore signals (utils.workers); it forwards them, as
+SIGTERM, to joblib's workers.
 """
 
 import multiprocessing
@@ -16,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-PATIENCE = 7.0  # seconds for the step that is under way; a checkpoint and a record have to be written within the 10 after it
-WORKERS = 2.5  # seconds more for joblib's workers, which end as many steps
-# Taken only where Python's own answer stands: whoever has installed another (submitit, nohup) means it.
+# Seconds for the current step. Checkpoint and record must be written within 10 s of the signal: then Docker, for one, kills.
+STEP_GRACE = 7.0
+WORKER_GRACE = 2.5  # further seconds while joblib's workers run, each of which finishes a step
+# Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
 _DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGALRM: signal.SIG_DFL}
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked for an end. No Exception, so that nothing takes it for the failure of a row."""
+    """A signal asked this process to stop. Not an Exception, so that nothing mistakes it for a failed row."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -32,58 +34,60 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    process: int = 0  # that listens
-    asked: int = 0  # number of the first signal; 0: none
-    patient: bool = False  # at work on a step, and will look by itself
-    jobs: int = 0  # cells that this very process is carrying out
+    handler_pid: int = 0  # the process that installed the handlers
+    first_signal: int = 0  # number of the first signal received; 0: none
+    deferring: bool = False  # the code that runs polls `pending_signal` itself, so do not raise
+    running_jobs: int = 0  # runs in progress in this process itself
 
 
 _state = _State()
 
 
 def install_handlers() -> list[int]:
-    """From now on take the signals as a wish to stop; returns those that are taken, none where it is done already.
+    """Install the handlers and return the numbers of the signals that they handle.
 
-    Nothing happens outside the main thread.
+    Return none outside the main thread, or if this process has installed them before.
     """
-    if _state.process == os.getpid() or threading.current_thread() is not threading.main_thread():
+    if _state.handler_pid == os.getpid() or threading.current_thread() is not threading.main_thread():
         return []
-    taken = [number for number, usual in _DEFAULT_HANDLERS.items() if signal.getsignal(number) == usual]
+    numbers = [number for number, default in _DEFAULT_HANDLERS.items() if signal.getsignal(number) == default]
     _reset(os.getpid())
-    for number in taken:
+    for number in numbers:
         signal.signal(number, _on_deadline if number == signal.SIGALRM else _on_signal)
-    return taken
+    return numbers
 
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Listen for as long as the context lasts."""
-    taken = install_handlers()
+    """Install the handlers for the duration of the context."""
+    numbers = install_handlers()
     try:
         yield
     finally:
-        if taken:
+        if numbers:
             cancel_deadline()
-            for number in taken:
+            for number in numbers:
                 signal.signal(number, _DEFAULT_HANDLERS[number])
             _reset(0)
 
 
 def pending_signal() -> int:
-    """The number of the signal that asks this process to stop; 0 without one."""
-    return _state.asked if _state.process == os.getpid() else 0
+    """Return the number of the signal that asked this process to stop, or 0."""
+    return _state.first_signal if _state.handler_pid == os.getpid() else 0
 
 
 def raise_if_stopped() -> None:
-    """Raises `Stopped` if that is asked for."""
+    """Raise `Stopped` if a signal has asked this process to stop."""
     if pending_signal():
         raise Stopped(pending_signal())
 
 
 @contextmanager
 def reraise_as_stopped() -> Iterator[None]:
-    """Errors, and exits of Hydra, that come of a signal are raised as `Stopped`: an extension module that is interrupted while
-    it is imported says ImportError, a loader whose process is gone RuntimeError."""
+    """Re-raise errors, and exits of Hydra, caused by a signal as `Stopped`.
+
+    For example, an extension module whose import is interrupted raises ImportError, a loader that lost a worker RuntimeError.
+    """
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -93,14 +97,14 @@ def reraise_as_stopped() -> Iterator[None]:
 
 
 def cancel_deadline() -> None:
-    """The end has begun, and is not to be hurried any more."""
-    if pending_signal():  # else the timer, if there is one, is somebody else's
+    """Cancel the timer that ends a step after its grace period: the shutdown has begun and must not be interrupted."""
+    if pending_signal():  # otherwise a timer, if there is one, is not ours
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
 def between_steps() -> Iterator[None]:
-    """For a loop that asks `asked` at each step, so that nothing tears one apart. Raises `Stopped`."""
+    """Defer interrupts in a loop that polls `pending_signal` at each step; raise `Stopped` before or after the loop."""
     raise_if_stopped()
     with defer_interrupts():
         yield
@@ -109,41 +113,46 @@ def between_steps() -> Iterator[None]:
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """For what must not be torn apart, and is over in a moment; who asks for an end hears of it at the next `check`."""
-    before, _state.patient = _state.patient, True
+    """Defer interrupts in a short block that must run to its end; `raise_if_stopped` raises them afterwards."""
+    before, _state.deferring = _state.deferring, True
     try:
         yield
     finally:
-        _state.patient = before
+        _state.deferring = before
 
 
 @contextmanager
 def running_job() -> Iterator[None]:
-    """While a cell is carried out in this process: its child processes are none of joblib's workers. Raises `Stopped`."""
+    """Mark that a run is in progress in this process, so that its child processes are not taken for joblib's workers.
+
+    Raises:
+        Stopped: a signal came before the run began.
+    """
     raise_if_stopped()
-    _state.jobs += 1
+    _state.running_jobs += 1
     try:
         yield
     finally:
-        _state.jobs -= 1
+        _state.running_jobs -= 1
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _state.process:  # a fork: as if nobody listened
+    if os.getpid() != _state.handler_pid:  # a fork: act as without the handlers
         signal.signal(number, _DEFAULT_HANDLERS[number])
         os.kill(os.getpid(), number)
         return
-    again, _state.asked = _state.asked, _state.asked or number
-    if again and number == signal.SIGTERM:
+    repeated, _state.first_signal = bool(_state.first_signal), _state.first_signal or number
+    if repeated and number == signal.SIGTERM:
         return
-    workers = () if _state.jobs else multiprocessing.active_children()
-    if not again:
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE + WORKERS * bool(workers), 1.0)  # again, should one be swallowed
+    workers = () if _state.running_jobs else multiprocessing.active_children()
+    if not repeated:
+        # Then every second, in case a `Stopped` is swallowed.
+        signal.setitimer(signal.ITIMER_REAL, STEP_GRACE + WORKER_GRACE * bool(workers), 1.0)
         for worker in workers:
             worker.terminate()
-        if workers or _state.patient:
+        if workers or _state.deferring:
             return
-    raise Stopped(_state.asked)
+    raise Stopped(_state.first_signal)
 
 
 def _on_deadline(number: int, frame: FrameType | None) -> None:
@@ -152,4 +161,4 @@ def _on_deadline(number: int, frame: FrameType | None) -> None:
 
 
 def _reset(process: int) -> None:
-    _state.process, _state.asked, _state.patient, _state.jobs = process, 0, False, 0
+    _state.handler_pid, _state.first_signal, _state.deferring, _state.running_jobs = process, 0, False, 0

@@ -1,4 +1,4 @@
-"""Let the worker processes of a loader end with their parent, and within a moment."""
+"""Stop a loader's worker processes within about a second of the end of their use."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -7,42 +7,42 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-MOMENT = 1.0  # seconds for processes that load images to end by themselves, all together
+EXIT_TIMEOUT = 1.0  # seconds that all workers together get to exit by themselves
 T = TypeVar("T", bound=Iterator)
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """In a process that loads images: a signal to the whole group must not take it from a training that ends its step.
+    """Ignore SIGTERM and Ctrl-C in a loader's worker process; meant as a `worker_init_fn`.
 
-    Nothing stays behind: such a process ends with its parent, whatever that dies of. What iterates over its batches is to be
-    `ended_soon`.
+    A signal to the whole process group then leaves the workers alive until the training has finished its step. They exit with
+    their parent, however that ends. Wrap the loader's iterator in `kill_slow_workers`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def kill_slow_workers(batches: T) -> T:
-    """The iterator of a DataLoader; where its processes do not end within a MOMENT once it is let go, they are killed.
+    """Return a DataLoader's iterator, changed so that workers still alive EXIT_TIMEOUT after its release are killed.
 
-    torch waits 5 s for each, then sends SIGTERM, which `leave_to_parent` ignores, and waits 5 s more; Python, at its own exit,
-    sends SIGTERM and waits for ever.
+    torch would wait 5 s for each worker, send SIGTERM, which `ignore_signals` ignores, and wait 5 s more; Python would send
+    SIGTERM at its own exit and wait for ever.
     """
     workers: Sequence[BaseProcess] = tuple(getattr(batches, "_workers", ()))
     for worker in workers:
-        # What torch calls after it has asked them to end, and Python at its exit. To kill one before might leave a lock that
-        # torch then waits for.
+        # torch calls `join` after it has told the workers to exit, and Python at its own exit. A worker killed earlier might
+        # leave a lock that torch then waits for.
         worker.join = partial(_join_or_kill, worker, workers)
     return batches
 
 
 def _join_or_kill(worker: BaseProcess, workers: Sequence[BaseProcess], timeout: float | None = None) -> None:
-    vars(worker).pop("join", None)  # a circle of references
-    with suppress(RuntimeError):  # torch's answer to a process that is killed
-        worker.join(MOMENT)
+    vars(worker).pop("join", None)  # breaks a reference cycle
+    with suppress(RuntimeError):  # raised by torch for a killed process
+        worker.join(EXIT_TIMEOUT)
     if worker.is_alive():
         for other in workers:
             other.kill()
         for other in workers:
             vars(other).pop("join", None)
             with suppress(RuntimeError):
-                other.join(MOMENT)
+                other.join(EXIT_TIMEOUT)

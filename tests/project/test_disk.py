@@ -178,7 +178,7 @@ def test_what_a_library_cannot_write_leaves_the_old_file(tmp_path, library):
         LIBRARIES[library](temporary)
         raise AssertionError("a full disk has taken it")
 
-    with pytest.raises(UserError, match=r"kept\.npz: cannot be written \(.+\); make room, then give the same command again"):
+    with pytest.raises(UserError, match=r"kept\.npz: cannot be written \(.+\); make room, then run the same command again"):
         write_atomically(path, on_a_full_disk)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("kept.npz", "old")]
 
@@ -193,12 +193,12 @@ def failing(number: int):
 @pytest.mark.parametrize(
     ("number", "fix"),
     [
-        (errno.ENOSPC, "make room, then give the same command again"),
-        (errno.EDQUOT, "make room within the quota or the limit, then give the same command again"),
-        (errno.EFBIG, "make room within the quota or the limit, then give the same command again"),
-        (errno.EROFS, "make it writable, or give another place"),
-        (errno.EACCES, "make it writable, or give another place"),
-        (errno.EIO, "give another place"),
+        (errno.ENOSPC, "make room, then run the same command again"),
+        (errno.EDQUOT, "make room within the quota or the limit, then run the same command again"),
+        (errno.EFBIG, "make room within the quota or the limit, then run the same command again"),
+        (errno.EROFS, "make it writable, or choose another path"),
+        (errno.EACCES, "make it writable, or choose another path"),
+        (errno.EIO, "choose another path"),
     ],
 )
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "mkdir"])

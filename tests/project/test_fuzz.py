@@ -14,7 +14,7 @@ from fpn_ablate.data.checks.findings import Finding, Findings
 from fpn_ablate.engine import fixed_proposals
 from fpn_ablate.report.collate import records
 from fpn_ablate.utils import files
-from fpn_ablate.utils.errors import UserError, printable, shown
+from fpn_ablate.utils.errors import UserError, printable, short_repr
 from fpn_ablate.weights import files as weights_files
 from fpn_ablate.weights import unpickle
 
@@ -89,8 +89,8 @@ def test_messages_hold_no_control_characters_and_no_half_characters():
 
 def test_a_value_in_a_message_is_short_whatever_it_is():
     for value in ([[1] * 99] * 99, {"a": "x" * 10**6}, 10**4000, nested(5000, "list"), nested(5000, "dict")):
-        assert len(shown(value)) <= 80
-    assert shown([5, 6, "10", 12]) == "[5, 6, '10', 12]"
+        assert len(short_repr(value)) <= 80
+    assert short_repr([5, 6, "10", 12]) == "[5, 6, '10', 12]"
 
 
 def test_many_findings_are_counted_and_a_file_of_faults_is_left(tmp_path):

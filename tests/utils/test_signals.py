@@ -60,7 +60,7 @@ def test_a_step_is_ended_before(monkeypatch):
 
 
 def test_a_step_that_takes_too_long_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(signals, "PATIENCE", 0.05)
+    monkeypatch.setattr(signals, "STEP_GRACE", 0.05)
     with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
         send(signal.SIGTERM)
         time.sleep(5)

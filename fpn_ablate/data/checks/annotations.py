@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fpn_ablate.data.checks.findings import Finding, Findings
-from fpn_ablate.utils.errors import shown
+from fpn_ablate.utils.errors import short_repr
 
 LARGEST_AREA = 1e10  # square pixels; COCO's evaluators count no object above
 
@@ -63,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]], file: str, found: Findings) -> dict[st
     entry = dict(pairs)
     if len(entry) != len(pairs):
         ((twice, count),) = Counter(key for key, _ in pairs).most_common(1)
-        found.append(Finding("duplicate-key", file, value=f"{shown(twice)} stands {count} times in {shown(entry)}"))
+        found.append(Finding("duplicate-key", file, value=f"{short_repr(twice)} stands {count} times in {short_repr(entry)}"))
     # Polygons are most of a COCO file; let go of each one as soon as it is parsed.
     entry.pop("segmentation", None)
     return entry
@@ -78,11 +78,11 @@ def _told(error: Exception) -> str:
 
 def _check_structure(data: Any, file: str) -> Iterator[Finding]:
     if not isinstance(data, dict):
-        yield Finding("structure", file, value=f"the top level is {shown(data)}, not an object")
+        yield Finding("structure", file, value=f"the top level is {short_repr(data)}, not an object")
         return
     for key in FIELDS:
         if not isinstance(data.get(key), list):
-            yield Finding("structure", file, value=f"`{key}` is {shown(data[key]) if key in data else 'missing'}")
+            yield Finding("structure", file, value=f"`{key}` is {short_repr(data[key]) if key in data else 'missing'}")
         elif not data[key] and key != "annotations":
             yield Finding("structure", file, value=f"`{key}` is empty")
 
@@ -100,9 +100,11 @@ def _get(entry: dict[str, Any], key: str) -> Any:
 def _integer(entry: dict[str, Any], key: str) -> int:
     value = _get(entry, key)
     if type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not an integer")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not an integer")
     if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators")
+        raise _Bad(
+            "wrong-type", f"`{key}` is {short_repr(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
+        )
     return value
 
 
@@ -116,28 +118,28 @@ def _extent(entry: dict[str, Any], key: str) -> int:
 def _text(entry: dict[str, Any], key: str) -> str:
     value = _get(entry, key)
     if type(value) is not str or not value:
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a text")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a text")
     if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can hold it, and no file can
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, with half of a surrogate pair")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, with half of a surrogate pair")
     return value
 
 
 def _number(value: Any, key: str) -> float:
     if type(value) is not float and type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` holds {shown(value)}, not a number")
+        raise _Bad("wrong-type", f"`{key}` holds {short_repr(value)}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Bad("non-finite", f"`{key}` holds {shown(value)}")
+        raise _Bad("non-finite", f"`{key}` holds {short_repr(value)}")
     return number
 
 
 def _box(entry: dict[str, Any], key: str) -> list[float]:
     value = _get(entry, key)
     if type(value) is not list or len(value) != 4:
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not [x, y, width, height]")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not [x, y, width, height]")
     return [_number(side, key) for side in value]
 
 
@@ -145,16 +147,18 @@ def _area(entry: dict[str, Any], key: str) -> float:
     value = entry.get(key)
     area = math.nan if value is None else _number(value, key)
     if area < 0:
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not a number from 0 on")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a number from 0 on")
     if area > LARGEST_AREA:
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object")
+        raise _Bad(
+            "wrong-type", f"`{key}` is {short_repr(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object"
+        )
     return area
 
 
 def _flag(entry: dict[str, Any], key: str) -> bool:
     value = entry.get(key)
     if value not in (0, 1, None):
-        raise _Bad("wrong-type", f"`{key}` is {shown(value)}, not 0 or 1")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not 0 or 1")
     return bool(value)
 
 
@@ -193,12 +197,12 @@ def _rows(data: dict[str, Any], what: str, file: str, found: Findings) -> list[l
 
 def _faults(entry: Any, what: str, file: str) -> Iterator[Finding]:
     if not isinstance(entry, dict):
-        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {shown(entry)}, not an object")
+        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {short_repr(entry)}, not an object")
         return
     ids = {key: value for key, value in entry.items() if key in ("id", "image_id") and type(value) is int}
     image_id = ids.get({"images": "id", "annotations": "image_id"}.get(what, ""))
     annotation_id = ids.get("id") if what == "annotations" else None
-    where = f" in {shown(entry)}" if image_id is None and annotation_id is None else ""
+    where = f" in {short_repr(entry)}" if image_id is None and annotation_id is None else ""
     for key, check in FIELDS[what].items():
         try:
             check(entry, key)

@@ -10,7 +10,7 @@ from fpn_ablate.report.collate.compare import Comparison
 from fpn_ablate.report.collate.definition import is_number, mapping, read_yaml, text_of
 from fpn_ablate.report.collate.stats import LEVEL, holm, seeds_needed
 from fpn_ablate.report.collate.table import Claim, Verdict
-from fpn_ablate.utils.errors import UserError, shown
+from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.paths import CLAIMS
 
 LEAST = 5  # times its bound, in points, a row must have of a metric: rows that learned nothing are all about the same
@@ -37,7 +37,7 @@ def _parse(where: str, entry: Any) -> list[Claim]:
     entry = mapping(where, entry, {"table", "claim", "metrics", "plus", "minus"}, {"above", "below", "less", "ours"})
     for key in ("metrics", "plus", "minus"):
         if not isinstance(entry[key], list) or not entry[key] or not all(isinstance(name, str) for name in entry[key]):
-            raise UserError(f"{where}: {key} must be a list of names, found {shown(entry[key])}")
+            raise UserError(f"{where}: {key} must be a list of names, found {short_repr(entry[key])}")
     bounds = {key: entry[key] for key in ("above", "below") if key in entry}
     if not bounds or not all(is_number(value) for value in bounds.values()):
         raise UserError(f"{where}: needs 'above' or 'below', or both, as numbers")
@@ -46,7 +46,7 @@ def _parse(where: str, entry: Any) -> list[Claim]:
     less = text_of(where, entry, "less") if "less" in entry else None
     table, words, ours = text_of(where, entry, "table"), text_of(where, entry, "claim"), entry.get("ours", False)
     if type(ours) is not bool:
-        raise UserError(f"{where}: ours must be true or false, found {shown(ours)}")
+        raise UserError(f"{where}: ours must be true or false, found {short_repr(ours)}")
     rows = tuple(entry["plus"]), tuple(entry["minus"])
     return [Claim(table, words, metric, *rows, **bounds, less=less, ours=ours) for metric in entry["metrics"]]
 

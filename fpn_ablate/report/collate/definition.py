@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fpn_ablate.utils.errors import UserError, shown
+from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.paths import EXPERIMENTS
 
 STYLES = ("text", "count", "check")
@@ -170,7 +170,7 @@ def _parse(file: Path, content: dict[str, Any]) -> Definition:
     title = text_of(file, report, "title")
     notes = report.get("notes") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise UserError(f"{file}: report.notes must be a list of text, found {shown(notes)}")
+        raise UserError(f"{file}: report.notes must be a list of text, found {short_repr(notes)}")
     seeds, effects = _seeds(content), tuple(effects)
     control = _control(f"{file}: report.control", report["control"], ours, seeds) if report.get("control") else None
     return Definition(content["table"], title, facts, metrics, rows, paper, seeds, effects, tuple(notes), control)
@@ -193,7 +193,7 @@ def _fact(where: str, item: Any) -> Fact:
     item = mapping(where, item, {"key", "from"}, {"title", "style"})
     style = item.get("style", "text")
     if style not in STYLES:
-        raise UserError(f"{where}: style {shown(style)} is not one of {', '.join(STYLES)}")
+        raise UserError(f"{where}: style {short_repr(style)} is not one of {', '.join(STYLES)}")
     return Fact(text_of(where, item, "key"), str(item.get("title", item["key"])), text_of(where, item, "from"), style)
 
 
@@ -214,7 +214,7 @@ def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
     published = mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
     for key, value in published.items():
         if key in metrics and value is not None and not is_number(value):
-            raise UserError(f"{where}.published.{key}: must be a number or null, found {shown(value)}")
+            raise UserError(f"{where}.published.{key}: must be a number or null, found {short_repr(value)}")
     letter = text_of(where, item, "letter") if item.get("letter") is not None else None
     only = item.get("published_only", False)
     if type(only) is not bool or (only and not published):
@@ -228,10 +228,10 @@ def _effect(where: str, item: Any, rows: set[str]) -> Effect:
         names = item[side] if isinstance(item[side], list) else []
         unknown = [name for name in names if name not in rows]
         if unknown or not names:
-            found = f"found {shown(unknown[0] if unknown else item[side])}"
+            found = f"found {short_repr(unknown[0] if unknown else item[side])}"
             raise UserError(f"{where}.{side}: must list rows of ours by their first names, {', '.join(sorted(rows))}; {found}")
     if not is_number(item.get("scale", 1.0)):
-        raise UserError(f"{where}: scale must be a number, found {shown(item['scale'])}")
+        raise UserError(f"{where}: scale must be a number, found {short_repr(item['scale'])}")
     return Effect(text_of(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
 
 
@@ -241,7 +241,7 @@ def _control(where: str, item: Any, rows: set[str], taken: tuple[int, ...]) -> C
     if row not in rows:
         raise UserError(f"{where}.row: no row of ours is called '{row}'; there are {', '.join(sorted(rows))}")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{where}.seeds: must be a list of integers, found {shown(seeds)}")
+        raise UserError(f"{where}.seeds: must be a list of integers, found {short_repr(seeds)}")
     if both := set(seeds) & set(taken):
         raise UserError(f"{where}.seeds: {', '.join(map(str, sorted(both)))} are the table's own; a control has others")
     return Control(row, tuple(seeds))
@@ -266,7 +266,7 @@ def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
 
 def mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must be a mapping, found {shown(value)}")
+        raise UserError(f"{where}: must be a mapping, found {short_repr(value)}")
     missing, unknown = sorted(required - set(value)), [key for key in value if key not in required | optional]
     if missing or unknown:
         problem = f"lacks '{missing[0]}'" if missing else f"does not know '{unknown[0]}'"
@@ -277,7 +277,7 @@ def mapping(where: str, value: Any, required: set[str], optional: set[str]) -> d
 def text_of(where: Any, item: dict[str, Any], key: str) -> str:
     # YAML reads a bare `no` as false and a bare `1` as a number: a row of that name would never match a record.
     if not isinstance(item[key], str):
-        raise UserError(f"{where}: {key} must be text, found {shown(item[key])}; put it in quotation marks")
+        raise UserError(f"{where}: {key} must be text, found {short_repr(item[key])}; put it in quotation marks")
     return item[key]
 
 

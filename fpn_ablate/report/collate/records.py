@@ -19,7 +19,7 @@ import pandas as pd
 from fpn_ablate.config.factors import flatten
 from fpn_ablate.store.bootstrap_store import FILE, Replicates
 from fpn_ablate.store.record import FORMAT
-from fpn_ablate.utils.errors import UserError, shown
+from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
 
 ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
@@ -149,7 +149,7 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
     if not isinstance(content, dict):
         return f"{place}: not a JSON object"
     if content.get("format") != FORMAT:
-        return f"{place}: format {shown(content.get('format'))}, and this version reads format {FORMAT}"
+        return f"{place}: format {short_repr(content.get('format'))}, and this version reads format {FORMAT}"
     record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
     return _problem(place, record) or record
@@ -180,23 +180,23 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     """Why a record cannot stand in a table, or None."""
     for key in TEXT:
         if not isinstance(record.get(key), str) or not record[key]:
-            return f"{name}: key '{key}' must be text, found {shown(record.get(key))}"
+            return f"{name}: key '{key}' must be text, found {short_repr(record.get(key))}"
     if record.get("status") not in STATUSES:
-        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {shown(record.get('status'))}"
+        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {short_repr(record.get('status'))}"
     if type(record.get("seed")) is not int:
-        return f"{name}: key 'seed' must be an integer, found {shown(record.get('seed'))}"
+        return f"{name}: key 'seed' must be an integer, found {short_repr(record.get('seed'))}"
     if type(record.get("generated")) is not bool:
-        return f"{name}: key 'generated' must be true or false, found {shown(record.get('generated'))}"
+        return f"{name}: key 'generated' must be true or false, found {short_repr(record.get('generated'))}"
     factors = record.get("config.factors") or []
     if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        return f"{name}: key 'config.factors' must be a list of text, found {shown(factors)}"
+        return f"{name}: key 'config.factors' must be a list of text, found {short_repr(factors)}"
     for key, value in record.items():
         if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
-            return f"{name}: key '{key}' must be a number or null, found {shown(value)}"
+            return f"{name}: key '{key}' must be a number or null, found {short_repr(value)}"
         if key.startswith("metrics.") and isinstance(value, float) and math.isinf(value):
             return f"{name}: key '{key}' must be finite, found {value}"
         if isinstance(value, list) and (key in SINGLE or key.startswith("environment.")):
-            return f"{name}: key '{key}' must be one value, found {shown(value)}"
+            return f"{name}: key '{key}' must be one value, found {short_repr(value)}"
     return None
 
 
