@@ -1,0 +1,22 @@
+"""The sweeper as a plugin of Hydra: what a job's process needs of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HELPER = Path(__file__).parents[1] / "helpers" / "pickled_job.py"
+
+
+def test_a_fresh_interpreter_reads_what_launchers_send_to_a_job(tmp_path):
+    """Without the folder of the plugin on its path, and without torch."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FPN_ABLATE"))}
+
+    def python(*arguments):
+        done = subprocess.run([sys.executable, HELPER, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True)
+        assert done.returncode in (0, 130), done.stderr
+        return done.stdout
+
+    python("write", tmp_path / "job.pickle")
+    assert b"hydra_plugins.fpn_ablate" not in (tmp_path / "job.pickle").read_bytes()
+    assert python("read", tmp_path / "job.pickle").split() == ["run_job", "single_level", "False"]
