@@ -1,7 +1,10 @@
 """Make the sweeper, and what conf/config.yaml refers to, known to Hydra."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+
+from hydra.core.plugins import Plugins
 
 from fpn_ablate.config import composition
 
@@ -13,3 +16,5 @@ def register() -> None:
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     composition.register()
+    # Hydra looks for plugins once in a process: by name, where a configuration was composed before this call.
+    Plugins.instance().register(import_module("hydra_plugins.fpn_ablate_sweeper").TableSweeper)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.cli.run import main as command
-from fpn_ablate.cli.shapes import main as export_shapes
-from fpn_ablate.cli.weights import main as weights
+from fpn_ablate.cli.main import main
 from fpn_ablate.engine import procedures
+from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.model.build import build_detector
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs.restore import load_finished
 from fpn_ablate.utils.errors import UserError
@@ -32,7 +32,7 @@ def trained(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     cfg = config(*TINY, *JOINT).model_copy(update={"out": str(out)})
     outcome = running.run(cfg)
-    return out, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+    return out, outcome, running.run_folder(cfg, outcome["fingerprint"])
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def evaluated(config, trained, monkeypatch):
         cfg = config(*TINY, JOINT[0], JOINT[2], "mode=evaluate", f"weights={path}", *overrides)
         cfg = cfg.model_copy(update={"out": str(trained[0])})
         outcome = running.run(cfg)
-        return outcome, DetectionSet.load(running.cell_folder(cfg, outcome["fingerprint"]) / "detections.npz")
+        return outcome, DetectionSet.load(running.run_folder(cfg, outcome["fingerprint"]) / "detections.npz")
 
     return evaluate
 
@@ -54,7 +54,7 @@ def test_what_a_row_found_is_found_again_from_its_weights(trained, evaluated, tm
     _, known, folder = trained
     path = {"folder": folder, "model.pt": folder / "model.pt", "safetensors": tmp_path / "row.safetensors"}[kind]
     if kind == "safetensors":
-        assert weights(["export", str(folder), str(path), "--to", "safetensors"]) == 0
+        assert main(["weights", "export", str(folder), str(path), "--to", "safetensors"]) == 0
     outcome, found = evaluated(path)
     assert outcome["metrics"] == known["metrics"] and outcome["per_class"] == known["per_class"]
     before = DetectionSet.load(folder / "detections.npz")
@@ -71,7 +71,7 @@ def test_the_record_names_the_file_and_stands_in_a_table_of_its_own(trained, eva
 
 def test_two_files_are_two_rows_of_one_table_and_other_settings_another(trained, evaluated, tmp_path):
     (first, _), copy = evaluated(trained[2]), tmp_path / "copy.safetensors"
-    assert weights(["export", str(trained[2]), str(copy), "--to", "safetensors"]) == 0
+    assert main(["weights", "export", str(trained[2]), str(copy), "--to", "safetensors"]) == 0
     (second, _), (third, _) = evaluated(copy), evaluated(copy, "recipe.eval_images=2")
     assert first["setting"] == second["setting"] != third["setting"]
     assert len({outcome["fingerprint"] for outcome in (first, second, third)}) == 3
@@ -91,13 +91,14 @@ def test_what_differs_from_how_it_was_trained_is_said(trained, evaluated, capsys
     assert 'WARNING: it was made with neck.upsample="nearest", here "bilinear"' in capsys.readouterr().err
 
 
-def test_other_classes_are_refused_by_name(config, trained, tmp_path):
+def test_other_classes_are_refused_by_name(config, trained):
     cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={trained[2]}")
-    data = running.prepare(cfg).validation
+    data = prepare(cfg).validation
     other = copy.copy(data)
     other.categories = [*data.categories[:-1], {"id": 99, "name": "bicycle"}]
+    model = build_detector(cfg, num_classes=len(data.categories))
     with pytest.raises(UserError, match=r"tells other classes apart.*'bicycle'"):
-        read_evaluated(cfg, other)
+        read_evaluated(trained[2], model, other, {})
 
 
 def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tmp_path):
@@ -109,11 +110,11 @@ def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tm
     (folder / "config.yaml").write_text((trained[2] / "config.yaml").read_text())
     cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={folder}")
     with pytest.raises(UserError, match="its RPN is a run of its own"):
-        running.prepare(cfg)
+        prepare(cfg)
 
 
 def test_the_training_split_is_not_asked_for(config, trained, tmp_path):
-    assert export_shapes(["--export", str(tmp_path), "--train", "2", "--val", "3", "--size", "64"]) in (0, None)
+    assert main(["shapes", "--export", str(tmp_path), "--train", "2", "--val", "3", "--size", "64"]) == 0
     (tmp_path / "annotations" / "instances_train.json").unlink()
     settings = ("data=coco", f"data.root={tmp_path}", "mode=evaluate", f"weights={trained[2]}")
     cfg = config("recipe=smoke", *TINY[:3], JOINT[0], *settings).model_copy(update={"out": str(tmp_path / "out")})
@@ -140,14 +141,14 @@ def test_runs_whose_files_have_one_name_are_rows_of_their_own(config):
 def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        raise SystemExit(command(["recipe=smoke", *arguments]))
+        raise SystemExit(main(["recipe=smoke", *arguments]))
     assert words in capsys.readouterr().err
 
 
 def test_files_that_would_be_one_row_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        raise SystemExit(command(["-m", "recipe=smoke", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
+        raise SystemExit(main(["-m", "recipe=smoke", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
     assert "give the files other names" in capsys.readouterr().err
     assert not list(tmp_path.rglob("record.json"))
 

@@ -281,7 +281,7 @@ def to_caffe2(name: str) -> str | None:
 @pytest.fixture(scope="module")
 def backbone(config):
     """`backbone("resnet50", path)` -> what backbone.weights=path gives."""
-    return lambda name, path, *more: backbone_weights(config(f"backbone={name}", f"backbone.weights={path}", *more), None)
+    return lambda name, path: backbone_weights(config(f"backbone={name}", f"backbone.weights={path}").backbone, None)
 
 
 def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
