@@ -26,8 +26,7 @@ from fpn_ablate.evaluation.bootstrap import FEW, bootstrap_indices, bootstrap_me
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.recall import hits
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.store.bootstrap_store import FILE as RESAMPLED
-from fpn_ablate.store.bootstrap_store import save
+from fpn_ablate.store.bootstrap_store import RESAMPLED, save
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.files import save_text, write_atomically
 from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, TRUTH
@@ -53,7 +52,7 @@ def make_artifacts(
     generator = np.random.default_rng(int(dataset.digest[:16], 16))  # the same images for every row
     drawn = bootstrap_indices(len(truth["images"]), generator)
     resampled = bootstrap_metrics(truth, found, dataset.categories, dataset.area_bounds, drawn)
-    write_atomically(folder / RESAMPLED, partial(save, resampled=resampled))
+    write_atomically(folder / RESAMPLED, partial(save, replicates=resampled))
     ids, values = per_image_metrics(truth, found, dataset.categories)
     shown = {f"level_{name}": level for name, level in levels.items()}
     write_atomically(folder / ARTIFACTS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **shown))

@@ -28,8 +28,8 @@ from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, environment, identity, skip
 from fpn_ablate.store import record
-from fpn_ablate.store.bootstrap_store import FILE as RESAMPLED
-from fpn_ablate.store.layout import KEPT, cell_folder, cell_lock
+from fpn_ablate.store.bootstrap_store import RESAMPLED
+from fpn_ablate.store.layout import REQUIRED, run_folder, run_lock
 from fpn_ablate.store.lookup import find_run, is_finished
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
 from fpn_ablate.tracking.wandb_client import wandb_loggers
@@ -38,10 +38,10 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import TEMPORARY, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, METRICS, MODEL
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, METRICS, MODEL, RECORD
 from fpn_ablate.weights import backbone
 
-SHOWN = (RESAMPLED, ARTIFACTS)  # beside KEPT, unless the disk was full
+SHOWN = (RESAMPLED, ARTIFACTS)  # beside REQUIRED, unless the disk was full
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
 
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     facts = _fingerprint_inputs(cfg, inputs)
-    run = Run(cfg, inputs, facts, cell_folder(cfg, identity.fingerprint(facts)), job)
+    run = Run(cfg, inputs, facts, run_folder(cfg, identity.fingerprint(facts)), job)
     # One lock for a cell, whatever tables it stands in.
-    with exclusive(cell_lock(cfg.out, run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
+    with exclusive(run_lock(cfg.out, run.fingerprint), f"{cfg.row} seed {cfg.seed}"):
         known = record.read(run.folder)
         if is_finished(known, run.fingerprint):
             skip.print_finished(cfg, run.folder)
@@ -149,7 +149,7 @@ class Run:
 def _copy_cached_run(run: Run, twin: Path) -> dict[str, Any]:
     """The same cell in another table: its files and its record, under the names that it has in this one."""
     log_line(f"{run.cfg.row} seed {run.cfg.seed}: the same run as {twin}, taken over")
-    for name in (*KEPT, *(name for name in SHOWN if (twin / name).exists())):
+    for name in (*REQUIRED, *(name for name in SHOWN if (twin / name).exists())):
         write_atomically(run.folder / name, partial(shutil.copyfile, twin / name))
     run.write_config()
     named = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
@@ -310,10 +310,10 @@ def _source_folder(run: Run, cfg: Config) -> Path:
     fingerprint = identity.fingerprint(_fingerprint_inputs(cfg, run.inputs))
     folder = find_run(cfg.out, cfg.seed, fingerprint)
     if folder is None:
-        folder = cell_folder(cfg, fingerprint)
+        folder = run_folder(cfg, fingerprint)
         # Asked for are its weights, which somebody has removed; the record is written after them.
-        if is_finished(record.read(folder), fingerprint) and not all((folder / name).exists() for name in KEPT):
-            (folder / record.FILE).unlink()
+        if is_finished(record.read(folder), fingerprint) and not all((folder / name).exists() for name in REQUIRED):
+            (folder / RECORD).unlink()
         try:
             _run(cfg, run.inputs, run.job)
         except Diverged as problem:

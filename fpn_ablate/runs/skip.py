@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
-from fpn_ablate.store.layout import KEPT, _row_folder, cell_folder
+from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
@@ -46,7 +46,7 @@ def finished_record(cfg: Config) -> dict[str, Any] | None:
     """The record of a cell that is finished for sure, with all its files; None where it is not, or where that is in doubt."""
     with suppress(UserError, *UNREADABLE):
         asked = request_digest(cfg)
-        for folder in sorted(_row_folder(cfg).glob(f"seed{cfg.seed}-*")) if asked else ():
+        for folder in sorted(row_folder(cfg).glob(f"seed{cfg.seed}-*")) if asked else ():
             if found := _entry_record(folder, asked):
                 return found
     return None
@@ -56,7 +56,7 @@ def report_if_finished(cfg: Config) -> bool:
     """Whether a cell is finished for sure, which is then printed."""
     found = finished_record(cfg)
     if found:
-        print_finished(cfg, cell_folder(cfg, found["fingerprint"]))
+        print_finished(cfg, run_folder(cfg, found["fingerprint"]))
     return found is not None
 
 
@@ -69,8 +69,8 @@ def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, begun: flo
             return
         if inputs.pretrained:  # made by this run, maybe, and put into its place as a whole: another is another file
             stamps |= stamps_of([inputs.pretrained.path])
-        folder = cell_folder(cfg, fingerprint)
-        kept = {name: (folder / name).stat().st_size for name in (RECORD, *KEPT)}
+        folder = run_folder(cfg, fingerprint)
+        kept = {name: (folder / name).stat().st_size for name in (RECORD, *REQUIRED)}
         content = {"asked": asked, "fingerprint": fingerprint, "kept": kept, "read": {p: s for p, (s, _) in stamps.items()}}
         text = json.dumps(content, indent=1) + "\n"
         if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:

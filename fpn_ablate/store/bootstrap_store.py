@@ -1,6 +1,6 @@
-"""Metrics on images drawn anew, as files: of one run (`resampled.npz` in its folder), and of many beside a ledger.
+"""Store metrics on bootstrap samples of the images: one file in each run's folder, and one beside a ledger for all its runs.
 
-B replicates. A run's is one array of B records with a field for each metric.
+B replicates. The array of a run has B records with one field a metric.
 """
 
 import zipfile
@@ -12,34 +12,38 @@ import numpy as np
 
 from fpn_ablate.utils.files import UNREADABLE, write_atomically
 
-FILE = "resampled.npz"
-_OWN = "resampled"  # the name of the array in a run's file; in one of many runs it is the run's fingerprint
-SCALE, UNDEFINED = 50_000, 65_535  # 16-bit integers in steps of 0.002 of a percentage point
+RESAMPLED = "resampled.npz"
+_ONE_RUN = "resampled"  # name of the array in a run's file; beside a ledger it is the run's fingerprint
+SCALE, UNDEFINED = 50_000, 65_535  # values are 16-bit integers in steps of 0.002 percentage points
 
 
-def save(path: Path, resampled: Mapping[str, np.ndarray]) -> None:
-    """{metric: (B,) fractions, NaN where undefined}."""
-    packed = np.empty(len(next(iter(resampled.values()))), dtype=[(name, "<u2") for name in resampled])
-    for name, values in resampled.items():
+def save(path: Path, replicates: Mapping[str, np.ndarray]) -> None:
+    """Write a run's file from {metric: (B,) fractions, NaN where undefined}."""
+    packed = np.empty(len(next(iter(replicates.values()))), dtype=[(name, "<u2") for name in replicates])
+    for name, values in replicates.items():
         packed[name] = np.where(np.isnan(values), UNDEFINED, np.round(np.nan_to_num(values) * SCALE))
-    np.savez_compressed(path, **{_OWN: packed})
+    np.savez_compressed(path, **{_ONE_RUN: packed})
 
 
 class Replicates(Mapping[str, dict[str, np.ndarray]]):
-    """{fingerprint: {metric: (B,) fractions}} of runs, read when asked for. A run without a readable file is not in it."""
+    """Replicates of runs, {fingerprint: {metric: (B,) fractions}}, read on first access; KeyError if a run's cannot be read.
 
-    def __init__(self, places: Mapping[str, tuple[Path, str]]) -> None:
-        self._places, self._read = dict(places), {}
+    Args:
+        sources: {fingerprint: (file, name of the array in it)}.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[Path, str]]) -> None:
+        self._sources, self._cache = dict(sources), {}
 
     @staticmethod
     def of_runs(runs: Iterable[tuple[str, Path]]) -> "Replicates":
-        """Of runs by fingerprint and folder."""
-        return Replicates({name: (folder / FILE, _OWN) for name, folder in runs if (folder / FILE).is_file()})
+        """Take the files of runs, given as (fingerprint, folder)."""
+        return Replicates({name: (folder / RESAMPLED, _ONE_RUN) for name, folder in runs if (folder / RESAMPLED).is_file()})
 
     @staticmethod
     def beside(ledger: Path) -> "Replicates":
-        """Those of the runs of a ledger."""
-        file = ledger.with_name(FILE)
+        """Take the file beside a ledger."""
+        file = ledger.with_name(RESAMPLED)
         try:
             with np.load(file, allow_pickle=False) as content:
                 return Replicates({name: (file, name) for name in content.files})
@@ -47,16 +51,16 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
             return Replicates({})
 
     def __or__(self, other: "Replicates") -> "Replicates":
-        return Replicates(self._places | other._places)
+        return Replicates(self._sources | other._sources)
 
     def __deepcopy__(self, memo: dict) -> "Replicates":
-        return self  # pandas copies what a frame carries with every selection
+        return self  # pandas copies a frame's attributes with every selection
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._sources)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._sources)
 
     def __getitem__(self, fingerprint: str) -> dict[str, np.ndarray]:
         packed = self._packed(fingerprint)
@@ -64,34 +68,35 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
         return {name: np.where(undefined[name], np.nan, packed[name] / SCALE) for name in packed.dtype.names}
 
     def _packed(self, fingerprint: str) -> np.ndarray:
-        """Raises KeyError where the run has none that can be read."""
-        if fingerprint not in self._read:
-            file, name = self._places[fingerprint]
+        """Return a run's array of records; KeyError if it cannot be read."""
+        if fingerprint not in self._cache:
+            file, name = self._sources[fingerprint]
             try:
                 with np.load(file, allow_pickle=False) as content:
-                    wanted = [name] if name == _OWN else [n for n, place in self._places.items() if place == (file, n)]
-                    read = {n: content[n] for n in wanted}  # a file of many is opened once
-                if any(packed.dtype.names is None or packed.ndim != 1 for packed in read.values()):
+                    # A ledger's file is opened once for all its runs.
+                    names = [name] if name == _ONE_RUN else [n for n, source in self._sources.items() if source == (file, n)]
+                    arrays = {n: content[n] for n in names}
+                if any(packed.dtype.names is None or packed.ndim != 1 for packed in arrays.values()):
                     raise ValueError("no records of metrics")
             except UNREADABLE:
                 raise KeyError(fingerprint) from None
-            self._read |= {fingerprint if name == _OWN else n: packed for n, packed in read.items()}
-        return self._read[fingerprint]
+            self._cache |= {fingerprint if name == _ONE_RUN else n: packed for n, packed in arrays.items()}
+        return self._cache[fingerprint]
 
     def write(self, path: Path, fingerprints: Iterable[str]) -> None:
-        """Those of these runs in one file; the same runs give the same bytes. Nothing where no run has any."""
-        found = {}
-        for name in sorted({name for name in fingerprints if name in self._places}):
+        """Write the replicates of these runs to one file, if any run has them; the same runs give the same bytes."""
+        arrays = {}
+        for name in sorted({name for name in fingerprints if name in self._sources}):
             try:
-                found[name] = self._packed(name)
+                arrays[name] = self._packed(name)
             except KeyError:
                 continue
-        if found:
-            write_atomically(path, partial(_write, arrays=found))
+        if arrays:
+            write_atomically(path, partial(_write, arrays=arrays))
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As np.savez_compressed, but without the time of writing."""
+    """Write as np.savez_compressed does, but without the time of writing."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""Say where a run, its files and its lock lie."""
+"""Paths of runs, of their files and of their locks."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
-KEPT = (METRICS, MODEL, DETECTIONS)  # beside config.yaml and record.json, of a finished cell
+REQUIRED = (METRICS, MODEL, DETECTIONS)  # files of every finished run, beside config.yaml and record.json
 
 
-def cell_folder(cfg: Config, fingerprint: str) -> Path:
-    """results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and one cell's own."""
-    return _row_folder(cfg) / f"seed{cfg.seed}-{fingerprint[:8]}"
+def run_folder(cfg: Config, fingerprint: str) -> Path:
+    """Return results/runs/<table>/<recipe>/<row>/seed<k>-<fingerprint>: readable, and different for each run."""
+    return row_folder(cfg) / f"seed{cfg.seed}-{fingerprint[:8]}"
 
 
-def _row_folder(cfg: Config) -> Path:
+def row_folder(cfg: Config) -> Path:
     return Path(cfg.out, "runs", *(safe_name(part) for part in (cfg.table, cfg.recipe.name, cfg.row)))
 
 
-def cell_lock(out: str | Path, fingerprint: str) -> Path:
-    """Of a cell, whatever tables it stands in."""
+def run_lock(out: str | Path, fingerprint: str) -> Path:
+    """Return the lock file of a run, the same for all tables that contain the run."""
     return Path(out, "runs", ".locks", fingerprint)

@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import KEPT
+from fpn_ablate.store.layout import REQUIRED
 
 
 def find_run(out: str | Path, seed: int, fingerprint: str) -> Path | None:
-    """The folder of a finished run of a cell below `out`, in whatever table it stands, with all that it has made."""
+    """Find the folder of a finished run below `out`, in any table, with all its required files."""
     for folder in sorted(Path(out, "runs").glob(f"*/*/*/seed{seed}-{fingerprint[:8]}")):
-        if is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in KEPT):
+        if is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in REQUIRED):
             return folder
     return None
 
 
-def is_finished(known: dict[str, Any] | None, fingerprint: str) -> bool:
-    return bool(known) and known.get("status") == "finished" and known.get("fingerprint") == fingerprint
+def is_finished(content: dict[str, Any] | None, fingerprint: str) -> bool:
+    """Return whether a record says that the run of this fingerprint is finished."""
+    return bool(content) and content.get("status") == "finished" and content.get("fingerprint") == fingerprint

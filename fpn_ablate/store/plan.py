@@ -1,6 +1,6 @@
-"""What a sweep is about to do, as a file that is there while it runs: `<out>/runs/.plans/<host>-<process>.json`.
+"""The plan of a sweep: its runs, in a file that exists while the sweep does: `<out>/runs/.plans/<host>-<process>.json`.
 
-The report's page shows from it how far the sweep is. Nothing of a run depends on it.
+The report's page shows a sweep's progress from it. No run depends on it.
 """
 
 import json
@@ -15,9 +15,8 @@ from pathlib import Path
 from fpn_ablate.utils.files import save_text
 
 FOLDER = ".plans"
-COMMAND = "FPN_ABLATE_COMMAND"  # set by the command line for the jobs of a sweep: what the user typed
-# A plan of another machine whose process cannot be asked for is over by then.
-LONGEST = timedelta(days=7)
+COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
+MAX_AGE = timedelta(days=7)  # a plan of another machine, whose processes cannot be checked, counts as active for this long
 
 
 @dataclass(frozen=True)
@@ -33,41 +32,41 @@ class PlannedRun:
 @dataclass(frozen=True)
 class Plan:
     process: int
-    born: str  # when the process began, as the system counts: another may have its number later
+    born: str  # start time of the process, in the system's ticks: its number may be reused later
     host: str
     started: str
-    code: str  # version of the core (runs.identity): figures of another are not this sweep's
+    code: str  # version of the core (runs.identity): results of another version are not this sweep's
     command: str
     cells: tuple[PlannedRun, ...]
 
 
-def write_plan(runs: Path, cells: Iterable[PlannedRun], code: str = "") -> Path:
-    """Leave word of a sweep, in place of the plans that this machine's dead processes have left. Raises UserError, OSError."""
+def write_plan(runs: Path, planned: Iterable[PlannedRun], code: str = "") -> Path:
+    """Write the plan of this process's sweep, and remove those of this machine's dead processes. Raises UserError, OSError."""
     folder, host = runs / FOLDER, socket.gethostname()
     for file in folder.glob("*.json"):
         plan = _read(file)
         if plan and plan.host == host and not _is_active(plan):
             _remove(file)
     started = _now().isoformat(timespec="seconds")
-    plan = Plan(os.getpid(), _born(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(cells))
+    plan = Plan(os.getpid(), _start_time(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(planned))
     file = plan_file(runs)
     save_text(file, json.dumps(asdict(plan)))
     return file
 
 
-def active_plans(runs: Path, here: bool = False) -> list[Plan]:
-    """The plans of sweeps that are under way below a folder of runs; `here`: on this machine, where it is known for sure."""
-    found = [_read(file) for file in sorted((runs / FOLDER).glob("*.json"))]
-    return [plan for plan in found if plan and _is_active(plan) and not (here and plan.host != socket.gethostname())]
+def active_plans(runs: Path, this_host: bool = False) -> list[Plan]:
+    """Read the plans of running sweeps; with `this_host` only those of this machine, whose processes can be checked."""
+    plans = [_read(file) for file in sorted((runs / FOLDER).glob("*.json"))]
+    return [plan for plan in plans if plan and _is_active(plan) and not (this_host and plan.host != socket.gethostname())]
 
 
 def remove_plan(runs: Path) -> None:
-    """This process's sweep is over, whatever ended it."""
+    """Remove the plan of this process's sweep."""
     _remove(plan_file(runs))
 
 
 def plan_file(runs: Path) -> Path:
-    """The file of this process's sweep; with `.jobs` in place of `.json`, the folder of `fpn_ablate.sweep.jobs`."""
+    """Return the file of this process's sweep. With suffix `.jobs` it is the folder that `fpn_ablate.sweep.jobs` uses."""
     return runs / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json"
 
 
@@ -77,7 +76,7 @@ def _remove(file: Path) -> None:
 
 
 def has_leftover_plan(runs: Path) -> bool:
-    """Whether there is a plan of this machine that nobody took away: its sweep is under way, or was killed."""
+    """Return whether this machine has a plan that nobody removed: its sweep is running, or was killed."""
     return any((runs / FOLDER).glob(f"{socket.gethostname()}-*.json"))
 
 
@@ -91,23 +90,23 @@ def _read(file: Path) -> Plan | None:
 
 def _is_active(plan: Plan) -> bool:
     if plan.host != socket.gethostname():
-        return _now() - datetime.fromisoformat(plan.started) < LONGEST
+        return _now() - datetime.fromisoformat(plan.started) < MAX_AGE
     try:
         os.kill(plan.process, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # of another user
-    return _born(plan.process) == plan.born
+        pass  # a process of another user
+    return _start_time(plan.process) == plan.born
 
 
-def _born(process: int) -> str:
-    """Empty where the system does not tell (it does on Linux)."""
+def _start_time(process: int) -> str:
+    """Return a process's start time in ticks since boot; "" on systems without /proc."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]  # starttime, in ticks since the machine started
+    return stat.rpartition(")")[2].split()[19]  # starttime
 
 
 def _now() -> datetime:

@@ -1,4 +1,4 @@
-"""The record of a run, written last and in one piece. A run whose record says finished is over; any other is taken up again."""
+"""The record of a run, written last and atomically. A run whose record says "finished" is complete; any other is resumed."""
 
 import json
 from contextlib import suppress
@@ -9,24 +9,22 @@ from typing import Any
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import RECORD
 
-FILE = RECORD
+FORMAT = 1  # of record.json; raised when keys change their meaning
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **record}, indent=1, allow_nan=False) + "\n"
-    save_text(folder / FILE, text)
+    save_text(folder / RECORD, text)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record, or None where there is none or it cannot be read (the run is then done again)."""
+    """Read a run's record; None if it is missing or unreadable, and the run is then done again."""
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads((folder / FILE).read_text())
-        return found if isinstance(found, dict) else None
+        content = json.loads((folder / RECORD).read_text())
+        return content if isinstance(content, dict) else None
     return None
 
 
 def now() -> str:
+    """Return the current time as records hold it: UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-FORMAT = 1  # of record.json: raised when its keys change their meaning

@@ -52,7 +52,7 @@ def cell(config, tmp_path):
 
 
 def folder_of(cfg, outcome):
-    return running.cell_folder(cfg, outcome["fingerprint"])
+    return running.run_folder(cfg, outcome["fingerprint"])
 
 
 def weights(folder, part=""):

@@ -240,7 +240,7 @@ def whole(config, tmp_path_factory):
         patch.setattr(cost, "latency_of", lambda *arguments: 1.0)
         seen = strike(patch, lambda name, time: False)
         outcome = running.run(cfg)
-    return cfg, running.cell_folder(cfg, outcome["fingerprint"]), seen
+    return cfg, running.run_folder(cfg, outcome["fingerprint"]), seen
 
 
 @pytest.fixture(autouse=True)
@@ -289,7 +289,7 @@ def test_a_run_writes_nothing_that_is_not_struck_below(whole):
 @linux
 def test_a_run_that_lacks_room_says_so_each_time_and_goes_on_to_the_same_end(whole, tmp_path, monkeypatch):
     cfg, folder = whole[0].model_copy(update={"out": str(tmp_path)}), whole[1]
-    own = running.cell_folder(cfg, record.read(folder)["fingerprint"])
+    own = running.run_folder(cfg, record.read(folder)["fingerprint"])
     for name, time in STRUCK:
         with monkeypatch.context() as patch:
             strike(patch, lambda *now, struck=(name, time): now == struck)
@@ -321,7 +321,7 @@ def test_a_run_that_is_taken_over_without_room_is_not_taken_for_whole(whole, mon
         strike(patch, lambda name, time: name == "model.pt")
         with pytest.raises(UserError, match=r"model\.pt: cannot be written"):
             running.run(cfg)
-    folder = running.cell_folder(cfg, record.read(whole[1])["fingerprint"])
+    folder = running.run_folder(cfg, record.read(whole[1])["fingerprint"])
     assert record.read(folder) is None and not (folder / "model.pt").exists()
     assert running.run(cfg)["status"] == "finished" and (folder / "model.pt").exists()
 

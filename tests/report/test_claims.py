@@ -11,7 +11,7 @@ from fpn_ablate.report.collate.definition import find
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import tables as formats
 from fpn_ablate.report.formats.grid import WITHIN_NOISE, grid
-from fpn_ablate.store.bootstrap_store import FILE, save
+from fpn_ablate.store.bootstrap_store import RESAMPLED, save
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
@@ -367,11 +367,11 @@ def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
     generator = np.random.default_rng(0)
     for seed in range(3):
         folder = put(seed=seed, metrics={"AR100": 0.5 + 0.001 * seed})
-        save(folder / FILE, {"AR100": 0.5 + 0.02 * generator.standard_normal(50)})
+        save(folder / RESAMPLED, {"AR100": 0.5 + 0.02 * generator.standard_normal(50)})
     (made,) = collate(load(runs))
     cell = next(row for row in made.rows if row.row == "fpn").cells["AR100"]
     assert cell.ours.images > 0 and "seeds and images" in dict(made.footer)["±"]
-    for folder in runs.rglob(FILE):
+    for folder in runs.rglob(RESAMPLED):
         folder.write_bytes(b"rubbish")
     (without,) = collate(load(runs))
     cell = next(row for row in without.rows if row.row == "fpn").cells["AR100"]
@@ -381,7 +381,7 @@ def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
 def drawn(put, row, seed, value, draws, count=50):
     generator = np.random.default_rng(0)
     folder = put(row, seed, metrics={"AR100": value}, draws=draws)
-    save(folder / FILE, {"AR100": value + 0.02 * generator.standard_normal(count)})
+    save(folder / RESAMPLED, {"AR100": value + 0.02 * generator.standard_normal(count)})
 
 
 def test_replicates_of_other_draws_are_not_put_together(runs, put):

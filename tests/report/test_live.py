@@ -35,7 +35,7 @@ def dead_process() -> int:
 
 def as_if_written_by(file, **changes):
     if "process" in changes:
-        changes = {"born": plan._born(changes["process"])} | changes
+        changes = {"born": plan._start_time(changes["process"])} | changes
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -65,7 +65,7 @@ def test_a_plan_of_another_machine_is_over_after_a_week(runs):
     file = plan.write_plan(runs, CELLS)
     as_if_written_by(file, host=socket.gethostname() + "x", process=0)
     assert len(plan.active_plans(runs)) == 1
-    assert plan.active_plans(runs, here=True) == []  # nobody watches what cannot be seen to end
+    assert plan.active_plans(runs, this_host=True) == []  # nobody watches what cannot be seen to end
     as_if_written_by(file, started="2020-01-01T00:00:00+00:00")
     assert plan.active_plans(runs) == []
 

@@ -14,8 +14,7 @@ from fpn_ablate.evaluation.coco import DetectionSet, average_recall
 from fpn_ablate.runs import artifacts, restore
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
-from fpn_ablate.store.bootstrap_store import FILE as RESAMPLED
-from fpn_ablate.store.bootstrap_store import Replicates
+from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
@@ -33,7 +32,7 @@ def finished(config, tmp_path_factory):
     for name, task in TASKS.items():
         overrides = [*TINY, *task] + ["task.roi.score_thresh=0.0"] * (name == "joint")
         cfg = config(*overrides).model_copy(update={"out": out})
-        folders[name] = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 

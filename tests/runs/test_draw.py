@@ -37,7 +37,7 @@ def made(config, tmp_path_factory):
     folders = {}
     for name, overrides in tasks.items():
         cfg = config(*TINY, *overrides).model_copy(update={"out": str(root / "results")})
-        folders[name] = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 

@@ -36,7 +36,7 @@ def finished(config, tmp_path_factory):
         # An untrained network is sure of nothing.
         overrides = [*TINY, *task] + ["task.roi.score_thresh=0.0"] * (name != "rpn")
         cfg = config(*overrides).model_copy(update={"out": out})
-        folders[name] = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 

@@ -23,6 +23,7 @@ from fpn_ablate.store import record
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
+from fpn_ablate.utils.paths import RECORD
 
 TINY = (
     "backbone.weights=none",
@@ -52,7 +53,7 @@ def finished(config, tmp_path_factory):
     """A finished cell: its configuration, its record, its folder."""
     cfg = config(*TINY).model_copy(update={"out": str(tmp_path_factory.mktemp("results"))})
     outcome = running.run(cfg)
-    return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+    return cfg, outcome, running.run_folder(cfg, outcome["fingerprint"])
 
 
 def training_is_forbidden(*arguments, **named):
@@ -574,14 +575,14 @@ def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(t
 
 @pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "null"])
 def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
-    (tmp_path / record.FILE).write_text(text)
+    (tmp_path / RECORD).write_text(text)
     assert record.read(tmp_path) is None
 
 
 def test_what_a_kill_left_beside_a_finished_record_is_gone_after_the_next_start(cell):
     """As of skip.json, which is written when all else is done."""
     cfg = cell()
-    folder = running.cell_folder(cfg, running.run(cfg)["fingerprint"])
+    folder = running.run_folder(cfg, running.run(cfg)["fingerprint"])
     left = folder / ".skip.json.123-host.json"
     left.write_text("{")
     running.run(cfg)

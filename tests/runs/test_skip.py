@@ -38,7 +38,7 @@ def cell(config, tmp_path_factory):
     own = ("data=coco", f"data.root={place / 'set'}", f"backbone.weights={place / 'weights.pth'}")
     cfg = config(*TINY, *own).model_copy(update={"out": str(place / "results")})
     outcome = running.run(cfg)
-    return cfg, inputs.prepare(cfg), outcome, running.cell_folder(cfg, outcome["fingerprint"])
+    return cfg, inputs.prepare(cfg), outcome, running.run_folder(cfg, outcome["fingerprint"])
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(tmp_path
     out, before = again("-m", *rows)
     assert before == 2 and out.endswith("code 0 loaded []\n"), out
     assert [line for line in first.splitlines() if "│" in line] == [line for line in out.splitlines() if "│" in line]
-    assert "written before, and as it was: table1_rpn-shapes-" in out
+    assert "up to date: table1_rpn-shapes-" in out
     out, before = again(*rows[:-1], "ablation=c5")
     assert before == 1 and "loaded ['matplotlib'" not in out and "torch" not in out.splitlines()[-1], out
 

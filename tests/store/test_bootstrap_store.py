@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from fpn_ablate.store.bootstrap_store import FILE, Replicates, save
+from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates, save
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def values():
 
 
 def test_values_come_back_to_a_hundred_thousandth(tmp_path, values):
-    save(tmp_path / FILE, values)
+    save(tmp_path / RESAMPLED, values)
     found = Replicates.of_runs([("f", tmp_path)])["f"]
     assert list(found) == ["AP", "AP_s"]
     for name, expected in values.items():
@@ -26,11 +26,11 @@ def test_values_come_back_to_a_hundred_thousandth(tmp_path, values):
 def test_many_runs_in_one_file_are_the_same_and_equal_bytes(tmp_path, values):
     for name in "ab":
         (tmp_path / name).mkdir()
-        save(tmp_path / name / FILE, values | {"AP": values["AP"] * (1 if name == "a" else 0.5)})
+        save(tmp_path / name / RESAMPLED, values | {"AP": values["AP"] * (1 if name == "a" else 0.5)})
     runs = Replicates.of_runs((name, tmp_path / name) for name in "ab")
     for place, names in (("one", ["b", "a", "a", "unknown"]), ("two", ["a", "b"])):
-        runs.write(tmp_path / place / FILE, names)
-    assert (tmp_path / "one" / FILE).read_bytes() == (tmp_path / "two" / FILE).read_bytes()
+        runs.write(tmp_path / place / RESAMPLED, names)
+    assert (tmp_path / "one" / RESAMPLED).read_bytes() == (tmp_path / "two" / RESAMPLED).read_bytes()
     together = Replicates.beside(tmp_path / "one" / "ledger.csv")
     assert sorted(together) == ["a", "b"]
     for name in "ab":
@@ -41,7 +41,7 @@ def test_many_runs_in_one_file_are_the_same_and_equal_bytes(tmp_path, values):
 @pytest.mark.parametrize("content", [b"", b"rubbish", None])
 def test_a_damaged_or_absent_file_is_as_if_there_were_none(tmp_path, content):
     if content is not None:
-        (tmp_path / FILE).write_bytes(content)
+        (tmp_path / RESAMPLED).write_bytes(content)
     runs = Replicates.of_runs([("f", tmp_path)])
     with pytest.raises(KeyError):
         runs["f"]
@@ -51,10 +51,10 @@ def test_a_damaged_or_absent_file_is_as_if_there_were_none(tmp_path, content):
 
 
 def test_a_file_with_flipped_bytes_gives_its_values_or_none(tmp_path, values):
-    save(tmp_path / FILE, values)
-    whole = (tmp_path / FILE).read_bytes()
+    save(tmp_path / RESAMPLED, values)
+    whole = (tmp_path / RESAMPLED).read_bytes()
     for place in range(0, len(whole), 7):
-        (tmp_path / FILE).write_bytes(
+        (tmp_path / RESAMPLED).write_bytes(
             whole[:place] + bytes(255 - byte for byte in whole[place : place + 8]) + whole[place + 8 :]
         )
         try:
@@ -64,7 +64,7 @@ def test_a_file_with_flipped_bytes_gives_its_values_or_none(tmp_path, values):
 
 
 def test_an_array_of_plain_numbers_is_no_record(tmp_path):
-    np.savez_compressed(tmp_path / FILE, resampled=np.arange(5, dtype="<u2"))
+    np.savez_compressed(tmp_path / RESAMPLED, resampled=np.arange(5, dtype="<u2"))
     with pytest.raises(KeyError):
         Replicates.of_runs([("f", tmp_path)])["f"]
 

@@ -292,7 +292,7 @@ def alone(config, tmp_path_factory):
     """A cell without a copy: its configuration, its record, its folder."""
     cfg = config(*TINY, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
     outcome = running.run(cfg)
-    return cfg, outcome, running.cell_folder(cfg, outcome["fingerprint"])
+    return cfg, outcome, running.run_folder(cfg, outcome["fingerprint"])
 
 
 def test_a_cell_is_copied_in_each_table_in_which_it_stands(alone, monkeypatch):
@@ -367,7 +367,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": "offline"})})
     outcome = running.run(cfg)
     children[0].kill()
-    the_same(running.cell_folder(cfg, outcome["fingerprint"]), outcome, alone)
+    the_same(running.run_folder(cfg, outcome["fingerprint"]), outcome, alone)
     said = [text for text in capsys.readouterr().err.splitlines() if "wandb" in text]
     assert len(said) == 1 and line in said[0]
 
@@ -383,7 +383,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
 def test_a_run_does_without_a_folder_an_account_or_room(alone, tmp_path, capsys, mode, place, line):
     cfg = alone[0].model_copy(update={"out": str(tmp_path)})
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": mode})})
-    folder = running.cell_folder(cfg, alone[1]["fingerprint"])
+    folder = running.run_folder(cfg, alone[1]["fingerprint"])
     folder.mkdir(parents=True)
     if place == "a file":
         (folder / "wandb").touch()

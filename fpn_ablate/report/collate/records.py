@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from fpn_ablate.config.factors import flatten
-from fpn_ablate.store.bootstrap_store import FILE, Replicates
+from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
@@ -89,7 +89,7 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
     replicates = old.attrs.get("replicates", Replicates({})) | frame.attrs.get("replicates", Replicates({}))
-    replicates.write(path.with_name(FILE), ledger["fingerprint"])
+    replicates.write(path.with_name(RESAMPLED), ledger["fingerprint"])
 
 
 def factors_of(record: dict[str, Any]) -> tuple[str, ...]:

@@ -49,21 +49,21 @@ def watch(runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,)) -
     experiments = list(experiments)
     with suppress(Timeout):
         while plan.active_plans(
-            runs, here=True
+            runs, this_host=True
         ):  # asked again without the lock: a sweep may begin while the last page is written
             with lock(_locks(runs) / "watch", timeout=0):
                 _watch(runs, out, experiments)
 
 
 def _watch(runs: Path, out: Path, experiments: list[Path]) -> None:
-    while plan.active_plans(runs, here=True):
+    while plan.active_plans(runs, this_host=True):
         begun, seen = time.monotonic(), _ended(runs)
         with suppress(UserError, OSError):  # a table's file that is being edited, a full disk
             write(runs, out, experiments, under_way=True)
         took = time.monotonic() - begun
         soon, due = (time.monotonic() + seconds for seconds in (max(LOOK, took), max(PAUSE, SHARE * took)))
         while (
-            plan.active_plans(runs, here=True) and time.monotonic() < due and (time.monotonic() < soon or _ended(runs) == seen)
+            plan.active_plans(runs, this_host=True) and time.monotonic() < due and (time.monotonic() < soon or _ended(runs) == seen)
         ):
             time.sleep(LOOK)
     if plan.has_leftover_plan(runs):
