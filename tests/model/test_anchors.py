@@ -144,9 +144,9 @@ def test_one_head_serves_all_levels():
 
 def test_the_papers_sizes_scale_with_the_short_side(config):
     cfg = config()
-    assert rpn_settings(cfg, 800).sizes == tuple(cfg.rpn.anchor_sizes)
-    assert rpn_settings(cfg, 200).sizes == tuple(size / 4 for size in cfg.rpn.anchor_sizes)
-    assert build_detector(cfg).rpn.settings.sizes == rpn_settings(cfg, cfg.recipe.short_side).sizes
+    assert rpn_settings(cfg.rpn, 800).sizes == tuple(cfg.rpn.anchor_sizes)
+    assert rpn_settings(cfg.rpn, 200).sizes == tuple(size / 4 for size in cfg.rpn.anchor_sizes)
+    assert build_detector(cfg).rpn.settings.sizes == rpn_settings(cfg.rpn, cfg.recipe.short_side).sizes
 
 
 def test_anchors_follow_the_shape_of_the_maps():

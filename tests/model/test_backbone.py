@@ -57,7 +57,7 @@ def loaded(config, name: str, path: str, frozen_bn: bool = True) -> nn.Module:
     cfg = config(f"backbone={name}", f"backbone.weights={path}", f"backbone.frozen_bn={str(frozen_bn).lower()}")
     model = build.build_detector(cfg)
     init.initialise(model, 0)
-    load_backbone(model, backbone_weights(cfg, None))
+    load_backbone(model, backbone_weights(cfg.backbone, None))
     return model.backbone.eval().double()
 
 
@@ -143,14 +143,14 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(config, tmp_path, con
         state = getattr(torchvision.models, content)().state_dict() if isinstance(content, str) else content
         torch.save(state, path)
     with pytest.raises(UserError, match=message) as refused:
-        backbone_weights(config("backbone=resnet18", f"backbone.weights={path}"), None)
+        backbone_weights(config("backbone=resnet18", f"backbone.weights={path}").backbone, None)
     assert str(path) in str(refused.value)
 
 
 def test_resnet_weights_do_not_fit_mobilenet(config, tmp_path):
     path = file_of(torchvision.models.resnet18().state_dict(), tmp_path)
     with pytest.raises(UserError, match="does not fit backbone=mobilenet_v2"):
-        backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}"), None)
+        backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}").backbone, None)
 
 
 @pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
@@ -224,10 +224,11 @@ def test_the_deep_small_backbone_is_the_small_one_with_a_second_block_in_each_st
 
 def test_the_deep_small_backbone_is_pre_trained_and_read_like_the_small_one(config, tmp_path):
     cfg = config("backbone=small_deep", "recipe=smoke")
-    made = pretrain.ensure(cfg, world(cfg), tmp_path, torch.device("cpu"), say=lambda text: None)
+    small_world = world(cfg.data, cfg.recipe.short_side)
+    made = pretrain.ensure(cfg.backbone, cfg.recipe.pretrain, small_world, tmp_path, torch.device("cpu"))
     state = torch.load(made.path, weights_only=True)
     model = build.build_detector(cfg)
-    load_backbone(model, backbone_weights(cfg, made.path))
+    load_backbone(model, backbone_weights(cfg.backbone, made.path))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
 
@@ -282,4 +283,4 @@ def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, t
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"torchvision's weights of resnet18 cannot be had .*no network.*backbone.weights=FILE"):
-        backbone_weights(config("backbone=resnet18"), None)
+        backbone_weights(config("backbone=resnet18").backbone, None)

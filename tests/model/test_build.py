@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.model.build import build_detector, rpn_settings
+from fpn_ablate.model.build import build_detector, row_rpn_settings, rpn_settings
 from fpn_ablate.model.detectors.two_stage import MEAN, STD, normalise
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.init import initialise
@@ -218,7 +218,7 @@ def test_numbers_of_the_head_come_from_the_configuration(config):
         "rpn.post_nms_topk=[15,16]",
         "rpn.anchor_ratios=[1,3]",
     )
-    s = rpn_settings(cfg, 800)
+    s = rpn_settings(cfg.rpn, 800)
     assert (s.samples, s.positive_fraction, s.positive_iou, s.negative_iou, s.nms_thresh) == (7, 0.25, 0.6, 0.2, 0.5)
     assert (s.pre_nms_topk, s.pre_nms_topk_single, s.post_nms_topk) == ((11, 12), (13, 14), (15, 16))
     assert s.ratios == (1, 3)
@@ -266,9 +266,9 @@ def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(con
 
 def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
     written = ("task.roi.proposals=[21,22]", "rpn.post_nms_topk=[31,32]")
-    assert rpn_settings(config(*JOINT, *written), 64).post_nms_topk == (21, 22)
-    assert rpn_settings(config("task=faster_rcnn", *written), 64).post_nms_topk == (31, 32)
-    assert rpn_settings(config("task=fast_rcnn", *written), 64).post_nms_topk == (31, 32)
+    assert row_rpn_settings(config(*JOINT, *written), 64).post_nms_topk == (21, 22)
+    assert row_rpn_settings(config("task=faster_rcnn", *written), 64).post_nms_topk == (31, 32)
+    assert row_rpn_settings(config("task=fast_rcnn", *written), 64).post_nms_topk == (31, 32)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
         f"backbone.frozen_bn={str(frozen_bn).lower()}",
     )
     model = built(cfg)
-    load_backbone(model, backbone_weights(cfg, None))
+    load_backbone(model, backbone_weights(cfg.backbone, None))
     head = model.roi.box_head.eval().double()
     x = torch.randn(3, model.roi.pooler.in_channels, 14, 14, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
@@ -344,6 +344,6 @@ def test_the_backbone_is_filled_with_a_second_stage_as_without(config, tmp_path,
     torch.save(net.state_dict(), path)
     cfg = config(f"ablation={row}", *TASKS["fast_rcnn"], "backbone=resnet18", f"backbone.weights={path}")
     model = built(cfg)
-    load_backbone(model, backbone_weights(cfg, None))
+    load_backbone(model, backbone_weights(cfg.backbone, None))
     assert torch.equal(model.backbone.stages["c5"][1].conv2.weight, net.layer4[1].conv2.weight)
     assert model.roi.box_head.fc6.in_features == 49 * (512 if row == "c5" else cfg.recipe.channels)

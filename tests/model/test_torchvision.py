@@ -12,7 +12,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from fpn_ablate.data.transforms import collate, prepare, to_native
+from fpn_ablate.data.transforms import Resize, collate, prepare, to_native
 from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
 from fpn_ablate.model.detectors.two_stage import normalise
@@ -78,8 +78,8 @@ def pictures(*sizes):
 
 
 def batch_of(samples, cfg):
-    recipe = cfg.recipe
-    return collate([prepare(s, recipe.short_side, recipe.max_side, flip=False, antialias=recipe.antialias) for s in samples])
+    resize = Resize.of(cfg.recipe)
+    return collate([prepare(sample, resize, flip=False) for sample in samples])
 
 
 def their_input(samples):
