@@ -1,4 +1,5 @@
-"""Examine a data set before a sweep: `python -m fpn_ablate doctor data=coco data.root=PATH`, or `doctor ANNOTATIONS [IMAGES]`."""
+"""Examine a data set before a sweep: `python -m fpn_ablate doctor data=coco data.root=PATH`, or `doctor ANNOTATIONS
+[IMAGES]`."""
 
 import argparse
 import json
@@ -12,8 +13,8 @@ from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
-ABOUT = """Examine both splits of a data set as a run with these key=value would see them; or one annotation file, with its images
-where their folder is given. Exit code 0: sound, 1: a training would be refused, 2: bad arguments."""
+ABOUT = """Examine both splits of a data set as a run with these key=value would see them; or one annotation file, with its
+images where their folder is given. Exit code 0: sound, 1: a training would be refused, 2: bad arguments."""
 OVERRIDE = re.compile(r"[+~]*[a-z][\w./@]*=")  # key=value, as for a run
 
 

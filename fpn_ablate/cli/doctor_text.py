@@ -1,4 +1,4 @@
-"""The facts of `examine` for a reader."""
+"""Print the report of `doctor` as tables."""
 
 import json
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit
     for entry in split["findings"]:
         title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else "Mended as data.invalid says"
         groups[title].append(Finding(**{key: entry[key] for key in keys}))
-    for title, found in groups.items():
-        if found:
-            console.print(escape(f"{name}: {title}: {summary(found, limit or len(found))}"), soft_wrap=True)
+    for title, findings in groups.items():
+        if findings:
+            console.print(escape(f"{name}: {title}: {summary(findings, limit or len(findings))}"), soft_wrap=True)
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
@@ -68,25 +68,25 @@ def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
         "objects an image: mean": lambda s: f"{s['objects_an_image']['mean']:.1f}",
         "  median": lambda s: f"{s['objects_an_image']['median']:g}",
         "  most": lambda s: f"{s['objects_an_image']['max']:,}",
-        "boxes changed": lambda s: ", ".join(f"{n} {what}" for what, n in s["repairs"].items()) or "0",
+        "boxes changed": lambda s: ", ".join(f"{n} {repair}" for repair, n in s["repairs"].items()) or "0",
     }
-    for what, value in lines.items():
-        table.add_row(what, *(value(split) for split in splits.values()))
+    for label, value in lines.items():
+        table.add_row(label, *(value(split) for split in splits.values()))
     return table
 
 
 def _sizes(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
-    recipe, shown = report["recipe"], {"q05": "5 %", "median": "median", "q95": "95 %", "max": "max"}
+    recipe, quantiles = report["recipe"], {"q05": "5 %", "median": "median", "q95": "95 %", "max": "max"}
     title = f"Sizes; input: short side {recipe['short_side']}, long side at most {recipe['max_side']} pixels"
-    table = _table(title, "", "measure", *AREAS[1:], *shown.values(), text=2)
+    table = _table(title, "", "measure", *AREAS[1:], *quantiles.values(), text=2)
     for name, split in splits.items():
         for where in ("native", "input"):
             sizes = split["sizes"][where]
             low, high = (f"{bound**0.5:.3g}" for bound in sizes["bounds"])
             shares = [_count_and_share(sizes[area], split["objects"]) for area in AREAS[1:]]
-            spread = [_short((sizes["sqrt_area"] or {}).get(q)) for q in shown]
+            spread = [_short((sizes["sqrt_area"] or {}).get(q)) for q in quantiles]
             table.add_row(name, f"√area, {where} (small < {low}, large > {high})", *shares, *spread)
-        spread = [_short((split["sizes"]["aspect_ratio"] or {}).get(q), 2) for q in shown]
+        spread = [_short((split["sizes"]["aspect_ratio"] or {}).get(q), 2) for q in quantiles]
         table.add_row(name, "height / width", "", "", "", *spread)
     return table
 
@@ -103,14 +103,16 @@ def _balance(splits: Mapping[str, Any]) -> Table:
     first = next(iter(splits.values()))
     categories = {c["id"]: c["name"] for split in splits.values() for c in split["categories"]}
     counts = {name: {c["id"]: c for c in split["categories"]} for name, split in splits.items()}
-    order = sorted(categories, key=lambda k: -sum(own[k]["objects"] for own in counts.values() if k in own))
+    order = sorted(categories, key=lambda k: -sum(split[k]["objects"] for split in counts.values() if k in split))
     shown = order if len(order) <= CATEGORIES else [*order[: CATEGORIES // 2], *order[-CATEGORIES // 2 :]]
     note = "" if len(order) == len(shown) else f"; the {CATEGORIES // 2} most and the {CATEGORIES // 2} least frequent"
     ratios = ", ".join(f"{name} {split['imbalance']:,.1f}" for name, split in splits.items() if split["imbalance"])
     title = f"{len(first['categories'])} categories; most / least frequent: {ratios or 'n/a'}{note}"
-    table = _table(title, "category", *(f"{name}: {what}" for name in splits for what in ("objects", "images")))
+    table = _table(title, "category", *(f"{name}: {unit}" for name in splits for unit in ("objects", "images")))
     for key in shown:
-        cells = [f"{own[key][what]:,}" if key in own else "-" for own in counts.values() for what in ("objects", "images")]
+        cells = [
+            f"{split[key][unit]:,}" if key in split else "-" for split in counts.values() for unit in ("objects", "images")
+        ]
         table.add_row(escape(categories[key]), *cells)
     return table
 

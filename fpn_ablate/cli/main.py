@@ -1,7 +1,7 @@
 """Choose the command: `python -m fpn_ablate COMMAND ...`; without one, a run or a sweep.
 
-Each command is a module beside this one with `main(arguments, config_dir) -> exit code`. It is imported when it is asked for, so
-that neither Hydra nor torch is loaded before the command is known.
+Each command is a module beside this one with `main(arguments, config_dir) -> exit code`. It is imported when it is asked for,
+so that neither Hydra nor torch is loaded before the command is known.
 """
 
 import difflib
@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 from fpn_ablate import __version__
@@ -81,26 +82,26 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
         UserError: there is no such command, or no such folder.
     """
     command, rest, config_dir = None, [], None
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
         if name in _CONFIG_DIR:
-            config_dir = _folder(value if equals else next(words, ""))
-        elif command is None and word in _WITH_VALUE:
-            rest += [word, *[value for value in [next(words, None)] if value is not None]]
-        elif command is None and not word.startswith(("-", "~")) and not equals:
-            command = _known(word)
+            config_dir = _folder(value if equals else next(remaining, ""))
+        elif command is None and argument in _WITH_VALUE:
+            rest += [argument, *islice(remaining, 1)]
+        elif command is None and not argument.startswith(("-", "~")) and not equals:
+            command = _command(argument)
         else:
-            rest.append(word)
+            rest.append(argument)
     return command, rest, config_dir
 
 
-def _known(word: str) -> str:
-    if word in COMMANDS:
-        return word
-    near = difflib.get_close_matches(word, COMMANDS, n=1)
+def _command(name: str) -> str:
+    if name in COMMANDS:
+        return name
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"{word}: there is no such command.{hint} Commands: {', '.join(COMMANDS)}; a setting is given as key=value")
+    raise UserError(f"{name}: there is no such command.{hint} Commands: {', '.join(COMMANDS)}; a setting is given as key=value")
 
 
 def _folder(name: str) -> Path:

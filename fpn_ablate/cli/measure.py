@@ -6,8 +6,8 @@ from pathlib import Path
 from fpn_ablate.cli.each_run import update_runs
 from fpn_ablate.runs.remake import Latencies
 
-ABOUT = """Measure the latency of finished runs again, one after the other: in a sweep, other work on the machine spoils it. The new
-figures go into the runs' records."""
+ABOUT = """Measure the latency of finished runs again, one after the other: in a sweep, other work on the machine spoils it. The
+new figures go into the runs' records."""
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:

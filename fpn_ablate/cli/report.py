@@ -25,8 +25,8 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.check and options.readme is None:
         raise UserError("--check needs --readme FILE, the file to check")
-    own = [config_dir / "experiments"] if config_dir and (config_dir / "experiments").is_dir() else []
-    folders = [EXPERIMENTS, *own, *options.experiments]
+    added = [config_dir / "experiments"] if config_dir and (config_dir / "experiments").is_dir() else []
+    folders = [EXPERIMENTS, *added, *options.experiments]
     if options.watch:
         live.watch(options.source[0], options.out, folders)
         return 0
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 
 
 def _chosen(collated: list[Table], names: list[str]) -> list[Table]:
-    """The tables of these names (of a file or of a table), or all where there are no names."""
+    """Select the tables of these names (of a file or of a table); all if there are no names."""
     for name in names:
         if not any(name in (table.name, table.definition.table) for table in collated):
             raise UserError(f"--table {name}: there is none; there are {', '.join(table.name for table in collated)}")

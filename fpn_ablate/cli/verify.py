@@ -79,34 +79,34 @@ def _row_facts(options: argparse.Namespace, config_dir: Path | None = None) -> d
 
 def _print_facts(rows: dict[str, RowFacts], size: tuple[int, int]) -> None:
     two_stage = any(facts.head for facts in rows.values())
-    words = ["row", *(["proposals"] if two_stage else []), "feature", *(["head"] if two_stage else [])]
-    words += ["lateral?", "top-down?", "finest level sees"]
+    columns = ["row", *(["proposals"] if two_stage else []), "feature", *(["head"] if two_stage else [])]
+    columns += ["lateral?", "top-down?", "finest level sees"]
     parts = ["backbone", "neck", "rpn", *(["head"] if two_stage else [])]
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
     table = Table(title=title + (f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""))
-    for word in words:
-        table.add_column(word)
-    for word in [
+    for column in columns:
+        table.add_column(column)
+    for column in [
         "# anchors",
         "parameters",
         "trained",
         *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),
     ]:
-        table.add_column(word, justify="right")
+        table.add_column(column, justify="right")
     for row, facts in rows.items():
         marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
-        stage = [[facts.proposals], [facts.head]] if two_stage else [[], []]
+        proposals, head = ([facts.proposals], [facts.head]) if two_stage else ([], [])
         gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
         counts = [
             *(f"{n:,}" if n else "" for n in (facts.anchors, facts.params, facts.trained)),
             *(f"{x:,.1f}" for x in gflops),
         ]
-        table.add_row(row, *stage[0], facts.feature, *stage[1], *marks, " ".join(facts.reach), *counts)
+        table.add_row(row, *proposals, facts.feature, *head, *marks, " ".join(facts.reach), *counts)
     Console(width=max(180, Console().width)).print(table)
 
 
 def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -> str:
-    """A small table of what each row costs, for a README; parts that no row has are left out."""
+    """Return a Markdown table of what each row costs, for a README; parts that no row has are left out."""
     titles = {"backbone": "backbone", "neck": "neck", "rpn": "RPN", "head": "head"}
     parts = [part for part in titles if any(getattr(facts, f"gflops_{part}") for facts in rows.values())]
     header = ["row", "parameters (M)", *(titles[part] for part in parts), "total", "neck / backbone"]

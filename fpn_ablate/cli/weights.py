@@ -26,25 +26,25 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     return 0
 
 
-def _import(given: argparse.Namespace) -> None:
-    _refuse_place(given.file, given.out, SUFFIX)
-    options = Options(given.bn_eps, given.pixel_std, True if given.rgb else None, given.keep_classes)
-    weights = open_weights(given.file, options)
+def _import(options: argparse.Namespace) -> None:
+    _refuse_place(options.file, options.out, SUFFIX)
+    unstated = Options(options.bn_eps, options.pixel_std, True if options.rgb else None, options.keep_classes)
+    weights = open_weights(options.file, unstated)
     _tell(weights)
-    write_safetensors(given.out, weights.tensors, weights.facts)
-    print(f"written: {given.out}")
+    write_safetensors(options.out, weights.tensors, weights.facts)
+    print(f"written: {options.out}")
 
 
-def _export(given: argparse.Namespace) -> None:
-    weights = open_weights(given.file)
-    if given.to == "safetensors":
-        _refuse_place(weights.stored.path, given.out, SUFFIX)
+def _export(options: argparse.Namespace) -> None:
+    weights = open_weights(options.file)
+    if options.to == "safetensors":
+        _refuse_place(weights.stored.path, options.out, SUFFIX)
         _tell(weights)
-        write_safetensors(given.out, weights.tensors, weights.facts)
+        write_safetensors(options.out, weights.tensors, weights.facts)
     else:
-        _refuse_place(weights.stored.path, given.out)
-        write_torch(given.out, _for_torchvision(weights))
-    print(f"written: {given.out}")
+        _refuse_place(weights.stored.path, options.out)
+        write_torch(options.out, _for_torchvision(weights))
+    print(f"written: {options.out}")
 
 
 def _for_torchvision(weights: Weights) -> dict:
@@ -87,7 +87,7 @@ def _refuse_place(source: Path, out: Path, suffix: str | None = None) -> None:
 
 
 def _std(text: str) -> tuple[float, float, float]:
-    """One number for all colours, or three."""
+    """Parse one number for all colours, or three."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:

@@ -21,14 +21,14 @@ from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS, MODEL, ROOT
 
 DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
-# The table that shows a task, or a training of Faster R-CNN, where none is named; of any other its own name.
+# The table of a task, or of a way to train Faster R-CNN, where none is named; others have a table of their own name.
 TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
-# Overrides that do not make another recipe: what names the row, the data and the place has a name of its own.
+# Overrides that are no part of a recipe's name: rows, data and places have names of their own.
 _NOT_IN_RECIPE_NAME = (
     *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),
 )
 _PLACES = ("data.train.", "data.val.")
-# Where factors lie. Data and recipe name a table of their own.
+# Groups in which factors lie. Another data set or recipe is another table.
 _MODEL = ("backbone", "neck", "rpn", "task")
 
 
@@ -61,8 +61,8 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     overrides = normalise(overrides, config_dir)
     rows = _chosen_rows(overrides)
     if not rows:
-        own = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
-        rows = list(dict.fromkeys([*_rows_of_table(_compose([DEFAULT_ROW], overrides, config_dir)[0].table), *own]))
+        added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
+        rows = list(dict.fromkeys([*_rows_of_table(_compose([DEFAULT_ROW], overrides, config_dir)[0].table), *added]))
     return _compose(rows, overrides, config_dir)
 
 
@@ -97,17 +97,24 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
 
 
 def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """What Hydra composed for a job, as a validated `Config` that knows its row's and its recipe's name.
+    """Validate what Hydra composed for a job, and name its row and its recipe.
 
-    The row is called after its file in conf/ablation, and after the factors that the command line, or the sweep of an
-    experiment's file, adds to it; the recipe after all other keys: `fpn+upsample=bilinear`, `quick+steps=100`.
+    A row is named after its file in conf/ablation and the factors that the overrides add to it, a recipe after all other
+    overrides: `fpn+upsample=bilinear`, `quick+steps=100`.
+
+    Args:
+        choices: the files that were chosen, by group.
+        overrides: key=value, of the command line or of a sweep.
+
+    Raises:
+        UserError: a key or a value is wrong; every problem is listed.
     """
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:  # a `${...}` that leads nowhere, or to itself
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
     assert isinstance(values, dict)
-    values.pop("report", None)  # how a table looks is not the run's business
+    values.pop("report", None)  # how a table looks is no part of a run
     values.pop("hydra", None)
     parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
     pairs = sorted((key, _name_of_value(key, value)) for key, value in parts)
@@ -130,15 +137,15 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    asked = str(task.get("training", task.get("name")))
-    values["table"] = values["table"] or TABLES.get(asked, asked)
+    procedure = str(task.get("training", task.get("name")))
+    values["table"] = values["table"] or TABLES.get(procedure, procedure)
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
     return validate(values)
 
 
 def _name_of_value(key: str, value: str) -> str:
-    """What an override adds to a name. A path is named by its last part: records travel, folders do not."""
+    """Return what an override's value adds to a name: of a path the last part, since records move between machines."""
     if key == "backbone":  # timm/resnet50 is no path, and not resnet50
         return value
     folder, _, name = value.rstrip("/").rpartition("/")
@@ -148,7 +155,11 @@ def _name_of_value(key: str, value: str) -> str:
 
 
 def declared_factors(declared: Any) -> list[str]:
-    """The factors, or UserError if one of them is no key, or one in which the rows of a table cannot differ."""
+    """Return the declared factors.
+
+    Raises:
+        UserError: one is no key, or a key in which the rows of a table cannot differ.
+    """
     factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
     for factor in factors:
         if factor not in set(keys()):
@@ -159,7 +170,7 @@ def declared_factors(declared: Any) -> list[str]:
 
 
 def data_name(cfg: Config) -> str:
-    """The data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
+    """Return the data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
     return (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name) if isinstance(cfg.data, Coco) else cfg.data.name
 
 

@@ -1,11 +1,11 @@
-"""Flatten nested settings, and tell which of them lie under a factor."""
+"""Flatten nested settings, and select those under a factor."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dots in its keys."""
+    """Flatten nested dictionaries into one, with dots in its keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, dict):
@@ -16,5 +16,5 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def under(key: str, factors: Iterable[str], prefix: str = "") -> bool:
-    """Whether a dotted key is one of `factors`, or below one; `prefix` is what stands before them."""
+    """Return True if a dotted key is one of `factors`, or below one; `prefix` stands before each of them."""
     return any(key == prefix + factor or key.startswith(f"{prefix}{factor}.") for factor in factors)

@@ -9,20 +9,24 @@ from fpn_ablate.config.validation import keys, unknown_key
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
-# What stands where a group's file is to be named, and Hydra reads as another thing than a text.
+# Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
-# Options of which Hydra takes one, and ends in a traceback where there are more.
+# Options of which Hydra takes one at most; several end in a traceback.
 MODES = {"--multirun": "-m", "--run": "-r", "--cfg": "-c", "--info": "-i", "--shell-completion": "-sc"}
 
 
 def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[str]:
-    """Refuse keys that do not exist, let `experiments=table1` stand for the one file whose name begins so, and `-m` anywhere.
+    """Check the arguments of a run, and put them as Hydra reads them.
 
-    Hydra itself would advise `+neck.topdown=true` for a misspelt key, which it accepts and nothing reads.
+    Unknown keys are refused here: for a misspelt one Hydra would advise `+neck.topdown=true`, which it accepts and nothing
+    reads. `experiments=table1` is completed to the one file whose name begins so, and `-m` may stand anywhere.
+
+    Raises:
+        UserError: a key does not exist, or does not go with the task; a group's file has no name; several of Hydra's modes.
     """
     _refuse_several_modes(arguments)
     variant = None if config_dir else _task_of(arguments)
-    known, result = {*keys(variant=variant), "ablation"}, []
+    valid_keys, result = {*keys(variant=variant), "ablation"}, []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         key, equals, value = argument.lstrip("+~").partition("=")
@@ -30,15 +34,15 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
             result.append(argument)
             continue
         key = key.split("@")[0]
-        if key in groups and (wrong := [name for name in value.split(",") if NO_NAME.fullmatch(name.strip())]):
-            raise UserError(f"{key}={wrong[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
+        if key in groups and (nameless := [name for name in value.split(",") if NO_NAME.fullmatch(name.strip())]):
+            raise UserError(f"{key}={nameless[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
         if key == "experiments":
             argument = f"+experiments={','.join(_experiment_file(name) for name in value.split(','))}"
-        elif key not in known and not key.startswith(("hydra.", "hydra/")):
+        elif key not in valid_keys and not key.startswith(("hydra.", "hydra/")):
             others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
-    # Hydra's parser knows no more keys behind an option that stands among them.
+    # Hydra's parser reads no keys behind an option that stands among them.
     return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
 
 
@@ -55,15 +59,15 @@ def _first_file(group: str) -> str:
 
 
 def _task_of(arguments: Sequence[str]) -> str | None:
-    """The task that is asked for; None where a file, ours or the user's, may choose it."""
+    """Return the task; None where a file may choose it."""
     given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
     chosen_elsewhere = {"experiments", "--config-name", "-cn"} & set(given)
     return None if chosen_elsewhere else given.get("task", "rpn")
 
 
 def _experiment_file(name: str) -> str:
-    found = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.name != CLAIMS)
-    matches = [name] if name in found else [stem for stem in found if stem.startswith(name)]
+    files = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.name != CLAIMS)
+    matches = [name] if name in files else [stem for stem in files if stem.startswith(name)]
     if len(matches) > 1:
         raise UserError(f"experiments={name}: which of {', '.join(matches)}?")
-    return matches[0] if matches else name  # Hydra knows more folders (--config-dir), and lists what there is
+    return matches[0] if matches else name  # Hydra searches more folders (--config-dir), and lists what there is

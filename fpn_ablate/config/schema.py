@@ -1,21 +1,23 @@
-"""The typed configuration of one run: every key, its type, its limits. Nothing that is not declared here is accepted.
+"""Declare the configuration of one run: every key, its type and its limits. Any other key is refused.
 
-Hydra composes `conf/` into a plain dictionary, of which `validation.validate` makes a `Config`. Defaults live in `conf/`, not
-here, so that each is written once.
+Hydra composes `conf/` into a plain dictionary, which `validation.validate` turns into a `Config`. Defaults are in `conf/`
+alone, so that each is written once.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# Numbers are strict: `recipe.steps=true` would be one step otherwise. Their upper limits are far beyond use: a slip of a few
-# zeros is told at once, and not by a machine that has run out of memory or processes.
+# Numbers are strict: `recipe.steps=true` would be one step otherwise. Upper limits are far beyond use: a slip of a few zeros is
+# refused at once, and not noticed by a machine that has run out of memory or processes.
 Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
-Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # what every reader of JSON and CSV tells apart
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # integers that every reader of JSON and CSV keeps exactly
 Images = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # generated pictures are kept in memory
 Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # anchors, proposals, detections: room is made for so many
+Many = Annotated[
+    int, Field(strict=True, gt=0, le=10**6)
+]  # anchors, proposals, detections: tensors of this length are allocated
 Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
 Cells = Annotated[int, Field(strict=True, gt=0, le=64)]
 Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
@@ -95,7 +97,7 @@ class Backbone(Strict):
 
     @property
     def label(self) -> str:
-        """As `backbone=` names it."""
+        """Return the name that `backbone=` takes."""
         return self.name
 
     @model_validator(mode="after")
@@ -124,7 +126,7 @@ class TimmBackbone(Strict):
 
     @property
     def label(self) -> str:
-        """As `backbone=` names it."""
+        """Return the name that `backbone=` takes."""
         return f"timm/{self.model}"
 
     @field_validator("model", mode="before")
@@ -286,7 +288,7 @@ class Pretrain(Strict):
 
 
 class RoIRecipe(Strict):
-    """What the second stage takes from a recipe. `proposals`: as many of the best, in (training, test)."""
+    """The second stage's numbers in a recipe. `proposals`: the number of best ones that are used, in (training, test)."""
 
     steps: Positive
     samples: Many

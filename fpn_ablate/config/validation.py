@@ -1,4 +1,4 @@
-"""From a plain dictionary to a `Config`, and which keys there are; what is wrong is told with key, value and fix."""
+"""Validate a plain dictionary as a `Config`, and list the keys that exist; errors name key, value and fix."""
 
 import difflib
 import types
@@ -27,7 +27,11 @@ def load_saved_config(path: Path) -> Config:
 
 
 def validate(values: dict[str, Any]) -> Config:
-    """A nested dictionary -> Config. Raises UserError that lists every problem."""
+    """Validate a nested dictionary.
+
+    Raises:
+        UserError: it lists every problem, one a line.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -49,7 +53,7 @@ def _explain(problem: Any) -> str:
 
 
 def unknown_key(key: str, variant: str | None = None) -> str:
-    """A message for a key that does not exist (or not with the group's `variant`, as neck=fpn), with the nearest that do."""
+    """Return the message for a key that does not exist, or not with a group's `variant` (neck=fpn), with the nearest one."""
     parent, _, name = key.rpartition(".")
     allowed = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent})
     if not allowed:
@@ -62,10 +66,10 @@ def unknown_key(key: str, variant: str | None = None) -> str:
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "", variant: str | None = None) -> Iterator[str]:
-    """Every dotted key that a user may set, groups included; where a group has variants, of all or of `variant` alone."""
+    """Yield every dotted key that a user may set, groups included; of a group's variants all, or `variant` alone."""
     for name, field in model.model_fields.items():
         if model is Config and name == "row":
-            continue  # a row is called after its file and the switches added to it
+            continue  # a row is named after its file and the switches added to it
         yield prefix + name
         options = [field.annotation]
         if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
@@ -76,5 +80,5 @@ def keys(model: type[BaseModel] = Config, prefix: str = "", variant: str | None 
 
 
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:
-    """What a variant of a group is called: `name: Literal["fpn"]`."""
+    """Return the names of a group's variant: `name: Literal["fpn"]`."""
     return typing.get_args(model.model_fields["name"].annotation)

@@ -17,7 +17,11 @@ MIN_FREE_BYTES = 2**16  # bytes that must be free: what a row writes before its 
 
 
 def check_writable(out: str) -> None:
-    """UserError if runs cannot be written below `out`, or there is no room for the least of them."""
+    """Check that runs can be written below `out`, and that there is room for the smallest.
+
+    Raises:
+        UserError: they cannot, or there is none.
+    """
     try:
         runs = Path(out, "runs")
         runs.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,11 @@ def check_backbone(backbone: AnyBackbone) -> None:
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:
-    """Two rows that are the same configuration would fill two lines with one result."""
+    """Refuse two rows with the same configuration, which would fill two lines of a table with one result.
+
+    Raises:
+        HydraUserError: two rows are the same, or two files of weights would be one row.
+    """
     seen: dict[str, Config] = {}
     named: dict[tuple[str, str, str, int], Config] = {}
     for cfg in cells:
@@ -57,12 +65,12 @@ def reject_duplicate_rows(cells: Sequence[Config]) -> None:
 
 
 class HydraUserError(ConfigCompositionException):
-    """A UserError in Hydra's clothes: Hydra prints its message without a traceback."""
+    """A UserError that Hydra prints without a traceback."""
 
 
 @contextmanager
 def as_hydra_error(leave: bool = False) -> Iterator[None]:
-    """Turns a UserError into `Refused`, or, with `leave`, into its message and the exit code 2."""
+    """Re-raise a UserError as `HydraUserError`; with `leave`, print it and exit with code 2."""
     try:
         yield
     except UserError as error:

@@ -1,8 +1,8 @@
-"""The jobs of one sweep: a row that fails, a worker process that is killed, a wish to stop.
+"""Run the jobs of a sweep, and keep the sweep going when a row fails or a worker process is killed.
 
-`carried_out` is around each job, in whatever process; `Steadfast` is around Hydra's launcher, in the process of the sweep. They
-tell each other things by files in a folder of this sweep (`FOLDER`): which jobs are under way (`3`), which have failed, and of
-what (`3.failed`), and that no other is to begin.
+`run_job` is a job, in whatever process; `RetryingLauncher` wraps Hydra's launcher, in the process of the sweep. They
+communicate by marker files in a folder of the sweep: `3` while job 3 is running, `3.failed` with its error once it has failed,
+and `stop` when no further job may begin.
 """
 
 import multiprocessing
@@ -28,9 +28,10 @@ from fpn_ablate.sweep.publish import publish
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 
-FOLDER, SWEEP = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"  # set by the sweep for its jobs: the folder, and the sweep's process
-STOP = "stop"  # the file that says so
-Job = Sequence[str]  # its overrides
+# Environment variables that the sweep sets for its jobs: the folder of marker files, and the sweep's process id.
+FOLDER, SWEEP = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"
+STOP = "stop"  # name of the marker file
+Job = Sequence[str]  # a job's overrides
 
 
 def run_job(composed: DictConfig) -> None:
@@ -69,24 +70,24 @@ class NotStarted(Exception):
 
 
 class WorkerKilled(Exception):
-    """Somebody, as a rule the system for want of memory, has killed the process of a job."""
+    """The process of a job was killed; as a rule by the system, for want of memory."""
 
 
 class Failed(Exception):
-    """A job's own error, of which only the text is left: the worker that had it is gone."""
+    """An error of a job whose worker is gone; only its text is left."""
 
 
 class Interrupted(Exception):
-    """`stopping.Stopped` on its way out of a worker of joblib, whose other jobs end their steps first."""
+    """`signals.Stopped` as a worker of joblib reports it: the other workers may still finish their steps."""
 
 
 @contextmanager
 def job_scope(number: int, on_failure: str) -> Iterator[None]:
-    """Around the job `number` of a sweep, or around a single run.
+    """Mark the job `number` as running, and record how it ends; a single run is a job without a folder.
 
     Raises:
-        NotStarted: before anything is done.
-        Stopped, or in a worker of joblib Interrupted: a signal asks for an end.
+        NotStarted: on_failure=stop, and another row has failed; nothing was done.
+        Stopped: a signal asked the process to stop; in a worker of joblib `Interrupted`.
     """
     folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
     worker = SWEEP in os.environ and os.environ[SWEEP] != str(os.getpid())
@@ -96,7 +97,7 @@ def job_scope(number: int, on_failure: str) -> Iterator[None]:
         with signals.reraise_as_stopped(), signals.running_job(), _running_marker(folder, number):
             yield
     except signals.Stopped as stop:
-        _release_frames(stop)  # of the processes that load images
+        _release_frames(stop)  # they hold the processes that load images
         if worker:
             raise Interrupted("a signal asked for it") from None
         raise
@@ -111,12 +112,12 @@ def job_scope(number: int, on_failure: str) -> Iterator[None]:
 
 
 class RetryingLauncher:
-    """A launcher of Hydra that brings all jobs of a batch to an end of their own, whatever becomes of one.
+    """Wrap a Hydra launcher so that one crashed worker does not abort the batch.
 
-    A job whose process is killed is tried again, alone, so that none is charged with its neighbour's hunger for memory; if that
-    is killed as well, it has failed, and `on_killed` is told its number and why. The returns of all others are lost with it: a
-    job that has finished takes a moment to find that out, one that has failed is not begun again. Failures are kept in `failed`
-    and do not end the sweep, unless on_failure=stop.
+    A job whose process was killed is retried alone, so that no job fails for its neighbour's use of memory. If it is killed
+    again, it has failed, and `on_killed(number, error)` is called. A crash loses the returns of all jobs of the batch: a job
+    that had finished finds its record in a moment, and one that had failed is not run again. Failures are collected in `failed`
+    and do not end the sweep unless on_failure=stop.
     """
 
     def __init__(self, launcher: Any, folder: Path, on_killed: Callable[[int, str], None] = lambda number, error: None) -> None:
@@ -127,44 +128,44 @@ class RetryingLauncher:
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.mkdir(parents=True)
-        left, returns, for_nothing = dict(enumerate(job_overrides)), {}, 0
-        while left:
+        pending, returns, idle_crashes = dict(enumerate(job_overrides)), {}, 0
+        while pending:
             try:
-                returns |= self._launched(left, initial_job_idx)
+                returns |= self._launch(pending, initial_job_idx)
                 break
             except BrokenProcessPool:
                 signals.raise_if_stopped()
-                numbers, errors = list(left), self._errors(initial_job_idx)
-                suspects = [numbers[place] for place in self._under_way(initial_job_idx) if place not in errors]
-                # A worker was killed before it had begun with a job.
-                for_nothing = 0 if suspects or errors else for_nothing + 1
-                if for_nothing > 2:
+                numbers, errors = list(pending), self._errors(initial_job_idx)
+                suspects = [numbers[place] for place in self._running(initial_job_idx) if place not in errors]
+                # A worker may be killed before it begins with a job; a launcher whose workers never begin is broken.
+                idle_crashes = 0 if suspects or errors else idle_crashes + 1
+                if idle_crashes > 2:
                     raise
                 for place, error in errors.items():
-                    returns[numbers[place]] = _failed_return(left.pop(numbers[place]), error)
+                    returns[numbers[place]] = _failed_return(pending.pop(numbers[place]), error)
                 for number in suspects:
-                    returns[number] = self._alone(left.pop(number), initial_job_idx + number)
+                    returns[number] = self._retry_alone(pending.pop(number), initial_job_idx + number)
         signals.raise_if_stopped()
         ordered = [returns[number] for number in sorted(returns)]
-        return ordered if self.stop else [self._noted(found) for found in ordered]
+        return ordered if self.stop else [self._collect_failure(job_return) for job_return in ordered]
 
-    def _launched(self, jobs: dict[int, Job], first: int) -> dict[int, JobReturn]:
+    def _launch(self, jobs: dict[int, Job], first: int) -> dict[int, JobReturn]:
         for file in self.folder.glob("[0-9]*"):
             file.unlink()
         return dict(zip(jobs, self.launcher.launch(list(jobs.values()), initial_job_idx=first), strict=True))
 
-    def _under_way(self, first: int) -> list[int]:
-        """Places, in what was launched last, of the jobs whose processes are gone."""
+    def _running(self, first: int) -> list[int]:
+        """Return the positions, in the last launch, of the jobs that were running when the pool broke."""
         return sorted(int(file.name) - first for file in self.folder.glob("[0-9]*") if not file.suffix)
 
     def _errors(self, first: int) -> dict[int, Failed]:
-        """Place of a job in what was launched last -> what it has failed of."""
+        """Return {position in the last launch: error} of the jobs that failed."""
         return {int(file.stem) - first: Failed(file.read_text("utf-8")) for file in self.folder.glob("[0-9]*.failed")}
 
-    def _alone(self, job: Job, number: int) -> JobReturn:
-        log_line(f"the process of {' '.join(job)} was killed, or that of its neighbour: again, alone", sys.stderr)
+    def _retry_alone(self, job: Job, number: int) -> JobReturn:
+        log_line(f"a worker was killed: retrying {' '.join(job)} alone", sys.stderr)
         try:
-            return self._launched({0: job}, number)[0]
+            return self._launch({0: job}, number)[0]
         except BrokenProcessPool:
             signals.raise_if_stopped()
         if self.stop:
@@ -173,26 +174,26 @@ class RetryingLauncher:
         self.on_killed(number, f"WorkerKilled: {error}")
         return _failed_return(job, error)
 
-    def _noted(self, found: JobReturn) -> JobReturn:
-        """With its failure, if it is one, put aside: Hydra would begin no other batch after it."""
-        if found.status == JobStatus.FAILED:
-            self.failed.append(found)
-            return JobReturn(overrides=found.overrides, status=JobStatus.COMPLETED)
-        return found
+    def _collect_failure(self, job_return: JobReturn) -> JobReturn:
+        """Move a failure to `failed` and return a completed job in its place: Hydra starts no batch after a failed one."""
+        if job_return.status == JobStatus.FAILED:
+            self.failed.append(job_return)
+            return JobReturn(overrides=job_return.overrides, status=JobStatus.COMPLETED)
+        return job_return
 
-    def tell(self) -> None:
-        """Print what has failed, a line each; raises the first."""
-        for found in self.failed:
-            error = found._return_value
+    def raise_first_failure(self) -> None:
+        """Print each failure in a line, then raise the first."""
+        for job_return in self.failed:
+            error = job_return._return_value
             text = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-            log_line(f"failed: {' '.join(found.overrides)}: {text}", sys.stderr)
+            log_line(f"failed: {' '.join(job_return.overrides)}: {text}", sys.stderr)
         if self.failed:
             raise self.failed[0]._return_value
 
 
 @contextmanager
 def _running_marker(folder: Path | None, number: int) -> Iterator[None]:
-    """A file that is left where a process is killed."""
+    """Keep a marker file while the job runs; it stays behind if the process is killed."""
     if folder is None:
         yield
         return
@@ -205,9 +206,9 @@ def _running_marker(folder: Path | None, number: int) -> Iterator[None]:
 
 
 def _failed_return(job: Job, error: Exception) -> JobReturn:
-    found = JobReturn(overrides=job, status=JobStatus.FAILED)
-    found.return_value = error
-    return found
+    job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
+    job_return.return_value = error
+    return job_return
 
 
 def _write_marker(file: Path, text: str = "") -> None:

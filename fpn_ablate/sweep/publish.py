@@ -1,4 +1,4 @@
-"""Between Hydra and a run: what a composed job means, and what is shown when jobs are over."""
+"""Publish the tables and the page of a sweep from the records on disk, and its progress while it runs."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ from fpn_ablate.report.formats.tables import show
 from fpn_ablate.report.html import live
 from fpn_ablate.runs import identity, skip
 from fpn_ablate.store import layout, plan, record
-from fpn_ablate.store.layout import cell_lock
+from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -31,48 +31,51 @@ from fpn_ablate.utils.paths import EXPERIMENTS, PICTURES
 
 
 def start_progress(cells: Iterable[Config]) -> None:
-    """Leave word of a sweep that starts, and have its page written while it runs. Raises nothing."""
+    """Write the plan of a sweep that starts, and start the process that keeps its page up to date. Raises nothing."""
     cells = list(cells)
     for out in sorted({cfg.out for cfg in cells}):
-        with warn_instead(f"no page of how far the sweep below {out} is"):
-            own = [cfg for cfg in cells if cfg.out == out]
-            names = [(cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed, cfg.steps) for cfg in own]
-            plan.write_plan(Path(out, "runs"), [plan.PlannedRun(*cell) for cell in names], identity.core_version())
+        with warn_instead(f"no progress page of the sweep below {out}"):
+            planned = [
+                plan.PlannedRun(cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed, cfg.steps)
+                for cfg in cells
+                if cfg.out == out
+            ]
+            plan.write_plan(Path(out, "runs"), planned, identity.core_version())
             if live.wanted():
                 live.start(Path(out), _experiments())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
 def mark_killed(cfg: Config, error: str) -> None:
-    """Say in its record that a cell has failed whose process is gone, which could not. Raises nothing."""
+    """Write into the record of a run whose process was killed that it has failed. Raises nothing."""
 
-    def of_this_code() -> dict[str, Any] | None:
-        known = record.read(folder) or {}
-        return known if (known.get("status"), known.get("code")) == ("running", identity.core_version()) else None
+    def running_record() -> dict[str, Any] | None:
+        content = record.read(folder) or {}
+        return content if (content.get("status"), content.get("code")) == ("running", identity.core_version()) else None
 
-    with warn_instead(f"no word of {cfg.row} seed {cfg.seed} in its record"):
-        for folder in layout.cell_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
-            # Not if another sweep is at it, which has its lock, or has just ended it.
-            if (known := of_this_code()) is not None:
-                with suppress(Timeout), lock(cell_lock(cfg.out, known["fingerprint"]), timeout=0):
-                    if (known := of_this_code()) is not None:
-                        record.write(folder, known | {"status": "failed", "error": error, "finished": record.now()})
+    with warn_instead(f"the record of {cfg.row} seed {cfg.seed} does not say that it was killed"):
+        for folder in layout.run_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
+            if (content := running_record()) is not None:
+                # Another sweep may be working on it, and holds its lock, or may just have finished it.
+                with suppress(Timeout), lock(run_lock(cfg.out, content["fingerprint"]), timeout=0):
+                    if (content := running_record()) is not None:
+                        record.write(folder, content | {"status": "failed", "error": error, "finished": record.now()})
 
 
 def publish(cells: Iterable[Config]) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    Raises nothing: it is called when a sweep ends, whatever ended it; what went wrong stands in `unpublished`. After SIGTERM
-    there is no time for it: what sent that kills in a moment.
+    Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
+    nothing is published: whoever sent it kills the process within seconds.
     """
     signals.cancel_deadline()
     cells = list(cells)
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):
-        with warn_instead(f"no table of {out}", unpublished):
+        with warn_instead(f"no tables in {out}", unpublished):
             plan.remove_plan(Path(out, "runs"))
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
-                # Another sweep that ends now would write a ledger without what this one has added.
+                # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
                     places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
                     clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
@@ -81,19 +84,19 @@ def publish(cells: Iterable[Config]) -> None:
 
 def _publish(cells: list[Config], out: Path) -> None:
     runs, experiments = out / "runs", _experiments()
-    state = up_to_date.source_digest(runs, experiments)  # before it is read: what changes in between is not in the tables
+    state = up_to_date.source_digest(runs, experiments)  # before the records are read, which may change meanwhile
     frame, errors = load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
-    made_from = state and up_to_date.digest([state, sorted(only), sorted(settings), live.wanted()])
+    sources = state and up_to_date.digest([state, sorted(only), sorted(settings), live.wanted()])
     tables = collate(frame, only, experiments, settings, errors)
     for table in tables:
         with warn_instead(f"{table.name} is not shown", unpublished):
             show(table)
     for error in errors:
         log_line(f"error: {error}", sys.stderr)
-    if up_to_date.is_written(runs, made_from):
-        log_line(f"written before, and as it was: {', '.join(table.name for table in tables)} in {out}")
+    if up_to_date.is_written(runs, sources):
+        log_line(f"up to date: {', '.join(table.name for table in tables)} in {out}")
         return
     written, before = [], len(unpublished)
     for table in tables:
@@ -108,29 +111,30 @@ def _publish(cells: list[Config], out: Path) -> None:
             written.append(page)
             log_line(f"written: {page}")
     if len(unpublished) == before:
-        up_to_date.mark_written(runs, made_from, written)
+        up_to_date.mark_written(runs, sources, written)
 
 
-unpublished: list[str] = []  # what the last `publish` of this process could not show or write
-_Pair = tuple[Config, dict[str, Any]]  # a cell and a record of it, flat
+unpublished: list[str] = []  # warnings of the last `publish` of this process
+_Pair = tuple[Config, dict[str, Any]]  # a cell and one of its records, flat
 
 
 def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[str]:
-    """The settings of these cells' own records (flat ones). Cells that share all but the declared factors share a setting.
+    """Return the settings (`runs.identity.comparison_key`) of these cells' flat `records`.
 
-    Where such cells have records of several (of an older version, of another machine), it is the one of the present code and of
-    the device asked for, then the one that has most cells, then the newest.
+    Cells that share all but the declared factors share a setting. If they have records of several settings (of an older
+    version, of another machine), the one of this code and of the requested device is taken, then the one with most finished
+    cells, then the newest.
     """
-    found: dict[str, dict[str, list[_Pair]]] = {}
+    groups: dict[str, dict[str, list[_Pair]]] = {}
     for cfg in cells:
-        wanted = _relevant(flatten({"config": identity.portable(cfg)}))
-        shared = {key: value for key, value in wanted.items() if not under(key, cfg.factors, "config.")}
+        config = _relevant(flatten({"config": identity.portable(cfg)}))
+        shared = {key: value for key, value in config.items() if not under(key, cfg.factors, "config.")}
         shared.pop("config.seed")
         place = [cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed]
         for run in records:
-            here = [run[key] for key in ("table", "recipe", "data", "row", "seed")] == place
-            if here and _relevant(run) == wanted:
-                group = found.setdefault(json.dumps([*place[:3], shared], sort_keys=True), {})
+            same_place = [run[key] for key in ("table", "recipe", "data", "row", "seed")] == place
+            if same_place and _relevant(run) == config:
+                group = groups.setdefault(json.dumps([*place[:3], shared], sort_keys=True), {})
                 group.setdefault(run["setting"], []).append((cfg, run))
 
     def rank(pairs: list[_Pair]) -> tuple:
@@ -140,31 +144,31 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
         return run.get("code") == identity.core_version(), _matches_request(cfg, run), len(finished), newest
 
     def best(settings: dict[str, list[_Pair]]) -> str:
-        names = list(settings)  # of one there is nothing to ask: the version of the code takes a while
+        names = list(settings)  # a single one needs no ranking, for which the code is hashed
         return names[0] if len(names) == 1 else max(names, key=lambda name: (*rank(settings[name]), name))
 
-    return set(map(best, found.values()))
+    return set(map(best, groups.values()))
 
 
 def _relevant(run: dict[str, Any]) -> dict[str, Any]:
-    """The configuration in a flat run, without what is absent or decides nothing."""
+    """Return the configuration in a flat record, without empty and incidental keys."""
     config = {key: value for key, value in run.items() if key.startswith("config.") and value is not None}
     return {key: value for key, value in config.items() if key.split(".")[1] not in INCIDENTAL}
 
 
 def _matches_request(cfg: Config, record: dict[str, Any]) -> bool:
-    """Whether a record is of the device, and of the determinism, that a cell asks for."""
-    if found := skip.finished_record(cfg):
-        return record["fingerprint"] == found["fingerprint"]
+    """Return True if a record is of the device and the determinism that a cell asks for."""
+    if finished := skip.finished_record(cfg):
+        return record["fingerprint"] == finished["fingerprint"]
     device = cfg.device
-    if device == "auto" and "torch" in sys.modules:  # else the runs took place in other processes, perhaps elsewhere
+    if device == "auto" and "torch" in sys.modules:  # else the jobs ran in other processes, perhaps on other machines
         device = "cuda" if sys.modules["torch"].cuda.is_available() else "cpu"
     kind = "cpu" if str(record.get("environment.device")).startswith("cpu") else "cuda"
     return device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
 
 
 def _experiments() -> list[Path]:
-    """Folders of table definitions: ours, then those of --config-dir and of the search path, which may replace ours."""
+    """List the folders of table definitions: ours, then those of --config-dir and of the search path, which override ours."""
     hydra = GlobalHydra.instance()
     sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []
     folders = [Path(source.path, "experiments").resolve() for source in reversed(sources) if source.scheme() == "file"]
@@ -172,13 +176,13 @@ def _experiments() -> list[Path]:
 
 
 @contextmanager
-def warn_instead(what: str, told: list[str] | None = None) -> Iterator[None]:
-    """One printed line, which is also added to `told`, in place of an exception."""
+def warn_instead(consequence: str, warnings: list[str] | None = None) -> Iterator[None]:
+    """Print an exception as a warning in one line, and append that to `warnings`."""
     try:
         yield
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        line = f"warning: {what}: {text}"
+        line = f"warning: {consequence}: {text}"
         log_line(line, sys.stderr)
-        if told is not None:
-            told.append(line)
+        if warnings is not None:
+            warnings.append(line)

@@ -22,26 +22,26 @@ from fpn_ablate.utils import signals
 
 
 class Lean(Callback):
-    """Hydra keeps two copies of a job's configuration, some 150 KiB, until the sweep ends. Nothing asks for them."""
+    """Drop the two copies of a job's configuration, some 150 KiB, that Hydra keeps until the sweep ends."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
 
 
 class TableSweeper(BasicSweeper):
-    """BasicSweeper with three additions: all jobs of a batch are validated before the first starts, cells that are finished are
-    left out, and the tables come at the end."""
+    """Hydra's BasicSweeper with three additions: a batch is validated before its first job starts, finished cells are skipped,
+    and the tables are published at the end."""
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.cells: list[Config] = []
-        self.left: list[Config] = []  # those that are launched, by the numbers of their jobs
+        self.launched: list[Config] = []  # by job number
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
         folder = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".jobs")
         self.launcher = jobs.RetryingLauncher(
-            self.launcher, folder, lambda number, error: mark_killed(self.left[number], error)
+            self.launcher, folder, lambda number, error: mark_killed(self.launched[number], error)
         )
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -51,30 +51,32 @@ class TableSweeper(BasicSweeper):
         try:
             with signals.reraise_as_stopped():
                 returns = super().sweep(arguments)
-                self.launcher.tell()
+                self.launcher.raise_first_failure()
             return returns
         finally:
             del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
             publish(self.cells)
 
     def is_done(self) -> bool:
-        """Whether no batch is left in which anything is to be done; the next one is validated here. Launchers do not hear of
-        cells that are finished, which saves them a process, and that torch."""
+        """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.
+
+        A launcher is not given finished cells: that saves a process, and the process loading torch.
+        """
         while not super().is_done():
             batch = self.overrides[self.batch_index]
             cells = self._validated(batch)
-            left = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not skip.report_if_finished(cfg)]
-            self.overrides[self.batch_index] = [job for job, _ in left]
-            if left:
-                self.left += [cfg for _, cfg in left]
-                os.environ[CELLS] = str(len(self.left))
+            pending = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not skip.report_if_finished(cfg)]
+            self.overrides[self.batch_index] = [job for job, _ in pending]
+            if pending:
+                self.launched += [cfg for _, cfg in pending]
+                os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)
                 return False
             self.batch_index += 1
         return True
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Done by `is_done`."""
+        """Do nothing: `is_done` has validated the batch."""
 
     def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
         assert self.hydra_context is not None and self.config is not None
