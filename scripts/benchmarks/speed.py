@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""How long a training step and inference take beside torchvision's detector of the same shape, and how far both are from what
-the machine can do.
+"""Time a training step and inference against torchvision's detector of the same shape, and against the machine's limits.
 
     python scripts/benchmarks/speed.py [--out FILE] [--readme FILE] [--threads N] [--seconds S] [--large] [--device cpu|cuda]
 
 Both detectors have the same backbone (ours, copied), weights, anchors, numbers of proposals and of RoIs, images, objects and
-optimiser; they are timed in turns (A B A B ...), so that a busy machine slows all of them. Loading images, clipping gradients
-and evaluating are left out on both sides. Medians and minima of processor time and of time on the clock.
+optimiser. They are timed in turns (A B A B ...), so that a busy machine slows all of them alike. Neither loads images, clips
+gradients or evaluates. The tables show medians and minima of processor time and of wall time.
 
-On a CPU the small ResNet-FPN at 128 and 256 px, 16 images; --large: and ResNet-50-FPN at 800 px, one image. On a GPU
-ResNet-50-FPN at 800 x 1333, 16 images, in bf16 (written for a GPU, and not yet run on one).
+On a CPU: the small ResNet-FPN at 128 and 256 px with 16 images; --large adds ResNet-50-FPN at 800 px with one image. On a GPU:
+ResNet-50-FPN at 800 x 1333 with 16 images, in bf16 (not yet run on one).
 """
 
 import argparse
@@ -66,15 +65,15 @@ from fpn_ablate.utils.seeding import torch_generator
 
 BLOCK = "bench"  # of a README
 OURS, THEIRS, LIMIT = "ours", "torchvision", "layers alone"
-LAST = "channels_last"  # the layout that ours has
-BACKGROUND = 4  # box deltas that torchvision's head has for the background as well; they never get a gradient
+CHANNELS_LAST = "channels_last"  # the memory format of our detector
+BACKGROUND = 4  # torchvision's head has box deltas for the background too; they never get a gradient
 JOINT, RPN = ("task=faster_rcnn", "task.training=joint"), ("task=rpn",)
 SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.roi.samples=128")
-R50 = ("recipe=torchvision",)  # its backbone's first two stages and its batch norms are frozen
+R50 = ("recipe=torchvision",)  # the first two stages of its backbone and its batch norms are frozen
 EQUAL = ("ablation=fpn", "rpn.anchor_grid=torchvision", f"recipe.roi.loss_beta={1 / 9}")
 COPY = "copy, read and written (GB/s)"
 Run = Callable[[], object]
-# FLOPs of operators; torch's counter does not know the one of `layers`: (M, K) times (N, K).
+# FLOPs of each operator. torch's counter lacks the one of `ops.onednn.linear`: (M, K) times (N, K).
 FLOPS = flop_registry | {
     torch.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, out_val=None: 2 * x.numel() * len(weight),
 }
@@ -85,10 +84,10 @@ class Case:
     """A detector and its input.
 
     Attributes:
-        arguments: of the command line, without the sizes.
+        arguments: as on the command line, without the sizes.
         size: (height, width) of the images; the recipe's sides follow from it.
-        settle: steps of training before anything is measured, on the one batch: the boxes that reach the NMS of a detector that
-            has learned nothing are more than those of a trained one.
+        warmup_steps: training steps on the one batch before anything is measured. More boxes reach the NMS of an untrained
+            detector than that of a trained one.
     """
 
     name: str
@@ -96,41 +95,42 @@ class Case:
     size: tuple[int, int]
     batch: int
     classes: int
-    settle: int = 0
+    warmup_steps: int = 0
 
 
 def cases(large: bool, device: torch.device) -> list[Case]:
+    """List the cases of a device; `large` adds ResNet-50 on a CPU."""
     if device.type == "cuda":
         bf16 = (*R50, "recipe.bf16=true")
         return [
             Case(f"{name}, ResNet-50, 800 x 1333", (*bf16, *task), (800, 1333), 16, CLASSES)
             for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
         ]
-    found = [
-        Case(f"{name}, small, {side} px", (*SMALL, *task), (side, side), 16, 6, settle=10)
+    small = [
+        Case(f"{name}, small, {side} px", (*SMALL, *task), (side, side), 16, 6, warmup_steps=10)
         for side in (128, 256)
         for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
     ]
-    if large:
-        found += [
-            Case(f"{name}, ResNet-50, 800 x 1066", (*R50, *task), (800, 1066), 1, CLASSES)
-            for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
-        ]
-    return found
+    if not large:
+        return small
+    return small + [
+        Case(f"{name}, ResNet-50, 800 x 1066", (*R50, *task), (800, 1066), 1, CLASSES)
+        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+    ]
 
 
-# Two detectors that are one
+# Two equal detectors
 
 
-def composed(case: Case) -> Config:
-    """The configuration as the command line composes it."""
+def case_config(case: Case) -> Config:
+    """Compose the configuration as the command line does."""
     register()
     sides = (f"recipe.short_side={min(case.size)}", f"recipe.max_side={max(case.size)}", f"recipe.batch_size={case.batch}")
     return compose_rows([*EQUAL, *case.arguments, *sides])[0]
 
 
-def pictures(case: Case) -> Batch:
-    """One batch of the generated world, at its native size."""
+def case_batch(case: Case) -> Batch:
+    """Return one batch of the generated world, at its native size."""
     world = World(height=case.size[0], width=case.size[1])
     dataset, _ = load(world, case.batch, 1)
     resize = Resize(min(case.size), max(case.size))
@@ -138,8 +138,10 @@ def pictures(case: Case) -> Batch:
 
 
 def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
-    """Random weights. Frozen batch norms get the statistics of the batch: without any, activations would grow from block to
-    block."""
+    """Build our detector with random weights.
+
+    Frozen batch norms get the statistics of the batch. Without any, activations would grow from block to block.
+    """
     model = build.build_detector(cfg, num_classes=case.classes)
     init.initialise(model, 0)
     model = model.to(batch.images.device, memory_format=torch.channels_last).train()
@@ -159,7 +161,7 @@ def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 class Pyramid(nn.Module):
-    """Our backbone's copy, its layers as torchvision's own backbones have them, under torchvision's FPN."""
+    """A copy of our backbone, with torch's own Conv2d as in torchvision's backbones, under torchvision's FPN."""
 
     def __init__(self, ours: Detector) -> None:
         super().__init__()
@@ -178,18 +180,18 @@ class Pyramid(nn.Module):
         return self.fpn(self.body(images))
 
 
-def _copy(ours: nn.Module, theirs: nn.Module, before: int = 0) -> None:
-    """Weights and biases, after `before` rows that stay as they are."""
+def _copy(ours: nn.Module, theirs: nn.Module, skip_rows: int = 0) -> None:
+    """Copy weights and biases; the first `skip_rows` rows of `theirs` stay as they are."""
     with torch.no_grad():
-        theirs.weight[before:].copy_(ours.weight)
-        theirs.bias[before:].copy_(ours.bias)
+        theirs.weight[skip_rows:].copy_(ours.weight)
+        theirs.bias[skip_rows:].copy_(ours.bias)
 
 
 def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
-    """torchvision's Faster R-CNN with the numbers and the weights of ours; without its second stage where ours has none."""
-    rpn, own = cfg.rpn, ours.rpn
+    """Build torchvision's Faster R-CNN with the settings and weights of ours; without a second stage where ours has none."""
+    rpn, settings = cfg.rpn, ours.rpn.settings
     sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
-    (train_pre, test_pre), (train_post, test_post) = own.settings.pre_nms_topk, own.settings.post_nms_topk
+    (train_pre, test_pre), (train_post, test_post) = settings.pre_nms_topk, settings.post_nms_topk
     numbers = {
         "rpn_pre_nms_top_n_train": train_pre,
         "rpn_pre_nms_top_n_test": test_pre,
@@ -201,22 +203,23 @@ def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
         "rpn_batch_size_per_image": rpn.samples,
         "rpn_positive_fraction": rpn.positive_fraction,
     }
-    anchors = AnchorGenerator(tuple(map(tuple, own.level_sizes)), (tuple(rpn.anchor_ratios),) * len(own.level_sizes))
+    anchors = AnchorGenerator(tuple(map(tuple, ours.rpn.level_sizes)), (tuple(rpn.anchor_ratios),) * len(ours.rpn.level_sizes))
     second = _second_stage(ours) if ours.roi else {"num_classes": case.classes + 1}
     model = FasterRCNN(Pyramid(ours), rpn_anchor_generator=anchors, **sides, **numbers, **second)
-    _copy(own.head.conv, model.rpn.head.conv[0][0])
-    _copy(own.head.objectness, model.rpn.head.cls_logits)
-    _copy(own.head.deltas, model.rpn.head.bbox_pred)
+    _copy(ours.rpn.head.conv, model.rpn.head.conv[0][0])
+    _copy(ours.rpn.head.objectness, model.rpn.head.cls_logits)
+    _copy(ours.rpn.head.deltas, model.rpn.head.bbox_pred)
     if ours.roi is None:
         model.roi_heads = None
     return model.to(next(ours.parameters()).device).train()
 
 
 def _second_stage(ours: Detector) -> dict[str, Any]:
+    """Return the arguments of torchvision's Faster R-CNN for its second stage, with our weights."""
     heads, pooler = ours.roi, ours.roi.pooler
     s, hidden = heads.settings, heads.box_head.out_channels
     pool = MultiScaleRoIAlign(
-        [level.name.replace("p", "c") for level in pooler.levels],  # torchvision's FPN keeps the names of its input
+        [level.name.replace("p", "c") for level in pooler.levels],  # torchvision's FPN keeps the names of its inputs
         pooler.resolution,
         pooler.sampling_ratio,
         canonical_scale=pooler.canonical_box_size,
@@ -227,7 +230,7 @@ def _second_stage(ours: Detector) -> dict[str, Any]:
     _copy(heads.box_head.fc6, box_head.fc6)
     _copy(heads.box_head.fc7, box_head.fc7)
     _copy(heads.predictor.scores, predictor.cls_score)
-    _copy(heads.predictor.deltas, predictor.bbox_pred, before=BACKGROUND)
+    _copy(heads.predictor.deltas, predictor.bbox_pred, skip_rows=BACKGROUND)
     return {
         "box_roi_pool": pool,
         "box_head": box_head,
@@ -244,7 +247,7 @@ def _second_stage(ours: Detector) -> dict[str, Any]:
 
 
 def their_input(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """The batch as torchvision takes it: images in 0..1 without padding, objects as dictionaries."""
+    """Convert the batch to torchvision's input: images in 0..1 without padding, objects as dictionaries."""
     images = [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, batch.sizes.tolist(), strict=True)]
     columns = zip(batch.boxes, batch.labels, batch.valid, strict=True)
     return images, [{"boxes": boxes[valid], "labels": labels[valid]} for boxes, labels, valid in columns]
@@ -263,8 +266,8 @@ class Step:
     def __call__(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with self.context():
-            found = self.losses()
-        total = torch.stack(list(found.values())).sum()
+            losses = self.losses()
+        total = torch.stack(list(losses.values())).sum()
         total.backward()
         self.optimizer.step()
         return total.detach()
@@ -273,30 +276,35 @@ class Step:
 def their_rpn_losses(
     model: FasterRCNN, images: list[Tensor], objects: list[dict[str, Tensor]], proposals: bool
 ) -> dict[str, Tensor]:
-    """Losses of torchvision's RPN on its features. With `proposals` as its `forward` computes them: it makes proposals in
-    training as well, whoever reads them. Without: by its own methods, which a user would have to call one by one."""
-    own, (listed, objects) = model.rpn, model.transform(images, objects)
-    features = model.backbone(listed.tensors)
+    """Compute the losses of torchvision's RPN.
+
+    With `proposals` through its `forward`, which makes proposals in training too, even if nothing reads them. Without, through
+    its other methods, which a user would have to call one by one.
+    """
+    rpn, (image_list, objects) = model.rpn, model.transform(images, objects)
+    features = model.backbone(image_list.tensors)
     if proposals:
-        return own(listed, features, objects)[1]
-    objectness, deltas = concat_box_prediction_layers(*own.head(list(features.values())))
-    anchors = own.anchor_generator(listed, list(features.values()))
-    labels, matched = own.assign_targets_to_anchors(anchors, objects)
-    return dict(enumerate(own.compute_loss(objectness, deltas, labels, own.box_coder.encode(matched, anchors))))
+        return rpn(image_list, features, objects)[1]
+    objectness, deltas = concat_box_prediction_layers(*rpn.head(list(features.values())))
+    anchors = rpn.anchor_generator(image_list, list(features.values()))
+    labels, matched = rpn.assign_targets_to_anchors(anchors, objects)
+    return dict(enumerate(rpn.compute_loss(objectness, deltas, labels, rpn.box_coder.encode(matched, anchors))))
 
 
 def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> Run:
-    """The layers that ours cannot do without, and nothing between them: no anchors, matching, NMS, RoI pooling, losses (the sum
-    of all outputs stands for them) or optimiser. A limit for any detector that is built of torch's layers, not for the machine.
+    """Return a function that runs the layers that our detector needs, and nothing between them.
 
-    Training: backbone and neck, the RPN's head at the sampled anchors and the second stage's on the sampled RoIs, forward and
-    backward; for the proposals the RPN's head on every cell, forward. Else: all of it forward, the second stage on as many RoIs
-    as there are proposals.
+    Left out: anchors, matching, NMS, RoI pooling, losses (the sum of all outputs stands in for them) and the optimiser. It is
+    the limit of any detector made of torch's layers, not of the machine.
+
+    Training: backbone and neck, the RPN head at the sampled anchors and the second stage on the sampled RoIs, forward and
+    backward; for the proposals the RPN head on every cell, forward. Inference: all layers forward, the second stage on as many
+    RoIs as there are proposals.
     """
     n, device = len(batch.images), batch.images.device
     head, channels = model.rpn.head, model.neck.levels[0].channels
-    asked = _cells_asked(model, batch, cfg) if training else []
-    around = torch.rand(n * cfg.rpn.samples, 9 * channels, device=device, requires_grad=training)
+    cell_counts = _sampled_cell_counts(model, batch, cfg) if training else []
+    patches = torch.rand(n * cfg.rpn.samples, 9 * channels, device=device, requires_grad=training)
     pooled = None
     if model.roi:
         count = model.roi.settings.samples if training else model.roi.settings.proposals[1]
@@ -306,10 +314,10 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     def run() -> None:
         with autocast(cfg.recipe.bf16, device), torch.set_grad_enabled(training):
             levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
-            counts = iter(asked)
+            counts = iter(cell_counts)
             out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, LazyConv) else x for x in levels.values()]
             if training:
-                hidden = linear(around, head.conv.weight.flatten(1), head.conv.bias)
+                hidden = linear(patches, head.conv.weight.flatten(1), head.conv.bias)
                 out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
             if pooled is not None:
                 out += model.roi.predictor(model.roi.box_head(pooled))
@@ -318,34 +326,34 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
                     head(levels)
         if training:
             model.zero_grad(set_to_none=True)
-            # The gradients of a sum, but in the layout of the maps: those of `sum` have another, and would be copied.
+            # The gradients of a sum, in the layout of the maps. Those of `sum` have another layout and would be copied.
             torch.autograd.backward(out, [torch.ones_like(x) for x in out])
 
     return run
 
 
-def _cells_asked(model: Detector, batch: Batch, cfg: Config) -> list[int]:
-    """Of each map that is convolved over only where it is read, finest first: at how many cells a step reads it."""
-    found, at = [], LazyConv.at
-    with patch.object(LazyConv, "at", lambda self, cell: found.append(len(cell)) or at(self, cell)), torch.no_grad():
+def _sampled_cell_counts(model: Detector, batch: Batch, cfg: Config) -> list[int]:
+    """Count the cells that a step reads of each lazily convolved map, finest first."""
+    counts, at = [], LazyConv.at
+    with patch.object(LazyConv, "at", lambda self, cell: counts.append(len(cell)) or at(self, cell)), torch.no_grad():
         our_step(model, batch, cfg).losses()
-    return found
+    return counts
 
 
 def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterator[tuple[str, dict[str, Run]]]:
-    """What is done, and who does it how; all are in the mode that it needs until the next is asked for. Ours is first."""
+    """Yield each task with its contenders, ours first. All models are in the task's mode until the next task is requested."""
     theirs, last = (their_model(ours, cfg, case) for _ in range(2))
-    models = {THEIRS: theirs, f"{THEIRS}, {LAST}": last.to(memory_format=torch.channels_last)}
-    images, objects = their_input(batch)  # once: a loader would make them so
+    models = {THEIRS: theirs, f"{THEIRS}, {CHANNELS_LAST}": last.to(memory_format=torch.channels_last)}
+    images, objects = their_input(batch)  # once, since a loader would deliver them in this form
     steps = {OURS: our_step(ours, batch, cfg)}
     for name, model in models.items():
         losses = model if ours.roi else partial(their_rpn_losses, model, proposals=True)
         steps[name] = Step(model, partial(losses, images, objects), cfg)
     if ours.roi is None:
         losses = partial(their_rpn_losses, last, images, objects, proposals=False)
-        steps[f"{THEIRS}, {LAST}, no proposals"] = Step(last, losses, cfg)
+        steps[f"{THEIRS}, {CHANNELS_LAST}, no proposals"] = Step(last, losses, cfg)
     for step in steps.values():
-        set_learning_rate(step.optimizer, 0.0)  # each repetition does the same work on the same weights
+        set_learning_rate(step.optimizer, 0.0)  # so that each repetition does the same work on the same weights
     yield "training step", {**steps, LIMIT: layers_alone(ours, batch, cfg, training=True)}
     if ours.roi:
         calls: dict[str, Run] = {OURS: lambda: ours.detect(batch.images, batch.sizes)}
@@ -356,6 +364,7 @@ def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterato
 
 
 def our_step(model: Detector, batch: Batch, cfg: Config) -> Step:
+    """Return a training step of our detector on the batch."""
     generator = torch_generator(0, "sampling", device=batch.images.device)
     return Step(model, lambda: model.losses(batch.images, batch_targets(batch), generator), cfg)
 
@@ -365,46 +374,52 @@ def _without_gradients(run: Run, context: Callable[[], torch.autocast]) -> objec
         return run()
 
 
-def equal(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[str, tuple[int, int]]:
-    """What must be equal for a comparison: of ours and of torchvision's."""
+def count_work(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[str, tuple[int, int]]:
+    """Count what must be equal for a fair comparison, of ours and of torchvision's."""
     theirs, (images, objects) = their_model(ours, cfg, case), their_input(batch)
     trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
     with torch.no_grad():
         features = ours.features(batch.images, batch.sizes)
-        found = ours.propose(batch.images, batch.sizes, to_train=True)
-        listed, objects = theirs.transform(images, objects)
-        their_features = theirs.backbone(listed.tensors)
-        proposals, _ = theirs.rpn(listed, their_features, objects)
-        anchors = theirs.rpn.anchor_generator(listed, list(their_features.values()))[0]
-        facts = {
-            "images": (tuple(batch.images.shape), tuple(listed.tensors.shape)),
+        our_proposals = ours.propose(batch.images, batch.sizes, to_train=True)
+        image_list, objects = theirs.transform(images, objects)
+        their_features = theirs.backbone(image_list.tensors)
+        proposals, _ = theirs.rpn(image_list, their_features, objects)
+        anchors = theirs.rpn.anchor_generator(image_list, list(their_features.values()))[0]
+        counts = {
+            "images": (tuple(batch.images.shape), tuple(image_list.tensors.shape)),
             "anchors an image": (sum(map(len, ours.rpn.anchors(features))), len(anchors)),
-            "proposals": (int(found.valid.sum()), sum(map(len, proposals))),
+            "proposals": (int(our_proposals.valid.sum()), sum(map(len, proposals))),
         }
         if ours.roi:
             trained[1] -= BACKGROUND * (ours.roi.box_head.out_channels + 1)
-            chosen = ours.roi.sample(found, batch_targets(batch), torch_generator(0, device=batch.images.device))[-1]
+            generator = torch_generator(0, device=batch.images.device)
+            *_, sampled_mask = ours.roi.sample(our_proposals, batch_targets(batch), generator)
             rois, *_ = theirs.roi_heads.select_training_samples(proposals, objects)
-            facts["RoIs"] = (int(chosen.sum()), sum(map(len, rois)))
-    return {"parameters trained": tuple(trained), **facts}
+            counts["RoIs"] = (int(sampled_mask.sum()), sum(map(len, rois)))
+    return {"parameters trained": tuple(trained), **counts}
 
 
 # Timing
 
 
-def in_turns(runs: dict[str, Run], seconds: float, least: int, device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """Who -> processor and wall seconds of each round: everybody once a round, for about so many seconds and at least so many
-    rounds, after one that does not count."""
+def time_in_turns(
+    runs: dict[str, Run], seconds: float, min_rounds: int, device: torch.device
+) -> dict[str, dict[str, list[float]]]:
+    """Time all runs once a round, for about `seconds` and at least `min_rounds` rounds, after one round that does not count.
+
+    Returns:
+        name -> processor and wall seconds of each round.
+    """
     times: dict[str, dict[str, list[float]]] = {name: {"processor": [], "wall": []} for name in runs}
     for run in runs.values():
         run()
     began, rounds = time.perf_counter(), 0
-    while rounds < least or time.perf_counter() - began < seconds:
+    while rounds < min_rounds or time.perf_counter() - began < seconds:
         for name, run in runs.items():
             synchronise(device)
             wall, processor = time.perf_counter(), time.process_time()
             run()
-            synchronise(device)  # a GPU works on after the call has returned
+            synchronise(device)  # a GPU is still busy when the call returns
             times[name]["processor"].append(time.process_time() - processor)
             times[name]["wall"].append(time.perf_counter() - wall)
         rounds += 1
@@ -412,15 +427,15 @@ def in_turns(runs: dict[str, Run], seconds: float, least: int, device: torch.dev
 
 
 def clock_of(device: torch.device) -> str:
-    """The clock that ratios are of: processor time leaves out what other programs take, but knows nothing of a GPU's work."""
+    """Return the clock that ratios use. Processor time excludes other programs, but it does not see a GPU's work."""
     return "wall" if device.type == "cuda" else "processor"
 
 
 class Roofline(TorchDispatchMode):
-    """Counts what operators work and move, and the least time that a machine of `peak` GFLOP/s and `copy` GB/s needs for it.
+    """Count the FLOPs and bytes of operators, and the least time that `peak` GFLOP/s and `copy` GB/s allow for them.
 
-    Each operator reads its inputs from memory and writes its outputs to it, which caches make less; and its work and its way
-    to memory go on at once. What is no operator of torch's (the sort of RoIAlign's entries, by SciPy) is not counted.
+    Each operator is assumed to read its inputs from memory and to write its outputs there (caches make it less), and to compute
+    meanwhile. Work outside torch's operators (SciPy sorts the entries of RoIAlign) is not counted.
     """
 
     def __init__(self, peak: float, copy: float) -> None:
@@ -444,15 +459,15 @@ class Roofline(TorchDispatchMode):
 def summary(
     runs: dict[str, Run], times: dict[str, dict[str, list[float]]], batch: int, peak: float, copy: float, clock: str
 ) -> dict:
-    """Figures of each contender; `peak` in GFLOP/s, `copy` in GB/s."""
-    found = {}
+    """Return the figures of each contender; `peak` in GFLOP/s, `copy` in GB/s."""
+    figures = {}
     ours = statistics.median(times[OURS][clock])
     for name, run in runs.items():
         with Roofline(peak, copy) as counter:
             run()
         gflop, took = counter.flop / 1e9, statistics.median(times[name][clock])
         clocks = {kind: {"median": statistics.median(t), "minimum": min(t)} for kind, t in times[name].items()}
-        found[name] = {
+        figures[name] = {
             **{f"{kind} (s)": {key: _rounded(value) for key, value in both.items()} for kind, both in clocks.items()},
             "times ours, medians": round(took / ours, 3),
             "times ours, minima": round(clocks[clock]["minimum"] / min(times[OURS][clock]), 3),
@@ -464,40 +479,40 @@ def summary(
             "roofline (s)": _rounded(counter.seconds),
             "share of roofline": round(counter.seconds / took, 3),
         }
-    return found
+    return figures
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-class Parts:
-    """Seconds of our detector's parts, by putting a clock around the functions that they are."""
+class PartTimer:
+    """Sum the seconds of our detector's parts by wrapping their functions in a clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, defaultdict(float)
         self.clock = time.perf_counter if clock_of(device) == "wall" else time.process_time
 
     @contextmanager
-    def around(self, name: str) -> Iterator[None]:
+    def time(self, name: str) -> Iterator[None]:
         synchronise(self.device)
         began = self.clock()
         yield
         synchronise(self.device)
         self.seconds[name] += self.clock() - began
 
-    def watched(self, name: str, function: Callable) -> Callable:
+    def wrap(self, name: str, function: Callable) -> Callable:
         def run(*arguments: Any, **options: Any) -> Any:
-            with self.around(name):
+            with self.time(name):
                 return function(*arguments, **options)
 
         return run
 
 
 def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> dict[str, float]:
-    """Median seconds of each part of `run`, of the clock that ratios are of; no part lies within another."""
+    """Measure the median seconds of each part of `run`, on the clock that ratios use. No part lies within another."""
     step = run.optimizer if isinstance(run, Step) else None
-    watched = [
+    functions = [
         ("backbone and neck", model, "features"),
         ("RPN head, every cell", model.rpn.head, "forward"),
         ("RPN head, sampled anchors", model.rpn.head, "at"),
@@ -506,90 +521,94 @@ def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> 
         *([("backward", torch.Tensor, "backward"), ("optimiser", step, "step")] if step else []),
     ]
     if model.roi:
-        watched += [
+        functions += [
             ("RoI pooling", model.roi, "pooler"),
             ("box head", model.roi.box_head, "forward"),
             ("box head", model.roi.predictor, "forward"),
             ("detections, with NMS", model.roi, "_suppress"),
         ]
-    rounds = [_parts_once(watched, run, device) for _ in range(repeats)]
+    rounds = [_time_parts(functions, run, device) for _ in range(repeats)]
     names = list(dict.fromkeys(name for seconds in rounds for name in seconds))
     return {name: _rounded(statistics.median(seconds[name] for seconds in rounds)) for name in names}
 
 
-def _parts_once(watched: list[tuple[str, Any, str]], run: Run, device: torch.device) -> dict[str, float]:
-    parts = Parts(device)
+def _time_parts(functions: list[tuple[str, Any, str]], run: Run, device: torch.device) -> dict[str, float]:
+    timer = PartTimer(device)
     with ExitStack() as stack:
-        for name, owner, attribute in watched:
-            stack.enter_context(patch.object(owner, attribute, parts.watched(name, getattr(owner, attribute))))
-        with parts.around("all"):
+        for name, owner, attribute in functions:
+            stack.enter_context(patch.object(owner, attribute, timer.wrap(name, getattr(owner, attribute))))
+        with timer.time("all"):
             run()
-    every = parts.seconds.pop("all")
-    return {**parts.seconds, "the rest": every - sum(parts.seconds.values()), "all": every}
+    total = timer.seconds.pop("all")
+    return {**timer.seconds, "the rest": total - sum(timer.seconds.values()), "all": total}
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What the machine does at best: a product of square matrices, a 3x3 convolution as in an FPN (by another library,
-    and on some processors much faster), and a copy too large for caches."""
+    """Measure the best rates of the machine.
+
+    A product of square matrices; a 3x3 convolution as in an FPN (another library computes it, much faster on some processors);
+    and a copy too large for caches.
+    """
     gpu = device.type == "cuda"
     side, images = (8192, 16) if gpu else (2048, 1)
-    found = {}
+    rates = {}
     for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
         a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
-        found[_rate("GEMM", dtype)] = _rounded(2 * side**3 / 1e9 / _best(partial(torch.mm, a, b), device))
+        rates[_rate("GEMM", dtype)] = _rounded(2 * side**3 / 1e9 / _best(partial(torch.mm, a, b), device))
         x = torch.rand(images, 256, 100, 100, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.rand(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         work = 2 * x.numel() * weight[0].numel() / 1e9
-        found[_rate("convolution", dtype)] = _rounded(work / _best(partial(F.conv2d, x, weight, padding=1), device))
+        rates[_rate("convolution", dtype)] = _rounded(work / _best(partial(F.conv2d, x, weight, padding=1), device))
     source = torch.rand(2**26, device=device)
     target = torch.empty_like(source)
-    found[COPY] = _rounded(2 * source.nbytes / 1e9 / _best(partial(target.copy_, source), device))
-    return found
+    rates[COPY] = _rounded(2 * source.nbytes / 1e9 / _best(partial(target.copy_, source), device))
+    return rates
 
 
-def _rate(what: str, dtype: torch.dtype) -> str:
-    return f"{what} {str(dtype).removeprefix('torch.')} (GFLOP/s)"
+def _rate(operation: str, dtype: torch.dtype) -> str:
+    return f"{operation} {str(dtype).removeprefix('torch.')} (GFLOP/s)"
 
 
 def _best(run: Run, device: torch.device) -> float:
-    clock = clock_of(device)
-    return min(in_turns({"": run}, seconds=1.0, least=5, device=device)[""][clock])
+    return min(time_in_turns({"": run}, seconds=1.0, min_rounds=5, device=device)[""][clock_of(device)])
 
 
 # The command
 
 
-def measure(case: Case, device: torch.device, seconds: float, least: int, peak: dict[str, float]) -> dict[str, Any]:
-    """All figures of a case; `seconds` and `least`: how long, and at least how many rounds, each comparison takes; `peak`: what
-    `peaks` has found."""
+def measure(case: Case, device: torch.device, seconds: float, min_rounds: int, peak: dict[str, float]) -> dict[str, Any]:
+    """Measure a case. Each comparison takes about `seconds` and at least `min_rounds` rounds; `peak` comes from `peaks`."""
     torch.manual_seed(0)
-    cfg, batch = composed(case), pictures(case).to(device)
+    cfg, batch = case_config(case), case_batch(case).to(device)
     model = our_model(case, cfg, batch)
-    settle(model, case, cfg, batch)
+    warm_up(model, case, cfg, batch)
     bf16 = cfg.recipe.bf16 and device.type == "cuda"  # as `autocast` has it
-    best = max(peak[_rate(what, torch.bfloat16 if bf16 else torch.float32)] for what in ("GEMM", "convolution"))
+    best = max(peak[_rate(name, torch.bfloat16 if bf16 else torch.float32)] for name in ("GEMM", "convolution"))
     clock = clock_of(device)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "images": case.batch,
         "arguments": [*EQUAL, *case.arguments],
-        "equal (ours, torchvision's)": equal(model, case, cfg, batch),
+        "equal (ours, torchvision's)": count_work(model, case, cfg, batch),
         "compared": {},
     }
-    for what, runs in contenders(case, cfg, model, batch):
-        times = in_turns(runs, seconds, least, device)
-        found["compared"][what] = {
+    for task, runs in contenders(case, cfg, model, batch):
+        times = time_in_turns(runs, seconds, min_rounds, device)
+        figures["compared"][task] = {
             "rounds": len(times[OURS]["wall"]),
             "contenders": summary(runs, times, case.batch, best, peak[COPY], clock),
-            f"parts of ours ({clock} s)": breakdown(model, runs[OURS], device, least),
+            f"parts of ours ({clock} s)": breakdown(model, runs[OURS], device, min_rounds),
         }
-    return found
+    return figures
 
 
-def settle(model: Detector, case: Case, cfg: Config, batch: Batch) -> None:
+def warm_up(model: Detector, case: Case, cfg: Config, batch: Batch) -> None:
+    """Train for `case.warmup_steps`. Raises UserError if a loss is not finite."""
     step = our_step(model, batch, cfg)
-    losses = [step() for _ in range(case.settle)]
+    losses = [step() for _ in range(case.warmup_steps)]
     if not all(bool(loss.isfinite()) for loss in losses):
-        raise UserError(f"{case.name}: the loss is not finite within {case.settle} steps; there is nothing to measure")
+        raise UserError(
+            f"{case.name}: the loss became infinite or NaN within {case.warmup_steps} steps; nothing can be measured"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -609,51 +628,53 @@ def _run(options: argparse.Namespace) -> None:
     if options.readme:
         if not options.readme.is_file():
             raise UserError(f"--readme {options.readme}: no such file")
-        fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
+        fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # fail now, not after minutes of work
     torch.set_num_threads(options.threads or (1 if device.type == "cpu" else torch.get_num_threads()))
     commit = environment(device)["commit"]
-    found: dict[str, Any] = {"machine": {**machine(device), "torchvision": torchvision.__version__, "commit": commit}}
-    found["machine"]["load before"] = round(os.getloadavg()[0], 1)
-    found |= {"peak": peaks(device), "cases": {}}
+    results: dict[str, Any] = {"machine": {**machine(device), "torchvision": torchvision.__version__, "commit": commit}}
+    results["machine"]["load before"] = round(os.getloadavg()[0], 1)
+    results |= {"peak": peaks(device), "cases": {}}
     for case in cases(options.large, device):
-        found["cases"][case.name] = measure(case, device, options.seconds, 3, found["peak"])
-        print(case_table(case.name, found["cases"][case.name]), flush=True)
-    print(machine_lines(found))
+        results["cases"][case.name] = measure(case, device, options.seconds, 3, results["peak"])
+        print(case_table(case.name, results["cases"][case.name]), flush=True)
+    print(machine_lines(results))
     if options.out:
-        save_text(options.out, json.dumps(found, indent=1) + "\n")
+        save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
-        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
+        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results))
         save_text(options.readme, text)
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The figures of --out as tables for a README."""
-    return "\n".join([*(case_table(name, case) for name, case in found["cases"].items()), machine_lines(found)])
+def markdown(results: dict[str, Any]) -> str:
+    """Format the results of --out as tables for a README."""
+    return "\n".join([*(case_table(name, case) for name, case in results["cases"].items()), machine_lines(results)])
 
 
 def case_table(name: str, case: dict[str, Any]) -> str:
+    """Format the tables of one case, one for training and one for inference."""
     header = ["", "processor (s)", "minimum", "wall (s)", "minimum", "images / s", "x ours", "GFLOP", "GFLOP/s", "of peak"]
     header += ["GB", "of roofline"]
     text = ""
-    for what, compared in case["compared"].items():
+    for task, compared in case["compared"].items():
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        for who, figures in compared["contenders"].items():
+        for contender, figures in compared["contenders"].items():
             times = [figures[f"{clock} (s)"][kind] for clock in ("processor", "wall") for kind in ("median", "minimum")]
             cells = [*times, figures["images a second"], f"{figures['times ours, medians']:.2f}"]
             work = [f"{figures['GFLOP']:.1f}", f"{figures['GFLOP/s']:.1f}", f"{figures['share of peak']:.0%}"]
-            lines.append([who, *map(str, cells), *work, f"{figures['GB']:.2f}", f"{figures['share of roofline']:.0%}"])
+            lines.append([contender, *map(str, cells), *work, f"{figures['GB']:.2f}", f"{figures['share of roofline']:.0%}"])
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         parts = next(value for key, value in compared.items() if key.startswith("parts"))
         shares = ", ".join(f"{part} {value / parts['all']:.0%}" for part, value in parts.items() if part != "all")
         title = (
-            f"**{name}: {what}**, {case['images']} image{'s' * (case['images'] > 1)}, medians of {compared['rounds']} rounds"
+            f"**{name}: {task}**, {case['images']} image{'s' * (case['images'] > 1)}, medians of {compared['rounds']} rounds"
         )
         text += f"{title}\n\n{table}\nParts of ours: {shares}.\n\n"
     return text
 
 
-def machine_lines(found: dict[str, Any]) -> str:
-    columns = ("Peak", found["peak"]), ("Machine", found["machine"])
+def machine_lines(results: dict[str, Any]) -> str:
+    """Format the machine and its best rates."""
+    columns = ("Peak", results["peak"]), ("Machine", results["machine"])
     return (
         "\n\n".join(f"{title}: {', '.join(f'{name} {value}' for name, value in row.items())}." for title, row in columns) + "\n"
     )
@@ -661,11 +682,11 @@ def machine_lines(found: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python scripts/benchmarks/speed.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"put them into the block '<!-- {BLOCK} -->' of this file")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: 1; on a GPU torch's own choice)")
-    parser.add_argument("--seconds", type=float, default=25.0, help="of each comparison, and at least 3 rounds (default: 25)")
-    parser.add_argument("--large", action="store_true", help="on a CPU: and ResNet-50-FPN at 800 px (minutes more)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"update the block '<!-- {BLOCK} -->' of this file")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: 1; with a GPU, torch's default)")
+    parser.add_argument("--seconds", type=float, default=25.0, help="per comparison, and at least 3 rounds (default: 25)")
+    parser.add_argument("--large", action="store_true", help="on a CPU, also ResNet-50-FPN at 800 px (minutes more)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 

@@ -1,4 +1,4 @@
-"""scripts/benchmarks/speed.py on tiny inputs: both detectors do the same, and every figure is there. No time is compared with another."""
+"""Test scripts/benchmarks/speed.py on tiny inputs: equal work of both detectors, and all figures. No times are compared."""
 
 import json
 from pathlib import Path
@@ -20,16 +20,16 @@ def bench(script):
 
 
 def tiny(bench, task):
-    return bench.Case("tiny", ("recipe=smoke", "backbone.freeze_at=0", *task), (64, 64), 2, 6, settle=2)
+    return bench.Case("tiny", ("recipe=smoke", "backbone.freeze_at=0", *task), (64, 64), 2, 6, warmup_steps=2)
 
 
 @pytest.fixture(scope="module")
 def built(bench):
-    """task -> case, configuration, batch, our detector."""
+    """Return a function: task -> case, configuration, batch, our detector."""
 
     def build(task):
         case = tiny(bench, task)
-        cfg, batch = bench.composed(case), bench.pictures(case)
+        cfg, batch = bench.case_config(case), bench.case_batch(case)
         return case, cfg, batch, bench.our_model(case, cfg, batch)
 
     return build
@@ -37,21 +37,25 @@ def built(bench):
 
 @pytest.mark.parametrize("task", ["JOINT", "RPN"])
 def test_a_case_is_fair_and_has_all_figures(bench, task):
-    found = bench.measure(tiny(bench, getattr(bench, task)), CPU, seconds=0, least=2, peak=PEAK)
-    facts = found["equal (ours, torchvision's)"]
-    assert all(ours == theirs for ours, theirs in facts.values())
-    assert {"parameters trained", "anchors an image", "proposals"} <= set(facts) and ("RoIs" in facts) == (task == "JOINT")
-    assert set(found["compared"]) == ({"training step", "inference"} if task == "JOINT" else {"training step"})
-    for what, compared in found["compared"].items():
+    results = bench.measure(tiny(bench, getattr(bench, task)), CPU, seconds=0, min_rounds=2, peak=PEAK)
+    counts = results["equal (ours, torchvision's)"]
+    assert all(ours == theirs for ours, theirs in counts.values())
+    assert {"parameters trained", "anchors an image", "proposals"} <= set(counts) and ("RoIs" in counts) == (task == "JOINT")
+    assert set(results["compared"]) == ({"training step", "inference"} if task == "JOINT" else {"training step"})
+    for work, compared in results["compared"].items():
         figures, parts = compared["contenders"], compared["parts of ours (processor s)"]
-        assert [who.split(",")[0] for who in figures] == ["ours", *["torchvision"] * (len(figures) - 2), "layers alone"]
+        assert [contender.split(",")[0] for contender in figures] == [
+            "ours",
+            *["torchvision"] * (len(figures) - 2),
+            "layers alone",
+        ]
         assert figures["ours"]["times ours, medians"] == 1 and compared["rounds"] == 2
         assert all(f["GFLOP"] > 0 and f["processor (s)"]["minimum"] <= f["processor (s)"]["median"] for f in figures.values())
         assert all(f["GB"] > 0 and f["roofline (s)"] > 0 for f in figures.values())
         assert figures["layers alone"]["GFLOP"] == pytest.approx(figures["ours"]["GFLOP"], rel=0.05)
         assert {"backbone and neck", "the rest", "all"} <= set(parts) and parts["the rest"] >= 0
-        assert ("backward" in parts) == ("optimiser" in parts) == (what == "training step")
-    assert json.loads(json.dumps(found))["images"] == 2
+        assert ("backward" in parts) == ("optimiser" in parts) == (work == "training step")
+    assert json.loads(json.dumps(results))["images"] == 2
 
 
 def test_the_roofline_counts_work_as_torch_does_and_each_tensor_once_an_operator(bench):
@@ -75,20 +79,20 @@ def test_the_roofline_counts_work_as_torch_does_and_each_tensor_once_an_operator
     a, b = torch.rand(300, 300), torch.rand(300, 300)
     with bench.Roofline(peak=1, copy=1) as ours:
         linear(a, b)
-    assert ours.flop == 2 * 300**3 and ours.seconds == ours.flop / 1e9  # its work takes longer than its way to memory
+    assert ours.flop == 2 * 300**3 and ours.seconds == ours.flop / 1e9  # computing takes longer than moving the data
 
 
 def test_torchvisions_detector_finds_what_ours_finds(bench, built):
     case, cfg, batch, ours = built(bench.JOINT)
-    bench.settle(ours, case, cfg, batch)
+    bench.warm_up(ours, case, cfg, batch)
     theirs = bench.their_model(ours, cfg, case).eval()
-    found = ours.eval().detect(batch.images, batch.sizes)
+    detections = ours.eval().detect(batch.images, batch.sizes)
     with torch.no_grad():
         expected = theirs(bench.their_input(batch)[0])
-    for n, wanted in enumerate(expected):
-        count = int(found.valid[n].sum())
-        assert count == len(wanted["scores"]) > 0
-        torch.testing.assert_close(found.scores[n, :count], wanted["scores"], rtol=1e-4, atol=1e-5)
+    for n, their_detections in enumerate(expected):
+        count = int(detections.valid[n].sum())
+        assert count == len(their_detections["scores"]) > 0
+        torch.testing.assert_close(detections.scores[n, :count], their_detections["scores"], rtol=1e-4, atol=1e-5)
 
 
 def test_torchvisions_rpn_has_equal_losses_with_and_without_proposals(bench, built):
@@ -108,9 +112,9 @@ def test_the_command_fills_a_readme_and_writes_json(bench, tmp_path, monkeypatch
     readme, out = tmp_path / "README.md", tmp_path / "bench.json"
     readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
     assert bench.main(["--out", str(out), "--readme", str(readme), "--seconds", "0", "--device", "cpu"]) == 0
-    found, text = json.loads(out.read_text()), readme.read_text()
-    assert found["machine"]["threads"] == 1 and set(found["cases"]) == {"tiny"}
-    assert text == f"before\n<!-- bench -->\n{bench.markdown(found)}<!-- /bench -->\nafter\n"
+    results, text = json.loads(out.read_text()), readme.read_text()
+    assert results["machine"]["threads"] == 1 and set(results["cases"]) == {"tiny"}
+    assert text == f"before\n<!-- bench -->\n{bench.markdown(results)}<!-- /bench -->\nafter\n"
     assert "| ours |" in text and "| ours |" in capsys.readouterr().out
 
 
@@ -134,8 +138,8 @@ def test_a_block_must_be_the_only_one():
 @pytest.mark.parametrize(("name", "block", "figures"), [("speed", "bench", "bench-cpu"), ("sweep", "sweep", "sweep-cpu")])
 def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
     results = Path(__file__).parents[2] / "results"
-    text, found = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
-    assert fill_block(text, block, script(f"benchmarks/{name}").markdown(found)) == text
+    text, content = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
+    assert fill_block(text, block, script(f"benchmarks/{name}").markdown(content)) == text
 
 
 @pytest.mark.slow
