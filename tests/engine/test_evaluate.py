@@ -9,6 +9,7 @@ from fpn_ablate.engine.evaluate import ground_truth, propose
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.structures.instances import Proposals
 
+CPU = torch.device("cpu")
 SIZES = [(64, 64), (130, 65), (40, 200), (64, 96), (77, 91)]
 
 
@@ -49,23 +50,21 @@ class WholeImage(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
     model = WholeImage().train()
-    found = propose(model, Pictures(), config(f"recipe.eval_batch_size={batch_size}"), torch.device("cpu"))
+    proposals = propose(model, Pictures(), config(f"recipe.eval_batch_size={batch_size}").recipe, CPU)
     assert not any(model.modes)
     expected = [i for i in range(len(SIZES)) if i != 2]
-    assert found.image_ids.tolist() == [50 - i for i in expected for _ in range(2)]
-    for index, boxes in zip(expected, found.boxes.reshape(-1, 2, 4), strict=True):
+    assert proposals.image_ids.tolist() == [50 - i for i in expected for _ in range(2)]
+    for index, boxes in zip(expected, proposals.boxes.reshape(-1, 2, 4), strict=True):
         height, width = SIZES[index]
         np.testing.assert_allclose(boxes, [[0, 0, width, height], [0, 0, width / 2, height / 2]], rtol=1e-5)
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8] * 4)
+    assert proposals.scores.tolist() == pytest.approx([0.9, 0.8] * 4)
 
 
 def test_proposals_and_truth_are_of_the_same_images(config):
-    for count, number in ((2, 2), (99, 5), ("null", 5)):
-        cfg = config(f"recipe.eval_images={count}")
-        truth = ground_truth(Pictures(), cfg)
+    for count, number in ((2, 2), (99, 5), (None, 5)):
+        truth = ground_truth(Pictures(), count)
         ids = [image["id"] for image in truth["images"]]
         assert ids == [50 - i for i in range(number)]
         assert {a["image_id"] for a in truth["annotations"]} == set(ids) - {49}
-        assert set(
-            propose(WholeImage(), Pictures(), cfg, torch.device("cpu"), cfg.recipe.eval_images).image_ids.tolist()
-        ) == set(ids) - {48}
+        proposals = propose(WholeImage(), Pictures(), config().recipe, CPU, count=count)
+        assert set(proposals.image_ids.tolist()) == set(ids) - {48}

@@ -4,9 +4,11 @@ import hashlib
 
 import pytest
 import torch
+from settings import JOINT, ROWS, SCRATCH
 
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.shapes import World, load
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine import train as training
 from fpn_ablate.engine.train import autocast, train
 from fpn_ablate.model.build import build_detector
@@ -17,7 +19,6 @@ from fpn_ablate.utils.errors import Diverged
 from fpn_ablate.utils.seeding import key, numpy_generator, torch_generator
 
 CPU = torch.device("cpu")
-SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
 # Few samples, so that chance matters; reports at every step.
 SHORT = (*SCRATCH, "recipe.steps=6", "recipe.checkpoint_every=2", "recipe.batch_size=2", "rpn.samples=16", "log.every=1")
 
@@ -33,10 +34,23 @@ def fresh(cfg, num_classes=1):
     return model
 
 
-def trained(cfg, pictures, **arguments):
-    model = fresh(cfg)
-    train(model, pictures, cfg, CPU, cfg.steps, **arguments)
+def fit(model, cfg, pictures, **arguments):
+    train(
+        model,
+        pictures,
+        cfg.recipe,
+        CPU,
+        seed=cfg.seed,
+        steps=cfg.steps,
+        workers=cfg.workers,
+        log_every=cfg.log.every,
+        **arguments,
+    )
     return model.state_dict()
+
+
+def trained(cfg, pictures, **arguments):
+    return fit(fresh(cfg), cfg, pictures, **arguments)
 
 
 def equal(a, b):
@@ -62,7 +76,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, 
     whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
     path, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Killed):
-        train(fresh(cfg), pictures, cfg, CPU, cfg.steps, path, kill_at(killed_at))
+        trained(cfg, pictures, checkpoint=path, report=kill_at(killed_at))
     torch.manual_seed(99)
     resumed = trained(cfg, pictures, checkpoint=path, report=lambda done, values: seen.append(done))
     assert seen == list(range((killed_at - 1) // 2 * 2 + 1, 7))
@@ -96,24 +110,18 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, 
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_ones)
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 6, 1)[0]
-    joint = () if task == "rpn" else ("task.training=joint", "recipe.roi.samples=8")
-    found = []
+    overrides = (f"task={task}",) if task == "rpn" else (*JOINT, "recipe.roi.samples=8")
+    results = []
     for parts in (1, 3):
-        cfg = config(
-            f"task={task}",
-            *joint,
-            "backbone.freeze_at=0",
-            "rpn.samples=16",
-            f"recipe.accumulate={parts}",
-            "recipe.batch_size=6",
-        )
+        part = (f"recipe.accumulate={parts}", "recipe.batch_size=6")
+        cfg = config(*overrides, "backbone.freeze_at=0", "rpn.samples=16", *part)
         model = fresh(cfg, len(pictures.categories))
         batches = training_batches(
-            pictures, batch_size=6, parts=parts, steps=range(1), seed=0, flip=True, short_side=64, max_side=64
+            pictures, batch_size=6, parts=parts, steps=range(1), seed=0, flip=True, resize=Resize(64, 64)
         )
-        losses, ids = training._gradients(model, batches, cfg, CPU, torch_generator())
-        found.append((ids, losses | {name: p.grad for name, p in model.named_parameters()}))
-    (ids, whole), (ids_of_parts, in_parts) = found
+        losses, ids = training._gradients(model, batches, cfg.recipe, CPU, torch_generator())
+        results.append((ids, losses | {name: p.grad for name, p in model.named_parameters()}))
+    (ids, whole), (ids_of_parts, in_parts) = results
     assert ids == ids_of_parts and len(ids) == 6
     for name, value in whole.items():
         torch.testing.assert_close(in_parts[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
@@ -121,7 +129,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, 
 
 def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, monkeypatch):
     gradients, seen = training._gradients, []
-    monkeypatch.setattr(training, "_gradients", lambda *a: seen.append((found := gradients(*a))[1]) or found)
+    monkeypatch.setattr(training, "_gradients", lambda *a: seen.append((result := gradients(*a))[1]) or result)
     for parts in (1, 2):
         trained(config(*SHORT, f"recipe.accumulate={parts}"), pictures)
     assert seen[:6] == seen[6:] and [len(ids) for ids in seen[:6]] == [2] * 6
@@ -131,7 +139,7 @@ def test_the_rate_that_is_trained_with_follows_the_batch(config, pictures):
     rates = []
     for batch in (2, 4):
         cfg = config(*SHORT, "recipe.optimizer.lr_batch_size=4", f"recipe.batch_size={batch}")
-        train(fresh(cfg), pictures, cfg, CPU, cfg.steps, report=lambda done, values: rates.append(values["lr"]))
+        trained(cfg, pictures, report=lambda done, values: rates.append(values["lr"]))
     assert [2 * rate for rate in rates[:6]] == pytest.approx(rates[6:])
 
 
@@ -145,8 +153,8 @@ def test_the_model_is_given_all_of_a_batch_crowds_included():
         valid=flags[..., 0],
         crowd=~flags[..., 0],
     )
-    given = training.batch_targets(batch)
-    assert all(getattr(given, name) is getattr(batch, name) for name in ("boxes", "labels", "valid", "crowd", "sizes"))
+    targets = training.batch_targets(batch)
+    assert all(getattr(targets, name) is getattr(batch, name) for name in ("boxes", "labels", "valid", "crowd", "sizes"))
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):
@@ -160,16 +168,13 @@ def what_a_row_sees(cfg, pictures, monkeypatch):
         return losses(batch, targets, generator, proposals)
 
     monkeypatch.setattr(model, "losses", spy)
-    train(model, pictures, cfg, CPU, cfg.steps)
+    fit(model, cfg, pictures)
     return images, states
 
 
 def test_rows_at_one_seed_see_the_same_images_in_the_same_order_with_the_same_flips(config, pictures, monkeypatch):
     short = (*SHORT, "recipe.steps=3")
-    rows = {
-        row: what_a_row_sees(config(f"ablation={row}", *short), pictures, monkeypatch)
-        for row in ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
-    }
+    rows = {row: what_a_row_sees(config(f"ablation={row}", *short), pictures, monkeypatch) for row in ROWS}
     assert len({tuple(images) for images, _ in rows.values()}) == 1
     assert all(torch.equal(states[0], rows["fpn"][1][0]) for _, states in rows.values())
     # Rows with the same anchors draw the same random keys at every step.
@@ -186,7 +191,7 @@ def test_what_is_frozen_stays_bitwise_what_it_was_and_the_rest_moves(config, pic
     cfg = config("recipe.steps=3", f"backbone.freeze_at={freeze_at}", f"backbone.frozen_bn={frozen_bn}", "recipe.batch_size=2")
     model = fresh(cfg)
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    train(model, pictures, cfg, CPU, cfg.steps)
+    fit(model, cfg, pictures)
     still = {n for n, v in model.state_dict().items() if torch.equal(v, before[n])}
     stages = ("stem", "c2", "c3", "c4", "c5")
     frozen = {n for n in before if n.startswith(tuple(f"backbone.stages.{s}." for s in stages[:freeze_at]))}
@@ -243,7 +248,7 @@ def test_the_gradient_is_clipped_to_its_norm(config, pictures):
     )
     model = fresh(cfg)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    train(model, pictures, cfg, CPU, cfg.steps)
+    fit(model, cfg, pictures)
     moved = torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
     assert float(moved.norm()) == pytest.approx(0.001, rel=0.02)
 
@@ -257,19 +262,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictu
 
     def fail_in_step_3(*arguments):
         calls.append(1)
-        found = losses(*arguments)
-        return {**found, name: found[name] * bad} if len(calls) == 4 else found
+        values = losses(*arguments)
+        return {**values, name: values[name] * bad} if len(calls) == 4 else values
 
     monkeypatch.setattr(model, "losses", fail_in_step_3)
     with pytest.raises(Diverged, match=rf"diverged at step 3: {name} is (nan|inf).*images \[\d, \d\]"):
-        train(model, pictures, cfg, CPU, cfg.steps)
+        fit(model, cfg, pictures)
     assert len(calls) == 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_nothing_is_computed_in_bf16_on_a_cpu(config):
-    assert not autocast(config("recipe.bf16=true"), CPU)._enabled
-    assert training.autocast is autocast
+    assert not autocast(config("recipe.bf16=true").recipe.bf16, CPU)._enabled
 
 
 def test_generators_are_keyed_by_their_purpose():
