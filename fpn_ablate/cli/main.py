@@ -18,33 +18,33 @@ from fpn_ablate.store.plan import COMMAND
 from fpn_ablate.utils.errors import UserError, printable
 
 COMMANDS = {
-    "verify": "show what each row is: anchors, parameters, cost, what its finest level sees",
+    "verify": "show what each row is: anchors, parameters, cost, reach",
     "doctor": "examine a data set before a sweep",
     "report": "make tables, plots and the page from finished runs",
     "pictures": "draw what finished runs detect, side by side",
-    "measure": "measure the latency of finished runs again, one at a time",
-    "artifacts": "make again what the page shows of finished runs beside their figures",
+    "measure": "measure the latency of finished runs again",
+    "artifacts": "make the intervals and pictures of finished runs again",
     "weights": "import weights of other programs, and export ours",
     "shapes": "write the generated data set as COCO-format files",
     "replay": "copy finished runs to Weights & Biases",
 }
-HELP = f"""usage: python -m fpn_ablate [-m] [key=value ...]     train one row, or (-m) sweep over values that commas separate
-       python -m fpn_ablate COMMAND [arguments]      run a command; COMMAND --help says more
+HELP = f"""usage: python -m fpn_ablate [-m] [key=value ...]
+       python -m fpn_ablate COMMAND [arguments]
 
-  python -m fpn_ablate ablation=fpn                          one row
-  python -m fpn_ablate -m ablation=c4,c5,fpn,bottom_up       rows side by side, in one table
-  python -m fpn_ablate -m +experiments=table1                a table as its file defines it
+Train one row, or with -m sweep over values that commas separate:
+  python -m fpn_ablate ablation=fpn
+  python -m fpn_ablate -m ablation=c4,c5,fpn,bottom_up
+  python -m fpn_ablate -m +experiments=table1    a table as its file defines it
 
-commands:
+Commands (COMMAND --help says more):
 {chr(10).join(f"  {name:<10} {about}" for name, about in COMMANDS.items())}
 
-options of every command:
-  --config-dir DIR   a folder with rows and settings of your own, as DIR/ablation/NAME.yaml
-  --help, --version
-
-options of a run:
-  -m, --multirun     a sweep: one run for each combination of values
-  --cfg job          print the configuration and run nothing (--hydra-help: all options of Hydra)"""
+Options:
+  --config-dir DIR   a folder with rows of your own: DIR/ablation/NAME.yaml
+  -m, --multirun     sweep: one run for each combination of values
+  --cfg job          print a run's configuration and run nothing
+  --hydra-help       list all options of Hydra
+  --help, --version"""
 
 # Options of Hydra that take the next word as their value.
 _WITH_VALUE = {"--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--experimental-rerun"}
