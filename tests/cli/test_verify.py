@@ -1,127 +1,59 @@
-"""What the verifier says of a row: its cost by part, counted in another way, and the texts made of it."""
+"""`python -m fpn_ablate verify`: what each row is, on the terminal and in a README."""
 
 import pytest
-import torch
-from torch import nn
+from settings import ROWS
 
-from fpn_ablate.cli.run import main
-from fpn_ablate.cli.verify import fill, fill_verify_blocks, markdown
-from fpn_ablate.model import anchors
-from fpn_ablate.model.build import build_detector
-from fpn_ablate.model.init import initialise
-from fpn_ablate.model.summary import CLASSES, ROIS, RowFacts, cost_by_part, row_facts
+from fpn_ablate.cli.verify import fill_verify_blocks, markdown
+from fpn_ablate.model.summary import RowFacts, row_facts
 from fpn_ablate.utils.errors import UserError
 
-SIZE = (72, 104)
 FACTS = RowFacts("{Pk}", 9, True, True, ["c2"], "2fc", "RPN {Pk}", 1_500_000, 1, 20.0, 10.0, 5.0, 0.0, 5.0)
 
 
-def operations(module: nn.Module, *inputs) -> tuple[object, int]:
-    """A module's output, and 2 per multiply-add of its convolutions and linear layers from the sizes of what they put out."""
-    counts = []
-
-    def hook(layer, inputs, out):
-        # A transposed convolution works for each pixel that it reads.
-        sites = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else out
-        counts.append(2 * sites.numel() * layer.weight[0].numel())
-
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-    handles = [m.register_forward_hook(hook) for m in layers]
-    out = module(*inputs)
-    for handle in handles:
-        handle.remove()
-    return out, sum(counts)
+def rows_of(printed):
+    """The lines of the table, by row."""
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.count("│") > 5}
+    return {row: line for row, line in lines.items() if row}
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [("ablation=fpn",), ("ablation=fpn", "neck.upsample=deconv"), ("ablation=c4",), ("ablation=c5",), ("ablation=finest",)],
-)
-def test_the_cost_of_each_part_is_that_of_its_layers_at_work(config, overrides):
-    """On real tensors with real RoIs, by hooks on the layers; where the verifier has shapes alone and torch's counter."""
-    cfg = config(*overrides, "task=faster_rcnn", "task.training=joint")
-    model = build_detector(cfg, num_classes=CLASSES)
-    initialise(model, 0)
-    model.eval()
-    low = torch.rand(1, ROIS, 2, generator=torch.Generator().manual_seed(0)) * 50
-    with torch.no_grad():
-        features, backbone = operations(model.backbone, torch.rand(1, 3, *SIZE))
-        levels, neck = operations(model.neck, features)
-        (_, _, made), rpn = operations(model.rpn, levels)
-        _, head = operations(model.roi, levels, torch.cat([low, low + 20], -1))
-    with torch.device("meta"):
-        shapes = build_detector(cfg, num_classes=CLASSES)
-        found, anchor_count = cost_by_part(shapes.eval(), SIZE)
-    assert found == {"backbone": backbone, "neck": neck, "rpn": rpn, "head": head}
-    assert anchor_count == sum(map(len, made))
-    facts = row_facts(cfg, size=SIZE)
-    assert facts.gflops == pytest.approx(sum(found.values()) / 1e9, abs=0.0051)
-    assert facts.gflops_head == pytest.approx(head / 1e9, abs=0.0051)
-    assert facts.params == sum(p.numel() for p in model.parameters())
-    assert facts.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize("row", ["fpn", "c4"])
-def test_networks_that_share_nothing_cost_what_both_cost(config, row):
-    rpn = row_facts(config(f"ablation={row}"))
-    fast = row_facts(config(f"ablation={row}", "task=fast_rcnn"))
-    both, joint, four_step = (
-        row_facts(config(f"ablation={row}", "task=faster_rcnn", f"task.training={training}"))
-        for training in ("separate", "joint", "four_step")
-    )
-    for key in ("params", "trained", "anchors", "gflops", "gflops_backbone", "gflops_neck", "gflops_rpn", "gflops_head"):
-        assert getattr(both, key) == pytest.approx(getattr(rpn, key) + getattr(fast, key), abs=0.03), key
-    assert joint == four_step
-    assert fast.gflops_rpn == fast.anchors == rpn.gflops_head == 0
-    assert (joint.gflops_rpn, joint.gflops_head, joint.anchors) == (rpn.gflops_rpn, fast.gflops_head, rpn.anchors)
-    assert (joint.gflops_backbone, joint.gflops_neck) == (rpn.gflops_backbone, rpn.gflops_neck)
-    assert both.gflops_backbone > 1.9 * joint.gflops_backbone
-    assert joint.params < both.params
+def test_every_row_of_table_1_is_shown_before_training(cli, tmp_path):
+    code, out, _ = cli("verify", "recipe=smoke")
+    assert code == 0
+    lines = rows_of(out)
+    assert tuple(lines) == ROWS
+    pyramids = dict.fromkeys(("fpn", "bottom_up", "no_lateral"), "199,974")
+    for row, anchors in ({"c4": "47,250", "c5": "12,000", "finest": "750,000"} | pyramids).items():
+        assert anchors in lines[row]
+    assert "c2 c3 c4 c5" in lines["fpn"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("overrides", "head", "proposals"),
+    ("arguments", "rows"),
     [
-        (("ablation=fpn",), "", ""),
-        (("ablation=c4", "task=fast_rcnn"), "conv5", "RPN {Pk}"),
-        (("ablation=c5", "task=fast_rcnn"), "2fc", "RPN {Pk}"),
-        (("ablation=c4", "task=fast_rcnn", "task.roi.head=2fc"), "2fc", "RPN {Pk}"),
-        (("ablation=fpn", "task=fast_rcnn", "task.proposals.neck.output=p2"), "2fc", "RPN P2"),
-        (("ablation=fpn", "task=fast_rcnn", "task.proposals.file=mine.npz"), "2fc", "file"),
-        (("ablation=c4", "task=faster_rcnn"), "conv5", "RPN C4"),
-        (("ablation=c5", "task=faster_rcnn"), "2fc", "RPN C5"),
-        (("ablation=fpn", "task=faster_rcnn"), "2fc", "RPN {Pk}"),
-        (("ablation=finest", "task=faster_rcnn", "task.training=joint"), "2fc", "RPN P2"),
+        (["task=faster_rcnn"], ["c4", "c5", "fpn"]),  # those of Table 3
+        (["ablation=fpn,finest"], ["fpn", "finest"]),
+        (["ablation=c4", "rpn.samples=8"], ["c4"]),
     ],
 )
-def test_head_and_proposals_are_called_as_in_the_paper(config, overrides, head, proposals):
-    facts = row_facts(config(*overrides), size=(64, 64))
-    assert (facts.head, facts.proposals) == (head, proposals)
+def test_the_rows_are_those_of_the_tasks_table_or_those_named(cli, arguments, rows):
+    code, out, _ = cli("verify", "recipe=smoke", *arguments)
+    assert (code, list(rows_of(out))) == (0, rows)
 
 
-def test_size_and_classes_count(config):
-    cfg = config("task=faster_rcnn", "task.training=joint")
-    small, wide = (row_facts(cfg, size=(256, width)) for width in (256, 512))
-    many = row_facts(cfg, size=(256, 256), num_classes=2 * CLASSES)
-    levels = build_detector(cfg).neck.levels
-    assert wide.anchors == anchors.count(levels, cfg.rpn.anchor_sizes, cfg.rpn.anchor_ratios, 256, 512) == 2 * small.anchors
-    assert wide.gflops_backbone == pytest.approx(2 * small.gflops_backbone, abs=0.016)
-    assert wide.gflops_head == small.gflops_head  # as many RoIs
-    assert many.params - small.params == 5 * CLASSES * (cfg.task.roi.fc_dim + 1)
+@pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])
+def test_rows_of_ones_own_stand_below_them(cli, mine, task, rows):
+    code, out, _ = cli("verify", "recipe=smoke", f"task={task}", "--config-dir", mine)
+    assert (code, list(rows_of(out))) == (0, [*rows, "mine"])
+    assert list(rows_of(cli("verify", "recipe=smoke", "ablation=mine", "--config-dir", mine)[1])) == ["mine"]
+    assert cli("verify", "recipe=smoke", "ablation=mine")[0] == 2
 
 
-def test_the_neck_adds_far_more_than_5_percent_and_the_whole_is_far_cheaper_than_c4(config):
-    """The reference figures (46, 63, 164 and 814 GMAC) are those of the first ResNet, which strides in a 1x1; torchvision's
-    strides in the 3x3 behind it and has 6 % more to do in the trunk, 10 % in conv5 as a head."""
-    fpn, c4 = (
-        row_facts(config("recipe=paper2017", f"ablation={row}", "task=faster_rcnn", "task.training=joint"), size=(800, 1024))
-        for row in ("fpn", "c4")
-    )
-    assert fpn.gflops_neck / 2 == pytest.approx(46, rel=0.02)
-    assert fpn.gflops_backbone / 2 == pytest.approx(1.06 * 63, rel=0.005)
-    assert fpn.gflops / 2 == pytest.approx(164 + 0.06 * 63, rel=0.01)
-    assert c4.gflops / 2 == pytest.approx(1.1 * 814, rel=0.01)
-    assert fpn.gflops_neck > 0.6 * fpn.gflops_backbone
+@pytest.mark.parametrize("arguments", [["neck.topdown=true"], ["ablation=fpm"], ["--size", "800"], ["-m"]])
+def test_bad_arguments_are_refused(cli, arguments):
+    code, out, err = cli("verify", "recipe=smoke", *arguments)
+    assert (code, out) == (2, "")
+    assert arguments[0].partition("=")[0] in err and "Traceback" not in err
 
 
 def test_markdown_is_in_multiply_adds_and_leaves_out_parts_that_no_row_has():
@@ -140,10 +72,14 @@ def test_markdown_is_in_multiply_adds_and_leaves_out_parts_that_no_row_has():
 
 
 def test_blocks_are_filled_and_all_else_stays():
-    text = "a\n<!-- verify: x=1 --size 2x2 -->\nold\n<!-- /verify -->\nb\n<!-- verify: y -->\n<!-- /verify -->\nc"
-    filled = fill(text, lambda arguments: f"{arguments}\n")
-    assert filled == text.replace("old\n", "['x=1', '--size', '2x2']\n").replace(": y -->\n", ": y -->\n['y']\n")
-    assert fill(filled, lambda arguments: f"{arguments}\n") == filled
+    block = "<!-- verify: recipe=smoke ablation={} --size 64x64 -->\n{}<!-- /verify -->\n"
+    text = "a\n" + block.format("c4", "old\n") + "b\n" + block.format("c5", "") + "c"
+    filled = fill_verify_blocks(text)
+    tables = [line for line in filled.splitlines() if line.startswith("| c")]
+    assert [line.split()[1] for line in tables] == ["c4", "c5"]
+    assert filled.startswith("a\n<!-- verify: recipe=smoke ablation=c4") and filled.endswith("<!-- /verify -->\nc")
+    assert "old" not in filled and "\nb\n" in filled
+    assert fill_verify_blocks(filled) == filled
 
 
 @pytest.mark.parametrize(
@@ -152,29 +88,25 @@ def test_blocks_are_filled_and_all_else_stays():
 )
 def test_a_block_that_is_not_closed_is_refused(text):
     with pytest.raises(UserError, match="verify: ARGUMENTS"):
-        fill(text, lambda arguments: "")
+        fill_verify_blocks(text)
 
 
-def test_the_command_fills_a_readme_with_what_it_prints(tmp_path, capsys, config):
+def test_the_command_fills_a_readme_with_what_it_prints(cli, tmp_path, config):
     arguments = "recipe=smoke ablation=c4,fpn task=faster_rcnn task.training=joint --size 64x96"
-    assert main(["verify", *arguments.split(), "--markdown"]) == 0
-    printed = capsys.readouterr().out
+    code, printed, _ = cli("verify", *arguments.split(), "--markdown")
+    assert code == 0
     cfg = config("ablation=c4", "task=faster_rcnn", "task.training=joint")
     assert markdown({"c4": row_facts(cfg, size=(64, 96))}, (64, 96)).splitlines()[2] in printed
     path = tmp_path / "README.md"
     path.write_text(f"<!-- verify: {arguments} -->\n<!-- /verify -->\n")
-    assert main(["verify", "--readme", str(path)]) == 0
-    assert (
-        path.read_text() == f"<!-- verify: {arguments} -->\n{printed}<!-- /verify -->\n" == fill_verify_blocks(path.read_text())
-    )
-    assert main(["verify", "--readme", str(tmp_path / "none.md")]) == 2
+    assert cli("verify", "--readme", path)[0] == 0
+    assert path.read_text() == f"<!-- verify: {arguments} -->\n{printed}<!-- /verify -->\n"
+    code, _, err = cli("verify", "--readme", tmp_path / "none.md")
+    assert code == 2 and "none.md: no such file" in err
 
 
-def test_the_command_shows_the_second_stage_where_there_is_one(capsys):
-    assert main(["verify", "recipe=smoke", "ablation=c4", "task=faster_rcnn", "--size=64x64"]) == 0
-    shown = capsys.readouterr().out
+def test_the_second_stage_is_shown_where_there_is_one(cli):
+    code, shown, _ = cli("verify", "recipe=smoke", "ablation=c4", "task=faster_rcnn", "--size=64x64")
+    assert code == 0
     assert "conv5" in shown and "RPN C4" in shown and "64 x 64" in shown
-    assert main(["verify", "recipe=smoke", "ablation=c4"]) == 0
-    assert "conv5" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        main(["verify", "--size", "800"])
+    assert "conv5" not in cli("verify", "recipe=smoke", "ablation=c4")[1]

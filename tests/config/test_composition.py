@@ -8,7 +8,7 @@ from fpn_ablate.utils.errors import UserError
 @pytest.mark.parametrize(
     ("overrides", "row", "recipe"),
     [
-        (["neck.upsample=bilinear", "rpn.samples=8"], "fpn+upsample=bilinear", "smoke+head.samples=8"),
+        (["neck.upsample=bilinear", "rpn.samples=8"], "fpn+upsample=bilinear", "smoke+rpn.samples=8"),
         (["backbone.freeze_at=3"], "fpn", "smoke+backbone.freeze_at=3"),
         (["factors=[neck,backbone]", "backbone.freeze_at=3"], "fpn+backbone.freeze_at=3", "smoke"),
         (["factors=[neck,backbone]", "backbone=resnet50", "ablation=c4"], "c4+backbone=resnet50", "smoke"),
@@ -35,7 +35,7 @@ def test_factors_name_the_row_and_all_else_the_recipe(config, overrides, row, re
         ("[nek]", r"factors: nek: there is no such key. Did you mean neck\?"),
         ("[neck,task.trainng]", r"factors: task.trainng: .*Did you mean task.training\? Allowed in task: .*training"),
         ("[neck.]", "factors: neck.: there is no such key"),
-        ("[recipe.steps]", "factors: recipe.steps cannot be one. Allowed: backbone, neck, head, task"),
+        ("[recipe.steps]", "factors: recipe.steps cannot be one. Allowed: backbone, neck, rpn, task"),
         ("[seed]", "factors: seed cannot be one"),
         ("[]", r"factors=\[\]"),
         ("neck", "factors='neck': input should be a valid tuple"),

@@ -1,7 +1,7 @@
-"""Who may import what: data, model and report do not know each other, and heavy or optional packages stay where they belong."""
+"""The layers of pyproject.toml hold, and would be missed; what is heavy or optional is loaded when it is needed."""
 
-import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,103 +10,112 @@ import pytest
 
 from fpn_ablate.utils.paths import PACKAGE
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
+ROOT = Path(__file__).parents[2]
+# As the command lint-imports, of the environment that runs the tests.
+LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
 
-def name_of(path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
+def lint(folder: Path) -> subprocess.CompletedProcess:
+    """Check the contracts of a folder's pyproject.toml on the package that lies beside it."""
+    return subprocess.run([sys.executable, "-c", LINT], cwd=folder, capture_output=True, text=True)
 
 
-def imports(path, top_level_only=False) -> set[str]:
-    """What a file imports: a for `import a`; a, and a.b, which may be a module or a name in a, for `from a import b`."""
-    tree = ast.parse(path.read_text())
-    found = set()
-    for node in ast.iter_child_nodes(tree) if top_level_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_the_contracts_are_kept() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "layers KEPT" in done.stdout
 
 
-def users_of(*packages: str, top_level_only=False) -> set[str]:
-    return {
-        name_of(path)
-        for path in FILES
-        if any(i == p or i.startswith(p + ".") for i in imports(path, top_level_only) for p in packages)
-    }
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package and its contracts in a folder of their own."""
+    shutil.copytree(PACKAGE, tmp_path / "fpn_ablate", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
-def test_the_search_finds_something():
-    assert len(FILES) > 30
-    assert "train.py" in users_of("torch")
-
-
-def test_hydra_is_known_to_the_command_line_alone():
-    own = {"__main__.py", "jobs.py", "sweep.py", "timm_configs.py", "plugins/hydra_plugins/fpn_ablate_sweeper.py"}
-    assert users_of("hydra", "omegaconf") == own
-
-
-def test_timm_is_an_extra_and_imported_when_asked_for():
-    assert users_of("timm") == {"model/timm_backbone.py"}
-    assert users_of("timm", top_level_only=True) == set()
-
-
-def test_wandb_is_known_to_the_process_that_copies_alone_and_imported_when_asked_for():
-    assert users_of("wandb") == {"wandb_copy.py"}
-    assert users_of("wandb", top_level_only=True) == set()
-
-
-def test_data_and_model_do_not_know_each_other():
-    above = ("run", "train", "evaluate", "pretrain", "report", "sweep", "sinks", "record", "doctor")
-    assert not {f for f in users_of("fpn_ablate.model") if f.startswith("data/")}
-    assert not {f for f in users_of("fpn_ablate.data") if f.startswith("model/")}
-    assert not {f for f in users_of(*(f"fpn_ablate.{name}" for name in above)) if f.startswith(("data/", "model/"))}
-    # With a run's arguments, `python -m fpn_ablate doctor` hands over to the command line, and only when it is called.
-    assert {f for f in users_of("fpn_ablate.cli.run") if f.startswith(("data/", "model/"))} == {"data/doctor.py"}
-    assert not {f for f in users_of("fpn_ablate.cli.run", top_level_only=True) if f.startswith(("data/", "model/"))}
-
-
-def test_the_report_knows_neither_torch_nor_the_rest():
-    """What it does know is light: names of keys, and how a file is written."""
-    light = tuple(f"fpn_ablate.{name}" for name in ("paths", "errors", "files", "locks", "plan", "replicates", "schema"))
-    for path in (p for p in FILES if name_of(p).startswith("report/")):
-        own = {i for i in imports(path) if i.startswith("fpn_ablate.") and not i.startswith("fpn_ablate.report")}
-        assert all(i.startswith(light) for i in own), path
-    assert not {f for f in users_of("torch", "torchvision", "hydra", "omegaconf", "pydantic") if f.startswith("report/")}
+LAZY = "\n\ndef planted():\n    {}\n"
+TYPE_ONLY = "\n\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    {}\n"
 
 
 @pytest.mark.parametrize(
-    "module", ["fpn_ablate.cli.run", "fpn_ablate.report", "fpn_ablate.config.schema", "fpn_ablate.tracking.loggers"]
+    ("contract", "module", "how", "line"),
+    [
+        ("layers", "utils.console", LAZY, "from fpn_ablate.runs import identity"),
+        ("layers", "config.schema", TYPE_ONLY, "from fpn_ablate.engine import inputs"),
+        ("layers", "data.loader", LAZY, "from fpn_ablate.model import anchors"),  # side by side
+        ("layers", "report.output", LAZY, "from fpn_ablate.model import anchors"),
+        ("layers of the model", "model.ops.constants", LAZY, "from fpn_ablate.model import build"),
+        ("layers of the report", "report.collate.stats", LAZY, "from fpn_ablate.report.html import page"),
+        ("tables need neither torch nor Hydra", "store.record", LAZY, "import torch"),
+        ("tables need neither torch nor Hydra", "report.formats.tables", TYPE_ONLY, "import omegaconf"),
+        ("no circles", "store.record", LAZY, "from fpn_ablate.store import lookup"),
+    ],
 )
-def test_torch_is_not_loaded_before_it_is_needed(module):
-    """So that a mistyped key is told at once, and tables need no torch."""
-    heavy = {"torch", "torchvision", "wandb", "matplotlib", "scipy", "altair", "vl_convert", "jinja2", "PIL"}
-    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert done.stdout.strip() == "[]"
+def test_one_import_that_goes_the_wrong_way_breaks_a_contract(
+    copy: Path, contract: str, module: str, how: str, line: str
+) -> None:
+    file = copy / "fpn_ablate" / f"{module.replace('.', '/')}.py"
+    file.write_text(file.read_text() + how.format(line))
+    done = lint(copy)
+    assert done.returncode == 1
+    assert f"{contract} BROKEN" in done.stdout, done.stdout + done.stderr
 
 
-def test_imports_are_acyclic():
-    """Packages themselves are left out: `from a import b` of a module b needs b, and a only as its place."""
-    modules = {"fpn_ablate." + name_of(path).removesuffix(".py").replace("/", "."): path for path in FILES}
-    modules = {name: path for name, path in modules.items() if not name.endswith("__init__")}
-    graph = {name: imports(path, top_level_only=True) & set(modules) for name, path in modules.items()}
-    assert sum(map(len, graph.values())) > 50
-    while leaves := {name for name, used in graph.items() if not used & set(graph)}:
-        graph = {name: used for name, used in graph.items() if name not in leaves}
-    assert not graph, f"these import each other in a circle: {sorted(graph)}"
+@pytest.mark.parametrize("place", ["misc.py", "model/misc.py", "report/misc.py"])
+def test_a_module_that_has_no_layer_is_refused(copy: Path, place: str) -> None:
+    (copy / "fpn_ablate" / place).touch()
+    done = lint(copy)
+    assert done.returncode == 1 and "misc" in done.stdout
 
 
-def test_weights_know_of_the_rest_the_modules_of_the_model_alone():
-    """And of the model only what makes networks reads them."""
-    own = set().union(*(imports(path) for path in FILES if name_of(path).startswith("weights/")))
-    known = ("fpn_ablate.weights", "fpn_ablate.utils.errors", "fpn_ablate.utils.files", "fpn_ablate.model")
-    assert all(i.startswith(known) for i in own if i.startswith("fpn_ablate."))
-    assert "fpn_ablate.model.build" not in own
-    assert {f for f in users_of("fpn_ablate.weights") if f.startswith("model/")} == {"model/build.py", "model/timm_backbone.py"}
-    assert not {f for f in users_of("fpn_ablate.weights") if f.startswith(("data/", "report/"))}
+def test_the_top_of_the_package_holds_its_entry_points_alone() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 3
+
+
+def loaded(code: str, *watched: str) -> set[str]:
+    """Which of these packages a process has loaded after `code`."""
+    code = f"import sys\n{code}\nprint('loaded', *({set(watched)} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+HEAVY = ("torch", "torchvision", "wandb", "matplotlib", "scipy", "altair", "vl_convert", "jinja2", "PIL")
+CONFIGURATION = ("hydra", "omegaconf", "pydantic")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["reprot"], ["verify", "--config-dir=nowhere"]])
+def test_nothing_is_loaded_before_the_command_is_known(arguments: list[str]) -> None:
+    assert not loaded(f"from fpn_ablate.cli.main import main\nmain({arguments})", *HEAVY, *CONFIGURATION)
+
+
+def test_the_report_loads_neither_torch_nor_hydra() -> None:
+    code = "from fpn_ablate.cli.main import main\nassert main(['report', 'no-such-folder']) == 2"
+    assert not loaded(code, *HEAVY, "hydra", "omegaconf")
+    assert not loaded("import fpn_ablate.report.formats.plots, fpn_ablate.report.html.page", "torch", "hydra", "omegaconf")
+
+
+def test_a_mistyped_key_is_refused_before_torch_is_loaded() -> None:
+    code = "from fpn_ablate.cli.main import main\nassert main(['-m', 'neck.topdown=true,false']) == 2"
+    assert loaded(code, *HEAVY, "hydra") == {"hydra"}
+
+
+@pytest.mark.parametrize("module", ["cli.run", "report.output", "config.schema", "tracking.loggers", "store.lookup"])
+def test_a_light_module_loads_nothing_heavy(module: str) -> None:
+    assert not loaded(f"import fpn_ablate.{module}", *HEAVY)
+
+
+def test_every_module_can_be_imported_without_timm_and_wandb() -> None:
+    """timm is an extra, and wandb's process alone needs wandb: both are imported when they are asked for."""
+    code = (
+        "import pkgutil, importlib, fpn_ablate\n"
+        "sys.modules['timm'] = sys.modules['wandb'] = None  # importing them fails\n"
+        "names = [m.name for m in pkgutil.walk_packages(fpn_ablate.__path__, 'fpn_ablate.')]\n"
+        "for name in names:\n    if not name.endswith('__main__'): importlib.import_module(name)\n"
+        "assert len(names) > 100\n"
+        "del sys.modules['timm'], sys.modules['wandb']"
+    )
+    assert loaded(code, "timm", "wandb", "torch") == {"torch"}
 
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -114,7 +123,7 @@ PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @pytest.mark.skipif(not PAGES.exists() or "[madvise]" not in PAGES.read_text(), reason="no huge pages to be had")
 @pytest.mark.parametrize(("setting", "large"), [(None, True), ("0", False)])
-def test_large_tensors_lie_on_large_pages(setting, large):
+def test_large_tensors_lie_on_large_pages(setting: str | None, large: bool) -> None:
     code = (
         "import fpn_ablate, torch; x = torch.ones(2**24)\n"
         "print(sum(int(line.split()[1]) for line in open('/proc/self/smaps') if line.startswith('AnonHugePages')))"

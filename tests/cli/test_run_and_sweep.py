@@ -1,0 +1,170 @@
+"""One row and sweeps, as the command line runs them: refusals, tables, failures, interruptions."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from settings import TINY
+
+from fpn_ablate.engine import procedures
+from fpn_ablate.engine.train import checkpointed_steps
+from fpn_ablate.runs import run as running
+from fpn_ablate.sweep import publish
+from fpn_ablate.utils.errors import Diverged
+
+
+def records(folder="results/runs"):
+    return {f"{r['row']}/{r['seed']}": r for r in (json.loads(p.read_text()) for p in Path(folder).rglob("record.json"))}
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["one", "sweep"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["neck.topdown=true"], r"neck.topdown: there is no such key. Did you mean neck.top_down\? Allowed in neck: channels"),
+        (["+neck.topdown=true"], r"Did you mean neck.top_down\?"),
+        (["++neck.topdown=true"], r"Did you mean neck.top_down\?"),
+        (["+row=mine"], r"row: there is no such key"),
+        (["ablation=fpm"], r"ablation/fpm[\s\S]*bottom_up[\s\S]*c4[\s\S]*c5[\s\S]*finest[\s\S]*fpn[\s\S]*no_lateral"),
+        (["neck=fpm"], r"neck/fpm[\s\S]*fpn[\s\S]*single_level"),
+        (["recipe=none"], r"recipe/none[\s\S]*quick[\s\S]*smoke"),
+        (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        (["neck.top_down=false", "neck.lateral=false"], r"connects P2..P4 to nothing"),
+        (["ablation=bottom_up", "neck.lateral=false"], r"connects P2..P4 to nothing"),
+        (["ablation=c4", "+neck.channels=8"], r"neck.channels with neck=single_level: .*Allowed in neck: level, name"),
+        (["recipe.steps=0"], r"recipe.steps=0: input should be greater than 0"),
+        (["factors=[nek]"], r"factors: nek: there is no such key. Did you mean neck\?"),
+        (["factors=[seed]"], r"factors: seed cannot be one. Allowed: backbone, neck, rpn, task"),
+        (["seed=x"], r"seed='x': input should be a valid integer"),
+        (["experiments=table99"], r"experiments/table99[\s\S]*table1_rpn"),
+        (["recipe.short_side=${nope}"], r"recipe.short_side: Interpolation key 'nope' not found"),
+        (["++recipe.name=null"], r"recipe.name=None: must be a text"),
+        (["~task"], r"task: missing; give task=..."),
+        (["neck=[1]"], r"neck=\[1\]: give the name of a file in conf/neck"),
+        (["neck=null"], r"neck=null: give the name of a file in conf/neck, as neck=fpn"),
+        (["task={}"], r"task=\{\}: give the name of a file in conf/task"),
+        (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
+        (["rpn.anchor_sizes=[32,64]"], r"rpn.anchor_sizes has 2 sizes for the 5 levels p2, p3, p4, p5, p6"),
+    ],
+)
+def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
+    code, out, err = cli(*sweep, "recipe=smoke", *arguments) if arguments != ["recipe=none"] else cli(*sweep, *arguments)
+    assert code not in (0, None)
+    assert re.search(message, out + err)
+    assert "Traceback" not in out + err
+    assert not records()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("neck.channels=8,9,10,11,12,0", "neck.channels=0"),
+        ("neck.upsample=nearest,bilinear,cubic", "neck.upsample='cubic'"),
+        ("ablation=c4,c5,fpm", "fpm"),
+    ],
+)
+def test_a_bad_value_in_a_late_job_stops_before_the_first_trains(cli, monkeypatch, bad, message):
+    monkeypatch.setattr(procedures, "train", lambda *_, **__: pytest.fail("something was trained"))
+    code, out, err = cli("-m", *TINY, bad)
+    assert code not in (0, None)
+    assert message in out + err
+    assert "Traceback" not in out + err
+    assert not Path("results").exists() or not records()
+
+
+def test_two_rows_that_are_one_configuration_are_refused(cli):
+    code, out, err = cli("-m", *TINY, "ablation=fpn,finest", "neck.output=p2")
+    assert code not in (0, None)
+    assert "are the same configuration: take one of them out" in out + err
+    assert not records()
+
+
+def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_time(cli, monkeypatch):
+    code, out, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
+    assert code == 0
+    found = records()
+    assert set(found) == {"c4/0", "c4/1", "fpn/0", "fpn/1"}
+    assert {r["status"] for r in found.values()} == {"finished"}
+    assert len({r["setting"] for r in found.values()}) == 1
+    for text in ("47k", "200k", "48.3", "56.3", "GENERATED DATA"):
+        assert text in out
+    assert {p.suffix for p in Path("results/tables").iterdir()} == {".md", ".csv", ".tex"}
+    assert {p.suffix for p in Path("results/plots").iterdir()} == {".png", ".svg"}
+    assert Path("results/ledger.csv").exists()
+
+    monkeypatch.setattr(procedures, "train", lambda *_, **__: pytest.fail("something was trained"))
+    code, again, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
+    assert code == 0
+    assert again.count("finished before") == 4
+    assert "200k" in again
+
+
+def test_a_row_that_diverges_is_shown_as_such_and_the_others_go_on(cli, monkeypatch):
+    train = procedures.train
+
+    def diverge_on_c4(model, *rest, **named):
+        if len(model.neck.levels) == 1:
+            raise Diverged("diverged at step 1: rpn_box is nan")
+        return train(model, *rest, **named)
+
+    monkeypatch.setattr(procedures, "train", diverge_on_c4)
+    code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
+    assert code not in (0, None)
+    assert "diverged at step 1: rpn_box is nan" in out + err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "diverged", "fpn/0": "finished"}
+    assert "diverged" in out
+    assert "200k" in out
+
+
+def test_a_loss_that_blows_up_by_itself_is_a_divergence(cli):
+    code, out, err = cli(
+        *TINY, "recipe.steps=8", "recipe.clip_norm=null", "recipe.optimizer.name=sgd", "recipe.optimizer.lr=1.0e+20"
+    )
+    assert code not in (0, None)
+    assert re.search(r"diverged at step \d: rpn_\w+ is (nan|inf)", out + err)
+    (left,) = records().values()
+    assert left["status"] == "diverged"
+
+
+def test_switches_on_the_command_line_name_the_row_and_other_changes_the_recipe(cli):
+    code, out, _ = cli(*TINY, "neck.upsample=bilinear", "rpn.samples=8")
+    assert code == 0
+    (found,) = records().values()
+    assert found["row"] == "fpn+upsample=bilinear"
+    assert found["recipe"].startswith("smoke+")
+    assert "rpn.samples=8" in found["recipe"]
+    assert "steps=2" in found["recipe"]
+    assert not any(word in found["recipe"] for word in ("device", "seed", "upsample"))
+    assert "fpn+upsample=bilinear" in out
+
+
+def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no")
+
+    monkeypatch.setattr(procedures, "train", fail)
+    monkeypatch.setattr(publish, "_publish", lambda *_: None)
+    code, out, err = cli("-m", *TINY, "ablation=c4,fpn", "on_failure=stop")
+    assert code not in (0, None) and "ValueError: no" in out + err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "failed"}
+    assert not list(Path("results/runs/.plans").glob("*.jobs"))
+
+
+def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeypatch):
+    log = running.Run.log
+
+    def strike(self, step, values):
+        log(self, step, values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Run, "log", strike)
+        got, _, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
+    assert got == 143 and "the same command continues" in err and "Traceback" not in err
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "interrupted"}
+    assert not Path("results/tables").exists()  # there is no time for that
+    (checkpoint,) = Path("results").rglob("checkpoint.pt")
+    assert checkpointed_steps(checkpoint) in (4, 5)
