@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""A rehearsal of COCO's size without its pictures: what indexing, ordering, loading and evaluating it takes on this machine.
+"""Rehearse COCO's size without its pictures: measure indexing, ordering, loading and evaluation on this machine.
 
     python scripts/benchmarks/rehearse_coco.py [--folder DIR] [--out FILE] [--only STEP ...] [--pycocotools N]
 
-Writes a set with COCO 2017's numbers of images, objects and categories, an annotation file as large as COCO's, and a few plain
-pictures that are hard-linked under 123,287 names; then runs each step in a process of its own. Prints a table and, with --out,
-writes JSON. All lies in a temporary folder (0.5 GB), gone at the end, unless --folder names one to be kept and used again.
+Writes a data set with COCO 2017's numbers of images, objects and categories, an annotation file as large as COCO's, and a few
+plain pictures that are hard-linked under 123,287 names. Then runs each step in a process of its own and prints its figures. The
+set lies in a temporary folder (0.5 GB), removed at the end; --folder names one to keep and reuse.
 
-Nothing is trained, and the boxes are random: AP and AR mean nothing here. The pictures are smooth, so they decode faster than
-photographs do: scripts/benchmarks/loader_rate.py measures those.
+Nothing is trained, and the boxes are random, so AP and AR mean nothing here. The pictures are smooth and decode faster than
+photographs; scripts/benchmarks/loader_rate.py measures photographs.
 """
 
 import argparse
@@ -45,11 +45,11 @@ CPU = torch.device("cpu")
 IMAGES = {"train2017": 118_287, "val2017": 5_000}
 OBJECTS = {"train2017": 860_001, "val2017": 36_781}
 CATEGORY_IDS = [k for k in range(1, 91) if k not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-# Height, width and share: about those of 100 images of val2014. Boxes: shares and sides of small, medium and large objects.
+# (height, width) -> share of the images, about as in 100 images of val2014; (least, greatest) side -> share of the objects.
 SIZES = {(480, 640): 0.38, (427, 640): 0.32, (640, 480): 0.1, (640, 427): 0.1, (375, 500): 0.06, (500, 375): 0.04}
 SIDES = {(4, 32): 0.41, (32, 96): 0.34, (96, 400): 0.25}
 CROWDS = 0.012
-LINKS = 50_000  # of one file: ext4 allows 65,000
+LINKS = 50_000  # hard links to one file; ext4 allows 65,000
 BLOCK = "rehearsal"  # of a README
 LEDGER = Path(__file__).parents[2] / "results" / "reference" / "ledger.csv"
 
@@ -58,7 +58,7 @@ LEDGER = Path(__file__).parents[2] / "results" / "reference" / "ledger.csv"
 
 
 def write_set(folder: Path, scale: float) -> None:
-    """Both splits below `folder`, with `scale` times COCO's images and objects. What is there already is left as it is."""
+    """Write both splits below `folder`, with `scale` times COCO's images and objects. An existing split is kept."""
     for number, split in enumerate(IMAGES):
         file = folder / "annotations" / f"instances_{split}.json"
         if not file.exists():
@@ -75,9 +75,9 @@ def write_set(folder: Path, scale: float) -> None:
 def _write_pictures(folder: Path, ids: np.ndarray, sizes: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for height, width in SIZES:
-        own = ids[(sizes == (height, width)).all(axis=1)].tolist()
-        for first in range(0, len(own), LINKS):
-            source, *links = (folder / f"{key:012}.jpg" for key in own[first : first + LINKS])
+        ids_of_size = ids[(sizes == (height, width)).all(axis=1)].tolist()
+        for first in range(0, len(ids_of_size), LINKS):
+            source, *links = (folder / f"{key:012}.jpg" for key in ids_of_size[first : first + LINKS])
             grey = Image.linear_gradient("L").resize((width, height))
             Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180))).save(source, quality=60)
             for link in links:
@@ -85,18 +85,18 @@ def _write_pictures(folder: Path, ids: np.ndarray, sizes: np.ndarray) -> None:
 
 
 def _instances(ids: np.ndarray, sizes: np.ndarray, objects: int, rng: np.random.Generator) -> Iterator[str]:
-    """The annotation file in pieces, with a polygon for each object, since polygons are most of COCO's bytes."""
+    """Yield the annotation file in pieces. Each object has a polygon, since polygons are most of COCO's bytes."""
     yield '{"info": {}, "images": ['
     rows = zip(ids.tolist(), sizes.tolist(), strict=True)
     yield ", ".join(f'{{"id": {k}, "file_name": "{k:012}.jpg", "height": {h}, "width": {w}}}' for k, (h, w) in rows)
     names = ", ".join(f'{{"id": {key}, "name": "category {key}", "supercategory": "any"}}' for key in CATEGORY_IDS)
     yield f'], "categories": [{names}], "annotations": [\n'
     crowds = rng.random(objects) < CROWDS
-    # Few images have many objects, and few categories most of them.
+    # A few images have many objects, and a few categories have most objects.
     image = np.sort(rng.choice(len(ids), objects, p=_shares(rng.gamma(0.8, size=len(ids)))))
     category = rng.choice(CATEGORY_IDS, objects, p=_shares(1 / np.arange(2, len(CATEGORY_IDS) + 2)))
     x, y, w, h = _boxes(sizes[image], rng).T
-    h[: 2 * (objects > 10_000)] = 0  # as two boxes of train2017
+    h[: 2 * (objects > 10_000)] = 0  # as two boxes of train2017 have
     polygons = [json.dumps([np.round(rng.uniform(0, 640, 46), 2).tolist()]) for _ in range(100)]
     columns = (ids[image], category, x, y, w, h, np.round(w * h * 0.6, 3), crowds.astype(int))
     for n, (key, kind, *box, area, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
@@ -112,7 +112,7 @@ def _shares(weights: np.ndarray) -> np.ndarray:
 
 
 def _boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(M, 4) x, y, width, height within images of `sizes` (M, 2), of COCO's mix of sides."""
+    """Draw boxes (M, 4) as x, y, width, height within images of `sizes` (M, 2), with COCO's mix of sides."""
     low, high = np.array(list(SIDES))[rng.choice(len(SIDES), len(sizes), p=list(SIDES.values()))].T
     side = low * (high / low) ** rng.random(len(sizes))
     stretch = np.exp(rng.normal(0, 0.3, len(sizes)))
@@ -121,23 +121,23 @@ def _boxes(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.round(np.concatenate([corner, extent], axis=1), 2)
 
 
-def _found(data: CocoDataset, each: int, labels: bool) -> DetectionSet:
-    """`each` boxes an image: half about its objects, half anywhere."""
+def _detections(data: CocoDataset, each: int, labels: bool) -> DetectionSet:
+    """Draw `each` boxes an image: half of them near its objects, half anywhere."""
     rng = np.random.default_rng(each)
     images = len(data)
     boxes = _boxes(np.repeat(data.sizes, each, axis=0), rng).reshape(images, each, 4)
     kinds = rng.integers(1, len(data.categories) + 1, (images, each))
     position = {key: n for n, key in enumerate(data.image_ids)}
-    own: dict[int, list[tuple[list[float], int]]] = {}
+    objects_of: dict[int, list[tuple[list[float], int]]] = {}
     for annotation in data.coco()["annotations"]:
-        own.setdefault(position[annotation["image_id"]], []).append(
+        objects_of.setdefault(position[annotation["image_id"]], []).append(
             (annotation["bbox"], data.label_of[annotation["category_id"]])
         )
-    for n, objects in own.items():
-        about, label = np.array([box for box, _ in objects]), np.array([label for _, label in objects])
+    for n, objects in objects_of.items():
+        object_boxes, label = np.array([box for box, _ in objects]), np.array([label for _, label in objects])
         chosen = rng.integers(0, len(objects), each // 2)
-        spread = about[chosen][:, [2, 3, 2, 3]] * rng.normal(0, 0.15, (each // 2, 4))
-        boxes[n, : each // 2] = np.maximum(about[chosen] + spread, [0, 0, 1, 1])
+        shift = object_boxes[chosen][:, [2, 3, 2, 3]] * rng.normal(0, 0.15, (each // 2, 4))
+        boxes[n, : each // 2] = np.maximum(object_boxes[chosen] + shift, [0, 0, 1, 1])
         kinds[n, : each // 2] = label[chosen]
     boxes = boxes.reshape(-1, 4).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
@@ -150,7 +150,7 @@ def _found(data: CocoDataset, each: int, labels: bool) -> DetectionSet:
 
 
 class Clock:
-    """Named seconds and other figures of a step."""
+    """Collect named seconds and other figures of a step."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
@@ -173,26 +173,26 @@ def _val(folder: Path) -> CocoDataset:
 
 
 def index(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """Both splits, with all that is examined before a training."""
+    """Index both splits with all checks that precede a training."""
     with clock("both splits"):
         train, val = load(_splits(folder))
     clock.figures |= {"images": len(train) + len(val), "repaired": train.repairs | val.repairs}
 
 
 def order(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """A run of 40,000 steps of 16: all its draws, and the first of a run resumed near its end."""
+    """Draw the images of 40,000 steps of 16, and the first step of a run resumed near the end."""
     size = round(options.scale * IMAGES["train2017"])
     aspects = np.random.default_rng(0).uniform(0.5, 2, size)
-    for name, given in (("plain", None), ("by aspect", aspects)):
+    for name, order_by in (("plain", None), ("by aspect", aspects)):
         with clock(f"40,000 steps, {name}"):
-            count = sum(1 for _ in StepSampler(size, 16, range(40_000), 0, True, 1, given))
+            count = sum(1 for _ in StepSampler(size, 16, range(40_000), 0, True, 1, order_by))
         assert count == 40_000
         with clock(f"resumed at 39,000, {name}"):
-            next(iter(StepSampler(size, 16, range(39_000, 40_000), 0, True, 1, given)))
+            next(iter(StepSampler(size, 16, range(39_000, 40_000), 0, True, 1, order_by)))
 
 
 def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """Images a second as training asks for them, at 800 / 1333 px and by aspect, without the first batches."""
+    """Load images as training does, at 800 / 1333 px and grouped by aspect, without the first batches."""
     data = _val(folder)
     for workers in (0, 2):
         settings = {"resize": Resize(800, 1333), "batch_size": 4, "workers": workers}
@@ -204,68 +204,68 @@ def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
 
 
 def precision(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """100 detections an image."""
+    """Evaluate 100 detections an image."""
     data = _val(folder)
-    truth, found = data.coco(), _found(data, 100, labels=True)
+    truth, detections = data.coco(), _detections(data, 100, labels=True)
     with clock("AP"):
-        metrics, _ = average_precision(truth, found, data.categories)
+        metrics, _ = average_precision(truth, detections, data.categories)
     with clock("AR@100"):
-        average_recall(truth, found, limits=(100,))
-    clock.figures |= {"boxes": len(found.scores), "AP of random boxes": round(metrics["AP"], 3)}
+        average_recall(truth, detections, limits=(100,))
+    clock.figures |= {"boxes": len(detections.scores), "AP of random boxes": round(metrics["AP"], 3)}
 
 
 def recall(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """1,000 proposals an image."""
+    """Evaluate 1,000 proposals an image."""
     data = _val(folder)
-    truth, found = data.coco(), _found(data, 1000, labels=False)
+    truth, proposals = data.coco(), _detections(data, 1000, labels=False)
     with clock("AR@100 and AR@1k"):
-        metrics = average_recall(truth, found)
-    clock.figures |= {"boxes": len(found.scores), "AR@1k of random boxes": round(metrics["AR1k"], 3)}
+        metrics = average_recall(truth, proposals)
+    clock.figures |= {"boxes": len(proposals.scores), "AR@1k of random boxes": round(metrics["AR1k"], 3)}
 
 
 def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """The bootstrap over images of one run with detections: 2 and 12 replicates of the 100 that a run makes."""
+    """Bootstrap the images of one run with detections: 2 and 12 replicates of the 100 that a run makes."""
     data = _val(folder)
-    truth, found = data.coco(), _found(data, 100, labels=True)
+    truth, detections = data.coco(), _detections(data, 100, labels=True)
     for count in (2, 12):
-        drawn = bootstrap_indices(len(data), np.random.default_rng(0), count)
-        began = time.process_time()  # a difference of times of the clock would be one of the machine's load
-        bootstrap_metrics(truth, found, data.categories, data.area_bounds, drawn)
+        indices = bootstrap_indices(len(data), np.random.default_rng(0), count)
+        began = time.process_time()  # wall times would differ by the load of the machine
+        bootstrap_metrics(truth, detections, data.categories, data.area_bounds, indices)
         clock.figures[f"{count} replicates (processor s)"] = round(time.process_time() - began, 1)
-    few, many = clock.figures.values()
-    clock.figures[f"{FEW} replicates, EXTRAPOLATED (processor s)"] = round(many + (FEW - 12) * (many - few) / 10)
+    two, twelve = clock.figures.values()
+    clock.figures[f"{FEW} replicates, EXTRAPOLATED (processor s)"] = round(twelve + (FEW - 12) * (twelve - two) / 10)
 
 
 def tables(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
-    """Records and replicates of finished runs into tables: those of the README, whose size does not grow with the images."""
+    """Collate records and replicates of finished runs into the README's tables, whose size does not grow with the images."""
     with clock("read"):
         frame = records.load(LEDGER)
     with clock("tables"):
-        made = collate(frame)
-    clock.figures |= {"records": len(frame), "tables made": len(made)}
+        collated = collate(frame)
+    clock.figures |= {"records": len(frame), "tables made": len(collated)}
 
 
-def _by(engine: Engine, name: str) -> Callable[[Path, Clock, argparse.Namespace], None]:
-    """A step: AP of 100 detections an image and AR of 1,000 proposals, by one of COCO's evaluators, on the first N images."""
+def _evaluator_step(engine: Engine, name: str) -> Callable[[Path, Clock, argparse.Namespace], None]:
+    """Return a step that evaluates with one of COCO's evaluators, on the first N images."""
 
     def step(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
         data = _val(folder)
         count = min(options.pycocotools, len(data))
-        kept = set(data.image_ids[:count])
+        image_ids = set(data.image_ids[:count])
         truth = data.coco()
         truth["images"] = truth["images"][:count]
-        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
-        # Boxes of images that `truth` does not have are passed over.
-        detections, proposals = _found(data, 100, labels=True), _found(data, 1000, labels=False)
+        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in image_ids]
+        # Boxes of images that `truth` does not have are ignored.
+        detections, proposals = _detections(data, 100, labels=True), _detections(data, 1000, labels=False)
         with clock(f"AP, {count} x 100"):
             metrics, _ = average_precision(truth, detections, data.categories, engine=engine)
         with clock(f"AR, {count} x 1,000"):
             metrics |= average_recall(truth, proposals, engine=engine)
-        own = average_precision(truth, detections, data.categories)[0] | average_recall(truth, proposals)
-        assert [name for name in own if own[name] is None] == [name for name in metrics if metrics[name] is None]
-        clock.figures["greatest difference from ours"] = max(abs(own[k] - v) for k, v in metrics.items() if v is not None)
+        ours = average_precision(truth, detections, data.categories)[0] | average_recall(truth, proposals)
+        assert [name for name in ours if ours[name] is None] == [name for name in metrics if metrics[name] is None]
+        clock.figures["greatest difference from ours"] = max(abs(ours[k] - v) for k, v in metrics.items() if v is not None)
 
-    step.__name__, step.__doc__ = name, f"AP of 100 detections and AR of 1,000 proposals an image, by {engine}, on N images."
+    step.__name__, step.__doc__ = name, f"Evaluate 100 detections and 1,000 proposals an image with {engine}, on N images."
     return step
 
 
@@ -273,10 +273,10 @@ STEPS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
     step.__name__: step
     for step in (
         *(index, order, loading, precision, recall, replicates, tables),
-        *(_by("faster-coco-eval", "faster_coco_eval"), _by("pycocotools", "pycocotools")),
+        *(_evaluator_step("faster-coco-eval", "faster_coco_eval"), _evaluator_step("pycocotools", "pycocotools")),
     )
 }
-COMPARED = ("faster_coco_eval", "pycocotools")  # only where --pycocotools asks for it
+COMPARED = ("faster_coco_eval", "pycocotools")  # only with --pycocotools
 
 
 # The command
@@ -285,7 +285,7 @@ COMPARED = ("faster_coco_eval", "pycocotools")  # only where --pycocotools asks 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.step:
-        print(json.dumps(_measured(options)))
+        print(json.dumps(_measure(options)))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = (options.folder or Path(temporary)).resolve()
@@ -293,22 +293,22 @@ def main(arguments: list[str] | None = None) -> int:
         write_set(options.folder, options.scale)
         bytes_ = sum(file.stat().st_size for file in (options.folder / "annotations").iterdir())
         print(f"set at {options.folder}: {time.perf_counter() - began:.0f} s, annotations {bytes_ / 1e6:.0f} MB", flush=True)
-        wanted = options.only or [step for step in STEPS if step not in COMPARED or options.pycocotools]
-        found = {
+        steps = options.only or [step for step in STEPS if step not in COMPARED or options.pycocotools]
+        results = {
             "machine": {**machine(CPU), "evaluator": evaluator_name()},
             "scale": options.scale,
-            "steps": {step: _fresh(step, options) for step in wanted},
+            "steps": {step: _run_step(step, options) for step in steps},
         }
-    print(json.dumps(found["machine"]))
+    print(json.dumps(results["machine"]))
     if options.out:
-        save_text(options.out, json.dumps(found, indent=1) + "\n")
+        save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
-        save_text(options.readme, fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found)))
-    return int(any("failed" in figures for figures in found["steps"].values()))
+        save_text(options.readme, fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results)))
+    return int(any("failed" in figures for figures in results["steps"].values()))
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The figures of --out as a table for a README."""
+def markdown(results: dict[str, Any]) -> str:
+    """Format the results of --out as a table for a README."""
     lines = ["| step | wall (s) | processor (s) | peak memory (GiB) | |", "| --- | ---: | ---: | ---: | --- |"]
     general = (
         "whole step (s)",
@@ -317,15 +317,15 @@ def markdown(found: dict[str, Any]) -> str:
         "of it imports (GiB)",
         "load of the machine before",
     )
-    for step, figures in found["steps"].items():
-        what = (STEPS[step].__doc__ or "both splits").strip().splitlines()[0].rstrip(".:")
-        own = "; ".join(f"{name}: {value}" for name, value in figures.items() if name not in general)
-        lines.append(" | ".join(["| " + what, *(str(figures.get(name, "")) for name in general[:3]), own + " |"]))
-    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
+    for step, figures in results["steps"].items():
+        title = (STEPS[step].__doc__ or "").splitlines()[0].rstrip(".")
+        details = "; ".join(f"{name}: {value}" for name, value in figures.items() if name not in general)
+        lines.append(" | ".join(["| " + title, *(str(figures.get(name, "")) for name in general[:3]), details + " |"]))
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     return "\n".join(lines) + f"\n\nMachine: {machine}.\n"
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
     clock, imports = Clock(), _gibibytes()
     began, worked = time.perf_counter(), time.process_time()
     STEPS[options.step](options.folder, clock, options)
@@ -342,8 +342,8 @@ def _gibibytes() -> float:
     return round(peak_memory_mib(CPU) / 1024, 2)
 
 
-def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A step in a process of its own, so that its peak memory is its own."""
+def _run_step(step: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a step in a process of its own, so that its peak memory is measured alone."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(options.folder), "--scale", str(options.scale)]
     command += ["--pycocotools", str(options.pycocotools), "--load", str(round(os.getloadavg()[0], 1))]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -359,14 +359,14 @@ def _fresh(step: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python scripts/benchmarks/rehearse_coco.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="keep the set here, and use it again (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="put them into the block '<!-- rehearsal -->' of this file")
-    parser.add_argument("--only", choices=STEPS, nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--folder", type=Path, help="write the set here, keep and reuse it (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="update the block '<!-- rehearsal -->' of this file")
+    parser.add_argument("--only", choices=STEPS, nargs="+", metavar="STEP", help=f"steps to run, of {', '.join(STEPS)}")
     parser.add_argument(
-        "--pycocotools", type=int, default=0, metavar="N", help="and COCO's evaluators, on N images (5000: 20 min)"
+        "--pycocotools", type=int, default=0, metavar="N", help="also run COCO's evaluators, on N images (5000: 20 min)"
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="this share of COCO's images, for a trial")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of COCO's images, for a trial")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=float, help=argparse.SUPPRESS)
     return parser

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What the six rows of Table 1 take, row by row and several at once: which of them pays on this machine.
+"""Time the six rows of Table 1 row by row and several at once, to see which is faster on this machine.
 
     python scripts/benchmarks/sweep.py [--jobs 1 2] [--recipe quick] [--device cpu|cuda] [--out FILE] [--readme FILE]
 
-Each way is the command that a user types, into a folder of its own, from the interpreter's start to the report page. What they
-share, the pre-trained backbone, is made before, and timed by itself. Last comes the start of a sweep that is finished. Several
-at once need the extra `joblib`, and share the cores among them.
+Each way is the command that a user types, timed from the interpreter's start to the report page, in an output folder of its
+own. The pre-trained backbone, which all share, is made before and timed by itself. The last line is a second start of a
+finished sweep. Several rows at once need the extra `joblib`, and share the cores.
 """
 
 import argparse
@@ -35,79 +35,84 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.readme:
-            fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # told before minutes of work
-        found = measure(options.recipe, options.jobs, options.device)
+            fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # fail now, not after minutes of work
+        results = measure(options.recipe, options.jobs, options.device)
     except (OSError, UserError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(markdown(found))
+    print(markdown(results))
     if options.out:
-        save_text(options.out, json.dumps(found, indent=1) + "\n")
+        save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
-        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(found))
+        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results))
         save_text(options.readme, text)
     return 0
 
 
 def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
-    """Wall and processor seconds of each number of jobs. Raises UserError: a sweep has failed."""
-    common, where = [f"recipe={recipe}", f"device={device}"], torch.device(device)
-    commit = environment(where)["commit"]
-    found: dict[str, Any] = {"machine": {**machine(where), "commit": commit}, "recipe": recipe, "ways": {}}
-    found["machine"]["load before"] = round(os.getloadavg()[0], 1)
+    """Measure wall and processor seconds of each number of jobs. Raises UserError: a sweep failed."""
+    common, torch_device = [f"recipe={recipe}", f"device={device}"], torch.device(device)
+    commit = environment(torch_device)["commit"]
+    results: dict[str, Any] = {"machine": {**machine(torch_device), "commit": commit}, "recipe": recipe, "ways": {}}
+    results["machine"]["load before"] = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as name:
         folder = Path(name)
         _sweep(folder / "first", [*common, "recipe.steps=1", "recipe.eval_images=1"])
-        found["pre-training (s)"] = _costs(folder / "first")["pretrain_s"]
+        results["pre-training (s)"] = _costs(folder / "first")["pretrain_s"]
         for count in jobs:
-            way, own = folder / str(count), ["-m", ROWS, *common]
+            out, arguments = folder / str(count), ["-m", ROWS, *common]
             if count > 1:
                 threads = max(1, (os.cpu_count() or 1) // count)
-                own += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}", f"threads={threads}"]
-            shutil.copytree(folder / "first" / "backbones", way / "backbones")
-            found["ways"][f"{count} at once" if count > 1 else "row by row"] = {
-                **_sweep(way, own),
-                **{f"{what[:-2]}, all rows (s)": seconds for what, seconds in _costs(way).items() if what != "pretrain_s"},
+                arguments += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}", f"threads={threads}"]
+            shutil.copytree(folder / "first" / "backbones", out / "backbones")
+            results["ways"][f"{count} at once" if count > 1 else "row by row"] = {
+                **_sweep(out, arguments),
+                **{f"{part[:-2]}, all rows (s)": seconds for part, seconds in _costs(out).items() if part != "pretrain_s"},
             }
-        found["ways"]["a finished sweep again"] = _sweep(folder / str(jobs[0]), ["-m", ROWS, *common])
-    return found
+        results["ways"]["a finished sweep again"] = _sweep(folder / str(jobs[0]), ["-m", ROWS, *common])
+    return results
 
 
 def _sweep(out: Path, arguments: list[str]) -> dict[str, float]:
-    """Carry a command out; its seconds."""
+    """Run a command and return its seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-m", "fpn_ablate", *arguments, f"out={out}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        raise UserError(f"{' '.join(command)} has ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise UserError(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
     processor = sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
     return {"wall (s)": round(took, 1), "processor (s)": round(processor, 1)}
 
 
 def _costs(out: Path) -> dict[str, float]:
-    """Seconds of the runs in a folder, all together; their pre-training is one."""
+    """Sum the seconds of the runs in a folder; they share one pre-training."""
     costs = [json.loads(path.read_text())["cost"] for path in sorted((out / "runs").rglob("record.json"))]
-    sums = {what: round(sum(cost[what] for cost in costs), 1) for what in ("train_s", "eval_s")}
+    sums = {part: round(sum(cost[part] for cost in costs), 1) for part in ("train_s", "eval_s")}
     return {"pretrain_s": costs[0]["pretrain_s"], **sums}
 
 
-def markdown(found: dict[str, Any]) -> str:
-    header = list(next(iter(found["ways"].values())))
+def markdown(results: dict[str, Any]) -> str:
+    """Format the results of --out as a table for a README."""
+    header = list(next(iter(results["ways"].values())))
     lines = [["six rows", *header], ["---", *["---:"] * len(header)]]
-    lines += [[way, *(str(figures.get(name, "")) for name in header)] for way, figures in found["ways"].items()]
+    lines += [[way, *(str(figures.get(name, "")) for name in header)] for way, figures in results["ways"].items()]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    facts = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
-    return f"{table}\nRecipe {found['recipe']}; pre-training, once before: {found['pre-training (s)']} s. Machine: {facts}.\n"
+    facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    return (
+        f"{table}\nRecipe {results['recipe']}; pre-training, once before: {results['pre-training (s)']} s. Machine: {facts}.\n"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python scripts/benchmarks/sweep.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2], metavar="N", help="so many at once (default: 1 2)")
+    parser.add_argument(
+        "--jobs", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of rows at once (default: 1 2)"
+    )
     parser.add_argument("--recipe", default="quick", help="default: quick")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"put them into the block '<!-- {BLOCK} -->' of this file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help=f"update the block '<!-- {BLOCK} -->' of this file")
     return parser
 
 

@@ -147,15 +147,17 @@ def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
     bench_sweep = script("benchmarks/sweep")
     monkeypatch.setattr(bench_sweep, "ROWS", "ablation=c5")
     monkeypatch.setenv("FPN_ABLATE_PAGE", "off")
-    found = bench_sweep.measure("smoke", [1], "cpu")
-    assert list(found["ways"]) == ["row by row", "a finished sweep again"]
-    first, again = found["ways"].values()
-    assert 0 < first["train, all rows (s)"] + first["eval, all rows (s)"] < first["wall (s)"] and found["pre-training (s)"] > 0
-    assert set(again) == {"wall (s)", "processor (s)"}  # nothing was trained
-    assert f"| row by row | {first['wall (s)']} |" in bench_sweep.markdown(found)
+    results = bench_sweep.measure("smoke", [1], "cpu")
+    assert list(results["ways"]) == ["row by row", "a finished sweep again"]
+    first, second = results["ways"].values()
+    assert (
+        0 < first["train, all rows (s)"] + first["eval, all rows (s)"] < first["wall (s)"] and results["pre-training (s)"] > 0
+    )
+    assert set(second) == {"wall (s)", "processor (s)"}  # nothing was trained
+    assert f"| row by row | {first['wall (s)']} |" in bench_sweep.markdown(results)
 
 
-def test_a_sweep_that_fails_is_told(script, capsys):
+def test_a_sweep_that_fails_is_reported(script, capsys):
     assert script("benchmarks/sweep").main(["--recipe", "none", "--device", "cpu"]) == 2
-    told = capsys.readouterr().err
-    assert "has ended with 1" in told and "Could not find 'recipe/none'" in told
+    message = capsys.readouterr().err
+    assert "ended with code 1" in message and "Could not find 'recipe/none'" in message

@@ -1,4 +1,4 @@
-"""The measuring scripts on a set of some hundred images: they run, and the rehearsal's set is what COCO is in small."""
+"""Run the measuring scripts on a set of some hundred images, and compare the rehearsal's set with COCO."""
 
 import argparse
 import json
@@ -70,9 +70,9 @@ def test_every_step_measures(rehearsal, folder, step):
 def test_a_readmes_table_is_that_of_the_figures(rehearsal):
     root = SCRIPTS.parent
     file, text = root / "results" / "reference" / "rehearsal.json", (root / "results" / "README.md").read_text(encoding="utf-8")
-    found = json.loads(file.read_text())
-    assert set(rehearsal.STEPS) == set(found["steps"]) and found["scale"] == 1
-    assert fill_block(text, rehearsal.BLOCK, rehearsal.markdown(found)) == text
+    results = json.loads(file.read_text())
+    assert set(rehearsal.STEPS) == set(results["steps"]) and results["scale"] == 1
+    assert fill_block(text, rehearsal.BLOCK, rehearsal.markdown(results)) == text
 
 
 def test_a_step_that_fails_is_reported(rehearsal, tmp_path, capsys, monkeypatch):
@@ -81,9 +81,9 @@ def test_a_step_that_fails_is_reported(rehearsal, tmp_path, capsys, monkeypatch)
     out = tmp_path / "figures.json"
     arguments = ["--folder", str(tmp_path / "set"), "--scale", "0.0002", "--only", "index", "--out", str(out)]
     assert rehearsal.main(arguments) == 1
-    found = json.loads(out.read_text())
-    assert found["steps"]["index"] == {"failed": "code 1: MemoryError: too much"}
-    assert "MemoryError" in capsys.readouterr().out and found["machine"]["cores"] == os.cpu_count()
+    results = json.loads(out.read_text())
+    assert results["steps"]["index"] == {"failed": "code 1: MemoryError: too much"}
+    assert "MemoryError" in capsys.readouterr().out and results["machine"]["cores"] == os.cpu_count()
 
 
 def test_the_loaders_rate_and_stages(script, folder, tmp_path, capsys):
