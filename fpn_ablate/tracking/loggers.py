@@ -1,7 +1,4 @@
-"""Where a run's progress goes: a JSON-lines file, the terminal, and a copy for wandb that cannot hurt a run.
-
-`python -m fpn_ablate replay RUN` makes that copy of finished runs, later.
-"""
+"""Loggers of a run's progress: a JSON-lines file and the terminal; `wandb_client` has the one for Weights & Biases."""
 
 import json
 import os
@@ -14,9 +11,8 @@ from typing import ClassVar, Protocol
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import save_text, unwritable
 
-# Set by the sweep for its jobs: how many cells it has.
-CELLS = "FPN_ABLATE_CELLS"
-RATE = "lr"  # every line of a training has it, that of an evaluation has not
+CELLS = "FPN_ABLATE_CELLS"  # environment variable: the number of a sweep's runs, set by the sweep for its jobs
+RATE = "lr"  # in every line of a training, and not in that of an evaluation
 
 
 class Logger(Protocol):
@@ -26,20 +22,23 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """Append-only metrics. A resumed run drops the lines past its checkpoint, and those of an evaluation, which is done again:
-    each step stands there once. Lines reach the disk before a checkpoint that is saved after them does."""
+    """Append-only file of metrics with one line a step.
+
+    A resumed run drops the lines past its checkpoint and those of the evaluation, which is repeated. Each line is flushed to
+    the disk, so it is there before any later checkpoint.
+    """
 
     def __init__(self, path: Path, resume_from: int = 0) -> None:
-        kept = []
+        lines = []
         if path.exists():
             for line in path.read_text(errors="replace").splitlines():
                 try:
                     values = json.loads(line)
                     if values["step"] <= resume_from and RATE in values:
-                        kept.append(line + "\n")
+                        lines.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off by a kill
-        save_text(path, "".join(kept))
+        save_text(path, "".join(lines))
         self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -51,14 +50,14 @@ class JsonLines:
             raise unwritable(Path(self._file.name), error) from None
 
     def close(self, exit_code: int = 0) -> None:
-        with suppress(OSError):  # of a line that was not taken, which `log` has told
+        with suppress(OSError):  # `log` has raised for the line that could not be written
             self._file.close()
 
 
 class Console:
-    """A progress line with the time left for the run and for the sweep; in a log file, a line at every tenth."""
+    """A progress line with the time left for the run and for the sweep. A log file gets a line at every tenth of the steps."""
 
-    spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of the runs before this one in the same process
+    spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of earlier runs in the same process
 
     def __init__(self, title: str, steps: int, job: int = 0) -> None:
         self.title, self.steps, self.job = title, steps, job
@@ -75,14 +74,14 @@ class Console:
             return
         self.tenth = tenth
         losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
-        text = f"{self.title}: step {step}/{self.steps} {losses}, {self._left(self.steps - step)} left"
+        text = f"{self.title}: step {step}/{self.steps} {losses}, {self._time_for(self.steps - step)} left"
         if self.cells > 1:
             later = (self.cells - self.job - 1) * self.steps
-            text += f"; row {self.job + 1} of {self.cells}, training {self._left(self.steps - step + later)} left"
+            text += f"; row {self.job + 1} of {self.cells}, training {self._time_for(self.steps - step + later)} left"
         log_line(f"\r\x1b[2K{text}" if live else text, sys.stderr, end="" if live else "\n")
 
-    def _left(self, steps: int) -> str:
-        """Minutes and seconds for `steps` more, at the mean pace so far."""
+    def _time_for(self, steps: int) -> str:
+        """Estimate the minutes and seconds that `steps` more take, at the mean pace so far."""
         spans = [*self.spent, self._span()]
         seconds, done = (sum(column) for column in zip(*spans, strict=True))
         if not steps:

@@ -1,4 +1,4 @@
-"""The run's side of its copy on wandb: starts the process that makes it, and waits for it a moment at the end."""
+"""Start the process that copies a run to Weights & Biases, and wait for it briefly when the run ends."""
 
 import functools
 import importlib.util
@@ -10,29 +10,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.tracking.wandb_process import FAILED, KNOWN, NOTE
+from fpn_ablate.tracking.wandb_process import DESCRIPTION_KEYS, FAILED, NOTE
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.paths import PACKAGE
 
-LOG = "wandb.log"  # in the run's folder: what the process that copies has to say
+LOG = "wandb.log"  # output of the copying process, in the run's folder
 
 
 class Wandb:
-    """A copy on wandb, made from the run's files by another process. The run waits for it a moment when it is over, and never
-    else: a copy that fails, hangs or is killed costs a line on the terminal."""
+    """A logger whose copy on wandb is made from the run's files by another process.
 
-    patience = 5.0  # seconds that a run waits for it when it is over
+    The run waits for it only when it ends, for `close_timeout`. A copy that fails, hangs or is killed costs one line of output.
+    """
 
-    def __init__(self, known: dict[str, Any], folder: Path, mode: str) -> None:
+    close_timeout = 5.0  # seconds
+
+    def __init__(self, description: dict[str, Any], folder: Path, mode: str) -> None:
         self.folder, self._child = folder, None
         try:
-            self._child = self._start(json.dumps({key: known.get(key) for key in KNOWN}).encode(), mode)
+            self._child = self._start(json.dumps({key: description.get(key) for key in DESCRIPTION_KEYS}).encode(), mode)
         except (OSError, ValueError, TypeError) as error:
-            self._lost(str(error))
+            self._warn(str(error))
 
-    def _start(self, known: bytes, mode: str) -> subprocess.Popen:
+    def _start(self, description: bytes, mode: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "fpn_ablate.tracking.wandb_process", str(self.folder), mode]
-        # The package is found there as it was here, wherever either was started.
+        # The child finds the same package, whatever its working directory.
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with (self.folder / LOG).open("w") as log:
@@ -43,54 +45,56 @@ class Wandb:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C and a closed terminal are the run's affair, and there is none to ask at
+                start_new_session=True,  # Ctrl-C and a closed terminal must not reach it, nor may it prompt there
             )
-        child.stdin.write(known + b"\n")
+        child.stdin.write(description + b"\n")
         return child
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Nothing: the other process reads what JsonLines writes."""
+        """Do nothing: the other process reads what JsonLines writes."""
 
     def close(self, exit_code: int = 0) -> None:
         if self._child is None:
             return
-        with suppress(OSError):  # it has ended already
+        with suppress(OSError):  # it has exited already
             self._child.stdin.write(b"over\n")
             self._child.stdin.close()
         try:
-            ended = self._child.wait(self.patience)
+            exit_status = self._child.wait(self.close_timeout)
         except subprocess.TimeoutExpired:
-            say_once(f"the copy for wandb takes longer and goes on by itself: {LOG} in the run's folder tells how it ends")
+            log_once(
+                f"the wandb copy takes longer and continues in the background; {LOG} in the run's folder will tell its outcome"
+            )
             return
-        told = self._told()
-        if ended:
-            self._lost(told.get(FAILED, f"its process ended with {ended}"))
-        elif NOTE in told:
-            say_once(f"wandb: {told[NOTE]}")
+        messages = self._messages()
+        if exit_status:
+            self._warn(messages.get(FAILED, f"its process ended with {exit_status}"))
+        elif NOTE in messages:
+            log_once(f"wandb: {messages[NOTE]}")
 
-    def _told(self) -> dict[str, str]:
-        """The last note and the last failure in the log."""
+    def _messages(self) -> dict[str, str]:
+        """Read the last note and the last failure from the log."""
         try:
             lines = (self.folder / LOG).read_text(errors="replace").splitlines()
         except OSError:
             return {}
         return {kind: line.removeprefix(kind) for line in lines for kind in (NOTE, FAILED) if line.startswith(kind)}
 
-    def _lost(self, reason: str) -> None:
-        retry = f"again with: python -m fpn_ablate replay {self.folder}"
-        say_once(f"warning: no copy for wandb ({reason}); the run's own files are whole, {retry}")
+    def _warn(self, reason: str) -> None:
+        retry = f"retry with: python -m fpn_ablate replay {self.folder}"
+        log_once(f"warning: no wandb copy ({reason}); the run's own files are complete; {retry}")
 
 
-def wandb_loggers(known: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
-    """One, or none where it is switched off, by wandb's own variable too, or not installed."""
+def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
+    """Start one logger, or none if wandb is switched off, also by its own WANDB_MODE, or not installed."""
     if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
         return []
     if importlib.util.find_spec("wandb") is None:
-        say_once("no copy for wandb: it is not installed (pip install wandb, or log.wandb=disabled)")
+        log_once("no wandb copy: wandb is not installed (pip install wandb, or log.wandb=disabled)")
         return []
-    return [Wandb(known, folder, mode)]
+    return [Wandb(description, folder, mode)]
 
 
 @functools.cache
-def say_once(line: str) -> None:
+def log_once(line: str) -> None:
     log_line(line, sys.stderr)

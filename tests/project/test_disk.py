@@ -63,8 +63,8 @@ BARE = {
     "sinks.py:__init__": "UserError of write_atomically, which makes the file; test_a_line_that_is_not_taken_is_told",
     "sweep.py:refuse_unwritable": "UserError: test_no_room_is_told_before_anything_is_trained",
     "sweep.py:mark_killed": "the record stays as it was: a warning",
-    "wandb_copy.py:open_run": "no copy, a line: tests/test_wandb.py",
-    "wandb_copy.py:step_aside": "the kernel's own file: left out",
+    "wandb_process.py:give_way": "the kernel's own file: left out",
+    "wandb_process.py:open_run": "no copy, a line: tests/tracking/test_wandb.py",
     "wandb_sink.py:_start": "no copy, a line: tests/test_wandb.py",
 }
 NAMES = {

@@ -19,7 +19,7 @@ from fpn_ablate.runs import identity
 from fpn_ablate.runs import run as running
 from fpn_ablate.tracking import wandb_client, wandb_process
 from fpn_ablate.tracking.wandb_client import Wandb, wandb_loggers
-from fpn_ablate.tracking.wandb_process import names, new_lines, run_id
+from fpn_ablate.tracking.wandb_process import init_arguments, new_lines, run_id
 
 KNOWN = {
     "fingerprint": "0123456789abcdef",
@@ -45,8 +45,8 @@ def switched_on(monkeypatch, tmp_path):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(Wandb, "patience", 60.0)  # what is tested is how a copy ends
-    wandb_client.say_once.cache_clear()
+    monkeypatch.setattr(Wandb, "close_timeout", 60.0)  # what is tested is how a copy ends
+    wandb_client.log_once.cache_clear()
 
 
 def append(folder, *lines):
@@ -128,14 +128,14 @@ def test_the_copy_of_a_killed_run_says_so(tmp_path):
 
 
 def test_a_replayed_run_is_copied_once(tmp_path, capsys):
-    """`replay` twice, and again when `wandb sync` has sent it; a run that is not finished is left out."""
+    """`replay` twice, and again when `wandb sync` has sent it; a run that is not finished is skipped."""
     folder = run_folder(tmp_path / "deep" / "run")
     run_folder(tmp_path / "diverged", status="diverged")
     assert replay.main(["replay", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     (place,) = folder.glob("wandb/offline-run-*")
     assert f"{folder}: offline copy; to send it: wandb sync {place}\n" in told
-    assert "not finished (diverged), left out" in told and not (tmp_path / "diverged" / "wandb").exists()
+    assert "skipped: not finished (diverged)" in told and not (tmp_path / "diverged" / "wandb").exists()
     assert [line["_step"] for line in history(inspected(folder))] == [1, 2]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert replay.main(["replay", str(folder), str(folder)]) == 0
@@ -193,11 +193,11 @@ def test_online_it_goes_on_under_its_id_and_else_is_offline(monkeypatch, tmp_pat
 
 def test_what_is_not_done_in_time_is_killed(monkeypatch, capsys):
     killed = []
-    monkeypatch.setattr(wandb_process, "LIMIT", 0.01)
+    monkeypatch.setattr(wandb_process, "FINISH_TIMEOUT", 0.01)
     monkeypatch.setattr(os, "killpg", lambda *given: killed.append(given))
-    end = wandb_process.End(io.BytesIO(b"over\n"))
+    end = wandb_process.RunMonitor(io.BytesIO(b"over\n"))
     end.run()
-    assert end.come.is_set() and not end.killed
+    assert end.over.is_set() and not end.killed
     assert killed == [(os.getpgrp(), signal.SIGKILL)]
     assert "failed: not done" in capsys.readouterr().out
 
@@ -211,8 +211,8 @@ def test_a_copy_that_wandb_has_in_part_goes_on_behind_it(tmp_path):
             self.sent.append((step, values))
 
     append(tmp_path, {"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 1, "a": 3}, {"step": 3, "a": 4})
-    end = wandb_process.End(None)
-    end.come.set()
+    end = wandb_process.RunMonitor(None)
+    end.over.set()
     assert wandb_process.follow(Run(), tmp_path / "metrics.jsonl", end) == 3
     assert Run.sent == [(2, {"a": 2}), (3, {"a": 4})]
 
@@ -229,7 +229,7 @@ def test_lines_are_read_once_and_whole(tmp_path):
 
 def test_names_fit_wandbs_limits():
     known = KNOWN | {key: key[0] * 300 for key in ("table", "recipe", "row", "data", "task")}
-    named = names(known)
+    named = init_arguments(known)
     assert max(map(len, named["tags"])) <= 64 and len(named["id"]) <= 64 and len(named["job_type"]) <= 64
     assert len(named["group"]) <= 128 and len(named["name"]) <= 128 and named["name"].endswith("-seed2")
 
@@ -261,7 +261,7 @@ def test_it_can_be_switched_off(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert wandb_loggers(KNOWN, tmp_path, "offline") == wandb_loggers(KNOWN, tmp_path, "offline") == []
-    assert capsys.readouterr().err == "no copy for wandb: it is not installed (pip install wandb, or log.wandb=disabled)\n"
+    assert capsys.readouterr().err == "no wandb copy: wandb is not installed (pip install wandb, or log.wandb=disabled)\n"
 
 
 def test_what_is_handed_over_fits_a_pipe_that_nobody_reads(tmp_path, monkeypatch, config):
@@ -272,7 +272,7 @@ def test_what_is_handed_over_fits_a_pipe_that_nobody_reads(tmp_path, monkeypatch
         KNOWN | {"config": config("task=faster_rcnn").model_dump(mode="json"), "per_class": "x" * 100_000}, tmp_path, "offline"
     )
     assert len(handed[0]) < 16 * 1024
-    assert names(json.loads(handed[0]))["group"].startswith("table1_rpn shapes ")
+    assert init_arguments(json.loads(handed[0]))["group"].startswith("table1_rpn shapes ")
 
 
 def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):
     copy.log(1, {"loss": 1.0})
     copy.close()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no copy for wandb" in line and "replay" in line
+    assert "no wandb copy" in line and "replay" in line
 
 
 # ------------------------------------------------------------------------------------------------------- what can go wrong
@@ -348,8 +348,8 @@ def hang(child):
     ("fault", "line"),
     [
         (kill_copy, "process ended with -9"),
-        pytest.param(kill_service, "no copy for wandb", marks=pytest.mark.slow),
-        (hang, "takes longer and goes on by itself"),
+        pytest.param(kill_service, "no wandb copy", marks=pytest.mark.slow),
+        (hang, "takes longer and continues in the background"),
     ],
 )
 def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeypatch, capsys, fault, line):
@@ -363,7 +363,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
 
     monkeypatch.setattr(running.Run, "log", strike)
     if fault is hang:
-        monkeypatch.setattr(Wandb, "patience", 0.3)
+        monkeypatch.setattr(Wandb, "close_timeout", 0.3)
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": "offline"})})
     outcome = running.run(cfg)
     children[0].kill()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fpn_ablate.tracking.wandb_media import BEST, drawn
+from fpn_ablate.tracking.wandb_media import MAX_PROPOSALS, images_with_boxes
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 
@@ -30,7 +30,7 @@ def find(folder, labels=None, count=1, scores=0.9):
 
 def test_boxes_are_shares_of_the_picture_with_class_and_score(folder):
     find(folder, labels=1)
-    (path, boxes), (_, empty) = drawn(folder, {"pictures": "abc"})
+    (path, boxes), (_, empty) = images_with_boxes(folder, {"pictures": "abc"})
     assert path == folder.parents[3] / PICTURES / "abc" / "7.jpg" and empty == {}
     assert boxes["truth"]["box_data"] == [{"position": {"minX": 0.1, "minY": 0.4, "maxX": 0.4, "maxY": 0.6}, "class_id": 2}]
     (box,) = boxes["found"]["box_data"]
@@ -40,11 +40,11 @@ def test_boxes_are_shares_of_the_picture_with_class_and_score(folder):
 
 
 def test_the_best_proposals_and_the_likely_detections(folder):
-    find(folder, count=BEST + 5, scores=np.linspace(0, 0.4, BEST + 5))
-    scores = [box["scores"]["score"] for box in drawn(folder, {"pictures": "abc"})[0][1]["found"]["box_data"]]
-    assert len(scores) == BEST and scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(0.4)
+    find(folder, count=MAX_PROPOSALS + 5, scores=np.linspace(0, 0.4, MAX_PROPOSALS + 5))
+    scores = [box["scores"]["score"] for box in images_with_boxes(folder, {"pictures": "abc"})[0][1]["found"]["box_data"]]
+    assert len(scores) == MAX_PROPOSALS and scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(0.4)
     find(folder, labels=2, count=2, scores=[0.49, 0.51])
-    assert len(drawn(folder, {"pictures": "abc"})[0][1]["found"]["box_data"]) == 1
+    assert len(images_with_boxes(folder, {"pictures": "abc"})[0][1]["found"]["box_data"]) == 1
 
 
 @pytest.mark.parametrize("damage", ["no record", "no detections", "rubbish"])
@@ -53,4 +53,4 @@ def test_what_is_not_there_is_not_drawn(folder, damage):
         find(folder)
     if damage == "rubbish":
         (folder.parents[3] / PICTURES / "abc" / TRUTH).write_text("[1")
-    assert drawn(folder, {} if damage == "no record" else {"pictures": "abc"}) == []
+    assert images_with_boxes(folder, {} if damage == "no record" else {"pictures": "abc"}) == []
