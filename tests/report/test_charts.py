@@ -59,7 +59,7 @@ def test_learning_curves_are_the_lines_of_the_runs(drawn, table):
 
 def test_effects_are_those_of_the_verdicts(drawn, table):
     found = points(drawn["effects"])
-    judged = [verdict for verdict in table.verdicts if verdict.found]
+    judged = [verdict for verdict in table.verdicts if verdict.contrast]
     assert len(found) == len(judged) > 3
     cells = {row.row: row.cells for row in table.rows}
     for point, verdict in zip(found, judged, strict=True):
@@ -67,7 +67,9 @@ def test_effects_are_those_of_the_verdicts(drawn, table):
         rows = [[cells[name][claim.metric].ours.mean for name in side] for side in (claim.plus, claim.minus)]
         if claim.less is None:
             assert point["mean"] == pytest.approx(fmean(rows[0]) - fmean(rows[1]), abs=0.006)
-        assert (point["low"], point["high"]) == pytest.approx((verdict.found.ours.low, verdict.found.ours.high), abs=0.006)
+        assert (point["low"], point["high"]) == pytest.approx(
+            (verdict.contrast.ours.low, verdict.contrast.ours.high), abs=0.006
+        )
         assert point["verdict"] == verdict.verdict
     published = next(p for p in found if p["contrast"] == "(c) − (a)" and p["metric"] == "AR@1k")["published"]
     assert published == pytest.approx(56.3 - 48.3)

@@ -79,9 +79,9 @@ def test_a_copied_folder_is_one_record(runs, put):
     assert left_out(table) == ["row 'fpn', seed 0: not the newest finished: no key that they hold differs"]
 
 
-def test_the_head_is_no_declared_factor(runs, put):
-    put("fpn", setting="a", fingerprint="1", config={"head": {"samples": 256}}, finished="2026-01-01T00:00:00Z")
-    put("fpn", setting="b", fingerprint="2", config={"head": {"samples": 64}}, finished="2026-01-02T00:00:00Z")
+def test_the_rpn_is_no_declared_factor(runs, put):
+    put("fpn", setting="a", fingerprint="1", config={"rpn": {"samples": 256}}, finished="2026-01-01T00:00:00Z")
+    put("fpn", setting="b", fingerprint="2", config={"rpn": {"samples": 64}}, finished="2026-01-02T00:00:00Z")
     assert left_out(table_of(runs)) == ["1 record of another setting: rpn.samples 256, here 64"]
 
 

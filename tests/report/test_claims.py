@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fpn_ablate.report.collate.cells import Cell, beyond, contrast
-from fpn_ablate.report.collate.claims import load as load_claims
+from fpn_ablate.report.collate.cells import Cell, contrast, subtract_metric
+from fpn_ablate.report.collate.claims import load_claims
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.compare import Comparison
-from fpn_ablate.report.collate.definition import find
+from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import tables as formats
 from fpn_ablate.report.formats.grid import WITHIN_NOISE, grid
@@ -43,9 +43,9 @@ GAIN = "FPN raises RPN's recall over the C4 baseline"
 
 def test_a_claim_is_judged_by_the_difference_of_its_rows(table):
     found = verdict_of(table(), GAIN)
-    assert found.verdict == "supported" and found.found.ours.n == 4
-    assert found.found.ours.mean == pytest.approx(15, abs=0.3)
-    assert found.found.published == pytest.approx(44.0 - 36.1)
+    assert found.verdict == "supported" and found.contrast.ours.n == 4
+    assert found.contrast.ours.mean == pytest.approx(15, abs=0.3)
+    assert found.contrast.published == pytest.approx(44.0 - 36.1)
 
 
 def test_the_opposite_contradicts_it(table):
@@ -54,7 +54,7 @@ def test_the_opposite_contradicts_it(table):
 
 def test_a_wide_spread_leaves_it_open_and_says_how_many_seeds_would_tell(table):
     found = verdict_of(table(lambda row, seed: 0.5 + 0.1 * (-1) ** seed if row == "c4" else None), GAIN)
-    assert found.verdict == "inconclusive" and found.needed > 4
+    assert found.verdict == "inconclusive" and found.seeds_needed > 4
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_more_seeds_than_there_are_would_tell_where_a_claim_is_open(table):
         made = table(lambda row, seed, spread=spread: 0.5 + spread * (-1) ** seed if row == "c4" else None)
         for found in made.verdicts:
             if found.verdict == "inconclusive":
-                assert found.needed is None or found.needed > found.found.ours.n
+                assert found.seeds_needed is None or found.seeds_needed > found.contrast.ours.n
 
 
 def test_about_the_same_is_supported_by_a_small_difference_only(table):
@@ -83,8 +83,8 @@ def test_an_effect_on_one_metric_beyond_that_on_another(runs, put):
             put(row, seed, metrics={"AR1k": 0.4 if row == "c4" else 0.5, "AR1k_s": small})
     (made,) = collate(load(runs))
     found = verdict_of(made, "... and on small objects more than on all", "AR1k_s")
-    assert found.found.ours.mean == pytest.approx(20.15) and found.verdict == "supported"
-    assert found.found.published == pytest.approx(12.9 - 8.0)
+    assert found.contrast.ours.mean == pytest.approx(20.15) and found.verdict == "supported"
+    assert found.contrast.published == pytest.approx(12.9 - 8.0)
 
 
 def test_nothing_is_supported_where_nothing_was_compared(runs, put):
@@ -98,7 +98,7 @@ def test_nothing_is_supported_where_nothing_was_compared(runs, put):
 
 def test_one_seed_decides_nothing(table):
     verdicts = table(seeds=[2]).verdicts
-    assert {(v.verdict, v.why) for v in verdicts} == {("inconclusive", "one seed says nothing of seeds")}
+    assert {(v.verdict, v.reason) for v in verdicts} == {("inconclusive", "one seed says nothing of seeds")}
 
 
 def test_a_single_claim_is_judged_by_the_95_percent_interval(runs, put, tmp_path):
@@ -112,8 +112,8 @@ def test_a_single_claim_is_judged_by_the_95_percent_interval(runs, put, tmp_path
         put("b", seed, table="mine", metrics={"AP": b})
     (made,) = collate(load(runs), experiments=[tmp_path])
     (found,) = made.verdicts
-    assert found.p == pytest.approx(2 * found.found.ours.above(0.0))
-    assert 0.025 < found.found.ours.above(0.0) < 0.05 and found.verdict == "inconclusive"
+    assert found.p == pytest.approx(2 * found.contrast.ours.p_above(0.0))
+    assert 0.025 < found.contrast.ours.p_above(0.0) < 0.05 and found.verdict == "inconclusive"
 
 
 def test_a_difference_of_metrics_is_paired_within_a_run_and_that_is_no_merit_of_the_pairing_of_rows():
@@ -121,22 +121,22 @@ def test_a_difference_of_metrics_is_paired_within_a_run_and_that_is_no_merit_of_
     cells = {}
     for row in ("c4", "fpn"):
         first = dict(enumerate(generator.normal(50, 5, 8)))
-        cells[row] = beyond(Cell({s: v + generator.normal(0, 0.1) for s, v in first.items()}, 3.0), Cell(first, 1.0))
+        cells[row] = subtract_metric(Cell({s: v + generator.normal(0, 0.1) for s, v in first.items()}, 3.0), Cell(first, 1.0))
     found = contrast([cells["fpn"]], [cells["c4"]], range(8))
-    assert abs(found.removed) < 0.9 and found.published == 0.0
+    assert abs(found.variance_removed) < 0.9 and found.published == 0.0
 
 
 def test_holm_takes_the_number_of_claims_into_account(table):
     made = table()
     p = {v.claim.text + v.claim.metric: v.p for v in made.verdicts}
     single = verdict_of(made, GAIN)
-    assert len(p) > 10 and single.p > 2 * single.found.ours.above(0.0)
+    assert len(p) > 10 and single.p > 2 * single.contrast.ours.p_above(0.0)
 
 
 def test_unfinished_rows_do_not_count(put, table):
     put("c4", 9, status="diverged", error="x")
     put("fpn", 9)
-    assert verdict_of(table(), GAIN).found.ours.n == 4
+    assert verdict_of(table(), GAIN).contrast.ours.n == 4
 
 
 def test_rows_that_stand_for_different_ones_of_their_names_are_not_compared(runs, put):
@@ -156,14 +156,14 @@ def test_rows_that_learned_next_to_nothing_are_not_about_the_same(table):
         "without the top-down path the pyramid is about on par with the C4 baseline",
     ):
         found = verdict_of(made, words)
-        assert found.verdict == "inconclusive" and "next to nothing" in found.why
+        assert found.verdict == "inconclusive" and "next to nothing" in found.reason
 
 
 def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
     claims = load_claims([EXPERIMENTS])
     assert {"table1_rpn", "table2_fast_rcnn", "table3_faster_rcnn", "table5_sharing"} <= {c.table for c in claims}
     for claim in claims:
-        definition = find(claim.table, ())
+        definition = find_definition(claim.table, ())
         rows = {spec.names[0]: spec for spec in definition.rows}
         metrics = {metric.key for metric in definition.metrics}
         assert {*claim.plus, *claim.minus} <= set(rows), claim
@@ -196,7 +196,7 @@ def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
     ],
 )
 def test_the_paper_itself_says_what_is_claimed(table_name, words, metric, effect):
-    definition = find(table_name, ())
+    definition = find_definition(table_name, ())
     cells = {spec.names[0]: spec.published for spec in definition.rows}
     (claim,) = [c for c in load_claims([EXPERIMENTS]) if (c.table, c.text, c.metric) == (table_name, words, metric)]
 
@@ -216,7 +216,7 @@ def test_the_paper_itself_says_what_is_claimed(table_name, words, metric, effect
         ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: 2, below: 1}", "above must be less than below"),
         ("{table: t, claim: x, metrics: AP, plus: [a], minus: [b], above: 0}", "metrics must be a list"),
         ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: no}", "as numbers"),
-        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], abvoe: 0}", "does not know 'abvoe'"),
+        ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], abvoe: 0}", "unknown key 'abvoe'"),
         ("{table: t, claim: x, metrics: [AP], plus: [], minus: [b], above: 0}", "plus must be a list"),
         ("{table: t, claim: x, metrics: [AP], plus: [a], minus: [b], above: 0, ours: 1}", "ours must be true or false"),
     ],
@@ -275,11 +275,11 @@ def test_seeds_that_all_rows_have_are_no_control(table):
 def test_effects_within_the_noise_of_equal_rows_are_marked(table):
     made = control_of(table, spread=0.1)
     found = verdict_of(made, "... and worse than the pyramid")
-    assert abs(found.found.ours.mean) < found.found.noise and found.found.within_noise
+    assert abs(found.contrast.ours.mean) < found.contrast.noise and found.contrast.within_noise
 
 
 def test_a_large_effect_is_not_within_the_noise(table):
-    assert not verdict_of(control_of(table), GAIN).found.within_noise
+    assert not verdict_of(control_of(table), GAIN).contrast.within_noise
 
 
 def test_the_noise_is_that_of_what_is_compared(runs, put):
@@ -289,8 +289,8 @@ def test_the_noise_is_that_of_what_is_compared(runs, put):
         for row in ("c4", "fpn", "bottom_up") if seed < 5 else ("fpn",):
             put(row, seed, metrics={"AR1k": value, "AR1k_s": value + 0.001 * (seed % 2)})
     (made,) = collate(load(runs))
-    small = verdict_of(made, "... and on small objects more than on all", "AR1k_s").found.noise
-    plain = verdict_of(made, GAIN, "AR1k").found.noise
+    small = verdict_of(made, "... and on small objects more than on all", "AR1k_s").contrast.noise
+    plain = verdict_of(made, GAIN, "AR1k").contrast.noise
     assert small < 0.1 * plain
     comparison = Comparison(made.definition, {row.row: row for row in made.rows if row.seeds}, made.control)
     of_three = comparison.contrast("AR1k", ["fpn", "c4"], ["bottom_up"]).noise
@@ -370,12 +370,12 @@ def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
         save(folder / RESAMPLED, {"AR100": 0.5 + 0.02 * generator.standard_normal(50)})
     (made,) = collate(load(runs))
     cell = next(row for row in made.rows if row.row == "fpn").cells["AR100"]
-    assert cell.ours.images > 0 and "seeds and images" in dict(made.footer)["±"]
+    assert cell.ours.image_variance > 0 and "seeds and images" in dict(made.footer)["±"]
     for folder in runs.rglob(RESAMPLED):
         folder.write_bytes(b"rubbish")
     (without,) = collate(load(runs))
     cell = next(row for row in without.rows if row.row == "fpn").cells["AR100"]
-    assert cell.ours.images is None and cell.ours.mean == pytest.approx(50.1)
+    assert cell.ours.image_variance is None and cell.ours.mean == pytest.approx(50.1)
 
 
 def drawn(put, row, seed, value, draws, count=50):
@@ -405,5 +405,5 @@ def test_a_contrast_that_cannot_see_the_images_is_not_judged_where_others_can(ru
         put("fpn", seed, metrics={"AR100": 0.6 + 0.001 * seed})
     (made,) = collate(load(runs))
     found = verdict_of(made, GAIN)
-    assert found.verdict == "inconclusive" and "resampled.npz" in found.why
+    assert found.verdict == "inconclusive" and "resampled.npz" in found.reason
     assert not {name for name, metric in made.best if metric == "AR100"}

@@ -171,10 +171,10 @@ def test_a_later_folder_defines_a_table_anew(runs, put, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tittle": "x"}, "does not know 'tittle'"),
+        ({"tittle": "x"}, "unknown key 'tittle'"),
         ({"metrics": [{"key": "AP", "sacle": 1}]}, r"metrics\[0\].*'sacle'"),
         ({"facts": [{"key": "a", "from": "b", "style": "bold"}]}, "style 'bold'"),
-        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' stands there twice"),
+        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' is listed twice"),
         ({"rows": [{"row": False}]}, "quotation marks"),
         ({"rows": [{"row": "a", "published": {"AQ": 1}}], "paper": {"reference": "x"}}, "'AQ'"),
         ({"rows": [{"row": "a", "published": {"AP": "36,1"}}], "paper": {"reference": "x"}}, "must be a number"),

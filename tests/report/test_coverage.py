@@ -102,4 +102,4 @@ def test_pairing_removes_what_rows_share():
     values, drawn = simulated(4, 100, 0.1, 5.0, 0.1, generator=generator)
     other = {seed: value + 1 for seed, value in values.items()}, {seed: line + 1 for seed, line in drawn.items()}
     found = contrast([Cell(other[0], None, other[1])], [Cell(values, None, drawn)], sorted(values))
-    assert found.ours.mean == pytest.approx(1) and found.removed == pytest.approx(1)
+    assert found.ours.mean == pytest.approx(1) and found.variance_removed == pytest.approx(1)

@@ -208,7 +208,9 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
     assert keys() == ["f", "AR100"]
     assert keys(metrics=[{"key": "AP"}]) == ["f", "AP"]
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"table": "other", "report": {"columns": "base"}}))
-    with pytest.raises(UserError, match=r"mine\.yaml: report\.columns: .*base\.yaml has no report with facts and metrics"):
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: report\.columns: .*base\.yaml must have a report with its own facts and metrics"
+    ):
         keys()
     (tmp_path / "base.yaml").unlink()
     with pytest.raises(UserError, match="cannot be read"):
@@ -222,8 +224,8 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
         ({"rows": [{"row": "a", "published_only": "yes", "published": {"AP": 1}}]}, "must be true or false"),
         ({"rows": [{"row": []}]}, "row must be text"),
         ({"rows": [{"row": ["a", False]}]}, "quotation marks"),
-        ({"rows": [{"row": ["a", "b"]}, {"row": "b"}]}, "row 'b' stands there twice"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\]: lacks 'minus'"),
+        ({"rows": [{"row": ["a", "b"]}, {"row": "b"}]}, "row 'b' is listed twice"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\]: missing key 'minus'"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "minus: .*a, b, c, d; found 'x'"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"found \[\]"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "found 'ab'"),

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from fpn_ablate.config.composition import cell_config, register, without_hydra
 from fpn_ablate.config.schema import Config
-from fpn_ablate.report.collate.definition import find
+from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.sweep.checks import reject_duplicate_rows
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
@@ -27,7 +27,7 @@ def content(name: str) -> dict:
 
 
 def definition(name: str):
-    return find(content(name)["table"], ())
+    return find_definition(content(name)["table"], ())
 
 
 def cells(name: str, *more: str) -> list[Config]:

@@ -45,7 +45,7 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
     shown = text_of(made)
     table = collate(load(full))[0]
     row = next(row for row in table.rows if row.row == "fpn")
-    assert f"{row.cells['AR100'].ours.mean:.1f} ± {row.cells['AR100'].ours.half:.1f}" in shown
+    assert f"{row.cells['AR100'].ours.mean:.1f} ± {row.cells['AR100'].ours.half_width:.1f}" in shown
     assert "44.0" in shown and "paper: COCO minival (Δ other data)" in shown  # the paper's, of Table 1 (c)
     assert "GENERATED DATA: not comparable with COCO" in shown
     assert shown.count("not run") >= 4, "rows that are not run are holes"

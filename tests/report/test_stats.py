@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpn_ablate.report.collate.stats import Estimate, equal_rows, estimate, holm, seeds_needed
+from fpn_ablate.report.collate.stats import Estimate, control_half_width, estimate, holm, seeds_needed
 
 
 def simulated(seeds=3, images=200, between=0.004, shared=0.05, own=0.05, mean=0.0, generator=None, replicates=200):
@@ -26,21 +26,21 @@ def test_without_replicates_it_is_students_interval():
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.std == pytest.approx(np.std(values, ddof=1)) and found.df == 3
-    assert found.above(0.4) == pytest.approx(stats.ttest_1samp(values, 0.4, alternative="greater").pvalue)
-    assert found.below(0.5) == pytest.approx(stats.ttest_1samp(values, 0.5, alternative="less").pvalue)
+    assert found.p_above(0.4) == pytest.approx(stats.ttest_1samp(values, 0.4, alternative="greater").pvalue)
+    assert found.p_below(0.5) == pytest.approx(stats.ttest_1samp(values, 0.5, alternative="less").pvalue)
 
 
 def test_one_seed_has_the_images_alone_and_decides_nothing():
     values, drawn = simulated(seeds=1)
     found = estimate(values, drawn)
-    assert found.half == pytest.approx(stats.norm.ppf(0.975) * drawn[0].std(ddof=1))
-    assert not found.excludes(1.0) and found.above(-1.0) == 1.0 == found.below(1.0)
+    assert found.half_width == pytest.approx(stats.norm.ppf(0.975) * drawn[0].std(ddof=1))
+    assert not found.excludes(1.0) and found.p_above(-1.0) == 1.0 == found.p_below(1.0)
 
 
 @pytest.mark.parametrize("values", [{}, {0: None, 1: math.nan, 2: math.inf}])
 def test_nothing_defined_is_nothing(values):
     assert estimate(values, {0: np.ones(5)}) == Estimate(0)
-    assert estimate(values).half is None
+    assert estimate(values).half_width is None
 
 
 def test_undefined_values_are_left_out_and_counted_out():
@@ -50,9 +50,9 @@ def test_undefined_values_are_left_out_and_counted_out():
 def test_a_seed_without_replicates_does_not_hide_what_the_images_do():
     """Of the others the shared part is estimated all the same; of one alone it holds that seed's own as well."""
     values, drawn = simulated(seeds=4, images=400, replicates=2000)
-    whole = estimate(values, drawn).images
-    some = estimate(values, {seed: drawn[seed] for seed in (0, 2, 3)}).images
-    one = estimate(values, {0: drawn[0]}).images
+    whole = estimate(values, drawn).image_variance
+    some = estimate(values, {seed: drawn[seed] for seed in (0, 2, 3)}).image_variance
+    one = estimate(values, {0: drawn[0]}).image_variance
     assert some == pytest.approx(whole, rel=0.35) and one > whole
     assert estimate(values, {}) == estimate(values)
 
@@ -75,17 +75,17 @@ def test_replicates_in_which_a_size_does_not_occur_are_left_out():
 def test_images_widen_the_interval_and_their_own_part_is_not_counted_twice():
     values, drawn = simulated(between=0.0, shared=0.0, own=0.3)
     found = estimate(values, drawn)
-    assert found.images < 0.5 * found.seeds  # what the images do to each seed alone is the spread between seeds
+    assert found.image_variance < 0.5 * found.seed_variance  # what the images do to each seed alone is the spread between seeds
     values, drawn = simulated(between=0.0, shared=0.3, own=0.0)
     found = estimate(values, drawn)
-    assert found.images == pytest.approx(np.mean(list(drawn.values()), axis=0).var(ddof=1), rel=1e-6)
-    assert found.images > 100 * found.seeds
+    assert found.image_variance == pytest.approx(np.mean(list(drawn.values()), axis=0).var(ddof=1), rel=1e-6)
+    assert found.image_variance > 100 * found.seed_variance
 
 
 def test_the_order_of_seeds_does_not_matter():
     values, drawn = simulated()
     backwards = dict(reversed(values.items())), dict(reversed(drawn.items()))
-    assert estimate(*backwards).half == pytest.approx(estimate(values, drawn).half)
+    assert estimate(*backwards).half_width == pytest.approx(estimate(values, drawn).half_width)
 
 
 def test_holm_is_that_of_scipys_neighbours():
@@ -114,12 +114,12 @@ def test_no_number_of_seeds_makes_up_for_too_few_images():
 def test_equal_rows_stay_below_the_noise_floor_in_95_of_100_cases():
     generator = np.random.default_rng(0)
     pairs = generator.normal(0, 0.7, (4000, 2, 3))
-    below = [abs(a.mean() - b.mean()) < equal_rows(a, b) * math.sqrt(2 / 3) for a, b in pairs]
+    below = [abs(a.mean() - b.mean()) < control_half_width(a, b) * math.sqrt(2 / 3) for a, b in pairs]
     assert 0.935 < np.mean(below) < 0.965
-    assert equal_rows([1.0], [1.0, 2.0]) is None
+    assert control_half_width([1.0], [1.0, 2.0]) is None
 
 
 def test_no_spread_at_all_decides_without_dividing_by_it():
     found = estimate({0: 2.0, 1: 2.0})
-    assert found.half == 0 and found.excludes(1.9) and not found.excludes(2.0)
-    assert (found.above(1.9), found.above(2.0), found.below(2.1)) == (0.0, 1.0, 0.0)
+    assert found.half_width == 0 and found.excludes(1.9) and not found.excludes(2.0)
+    assert (found.p_above(1.9), found.p_above(2.0), found.p_below(2.1)) == (0.0, 1.0, 0.0)

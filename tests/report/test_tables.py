@@ -64,7 +64,7 @@ def test_markdown_parses_back_to_the_numbers(table1):
         for number, metric in enumerate(table1.definition.metrics, start=first):
             cell = row.cells[metric.key]
             values = [float(value) for value in re.findall(r"[+-]?\d+\.\d", line[number])]
-            expected = [value for value in (cell.ours.mean, cell.ours.half) if value is not None]
+            expected = [value for value in (cell.ours.mean, cell.ours.half_width) if value is not None]
             assert values == [round(value, 1) for value in expected]
             if published:
                 values = [float(value) for value in re.findall(r"[+-]?\d+\.\d", published[number])]

@@ -1,4 +1,4 @@
-"""One metric of one row, over seeds and images; and differences between rows, seed by seed and image by image."""
+"""Hold one metric of one row over seeds and images, and compute differences of rows seed by seed and image by image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,10 @@ from fpn_ablate.report.collate.stats import Estimate, estimate
 
 @dataclass(frozen=True)
 class Cell:
-    """Values in the table's unit (percent), of finished seeds; `resampled` the same on drawn images, where a run left that."""
+    """One metric of one row, in the table's unit (percent), by seed; finished seeds only.
+
+    `resampled` has the same metric on bootstrap images, (B,) for each seed whose run saved that.
+    """
 
     values: dict[int, float | None]
     published: float | None = None
@@ -24,7 +27,7 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus published."""
+        """Return ours minus published."""
         return None if self.ours.mean is None or self.published is None else self.ours.mean - self.published
 
 
@@ -33,21 +36,24 @@ class Contrast(Cell):
     """A difference of means over rows, over the seeds that all its cells have.
 
     Attributes:
-        apart: its variance if the rows had neither seeds nor images in common.
-        power: sum of the squared weights of its rows: 2 for one row less another.
-        noise: what it may be by chance if all rows were equal (A/A control); None without a control.
-        blind: other cells of the table know what the images do, and this one does not, so that its interval is too narrow.
+        unpaired_variance: its variance if the rows shared neither seeds nor images.
+        squared_weights: sum of the squared weights of its rows: 2 for the difference of two rows.
+        noise: how large it may be by chance if all rows were equal (A/A control); None without a control.
+        lacks_replicates: other cells of the table include the variance of the images and this one does not, so that its
+            interval is too narrow.
     """
 
-    apart: float | None = None
-    power: float = 2.0
+    unpaired_variance: float | None = None
+    squared_weights: float = 2.0
     noise: float | None = None
-    blind: bool = False
+    lacks_replicates: bool = False
 
     @property
-    def removed(self) -> float | None:
-        """The share of the variance that pairing has removed; below 0 where the rows vary against each other."""
-        return None if not self.apart or self.ours.error is None else 1 - self.ours.error**2 / self.apart
+    def variance_removed(self) -> float | None:
+        """Return the share of the variance that pairing removed; negative if the rows vary against each other."""
+        if not self.unpaired_variance or self.ours.standard_error is None:
+            return None
+        return 1 - self.ours.standard_error**2 / self.unpaired_variance
 
     @property
     def within_noise(self) -> bool:
@@ -55,21 +61,21 @@ class Contrast(Cell):
 
     @property
     def is_gain(self) -> bool:
-        """Whether the interval says that it is above 0."""
-        return not self.blind and self.ours.excludes(0.0) and self.ours.mean > 0
+        """Return True if the interval lies above 0."""
+        return not self.lacks_replicates and self.ours.excludes(0.0) and self.ours.mean > 0
 
 
-def beyond(cell: Cell, other: Cell) -> Cell:
-    """One metric of a row less another of the same runs."""
+def subtract_metric(cell: Cell, other: Cell) -> Cell:
+    """Subtract one metric of a row from another, within each run."""
     seeds = [seed for seed in cell.values if seed in other.values]
     values = {s: None if None in (cell.values[s], other.values[s]) else cell.values[s] - other.values[s] for s in seeds}
-    drawn = {s: cell.resampled[s] - other.resampled[s] for s in seeds if s in cell.resampled and s in other.resampled}
+    resampled = {s: cell.resampled[s] - other.resampled[s] for s in seeds if s in cell.resampled and s in other.resampled}
     published = None if None in (cell.published, other.published) else cell.published - other.published
-    return Cell(values, published, drawn)
+    return Cell(values, published, resampled)
 
 
 def contrast(plus: Sequence[Cell], minus: Sequence[Cell], seeds: Sequence[int], scale: float = 1.0) -> Contrast:
-    """`scale` x (mean of `plus` - mean of `minus`), paired; undefined for a seed where a cell is."""
+    """Compute `scale` x (mean of `plus` - mean of `minus`), paired by seed; undefined for a seed if any cell is."""
     weights = [scale / len(plus)] * len(plus) + [-scale / len(minus)] * len(minus)
     cells = [*plus, *minus]
 
@@ -79,21 +85,24 @@ def contrast(plus: Sequence[Cell], minus: Sequence[Cell], seeds: Sequence[int], 
         return scale * (fmean(values[: len(plus)]) - fmean(values[len(plus) :]))
 
     values = {seed: combined([cell.values.get(seed) for cell in cells]) for seed in seeds}
-    drawn = {
+    resampled = {
         seed: sum(weight * cell.resampled[seed] for weight, cell in zip(weights, cells, strict=True))
         for seed in seeds
         if all(seed in cell.resampled for cell in cells)
     }
     defined = [seed for seed in seeds if values[seed] is not None]
-    power = sum(weight**2 for weight in weights)
-    return Contrast(values, combined([cell.published for cell in cells]), drawn, _apart(cells, weights, defined), power)
+    published = combined([cell.published for cell in cells])
+    squared_weights = sum(weight**2 for weight in weights)
+    return Contrast(values, published, resampled, _unpaired_variance(cells, weights, defined), squared_weights)
 
 
-def _apart(cells: Sequence[Cell], weights: Sequence[float], seeds: Sequence[int]) -> float | None:
-    """The sum of the cells' own variances; None where one is unknown."""
-    own = [
-        estimate({s: c.values[s] for s in seeds}, {s: c.resampled[s] for s in seeds if s in c.resampled}).error for c in cells
+def _unpaired_variance(cells: Sequence[Cell], weights: Sequence[float], seeds: Sequence[int]) -> float | None:
+    """Return the weighted sum of the cells' variances; None if one is unknown."""
+    estimates = [
+        estimate({s: cell.values[s] for s in seeds}, {s: cell.resampled[s] for s in seeds if s in cell.resampled})
+        for cell in cells
     ]
-    if not seeds or None in own:
+    errors = [each.standard_error for each in estimates]
+    if not seeds or None in errors:
         return None
-    return sum((weight * error) ** 2 for weight, error in zip(weights, own, strict=True))
+    return sum((weight * error) ** 2 for weight, error in zip(weights, errors, strict=True))

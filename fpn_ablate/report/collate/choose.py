@@ -1,93 +1,97 @@
-"""Which records stand in a table: of one setting, of one configuration a row, one a seed. What is left out is named."""
+"""Choose the records of a table: one setting, one configuration a row, one record a seed. Name what is left out."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from fpn_ablate.config.factors import under
-from fpn_ablate.report.collate import footer
 from fpn_ablate.report.collate.records import factors_of, time_of
+from fpn_ablate.report.collate.settings import declared_factors, describe_differences
 from fpn_ablate.report.collate.table import Record
 from fpn_ablate.utils.errors import UserError
 
 
-def one_setting(
-    records: list[Record], wanted: Collection[str] | None = None, allow_unfair: bool = False
+def select_setting(
+    records: list[Record], requested: Collection[str] | None = None, allow_unfair: bool = False
 ) -> tuple[list[Record], list[list[Record]]]:
-    """The records of one setting and, setting by setting, the others.
+    """Return the records of one setting and, grouped by setting, the others.
 
-    The setting is the one of `wanted` that has records here, or, where none has, the newest. With `allow_unfair` all records
-    stand together; the others are named all the same.
+    The setting is the one of `requested` that has records here; if none has, the newest. With `allow_unfair` the first list
+    holds all records; the second stays the same.
 
     Raises:
-        UserError: several of `wanted` have records, so rows that are meant for one table cannot be compared.
+        UserError: several of `requested` have records, so rows meant for one table cannot be compared.
     """
-    settings: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        # Runs do not know another evaluator for another run: figures of two do not stand side by side all the same.
-        settings.setdefault((record["setting"], str(record.get("environment.evaluator"))), []).append(record)
-    asked = sorted(name for name in settings if name[0] in (wanted or ()))
-    chosen = asked or [max(settings, key=lambda name: (_newest(settings[name]), name))]
+        # The evaluator is not part of a run's setting, but figures of two evaluators must not stand side by side.
+        groups.setdefault((record["setting"], str(record.get("environment.evaluator"))), []).append(record)
+    matching = sorted(key for key in groups if key[0] in (requested or ()))
+    chosen = matching or [max(groups, key=lambda key: (_newest(groups[key]), key))]
     if len(chosen) > 1 and not allow_unfair:
-        raise UserError(_unfair([settings[name] for name in chosen]))
-    ours = settings.pop(chosen[0])
-    return records if allow_unfair else ours, [settings[name] for name in sorted(settings)]
+        raise UserError(_unfair_message([groups[key] for key in chosen]))
+    selected = groups.pop(chosen[0])
+    return records if allow_unfair else selected, [groups[key] for key in sorted(groups)]
 
 
-def one_record_a_seed(records: list[Record], named: Collection[str]) -> tuple[list[Record], list[str]]:
-    """Of records of one setting those to show, and a line on each kind of record left out.
+def select_records(records: list[Record], defined: Collection[str]) -> tuple[list[Record], list[str]]:
+    """Select the records of one setting to show, and return them with a line on each kind of record left out.
 
-    A row is its newest finished record and those that share its factors. Of rows that are one experiment under several
-    names, the one in `named` stands, else the newest.
+    A row consists of its newest finished record and the records with the same factors. If one experiment has several names,
+    the one in `defined` is kept, else the newest.
     """
     rows: dict[str, list[Record]] = {}
     for record in records:
         rows.setdefault(record["row"], []).append(record)
-    left: dict[tuple[str, str], set[int]] = {}
-    kept: dict[str, Record] = {}
-    for row in sorted(rows, key=lambda row: (row in named, _newest(rows[row]), row), reverse=True):
-        standing, replaced = _of_one_row(rows[row])
+    left_out: dict[tuple[str, str], set[int]] = {}
+    selected: dict[str, Record] = {}
+    for row in sorted(rows, key=lambda row: (row in defined, _newest(rows[row]), row), reverse=True):
+        current, replaced = _select_in_row(rows[row])
         for record, other in replaced:
-            text = footer.differences([other], [record], factors=True) or "no key that they hold differs"
-            left.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
-        for record in standing:
-            first = kept.setdefault(record["fingerprint"], record)
+            text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
+            left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
+        for record in current:
+            first = selected.setdefault(record["fingerprint"], record)
             if first is not record:
                 same = f"the same experiment as row '{first['row']}', seed {first['seed']}"
                 same = f"the same experiment as row '{first['row']}'" if first["seed"] == record["seed"] else same
-                left.setdefault((row, same), set()).add(record["seed"])
-    return list(kept.values()), [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left.items())]
+                left_out.setdefault((row, same), set()).add(record["seed"])
+    lines = [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left_out.items())]
+    return list(selected.values()), lines
 
 
-def _of_one_row(records: list[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
-    """The records that stand, one a seed, and the others, each with the one that stands in its place."""
+def _select_in_row(records: list[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
+    """Return the selected records, one a seed, and each of the others with the record that replaces it."""
     ordered = sorted(records, key=_age, reverse=True)
     seeds: dict[int, Record] = {}
     replaced = []
     for record in ordered:
-        # Seeds of other factors would be averaged with these.
-        stands = _factors(record) == _factors(ordered[0])
-        other = seeds.setdefault(record["seed"], record) if stands else seeds.get(record["seed"], ordered[0])
+        # Seeds with other factors must not be averaged with these.
+        same_factors = _factors(record) == _factors(ordered[0])
+        other = seeds.setdefault(record["seed"], record) if same_factors else seeds.get(record["seed"], ordered[0])
         if other is not record:
             replaced.append((record, other))
     return list(seeds.values()), replaced
 
 
 def _factors(record: Record) -> Record:
-    """In what rows may differ. Where the backbone is a factor, what its weights are is no part of the setting either."""
+    """Return the part of a record in which rows may differ.
+
+    It includes the digest of the weights: if the backbone is a factor, its weights are not part of the setting.
+    """
     return {key: value for key, value in record.items() if key == "weights" or under(key, factors_of(record), "config.")}
 
 
-def _unfair(groups: list[list[Record]]) -> str:
+def _unfair_message(groups: list[list[Record]]) -> str:
     table, recipe, data = (groups[0][0][key] for key in ("table", "recipe", "data"))
-    factors = ", ".join(footer.declared_factors(record for group in groups for record in group))
+    factors = ", ".join(declared_factors(record for group in groups for record in group))
     first, *others = groups
     rows = [", ".join(sorted({record["row"] for record in group})) for group in groups]
-    found = [footer.differences(first, other, versus=" against ") for other in others]
-    keys = dict.fromkeys(text or "what the files of data or weights hold" for text in found)
+    differences = [describe_differences(first, other, separator=" against ") for other in others]
+    keys = dict.fromkeys(text or "the content of the data or weight files" for text in differences)
     return (
         f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {factors}, so "
         f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
-        "the records stay, and python -m fpn_ablate report RUNS --allow-unfair shows them together"
+        "the records are kept, and python -m fpn_ablate report RUNS --allow-unfair shows them together"
     )
 
 
@@ -97,9 +101,10 @@ def _seeds(seeds: Iterable[int]) -> str:
 
 
 def _newest(records: list[Record]) -> tuple[bool, datetime, str]:
-    """The age of a group: that of its newest finished record, or, before any has finished, of its newest record."""
+    """Return the age of a group: that of its newest finished record or, if none has finished, of its newest record."""
     return max(map(_age, records))
 
 
 def _age(record: Record) -> tuple[bool, datetime, str]:
+    """Return a sort key: finished records after others, then by time."""
     return record["status"] == "finished", time_of(record.get("finished") or record.get("started")), record["folder"] or ""

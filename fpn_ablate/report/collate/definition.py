@@ -1,4 +1,4 @@
-"""What a table shows, read from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
+"""Read a table's definition from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
 
 import math
 from collections.abc import Iterable
@@ -17,8 +17,11 @@ SIZES = ("", "s", "m", "l")
 
 @dataclass(frozen=True)
 class Fact:
-    """A column that describes a row. `source` is the record's key, as `verify.anchors`, or several
-    joined by ` + `, which are shown so; `style` one of STYLES."""
+    """A column that describes a row.
+
+    `source` is the record's key, as `verify.anchors`, or several keys joined by ` + `, whose values are printed joined the
+    same way. `style` is one of STYLES.
+    """
 
     key: str
     title: str
@@ -28,9 +31,9 @@ class Fact:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of results: `source` in the records, else their `metrics.<key>`, shown times `scale` with `digits` decimals.
+    """A column of results: the record's `source`, or its `metrics.<key>`, printed times `scale` with `digits` decimals.
 
-    Metrics are fractions; another source is shown as it is, and not plotted, unless the definition says so.
+    Metrics are fractions. The value of another source is printed as it is and not plotted, unless the definition says so.
     """
 
     key: str
@@ -43,9 +46,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """A row the table promises. `published` maps facts and metrics to the paper's values, in the table's unit.
+    """A row that the table lists. `published` maps facts and metrics to the paper's values, in the table's unit.
 
-    Of several `names`, the first that has records stands. A row that is `published_only` has no line of ours.
+    Of several `names`, the first that has records is used. A `published_only` row has no line of ours.
     """
 
     names: tuple[str, ...]
@@ -57,11 +60,11 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Effect:
-    """`scale` x (mean of the rows `plus` - mean of the rows `minus`), seed by seed; rows by the first of their names.
+    """An effect: `scale` x (mean of the rows `plus` - mean of the rows `minus`), seed by seed; rows by their first name.
 
-    With one row each it is a difference, with several a main effect: top-down = mean(with) - mean(without). An interaction is
-    a difference of differences: of a (neither), b (the first alone), c (the second alone) and d (both) it is (d - c) - (b - a),
-    which is plus [a, d], minus [b, c], scale 2. Above 0, each does more where the other is.
+    With one row on each side it is a difference, with several a main effect: top-down = mean(with) - mean(without). An
+    interaction is a difference of differences: of a (neither), b (the first alone), c (the second alone) and d (both) it is
+    (d - c) - (b - a), which is plus [a, d], minus [b, c], scale 2. If it is above 0, each does more together with the other.
     """
 
     title: str
@@ -72,7 +75,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Control:
-    """An A/A control: `row` again with `seeds` that no other row has. What it differs from itself is the harness's noise."""
+    """An A/A control: `row` run again with `seeds` that no other row has. Its difference from itself is the harness's noise."""
 
     row: str
     seeds: tuple[int, ...]
@@ -80,7 +83,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the published figures come from, what tables call that source, and which of our data sets are its own."""
+    """The source of the published figures: its reference, its name in tables, and the names of the data set that it used."""
 
     reference: str
     name: str = "paper"
@@ -92,7 +95,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Definition:
-    """A table's layout. Without a file it is generic: `rows` and `metrics` are then taken from the records."""
+    """A table's layout. A table without a file has a generic one, with `rows` and `metrics` from the records."""
 
     table: str
     title: str
@@ -106,10 +109,10 @@ class Definition:
     control: Control | None = None
 
 
-def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
-    """The definition of `table`: from the file whose `table:` names it, else a generic one over the `metrics` found.
+def find_definition(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIMENTS,)) -> Definition:
+    """Return the definition of `table` from the file whose `table:` names it, or a generic one over `metrics`.
 
-    What a later folder defines stands for what an earlier one does.
+    A later folder overrides an earlier one.
 
     Raises:
         UserError: a file is not valid YAML or not a valid definition, or two files of a folder define the table.
@@ -121,11 +124,11 @@ def find(table: str, metrics: Iterable[str], folders: Iterable[Path] = (EXPERIME
             raise UserError(f"table '{table}' is defined twice: {' and '.join(map(str, matches))}; keep one")
         for file, content in matches.items():
             return _parse(file, content)
-    return generic(table, metrics)
+    return _generic(table, metrics)
 
 
-def generic(table: str, metrics: Iterable[str]) -> Definition:
-    """A layout for a table without a file: all metrics found, sizes behind their own metric."""
+def _generic(table: str, metrics: Iterable[str]) -> Definition:
+    """Return the layout of a table without a file: all metrics, each followed by its object sizes."""
     facts = (
         Fact("feature", "feature", "verify.feature"),
         Fact("anchors", "# anchors", "verify.anchors", "count"),
@@ -142,80 +145,85 @@ def _metric_order(name: str) -> tuple:
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
-    """The mapping in a file, None where it holds another thing. Raises UserError where it is no YAML."""
+    """Return the mapping in a file, or None if it holds something else.
+
+    Raises:
+        UserError: the file is not YAML.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except Exception as error:  # yaml makes dates, numbers and keys of what it reads, and meets whatever is there
+    except Exception as error:  # an unreadable file, or one of the many errors of yaml's conversions (dates, numbers, keys)
         raise UserError(f"{file}: cannot be read as YAML: {error}") from None
     return content if isinstance(content, dict) else None
 
 
 def _parse(file: Path, content: dict[str, Any]) -> Definition:
-    report = _with_columns(file, content["report"])
-    report = mapping(f"{file}: report", report, {"title", "facts", "metrics"}, {"rows", "paper", "effects", "notes", "control"})
+    report = _inherit_columns(file, content["report"])
+    optional = {"rows", "paper", "effects", "notes", "control"}
+    report = check_mapping(f"{file}: report", report, {"title", "facts", "metrics"}, optional)
     facts = tuple(_fact(f"{file}: report.facts[{i}]", item) for i, item in enumerate(report["facts"]))
     metrics = tuple(_metric(f"{file}: report.metrics[{i}]", item) for i, item in enumerate(report["metrics"]))
     columns = [column.key for column in (*facts, *metrics)]
-    known = {*(fact.key for fact in facts)}, {*(metric.key for metric in metrics)}
-    rows = tuple(_row(f"{file}: report.rows[{i}]", item, *known) for i, item in enumerate(report.get("rows") or []))
+    keys = {*(fact.key for fact in facts)}, {*(metric.key for metric in metrics)}
+    rows = tuple(_row(f"{file}: report.rows[{i}]", item, *keys) for i, item in enumerate(report.get("rows") or []))
     for kind, names in (("column", columns), ("row", [name for row in rows for name in row.names])):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(f"{file}: {kind} '{twice[0]}' stands there twice")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise UserError(f"{file}: {kind} '{duplicates[0]}' is listed twice")
     paper = _paper(f"{file}: report.paper", report["paper"]) if report.get("paper") else None
     if paper is None and any(row.published for row in rows):
-        raise UserError(f"{file}: rows have published values but report.paper names no source")
-    ours = {row.names[0] for row in rows if not row.published_only}
-    effects = [_effect(f"{file}: report.effects[{i}]", item, ours) for i, item in enumerate(report.get("effects") or [])]
-    title = text_of(file, report, "title")
+        raise UserError(f"{file}: rows have published values, but report.paper names no source; add report.paper.reference")
+    own_rows = {row.names[0] for row in rows if not row.published_only}
+    effects = [_effect(f"{file}: report.effects[{i}]", item, own_rows) for i, item in enumerate(report.get("effects") or [])]
+    title = text_value(file, report, "title")
     notes = report.get("notes") or []
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise UserError(f"{file}: report.notes must be a list of text, found {short_repr(notes)}")
     seeds, effects = _seeds(content), tuple(effects)
-    control = _control(f"{file}: report.control", report["control"], ours, seeds) if report.get("control") else None
+    control = _control(f"{file}: report.control", report["control"], own_rows, seeds) if report.get("control") else None
     return Definition(content["table"], title, facts, metrics, rows, paper, seeds, effects, tuple(notes), control)
 
 
-def _with_columns(file: Path, report: Any) -> Any:
-    """`columns: NAME` stands for the facts, metrics and notes of NAME.yaml beside `file`, where it has none of its own."""
+def _inherit_columns(file: Path, report: Any) -> Any:
+    """Replace `columns: NAME` by the facts, metrics and notes of NAME.yaml beside `file`, except those that `report` has."""
     if not isinstance(report, dict) or "columns" not in report:
         return report
-    source = file.with_name(f"{text_of(f'{file}: report', report, 'columns')}.yaml")
+    source = file.with_name(f"{text_value(f'{file}: report', report, 'columns')}.yaml")
     other = (read_yaml(source) or {}).get("report")
     if not isinstance(other, dict) or not {"facts", "metrics"} <= set(other):
-        raise UserError(f"{file}: report.columns: {source} has no report with facts and metrics of its own")
+        raise UserError(f"{file}: report.columns: {source} must have a report with its own facts and metrics")
     return {key: other[key] for key in ("facts", "metrics", "notes") if key in other} | {
         key: report[key] for key in report if key != "columns"
     }
 
 
 def _fact(where: str, item: Any) -> Fact:
-    item = mapping(where, item, {"key", "from"}, {"title", "style"})
+    item = check_mapping(where, item, {"key", "from"}, {"title", "style"})
     style = item.get("style", "text")
     if style not in STYLES:
         raise UserError(f"{where}: style {short_repr(style)} is not one of {', '.join(STYLES)}")
-    return Fact(text_of(where, item, "key"), str(item.get("title", item["key"])), text_of(where, item, "from"), style)
+    return Fact(text_value(where, item, "key"), str(item.get("title", item["key"])), text_value(where, item, "from"), style)
 
 
 def _metric(where: str, item: Any) -> Metric:
-    item = mapping(where, item, {"key"}, {"title", "scale", "digits", "plot", "from"})
-    source = text_of(where, item, "from") if "from" in item else None
+    item = check_mapping(where, item, {"key"}, {"title", "scale", "digits", "plot", "from"})
+    source = text_value(where, item, "from") if "from" in item else None
     scale, digits = item.get("scale", 1.0 if source else 100.0), item.get("digits", 1)
     if not is_number(scale) or type(digits) is not int or digits < 0:
         raise UserError(f"{where}: scale must be a number and digits an integer of 0 or more")
-    key = text_of(where, item, "key")
+    key = text_value(where, item, "key")
     return Metric(key, str(item.get("title", key)), float(scale), digits, bool(item.get("plot", not source)), source)
 
 
 def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
-    item = mapping(where, item, {"row"}, {"label", "letter", "published", "published_only"})
+    item = check_mapping(where, item, {"row"}, {"label", "letter", "published", "published_only"})
     names = item["row"] if isinstance(item["row"], list) and item["row"] else [item["row"]]
-    names = tuple(text_of(where, {"row": name}, "row") for name in names)
-    published = mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
+    names = tuple(text_value(where, {"row": name}, "row") for name in names)
+    published = check_mapping(f"{where}.published", item.get("published") or {}, set(), facts | metrics)
     for key, value in published.items():
         if key in metrics and value is not None and not is_number(value):
             raise UserError(f"{where}.published.{key}: must be a number or null, found {short_repr(value)}")
-    letter = text_of(where, item, "letter") if item.get("letter") is not None else None
+    letter = text_value(where, item, "letter") if item.get("letter") is not None else None
     only = item.get("published_only", False)
     if type(only) is not bool or (only and not published):
         raise UserError(f"{where}: published_only must be true or false, and true only with published values")
@@ -223,40 +231,42 @@ def _row(where: str, item: Any, facts: set[str], metrics: set[str]) -> RowSpec:
 
 
 def _effect(where: str, item: Any, rows: set[str]) -> Effect:
-    item = mapping(where, item, {"title", "plus", "minus"}, {"scale"})
+    item = check_mapping(where, item, {"title", "plus", "minus"}, {"scale"})
     for side in ("plus", "minus"):
         names = item[side] if isinstance(item[side], list) else []
         unknown = [name for name in names if name not in rows]
         if unknown or not names:
-            found = f"found {short_repr(unknown[0] if unknown else item[side])}"
-            raise UserError(f"{where}.{side}: must list rows of ours by their first names, {', '.join(sorted(rows))}; {found}")
+            wrong = short_repr(unknown[0] if unknown else item[side])
+            raise UserError(f"{where}.{side}: must list rows by their first name, {', '.join(sorted(rows))}; found {wrong}")
     if not is_number(item.get("scale", 1.0)):
         raise UserError(f"{where}: scale must be a number, found {short_repr(item['scale'])}")
-    return Effect(text_of(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
+    return Effect(text_value(where, item, "title"), tuple(item["plus"]), tuple(item["minus"]), float(item.get("scale", 1.0)))
 
 
-def _control(where: str, item: Any, rows: set[str], taken: tuple[int, ...]) -> Control:
-    item = mapping(where, item, {"row", "seeds"}, set())
-    row, seeds = text_of(where, item, "row"), item["seeds"]
+def _control(where: str, item: Any, rows: set[str], table_seeds: tuple[int, ...]) -> Control:
+    item = check_mapping(where, item, {"row", "seeds"}, set())
+    row, seeds = text_value(where, item, "row"), item["seeds"]
     if row not in rows:
-        raise UserError(f"{where}.row: no row of ours is called '{row}'; there are {', '.join(sorted(rows))}")
+        raise UserError(f"{where}.row: unknown row '{row}'; choose one of {', '.join(sorted(rows))}")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{where}.seeds: must be a list of integers, found {short_repr(seeds)}")
-    if both := set(seeds) & set(taken):
-        raise UserError(f"{where}.seeds: {', '.join(map(str, sorted(both)))} are the table's own; a control has others")
+    if both := set(seeds) & set(table_seeds):
+        raise UserError(
+            f"{where}.seeds: the table uses {', '.join(map(str, sorted(both)))} itself; give the control other seeds"
+        )
     return Control(row, tuple(seeds))
 
 
 def _paper(where: str, item: Any) -> Paper:
-    item = mapping(where, item, {"reference"}, {"name", "settings", "data", "same_data"})
-    same = mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
+    item = check_mapping(where, item, {"reference"}, {"name", "settings", "data", "same_data"})
+    same = check_mapping(f"{where}.same_data", item.get("same_data") or {}, set(), {"names", "images"})
     names = tuple(str(name).casefold() for name in same.get("names") or ())
     name, data = str(item.get("name", Paper.name)), str(item.get("data", Paper.data))
-    return Paper(text_of(where, item, "reference"), name, str(item.get("settings", "")), data, names, same.get("images"))
+    return Paper(text_value(where, item, "reference"), name, str(item.get("settings", "")), data, names, same.get("images"))
 
 
 def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
-    """Seeds that the sweep in the same file asks for, where they are a plain list."""
+    """Return the seeds of the sweep in the same file, if they are a plain list; else an empty tuple."""
     node: Any = content
     for key in ("hydra", "sweeper", "params", "seed"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -264,18 +274,22 @@ def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if all(part.strip().isdecimal() for part in parts) else ()
 
 
-def mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
+def check_mapping(where: str, value: Any, required: set[str], optional: set[str]) -> dict[str, Any]:
+    """Return `value` after checking that it is a mapping with all `required` keys and no others than `optional` ones."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a mapping, found {short_repr(value)}")
     missing, unknown = sorted(required - set(value)), [key for key in value if key not in required | optional]
     if missing or unknown:
-        problem = f"lacks '{missing[0]}'" if missing else f"does not know '{unknown[0]}'"
+        problem = f"missing key '{missing[0]}'" if missing else f"unknown key '{unknown[0]}'"
         raise UserError(f"{where}: {problem}; allowed: {', '.join(sorted(required | optional))}")
     return value
 
 
-def text_of(where: Any, item: dict[str, Any], key: str) -> str:
-    # YAML reads a bare `no` as false and a bare `1` as a number: a row of that name would never match a record.
+def text_value(where: Any, item: dict[str, Any], key: str) -> str:
+    """Return the text under `key`.
+
+    YAML reads a bare `no` as false and a bare `1` as a number: a row of that name would never match a record.
+    """
     if not isinstance(item[key], str):
         raise UserError(f"{where}: {key} must be text, found {short_repr(item[key])}; put it in quotation marks")
     return item[key]

@@ -1,18 +1,21 @@
-"""Whether a run may stand in a mean, and the word that its cell shows where it may not."""
+"""Decide whether a run counts in a mean, and name the state that its cell shows if it does not."""
 
 import re
 from typing import Any
 
-FLOOR = 0.01  # AR@100: a detector that learned anything finds more, and one that did not would be averaged in silence
+MIN_RECALL = 0.01  # AR@100: any detector that learned something exceeds it; one that did not must not enter a mean unnoticed
 
 
 def state(record: dict[str, Any]) -> str:
-    """`finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted`, `failed`, or
-    `killed or running`: a process that is killed leaves the record with which it began."""
+    """Return the state of a run.
+
+    `finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted`, `failed`, or
+    `killed or running`: a killed process leaves the record that it wrote when it started.
+    """
     status, error = record["status"], str(record.get("error") or "")
     if status == "finished":
         recall = record.get("metrics.AR100")
-        return "unhealthy" if recall is not None and recall < FLOOR else status
+        return "unhealthy" if recall is not None and recall < MIN_RECALL else status
     if status == "diverged":
         step = re.search(r"\bat step (\d+)", error)
         return f"diverged @ step {step[1]}" if step else status
@@ -22,7 +25,7 @@ def state(record: dict[str, Any]) -> str:
 
 
 def reason(record: dict[str, Any]) -> str | None:
-    """What is to be said of a run that is not healthy."""
+    """Return the message on a run that is not healthy, or None."""
     if state(record) == "unhealthy":
-        return f"AR@100 {100 * record['metrics.AR100']:.2f} %, less than {100 * FLOOR:g} %"
+        return f"AR@100 {100 * record['metrics.AR100']:.2f} %, less than {100 * MIN_RECALL:g} %"
     return str(record["error"]) if record.get("error") else None

@@ -1,7 +1,7 @@
-"""Records of runs as a data frame, and the ledger: the same records in one CSV file that can be kept in git.
+"""Read records of runs into a data frame, and read and write the ledger: the same records in one CSV file for git.
 
 One line of the frame is one `record.json`, flattened with dots (`metrics.AR100`, `config.neck.top_down`). All columns
-have dtype object: pandas would otherwise turn integers beside an absent value into floats and None into NaN.
+have dtype object: pandas would otherwise turn integers in a column with missing values into floats, and None into NaN.
 """
 
 import csv
@@ -22,25 +22,25 @@ from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
 
-ABSOLUTE = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # folders of a path, up to its last part
-# Where a spreadsheet would see the beginning of a formula; in many countries a semicolon separates its cells.
+FOLDERS = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # an absolute path up to its last part
+# What a spreadsheet takes for the beginning of a formula; in many countries a semicolon separates the cells.
 FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
-TEXT = ("table", "recipe", "data", "row", "setting", "fingerprint")
-SINGLE = ("code", "weights", "task", "error", "started", "finished", "deterministic")  # no lists, like the environment
-# These columns stand first, in this order; records are sorted by them.
+TEXT_KEYS = ("table", "recipe", "data", "row", "setting", "fingerprint")
+SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic")  # never lists
+# The first columns, in this order; records are sorted by them.
 LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")
 
 
 def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Read records from folders of runs (searched at any depth), single record files and ledgers.
 
-    What cannot be read is no reason to stop: `frame.attrs["unreadable"]` lists it as `file: reason`.
-    `frame.attrs["replicates"]` has the runs' metrics on images drawn anew, `frame.attrs["folders"]` where runs lie on this disk
-    ({(table, fingerprint): folder}).
+    Files that cannot be read are skipped; `frame.attrs["unreadable"]` lists them as `file: reason`.
+    `frame.attrs["replicates"]` has the runs' metrics on bootstrap images, `frame.attrs["folders"]` the folders of the runs on
+    this disk ({(table, fingerprint): folder}).
 
     Raises:
-        UserError: a path does not exist, or a ledger is no CSV file.
+        UserError: a path does not exist, or a ledger is not a CSV file.
     """
     records: dict[tuple, dict[str, Any]] = {}
     unreadable: list[str] = []
@@ -48,21 +48,21 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     for path in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(path)
         if path.suffix == ".csv" and path.is_file():
-            files, found = [], _read_ledger(path)
+            files, results = [], _read_ledger(path)
             replicates |= Replicates.beside(path)
         elif path.exists():
             files, root = (sorted(path.rglob("record.json")), path) if path.is_dir() else ([path], path.parent)
-            found = [_read_record(file, root) for file in files]
+            results = [_read_record(file, root) for file in files]
         else:
             raise UserError(f"{path}: no such folder or file; give a folder of runs, as results/runs, or a ledger.csv")
-        for item in found:
-            if isinstance(item, str):
-                unreadable.append(item)
+        for result in results:
+            if isinstance(result, str):
+                unreadable.append(result)
             else:
-                records[item["table"], item["fingerprint"], item["folder"]] = item
-        places = [(item, file.parent) for item, file in zip(found, files, strict=False) if not isinstance(item, str)]
-        folders |= {(item["table"], item["fingerprint"]): folder for item, folder in places}
-        replicates |= Replicates.of_runs((item["fingerprint"], folder) for item, folder in places)
+                records[result["table"], result["fingerprint"], result["folder"]] = result
+        runs = [(result, file.parent) for result, file in zip(results, files, strict=False) if not isinstance(result, str)]
+        folders |= {(record["table"], record["fingerprint"]): folder for record, folder in runs}
+        replicates |= Replicates.of_runs((record["fingerprint"], folder) for record, folder in runs)
     frame = _frame(records.values())
     frame.attrs["replicates"], frame.attrs["folders"] = replicates, folders
     frame.attrs["unreadable"] = sorted(unreadable)
@@ -72,19 +72,20 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
     """Merge `frame` into the ledger at `path`, and its replicates into `resampled.npz` beside it.
 
-    A record replaces the one with its table, fingerprint and row.
+    A record replaces the one with the same table, fingerprint and row. Equal records give equal bytes, in any order.
 
-    Equal records give equal bytes, whatever the order in which they came.
+    Raises:
+        UserError: the ledger at `path` has lines that cannot be read.
     """
     path = Path(path)
     merged: dict[tuple, dict[str, Any]] = {}
     old = load(path) if path.exists() else _frame([])
     if old.attrs.get("unreadable"):
         lines = "; ".join(old.attrs["unreadable"])
-        raise UserError(f"{path} would lose lines that cannot be read ({lines}); mend or remove them first")
+        raise UserError(f"{path}: has lines that cannot be read and would be lost ({lines}); fix or remove them first")
     for record in [*old.to_dict("records"), *frame.to_dict("records")]:
-        if record.get("environment.command"):  # a ledger names no machine's paths
-            record["environment.command"] = ABSOLUTE.sub("…/", str(record["environment.command"]))
+        if record.get("environment.command"):  # a ledger must not contain paths of a machine
+            record["environment.command"] = FOLDERS.sub("…/", str(record["environment.command"]))
         merged[record["table"], record["fingerprint"], record["row"]] = record
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
@@ -93,12 +94,12 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def factors_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """The dotted keys in which the rows of a record's table may differ; records of older versions do not say so."""
+    """Return the dotted keys in which the rows of a record's table may differ; `neck` for records of older versions."""
     return tuple(record.get("config.factors") or ("neck",))
 
 
 def time_of(text: Any) -> datetime:
-    """A time as records give it; of anything else the beginning of time."""
+    """Parse a record's ISO time; return the earliest time if `text` is not one."""
     try:
         time = datetime.fromisoformat(text)
     except (TypeError, ValueError):
@@ -107,7 +108,7 @@ def time_of(text: Any) -> datetime:
 
 
 def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
-    """CSV text whose cells keep their type (see `encode`)."""
+    """Return CSV text whose cells keep their type (see `encode`)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([encode(column) for column in columns])
@@ -116,10 +117,10 @@ def to_csv(columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
 
 
 def encode(value: Any) -> str:
-    """A CSV cell from which `decode` makes the same value: JSON, but None is empty and harmless text stays bare.
+    """Encode a value as a CSV cell that `decode` reads back: JSON, but None is empty and harmless text stays bare.
 
-    Text that would read as another type, holds control characters, or that a spreadsheet would run as a formula is
-    written as a JSON string, so it begins with a quotation mark.
+    Text is written as a JSON string, in quotation marks, if it would be read as another type, has control characters, or
+    would be run as a formula by a spreadsheet.
     """
     if value is None:
         return ""
@@ -130,7 +131,7 @@ def encode(value: Any) -> str:
 
 
 def decode(cell: str) -> Any:
-    """The value of a cell written by `encode`."""
+    """Return the value of a cell written by `encode`."""
     if cell == "":
         return None
     try:
@@ -156,7 +157,7 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
 
 
 def _folder_name(folder: Path, relative: Path, table: Any) -> str:
-    """The place below the folder of all runs, wherever the search began: a ledger names no machine's paths."""
+    """Return the folder relative to that of all runs, whatever `relative` starts from: a ledger holds no machine's paths."""
     tail = folder.resolve().parts[-4:]
     if len(tail) == 4 and tail[0] == table:
         return "/".join(tail)
@@ -177,8 +178,8 @@ def _read_ledger(path: Path) -> list[dict[str, Any] | str]:
 
 
 def _problem(name: str, record: dict[str, Any]) -> str | None:
-    """Why a record cannot stand in a table, or None."""
-    for key in TEXT:
+    """Return why a record cannot be used in a table, or None."""
+    for key in TEXT_KEYS:
         if not isinstance(record.get(key), str) or not record[key]:
             return f"{name}: key '{key}' must be text, found {short_repr(record.get(key))}"
     if record.get("status") not in STATUSES:
@@ -195,7 +196,7 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
             return f"{name}: key '{key}' must be a number or null, found {short_repr(value)}"
         if key.startswith("metrics.") and isinstance(value, float) and math.isinf(value):
             return f"{name}: key '{key}' must be finite, found {value}"
-        if isinstance(value, list) and (key in SINGLE or key.startswith("environment.")):
+        if isinstance(value, list) and (key in SINGLE_KEYS or key.startswith("environment.")):
             return f"{name}: key '{key}' must be one value, found {short_repr(value)}"
     return None
 

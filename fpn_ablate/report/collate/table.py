@@ -1,25 +1,32 @@
-"""Define what a collated table holds: rows, cells, effects, claims and their verdicts."""
+"""Types of a collated table: rows, effects, claims and their verdicts."""
 
 import hashlib
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fpn_ablate.report.collate.cells import Cell, Contrast
-from fpn_ablate.report.collate.definition import (
-    Definition,
-)
+from fpn_ablate.report.collate.definition import Definition
+
+Record = dict[str, Any]  # one record, flat, with dots in its keys
+Key = tuple[str, str, str]  # table, recipe, data
+GENERATED = "GENERATED DATA: not comparable with COCO"
+UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
+SOURCES = "sources"  # not a table: the runs that other runs learned from. Their records are kept in the ledger
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a difference of rows lies above and/or below a bound, in points. `less`: a metric whose difference is taken away.
-    Rows by the first of their names; `ours` where nobody has published it."""
+    """A statement that a difference of rows lies above and/or below a bound, in points.
+
+    Attributes:
+        plus: rows, by the first of their names.
+        minus: rows whose mean is subtracted.
+        less: a metric whose difference is subtracted from that of `metric`.
+        ours: True if nobody has published the statement.
+    """
 
     table: str
     text: str
@@ -38,40 +45,36 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say to a claim.
+    """The outcome of testing a claim on the runs.
 
     Attributes:
-        found: the difference; None where no seed has all rows.
-        p: the p-value of the verdict, after Holm's correction over the claims of the table; None where nothing was compared.
-        needed: seeds that would tell, where it is inconclusive; None: not even 1000, or not known.
-        why: what stands in the way of a verdict, where it is not the interval.
+        contrast: the difference of rows; None if no seed has all rows.
+        p: the p-value of the verdict, after Holm's correction over the claims of the table; None if nothing was compared.
+        seeds_needed: for an inconclusive claim, the seeds that would decide it; None: unknown, or more than MAX_SEEDS.
+        reason: why there is no verdict, if not because of the interval.
     """
 
     claim: Claim
     verdict: str
-    found: Contrast | None = None
+    contrast: Contrast | None = None
     p: float | None = None
-    needed: int | None = None
-    why: str | None = None
+    seeds_needed: int | None = None
+    reason: str | None = None
 
     @property
     def published(self) -> float | None:
-        """The published difference; None for claims of ours, whatever published rows it would follow from."""
-        return None if self.claim.ours or self.found is None else self.found.published
-
-
-Record = dict[str, Any]  # one record, flat, with dots in its keys
-Replicates = Mapping[str, Mapping[str, np.ndarray]]  # {fingerprint: {metric: (B,) fractions}}
-Key = tuple[str, str, str]  # table, recipe, data
-UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
-SOURCES = "sources"  # no table: what other cells learned from. Its records stand in the ledger
+        """Return the published difference; None for claims of ours, even if published rows would imply one."""
+        return None if self.claim.ours or self.contrast is None else self.contrast.published
 
 
 @dataclass(frozen=True)
 class Row:
     """One row with a cell for each metric.
 
-    `states` says of every seed that has a record how it fared (`health.state`), `folders` where its run lies, if on this disk.
+    Attributes:
+        states: how each seed with a record ended (`health.state`).
+        errors: {seed: message} of the runs that are not healthy.
+        folders: {seed: folder of the run}, if it is on this disk.
     """
 
     row: str
@@ -88,22 +91,22 @@ class Row:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Healthy, finished seeds: those in the means."""
+        """Return the healthy, finished seeds: those in the means."""
         return tuple(seed for seed, state in self.states.items() if state == "finished")
 
     @property
     def state(self) -> str:
-        """`finished` if any seed is, `not run` without a record, else what became of the seeds (`failed` if mixed)."""
+        """Return `finished` if any seed is, `not run` without a record, else the state of all seeds (`failed` if mixed)."""
         if self.published_only:
             return "published only"
         if self.seeds:
             return "finished"
-        found = set(self.states.values()) or {"not run"}
-        return found.pop() if len(found) == 1 else "failed"
+        states = set(self.states.values()) or {"not run"}
+        return states.pop() if len(states) == 1 else "failed"
 
 
 @dataclass(frozen=True)
-class Difference:
+class EffectRow:
     """An effect of the definition, with a cell for each metric over the seeds that all its rows have finished."""
 
     title: str
@@ -118,9 +121,9 @@ class Table:
     Attributes:
         same_data: evaluated on the paper's data.
         verdicts: on the claims of this table.
-        control: the A/A control's second half, where it has been run.
-        best: (row, metric) of the best cells, where the intervals of all differences say that they are.
-        unfair: rows of several settings stand together, on request; nothing is judged then.
+        control: the second half of the A/A control, if it has been run.
+        best: (row, metric) of the best cells, where the intervals of all differences say so.
+        unfair: rows of several settings stand together, on request; no claim is judged then.
     """
 
     recipe: str
@@ -130,7 +133,7 @@ class Table:
     setting: str
     definition: Definition
     rows: tuple[Row, ...]
-    effects: tuple[Difference, ...]
+    effects: tuple[EffectRow, ...]
     footer: tuple[tuple[str, str], ...]
     verdicts: tuple[Verdict, ...] = ()
     control: Row | None = None
@@ -147,12 +150,12 @@ class Table:
 
     @property
     def warning(self) -> str:
-        """What must stand above the table, in every format."""
+        """Return the warning that every format prints above the table, or an empty text."""
         return ". ".join([UNFAIR] * self.unfair + [GENERATED] * self.generated)
 
     @property
     def watermark(self) -> str:
-        """The warning in two words or four, for pictures."""
+        """Return the warning in at most four words, for pictures."""
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
 
     @property
@@ -161,13 +164,10 @@ class Table:
 
 
 def file_name(key: Key) -> str:
-    """`<table>-<data>-<recipe>` in harmless characters, at most 100; a hash keeps altered names apart."""
+    """Return `<table>-<data>-<recipe>` in safe characters, at most 100; a name that was altered gets a hash to stay unique."""
     table, recipe, data = key
     raw = "-".join((table, data, recipe))
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", raw).strip(".")
     if safe == raw and len(raw) <= 100:
         return raw
     return f"{safe[:91]}-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
-
-
-GENERATED = "GENERATED DATA: not comparable with COCO"

@@ -1,4 +1,4 @@
-"""The page's charts as figures for a paper: the same series, drawn by matplotlib, as SVG and PDF."""
+"""Draw the page's charts as figures for a paper: the same series in matplotlib, as SVG and PDF."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def render(table: Table) -> dict[str, bytes]:
-    """{"effects.svg": ..., "effects.pdf": ..., "sizes.svg": ...}: those of which the table has anything to show."""
+    """Return {"effects.svg": ..., "effects.pdf": ..., "sizes.svg": ...}, without figures for which the table has no data."""
     import matplotlib
 
     images = {}
@@ -27,7 +27,7 @@ def render(table: Table) -> dict[str, bytes]:
             figure = draw(table)
             if figure is None:
                 continue
-            _named(figure, table)
+            _add_title(figure, table)
             for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("pdf", {"CreationDate": None, "Creator": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, metadata=metadata, facecolor="white")
@@ -36,7 +36,7 @@ def render(table: Table) -> dict[str, bytes]:
 
 
 def effects(table: Table) -> "Figure | None":
-    """Differences with their 95 % intervals, the published ones beside them, and what equal rows differ by in grey."""
+    """Draw differences with their 95 % intervals, the published ones, and in grey how far equal rows may differ by chance."""
     points = series.effects(table)
     if not points:
         return None
@@ -64,7 +64,7 @@ def effects(table: Table) -> "Figure | None":
 
 
 def sizes(table: Table) -> "Figure | None":
-    """AR@100 by the size of the object; bands: extremes over seeds."""
+    """Draw AR@100 by object size; bands: extremes over seeds."""
     points = series.recall_by_size(table)
     if not points:
         return None
@@ -81,7 +81,7 @@ def sizes(table: Table) -> "Figure | None":
 
 
 def curves(table: Table) -> "Figure | None":
-    """The losses by step, a panel each; bands: extremes over seeds."""
+    """Draw the losses by step, one panel each; bands: extremes over seeds."""
     from matplotlib.ticker import LogLocator
 
     points = series.losses(table)
@@ -102,7 +102,7 @@ def curves(table: Table) -> "Figure | None":
 
 
 def cost(table: Table) -> "Figure | None":
-    """The first metric against each kind of cost."""
+    """Draw the first metric against each kind of cost."""
     points = series.costs(table)
     kinds = list(dict.fromkeys(point["kind"] for point in points))
     if not points:
@@ -128,14 +128,14 @@ FIGURES: dict[str, Callable[[Table], Any]] = {"effects": effects, "sizes": sizes
 
 
 def _lines(axis: Any, table: Table, points: list[series.Point], x: str) -> None:
-    """A line a row with its band."""
+    """Draw a line and a band for each row."""
     colours = series.colours([table])[table.name]
     for row in dict.fromkeys(point["row"] for point in points):
-        own = [point for point in points if point["row"] == row]
+        of_row = [point for point in points if point["row"] == row]
         colour = PALETTE[colours[row] % len(PALETTE)]
-        at = [point[x] for point in own]
-        axis.fill_between(at, [p["low"] for p in own], [p["high"] for p in own], color=colour, alpha=0.18, linewidth=0)
-        axis.plot(at, [point["mean"] for point in own], "-", linewidth=1.3, color=colour, label=own[0]["label"])
+        xs = [point[x] for point in of_row]
+        axis.fill_between(xs, [p["low"] for p in of_row], [p["high"] for p in of_row], color=colour, alpha=0.18, linewidth=0)
+        axis.plot(xs, [point["mean"] for point in of_row], "-", linewidth=1.3, color=colour, label=of_row[0]["label"])
     _plain(axis, "both")
 
 
@@ -159,9 +159,9 @@ def _plain(axis: Any, grid: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _named(figure: "Figure", table: Table) -> None:
-    """What the figures are of: a figure goes without its table."""
-    name = clean(f"{table.definition.table} · data {table.data} · recipe {table.recipe}")
-    figure.suptitle(name, fontsize=7, color="0.35", wrap=True)
+def _add_title(figure: "Figure", table: Table) -> None:
+    """Add table, data and recipe as the title, and the watermark: a figure may be used without its table."""
+    title = clean(f"{table.definition.table} · data {table.data} · recipe {table.recipe}")
+    figure.suptitle(title, fontsize=7, color="0.35", wrap=True)
     if table.watermark:
         figure.text(0.5, 0.5, table.watermark, fontsize=26, **WATERMARK)

@@ -1,4 +1,4 @@
-"""What a table prints, as plain text: one grid, which `tables` sets in each format."""
+"""Turn a table into a grid of plain text, which `tables` prints in each format."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fpn_ablate.report.collate.cells import Cell
 from fpn_ablate.report.collate.definition import Fact, Metric, Paper
-from fpn_ablate.report.collate.table import Claim, Difference, Row, Table, Verdict
+from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict
 
 CHECK = "✓"
 WITHIN_NOISE = "†"
@@ -14,9 +14,10 @@ WITHIN_NOISE = "†"
 
 @dataclass(frozen=True)
 class Line:
-    """Cells of one printed line, as plain text; `differences` where the paper's value stands beside one of ours.
+    """The cells of one printed line, as plain text; `differences` are those of ours to the paper's values.
 
-    `kind` "published" is a row of the paper that has no line of ours; "paper" stands below one; "control" is the A/A control.
+    `kind`: "paper" is the paper's line below one of ours, "published" a row of the paper without a line of ours, "control"
+    the A/A control.
     """
 
     kind: Literal["ours", "paper", "published", "control", "effect"]
@@ -24,7 +25,7 @@ class Line:
     facts: tuple[str, ...]
     metrics: tuple[str, ...]
     differences: tuple[str, ...] = ()
-    best: tuple[bool, ...] = ()  # metrics that are better than all others, as far as their intervals tell
+    best: tuple[bool, ...] = ()  # metrics that are better than in all other rows (`Comparison.best`)
 
     @property
     def ours(self) -> bool:
@@ -32,20 +33,20 @@ class Line:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Label, facts and metrics, differences in brackets."""
+        """Return label, facts and metrics, with the differences in brackets."""
         pairs = zip(self.metrics, self.differences or [""] * len(self.metrics), strict=True)
-        return (self.label, *self.facts, *(f"{value} ({more})" if more else value for value, more in pairs))
+        return (self.label, *self.facts, *(f"{value} ({diff})" if diff else value for value, diff in pairs))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that is printed, as clean plain text; labels refer to `notes` as [1], [2], ..."""
+    """The whole content of a printed table, as clean plain text; labels refer to `notes` as [1], [2], ..."""
 
     title: str
     banner: str
     legend: str
     header: tuple[str, ...]
-    right: tuple[bool, ...]  # columns set flush right
+    align_right: tuple[bool, ...]  # by column
     paper_label: str
     difference_label: str
     lines: tuple[Line, ...]
@@ -58,7 +59,7 @@ VERDICT_HEADER = ("claim", "metric", "ours", "n", "published", "verdict", "p (Ho
 
 
 def grid(table: Table) -> Grid:
-    """The printed content, the same for every format."""
+    """Return the printed content of a table, the same for every format."""
     definition = table.definition
     lines: list[Line] = []
     notes: list[str] = []
@@ -83,7 +84,7 @@ def grid(table: Table) -> Grid:
         banner=table.warning,
         legend=clean(_legend(table)),
         header=("", *map(clean, titles)),
-        right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
+        align_right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
         paper_label=_paper_label(table),
         difference_label=_difference_label(table),
         lines=tuple(lines),
@@ -94,40 +95,41 @@ def grid(table: Table) -> Grid:
 
 
 def clean(text: str) -> str:
-    """One line without control characters: names and messages come from outside."""
+    """Return the text as one line without control characters; names and messages come from users and files."""
     return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
 
 
 def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
     definition = table.definition
-    facts = tuple(_fact(fact, row.facts[fact.key]) for fact in definition.facts)
-    metrics = tuple(_ours(metric, row.cells[metric.key], row) for metric in definition.metrics)
+    facts = tuple(_fact_text(fact, row.facts[fact.key]) for fact in definition.facts)
+    metrics = tuple(_metric_text(metric, row.cells[metric.key], row) for metric in definition.metrics)
     best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
     label = row.label if kind == "control" else _label(table, row)
     return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
 
 
 def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
-    claim, found = verdict.claim, verdict.found
+    claim, contrast = verdict.claim, verdict.contrast
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
     text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
-    why = f"; {verdict.why}" if verdict.why else ""
-    if found is None:
-        return text, clean(metric), "", "0", "", clean(verdict.verdict + why), ""
-    word = verdict.verdict + why
-    if verdict.verdict == "inconclusive" and not why:
-        word += f"; {verdict.needed} seeds would tell" if verdict.needed else "; more seeds alone would not tell"
-    if found.within_noise:
-        word += f"; within the noise of equal rows, {found.noise:.1f}"
+    outcome = verdict.verdict + (f"; {verdict.reason}" if verdict.reason else "")
+    if contrast is None:
+        return text, clean(metric), "", "0", "", clean(outcome), ""
+    if verdict.verdict == "inconclusive" and not verdict.reason:
+        needed = verdict.seeds_needed
+        outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
+    if contrast.within_noise:
+        outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
     published = "" if verdict.published is None else f"{verdict.published:+.1f}"
-    ours = f"{found.ours.mean:+z.1f}" + (f" ± {found.ours.half:.1f}" if found.ours.half is not None else "")
-    p = "" if verdict.why else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
-    return text, clean(metric), ours, str(found.ours.n), published, clean(word), p
+    ours = contrast.ours
+    difference = f"{ours.mean:+z.1f}" + (f" ± {ours.half_width:.1f}" if ours.half_width is not None else "")
+    p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    return text, clean(metric), difference, str(ours.n), published, clean(outcome), p
 
 
 def _bounds(claim: Claim) -> str:
-    """In points, as `> 0`, `< 2` or `-2 to 2`."""
+    """Write a claim's bounds in points, as `> 0`, `< 2` or `-2 to 2`."""
     if len(claim.bounds) == 2:
         return f"{claim.above:g} to {claim.below:g}"
     return f"> {claim.above:g}" if math.isfinite(claim.above) else f"< {claim.below:g}"
@@ -151,14 +153,14 @@ def _paper_line(table: Table, row: Row) -> Line:
     )
 
 
-def _effect_line(table: Table, effect: Difference) -> Line:
+def _effect_line(table: Table, effect: EffectRow) -> Line:
     def value(metric: Metric) -> str:
         if metric.source:
             return "–"
         if not effect.seeds:
             return "not run"
         cell = effect.cells[metric.key]
-        return _value(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
+        return _estimate_text(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
 
     values = map(value, table.definition.metrics)
     blank = tuple("" for _ in table.definition.facts)
@@ -177,7 +179,7 @@ def _difference_label(table: Table) -> str:
 
 
 def _legend(table: Table) -> str:
-    """What the second line of a row is, and what its difference is worth."""
+    """Explain the second line of a row, and whether its difference is meaningful."""
     if not table.published:
         return ""
     paper = table.definition.paper
@@ -189,7 +191,7 @@ def _legend(table: Table) -> str:
 
 
 def _note(row: Row) -> str:
-    """What became of the seeds that did not finish."""
+    """Say how the seeds that did not finish ended, and which were trained again after running out of memory."""
     causes: dict[str, list[int]] = {}
     for seed, state in row.states.items():
         if state != "finished":
@@ -197,39 +199,39 @@ def _note(row: Row) -> str:
             error = error if len(error) <= 200 else f"{error[:199]}…"
             causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
     parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
-    left = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
+    remaining = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
     parts = [*parts, *_retried(row)]
-    return clean(f"{row.row}, {'; '.join(parts)}{left}") if parts else ""
+    return clean(f"{row.row}, {'; '.join(parts)}{remaining}") if parts else ""
 
 
 def _retried(row: Row) -> list[str]:
-    """Seeds whose first attempt found no room on the GPU."""
-    again = {record["seed"]: record.get("retried.accumulate") for record in row.records}
-    return [f"seed {seed}: out of memory, trained again in {n} parts a step" for seed, n in again.items() if n]
+    """List the seeds whose first attempt ran out of GPU memory."""
+    splits = {record["seed"]: record.get("retried.accumulate") for record in row.records}
+    return [f"seed {seed}: out of memory, trained again in {n} parts a step" for seed, n in splits.items() if n]
 
 
-def _ours(metric: Metric, cell: Cell, row: Row) -> str:
-    return _value(metric, cell, len(row.seeds)) if row.seeds else row.state
+def _metric_text(metric: Metric, cell: Cell, row: Row) -> str:
+    return _estimate_text(metric, cell, len(row.seeds)) if row.seeds else row.state
 
 
-def _value(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
+def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     ours = cell.ours
     if ours.mean is None:
         return "n/a"
     text = f"{ours.mean:{sign}z.{metric.digits}f}"
-    # A cost has no interval: no other images, and the machine's other work, are what it varies with.
-    text += f" ± {ours.half:.{metric.digits}f}" if ours.half is not None and metric.source is None else ""
-    # Some seeds are undefined here: column n does not hold for this cell.
+    # A cost has no interval: it varies with the machine's other load, not with images.
+    text += f" ± {ours.half_width:.{metric.digits}f}" if ours.half_width is not None and metric.source is None else ""
+    # If the metric is undefined for some seeds, column n is wrong for this cell.
     return text + (f" (n={ours.n})" if ours.n < seeds else "")
 
 
 def _paper_fact(fact: Fact, row: Row) -> str:
-    """The paper's entry, where it is not the one printed above it."""
-    published = _fact(fact, row.published.get(fact.key))
-    return "" if published == _fact(fact, row.facts[fact.key]) and not row.published_only else published
+    """Return the paper's entry, or an empty text if it equals the one printed above it."""
+    published = _fact_text(fact, row.published.get(fact.key))
+    return "" if published == _fact_text(fact, row.facts[fact.key]) and not row.published_only else published
 
 
-def _fact(fact: Fact, value: Any) -> str:
+def _fact_text(fact: Fact, value: Any) -> str:
     if value is None or value is False:
         return ""
     if fact.style == "check" and value is True:
@@ -240,7 +242,7 @@ def _fact(fact: Fact, value: Any) -> str:
 
 
 def _count(value: float) -> str:
-    """As the paper prints counts: 47250 is 47k."""
+    """Write a count as the paper does: 47250 is 47k."""
     for size, unit in ((999_500, "M"), (1000, "k")):
         if value >= size:
             scaled = value / (1_000_000 if unit == "M" else 1000)

@@ -1,4 +1,4 @@
-"""A table as a picture: each metric a panel, each row a line in it, ours beside the published value."""
+"""Draw a table as a plot: one panel a metric, one line a row, ours beside the published value."""
 
 import io
 from textwrap import wrap
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Blue and vermilion of Okabe and Ito: told apart by colour-blind readers, and in grey, where the marker helps.
+# Blue and vermilion of Okabe and Ito: distinct for colour-blind readers; in grey the markers tell them apart.
 OURS, PAPER = "#0072B2", "#D55E00"
 MEAN = {"marker": "o", "markersize": 6, "color": OURS, "markeredgecolor": "white", "linestyle": "none"}
 SEED = {"marker": "o", "markersize": 3, "color": OURS, "alpha": 0.5, "markeredgewidth": 0, "linestyle": "none"}
@@ -28,7 +28,7 @@ STYLE = {
 
 
 def render(table: Table) -> dict[str, bytes]:
-    """The figure as `{"png": ..., "svg": ...}`; equal tables give equal bytes under one version of matplotlib."""
+    """Return the plot as `{"png": ..., "svg": ...}`; equal tables give equal bytes under one version of matplotlib."""
     import matplotlib
 
     images = {}
@@ -42,7 +42,7 @@ def render(table: Table) -> dict[str, bytes]:
 
 
 def draw(table: Table) -> "Figure":
-    """Small multiples: rows downwards in the table's order, one panel a metric."""
+    """Draw small multiples: one panel a metric, with the rows downwards in the table's order."""
     from matplotlib.figure import Figure
 
     metrics = [metric for metric in table.definition.metrics if metric.plot]
@@ -54,7 +54,7 @@ def draw(table: Table) -> "Figure":
     axes[0].set_yticks(range(len(table.rows)), [_name(table, number) for number in range(len(table.rows))])
     axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"
-    characters = int(figure.get_figwidth() / 0.09)  # of this font, or the long name of a recipe is cut off at both ends
+    characters = int(figure.get_figwidth() / 0.09)  # in this font; a long recipe name would be cut off at both ends
     title = [part for line in heading.split("\n") for part in wrap(clean(line), characters)]
     figure.suptitle("\n".join(title), fontsize=10, fontweight="bold")
     _legend(figure, table)
@@ -74,7 +74,7 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
         axis.axhspan(y - 0.5, y + 0.5, color="0.97", linewidth=0, zorder=0)
     cells = [(y, row, row.cells[metric.key]) for y, row in enumerate(table.rows)]
     ours = [(y, cell) for y, _, cell in cells if cell.ours.mean is not None]
-    spread = [(y, cell) for y, cell in ours if cell.ours.half is not None]
+    spread = [(y, cell) for y, cell in ours if cell.ours.half_width is not None]
     _dots(axis, [(cell.published, y + 0.22) for y, _, cell in cells if cell.published is not None], HOLLOW)
     _dots(
         axis, [(x, y - 0.28) for y, cell in ours if len(cell.values) > 1 for x in cell.values.values() if x is not None], SEED
@@ -90,7 +90,7 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
 
 
 def _scale(axis: "Axes", metric: Metric) -> None:
-    """At least 5 points of a percentage, so that tenths of a point look like what they are; no ticks without values."""
+    """Scale the axis to at least 5 percentage points, so that tenths of a point look small; without values draw no ticks."""
     axis.margins(x=0.12)
     axis.locator_params(axis="x", nbins=4)
     if not axis.lines:
@@ -98,7 +98,7 @@ def _scale(axis: "Axes", metric: Metric) -> None:
         return
     low, high = axis.get_xlim()
     if metric.scale == 100 and high - low < 5:
-        start = max((low + high - 5) / 2, min(low, -0.25))  # no share is below 0
+        start = max((low + high - 5) / 2, min(low, -0.25))  # a share is never below 0
         axis.set_xlim(start, start + 5)
 
 
@@ -116,16 +116,16 @@ def _name(table: Table, number: int) -> str:
 def _legend(figure: "Figure", table: Table) -> None:
     from matplotlib.lines import Line2D
 
-    on = f"ours on {clean(table.data)}"
+    label = f"ours on {clean(table.data)}"
     if any(len(row.seeds) > 1 for row in table.rows):
-        marks = [Line2D([], [], label=f"{on}: mean with its 95 % interval", **MEAN | {"linestyle": "-"})]
+        marks = [Line2D([], [], label=f"{label}: mean with its 95 % interval", **MEAN | {"linestyle": "-"})]
         marks.append(Line2D([], [], label="single seeds", **SEED))
-    elif any(cell.ours.half is not None for row in table.rows for cell in row.cells.values()):
-        marks = [Line2D([], [], label=f"{on}: one seed, 95 % interval over images", **MEAN | {"linestyle": "-"})]
+    elif any(cell.ours.half_width is not None for row in table.rows for cell in row.cells.values()):
+        marks = [Line2D([], [], label=f"{label}: one seed, 95 % interval over images", **MEAN | {"linestyle": "-"})]
     else:
-        marks = [Line2D([], [], label=on, **MEAN)]
+        marks = [Line2D([], [], label=label, **MEAN)]
     if table.published:
         paper = table.definition.paper
-        label = f"{clean(paper.name)} on {clean(paper.data)}" + ("" if table.same_data else " (another data set)")
-        marks.append(Line2D([], [], label=label, **HOLLOW))
+        published = f"{clean(paper.name)} on {clean(paper.data)}" + ("" if table.same_data else " (another data set)")
+        marks.append(Line2D([], [], label=published, **HOLLOW))
     figure.legend(handles=marks, loc="outside lower center", ncols=3 if len(figure.axes) > 3 else 1, frameon=False)

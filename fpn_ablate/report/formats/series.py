@@ -1,4 +1,4 @@
-"""What the page's charts show, as plain values: one list of points a chart, in the table's unit (percent)."""
+"""Compute the data of the page's charts and of the figures: a list of points a chart, in the table's unit (percent)."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from fpn_ablate.report.formats.grid import clean
 from fpn_ablate.utils.paths import METRICS
 
 Point = dict[str, Any]
-COLOURS = 8  # of Okabe and Ito: told apart by colour-blind readers
-STEPS = 60  # of a learning curve, at most: more are not seen, and make the page heavy
-EFFECTS = 16  # lines of the chart of effects, before it is limited to the first metric
+COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
+MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
+MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
 NOT_A_LOSS = ("step", "lr")
 COSTS = {
     "GFLOPs": ("verify.gflops", 1.0),
@@ -27,128 +27,132 @@ COSTS = {
 
 
 def colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
-    """{table: {row: number of its colour}}: a row keeps its colour in all tables, as far as no two rows of one share it."""
-    known: dict[str, int] = {}
-    found: dict[str, dict[str, int]] = {}
+    """Return {table: {row: number of its colour}}.
+
+    A row keeps its colour in all tables, unless two rows of one table would then share it.
+    """
+    latest: dict[str, int] = {}
+    by_table: dict[str, dict[str, int]] = {}
     for table in tables:
         rows = [row.row for row in table.rows if not row.published_only]
-        taken = {name: known[name] for name in rows if name in known}
-        free = [number for number in range(COLOURS) if number not in taken.values()]
-        for position, name in enumerate(name for name in rows if name not in taken):
-            taken[name] = free[position] if position < len(free) else position % COLOURS
-            known[name] = taken[name]
-        found[table.name] = {name: taken[name] for name in rows}
-    return found
+        used = {name: latest[name] for name in rows if name in latest}
+        free = [number for number in range(COLOURS) if number not in used.values()]
+        for position, name in enumerate(name for name in rows if name not in used):
+            used[name] = free[position] if position < len(free) else position % COLOURS
+            latest[name] = used[name]
+        by_table[table.name] = {name: used[name] for name in rows}
+    return by_table
 
 
-def name(row: Row) -> str:
-    """As the table calls a row."""
+def row_name(row: Row) -> str:
+    """Return the name of a row as the table prints it."""
     return clean(f"({row.letter}) {row.label}" if row.letter else row.label)
 
 
-def ours(table: Table) -> list[Row]:
+def finished_rows(table: Table) -> list[Row]:
+    """Return the rows with at least one finished seed."""
     return [row for row in table.rows if row.seeds]
 
 
 def first_metric(table: Table) -> Metric | None:
-    """The one that the table is about."""
+    """Return the table's main metric: the first that is not a cost."""
     return next((metric for metric in table.definition.metrics if metric.source is None), None)
 
 
 def recall_by_size(table: Table) -> list[Point]:
-    """AR@100 of objects of one size, mean and extremes over seeds; sizes as in the first record that has them."""
+    """Return AR@100 by object size, mean and extremes over seeds; the size bins are those of the first record that has any."""
     points: list[Point] = []
     edges: list[float] = []
-    for row in ours(table):
-        bins = [found for record in _finished(row) if (found := _bins(record))]
+    for row in finished_rows(table):
+        bins = [record_bins for record in _finished(row) if (record_bins := _bins(record))]
         edges = edges or (bins[0][0] if bins else [])
         for number, (low, high) in enumerate(pairwise([edges[0] / 2**0.5, *edges, edges[-1] * 2**0.5]) if bins else ()):
             values = [100 * b[2][number] for b in bins if b[0] == edges and b[2][number] is not None]
             if values:
                 objects = bins[0][1][number]
-                size = f"{low:.0f}–{high:.0f} px" if 0 < number < len(edges) else _open(edges, number)
+                size = f"{low:.0f}–{high:.0f} px" if 0 < number < len(edges) else _open_bin(edges, number)
                 points.append(_point(row, values) | {"side": math.sqrt(low * high), "size": size, "objects": objects})
     return points
 
 
 def size_bounds(table: Table) -> list[float]:
-    """Where small ends and large begins: the fifth edge, and the last but two (runs.artifacts.by_size)."""
-    for row in ours(table):
+    """Return the sizes where small ends and large begins: the fifth edge and the last but two (runs.artifacts.by_size)."""
+    for row in finished_rows(table):
         for record in _finished(row):
-            if (found := _bins(record)) and len(found[0]) > 7:
-                return [found[0][4], found[0][-3]]
+            if (bins := _bins(record)) and len(bins[0]) > 7:
+                return [bins[0][4], bins[0][-3]]
     return []
 
 
-def losses(table: Table, most: int = STEPS) -> list[Point]:
-    """Every loss at `most` steps: mean and extremes over the finished seeds whose folder is on this disk."""
+def losses(table: Table, max_steps: int = MAX_STEPS) -> list[Point]:
+    """Return each loss at up to `max_steps` steps: mean and extremes over the finished seeds whose folder is on this disk."""
     points = []
-    for row in ours(table):
+    for row in finished_rows(table):
         metrics = {key.removeprefix("metrics.") for record in row.records for key in record if key.startswith("metrics.")}
         values: dict[tuple[str, int], list[float]] = {}
         for seed in row.seeds:
             if seed in row.folders:
-                for key, value in _logged(row, seed, metrics):
+                for key, value in _logged_losses(row, seed, metrics):
                     values.setdefault(key, []).append(value)
         for loss in dict.fromkeys(loss for loss, _ in values):
             steps = sorted(step for other, step in values if other == loss)
-            kept = steps[:: math.ceil(len(steps) / most)]
-            points += [_point(row, values[loss, step], 4) | {"loss": loss, "step": step} for step in kept]
+            sampled = steps[:: math.ceil(len(steps) / max_steps)]
+            points += [_point(row, values[loss, step], 4) | {"loss": loss, "step": step} for step in sampled]
     return points
 
 
 def effects(table: Table) -> list[Point]:
-    """The differences that claims are about, then those that the definition asks for."""
+    """Return the differences of the claims, then the effects of the definition."""
     names = {spec.names[0]: row for spec, row in zip(table.definition.rows, table.rows, strict=False)}
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     points = []
     for verdict in table.verdicts:
         claim = verdict.claim
-        if verdict.found is not None:
+        if verdict.contrast is not None:
             sides = [" & ".join(_letter(names[n]) for n in side) for side in (claim.plus, claim.minus)]
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
-            point = _effect(clean(claim.text), f"{sides[0]} − {sides[1]}", metric, verdict.found)
+            point = _effect(clean(claim.text), f"{sides[0]} − {sides[1]}", metric, verdict.contrast)
             points.append(point | {"verdict": verdict.verdict, "published": _rounded(verdict.published)})
     metrics = [m for m in table.definition.metrics if m.source is None and m.plot]
     for effect in table.effects:
-        for metric in metrics if len(metrics) * len(table.effects) <= EFFECTS else metrics[:1]:
-            if effect.cells[metric.key].ours.n:
-                found = effect.cells[metric.key]
-                points.append(_effect(clean(effect.title), "", metric.title, found) | {"verdict": "effect"})
+        for metric in metrics if len(metrics) * len(table.effects) <= MAX_EFFECTS else metrics[:1]:
+            cell = effect.cells[metric.key]
+            if cell.ours.n:
+                points.append(_effect(clean(effect.title), "", metric.title, cell) | {"verdict": "effect"})
     return [point | {"at": number} for number, point in enumerate(points)]
 
 
 def costs(table: Table) -> list[Point]:
-    """Each kind of cost against the first metric; `right`: in the right half of its kind."""
+    """Return each kind of cost against the first metric; `right` says if a point lies in the right half of its kind."""
     metric, points = first_metric(table), []
-    for row in ours(table) if metric else ():
+    for row in finished_rows(table) if metric else ():
         cell = row.cells[metric.key].ours
         for kind, (key, scale) in COSTS.items():
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
-                point = {"row": row.row, "label": name(row), "short": _letter(row), "kind": kind, "n": cell.n}
+                point = {"row": row.row, "label": row_name(row), "short": _letter(row), "kind": kind, "n": cell.n}
                 figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
                 points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     for kind in COSTS:
-        own = [point for point in points if point["kind"] == kind]
-        middle = (min(p["cost"] for p in own) + max(p["cost"] for p in own)) / 2 if own else 0.0
-        for point in own:
+        of_kind = [point for point in points if point["kind"] == kind]
+        middle = (min(p["cost"] for p in of_kind) + max(p["cost"] for p in of_kind)) / 2 if of_kind else 0.0
+        for point in of_kind:
             point["right"] = point["cost"] > middle
     return points
 
 
-def _effect(title: str, contrast: str, metric: str, found: Contrast) -> Point:
-    estimate = found.ours
+def _effect(title: str, sides: str, metric: str, difference: Contrast) -> Point:
+    estimate = difference.ours
     values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-    values |= {"published": found.published, "noise": found.noise}
+    values |= {"published": difference.published, "noise": difference.noise}
     rounded = {key: _rounded(value) for key, value in values.items()}
-    named = {"title": title, "contrast": contrast, "metric": clean(metric)}
-    return named | rounded | {"within": found.within_noise, "n": estimate.n}
+    labels = {"title": title, "contrast": sides, "metric": clean(metric)}
+    return labels | rounded | {"within": difference.within_noise, "n": estimate.n}
 
 
 def _point(row: Row, values: list[float], digits: int = 2) -> Point:
     spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
-    return {"row": row.row, "label": name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
+    return {"row": row.row, "label": row_name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
 
 
 def _letter(row: Row) -> str:
@@ -160,7 +164,7 @@ def _finished(row: Row) -> list[dict[str, Any]]:
 
 
 def _bins(record: Mapping[str, Any]) -> tuple[list[float], list[int], list[float | None]] | None:
-    """Edges, objects and AR@100 of a record, or None where it has none that fit each other."""
+    """Return the size bins of a record (edges, objects, AR@100), or None if it has none or they are inconsistent."""
     parts = [record.get(f"by_size.{key}") for key in ("edges", "objects", "AR100")]
     if not all(isinstance(part, list) for part in parts) or not parts[0]:
         return None
@@ -170,13 +174,13 @@ def _bins(record: Mapping[str, Any]) -> tuple[list[float], list[int], list[float
     return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
 
 
-def _open(edges: list[float], number: int) -> str:
+def _open_bin(edges: list[float], number: int) -> str:
     return f"under {edges[0]:.0f} px" if number == 0 else f"over {edges[-1]:.0f} px"
 
 
-def _logged(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int], float]]:
-    """((loss, step), value) of a run's metrics.jsonl; what cannot be read is left out."""
-    found = []
+def _logged_losses(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int], float]]:
+    """Read ((loss, step), value) from a run's metrics.jsonl, skipping what cannot be read."""
+    logged = []
     try:
         lines = (row.folders[seed] / METRICS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -189,8 +193,8 @@ def _logged(row: Row, seed: int, metrics: set[str]) -> list[tuple[tuple[str, int
             continue  # cut off by a kill
         for key, value in values.items():
             if key not in (*NOT_A_LOSS, *metrics) and type(value) in (int, float) and math.isfinite(value):
-                found.append(((clean(key), step), value))
-    return found
+                logged.append(((clean(key), step), value))
+    return logged
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:

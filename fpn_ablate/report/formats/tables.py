@@ -1,7 +1,7 @@
-"""A table as text for the terminal, Markdown, LaTeX and CSV. All but the CSV are drawn from the one grid of `grid`.
+"""Print a table for the terminal, as Markdown, LaTeX and CSV. All but the CSV come from the grid of `grid`.
 
-Each row of the table has a line of ours and, where the paper has that row, the paper's figures and the difference
-below it: in brackets on paper and in Markdown, on a line of its own in the terminal, where width is dear.
+Each row of the table has a line of ours and, if the paper has that row, the paper's figures and the difference below it: in
+brackets in Markdown and LaTeX, on a separate line in the terminal, where width is scarce.
 """
 
 import math
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 def show(table: Table, console: "Console | None" = None) -> None:
-    """Print the table; never narrower than its figures need, since a cut figure is worse than a wrapped line."""
+    """Print the table, never narrower than its figures need: a cut figure is worse than a wrapped line."""
     from rich.console import Console, Group
     from rich.measure import Measurement
     from rich.text import Text
 
     console = console or Console()
     content = grid(table)
-    drawn = _drawn(content)
+    rich_table = _rich_table(content)
     parts = [Text(content.title, style="bold")]
     parts += [Text(content.banner, style="bold yellow")] if content.banner else []
     parts += [Text(content.legend)] if content.legend else []
     notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
     footer = [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
-    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), drawn).minimum)
-    verdicts = [_drawn_verdicts(content), Text()] if content.verdicts else []
-    console.print(Group(*parts, Text(), drawn, Text(), *verdicts, *notes, *footer, Text()))
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), rich_table).minimum)
+    verdicts = [_rich_verdicts(content), Text()] if content.verdicts else []
+    console.print(Group(*parts, Text(), rich_table, Text(), *verdicts, *notes, *footer, Text()))
 
 
-def _drawn(content: Grid) -> "RichTable":
+def _rich_table(content: Grid) -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -51,46 +51,46 @@ def _drawn(content: Grid) -> "RichTable":
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
             rows.append(("dim", (content.difference_label, *("" for _ in line.facts), *line.differences)))
-    drawn = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    drawn.add_column("", min_width=16)
+    rich_table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    rich_table.add_column("", min_width=16)
     for number, title in enumerate(content.header[1:], start=1):
-        # A title breaks at its hyphen too, or "top-down?" takes the width of a result.
+        # A title breaks at its hyphen too, or "top-down?" would be as wide as a result.
         heading = Text(title.replace("-", "-\n").replace(" ", "\n"))
-        # Fixed: rich takes the missing width from any column that may wrap, below its min_width if need be.
+        # Fixed, since rich shrinks any column that may wrap, even below its min_width.
         width = max(len(text) for text in (*heading.plain.split("\n"), *(cells[number] for _, cells in rows)))
-        drawn.add_column(heading, justify="right" if content.right[number] else "left", width=width)
+        rich_table.add_column(heading, justify="right" if content.align_right[number] else "left", width=width)
     for number, (style, cells) in enumerate(rows):
         last = number + 1 == len(rows) or not rows[number + 1][0]
-        drawn.add_row(*(Text(cell, style=style) for cell in cells), end_section=last)
-    return drawn
+        rich_table.add_row(*(Text(cell, style=style) for cell in cells), end_section=last)
+    return rich_table
 
 
-def _drawn_verdicts(content: Grid) -> "RichTable":
+def _rich_verdicts(content: Grid) -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    rich_table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for number, title in enumerate(VERDICT_HEADER):
-        drawn.add_column(
+        rich_table.add_column(
             title, justify="right" if title in ("ours", "n", "published", "p (Holm)") else "left", min_width=12 * (not number)
         )
     for cells in content.verdicts:
         style = {"supported": "green", "contradicted": "red"}.get(cells[VERDICT_HEADER.index("verdict")].split(";")[0], "")
-        drawn.add_row(
+        rich_table.add_row(
             *(Text(cell.replace(" ± ", "±"), style=style if cell.startswith(("supp", "contra")) else "") for cell in cells)
         )
-    return drawn
+    return rich_table
 
 
 def markdown(table: Table) -> str:
-    """GitHub's Markdown, without a heading so that it fits anywhere."""
+    """Return the table in GitHub's Markdown, without a heading so that it fits anywhere."""
     content = grid(table)
     text = [f"**{escape_markdown(content.title)}**", ""]
     text += [f"> **{content.banner}**", ""] if content.banner else []
     text += [escape_markdown(content.legend), ""] if content.legend else []
     text.append(_pipe(escape_markdown(cell) for cell in content.header))
-    text.append(_pipe("---:" if right else "---" for right in content.right))
+    text.append(_pipe("---:" if align_right else "---" for align_right in content.align_right))
     for line in content.lines:
         cells = [escape_markdown(cell) for cell in line.cells]
         cells = [f"**{cell}**" if best else cell for cell, best in zip(cells, _best(line), strict=True)]
@@ -106,14 +106,17 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment; needs the packages booktabs, amssymb and graphicx."""
+    """Return a `table` environment; needs the packages booktabs, amssymb and graphicx."""
     content = grid(table)
     caption = ". ".join(part.rstrip(".") for part in (content.title, content.banner, content.legend) if part)
     body = [r"\begin{table}", r"\centering\footnotesize", r"\setlength{\tabcolsep}{3pt}"]
     body += [rf"\caption{{{_breakable(caption)}.}}"]
-    # Shrunk to the page where it is wider, left alone where it is not.
+    # Shrink the table to the page if it is wider.
     body += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    body += [rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in content.right)}}}", r"\toprule"]
+    body += [
+        rf"\begin{{tabular}}{{{''.join('r' if align_right else 'l' for align_right in content.align_right)}}}",
+        r"\toprule",
+    ]
     body += [" & ".join(map(escape_latex, content.header)) + r" \\", r"\midrule"]
     first = 1 + len(content.lines[0].facts) if content.lines else 1
     for number, line in enumerate(content.lines):
@@ -144,24 +147,25 @@ def _latex_verdicts(content: Grid) -> list[str]:
 
 
 def _breakable(text: str) -> str:
-    """Text for LaTeX in which the long name of a recipe may go on in the next line."""
+    """Escape text for LaTeX, with break points in the long names of recipes."""
     return re.sub(r"(?<=\w)(\+|\\_|=)(?=\w)", r"\1\\allowbreak{}", escape_latex(text))
 
 
 def _minus(cell: str) -> str:
-    """A cell of LaTeX with minus signs before its figures."""
+    """Replace hyphens before figures by minus signs."""
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", cell)
 
 
 def _best(line: Line) -> list[bool]:
-    """Of a line's cells, those to set in bold: label and facts never."""
+    """Return for each cell of a line whether it is set in bold; label and facts never are."""
     return [False] * (1 + len(line.facts)) + list(line.best or [False] * len(line.metrics))
 
 
 def csv_text(table: Table) -> str:
-    """One line for each row and metric, then for each effect and metric (no `row`, its title as `label`), at full precision.
+    """Return CSV with one line for each row and metric, then for each effect and metric, at full precision.
 
-    Cells are encoded as in the ledger (`records.encode`).
+    A line of an effect has no `row`, and the effect's title as `label`. Cells are encoded as in the ledger
+    (`records.encode`).
     """
     definition = table.definition
     rows = [*table.rows, *([table.control] if table.control else [])]
@@ -170,14 +174,15 @@ def csv_text(table: Table) -> str:
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
     columns += ["noise", *(f"seed_{seed}" for seed in seeds)]
-    named = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
+    entries = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
     blank = [None for _ in definition.facts]
-    if again := table.control:
-        named.append(([again.row, None, again.label, *again.facts.values()], f"A/A control, {_state(again)}", again.cells))
-    named += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
+    if control := table.control:
+        names = [control.row, None, control.label, *control.facts.values()]
+        entries.append((names, f"A/A control, {_state(control)}", control.cells))
+    entries += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
     between = "same data" if table.same_data else "different data sets"
     lines = []
-    for names, state, cells in named:
+    for names, state, cells in entries:
         for metric in definition.metrics:
             cell = cells[metric.key]
             line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, _unit(metric), state]
@@ -188,14 +193,14 @@ def csv_text(table: Table) -> str:
 
 
 def claims_csv(table: Table) -> str:
-    """One line for each claim that is made of the table, at full precision; differences in points."""
+    """Return CSV with one line for each claim about the table, at full precision; differences in points."""
     lines = [_claim_line(table, verdict) for verdict in table.verdicts]
     return to_csv(lines[0], (line.values() for line in lines))
 
 
 def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
-    claim, found = verdict.claim, verdict.found
-    ours = found.ours if found else Estimate(0)
+    claim, contrast = verdict.claim, verdict.contrast
+    ours = contrast.ours if contrast else Estimate(0)
     line = dict(zip(("table", "recipe", "data"), table.key, strict=True))
     line |= {"generated": table.generated, "warning": table.warning or None}
     line |= {"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less}
@@ -203,26 +208,20 @@ def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
     line |= {key: bound if math.isfinite(bound) else None for key, bound in (("above", claim.above), ("below", claim.below))}
     line |= {"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high}
     line |= {"published": verdict.published, "verdict": verdict.verdict}
-    line |= {"p_holm": verdict.p, "seeds_needed": verdict.needed, "noise": found.noise if found else None}
-    return line | {"variance_removed_by_pairing": found.removed if found else None}
+    line |= {"p_holm": verdict.p, "seeds_needed": verdict.seeds_needed, "noise": contrast.noise if contrast else None}
+    return line | {"variance_removed_by_pairing": contrast.variance_removed if contrast else None}
 
 
 def escape_markdown(text: str) -> str:
-    """Text that GitHub's Markdown shows as it is, in a table as well."""
+    """Escape text so that GitHub's Markdown shows it as it is, in tables too."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
-# What LaTeX would read as a command, and what a plain pdflatex cannot set.
+# Characters that LaTeX reads as commands, and those that plain pdflatex cannot set.
 LATEX = {char: f"\\{char}" for char in "&%$#_{}"}
-
-
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-
-
 LATEX |= {
     "±": r"$\pm$",
     CHECK: r"$\checkmark$",
@@ -234,13 +233,11 @@ LATEX |= {
     WITHIN_NOISE: r"$\dagger$",
     "�": "?",
 }
-
-
 LATEX |= {"[": "{[}", "]": "{]}"}  # "\\ [" would be read as a length
 
 
 def escape_latex(text: str) -> str:
-    """Text for LaTeX. What a plain pdflatex cannot set is named by its code point."""
+    """Escape text for LaTeX; a character that plain pdflatex cannot set becomes its code point."""
     return "".join(LATEX.get(char) or (char if ord(char) < 0x180 else f"U+{ord(char):04X}") for char in text)
 
 
@@ -249,7 +246,7 @@ def _pipe(cells: Iterable[str]) -> str:
 
 
 def _state(row: Row) -> str:
-    """The row's state for the CSV: every seed's, where they differ."""
+    """Return the row's state for the CSV, or the state of each seed if they differ."""
     if len(set(row.states.values())) <= 1:
         return row.state
     return ", ".join(f"seed {seed} {state}" for seed, state in row.states.items())

@@ -27,9 +27,11 @@ class Chart:
     choice_label: str = ""
 
 
-def charts(table: Table, colours: Mapping[str, int], steps: int = series.STEPS) -> list[Chart | str]:
+def charts(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STEPS) -> list[Chart | str]:
     """All of a table's charts; in place of one that cannot be drawn, what is missing. `steps`: of a learning curve."""
-    rows = [{"row": r.row, "label": series.name(r), "colour": f"var(--c{colours[r.row]})"} for r in series.ours(table)]
+    rows = [
+        {"row": r.row, "label": series.row_name(r), "colour": f"var(--c{colours[r.row]})"} for r in series.finished_rows(table)
+    ]
     return [recall(table, rows), effects(table), costs(table, rows), curves(table, rows, steps)]
 
 
@@ -46,7 +48,7 @@ def recall(table: Table, rows: list[Point]) -> Chart | str:
     return Chart("recall", "Recall against object size", note, spec, _ends(points, rows, "side", "px", "AR@100 %"))
 
 
-def curves(table: Table, rows: list[Point], steps: int = series.STEPS) -> Chart | str:
+def curves(table: Table, rows: list[Point], steps: int = series.MAX_STEPS) -> Chart | str:
     """Losses by step, one at a time."""
     points = series.losses(table, steps)
     if not points:

@@ -88,14 +88,14 @@ class Exhibits:
 
 def exhibits(table: Table, album: Album) -> Exhibits:
     """What the runs of the smallest seed that most rows have leave to be seen."""
-    rows = [row for row in series.ours(table) if row.folders]
+    rows = [row for row in series.finished_rows(table) if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
         where = "no run has artifacts.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
         return Exhibits(None, "", (), (f"Pictures: {where} is on this disk.".replace("no run has", "no"),))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
     found, missing, names = [], [], Counter()
-    for row in series.ours(table):
+    for row in series.finished_rows(table):
         try:
             exhibit = _exhibit(row, _folder(row, seed))
             record = next(record for record in row.records if record["seed"] == seed)
@@ -105,9 +105,9 @@ def exhibits(table: Table, album: Album) -> Exhibits:
                                      / safe_name(str(record["pictures"])))  # fmt: skip
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
-            missing.append(f"{series.name(row)}, seed {seed}: {why}")
+            missing.append(f"{series.row_name(row)}, seed {seed}: {why}")
     name = names.most_common(1)[0][0] if names else ""
-    missing += [f"{series.name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in found if other != name]
+    missing += [f"{series.row_name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in found if other != name]
     if name and not album.truth(name)["images"]:
         missing.append(f"the pictures: {name}/truth.json is missing or damaged")
     return Exhibits(seed, name, tuple(exhibit for other, exhibit in found if other == name), tuple(missing))
@@ -124,7 +124,7 @@ def gallery(shown: Exhibits, album: Album, colours: dict[str, int]) -> dict[str,
         return None
     rows = [
         {
-            **{"row": run.row.row, "label": series.name(run.row), "colour": colours[run.row.row]},
+            **{"row": run.row.row, "label": series.row_name(run.row), "colour": colours[run.row.row]},
             "values": [_percent(run.values.get(image)) for image in keys],
             "boxes": [run.boxes.get(image, []) for image in keys],
         }
@@ -161,7 +161,7 @@ def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
 
 def pyramid(shown: Exhibits, album: Album) -> dict[str, Any] | None:
     """The first image, and for each row its levels as (name, caption, address of a picture)."""
-    rows = [(series.name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in shown.runs]
+    rows = [(series.row_name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in shown.runs]
     rows = [row for row in rows if row[2]]
     if not rows or not album.spend(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
         return None

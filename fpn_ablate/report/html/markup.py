@@ -59,10 +59,10 @@ def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
     for verdict, cells in zip(table.verdicts, content.verdicts, strict=True):
         named = dict(zip(VERDICT_HEADER, cells, strict=True))
         more = named["verdict"].removeprefix(verdict.verdict).removeprefix("; ")
-        removed = verdict.found.removed if verdict.found and verdict.found.ours.n > 1 else None
+        removed = verdict.contrast.variance_removed if verdict.contrast and verdict.contrast.ours.n > 1 else None
         named |= {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
         named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
-        found.append(named | {"within": bool(verdict.found) and verdict.found.within_noise})
+        found.append(named | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
     return found
 
 

@@ -29,7 +29,7 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's own first
     album = gallery.Album()
     colours = series.colours(tables)
-    steps = max(12, min(series.STEPS, 400 // max(len(tables), 1)))  # many tables' curves would weigh megabytes
+    steps = max(12, min(series.MAX_STEPS, 400 // max(len(tables), 1)))  # many tables' curves would weigh megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
     drawn = any(section["charts"] for section in sections)
@@ -68,7 +68,7 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "counts": [(word, count) for word in VERDICTS if (count := Counter(v.verdict for v in table.verdicts)[word])],
         "seeds": lambda row: markup.seeds(table, row),
         "colours": colours,
-        "names": {row.row: series.name(row) for row in table.rows},
+        "names": {row.row: series.row_name(row) for row in table.rows},
         "charts": [item for item in found if isinstance(item, Chart)],
         "missing": missing,
         "shown": shown,
