@@ -7,10 +7,13 @@ import sys
 from importlib import import_module
 
 import pytest
+import torch
 
 import fpn_ablate.cli
 from fpn_ablate import __version__
 from fpn_ablate.cli.main import COMMANDS, main
+from fpn_ablate.runs import environment
+from fpn_ablate.store import plan
 
 
 @pytest.fixture
@@ -133,3 +136,11 @@ def test_a_file_that_cannot_be_read_is_a_line_and_no_traceback(cli, called, monk
 
     monkeypatch.setattr("fpn_ablate.cli.report.main", fail)
     assert cli("report", "results/runs") == (2, "", "[Errno 13] Permission denied: 'results/runs'\n")
+
+
+def test_what_was_typed_is_in_a_runs_record_and_decides_nothing(cli, monkeypatch):
+    monkeypatch.setenv(plan.COMMAND, "")
+    assert cli("no.such.key=1 2")[0] == 2
+    assert environment.environment(torch.device("cpu"))["command"] == "python -m fpn_ablate 'no.such.key=1 2'"
+    monkeypatch.delenv(plan.COMMAND)
+    assert "command" not in environment.environment(torch.device("cpu"))

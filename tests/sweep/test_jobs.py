@@ -46,21 +46,21 @@ class Launcher:
 
 
 def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(tmp_path, capsys):
-    launcher, told = Launcher(tmp_path / "jobs"), []
-    steadfast = RetryingLauncher(launcher, tmp_path / "jobs", lambda *what: told.append(what))
+    plain, told = Launcher(tmp_path / "jobs"), []
+    launcher = RetryingLauncher(plain, tmp_path / "jobs", lambda *what: told.append(what))
     names = ["a", "killed", "b", "killed-once", "failing", "c"]
-    returns = steadfast.launch([[name] for name in names], 0)
+    returns = launcher.launch([[name] for name in names], 0)
     assert [found.overrides[0] for found in returns] == names
     assert {found.status for found in returns} == {JobStatus.COMPLETED}  # or Hydra would begin no other batch
     alone = [["killed"], ["b"]], [["killed-once"], ["failing"]]
-    assert launcher.calls == [names, *alone[0], ["a", "killed-once", "failing", "c"], *alone[1], ["a", "c"]]
+    assert plain.calls == [names, *alone[0], ["a", "killed-once", "failing", "c"], *alone[1], ["a", "c"]]
     assert [number for number, _ in told] == [1] and "killed twice" in told[0][1]
-    assert [(f.overrides[0], type(f._return_value)) for f in steadfast.failed] == [
+    assert [(f.overrides[0], type(f._return_value)) for f in launcher.failed] == [
         ("killed", WorkerKilled),
         ("failing", ValueError),
     ]
     with pytest.raises(WorkerKilled, match="its process was killed twice"):
-        steadfast.tell()
+        launcher.raise_first_failure()
     err = capsys.readouterr().err
     assert "failed: killed: WorkerKilled" in err and "failed: failing: ValueError: no" in err
 
@@ -94,22 +94,22 @@ class Pool:
 
 @pytest.mark.parametrize("first", [0, 7])  # of Hydra's batches
 def test_a_job_that_has_failed_is_not_begun_again_because_its_neighbour_is_killed(folder, first, capsys):
-    steadfast = RetryingLauncher(pool := Pool(folder), folder)
+    launcher = RetryingLauncher(pool := Pool(folder), folder)
     names = ["a", "failing", "killed", "failing-too", "b"]
-    returns = steadfast.launch([[name] for name in names], first)
+    returns = launcher.launch([[name] for name in names], first)
     assert [found.overrides[0] for found in returns] == names
     assert pool.begun == [*names, "killed", "a", "b"]
-    told = [(found.overrides[0], str(found._return_value)) for found in steadfast.failed if found.overrides != ["killed"]]
+    told = [(found.overrides[0], str(found._return_value)) for found in launcher.failed if found.overrides != ["killed"]]
     assert told == [("failing", "ValueError: failing"), ("failing-too", "ValueError: failing-too")]
     with pytest.raises(jobs.Failed):
-        steadfast.tell()
+        launcher.raise_first_failure()
     assert "failed: failing: ValueError: failing\n" in capsys.readouterr().err
 
 
 def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(tmp_path):
-    steadfast = RetryingLauncher(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
-    steadfast.stop = True
-    returns = steadfast.launch([["a"], ["killed"]], 0)
+    launcher = RetryingLauncher(Launcher(tmp_path / "jobs"), tmp_path / "jobs")
+    launcher.stop = True
+    returns = launcher.launch([["a"], ["killed"]], 0)
     assert [found.status for found in returns] == [JobStatus.COMPLETED, JobStatus.FAILED]
     assert (tmp_path / "jobs" / jobs.STOP).exists()
 

@@ -1,5 +1,6 @@
 """What is printed and written when a sweep ends, from records that such a sweep would have left."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ from hydra import initialize_config_dir
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots
+from fpn_ablate.report.html import live
 from fpn_ablate.runs import identity
+from fpn_ablate.store import layout, plan
 from fpn_ablate.sweep import publish
+from fpn_ablate.utils.locks import lock
 from fpn_ablate.utils.paths import CONF
 
 CPU, GPU = "cpu (some processor)", "NVIDIA H100"
 DAY = "2026-11-2{}T00:00:00+00:00"
+FINGERPRINT = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -154,10 +159,10 @@ def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave,
     publish.publish([cell()])
     assert "11.1" in capsys.readouterr().out
     publish.publish([cell()])
-    assert "as it was" not in capsys.readouterr().out
+    assert "up to date" not in capsys.readouterr().out
     assert "22.2" in Path(cell().out, "tables", "table1_rpn-shapes-smoke.md").read_text()
     publish.publish([cell()])
-    assert "as it was" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_a_table_is_shown_before_it_is_written(cell, leave, monkeypatch):
@@ -195,3 +200,89 @@ def test_records_of_a_run_are_recognised_by_their_configuration(cell, leave):
     for different in (other, cfg.model_copy(update={"seed": 1}), cfg.model_copy(update={"table": "x"})):
         assert publish.settings_of([different], records) == set()
     assert "torch" in sys.modules  # so that device=auto is this machine's
+
+
+@pytest.fixture
+def cells(config, tmp_path):
+    """Two cells whose runs lie where `put` puts records."""
+    chosen = [config("ablation=c4", "seed=2"), config("ablation=fpn", "seed=2")]
+    return [cfg.model_copy(update={"out": str(tmp_path)}) for cfg in chosen]
+
+
+def test_a_sweep_leaves_word_starts_its_page_and_ends_both(cells, put, runs, tmp_path, monkeypatch):
+    monkeypatch.delenv(live.SWITCH, raising=False)
+    monkeypatch.setattr(output, "save_table", lambda *_: None)
+    started = []
+    monkeypatch.setattr(live, "start", lambda out, experiments: started.append(out))
+    put("c4", 2, recipe="smoke")
+    publish.start_progress(cells)
+    assert started == [tmp_path]
+    assert [(cell.row, cell.recipe, cell.steps) for cell in plan.active_plans(runs)[0].cells] == [
+        ("c4", "smoke", cells[0].steps),
+        ("fpn", "smoke", cells[0].steps),
+    ]
+    publish.publish(cells)
+    assert not plan.has_leftover_plan(runs)
+    assert "<body data-reload=" not in (tmp_path / live.NAME).read_text()
+
+
+def test_a_page_that_fails_is_one_warning(cells, put, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(live.SWITCH, raising=False)
+    monkeypatch.setattr(output, "save_table", lambda *_: None)
+    monkeypatch.setattr("fpn_ablate.report.html.page.render", lambda *_, **__: 1 / 0)
+    put("c4", 2, recipe="smoke")
+    publish.publish(cells)
+    found = capsys.readouterr()
+    assert "report.html is not written: division by zero" in found.err and (tmp_path / "ledger.csv").exists()
+
+
+class UnderWay:
+    """A run's record that says what it is told to."""
+
+    def __init__(self, cfg):
+        self.cfg, self.file = cfg, layout.run_folder(cfg, FINGERPRINT) / "record.json"
+        self.file.parent.mkdir(parents=True)
+
+    def write(self, status="running", code=None):
+        content = {"fingerprint": FINGERPRINT, "code": code or identity.core_version(), "status": status}
+        self.file.write_text(json.dumps(content))
+
+    def read(self):
+        return json.loads(self.file.read_text())
+
+
+@pytest.fixture
+def under_way(cell):
+    return UnderWay(cell())
+
+
+def test_a_cell_whose_process_was_killed_for_good_says_so(under_way):
+    under_way.write()
+    publish.mark_killed(under_way.cfg, "WorkerKilled: twice")
+    assert (under_way.read()["status"], under_way.read()["error"]) == ("failed", "WorkerKilled: twice")
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", None), ("running", "of another version")])
+def test_a_cell_that_this_sweep_has_not_left_behind_stays_as_it_is(under_way, status, code):
+    under_way.write(status, code)
+    publish.mark_killed(under_way.cfg, "WorkerKilled: twice")
+    assert under_way.read()["status"] == status
+
+
+def test_a_cell_that_another_process_is_at_stays_as_it_is(under_way):
+    under_way.write()
+    with lock(layout.run_lock(under_way.cfg.out, FINGERPRINT)):
+        publish.mark_killed(under_way.cfg, "WorkerKilled: twice")
+    assert under_way.read()["status"] == "running"
+
+
+def test_a_cell_that_ends_while_its_lock_is_waited_for_stays_finished(under_way, monkeypatch):
+    @contextlib.contextmanager
+    def ends_just_before(*arguments, **options):
+        under_way.write("finished")
+        yield
+
+    monkeypatch.setattr(publish, "lock", ends_just_before)
+    under_way.write()
+    publish.mark_killed(under_way.cfg, "WorkerKilled: twice")
+    assert under_way.read()["status"] == "finished"
