@@ -1,4 +1,4 @@
-"""Writing: tables, plots and ledger of a folder of runs, and the tables inside a README."""
+"""Write the tables, plots, ledger and page of a folder of runs, and fill the tables of a README."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -30,11 +30,11 @@ def write(
 ) -> list[Table]:
     """Write `<out>/tables`, `<out>/plots`, `<out>/ledger.csv` and `<out>/report.html` from folders of runs, ledgers or a frame.
 
-    `only` limits tables and plots to these (table, recipe, data), and `settings` chooses among their records as in `collate`;
-    the ledger takes all records.
+    `only` limits tables, plots and page to these (table, recipe, data); `settings` selects their records as in `collate`. The
+    ledger has all records.
 
     Raises:
-        UserError: a path does not exist, a definition is wrong, or records contradict each other; nothing is written.
+        UserError: a path does not exist, a definition is invalid, or records contradict each other. Nothing is written then.
     """
     frame = source if isinstance(source, pd.DataFrame) else records.load(source)
     collated = collate(frame, only, experiments, settings)
@@ -43,18 +43,18 @@ def write(
 
 
 def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path, runs: Path | None = None) -> None:
-    """Write tables that are made, the ledger of the records, and the page; `runs`: where sweeps may be under way."""
+    """Write collated tables, the ledger of the records, and the page. `runs`: the folder in which sweeps may be running."""
     collated = list(collated)
     for table in collated:
         save_table(table, out)
     if len(frame):
         records.write_ledger(frame, Path(out, "ledger.csv"))
-    if live.wanted():
+    if live.is_enabled():
         live.save(collated, Path(out), runs, frame.to_dict("records"))
 
 
 def save_table(table: Table, out: str | Path) -> list[Path]:
-    """Write one table in each format, then its plots, and the figures for a paper; returns the files."""
+    """Write one table in each format, its plots and the figures for a paper. Return the files."""
     texts = {f"{table.name}.md": tables.markdown(table), f"{table.name}.csv": tables.csv_text(table)}
     texts[f"{table.name}.tex"] = tables.latex(table)
     if table.verdicts:
@@ -69,12 +69,12 @@ def save_table(table: Table, out: str | Path) -> list[Path]:
 
 
 def readme(text: str, collated: Iterable[Table]) -> str:
-    """`text` with each block `<!-- table: NAME -->` to `<!-- /table -->` filled with that table.
+    """Fill each block `<!-- table: NAME -->` ... `<!-- /table -->` of `text` with that table.
 
-    NAME is a table's file name without its suffix, or the table alone where there is one of it.
+    NAME is a table's file name without its suffix, or only the table if that is unique.
 
     Raises:
-        UserError: a block is not closed, or names no table or several.
+        UserError: there is no block, or a block is not closed, or names no table or several.
     """
     collated = list(collated)
     filled = MARKER.sub(lambda match: match["open"] + _block(match["name"], collated) + match["close"], text)
@@ -88,9 +88,9 @@ def readme(text: str, collated: Iterable[Table]) -> str:
 
 
 def _block(name: str, collated: list[Table]) -> str:
-    found = [table for table in collated if name in (table.name, table.definition.table)]
-    found = [table for table in found if table.name == name] or found
-    if len(found) != 1:
-        names = ", ".join(table.name for table in (found or collated))
-        raise UserError(f"'<!-- table: {name} -->' names {len(found) or 'no'} tables; there are: {names}")
-    return tables.markdown(found[0])
+    matches = [table for table in collated if name in (table.name, table.definition.table)]
+    matches = [table for table in matches if table.name == name] or matches
+    if len(matches) != 1:
+        names = ", ".join(table.name for table in (matches or collated))
+        raise UserError(f"'<!-- table: {name} -->' names {len(matches) or 'no'} tables; there are: {names}")
+    return tables.markdown(matches[0])

@@ -41,7 +41,7 @@ def start_progress(cells: Iterable[Config]) -> None:
                 if cfg.out == out
             ]
             plan.write_plan(Path(out, "runs"), planned, identity.core_version())
-            if live.wanted():
+            if live.is_enabled():
                 live.start(Path(out), _experiments())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
 
@@ -88,7 +88,7 @@ def _publish(cells: list[Config], out: Path) -> None:
     frame, errors = load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
-    sources = state and up_to_date.digest([state, sorted(only), sorted(settings), live.wanted()])
+    sources = state and up_to_date.digest([state, sorted(only), sorted(settings), live.is_enabled()])
     tables = collate(frame, only, experiments, settings, errors)
     for table in tables:
         with warn_instead(f"{table.name} is not shown", unpublished):
@@ -107,7 +107,7 @@ def _publish(cells: list[Config], out: Path) -> None:
         write_ledger(frame, out / "ledger.csv")
         written.append(out / "ledger.csv")
     with warn_instead(f"{out / live.NAME} is not written", unpublished):
-        if live.wanted() and (page := live.write(runs, out, experiments, first=tables)):
+        if live.is_enabled() and (page := live.write(runs, out, experiments, tables=tables)):
             written.append(page)
             log_line(f"written: {page}")
     if len(unpublished) == before:

@@ -90,7 +90,7 @@ def the_gallery_is_filtered(browser):
     assert len(won) == 6 and all(value > 0 for value in won)
     browser.run("document.querySelector('[data-filter=b]').click()")
     assert all(value < 0 for value in browser.run(differences))
-    assert browser.run("document.querySelectorAll('.card .found').length") > 0
+    assert browser.run("document.querySelectorAll('.card .predicted').length") > 0
 
 
 def the_theme_is_switched(browser):

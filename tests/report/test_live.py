@@ -63,7 +63,7 @@ def test_the_page_is_written_while_a_sweep_runs_and_once_more_if_it_was_killed(p
         page, end = tmp_path / "report.html", time.monotonic() + 60
         while not page.exists() and time.monotonic() < end:
             time.sleep(0.1)
-        assert "data-reload=" in page.read_text() and "1 of 4 cells" in page.read_text()
+        assert "data-reload=" in page.read_text() and "1 of 4 runs done" in page.read_text()
         assert subprocess.run(command, timeout=60).returncode == 0, "a second one leaves"
         sweep.kill()
         sweep.wait()

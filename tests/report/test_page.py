@@ -125,7 +125,7 @@ def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
 
 def test_pictures_stay_below_six_megabytes(put, runs, monkeypatch):
     """Many tables, each with many pictures that are dear: the page stops taking them, and says so."""
-    monkeypatch.setattr("fpn_ablate.report.html.gallery.BYTES", 200_000)
+    monkeypatch.setattr("fpn_ablate.report.html.gallery.MAX_BYTES", 200_000)
     for table in ("table1_rpn", "upsampling", "own"):
         for row, strength in (("c4", 0.2), ("fpn", 0.9)):
             leave(put(row, 2, table=table, pictures=NAME, by_size=by_size()), strength, images=40, side=160)
@@ -173,7 +173,7 @@ def test_boxes_of_other_data_are_not_drawn_on_these_pictures(full, put):
     """Rows of two data sets stand together only on request, and their pictures not even then."""
     leave(put("finest", 2, by_size=by_size(), pictures="another-set"), 0.5)
     (table,) = collate(load(full))
-    shown = gallery.exhibits(table, gallery.Album())
+    shown = gallery.load_artifacts(table, gallery.Album())
     assert [run.row.row for run in shown.runs] == ["c4", "fpn"]
     assert any("other pictures" in line for line in shown.missing)
 
@@ -185,13 +185,13 @@ def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
     made = rendered(full, progress=progress)
     assert '<body data-reload="15">' in made and NASTY not in made
     shown = text_of(made)
-    assert "2 of 4 cells" in shown and "1 failed" in shown and "step 40 of 500, 3 min left" in shown and "5 min left" in shown
+    assert "2 of 4 runs done" in shown and "1 failed" in shown and "step 40 of 500, 3 min left" in shown and "5 min left" in shown
     assert "data-reload" not in re.sub(r"<script.*?</script>", "", rendered(full), flags=re.DOTALL).replace("dataset", "")
 
 
 def test_a_sweep_without_a_record_has_a_page_too():
     progress = Progress((Board("Table 1", (2,), (("FPN", (State("waiting", "waiting"),)),)),), (), "now")
-    assert "0 of 1 cells" in text_of(page.render([], progress=progress))
+    assert "0 of 1 runs done" in text_of(page.render([], progress=progress))
 
 
 def test_the_command_stands_on_the_page(put, runs):

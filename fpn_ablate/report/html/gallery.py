@@ -1,6 +1,6 @@
-"""Pictures for the page: rows compared image by image, the levels of their pyramids, and what the data look like.
+"""Pictures of the page: rows compared image by image, the levels of their pyramids, and sample images of the data.
 
-All of it is read from what runs leave on the disk (fpn_ablate.runs.artifacts). A file that is missing or damaged is named in one
+All are read from the files that runs leave on the disk (fpn_ablate.runs.artifacts). A missing or damaged file is named in one
 line, and the page goes without it. R rows, N images.
 """
 
@@ -22,42 +22,50 @@ from fpn_ablate.report.formats import series
 from fpn_ablate.utils.files import UNREADABLE, safe_name
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
-SPREAD, EVEN, SHEET = 16, 8, 12  # images by greatest spread over the rows, spread evenly over the data, on the contact sheet
-BEST, SCORE = 20, 0.5  # boxes shown: of proposals the best so many, of detections those of at least this score
+# Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
+SPREAD, EVEN, SHEET = 16, 8, 12
+MAX_PROPOSALS, MIN_SCORE = 20, 0.5  # boxes to draw: best proposals of an image, lowest score of a detection
 ID = re.compile(r"-?\d{1,20}", re.ASCII)
-PIXELS = 4_000_000  # of a small copy, far more than runs.artifacts makes
-BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
+MAX_PIXELS = 4_000_000  # of a small copy; runs.artifacts makes far smaller ones
+MAX_BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
 
 
 @dataclass
 class Album:
-    """The pictures of one page, each embedded once, of all the data sets that its tables are about."""
+    """The pictures of one page, each embedded once, from all data sets of its tables.
+
+    Attributes:
+        folders: {name of a set of pictures: its folder}.
+        pictures: {key: picture as the page's script takes it}.
+        spent: bytes used of MAX_BYTES.
+        full: True once something was left out for its size.
+    """
 
     folders: dict[str, Path] = field(default_factory=dict)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
     spent: int = 0
     full: bool = False
 
-    def spend(self, size: int) -> bool:
-        """Whether there is room for so many bytes more, which are then taken; if not, the page stays without."""
-        room = self.spent + size <= BYTES
-        self.spent, self.full = self.spent + size * room, self.full or not room
-        return room
+    def reserve(self, size: int) -> bool:
+        """Reserve `size` bytes of the page and return True, or return False if the page is full."""
+        fits = self.spent + size <= MAX_BYTES
+        self.spent, self.full = self.spent + size * fits, self.full or not fits
+        return fits
 
     def add(self, name: str, image: str) -> str | None:
-        """The key of a picture, or None where it cannot be read or the page is full."""
+        """Embed a picture and return its key, or None if it cannot be read or the page is full."""
         key = f"{name}/{image}"
         if key not in self.pictures:
             try:
                 picture = _picture(_inside(self.folders[name], f"{image}.jpg"), self.truth(name)["images"][image])
-            except Exception:  # Pillow's decoders raise whatever they stumble on
+            except Exception:  # Pillow's decoders raise errors of many kinds
                 return None
-            if self.spend(len(picture["src"]) + 400):
+            if self.reserve(len(picture["src"]) + 400):
                 self.pictures[key] = picture
         return key if key in self.pictures else None
 
     def truth(self, name: str) -> dict[str, Any]:
-        """The ground truth of a set of pictures; without images where it cannot be read."""
+        """Read the ground truth of a set of pictures; without images if it cannot be read."""
         return self._truths.setdefault(name, _truth(self.folders.get(name)))
 
     @cached_property
@@ -66,8 +74,8 @@ class Album:
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One run: each image's own figure (`values`), its boxes, and the levels of its neck on the first image."""
+class RunArtifacts:
+    """Artifacts of one run: the metric (`values`) and the boxes of each image, and the neck's levels on the first image."""
 
     row: Row
     values: dict[str, float]
@@ -77,49 +85,49 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Exhibits:
-    """A table's runs of one seed; `missing` says what there is not, and why."""
+class TableArtifacts:
+    """Artifacts of a table's runs at one seed. `missing` has a line for everything that is missing, with the reason."""
 
     seed: int | None
     pictures: str
-    runs: tuple[Exhibit, ...]
+    runs: tuple[RunArtifacts, ...]
     missing: tuple[str, ...]
 
 
-def exhibits(table: Table, album: Album) -> Exhibits:
-    """What the runs of the smallest seed that most rows have leave to be seen."""
+def load_artifacts(table: Table, album: Album) -> TableArtifacts:
+    """Load the artifacts of the seed that most rows have; of several such seeds, the smallest."""
     rows = [row for row in series.finished_rows(table) if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
-        where = "no run has artifacts.npz (python -m fpn_ablate artifacts RUNS makes it)" if rows else "no folder of its runs"
-        return Exhibits(None, "", (), (f"Pictures: {where} is on this disk.".replace("no run has", "no"),))
+        absent = "no artifacts.npz is on this disk. python -m fpn_ablate artifacts RUNS makes it."
+        return TableArtifacts(None, "", (), (f"Pictures: {absent if rows else 'no folder of its runs is on this disk.'}",))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
-    found, missing, names = [], [], Counter()
+    loaded, missing, names = [], [], Counter()
     for row in series.finished_rows(table):
         try:
-            exhibit = _exhibit(row, _folder(row, seed))
+            artifacts = _load_run(row, _folder(row, seed))
             record = next(record for record in row.records if record["seed"] == seed)
             names[str(record["pictures"])] += 1
-            found.append((str(record["pictures"]), exhibit))
+            loaded.append((str(record["pictures"]), artifacts))
             album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / PICTURES
                                      / safe_name(str(record["pictures"])))  # fmt: skip
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
             missing.append(f"{series.row_name(row)}, seed {seed}: {why}")
     name = names.most_common(1)[0][0] if names else ""
-    missing += [f"{series.row_name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in found if other != name]
+    missing += [f"{series.row_name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in loaded if other != name]
     if name and not album.truth(name)["images"]:
         missing.append(f"the pictures: {name}/truth.json is missing or damaged")
-    return Exhibits(seed, name, tuple(exhibit for other, exhibit in found if other == name), tuple(missing))
+    return TableArtifacts(seed, name, tuple(run for other, run in loaded if other == name), tuple(missing))
 
 
-def gallery(shown: Exhibits, album: Album, colours: dict[str, int]) -> dict[str, Any] | None:
-    """What the page's script draws the comparison from; None where fewer than two rows can be compared."""
-    if len(shown.runs) < 2:
+def gallery(artifacts: TableArtifacts, album: Album, colours: dict[str, int]) -> dict[str, Any] | None:
+    """Build the data of the comparison that the page's script draws; None if fewer than two rows can be compared."""
+    if len(artifacts.runs) < 2:
         return None
-    known = album.truth(shown.pictures)["images"]
-    chosen = choose([run.values for run in shown.runs], list(known))
-    keys = {image: key for image in chosen if (key := album.add(shown.pictures, image))}
+    images = album.truth(artifacts.pictures)["images"]
+    chosen = choose([run.values for run in artifacts.runs], list(images))
+    keys = {image: key for image in chosen if (key := album.add(artifacts.pictures, image))}
     if not keys:
         return None
     rows = [
@@ -128,65 +136,66 @@ def gallery(shown: Exhibits, album: Album, colours: dict[str, int]) -> dict[str,
             "values": [_percent(run.values.get(image)) for image in keys],
             "boxes": [run.boxes.get(image, []) for image in keys],
         }
-        for run in shown.runs
+        for run in artifacts.runs
     ]
-    detections = any(run.detections for run in shown.runs)
-    boxes = f"detections of score ≥ {SCORE:g}" if detections else f"the best {BEST} proposals"
-    found = {"metric": "AP" if detections else "AR@100", "boxes": boxes, "images": list(keys.values()), "rows": rows}
-    return found if album.spend(len(json.dumps(found, separators=(",", ":")))) else None
+    detections = any(run.detections for run in artifacts.runs)
+    boxes = f"detections of score ≥ {MIN_SCORE:g}" if detections else f"the best {MAX_PROPOSALS} proposals"
+    content = {"metric": "AP" if detections else "AR@100", "boxes": boxes, "images": list(keys.values()), "rows": rows}
+    return content if album.reserve(len(json.dumps(content, separators=(",", ":")))) else None
 
 
 def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
-    """Images to show: those with the greatest spread over rows, some spread evenly, and a win for each row over each other
-    where there is one.
+    """Choose the images with the greatest spread over the rows, some evenly spaced, and one win of each row over each other.
 
     Args:
-        values: R rows, {image: figure}, NaN or absent where there is none. images: those that there are pictures of.
+        values: R rows, {image: metric}, NaN or absent if undefined. images: the images that have a picture.
     """
     table = np.array([[row.get(image, np.nan) for image in images] for row in values], dtype=float)
-    known = np.flatnonzero(np.isfinite(table).all(axis=0))
-    if not len(known):
+    complete = np.flatnonzero(np.isfinite(table).all(axis=0))
+    if not len(complete):
         return []
-    table = table[:, known]
+    table = table[:, complete]
     spread = table.max(axis=0) - table.min(axis=0)
     chosen = [int(i) for i in np.argsort(-spread, kind="stable")[:SPREAD]]
-    chosen += [int(i) for i in np.linspace(0, len(known) - 1, min(EVEN, len(known))).round()]
+    chosen += [int(i) for i in np.linspace(0, len(complete) - 1, min(EVEN, len(complete))).round()]
     for first in table:
         for second in table:
             won = first - second
             if won.max() > 0 and not (won[chosen] > 0).any():
                 chosen.append(int(won.argmax()))
-    return [images[known[i]] for i in dict.fromkeys(chosen)]
+    return [images[complete[i]] for i in dict.fromkeys(chosen)]
 
 
-def pyramid(shown: Exhibits, album: Album) -> dict[str, Any] | None:
-    """The first image, and for each row its levels as (name, caption, address of a picture)."""
-    rows = [(series.row_name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in shown.runs]
+def pyramid(artifacts: TableArtifacts, album: Album) -> dict[str, Any] | None:
+    """Build the first image and the levels of each row: (name, caption, data URL)."""
+    rows = [
+        (series.row_name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in artifacts.runs
+    ]
     rows = [row for row in rows if row[2]]
-    if not rows or not album.spend(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
+    if not rows or not album.reserve(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
         return None
-    first = next(iter(album.truth(shown.pictures)["images"]), None)
-    return {"picture": first and album.add(shown.pictures, first), "rows": rows}
+    first = next(iter(album.truth(artifacts.pictures)["images"]), None)
+    return {"picture": first and album.add(artifacts.pictures, first), "rows": rows}
 
 
 def sheets(album: Album) -> list[dict[str, Any]]:
-    """For each data set twelve pictures, spread evenly over those that there are."""
-    found = []
+    """Choose up to SHEET evenly spaced pictures of each data set."""
+    contact_sheets = []
     for name in album.folders:
         truth = album.truth(name)
         images = list(truth["images"])
         places = sorted({round(i) for i in np.linspace(0, len(images) - 1, min(SHEET, len(images)))})
         keys = [key for place in places if (key := album.add(name, images[place]))]
         if keys:
-            found.append({"name": name, "categories": truth["categories"], "pictures": keys})
-    return found
+            contact_sheets.append({"name": name, "categories": truth["categories"], "pictures": keys})
+    return contact_sheets
 
 
 def _folder(row: Row, seed: int) -> Path:
     return row.folders.get(seed, Path("/nonexistent"))
 
 
-def _exhibit(row: Row, folder: Path) -> Exhibit:
+def _load_run(row: Row, folder: Path) -> RunArtifacts:
     with np.load(folder / ARTIFACTS, allow_pickle=False) as content:
         values = {str(i): float(v) for i, v in zip(content["image_ids"], content["values"], strict=True)}
         levels = {name.removeprefix("level_"): content[name] for name in content.files if name.startswith("level_")}
@@ -194,18 +203,18 @@ def _exhibit(row: Row, folder: Path) -> Exhibit:
     with np.load(folder / DETECTIONS, allow_pickle=False) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
-    kept: dict[str, list[list[int]]] = {}
+    by_image: dict[str, list[list[int]]] = {}
     for k in np.argsort(-scores, kind="stable"):
-        own = kept.setdefault(str(ids[k]), [])
-        if scores[k] >= SCORE if detections else len(own) < BEST:
-            own.append([*(int(side) for side in boxes[k].round()), round(100 * float(scores[k]))])
-    return Exhibit(row, values, kept, levels, detections)
+        drawn = by_image.setdefault(str(ids[k]), [])
+        if scores[k] >= MIN_SCORE if detections else len(drawn) < MAX_PROPOSALS:
+            drawn.append([*(int(side) for side in boxes[k].round()), round(100 * float(scores[k]))])
+    return RunArtifacts(row, values, by_image, levels, detections)
 
 
 def _truth(folder: Path | None) -> dict[str, Any]:
     try:
         content = json.loads(_inside(folder, TRUTH).read_text(encoding="utf-8"))
-        # The keys are ids of images, and parts of paths.
+        # The keys are ids of images and become parts of paths.
         images = {k: v for k, v in content["images"].items() if ID.fullmatch(k) and v["width"] > 0 and v["height"] > 0}
         return {"categories": [str(name) for name in content["categories"]], "images": images}
     except UNREADABLE:
@@ -213,10 +222,10 @@ def _truth(folder: Path | None) -> dict[str, Any]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of a folder; ValueError where a link leads out of it: a page embeds what it finds."""
+    """Resolve a file in a folder; ValueError if a link leads out of it, as the page would embed that file."""
     file = (folder / name).resolve()
     if file.parent != folder.resolve():
-        raise ValueError(f"{name} lies outside of {folder}")
+        raise ValueError(f"{name} is outside {folder}")
     return file
 
 
@@ -224,18 +233,18 @@ def _picture(file: Path, truth: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     buffer = io.BytesIO()
-    if file.stat().st_size > BYTES:
-        raise ValueError(f"{file}: no small copy of a picture")
+    if file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{file}: too large for a small copy")
     with Image.open(file, formats=("JPEG",)) as picture:
-        if picture.width * picture.height > PIXELS:
-            raise ValueError(f"{file}: no small copy of a picture")
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{file}: too large for a small copy")
         picture.convert("RGB").save(buffer, "WEBP", quality=72, method=2)
     names = Counter(str(item["category"]) for item in truth["objects"])
     alt = ", ".join(f"{count} {name}" for name, count in names.most_common()) or "no object"
     objects = [[*(round(float(side)) for side in item["bbox"]), str(item["category"]), bool(item.get("crowd"))]
                for item in truth["objects"]]  # fmt: skip
     size = {"width": int(truth["width"]), "height": int(truth["height"])}
-    return {"src": _address("webp", buffer), **size, "truth": objects, "alt": f"image {file.stem}: {alt}"}
+    return {"src": _data_url("webp", buffer), **size, "truth": objects, "alt": f"image {file.stem}: {alt}"}
 
 
 def _in_order(levels: dict[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
@@ -252,10 +261,10 @@ def _level(name: str, level: np.ndarray) -> tuple[str, str, str]:
     image.save(buffer, "PNG", optimize=True)
     number = re.search(r"\d+", name)
     stride = f"stride {2 ** int(number[0])}, " if number and int(number[0]) < 12 else ""
-    return name.upper(), f"{stride}{level.shape[1]} × {level.shape[0]}", _address("png", buffer)
+    return name.upper(), f"{stride}{level.shape[1]} × {level.shape[0]}", _data_url("png", buffer)
 
 
-def _address(kind: str, buffer: io.BytesIO) -> str:
+def _data_url(kind: str, buffer: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -1,7 +1,7 @@
-"""The page while a sweep is under way: a process of its own, of the lowest priority, which writes it again as runs go on.
+"""Keep the page up to date while a sweep runs, in a separate process of the lowest priority.
 
-A sweep starts it and knows nothing more of it, so that it cannot slow or harm a training; it ends by itself when the sweep
-has. `FPN_ABLATE_PAGE=off` in the environment leaves it, and the page at a sweep's end, out.
+A sweep starts the process and does not wait for it, so it cannot slow or break a training. It exits after the sweep has ended.
+`FPN_ABLATE_PAGE=off` in the environment disables it, and the page at the sweep's end.
 """
 
 import os
@@ -26,17 +26,18 @@ from fpn_ablate.utils.locks import lock
 from fpn_ablate.utils.paths import EXPERIMENTS
 
 NAME, SWITCH = "report.html", "FPN_ABLATE_PAGE"
-PAUSE, SHARE = 10.0, 4  # seconds between two pages, at least; and at least so many times what the last one took
-LONGEST = 300.0  # seconds to wait for another process that writes the page
-LOOK = 1.0  # seconds between two looks whether the sweep has ended, or a run has
+# Seconds between two pages: at least PAUSE, and at least SHARE times as long as the last page took.
+PAUSE, SHARE = 10.0, 4
+LOCK_TIMEOUT = 300.0  # seconds to wait for another process that writes the page
+POLL = 1.0  # seconds between two checks whether the sweep or a run has ended
 
 
-def wanted() -> bool:
+def is_enabled() -> bool:
     return os.environ.get(SWITCH, "") != "off"
 
 
 def start(out: Path, experiments: Iterable[Path] = ()) -> None:
-    """Begin to watch the sweeps below `out`, in a process that outlives this one."""
+    """Start `watch` on the sweeps below `out` in a process that outlives this one."""
     folders = [argument for folder in experiments for argument in ("--experiments", str(folder.resolve()))]
     command = [sys.executable, "-m", "fpn_ablate", "report", str(out / "runs"), "--out", str(out), "--watch", *folders]
     none = subprocess.DEVNULL
@@ -44,58 +45,63 @@ def start(out: Path, experiments: Iterable[Path] = ()) -> None:
 
 
 def watch(runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,)) -> None:
-    """Write the page again and again while a sweep is under way; one process at a time, a second one leaves at once."""
+    """Rewrite the page while a sweep is running. If another process does so already, return at once."""
     os.nice(19)
     experiments = list(experiments)
     with suppress(Timeout):
-        while plan.active_plans(
-            runs, this_host=True
-        ):  # asked again without the lock: a sweep may begin while the last page is written
+        # Checked again after the lock is released: a sweep may begin while the last page is written.
+        while plan.active_plans(runs, this_host=True):
             with lock(_locks(runs) / "watch", timeout=0):
                 _watch(runs, out, experiments)
 
 
 def _watch(runs: Path, out: Path, experiments: list[Path]) -> None:
     while plan.active_plans(runs, this_host=True):
-        begun, seen = time.monotonic(), _ended(runs)
-        with suppress(UserError, OSError):  # a table's file that is being edited, a full disk
-            write(runs, out, experiments, under_way=True)
+        begun, newest = time.monotonic(), _newest_record(runs)
+        with suppress(UserError, OSError):  # a definition that is being edited, a full disk
+            write(runs, out, experiments, only_if_running=True)
         took = time.monotonic() - begun
-        soon, due = (time.monotonic() + seconds for seconds in (max(LOOK, took), max(PAUSE, SHARE * took)))
+        soon, due = (time.monotonic() + seconds for seconds in (max(POLL, took), max(PAUSE, SHARE * took)))
         while (
-            plan.active_plans(runs, this_host=True) and time.monotonic() < due and (time.monotonic() < soon or _ended(runs) == seen)
+            plan.active_plans(runs, this_host=True)
+            and time.monotonic() < due
+            and (time.monotonic() < soon or _newest_record(runs) == newest)
         ):
-            time.sleep(LOOK)
+            time.sleep(POLL)
     if plan.has_leftover_plan(runs):
-        write(runs, out, experiments)  # the sweep was killed, and wrote no last page
+        write(runs, out, experiments)  # the sweep was killed and wrote no last page
 
 
 def write(
-    runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,), first: Iterable[Table] = (), under_way: bool = False
+    runs: Path,
+    out: Path,
+    experiments: Iterable[Path] = (EXPERIMENTS,),
+    tables: Iterable[Table] = (),
+    only_if_running: bool = False,
 ) -> Path | None:
-    """Write `<out>/report.html` from all that is there now; None where there is nothing to show.
+    """Write `<out>/report.html` from all records below `runs`; None if there is nothing to show.
 
     Args:
-        first: tables that are made, which stand in the place of those of the same key.
-        under_way: only if a sweep is.
+        tables: tables already collated, which replace those of the same key.
+        only_if_running: write only while a sweep is running.
     """
-    with lock(_locks(runs) / "page", timeout=LONGEST):
-        if under_way and not plan.active_plans(runs):
-            return None  # its end has written the page
-        frame, first = records.load(runs), list(first)
-        found = frame.to_dict("records")
-        others = {(r["table"], r["recipe"], r["data"]) for r in found} - {table.key for table in first}
-        return save([*first, *collate(frame, others, experiments, errors=[])], out, runs, found)
+    with lock(_locks(runs) / "page", timeout=LOCK_TIMEOUT):
+        if only_if_running and not plan.active_plans(runs):
+            return None  # the sweep has ended and has written the page
+        frame, tables = records.load(runs), list(tables)
+        flat = frame.to_dict("records")
+        others = {(r["table"], r["recipe"], r["data"]) for r in flat} - {table.key for table in tables}
+        return save([*tables, *collate(frame, others, experiments, errors=[])], out, runs, flat)
 
 
-def save(tables: list[Table], out: Path, runs: Path | None = None, found: Iterable[dict[str, Any]] = ()) -> Path | None:
-    """Write the page of these tables, with the progress of the sweeps below `runs`, whose records are `found`."""
+def save(tables: list[Table], out: Path, runs: Path | None = None, flat: Iterable[dict[str, Any]] = ()) -> Path | None:
+    """Write the page of these tables, with the progress of the sweeps below `runs`, whose flat records are `flat`."""
     from fpn_ablate.report.html import page
 
-    under_way = progress(plan.active_plans(runs), runs, found, tables) if runs else None
-    if not tables and under_way is None:
+    sweeps = progress(plan.active_plans(runs), runs, flat, tables) if runs else None
+    if not tables and sweeps is None:
         return None
-    text = page.render(tables, progress=under_way)
+    text = page.render(tables, progress=sweeps)
     save_text(out / NAME, text)
     return out / NAME
 
@@ -106,6 +112,6 @@ def _locks(runs: Path) -> Path:
     return folder
 
 
-def _ended(runs: Path) -> int:
-    """The newest record's time, in nanoseconds: cheap to ask, and changes when a run begins or ends."""
+def _newest_record(runs: Path) -> int:
+    """Return the newest record's time in nanoseconds: cheap, and it changes when a run begins or ends."""
     return max((file.stat().st_mtime_ns for file in runs.glob("*/*/*/*/record.json")), default=0)

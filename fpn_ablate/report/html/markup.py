@@ -1,4 +1,4 @@
-"""A table's grid as the page's template sets it: groups of lines that are sorted together, cells in parts."""
+"""Prepare a table's grid for the page's template: groups of lines that are sorted together, cells split into parts."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Part:
-    """A cell: its figure, what stands smaller beside it, and what it is."""
+    """A cell: its main text, the smaller text beside it, and its CSS classes (`kind`)."""
 
     main: str
     minor: str = ""
@@ -24,7 +24,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """A row with what stands below it. `sort`: the value of each column, by which groups are put in order; `row` its name."""
+    """A row with the lines below it. `sort` has the value of each column by which the groups are sorted."""
 
     kind: str
     lines: list[tuple[Line, list[Part]]]
@@ -33,41 +33,41 @@ class Group:
 
 
 def groups(table: Table, content: Grid) -> list[Group]:
-    """Of all lines; the effects last, which stay where they are."""
+    """Group all lines of a table. The effects come last and are not sorted."""
     rows = iter([row for row in table.rows if not row.published_only])
-    found: list[Group] = []
+    grouped: list[Group] = []
     for line in content.lines:
         parts = _parts(line)
-        if line.kind in ("paper", "control") or (line.kind == "effect" and found and found[-1].kind == "effect"):
-            found[-1].lines.append((line, parts))
+        if line.kind in ("paper", "control") or (line.kind == "effect" and grouped and grouped[-1].kind == "effect"):
+            grouped[-1].lines.append((line, parts))
         else:
             row = next(rows) if line.kind == "ours" else None
             sort = [line.label, *map(sort_value, (*line.facts, *line.metrics))]
-            found.append(Group(line.kind, [(line, parts)], sort, row))
-    return found
+            grouped.append(Group(line.kind, [(line, parts)], sort, row))
+    return grouped
 
 
 def seeds(table: Table, row: Row) -> list[tuple[int, str]]:
-    """Every seed that the table asks for or that has a record, and what became of it."""
-    wanted = sorted({*row.states, *(table.definition.seeds if row.row in {r.row for r in table.rows} else ())})
-    return [(seed, row.states.get(seed, "not run")) for seed in wanted]
+    """List each seed that the table plans or that has a record, with its state."""
+    planned = sorted({*row.states, *(table.definition.seeds if row.row in {r.row for r in table.rows} else ())})
+    return [(seed, row.states.get(seed, "not run")) for seed in planned]
 
 
 def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
-    """The cells by their header, with the word, its icon, and what more there is to say of it."""
-    found = []
+    """Return the cells of each verdict by their header, with its word, icon and further text."""
+    rows = []
     for verdict, cells in zip(table.verdicts, content.verdicts, strict=True):
         named = dict(zip(VERDICT_HEADER, cells, strict=True))
         more = named["verdict"].removeprefix(verdict.verdict).removeprefix("; ")
         removed = verdict.contrast.variance_removed if verdict.contrast and verdict.contrast.ours.n > 1 else None
         named |= {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
         named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
-        found.append(named | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
-    return found
+        rows.append(named | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
+    return rows
 
 
 def sort_value(text: str) -> float | str:
-    """A cell's first number (47k is 47,000), else its text."""
+    """Return a cell's leading number (47k is 47,000), or its text if it has none."""
     if text == CHECK:
         return 1.0
     match = NUMBER.match(text)
@@ -92,6 +92,6 @@ def _parts(line: Line) -> list[Part]:
 
 
 def _value(text: str) -> Part:
-    """`45.0 ± 0.3 (n=2)`: the figure, and the rest."""
+    """Split `45.0 ± 0.3 (n=2)` into the value and the rest."""
     main, space, rest = text.partition(" ± ")
     return Part(main, f"± {rest}") if space else Part(text)

@@ -1,6 +1,6 @@
-"""The report as one HTML file that opens without a network: what it holds, from tables that are made.
+"""Render collated tables as one HTML file that opens without a network.
 
-`templates/` has its text, its style and its script. All that comes from records goes through Jinja's escapes.
+`templates/` has its text, style and script. Jinja escapes everything that comes from records.
 """
 
 import base64
@@ -21,19 +21,19 @@ from fpn_ablate.report.html.charts import Chart
 from fpn_ablate.report.html.progress import Progress
 
 TEMPLATES = Path(__file__).with_name("templates")
-RELOAD = 15  # seconds, while a sweep is under way
+RELOAD = 15  # seconds between reloads while a sweep is running
 
 
 def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
-    """The page for these tables; while there is `progress`, it shows that first and reloads itself."""
-    tables = sorted(tables, key=lambda table: not table.published)  # the paper's own first
+    """Render the page of these tables. With `progress` it shows that first and reloads itself."""
+    tables = sorted(tables, key=lambda table: not table.published)  # the paper's tables first
     album = gallery.Album()
     colours = series.colours(tables)
-    steps = max(12, min(series.MAX_STEPS, 400 // max(len(tables), 1)))  # many tables' curves would weigh megabytes
+    steps = max(12, min(series.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
-    drawn = any(section["charts"] for section in sections)
-    style, scripts = _source("page.css"), [*([_vega()] if drawn else []), _source("page.js")]
+    has_charts = any(section["charts"] for section in sections)
+    style, scripts = _source("page.css"), [*([_vega()] if has_charts else []), _source("page.js")]
     return _environment().get_template("page.html.j2").render(
         title=_title(tables),
         sections=sections,
@@ -51,14 +51,15 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
 
 
 def _section(table: Table, colours: dict[str, int], album: gallery.Album, number: int, steps: int) -> dict[str, Any]:
-    """What the page shows of one table."""
+    """Build the template's values for one table."""
     content = grid(table)
-    found = charts.charts(table, colours, steps)
-    shown = gallery.exhibits(table, album)
-    compared, pyramid = gallery.gallery(shown, album, colours), gallery.pyramid(shown, album)
-    missing = [item for item in found if isinstance(item, str)]
-    if album.full and not (compared and pyramid) and shown.runs:
-        missing.append(f"Some pictures are left out, so that the page stays small: --table {table.definition.table} has them.")
+    charts_or_reasons = charts.charts(table, colours, steps)
+    artifacts = gallery.load_artifacts(table, album)
+    comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album)
+    missing = [item for item in charts_or_reasons if isinstance(item, str)]
+    if album.full and not (comparison and pyramid) and artifacts.runs:
+        name = table.definition.table
+        missing.append(f"Some pictures are left out to keep the page small. A page made with --table {name} has them.")
     return {
         "id": f"t{number}",
         "table": table,
@@ -69,10 +70,10 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "seeds": lambda row: markup.seeds(table, row),
         "colours": colours,
         "names": {row.row: series.row_name(row) for row in table.rows},
-        "charts": [item for item in found if isinstance(item, Chart)],
+        "charts": [item for item in charts_or_reasons if isinstance(item, Chart)],
         "missing": missing,
-        "shown": shown,
-        "gallery": compared,
+        "artifacts": artifacts,
+        "gallery": comparison,
         "pyramid": pyramid,
         "runs": [_run(row, record) for row in _all_rows(table) for record in row.records],
         "commands": _commands(table),
@@ -84,7 +85,7 @@ def _all_rows(table: Table) -> list[Row]:
 
 
 def _run(row: Row, record: dict[str, Any]) -> dict[str, str]:
-    """The line of a run in the table of all runs."""
+    """Return the cells of a run in the table of all runs, by header."""
     commit = record.get("environment.commit")
     seconds = [record.get(f"cost.{key}") for key in ("proposals_s", "train_s", "eval_s")]
     spent = sum(value for value in seconds if type(value) in (int, float))
@@ -106,11 +107,11 @@ def _run(row: Row, record: dict[str, Any]) -> dict[str, str]:
 
 
 def _commands(table: Table) -> list[tuple[str, int]]:
-    """What was typed, with the number of runs that it made."""
-    typed = Counter(
+    """Return the commands that users typed, each with its number of runs."""
+    counts = Counter(
         clean(command) for row in _all_rows(table) for r in row.records if (command := r.get("environment.command"))
     )
-    return typed.most_common()
+    return counts.most_common()
 
 
 def _title(tables: Sequence[Table]) -> str:
@@ -129,28 +130,31 @@ def _environment() -> Any:
 
 
 def _policy(style: str, scripts: Sequence[str]) -> str:
-    """The page's content-security policy: it loads nothing, and runs its own scripts alone, which no text from outside can join
-    whatever became of its escapes. Attributes of style, which cannot be told by their sum, colour rows."""
-    own = {kind: " ".join(map(_sum, texts)) for kind, texts in (("style", [style]), ("script", scripts))}
+    """Build the page's content security policy: load nothing, and run only the page's own scripts.
+
+    A text that slipped past Jinja's escaping still could not run. Style attributes colour the rows; a policy cannot allow them
+    by hash.
+    """
+    hashes = {kind: " ".join(map(_hash, texts)) for kind, texts in (("style", [style]), ("script", scripts))}
     return (
-        f"default-src 'none'; script-src {own['script']}; style-src {own['style']}; style-src-attr 'unsafe-inline'; "
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; style-src-attr 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
 @lru_cache
-def _sum(text: str) -> str:
+def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _source(file: str) -> str:
-    """A file of ours to stand in the page as it is."""
+    """Read one of our files that goes into the page unchanged."""
     return (TEMPLATES / file).read_text(encoding="utf-8")
 
 
 @lru_cache
 def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed in one script. None of its own links is followed: the page's policy forbids it."""
+    """Return Vega, Vega-Lite and vega-embed as one script. The page's policy blocks the links in it."""
     import vl_convert
 
     script = vl_convert.javascript_bundle()

@@ -1,4 +1,4 @@
-"""How far sweeps are: their plans (fpn_ablate.store.plan), beside the records and the metrics of runs."""
+"""Progress of running sweeps, from their plans (fpn_ablate.store.plan) and the records and metrics of their runs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
 
 @dataclass(frozen=True)
 class State:
-    """One cell: `kind` is a key of MARKS, `text` what is shown below it."""
+    """State of one run: `kind` is a key of MARKS; `share` is the share of its steps that are done."""
 
     kind: str
     text: str
@@ -33,7 +33,7 @@ class State:
 
 @dataclass(frozen=True)
 class Board:
-    """The cells of one table in a sweep: rows downwards, seeds across; None where the sweep has no such cell."""
+    """States of a sweep's runs in one table: a line for each row, a column for each seed, None if the sweep has no such run."""
 
     title: str
     seeds: tuple[int, ...]
@@ -45,7 +45,7 @@ class Progress:
     boards: tuple[Board, ...]
     commands: tuple[str, ...]
     built: str
-    left: str = ""
+    time_left: str = ""
 
     def count(self, kind: str) -> int:
         return sum(state.kind == kind for board in self.boards for _, states in board.rows for state in states if state)
@@ -58,47 +58,47 @@ class Progress:
 def progress(
     plans: Iterable[Plan], runs: Path, records: Iterable[Mapping[str, Any]], tables: Iterable[Table]
 ) -> Progress | None:
-    """None without a plan."""
+    """Compute the progress of the sweeps with these plans; None without a plan."""
     plans = list(plans)
     if not plans:
         return None
-    places = {}
+    newest = {}
     for record in sorted(records, key=lambda r: str(r.get("finished"))):
-        places[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
+        newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
-    boards, left = [], []
+    boards, times_left = [], []
     for plan in plans:
-        states = {cell: _state(cell, plan, runs, places, by_key) for cell in plan.cells}
+        states = {cell: _state(cell, plan, runs, newest, by_key) for cell in plan.cells}
         for key in dict.fromkeys((cell.table, cell.recipe, cell.data) for cell in plan.cells):
             boards.append(_board(key, {c: s for c, s in states.items() if (c.table, c.recipe, c.data) == key}, by_key.get(key)))
-        left.append(_left(plan, places, states.values()))
+        times_left.append(_time_left(plan, newest, states.values()))
     commands = tuple(dict.fromkeys(plan.command for plan in plans if plan.command))
-    return Progress(tuple(boards), commands, _now().strftime("%Y-%m-%d %H:%M:%S UTC"), ", ".join(filter(None, left)))
+    return Progress(tuple(boards), commands, _now().strftime("%Y-%m-%d %H:%M:%S UTC"), ", ".join(filter(None, times_left)))
 
 
 def _board(key: tuple[str, str, str], states: Mapping[Any, State], table: Table | None) -> Board:
     seeds = tuple(sorted({cell.seed for cell in states}))
     labels = {row.row: row.label for row in table.rows} if table else {}
-    found = {(cell.row, cell.seed): state for cell, state in states.items()}
+    by_cell = {(cell.row, cell.seed): state for cell, state in states.items()}
     rows = dict.fromkeys(cell.row for cell in states)
     title = f"{table.definition.title if table else key[0]} · data {key[2]} · recipe {key[1]}"
-    return Board(title, seeds, tuple((labels.get(r, r), tuple(found.get((r, seed)) for seed in seeds)) for r in rows))
+    return Board(title, seeds, tuple((labels.get(r, r), tuple(by_cell.get((r, seed)) for seed in seeds)) for r in rows))
 
 
-def _state(cell: Any, plan: Plan, runs: Path, places: Mapping[tuple, Mapping[str, Any]], tables: Mapping) -> State:
-    record = places.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed))
-    ended_here = record is not None and time_of(record.get("finished")) >= time_of(plan.started)
-    if not ended_here and (running := _running(cell, plan, runs)):
+def _state(cell: Any, plan: Plan, runs: Path, newest: Mapping[tuple, Mapping[str, Any]], tables: Mapping) -> State:
+    record = newest.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed))
+    ended_in_sweep = record is not None and time_of(record.get("finished")) >= time_of(plan.started)
+    if not ended_in_sweep and (running := _running(cell, plan, runs)):
         return running
-    if record is not None and health.state(record) == "finished" and (ended_here or plan.code in ("", record.get("code"))):
-        return State("finished", _figure(cell, record, tables))
-    if ended_here:
+    if record is not None and health.state(record) == "finished" and (ended_in_sweep or plan.code in ("", record.get("code"))):
+        return State("finished", _main_metric(cell, record, tables))
+    if ended_in_sweep:
         return State("failed", health.state(record), str(health.reason(record) or ""))
     return State("waiting", "waiting")
 
 
-def _figure(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
-    """The main metric of a finished run."""
+def _main_metric(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
+    """Format the main metric of a finished run."""
     table = tables.get((cell.table, cell.recipe, cell.data))
     metric = next((m for m in table.definition.metrics if m.source is None), None) if table else None
     value = record.get(f"metrics.{metric.key}") if metric else None
@@ -106,7 +106,7 @@ def _figure(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
 
 
 def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
-    """From the newest metrics.jsonl in a folder of this cell that is younger than the plan."""
+    """Read the state of a run in progress from its metrics.jsonl; None if no folder of it is newer than the plan."""
     parts = [safe_name(part) for part in (cell.table, cell.recipe, cell.row)]
     begun = time_of(plan.started).timestamp()
     folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / "config.yaml").is_file()]
@@ -120,14 +120,14 @@ def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
         spent = (folder / METRICS).stat().st_mtime - (folder / "config.yaml").stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return State("running", "starting")
-    left = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
-    return State("running", f"step {step} of {cell.steps}{left}", share=min(1.0, step / max(cell.steps, 1)))
+    rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
+    return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)))
 
 
-def _left(plan: Plan, places: Mapping[tuple, Mapping[str, Any]], states: Iterable[State]) -> str:
-    """Time left for the sweep, at the pace of the cells that it has ended."""
-    wanted = [places.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed)) for cell in plan.cells]
-    ended = [time_of(r.get("finished")) for r in wanted if r and time_of(r.get("finished")) >= time_of(plan.started)]
+def _time_left(plan: Plan, newest: Mapping[tuple, Mapping[str, Any]], states: Iterable[State]) -> str:
+    """Estimate the time left for the sweep from the pace of its runs that have ended."""
+    records = [newest.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed)) for cell in plan.cells]
+    ended = [time_of(r.get("finished")) for r in records if r and time_of(r.get("finished")) >= time_of(plan.started)]
     rest = sum((1 - state.share) for state in states if state.kind in ("running", "waiting"))
     if not ended or not rest:
         return ""

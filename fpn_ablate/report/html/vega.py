@@ -1,8 +1,7 @@
-"""Vega-Lite specifications of the page's charts, without their data: each is drawn up, and validated, once for all tables.
+"""Vega-Lite specifications of the page's charts without their data. Each is built and validated once for all tables.
 
-Their data are the sets `points` (fpn_ablate.report.formats.series), `rows` (name and colour of each) and `bounds`; their parameters
-`highlight`, a row, and `choice`. Colours are names of CSS variables: the page's theme, and its print, reach into a chart that
-is drawn.
+Their data sets are `points` (fpn_ablate.report.formats.series), `rows` (name and colour of each) and `bounds`; their parameters
+are `highlight`, a row, and `choice`. Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
 """
 
 from functools import lru_cache
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
 
 INK, MUTED, FAINT, NOISE, PAPER = "var(--ink)", "var(--muted)", "var(--rule)", "var(--noise)", "var(--bg)"
 HEIGHT = 280  # pixels
-LIT = "highlight === '' || highlight === datum.row"
-# By name, not as a variable: widths of texts are measured where variables are not known.
+HIGHLIGHTED = "highlight === '' || highlight === datum.row"
+# By name, not as a CSS variable: vega measures the widths of texts where variables are unknown.
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
 CONFIG = {
     "font": FONT,
@@ -62,7 +61,7 @@ def costs(title: str, low: bool) -> dict[str, Any]:
         _tip("n", "seeds"),
     ]
     base = _points().transform_filter("datum.kind === choice")
-    base = base.encode(x=x, color=_colour(), opacity=_lit(1, 0.15))
+    base = base.encode(x=x, color=_colour(), opacity=_when_highlighted(1, 0.15))
     side = {"align": alt.expr("datum.right ? 'right' : 'left'"), "dx": alt.expr("datum.right ? -7 : 7")}
     names, y = base.mark_text(**side, dy=-9, fontSize=11, limit=170), _y(f"{title} (%)")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
@@ -86,10 +85,8 @@ def effects(low: bool, published: bool, noise: bool) -> dict[str, Any]:
     tips += [_tip("published", "published", "+.1f"), _tip("noise", "noise floor", ".1f"), _tip("verdict"), _tip("n", "seeds")]
     shade = alt.when("datum.within").then(alt.value(0.45)).otherwise(alt.value(1))
     noisy = base.transform_filter("isValid(datum.noise)").transform_calculate(left="-datum.noise", right="datum.noise")
-    ours, text = (
-        "var(--c0)",
-        {"align": "left", "baseline": "middle", "dx": 4, "dy": -11, "fontSize": 11.5, "limit": alt.expr("width")},
-    )
+    ours = "var(--c0)"
+    text = {"align": "left", "baseline": "middle", "dx": 4, "dy": -11, "fontSize": 11.5, "limit": alt.expr("width")}
     diamonds = base.transform_filter("isValid(datum.published)")
     bars = base.transform_filter("isValid(datum.low)").mark_rule(stroke=ours, strokeWidth=2, yOffset=9)
     layers = [noisy.mark_bar(fill=NOISE, height=14, yOffset=9).encode(x="left:Q", x2="right:Q")] if noise else []
@@ -106,19 +103,19 @@ def effects(low: bool, published: bool, noise: bool) -> dict[str, Any]:
 
 
 def _band(x: "alt.X", title: str, tips: list, dots: int = 26) -> list[Any]:
-    """Of each row a line through its means, with dots, and a band between its extremes."""
+    """Draw each row as a line through its means, with dots, and a band between its extremes."""
     import altair as alt
 
     base, y = _points().encode(x=x, detail="row:N", color=_colour()), _y(title)
     return [
-        base.mark_area(strokeWidth=0).encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_lit(0.15, 0.02)),
-        base.mark_line(strokeWidth=1.8).encode(y=y, opacity=_lit(1, 0.12)),
-        base.mark_point(filled=True, size=dots, opacity=1).encode(y=y, opacity=_lit(1, 0.12), tooltip=tips),
+        base.mark_area(strokeWidth=0).encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_when_highlighted(0.15, 0.02)),
+        base.mark_line(strokeWidth=1.8).encode(y=y, opacity=_when_highlighted(1, 0.12)),
+        base.mark_point(filled=True, size=dots, opacity=1).encode(y=y, opacity=_when_highlighted(1, 0.12), tooltip=tips),
     ]
 
 
 def _points() -> "alt.Chart":
-    """The points, each with its row's name and colour."""
+    """Start a chart of the points, each with its row's name and colour."""
     import altair as alt
 
     rows = alt.LookupData(alt.NamedData("rows"), key="row", fields=["label", "colour"])
@@ -131,10 +128,10 @@ def _colour() -> "alt.Color":
     return alt.Color("colour:N", scale=None, legend=None)
 
 
-def _lit(on: float, off: float) -> Any:
+def _when_highlighted(on: float, off: float) -> Any:
     import altair as alt
 
-    return alt.when(LIT).then(alt.value(on)).otherwise(alt.value(off))
+    return alt.when(HIGHLIGHTED).then(alt.value(on)).otherwise(alt.value(off))
 
 
 def _y(title: str) -> "alt.Y":
@@ -158,7 +155,7 @@ def _seeds(form: str) -> "list[alt.Tooltip]":
 
 
 def _template(layers: list[Any], choice: bool = False) -> dict[str, Any]:
-    """The layers as wide as their place, without the address of their schema: the page names no network."""
+    """Combine the layers into a specification as wide as its container, without the schema's URL: the page names no network."""
     import altair as alt
 
     parameters = [alt.param(name="highlight", value=""), *([alt.param(name="choice", value="")] if choice else [])]

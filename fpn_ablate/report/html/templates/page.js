@@ -9,7 +9,7 @@ const make = (tag, attributes = {}, ...children) => {
   element.append(...children);
   return element;
 };
-// A browser may refuse storage to a page opened from a file.
+// Browsers may refuse storage to a page opened from a file.
 const stored = (store, key, value) => {
   try {
     if (value !== undefined) store().setItem(key, value);
@@ -18,7 +18,7 @@ const stored = (store, key, value) => {
 };
 const local = () => window.localStorage, session = () => window.sessionStorage;
 
-// Theme: as the system, light, dark.
+// Theme: that of the system, light or dark.
 const themes = ["system", "light", "dark"], themeButton = document.getElementById("theme");
 function setTheme(name) {
   if (name === "system") delete document.documentElement.dataset.theme;
@@ -31,7 +31,7 @@ let theme = stored(local, "fpn-ablate-theme");
 setTheme(theme = themes.includes(theme) ? theme : "system");
 themeButton.addEventListener("click", () => setTheme((theme = themes[(themes.indexOf(theme) + 1) % 3])));
 
-// Tables: a header's button sorts downwards, upwards, then back. What has no number stands last.
+// Tables: a header's button sorts descending, ascending, then restores the order. Cells without a number come last.
 function sortTable(table, column, direction) {
   const bodies = table.bodies ??= [...table.tBodies];
   all("thead th", table).forEach((th, k) => th.setAttribute("aria-sort", k === column ? direction : "none"));
@@ -57,11 +57,11 @@ for (const table of all("table[data-sortable]")) {
   }));
 }
 
-// Charts: drawn when they come near, the rest when the browser has time; colours are the page's own variables.
+// Charts are drawn when they come near the viewport, the others when the browser is idle. Colours are the page's CSS variables.
 const figures = all("[data-chart]");
 function draw(figure) {
   return figure.drawn ??= vegaEmbed(figure.querySelector(".view"), json(figure.querySelector("script")),
-    // Read, not compiled: the page's policy lets no text become a script, and no style but its own be added.
+    // Interpreted (`ast`), not compiled: the page's policy allows neither eval nor added styles.
     { actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true } }).then(({ view }) => {
     figure.view = view;
     figure.querySelector(".view svg").setAttribute("aria-hidden", "true");
@@ -71,13 +71,13 @@ function draw(figure) {
       select.addEventListener("change", choose);
       if (select.selectedIndex > 0) choose();
     }
-    light(figure.closest(".plots"));
+    highlight(figure.closest(".plots"));
   }).catch((error) => {
     console.error(error);
-    figure.querySelector(".view").textContent = "This chart could not be drawn; its figures are below.";
+    figure.querySelector(".view").textContent = "This chart could not be drawn; its values are below.";
   });
 }
-function light(plots) {
+function highlight(plots) {
   const row = plots.querySelector(".legend [aria-pressed=true]")?.dataset.row ?? "";
   for (const figure of all("[data-chart]", plots)) figure.view?.signal("highlight", row).runAsync();
 }
@@ -85,7 +85,7 @@ for (const button of all(".legend button")) {
   button.addEventListener("click", () => {
     const on = button.getAttribute("aria-pressed") !== "true";
     for (const other of all("button", button.parentElement)) other.setAttribute("aria-pressed", String(on && other === button));
-    light(button.closest(".plots"));
+    highlight(button.closest(".plots"));
   });
 }
 const near = new IntersectionObserver((entries) => entries.forEach((entry) => {
@@ -96,7 +96,7 @@ const idle = window.requestIdleCallback ?? ((call) => setTimeout(call, 200));
 const drawRest = () => { const figure = figures.find((f) => !f.drawn); if (figure) draw(figure).then(() => idle(drawRest)); };
 window.addEventListener("load", () => idle(drawRest));
 
-// A chart's figures as a table, made when they are asked for.
+// A chart's values as a table, built when it is opened.
 for (const details of all(".values")) {
   details.addEventListener("toggle", () => {
     const place = details.querySelector(".scroll");
@@ -109,24 +109,24 @@ for (const details of all(".values")) {
   });
 }
 
-// Pictures: each is in the page once, boxes lie over it.
+// Pictures: each is embedded once; boxes are drawn over it.
 const pictures = json(document.getElementById("pictures"));
 function box(kind, [left, top, width, height], title) {
   const rect = make("rect", { class: kind, x: left, y: top, width, height });
   if (title) rect.append(make("title", {}, title));
   return rect;
 }
-function overlay(place, key, { found = [], truth = false, names = false, colour = 0 } = {}) {
+function overlay(place, key, { predictions = [], truth = false, names = false, colour = 0 } = {}) {
   const picture = pictures[key];
   place.replaceChildren(make("img", { src: picture.src, alt: picture.alt, width: picture.width, height: picture.height, loading: "lazy" }));
-  if (!truth && !found.length) return;
+  if (!truth && !predictions.length) return;
   const svg = make("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, preserveAspectRatio: "none", "aria-hidden": "true", style: `--row:var(--c${colour})` });
-  for (const [x0, y0, x1, y1] of found) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
+  for (const [x0, y0, x1, y1] of predictions) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
   for (const object of truth ? picture.truth : []) {
     svg.append(box("halo", object), box("true", object, object[4]));
     if (names) svg.append(make("text", { x: object[0], y: Math.max(object[1] - 4, picture.width / 15), "font-size": picture.width / 17 }, object[4]));
   }
-  for (const [x0, y0, x1, y1, score] of found) svg.append(box("found", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
+  for (const [x0, y0, x1, y1, score] of predictions) svg.append(box("predicted", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
   place.append(svg);
 }
 for (const place of all("[data-picture]")) {
@@ -134,7 +134,7 @@ for (const place of all("[data-picture]")) {
 }
 
 // The gallery: two rows, image by image.
-const MOST = 24, FEW = 6;
+const MAX_CARDS = 24, FIRST_CARDS = 6;  // after and before "Show all"
 function gallery(root) {
   const content = json(root.querySelector("script"));
   const [a, b] = [root.querySelector("[data-a]"), root.querySelector("[data-b]")];
@@ -142,9 +142,9 @@ function gallery(root) {
   const means = content.rows.map((row) => row.values.reduce((sum, value) => sum + (value ?? 0), 0));
   a.value = means.indexOf(Math.max(...means));
   b.value = Number(a.value) === 0 ? 1 : 0;
-  const side = (row, k, won) => {
+  const panel = (row, k, won) => {
     const place = make("span", { class: "picture" });
-    overlay(place, content.images[k], { found: row.boxes[k], truth: true, colour: row.colour });
+    overlay(place, content.images[k], { predictions: row.boxes[k], truth: true, colour: row.colour });
     const name = make("span", { class: "name" }, make("span", { class: "swatch", style: `--row:var(--c${row.colour})` }), row.label);
     return make("figure", {}, place, make("figcaption", { class: won ? "" : "lost" }, name, make("b", {}, row.values[k].toFixed(1))));
   };
@@ -155,14 +155,14 @@ function gallery(root) {
       .filter(([, k]) => first.values[k] !== null && second.values[k] !== null);
     const wins = differences.filter(([d]) => d > 0).length, losses = differences.filter(([d]) => d < 0).length;
     const shown = differences.filter(([d]) => filter === "all" || (filter === "a" ? d > 0 : d < 0))
-      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, MOST);
+      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, MAX_CARDS);
     const more = root.querySelector("[data-more]"), few = !pressed(more);
-    more.hidden = shown.length <= FEW;
-    more.textContent = few ? `Show all ${shown.length}` : `Show ${FEW}`;
-    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FEW : MOST).map(([d, k]) => make("article", { class: "card" },
-      make("div", { class: "pair" }, side(first, k, d >= 0), side(second, k, d <= 0)),
+    more.hidden = shown.length <= FIRST_CARDS;
+    more.textContent = few ? `Show all ${shown.length}` : `Show ${FIRST_CARDS}`;
+    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FIRST_CARDS : MAX_CARDS).map(([d, k]) => make("article", { class: "card" },
+      make("div", { class: "pair" }, panel(first, k, d >= 0), panel(second, k, d <= 0)),
       make("p", {}, `${pictures[content.images[k]].alt} · A − B: ${d > 0 ? "+" : ""}${d.toFixed(1)}`))));
-    root.querySelector("output").textContent = `A wins ${wins}, B wins ${losses} of these ${differences.length} images; the widest first`;
+    root.querySelector("output").textContent = `A wins ${wins}, B wins ${losses} of these ${differences.length} images; largest difference first`;
   };
   for (const button of all("[data-filter]", root)) button.addEventListener("click", () => {
     for (const other of all("[data-filter]", root)) other.setAttribute("aria-pressed", String(other === button));
@@ -181,7 +181,7 @@ for (const button of all("[data-copy]")) button.addEventListener("click", async 
   catch { getSelection().selectAllChildren(code); button.textContent = "selected"; }
 });
 
-// While a sweep is under way the page loads itself again, and stands where it stood.
+// While a sweep is running the page reloads itself and restores its state.
 const state = JSON.parse(stored(session, "fpn-ablate-state") ?? "null");
 all("details").forEach((details, k) => { if (state?.open.includes(k)) details.open = true; });
 all("select").forEach((select, k) => { if (state?.selects[k] < select.options.length) select.selectedIndex = state.selects[k]; });
@@ -208,6 +208,6 @@ function reload() {
 }
 if (seconds) setTimeout(reload, seconds * 1000);
 
-// Print: details open, charts all drawn before (they draw in idle time), sizes as on the screen.
+// Printing: open the details. The charts have been drawn in idle time.
 addEventListener("beforeprint", () => all("details:not(.values):not([open])").forEach((d) => { d.open = d.opened = true; }));
 addEventListener("afterprint", () => all("details").forEach((d) => { if (d.opened) d.open = d.opened = false; }));
