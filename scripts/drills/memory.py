@@ -1,8 +1,10 @@
-"""Whether memory, open files and logs stay bounded: a long training, and a long sweep in one process.
+"""Check that memory, open files and logs stay bounded in a long training and in a long sweep.
 
-`python scripts/drills/memory.py steps` trains a tiny row for 20,000 steps, `python scripts/drills/memory.py jobs` does a sweep
-of 200 tiny cells; both through the command line's own `main`, in this process, and write what they measured to
-results/reference/reliability/. Minutes each on a CPU, Linux alone. Exit code 1: memory grew, or something was lost.
+    python scripts/drills/memory.py steps    train a tiny row for 20,000 steps
+    python scripts/drills/memory.py jobs     run a sweep of 200 tiny runs
+
+Both call the command line's `main` in this process and write their outcome to results/reference/reliability/. Linux only, on a
+CPU, some minutes each. Exit code 1: memory grew, or something was lost.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from fpn_ablate.cli.run import main as fpn_ablate
+from fpn_ablate.cli.main import main as fpn_ablate
 from fpn_ablate.report.html import live
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs.environment import machine
@@ -27,19 +29,19 @@ from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import METRICS, RECORD
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
-# The least that a cell can be: it is not the sizes of tensors that are in question.
+# As small as a run can be: tensor sizes do not matter here.
 TINY = (
     *("recipe=smoke", "device=cpu", "threads=1", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
     *("recipe.short_side=32", "recipe.max_side=64", "recipe.channels=8", "recipe.batch_size=2", "rpn.samples=16"),
     *("recipe.eval_images=2", "data.train_images=4", "data.val_images=2"),
 )
-SETTLES = 0.1  # of all samples, at the beginning, that are thrown away: pictures are rendered, caches fill
-ALLOWED = 8.0  # MiB between the medians of the second and the last tenth; what pages of the allocator come and go
+WARMUP = 0.1  # share of samples dropped at the beginning, while pictures are rendered and caches fill
+ALLOWED = 8.0  # MiB between the medians of the second and the last tenth: the allocator's pages come and go
 
 
 @dataclass
 class Gauge:
-    """Samples of this process: what is in use after so many steps or jobs."""
+    """Samples of what this process uses after a number of steps or jobs."""
 
     counts: list[int] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)  # MiB
@@ -47,6 +49,7 @@ class Gauge:
     threads: list[int] = field(default_factory=list)
 
     def read(self, count: int) -> None:
+        """Take a sample after `count` steps or jobs."""
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         self.counts.append(count)
         self.rss.append(int(status["VmRSS"].split()[0]) / 1024)
@@ -54,29 +57,29 @@ class Gauge:
         self.threads.append(int(status["Threads"]))
 
     def summary(self) -> dict[str, float | int]:
-        """Medians of tenths of the samples that are left, and the line through them (least squares)."""
-        first = int(SETTLES * len(self.rss))
+        """Return medians of tenths of the samples after the warm-up, and the slope of a line through them (least squares)."""
+        first = int(WARMUP * len(self.rss))
         counts, rss = self.counts[first:], self.rss[first:]
         tenth = max(1, len(rss) // 10)
-        begins, ends = statistics.median(rss[:tenth]), statistics.median(rss[-tenth:])
+        begin, end = statistics.median(rss[:tenth]), statistics.median(rss[-tenth:])
         slope = statistics.linear_regression(counts, rss).slope
         return {
             "samples": len(rss),
-            "rss_mib_second_tenth": round(begins, 1),
-            "rss_mib_last_tenth": round(ends, 1),
-            "grew_mib": round(ends - begins, 1),
+            "rss_mib_second_tenth": round(begin, 1),
+            "rss_mib_last_tenth": round(end, 1),
+            "grew_mib": round(end - begin, 1),
             "kib_each": round(1024 * slope, 3),
             "open_files": [self.files[first], self.files[-1]],
             "threads": [self.threads[first], self.threads[-1]],
         }
 
     def is_constant(self) -> bool:
-        found = self.summary()
-        return found["grew_mib"] <= ALLOWED and self.files[-1] <= self.files[len(self.files) // 10]
+        """Tell whether neither memory nor the number of open files grew."""
+        return self.summary()["grew_mib"] <= ALLOWED and self.files[-1] <= self.files[len(self.files) // 10]
 
 
 def steps(count: int, out: Path) -> dict:
-    """One row, `count` steps, with checkpoints, metrics and an offline copy for wandb."""
+    """Train one row for `count` steps, with checkpoints, metrics and an offline copy for wandb."""
     gauge, log = Gauge(), running.Run.log
 
     def logged(self: running.Run, step: int, values: dict[str, float]) -> None:
@@ -89,8 +92,8 @@ def steps(count: int, out: Path) -> dict:
     with console.open("w") as stream, redirect_stderr(stream):
         code, took = _timed(lambda: fpn_ablate(arguments))
     running.Run.log = log
-    (record,) = out.rglob(RECORD)
-    known, folder = json.loads(record.read_text()), record.parent
+    (file,) = out.rglob(RECORD)
+    record, folder = json.loads(file.read_text()), file.parent
     time.sleep(3)  # the copy for wandb ends a moment after the run
     sizes = {
         "metrics.jsonl": (folder / METRICS).stat().st_size,
@@ -98,23 +101,23 @@ def steps(count: int, out: Path) -> dict:
         "console in a file": console.stat().st_size,
         "hydra": sum(file.stat().st_size for file in out.rglob("*.log") if file.parent == out / "runs"),
     }
-    lost = int(known["status"] != "finished" or code != 0) or int(not gauge.is_constant())
+    lost = int(record["status"] != "finished" or code != 0) or int(not gauge.is_constant())
     return {
         "fault": f"{count:,} training steps in one process",
         "tries": 1,
         "lost": lost,
-        "how": f"resident memory after every {known['config']['log']['every']}th step, the first tenth thrown away",
+        "how": f"resident memory after every {record['config']['log']['every']}th step, the first tenth thrown away",
         "steps": count,
         "seconds": round(took, 1),
         **gauge.summary(),
-        "log_every": known["config"]["log"]["every"],
+        "log_every": record["config"]["log"]["every"],
         "log_bytes": sizes,
         "log_bytes_a_step": {name: round(size / count, 2) for name, size in sizes.items()},
     }
 
 
 def jobs(count: int, out: Path) -> dict:
-    """A sweep of `count` cells, rows and tasks mixed, one after the other in this process, as Hydra's own launcher has them."""
+    """Run a sweep of `count` runs, rows and seeds mixed, one after the other in this process, as Hydra's own launcher does."""
     gauge, run, peaks = Gauge(), running.run, []
 
     def measured(*arguments: object) -> dict:
@@ -125,7 +128,7 @@ def jobs(count: int, out: Path) -> dict:
 
     rows = ["c4", "fpn", "bottom_up", "finest"]
     seeds = -(-count // len(rows))
-    sweep = [f"seed=range({seeds})", f"ablation={','.join(rows)}"]  # in this order rows follow each other, and not seeds
+    sweep = [f"seed=range({seeds})", f"ablation={','.join(rows)}"]  # in this order rows alternate, not seeds
     arguments = ["-m", *TINY, *sweep, "log.wandb=disabled", f"out={out}"]
     running.run = measured
     code, took = _timed(lambda: fpn_ablate(arguments))
@@ -150,10 +153,10 @@ def jobs(count: int, out: Path) -> dict:
 
 
 def _timed(work: Callable[[], int]) -> tuple[int, float]:
-    """Exit code and seconds. The command line is called as from a shell: `sys.argv` is Hydra's."""
+    """Return exit code and seconds. `sys.argv` is set as in a shell, since Hydra reads it."""
     sys.argv, began = ["fpn_ablate"], time.monotonic()
     try:
-        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # tables
+        with open(os.devnull, "w") as devnull, redirect_stdout(devnull):  # drops the tables
             code = work()
     except SystemExit as stop:
         code = int(stop.code or 0)
@@ -162,19 +165,19 @@ def _timed(work: Callable[[], int]) -> tuple[int, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drills/memory.py", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["steps", "jobs"])
+    parser.add_argument("drill", choices=["steps", "jobs"])
     parser.add_argument("--count", type=int, help="steps (default 20000) or jobs (default 200)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default results/reference/reliability)")
-    given = parser.parse_args(argv)
-    os.environ.setdefault(live.SWITCH, "off")  # the page is another process, and seconds
-    drill, usual = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[given.what]
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcome (default results/reference/reliability)")
+    options = parser.parse_args(argv)
+    os.environ.setdefault(live.SWITCH, "off")  # the page takes another process and seconds
+    drill, default = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[options.drill]
     with tempfile.TemporaryDirectory() as scratch:
-        found = drill(given.count or usual, Path(scratch))
-    found |= {"command": f"python scripts/drills/memory.py {given.what}", "machine": machine(torch.device("cpu"))}
-    text = json.dumps(found, indent=1) + "\n"
-    save_text(given.out / f"memory_{given.what}.json", text)
+        outcome = drill(options.count or default, Path(scratch))
+    outcome |= {"command": f"python scripts/drills/memory.py {options.drill}", "machine": machine(torch.device("cpu"))}
+    text = json.dumps(outcome, indent=1) + "\n"
+    save_text(options.out / f"memory_{options.drill}.json", text)
     print(text, end="")
-    return int(found["lost"] > 0)
+    return int(outcome["lost"] > 0)
 
 
 if __name__ == "__main__":

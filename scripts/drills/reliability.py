@@ -1,10 +1,10 @@
-"""results/RELIABILITY.md from the outcomes of the drills, one JSON file each in results/reference/reliability/.
+"""Write results/RELIABILITY.md from the drills' outcomes, one JSON file each in results/reference/reliability/.
 
-    python scripts/drills/reliability.py            write it
-    python scripts/drills/reliability.py --check    exit code 1 if it is not what the files say
+    python scripts/drills/reliability.py            write the page
+    python scripts/drills/reliability.py --check    exit code 1 if the page does not match the files
 
-A file: {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": {...}}. `tries`: how often the fault
-struck; `lost`: how often something was lost by it; `how`: what was looked at to tell. More keys are welcome and not shown.
+A file: {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": {...}}. `tries` counts how often the
+fault struck, `lost` how often it lost something; `how` says what was checked. Further keys are allowed and not shown.
 """
 
 import argparse
@@ -21,8 +21,8 @@ OUTCOMES, PAGE = ROOT / "results" / "reference" / "reliability", ROOT / "results
 KEYS = {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "machine": dict}
 HEAD = """# What was lost
 
-Written by `python scripts/drills/reliability.py` from the files in [`reference/reliability/`](reference/reliability); each names the
-command that made it and the machine.
+Written by `python scripts/drills/reliability.py` from the files in [`reference/reliability/`](reference/reliability).
+Each file names the command that made it and the machine.
 
 | fault | tries | lost | how |
 | --- | ---: | ---: | --- |
@@ -30,27 +30,27 @@ command that made it and the machine.
 
 
 def read(file: Path) -> dict:
-    """One outcome. Raises UserError."""
+    """Read one outcome. Raises UserError."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        wrong = [key for key, kind in KEYS.items() if type(found[key]) is not kind]
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        wrong_keys = [key for key, kind in KEYS.items() if type(outcome[key]) is not kind]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not the outcome of a drill ({type(error).__name__}: {error})") from None
-    if wrong:
-        raise UserError(f"{file}: of another type than it should be: {', '.join(wrong)}")
-    return found
+    if wrong_keys:
+        raise UserError(f"{file}: values of a wrong type: {', '.join(wrong_keys)}")
+    return outcome
 
 
 def page(folder: Path = OUTCOMES) -> str:
-    """The Markdown text of all outcomes, in the order of their files' names. Raises UserError."""
+    """Format all outcomes as Markdown, in the order of their files' names. Raises UserError."""
     lines = []
     for file in sorted(folder.glob("*.json")):
-        found = read(file)
+        outcome = read(file)
         cells = [
-            found["fault"],
-            f"{found['tries']:,}",
-            f"{found['lost']:,}",
-            f"{found['how']} ([file](reference/reliability/{file.name}))",
+            outcome["fault"],
+            f"{outcome['tries']:,}",
+            f"{outcome['lost']:,}",
+            f"{outcome['how']} ([file](reference/reliability/{file.name}))",
         ]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |\n")
     return HEAD + "".join(lines)
@@ -58,7 +58,7 @@ def page(folder: Path = OUTCOMES) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not what it should be")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page does not match the files")
     options = parser.parse_args(argv)
     try:
         text = page()

@@ -1,4 +1,4 @@
-"""The page of the drills says what their files say."""
+"""Check that the page of the drills matches their files."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_the_committed_page_is_what_the_committed_outcomes_make(script):
     assert script("drills/reliability").main(["--check"]) == 0
 
 
-def test_a_line_an_outcome(script, tmp_path):
+def test_the_page_has_a_line_for_each_outcome(script, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(GOOD))
     (tmp_path / "b.json").write_text(json.dumps(GOOD | {"fault": "fire\nand\nwater", "lost": 2, "more": 1}))
     lines = script("drills/reliability").page(tmp_path).splitlines()[-2:]
@@ -24,7 +24,7 @@ def test_a_line_an_outcome(script, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps(GOOD | {"lost": "0"}), json.dumps({"fault": "x"})])
-def test_what_is_no_outcome_is_named(script, tmp_path, text):
+def test_a_file_that_is_no_outcome_is_named(script, tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=r"bad\.json: "):
         script("drills/reliability").page(tmp_path)
