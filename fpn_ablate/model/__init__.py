@@ -1,1 +1,1 @@
-"""The detector: backbones, necks, heads, and how they are built."""
+"""Detectors: their parts, and how they are built, initialised, sped up and summarised."""

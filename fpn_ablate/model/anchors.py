@@ -1,4 +1,7 @@
-"""Anchors (Sec. 4.1). L levels, A anchors a cell, R = sum over levels of Hi * Wi * A anchors an image."""
+"""Anchors (Sec. 4.1): their sizes, their places, their number.
+
+Shape letters: N images, L levels, A anchors a cell, Hi x Wi cells of level i, R = sum(Hi * Wi * A) anchors an image.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from fpn_ablate.structures.levels import Level
 
 
 def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[list[float]]:
-    """Side lengths that each level carries: one a level over a pyramid, all of them on a single map.
+    """Return the anchor sizes of each level: one size a level of a pyramid, all sizes on a single map.
 
     A pyramid with fewer levels than sizes (no P6) leaves the largest ones out.
     """
@@ -19,44 +22,48 @@ def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[lis
     return [[size] for _, size in zip(levels, sizes, strict=False)]
 
 
-def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], whole: bool = False) -> Tensor:
-    """(A, 4) XYXY around the origin; `ratios` are height / width, each anchor has the area size^2. Sizes vary slowest.
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], round_to_pixels: bool = False) -> Tensor:
+    """Return the anchors of one cell: (A, 4), XYXY around the origin. Sizes vary slowest.
 
     Args:
-        whole: round to whole pixels, half to even, as torchvision does; areas and ratios are then no longer those asked for.
+        ratios: height / width. Each anchor has the area size^2.
+        round_to_pixels: round the corners, half to even, as torchvision does. Areas and ratios are then only nearly exact.
     """
     rows = []
     for size in sizes:
         for ratio in ratios:
             width, height = size / math.sqrt(ratio), size * math.sqrt(ratio)
             rows.append([-width / 2, -height / 2, width / 2, height / 2])
-    cells = torch.tensor(rows)
-    return cells.round() if whole else cells
+    anchors = torch.tensor(rows)
+    return anchors.round() if round_to_pixels else anchors
 
 
-def grid(cell: Tensor, stride: int | tuple[int, int], height: int, width: int) -> Tensor:
-    """(height * width * A, 4): row by row, cell by cell, anchor by anchor, the order of `flatten_cells`; `stride` downwards and
-    to the right may differ.
+def grid(base_anchors: Tensor, stride: int | tuple[int, int], height: int, width: int) -> Tensor:
+    """Place the anchors (A, 4) of one cell on every cell of a map: (height * width * A, 4).
 
-    The centre of cell (i, j) is pixel (i, j) * stride: a chain of stride-2 convolutions with padding is centred there.
-    Anchors that reach outside the image are kept, in the baselines too (Sec. 5.1).
+    The order is row by row, cell by cell, anchor by anchor, as in `flatten_cells`. The centre of cell (i, j) is pixel
+    (i, j) * stride: a chain of stride-2 convolutions with padding is centred there. Anchors that reach outside the image are
+    kept, in the baselines too (Sec. 5.1).
+
+    Args:
+        stride: in pixels; (down, right) where the two differ.
     """
     down, right = stride if isinstance(stride, tuple) else (stride, stride)
-    x = torch.arange(width, device=cell.device) * right
-    y = torch.arange(height, device=cell.device) * down
+    x = torch.arange(width, device=base_anchors.device) * right
+    y = torch.arange(height, device=base_anchors.device) * down
     shift = torch.stack([*torch.meshgrid(y, x, indexing="ij")][::-1], -1).repeat(1, 1, 2).float()
-    return (shift[:, :, None] + cell).reshape(-1, 4)
+    return (shift[:, :, None] + base_anchors).reshape(-1, 4)
 
 
 def flatten_cells(x: Tensor, values: int) -> Tensor:
-    """A head's output (N, A * values, Hi, Wi) -> (N, Hi * Wi * A, values), in the order of `grid`."""
+    """Reorder a head's output (N, A * values, Hi, Wi) to (N, Hi * Wi * A, values), the order of `grid`."""
     n, _, height, width = x.shape
     return x.view(n, -1, values, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, values)
 
 
 def count(levels: Sequence[Level], sizes: Sequence[float], ratios: Sequence[float], height: int, width: int) -> int:
-    """Anchors of an image of height x width pixels, with ceil-divided strides: the "# anchors" column of Table 1."""
+    """Count the anchors of an image of height x width pixels, with ceil-divided strides: the "# anchors" column of Table 1."""
     return sum(
-        math.ceil(height / level.stride) * math.ceil(width / level.stride) * len(own) * len(ratios)
-        for level, own in zip(levels, sizes_per_level(levels, sizes), strict=False)
+        math.ceil(height / level.stride) * math.ceil(width / level.stride) * len(level_sizes) * len(ratios)
+        for level, level_sizes in zip(levels, sizes_per_level(levels, sizes), strict=False)
     )

@@ -1,4 +1,7 @@
-"""Box arithmetic for whole batches. Boxes are (..., 4) XYXY in absolute pixels; N images, G ground truth, R anchors."""
+"""Box arithmetic for whole batches. Boxes are (..., 4), XYXY in absolute pixels.
+
+Shape letters: N images, P boxes an image, A and B the numbers of boxes that are compared in pairs.
+"""
 
 import math
 
@@ -10,13 +13,13 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (...) in square pixels."""
+    """Return the areas (...) of boxes (..., 4) in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """(..., A, 4) x (..., B, 4) -> (..., A, B) in square pixels."""
-    # A coordinate at a time and in place: nearly twice as fast as on pairs with a product over the last axis.
+    """Return the intersections of all pairs in square pixels: (..., A, 4) x (..., B, 4) -> (..., A, B)."""
+    # One coordinate at a time and in place: nearly twice as fast as stacking pairs and multiplying over the last axis.
     ax1, ay1, ax2, ay2 = a[..., :, None, :].unbind(-1)
     bx1, by1, bx2, by2 = b[..., None, :, :].unbind(-1)
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
@@ -24,25 +27,25 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., A, 4) x (..., B, 4) -> (..., A, B) in [0, 1]; 0 where both boxes are empty (padding)."""
+    """Return the IoU of all pairs: (..., A, 4) x (..., B, 4) -> (..., A, B) in [0, 1]; 0 where both are empty (padding)."""
     return iou_from(intersection(a, b), area(a), area(b))
 
 
-def iou_from(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
-    """`iou` for who has the intersections (..., A, B) already; areas (..., A) and (..., B)."""
-    union = area_a[..., :, None] + area_b[..., None, :] - shared
-    return shared / union.clamp(min=1e-9)
+def iou_from(intersections: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
+    """Return `iou` from intersections (..., A, B) computed before and areas (..., A) and (..., B)."""
+    union = area_a[..., :, None] + area_b[..., None, :] - intersections
+    return intersections / union.clamp(min=1e-9)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas (..., 4) = (dx, dy, dw, dh) that `decode` turns back into `boxes` (Fast R-CNN, appendix of R-CNN)."""
+    """Return the deltas (..., 4) = (dx, dy, dw, dh) that `decode` turns back into `boxes` (Fast R-CNN, appendix of R-CNN)."""
     size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     center, anchor_center = boxes[..., :2] + size / 2, anchors[..., :2] + anchor_size / 2
     return torch.cat([(center - anchor_center) / anchor_size, torch.log(size / anchor_size)], -1)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes (..., 4) from deltas (..., 4) and anchors that broadcast to them; always fp32."""
+    """Return the boxes of deltas (..., 4) and of anchors that broadcast to them: (..., 4), always fp32."""
     deltas = deltas.float()
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     center = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
@@ -51,6 +54,6 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes (N, P, 4) cut to images whose heights and widths are `sizes` (N, 2)."""
+    """Clip boxes (N, P, 4) to images of `sizes` (N, 2): height, width."""
     limit = sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limit)

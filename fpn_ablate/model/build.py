@@ -1,4 +1,4 @@
-"""From a validated configuration to modules with their initial weights."""
+"""Build the modules of a row from its validated configuration. Weights follow: `init.initialise`, `weights.backbone`."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,14 @@ from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.roi import RoIHeads, RoISettings
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN, RPNSettings
-from fpn_ablate.model.necks.fpn import FPN
-from fpn_ablate.model.necks.single_level import SingleLevel
-from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
+from fpn_ablate.model.necks.registry import NECKS
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
 PAPER_SHORT_SIDE = 800
-# What a network of each task has. Trained apart (task.training=separate), the RPN of Faster R-CNN is a network of its own.
+# Heads of each task's network. With task.training=separate the RPN of Faster R-CNN is another network.
 PARTS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
 
@@ -46,7 +44,7 @@ def rpn_settings(rpn: RPNConfig, short_side: int, post_nms_topk: tuple[int, int]
 
 
 def build_backbone(cfg: AnyBackbone) -> Backbone:
-    """The backbone that is asked for, all of it trained and its batch statistics running."""
+    """Build the backbone with every stage trainable and batch norms that are not frozen."""
     if isinstance(cfg, TimmBackbone):
         return timm_backbone(cfg.model)
     backbone = BACKBONES[cfg.name]()
@@ -57,15 +55,17 @@ def build_backbone(cfg: AnyBackbone) -> Backbone:
 
 def build_neck(neck: FPNNeck | SingleLevelNeck, backbone: Backbone) -> nn.Module:
     """Build the neck on a backbone's levels."""
-    if isinstance(neck, FPNNeck):
-        return FPN(backbone.levels, **neck.model_dump(exclude={"name"}))
-    return SingleLevel(backbone.levels, neck.level)
+    return NECKS[neck.name](backbone.levels, **neck.model_dump(exclude={"name"}))
 
 
 def build_roi(
     roi: RoI, backbone: Backbone, behind: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
 ) -> RoIHeads:
-    """The second stage on `levels`; `behind`: stages of the backbone that the neck does not read."""
+    """Build the second stage on `levels`.
+
+    Args:
+        behind: stages of the backbone that the neck does not read.
+    """
     scale = short_side / PAPER_SHORT_SIDE
     conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
     pooler = RoIPooler(
@@ -76,15 +76,13 @@ def build_roi(
         canonical_level=roi.canonical_level,
         canonical_box_size=roi.canonical_box_size * scale,
     )
-    if conv5 and not any(True for _ in behind["c5"].parameters()):
-        raise UserError("this backbone has nothing but pooling behind C4 for a head: set task.roi.head=2fc")
     head = Conv5(behind["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
     settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
     return RoIHeads(pooler, head, num_classes, settings)
 
 
 def row_rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
-    """Return the numbers of a row's RPN: a second stage that is trained with it reads no more proposals than it uses."""
+    """Return the numbers of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
     joint = cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
     return rpn_settings(cfg.rpn, short_side, cfg.task.roi.proposals if joint else None)
 
@@ -92,12 +90,15 @@ def row_rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
 def build_detector(
     cfg: Config, *, num_classes: int = 1, parts: Sequence[str] | None = None, short_side: int | None = None
 ) -> Detector:
-    """The modules of a row, without weights of their own yet.
+    """Build the detector of a row; its weights are not initialised yet.
 
     Args:
         num_classes: K of the second stage.
-        parts: of "rpn" and "roi" what is built; by default what runs in one network of the task.
-        short_side: by default the recipe's.
+        parts: the heads to build, of "rpn" and "roi"; by default those of the task's network.
+        short_side: of the images, in pixels; by default the recipe's.
+
+    Raises:
+        UserError: conv5 is the head, and the backbone has only pooling there.
     """
     parts = PARTS[cfg.task.name] if parts is None else parts
     short_side = short_side or cfg.recipe.short_side
@@ -105,10 +106,13 @@ def build_detector(
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
-    if not isinstance(cfg.backbone, TimmBackbone):
-        fold_batch_norm(backbone)
     neck = build_neck(cfg.neck, backbone)
     behind = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, row_rpn_settings(cfg, short_side)) if "rpn" in parts else None
     roi = build_roi(cfg.task.roi, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
-    return optimise(Detector(backbone, neck, rpn, roi))
+    if roi and isinstance(roi.box_head, Conv5) and not any(True for _ in roi.box_head.parameters()):
+        raise UserError(
+            f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"
+        )
+    # timm's blocks need not list their layers in the order in which they run.
+    return optimise(Detector(backbone, neck, rpn, roi), fold=not isinstance(cfg.backbone, TimmBackbone))

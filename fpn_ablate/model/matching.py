@@ -1,6 +1,6 @@
-"""Which anchor answers for which object (Sec. 4.1), and which anchors a step looks at. Whole batches, no loop over images.
+"""Match anchors or RoIs with objects (Sec. 4.1), and sample the ones that a step trains on. Whole batches, no loop over images.
 
-N images, R anchors, G ground-truth boxes (padded; `valid` marks the real ones).
+Shape letters: N images, R anchors or RoIs, G ground-truth boxes (padded; `valid` marks the real ones), S samples an image.
 """
 
 from collections import defaultdict
@@ -11,9 +11,9 @@ from torch import Tensor
 from fpn_ablate.model import boxes
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-# Pairs of an object and an anchor that are looked at together; more go image by image, with equal results and less memory. On a
-# CPU what does not fit into its caches takes nearly twice the time.
-MOST_PAIRS = defaultdict(lambda: 2**26, cpu=2**20)
+# Pairs of an object and an anchor that are compared at once. A batch with more goes image by image: equal results, less memory.
+# On a CPU, pairs that do not fit into its caches take nearly twice the time.
+MAX_PAIRS = defaultdict(lambda: 2**26, cpu=2**20)
 
 
 def match(
@@ -21,15 +21,15 @@ def match(
     gt_boxes: Tensor,
     valid: Tensor,
     crowd: Tensor,
-    high: float,
-    low: float,
-    best_of_object: bool = True,
+    positive_iou: float,
+    negative_iou: float,
+    allow_low_quality_matches: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Match anchors (R, 4), or each image's own RoIs (N, R, 4), with ground truth (N, G, 4).
+    """Match anchors (R, 4), or the RoIs (N, R, 4) of each image, with ground truth (N, G, 4).
 
-    Positive: IoU of at least `high` with any object, or, with `best_of_object` (the RPN's rule), the highest IoU for some
-    object (all that tie). Negative: IoU under `low` with all objects. Others are ignored, and so are negatives that lie in a
-    crowd region by half of their own area.
+    Positive: an IoU of at least `positive_iou` with any object. With `allow_low_quality_matches` (the RPN's rule), also the
+    highest IoU for some object, and all anchors that tie for it. Negative: an IoU under `negative_iou` with all objects. The
+    rest is ignored, and so are negatives that lie in a crowd region by half of their own area.
 
     Returns:
         matched_idxs (N, R) int64: the object that the anchor overlaps most; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.
@@ -39,37 +39,38 @@ def match(
     if g == 0:
         empty = torch.zeros(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         return empty, empty.to(torch.int8)
-    if n > 1 and n * g * anchors.shape[1] > MOST_PAIRS[anchors.device.type]:
+    if n > 1 and n * g * anchors.shape[1] > MAX_PAIRS[anchors.device.type]:
         columns = (column.split(1) for column in (anchors, gt_boxes, valid, crowd))
-        each = (match(*one, high, low, best_of_object) for one in zip(*columns, strict=True))
-        return tuple(torch.cat(column) for column in zip(*each, strict=True))
-    shared = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
+        images = zip(*columns, strict=True)
+        per_image = (match(*image, positive_iou, negative_iou, allow_low_quality_matches) for image in images)
+        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+    intersections = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
     anchor_area = boxes.area(anchors)
-    overlap = boxes.iou_from(shared, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
+    overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
     best, matched_idxs = overlap.max(1)
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
-    labels.masked_fill_(best < low, NEGATIVE)
-    in_crowd = ((2 * shared >= anchor_area[:, None]) & crowd[..., None]).any(1)
+    labels.masked_fill_(best < negative_iou, NEGATIVE)
+    in_crowd = ((2 * intersections >= anchor_area[:, None]) & crowd[..., None]).any(1)
     labels.masked_fill_((labels == NEGATIVE) & in_crowd, IGNORED)
-    labels.masked_fill_(best >= high, POSITIVE)
-    if best_of_object:
-        # Low-quality matches: an object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
+    labels.masked_fill_(best >= positive_iou, POSITIVE)
+    if allow_low_quality_matches:
+        # An object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
         highest = overlap.amax(2, keepdim=True)
         labels.masked_fill_((overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1), POSITIVE)
     return matched_idxs, labels
 
 
 def sample(labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw up to `count` anchors an image without replacement: up to `positive_fraction` positives, the rest negatives.
+    """Sample up to `count` anchors an image without replacement: up to `positive_fraction` positives, the rest negatives.
 
     Returns:
-        idxs (N, S) int64 with S = min(count, R), and chosen (N, S) bool: entries past an image's draw are not chosen.
+        idxs (N, S) int64 with S = min(count, R), and sampled_mask (N, S) bool: False for entries past an image's samples.
     """
     keys = torch.rand(labels.shape, generator=generator, device=labels.device)
-    most = min(count, labels.shape[1])
+    samples = min(count, labels.shape[1])
     # The positives with the largest keys, as many as the quota admits; then they outrank every negative.
-    key, first = torch.where(labels == POSITIVE, keys, -1).topk(min(int(count * positive_fraction), most), dim=1)
+    key, positives = torch.where(labels == POSITIVE, keys, -1).topk(min(int(count * positive_fraction), samples), dim=1)
     score = torch.where(labels == NEGATIVE, keys, -1)
-    score = score.scatter(1, first, torch.where(key >= 0, key + 1, score.gather(1, first)))
-    key, idxs = score.topk(most, dim=1)
+    score = score.scatter(1, positives, torch.where(key >= 0, key + 1, score.gather(1, positives)))
+    key, idxs = score.topk(samples, dim=1)
     return idxs, key >= 0

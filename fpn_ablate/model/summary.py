@@ -1,4 +1,4 @@
-"""What a row is, seen before it is trained: anchors, reach of the switches, parameters, cost."""
+"""Summarise a row before it is trained: anchors, reach of the switches, parameters, cost."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,20 +21,20 @@ CLASSES = 80  # COCO's
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What a row is, and what one image costs it at test time.
+    """Summary of a row, with its cost for one image at test time.
 
     Attributes:
-        feature: what the heads read, in the paper's words: {Pk}, P2, C4.
-        anchors: of the row's own RPN; 0 without one.
+        feature: the maps that the heads read, in the paper's words: {Pk}, P2, C4.
+        anchors: of the row's RPN; 0 without one.
         reach: the backbone maps that the finest level depends on.
         head: "2fc", "conv5", or "" without a second stage.
-        proposals: where the second stage has them from ("RPN C4"), or "".
-        params, trained: what is built, and what of it is not frozen; of both networks where RPN and second stage share nothing.
-            A second stage is counted as the paper's, with 80 classes.
-        gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's own counter):
-            RoI pooling, NMS and nearest upsampling are left out; bilinear upsampling, two products here, is in. The second
-            stage works on 1000 RoIs. Where RPN and second stage share nothing, of both networks; where proposals are fixed,
-            without the network that made them.
+        proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
+        params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
+            share nothing. A second stage is counted with the paper's 80 classes.
+        gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
+            pooling, NMS and nearest upsampling are not counted; bilinear upsampling, two products here, is. The second stage
+            runs on 1000 RoIs. Where RPN and second stage share nothing, of both networks; where proposals are fixed, without
+            the network that made them.
     """
 
     feature: str
@@ -57,7 +57,7 @@ class RowFacts:
 
 
 def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = PAPER_SIZE) -> RowFacts:
-    """Build the row once without memory (shapes only) for its cost, once small for its gradients.
+    """Build a row on the meta device (shapes only) for its cost and its parameters, and its neck for the reach.
 
     Args:
         num_classes: K of the second stage.
@@ -88,14 +88,14 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
 
 
 def _networks(cfg: Config) -> list[tuple[str, ...]]:
-    """The parts of each network that works at test time."""
+    """Return the heads of each network that runs at test time."""
     if cfg.task.name == "faster_rcnn" and cfg.task.training == "separate":
         return [("rpn",), ("roi",)]
     return [PARTS[cfg.task.name]]
 
 
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
-    """Operations of each part of a network on the meta device for one image, and its number of anchors."""
+    """Count the operations of each part of a network on the meta device for one image, and its anchors."""
     cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head"), 0), []
     features, cost["backbone"] = _count_flops(model.backbone, torch.empty(1, 3, *size))
     levels, cost["neck"] = _count_flops(model.neck, features)
@@ -107,10 +107,10 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
 
 
 def _head_cost(roi: RoIHeads) -> int:
-    """RoI pooling, which needs values, is replaced by what it gives."""
+    """Count the second stage's operations after RoI pooling, which cannot run without values."""
     pooled = torch.empty(ROIS, roi.in_channels, roi.pooler.resolution, roi.pooler.resolution)
     hidden, cost = _count_flops(roi.box_head, pooled)
-    # Not the predictor as a whole: autocast, which it switches off, is not known on the meta device.
+    # Not the predictor as a whole: it switches off autocast, which the meta device does not know.
     return cost + sum(_count_flops(layer, hidden)[1] for layer in roi.predictor.children())
 
 
@@ -135,8 +135,8 @@ def _proposals(cfg: Config) -> str:
 
 
 def finest_level_reach(cfg: Config) -> list[str]:
-    """Which of c2..c5 have a gradient from the neck's finest output."""
-    with torch.device("meta"):  # the neck alone is needed, and a backbone takes seconds to fill
+    """Return those of c2..c5 that get a gradient from the neck's finest level."""
+    with torch.device("meta"):  # only the neck needs values, and a backbone takes seconds to fill
         model = build_detector(cfg, parts=())
     neck = model.neck.to_empty(device="cpu")
     initialise(neck, seed=0)

@@ -1,7 +1,7 @@
-"""What a data set hands out, and a batch of it.
+"""Samples of a data set, and batches of them.
 
-N images, G ground-truth boxes and P proposals (both padded), K categories. Boxes are XYXY in absolute pixels; labels are
-1..K (0 is background).
+Shape letters: N images of H x W pixels, G ground-truth boxes and P proposals (both padded in a batch), K categories. Boxes are
+XYXY in absolute pixels; labels are 1..K (0 is background).
 """
 
 from collections.abc import Sequence
@@ -40,27 +40,27 @@ class Batch:
     proposals_valid: Tensor | None = None  # (N, P) bool: a real proposal, not padding
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 class DetectionDataset(Protocol):
-    """What the rest of the program knows of a data set. Implementations: `shapes.ShapesDataset`, `coco.CocoDataset`, and
-    `proposals.WithProposals` around one of them.
+    """Interface of a data set, implemented by `shapes.ShapesDataset`, `coco.CocoDataset`, and `proposals.WithProposals` around
+    one of them.
     """
 
     name: str  # shown in every table
-    generated: bool  # True: its figures must never be mistaken for COCO's
+    generated: bool  # True: its results must never be mistaken for COCO's
     categories: Sequence[dict[str, Any]]  # [{"id": ..., "name": ...}], position k is label k + 1
     image_ids: Sequence[int]
     sizes: np.ndarray  # (N, 2) int64: height and width of the samples' images, in the order of image_ids
     area_bounds: tuple[float, float]  # small < a <= medium < b <= large, in square native pixels
-    digest: str  # sha256 over everything that decides what it yields
+    digest: str  # sha256 over everything that decides its samples
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
     def coco(self) -> dict[str, Any]:
-        """The ground truth as a COCO instances dictionary, in native pixels and native category ids."""
+        """Return the ground truth as a COCO instances dictionary, in native pixels and native category ids."""
         ...

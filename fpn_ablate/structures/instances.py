@@ -1,4 +1,7 @@
-"""Tensors of boxes that heads exchange: targets, proposals, detections."""
+"""Boxes of a batch that heads read and return: targets, proposals, detections. XYXY in pixels of the network's input.
+
+Shape letters: N images, G ground-truth boxes, P proposals, D detections (all three padded), K classes.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""The one source for what a feature level is. Anchors, RPN and RoI pooling derive from it and write none of it again."""
+"""Feature levels: the only place that says what one is. Anchors, RPN and RoI pooling derive from it and repeat none of it.
+
+Shape letters: N images of H x W pixels.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A feature map of one scale. Its stride is 2^k for the k of its name: `p3` has stride 8."""
+    """A feature map of one scale. Its name gives its stride 2^k: `p3` has stride 8."""
 
     name: str
     channels: int

@@ -515,7 +515,7 @@ def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> 
     functions = [
         ("backbone and neck", model, "features"),
         ("RPN head, every cell", model.rpn.head, "forward"),
-        ("RPN head, sampled anchors", model.rpn.head, "at"),
+        ("RPN head, sampled anchors", model.rpn.head, "forward_at"),
         *(("matching and sampling", module, name) for module in (rpn, roi) for name in ("match", "sample")),
         ("proposals, with NMS", model.rpn, "propose"),
         *([("backward", torch.Tensor, "backward"), ("optimiser", step, "step")] if step else []),

@@ -225,7 +225,7 @@ def test_the_deep_small_backbone_is_the_small_one_with_a_second_block_in_each_st
 def test_the_deep_small_backbone_is_pre_trained_and_read_like_the_small_one(config, tmp_path):
     cfg = config("backbone=small_deep", "recipe=smoke")
     small_world = world(cfg.data, cfg.recipe.short_side)
-    made = pretrain.ensure(cfg.backbone, cfg.recipe.pretrain, small_world, tmp_path, torch.device("cpu"))
+    made = pretrain.load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, small_world, tmp_path, torch.device("cpu"))
     state = torch.load(made.path, weights_only=True)
     model = build.build_detector(cfg)
     load_backbone(model, backbone_weights(cfg.backbone, made.path))

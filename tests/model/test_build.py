@@ -142,6 +142,12 @@ def test_conv5_as_a_head_starts_as_the_backbone_does(config):
         assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
+def test_every_frozen_batch_norm_of_backbone_and_conv5_head_is_folded(config):
+    model = built(config("ablation=c4", *TASKS["fast_rcnn"]))
+    for part in (model.backbone, model.roi.box_head):
+        assert {type(m) for m in part.modules() if isinstance(m, FrozenBatchNorm2d)} == {FoldedBatchNorm2d}
+
+
 def test_what_is_built_is_what_is_asked_for(config):
     for parts in (("rpn",), ("roi",), ("rpn", "roi")):
         model = build_detector(config("task=fast_rcnn"), parts=parts)

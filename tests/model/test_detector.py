@@ -79,7 +79,7 @@ def test_the_second_stage_learns_from_given_proposals_or_from_the_rpns_own(netwo
 
 
 def test_proposals_are_needed_where_there_is_no_rpn(network):
-    with pytest.raises(AssertionError, match="given proposals"):
+    with pytest.raises(AssertionError, match="without an RPN needs proposals"):
         network("roi").losses(*batch(), generator())
 
 

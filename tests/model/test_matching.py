@@ -26,15 +26,15 @@ def scene(images=4, objects=5, anchors=200, seed=0):
     return table, gt, valid, crowd
 
 
-def by_the_book(anchors, gt, valid, crowd, best_of_object=True, high=HIGH, low=LOW):
-    """Sec. 4.1 for one image, anchor by anchor; for RoIs (`best_of_object` off) the IoU alone decides."""
+def by_the_book(anchors, gt, valid, crowd, allow_low_quality_matches=True, high=HIGH, low=LOW):
+    """Sec. 4.1 for one image, anchor by anchor; for RoIs (`allow_low_quality_matches` off) the IoU alone decides."""
     real = [g for g in range(len(gt)) if valid[g]]
     labels = []
     overlap = box_iou(gt, anchors)
     for r in range(len(anchors)):
         own = [float(overlap[g, r]) for g in real]
         highest = [g for g in real if overlap[g, r] == overlap[g].max() and overlap[g, r] > 0]
-        if (best_of_object and highest) or any(v >= high for v in own):
+        if (allow_low_quality_matches and highest) or any(v >= high for v in own):
             labels.append(POSITIVE)
         elif all(v < low for v in own):
             labels.append(NEGATIVE)
@@ -69,28 +69,28 @@ def own_rois(images=4, seed=0):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("best_of_object", [True, False])
-def test_matching_each_images_own_rois_is_the_rule_roi_by_roi(seed, best_of_object):
+@pytest.mark.parametrize("allow_low_quality_matches", [True, False])
+def test_matching_each_images_own_rois_is_the_rule_roi_by_roi(seed, allow_low_quality_matches):
     """Faster R-CNN's second stage: RoIs (N, R, 4), 0.5 from both sides, and no low-quality matches."""
     _, gt, valid, crowd = scene(seed=seed)
     rois, high = own_rois(seed=seed), 0.5
     rois[:, :2] = gt[:, :2] + torch.tensor([0, 0, 3.0, 0])  # some objects have a good RoI, others none
-    matched_idxs, labels = match(rois, gt, valid, crowd, high, high, best_of_object)
+    matched_idxs, labels = match(rois, gt, valid, crowd, high, high, allow_low_quality_matches)
     for n in range(len(gt)):
-        expected, overlap, real = by_the_book(rois[n], gt[n], valid[n], crowd[n], best_of_object, high, high)
+        expected, overlap, real = by_the_book(rois[n], gt[n], valid[n], crowd[n], allow_low_quality_matches, high, high)
         assert labels[n].tolist() == expected
         for r in (labels[n] == POSITIVE).nonzero()[:, 0].tolist():
             assert overlap[matched_idxs[n, r], r] == max(overlap[g, r] for g in real)
     assert {POSITIVE, NEGATIVE, IGNORED} == set(labels.unique().tolist())
 
 
-@pytest.mark.parametrize("best_of_object", [True, False])
+@pytest.mark.parametrize("allow_low_quality_matches", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatch, shared, best_of_object):
+def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatch, shared, allow_low_quality_matches):
     table, *truth = scene(images=3, seed=1)
-    arguments = (table if shared else own_rois(3), *truth, HIGH, LOW, best_of_object)
+    arguments = (table if shared else own_rois(3), *truth, HIGH, LOW, allow_low_quality_matches)
     together = match(*arguments)
-    monkeypatch.setitem(matching.MOST_PAIRS, "cpu", 0)
+    monkeypatch.setitem(matching.MAX_PAIRS, "cpu", 0)
     assert all(torch.equal(a, b) for a, b in zip(match(*arguments), together, strict=True))
 
 
@@ -182,12 +182,12 @@ def draw(labels, count=64, fraction=0.5, seed=0):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_how_many_of_each_are_drawn(available, expected, seed):
     labels = labels_of(available, (200, 200))
-    idxs, chosen = draw(labels, seed=seed)
-    own = labels[0][idxs[0][chosen[0]]]
+    idxs, sampled_mask = draw(labels, seed=seed)
+    own = labels[0][idxs[0][sampled_mask[0]]]
     assert (int((own == POSITIVE).sum()), int((own == NEGATIVE).sum())) == expected
     assert len(own) == sum(expected)  # so no ignored one is among them
-    assert len(set(idxs[0][chosen[0]].tolist())) == len(own)  # without replacement
-    assert idxs.shape == chosen.shape == (2, 64)
+    assert len(set(idxs[0][sampled_mask[0]].tolist())) == len(own)  # without replacement
+    assert idxs.shape == sampled_mask.shape == (2, 64)
     assert idxs.dtype == torch.int64
     assert idxs.min() >= 0
     assert idxs.max() < 400
@@ -196,16 +196,16 @@ def test_how_many_of_each_are_drawn(available, expected, seed):
 @pytest.mark.parametrize(("fraction", "positives"), [(0.0, 0), (0.25, 16), (1.0, 64)])
 def test_the_fraction_of_positives(fraction, positives):
     labels = labels_of((100, 300))
-    idxs, chosen = draw(labels, fraction=fraction)
-    assert int((labels.gather(1, idxs)[chosen] == POSITIVE).sum()) == positives
-    assert int(chosen.sum()) == 64
+    idxs, sampled_mask = draw(labels, fraction=fraction)
+    assert int((labels.gather(1, idxs)[sampled_mask] == POSITIVE).sum()) == positives
+    assert int(sampled_mask.sum()) == 64
 
 
 def test_fewer_anchors_than_samples():
     labels = labels_of((10, 20), total=30)
-    idxs, chosen = draw(labels, count=1000)
+    idxs, sampled_mask = draw(labels, count=1000)
     assert idxs.shape == (1, 30)
-    assert chosen.all()
+    assert sampled_mask.all()
     assert sorted(idxs[0].tolist()) == list(range(30))
 
 
@@ -213,8 +213,8 @@ def test_the_generator_alone_decides():
     labels = labels_of((100, 300), (50, 60))
 
     def drawn(seed):
-        idxs, chosen = draw(labels, seed=seed)
-        return [set(i[c].tolist()) for i, c in zip(idxs, chosen, strict=True)]
+        idxs, sampled_mask = draw(labels, seed=seed)
+        return [set(i[c].tolist()) for i, c in zip(idxs, sampled_mask, strict=True)]
 
     torch.manual_seed(1)
     first = drawn(7)
@@ -226,8 +226,8 @@ def test_the_generator_alone_decides():
 def test_every_candidate_is_drawn_equally_often():
     """Of 40 positives 8 and of 60 negatives 8 are drawn, 4,000 times: each count lies within 5 standard deviations."""
     labels = labels_of((40, 60), total=100).expand(4000, -1)
-    idxs, chosen = draw(labels, count=16)
-    times = torch.zeros(4000, 100).scatter_add_(1, idxs, chosen.float()).sum(0)
+    idxs, sampled_mask = draw(labels, count=16)
+    times = torch.zeros(4000, 100).scatter_add_(1, idxs, sampled_mask.float()).sum(0)
     for kind, number in ((POSITIVE, 40), (NEGATIVE, 60)):
         share = 8 / number
         deviation = (4000 * share * (1 - share)) ** 0.5

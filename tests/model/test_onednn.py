@@ -49,7 +49,7 @@ def test_what_is_frozen_gets_no_gradient():
 
 def test_gradients_by_finite_differences_of_the_function_itself(monkeypatch):
     """In double precision, which oneDNN lacks, with MKL's product in its place: the formulas, not the rounding."""
-    monkeypatch.setattr(module, "_times", lambda x, weight, bias=None: F.linear(x, weight, bias))
+    monkeypatch.setattr(module, "_multiply", lambda x, weight, bias=None: F.linear(x, weight, bias))
     assert torch.autograd.gradcheck(module._Product.apply, operands(5, 4, 3, torch.float64))
 
 
@@ -64,7 +64,7 @@ def test_a_second_derivative_is_an_error_and_not_0():
 @pytest.mark.skipif(not module._ONEDNN, reason="this torch has no oneDNN")
 def test_fp32_goes_to_onednn_and_nothing_else_does(monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "_times", lambda x, weight, bias=None: calls.append(x.dtype) or F.linear(x, weight, bias))
+    monkeypatch.setattr(module, "_multiply", lambda x, weight, bias=None: calls.append(x.dtype) or F.linear(x, weight, bias))
     layer, x = Linear(8, 4), torch.randn(3, 8)
     layer(x)
     assert calls == [torch.float32]
@@ -93,8 +93,8 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
     plain = nn.Conv2d(5, 4, 1, bias=bias).to(memory_format=torch.channels_last)
     ours = optimise(nn.Sequential(nn.Conv2d(5, 4, 1, bias=bias)))[0]
     ours.load_state_dict(plain.state_dict())
-    calls, real = [], module._times
-    monkeypatch.setattr(module, "_times", lambda *a: calls.append(1) or real(*a))
+    calls, real = [], module._multiply
+    monkeypatch.setattr(module, "_multiply", lambda *a: calls.append(1) or real(*a))
     results = []
     for conv in (plain, ours):
         x = images()
@@ -117,14 +117,14 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
     ],
 )
 def test_other_convolutions_stay_with_torch(one_thread, layer, x, monkeypatch):
-    monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
+    monkeypatch.setattr(module, "_multiply", lambda *a: pytest.fail("a product"))
     expected = layer(x)
     torch.testing.assert_close(optimise(nn.Sequential(layer))(x), expected)
 
 
 def test_several_threads_stay_with_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(module, "_times", lambda *a: pytest.fail("a product"))
+    monkeypatch.setattr(module, "_multiply", lambda *a: pytest.fail("a product"))
     optimise(nn.Sequential(nn.Conv2d(5, 4, 1)))(images())
 
 

@@ -148,21 +148,21 @@ def test_losses_and_gradients_are_torchvisions_for_the_same_samples(images, num_
     """Drawn by ours: a quarter positives and padding among the RoIs that are not."""
     model = heads(num_classes, samples=40, box_loss_beta=1 / 9, box_weights=weights)
     proposals, targets = scene(images, num_classes)
-    rois, labels, matched_idxs, chosen = model.sample(proposals, targets, generator())
-    assert (labels[chosen] > 0).any()
-    assert images == 1 or not chosen.all()
+    rois, labels, matched_idxs, sampled_mask = model.sample(proposals, targets, generator())
+    assert (labels[sampled_mask] > 0).any()
+    assert images == 1 or not sampled_mask.all()
     features = maps(images)
     ours = model.losses(features, proposals, targets, generator())
     sum(ours.values()).backward()
 
     theirs = torchvisions(model)
-    drawn = [roi[c] for roi, c in zip(rois, chosen, strict=True)]
-    matched = [t[m[c]] for t, m, c in zip(targets.boxes, matched_idxs, chosen, strict=True)]
+    drawn = [roi[c] for roi, c in zip(rois, sampled_mask, strict=True)]
+    matched = [t[m[c]] for t, m, c in zip(targets.boxes, matched_idxs, sampled_mask, strict=True)]
     # What a negative's target would be is no matter, and a padded object (of no size) would be none.
-    matched = [torch.where(k[c][:, None] > 0, m, r) for m, k, c, r in zip(matched, labels, chosen, drawn, strict=True)]
+    matched = [torch.where(k[c][:, None] > 0, m, r) for m, k, c, r in zip(matched, labels, sampled_mask, drawn, strict=True)]
     scores, deltas = theirs.box_predictor(theirs.box_head(theirs.box_roi_pool(features, drawn, SHAPES[:images])))
     wanted = theirs.box_coder.encode(matched, drawn)
-    expected = fastrcnn_loss(scores, deltas, [k[c] for k, c in zip(labels, chosen, strict=True)], wanted)
+    expected = fastrcnn_loss(scores, deltas, [k[c] for k, c in zip(labels, sampled_mask, strict=True)], wanted)
     sum(expected).backward()
     torch.testing.assert_close(torch.stack(list(ours.values())), torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert list(ours) == ["roi_class", "roi_box"]
@@ -190,15 +190,15 @@ def test_losses_are_torchvisions_from_matching_on_where_everything_is_drawn(imag
 
 @pytest.mark.parametrize("beta", [1.0, 0.0, 0.25])
 def test_losses_by_hand(beta):
-    """Two RoIs of one image: a positive of class 2 whose deltas are off by 0.5 and 2, and a negative; a third is not chosen."""
+    """Two RoIs of one image: a positive of class 2 whose deltas are off by 0.5 and 2, and a negative; a third is padding."""
     model = heads(3, box_loss_beta=beta)
     roi = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]]])
     deltas = torch.full((1, 3, 3, 4), 99.0)
     deltas[0, 0, 1] = torch.tensor([10 + 0.5, 0 - 2.0, 0, 5 * math.log(2)])
     scores = torch.tensor([[[0.0, 1, 2, 3], [1, 0, 0, 0], [9, 9, 9, 9]]], requires_grad=True)
-    chosen, labels = torch.tensor([[True, True, False]]), torch.tensor([[2, 0, 1]])
+    sampled_mask, labels = torch.tensor([[True, True, False]]), torch.tensor([[2, 0, 1]])
     gt = torch.tensor([[[50.0, 50, 60, 60], [10, -5, 20, 15]]])  # the second: as wide as the RoI, twice as high
-    losses = model.losses_of(scores, deltas, roi, labels, torch.tensor([[1, 0, 0]]), chosen, gt)
+    losses = model.losses_of(scores, deltas, roi, labels, torch.tensor([[1, 0, 0]]), sampled_mask, gt)
     wrong = [x - 0.5 * beta if x >= beta else 0.5 * x * x / beta for x in (0.5, 2.0)]
     assert float(losses["roi_box"]) == pytest.approx(sum(wrong) / 2, rel=1e-5)
     likely = math.exp(2) / sum(math.exp(v) for v in range(4)), math.e / (math.e + 3)
@@ -207,25 +207,25 @@ def test_losses_by_hand(beta):
 
 def test_a_box_gradient_reaches_the_deltas_of_the_own_class_alone():
     model, (proposals, targets) = heads(samples=40), scene()
-    rois, labels, matched_idxs, chosen = model.sample(proposals, targets, generator())
+    rois, labels, matched_idxs, sampled_mask = model.sample(proposals, targets, generator())
     scores, deltas = (x.detach().requires_grad_() for x in model(maps(4), rois))
-    model.losses_of(scores, deltas, rois, labels, matched_idxs, chosen, targets.boxes)["roi_box"].backward()
-    expected = F.one_hot(labels, 6)[..., 1:].bool() & chosen[..., None]
+    model.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)["roi_box"].backward()
+    expected = F.one_hot(labels, 6)[..., 1:].bool() & sampled_mask[..., None]
     assert torch.equal(deltas.grad.any(-1), expected)
-    assert len(labels[chosen].unique()) > 3
+    assert len(labels[sampled_mask].unique()) > 3
 
 
 def test_rois_that_are_not_chosen_count_for_nothing_and_have_no_gradient():
     model, (proposals, targets) = heads(samples=200), scene()
-    rois, labels, matched_idxs, chosen = model.sample(proposals, targets, generator())
-    assert (~chosen & (rois == 0).all(-1)).any()  # padding, whose targets are no numbers
+    rois, labels, matched_idxs, sampled_mask = model.sample(proposals, targets, generator())
+    assert (~sampled_mask & (rois == 0).all(-1)).any()  # padding, whose targets are no numbers
     scores, deltas = (x.detach().requires_grad_() for x in model(maps(4), rois))
-    losses = model.losses_of(scores, deltas, rois, labels, matched_idxs, chosen, targets.boxes)
+    losses = model.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
     sum(losses.values()).backward()
     assert torch.isfinite(deltas.grad).all()
-    assert not scores.grad[~chosen].any()
-    assert not deltas.grad[~chosen].any()
-    assert scores.grad[chosen].any(-1).all()
+    assert not scores.grad[~sampled_mask].any()
+    assert not deltas.grad[~sampled_mask].any()
+    assert scores.grad[sampled_mask].any(-1).all()
 
 
 @pytest.mark.parametrize("room", [0, 2])
@@ -270,9 +270,9 @@ def test_samples_are_what_the_rule_says_roi_by_roi(seed, samples, fraction):
     model = heads(samples=samples, positive_fraction=fraction, proposals=(50, 7))
     proposals, targets = scene(seed=seed, numbers=(80, 35, 20, 50))
     targets = with_crowd(targets)
-    rois, labels, matched_idxs, chosen = model.sample(proposals, targets, generator(seed))
+    rois, labels, matched_idxs, sampled_mask = model.sample(proposals, targets, generator(seed))
     assert rois.shape == (*labels.shape, 4)
-    assert labels.shape == matched_idxs.shape == chosen.shape
+    assert labels.shape == matched_idxs.shape == sampled_mask.shape
     for n in range(4):
         own, kinds = targets.boxes[n][targets.valid[n]], targets.labels[n][targets.valid[n]]
         places = targets.valid[n].nonzero()[:, 0]
@@ -290,15 +290,16 @@ def test_samples_are_what_the_rule_says_roi_by_roi(seed, samples, fraction):
             if inside < 0.5 * (x2 - x1) * (y2 - y1):
                 expected.append((box, 0, None))
         table = {tuple(box.tolist()): (label, place) for box, label, place in expected}
-        drawn = [tuple(box) for box in rois[n][chosen[n]].tolist()]
+        drawn = [tuple(box) for box in rois[n][sampled_mask[n]].tolist()]
         assert len(set(drawn)) == len(drawn)
-        for box, label, place in zip(drawn, labels[n][chosen[n]].tolist(), matched_idxs[n][chosen[n]].tolist(), strict=True):
+        columns = labels[n][sampled_mask[n]].tolist(), matched_idxs[n][sampled_mask[n]].tolist()
+        for box, label, place in zip(drawn, *columns, strict=True):
             assert label == table[box][0]
             assert label == 0 or place == table[box][1]
         positives = sum(label > 0 for label, _ in table.values())
         negatives = len(table) - positives
         wanted = min(positives, int(samples * fraction))
-        assert int((labels[n][chosen[n]] > 0).sum()) == wanted
+        assert int((labels[n][sampled_mask[n]] > 0).sum()) == wanted
         assert len(drawn) == wanted + min(negatives, samples - wanted)
 
 
@@ -306,12 +307,12 @@ def test_the_objects_themselves_are_among_the_candidates():
     """Without any proposal, and with proposals that lie nowhere near."""
     _, targets = scene(objects=(4, 2, 3, 1))
     nothing = Proposals(torch.zeros(4, 0, 4), torch.zeros(4, 0), torch.zeros(4, 0, dtype=torch.bool))
-    rois, labels, _, chosen = heads(samples=100, positive_fraction=1.0).sample(nothing, targets, generator())
+    rois, labels, _, sampled_mask = heads(samples=100, positive_fraction=1.0).sample(nothing, targets, generator())
     for n in range(4):
         real = targets.valid[n]
-        drawn = sorted(map(tuple, rois[n][chosen[n]].tolist()))
+        drawn = sorted(map(tuple, rois[n][sampled_mask[n]].tolist()))
         assert drawn == sorted(map(tuple, targets.boxes[n][real].tolist()))
-        assert sorted(labels[n][chosen[n]].tolist()) == sorted(targets.labels[n][real].tolist())
+        assert sorted(labels[n][sampled_mask[n]].tolist()) == sorted(targets.labels[n][real].tolist())
 
 
 def test_the_generator_alone_decides_which_rois_are_drawn():

@@ -63,11 +63,11 @@ def slow_losses(outputs, t, settings, draw):
     """The same draws; then every sampled anchor by itself, with plain mathematics."""
     every = torch.cat(outputs[2])
     matched_idxs, labels = match(every, t.boxes, t.valid, t.crowd, settings.positive_iou, settings.negative_iou)
-    idxs, chosen = sample(labels, settings.samples, settings.positive_fraction, draw)
+    idxs, sampled_mask = sample(labels, settings.samples, settings.positive_fraction, draw)
     logits, deltas = torch.cat(outputs[0], 1).detach(), torch.cat(outputs[1], 1).detach()
     objectness = box = count = 0
     for n in range(len(labels)):
-        for r in idxs[n][chosen[n]].tolist():
+        for r in idxs[n][sampled_mask[n]].tolist():
             count += 1
             p = 1 / (1 + math.exp(-float(logits[n, r])))
             positive = int(labels[n, r]) == POSITIVE
@@ -173,7 +173,7 @@ def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_include
             objectness, deltas = (torch.cat(x, 1) for x in model.head(features))
             score, delta = objectness.gather(1, idxs), deltas.gather(1, idxs[..., None].expand(-1, -1, 4))
         else:
-            score, delta = model.head.at(features, idxs)
+            score, delta = model.head.forward_at(features, idxs)
         model.zero_grad()
         shares = torch.linspace(-1, 1, idxs.shape[1])
         ((score * shares).sum() + (delta.cos() * shares[:, None]).sum()).backward()

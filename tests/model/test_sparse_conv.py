@@ -45,14 +45,14 @@ def test_some_cells_in_any_order_and_twice():
     torch.testing.assert_close(found, over_all(levels, conv).gather(1, cell[..., None].expand(-1, -1, 3)))
 
 
-@pytest.mark.parametrize("deferred", [(0,), (1,), (0, 1), (0, 1, 2)])
-def test_deferred_maps_are_as_if_convolved_before(deferred):
+@pytest.mark.parametrize("lazy", [(0,), (1,), (0, 1), (0, 1, 2)])
+def test_deferred_maps_are_as_if_convolved_before(lazy):
     """Values and gradients of two convolutions one after the other, the first of them at the cells that the second reads."""
     conv, head, cell = smoothing(), smoothing(), torch.tensor([[70, 0, 83, 0], [62, 63, 82, 6]])
     results = []
-    for defer in (False, True):
+    for is_lazy in (False, True):
         levels = [x.requires_grad_() for x in maps()]
-        made = [LazyConv(x, conv) if defer and i in deferred else conv(x) for i, x in enumerate(levels)]
+        made = [LazyConv(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
         found = conv3x3_at(gather_3x3(made, cell), head)
         results.append((found, torch.autograd.grad(found.square().sum(), [*levels, *conv.parameters()])))
     torch.testing.assert_close(results[1], results[0])
@@ -73,8 +73,8 @@ def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
     convolved = []
     model.neck.smooth["p2"].register_forward_hook(lambda *_: convolved.append("p2"))
     results = []
-    for read in (None, model.rpn.cells_read):
-        monkeypatch.setattr(type(model.rpn), "cells_read", read or 10**6)
+    for read in (None, model.rpn.max_sampled_cells):
+        monkeypatch.setattr(type(model.rpn), "max_sampled_cells", read or 10**6)
         losses = model.losses(images, truth, torch_generator(0, "sampling"))
         results.append((losses, torch.autograd.grad(sum(losses.values()), [p for p in model.parameters() if p.requires_grad])))
         assert (convolved, bool(asked)) == (["p2"], read is not None)

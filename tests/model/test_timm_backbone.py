@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model import build, init
 from fpn_ablate.model.backbones.base import MEAN, STAGES
@@ -12,6 +13,7 @@ from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.backbones.registry import BACKBONES
 from fpn_ablate.model.backbones.timm import ChannelsLast, timm_backbone
 from fpn_ablate.model.detectors.two_stage import normalise
+from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.sweep.checks import check_backbone
 from fpn_ablate.utils.errors import UserError
@@ -144,6 +146,12 @@ def test_layer_norm_is_frozen_by_its_stage_alone(config):
         assert found and all(m.weight.requires_grad == (stage not in ("stem", "c2")) for m in found)
 
 
+def test_batch_norms_of_timm_are_not_folded(config):
+    """Its blocks need not list their layers in the order in which they run."""
+    norms = [m for m in build.build_detector(config("backbone=timm/test_resnet")).modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert norms and not any(isinstance(m, FoldedBatchNorm2d) for m in norms)
+
+
 @pytest.mark.parametrize("model", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_every_part_learns_from_random_weights(config, model):
     cfg = config(f"backbone=timm/{model}", *SCRATCH)
@@ -199,7 +207,7 @@ def test_resnext_has_a_conv5_head_and_vgg_has_none(config):
     with torch.device("meta"):
         head = build.build_detector(config(*TWO, "backbone=timm/resnext50_32x4d"), parts=("roi",)).eval().roi.box_head
         assert head(torch.empty(5, 1024, 14, 14)).shape == (5, 2048)
-        with pytest.raises(UserError, match=r"backbone=timm/vgg11 has nothing but pooling behind C4.*task.roi.head=2fc"):
+        with pytest.raises(UserError, match=r"backbone=timm/vgg11 has only pooling behind C4.*task.roi.head=2fc"):
             build.build_detector(config(*TWO, "backbone=timm/vgg11"), parts=("roi",))
         build.build_detector(config(*TWO, "backbone=timm/vgg11", "task.roi.head=2fc"), parts=("roi",))
 
@@ -208,10 +216,10 @@ def test_resnext_has_a_conv5_head_and_vgg_has_none(config):
     ("model", "message"),
     [
         ("resnext50", r"timm \S+ has no such model. Did you mean timm/\w+"),
-        ("resnet50.zzz", "timm knows no such weights. Known: .*a1_in1k"),
+        ("resnet50.zzz", "timm has no such weights. It has: .*a1_in1k"),
         ("test_vit", "its maps have strides 16, 16, 16; a pyramid needs 4, 8, 16 and 32, and 4, 8, 32 is missing"),
         ("test_maxvit", "fails on an image of 64 x 96"),
-        ("hrnet_w18_small", "timm extracts its features as a HighResolutionNetFeatures, which is no list of modules"),
+        ("hrnet_w18_small", "timm extracts its features as a HighResolutionNetFeatures, which is not a sequence of modules"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused(config, model, message):
@@ -235,7 +243,7 @@ def test_weights_that_cannot_be_downloaded_are_refused(config, monkeypatch):
 
     cfg = config("backbone=timm/test_resnet", "backbone.weights=imagenet")
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"timm's weights of test_resnet cannot be had \(no route to host\).*FILE"):
+    with pytest.raises(UserError, match=r"timm's weights of test_resnet cannot be downloaded \(no route to host\).*FILE"):
         backbone_weights(cfg.backbone, None)
 
 

@@ -93,13 +93,14 @@ def close(ours, theirs, tolerance):
 
 
 def first_by_position(labels, count, fraction, generator=None):
-    """In place of chance: (idxs (N, S), chosen (N, S)) of the first positives and then the first negatives."""
-    idxs, chosen = labels.new_zeros(len(labels), count, dtype=torch.int64), torch.zeros(len(labels), count, dtype=torch.bool)
+    """In place of chance: (idxs (N, S), sampled_mask (N, S)) of the first positives and then the first negatives."""
+    idxs = labels.new_zeros(len(labels), count, dtype=torch.int64)
+    sampled_mask = torch.zeros(len(labels), count, dtype=torch.bool)
     for n, own in enumerate(labels):
         positive = (own >= 1).nonzero()[:, 0][: int(count * fraction)]
         drawn = torch.cat([positive, (own == 0).nonzero()[:, 0][: count - len(positive)]])
-        idxs[n, : len(drawn)], chosen[n, : len(drawn)] = drawn, True
-    return idxs, chosen
+        idxs[n, : len(drawn)], sampled_mask[n, : len(drawn)] = drawn, True
+    return idxs, sampled_mask
 
 
 class FirstByPosition:
@@ -111,9 +112,9 @@ class FirstByPosition:
     def __call__(self, labels):
         positives, negatives = [], []
         for own in labels:
-            idxs, chosen = first_by_position(own[None], self.count, self.fraction)
+            idxs, sampled_mask = first_by_position(own[None], self.count, self.fraction)
             drawn = torch.zeros(len(own), dtype=torch.bool)
-            drawn[idxs[chosen]] = True
+            drawn[idxs[sampled_mask]] = True
             positives.append(drawn & (own >= 1))
             negatives.append(drawn & (own == 0))
         return positives, negatives

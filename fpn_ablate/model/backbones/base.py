@@ -1,6 +1,8 @@
 """Backbones: C2..C5, the output of the last block of each stage (Sec. 3), with strides 4, 8, 16, 32.
 
-N images of H x W pixels. conv1 (the stem) is left out of the pyramid, as in the paper, for its memory.
+conv1 (the stem) is left out of the pyramid, as in the paper, for its memory.
+
+Shape letters: N images of H x W pixels.
 """
 
 from torch import Tensor, nn
@@ -10,13 +12,18 @@ from fpn_ablate.structures.levels import Features, Level
 
 # Stages that can be frozen, in order; `freeze_at=2` freezes the stem and conv2.
 STAGES = ("stem", "c2", "c3", "c4", "c5")
-# ImageNet's statistics, RGB in 0..1; all backbones but some of timm are or were trained with them.
+# ImageNet's statistics, RGB in 0..1. All backbones are trained with them, except some of timm.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Five stages. `levels` says what C2..C5 are; `out_channels` is C5's width (the classifier's input); `mean` and `std` are
-    those of the images that it reads, RGB in 0..1."""
+    """Five stages.
+
+    Attributes:
+        levels: C2..C5.
+        out_channels: the width of C5, the classifier's input.
+        mean, std: of the images that it reads, RGB in 0..1.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,7 @@ class Backbone(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Features:
-        """(N, 3, H, W) normalised images -> {"c2": ..., "c5": ...}."""
+        """Return {"c2": ..., "c5": ...} of normalised images (N, 3, H, W)."""
         features = {}
         x = images
         for name, stage in self.stages.items():
@@ -46,7 +53,9 @@ class Backbone(nn.Module):
         return {name: self.stages.pop(name) for name in STAGES[STAGES.index(deepest) + 1 :]}
 
     def freeze(self, freeze_at: int) -> None:
-        """Take the first `freeze_at` stages out of training, their batch statistics included; 0 freezes none. Not in the
-        paper: Detectron freezes the stem and conv2."""
+        """Exclude the first `freeze_at` stages from training, their batch statistics included; 0 freezes none.
+
+        Not in the paper: Detectron freezes the stem and conv2.
+        """
         for name in list(self.stages)[:freeze_at]:
             freeze_batch_norm(self.stages[name].requires_grad_(False))

@@ -1,4 +1,4 @@
-"""List the built-in backbones by name."""
+"""List the built-in backbones by their `name` in the configuration."""
 
 from collections.abc import Callable
 from functools import partial

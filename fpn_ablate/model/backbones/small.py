@@ -1,4 +1,4 @@
-"""Define a small ResNet that trains in minutes on a CPU."""
+"""Small ResNets that train in minutes on a CPU."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from fpn_ablate.model.backbones.base import STAGES, Backbone
 
 
 class SmallBlock(nn.Module):
-    """A basic residual block (two 3x3 convolutions) for the small backbones."""
+    """Basic residual block: two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SmallBlock(nn.Module):
 
 
 def small_resnet(depth: int = 1, channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Backbone:
-    """`depth` basic blocks a stage: a ResNet that trains in minutes on a CPU."""
+    """Build a ResNet of `depth` basic blocks a stage."""
     first = channels[0]
     stem = nn.Sequential(
         nn.Conv2d(3, first, 5, 2, 2, bias=False),

@@ -1,8 +1,10 @@
 """Any convolutional or windowed network of timm as a `Backbone`: C2..C5 are its maps of strides 4, 8, 16 and 32.
 
-timm takes features out of a network that it runs as a list of modules one behind the other. Those modules are dealt out to
-our five stages, under timm's names, so that truncation, freezing and the conv5 head need nothing of their own.
-timm is an extra (pip install "fpn-ablate[timm]") and imported only when it is asked for.
+timm extracts features from a network that it runs as a sequence of modules. We distribute these modules over our five stages,
+under timm's names, so that truncation, freezing and the conv5 head work as for any backbone.
+timm is an extra (pip install "fpn-ablate[timm]"), imported only when a backbone needs it.
+
+Shape letters: N images of H x W pixels or cells, C channels.
 """
 
 import difflib
@@ -18,16 +20,16 @@ from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.utils.errors import UserError, first_line
 
 STRIDES = (4, 8, 16, 32)
-# Of networks that are built for one image size: any size, and the same windows, shifted in each second block, at all of them.
+# For networks that are built for one image size: accept any size, with the same windows, shifted in every second block.
 ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 ADVICE = "Take a network with stages (ResNeXt, ConvNeXt, VGG, Swin, EfficientNet, ...), not a plain ViT"
 PROBES = ((64, 96), (160, 128))  # height, width: multiples of 32, as batches are padded to
 
 
 class ChannelsLast(nn.Sequential):
-    """Modules that work on (N, H, W, C), seen from outside as (N, C, H, W)."""
+    """Modules that work on (N, H, W, C), with maps (N, C, H, W) as input and output."""
 
-    reads_images = False  # the first of them reads images, (N, 3, H, W)
+    reads_images = False  # the stem: its input is images (N, 3, H, W), which its modules read as they are
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.reads_images else x.permute(0, 2, 3, 1)
@@ -35,10 +37,10 @@ class ChannelsLast(nn.Sequential):
 
 
 def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
-    """`model` as timm names it, with weights drawn anew or, with `pretrained`, timm's, which are downloaded.
+    """Build timm's `model` as a backbone, with random weights or, with `pretrained`, with timm's, which are downloaded.
 
     Raises:
-        UserError: timm or its model is missing, or the model has no list of maps of strides 4, 8, 16 and 32.
+        UserError: timm or the model is missing, or the model has no sequence of maps of strides 4, 8, 16 and 32.
     """
     net, config = _network(model, pretrained)
     info = net.feature_info
@@ -49,10 +51,11 @@ def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
         )
     children = _children(model, net)
     names = list(children)
-    # A stride can occur twice (a stem, then a stage without a step): the last one is the stage's.
-    at = dict(zip(info.reduction(), (names.index(name) for name in _taps(net)), strict=True))
-    ends = [at[stride] + 1 for stride in STRIDES]
-    starts = [_first_of_c2(children, names, [k for stride, k in at.items() if stride < STRIDES[0]], ends[0]), *ends[:-1]]
+    # A stride can occur twice (a stem, then a stage of stride 1): the last one is the stage's.
+    last_idxs = dict(zip(info.reduction(), (names.index(name) for name in _feature_names(net)), strict=True))
+    ends = [last_idxs[stride] + 1 for stride in STRIDES]
+    stem_taps = [idx for stride, idx in last_idxs.items() if stride < STRIDES[0]]
+    starts = [_first_of_c2(children, names, stem_taps, ends[0]), *ends[:-1]]
     cuts = dict(zip(STAGES, zip([0, *starts], [starts[0], *ends], strict=True), strict=True))
     stages = {
         stage: _stage(OrderedDict((name, children[name]) for name in names[first:last]), net, stage)
@@ -62,26 +65,28 @@ def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
     return Backbone(stages, tuple(channels[stride] for stride in STRIDES), mean=config.mean, std=config.std)
 
 
-def check_model(model: str) -> None:
-    """Refuse what cannot be a backbone, before anything is trained. Raises UserError."""
-    _probed(model)
-
-
 @lru_cache
-def _probed(model: str) -> None:
+def check_model(model: str) -> None:
+    """Check that a model of timm can be a backbone, before anything is trained.
+
+    Raises:
+        UserError: it cannot.
+    """
     with torch.device("meta"):  # shapes alone
         backbone = timm_backbone(model).eval()
         for height, width in PROBES:
             try:
-                found = {name: tuple(x.shape) for name, x in backbone(torch.empty(1, 3, height, width)).items()}
-            except Exception as error:  # whatever a network of timm raises at a size that it was not made for
+                shapes = {name: tuple(x.shape) for name, x in backbone(torch.empty(1, 3, height, width)).items()}
+            except Exception as error:  # a network of timm may raise anything at a size that it was not made for
                 reason = first_line(error)
                 raise UserError(f"backbone=timm/{model}: fails on an image of {height} x {width}: {reason}") from None
             for level in backbone.levels:
                 expected = (1, level.channels, height // level.stride, width // level.stride)
-                if found[level.name] != expected:
-                    what = f"{level.name} of an image of {height} x {width} is {found[level.name]}, not {expected}"
-                    raise UserError(f"backbone=timm/{model}: {what}, as timm's own description of it says")
+                if shapes[level.name] != expected:
+                    raise UserError(
+                        f"backbone=timm/{model}: {level.name} of an image of {height} x {width} has shape "
+                        f"{shapes[level.name]}; timm's description of the model says {expected}. {ADVICE}"
+                    )
 
 
 def _timm() -> ModuleType:
@@ -93,7 +98,7 @@ def _timm() -> ModuleType:
 
 
 def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
-    """timm's feature extraction of a model, and the configuration of its weights."""
+    """Return timm's feature extraction of a model, and the configuration of its weights."""
     timm = _timm()
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
@@ -101,23 +106,24 @@ def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
         raise UserError(f"backbone=timm/{model}: timm {timm.__version__} has no such model.{hint}")
     try:
         config = timm.get_pretrained_cfg(model, allow_unregistered=False)
-    except Exception:  # of timm's own choice
+    except Exception:  # timm raises errors of several kinds
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{model.partition('.')[0]}.*")]
-        raise UserError(f"backbone=timm/{model}: timm knows no such weights. Known: {', '.join(tags) or 'none'}") from None
+        raise UserError(f"backbone=timm/{model}: timm has no such weights. It has: {', '.join(tags) or 'none'}") from None
     try:
         try:
             net = timm.create_model(model, pretrained=pretrained, features_only=True, **ANY_SIZE)
-        except TypeError:  # most know no such options, and take any size; `check` finds those that do not
+        except TypeError:  # most models lack these options and take any size; `check_model` rejects those that do not
             net = timm.create_model(model, pretrained=pretrained, features_only=True)
     except Exception as error:
         reason = first_line(error)
         if not pretrained:
             raise UserError(f"backbone=timm/{model}: cannot be built as a backbone: {reason}") from None
         raise UserError(
-            f"backbone.weights=imagenet: timm's weights of {model} cannot be had ({reason}). They are downloaded once, from "
-            "the Hugging Face hub; without a network give backbone.weights=FILE with a state dict in timm's names, or none"
+            f"backbone.weights=imagenet: timm's weights of {model} cannot be downloaded ({reason}). They are downloaded "
+            "once, from the Hugging Face hub. Without a network set backbone.weights to none or to a FILE with a state dict in "
+            "timm's names"
         ) from None
-    for module in net.modules():  # chance is passed in this program; these would draw from the global generator
+    for module in net.modules():  # these would draw from the global generator, and randomness is passed here
         if type(module).__name__ == "DropPath":
             module.drop_prob = 0.0
         elif isinstance(module, nn.modules.dropout._DropoutNd):
@@ -126,7 +132,7 @@ def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
 
 
 def _children(model: str, net: Any) -> dict[str, nn.Module]:
-    """The modules that timm runs one behind the other, in their order, as timm's own extraction names them."""
+    """Return the modules that timm runs in sequence, in their order, under the names of timm's extraction."""
     from timm.models import FeatureListNet
     from timm.models.efficientnet import EfficientNetFeatures
     from timm.models.mobilenetv3 import MobileNetV3Features
@@ -137,22 +143,25 @@ def _children(model: str, net: Any) -> dict[str, nn.Module]:
         flat = {f"blocks_{name}": block for name, block in net.blocks.named_children()}
         return {name: child for name, child in net.named_children() if name != "blocks"} | flat
     raise UserError(
-        f"backbone=timm/{model}: timm extracts its features as a {type(net).__name__}, which is no list of modules one behind "
-        f"the other. {ADVICE}"
+        f"backbone=timm/{model}: timm extracts its features as a {type(net).__name__}, which is not a sequence of "
+        f"modules. {ADVICE}"
     )
 
 
-def _taps(net: Any) -> list[str]:
-    """The names, among `_children`, of the modules whose outputs are the features, in the order of `feature_info`."""
-    listed = getattr(net, "return_layers", None)
-    return list(listed) if listed else [name.replace(".", "_") for name in net.feature_info.module_name()]
+def _feature_names(net: Any) -> list[str]:
+    """Return the names in `_children` of the modules whose outputs are the features, in the order of `feature_info`."""
+    return_layers = getattr(net, "return_layers", None)
+    return list(return_layers) if return_layers else [name.replace(".", "_") for name in net.feature_info.module_name()]
 
 
-def _first_of_c2(children: dict[str, nn.Module], names: list[str], before: list[int], end: int) -> int:
-    """The stem reaches to the last map of a stride below 4 and the pooling behind it, or, without one, to C2's own module."""
-    if not before:
+def _first_of_c2(children: dict[str, nn.Module], names: list[str], stem_taps: list[int], end: int) -> int:
+    """Return the index of C2's first module, given the indices `stem_taps` of maps of strides below 4 and C2's `end`.
+
+    The stem reaches to the last map of a stride below 4 and the pooling behind it. Without such a map, C2 is its last module.
+    """
+    if not stem_taps:
         return end - 1
-    first = max(before) + 1
+    first = max(stem_taps) + 1
     while first < end - 1 and not any(True for _ in children[names[first]].parameters()):
         first += 1
     return first
@@ -161,6 +170,6 @@ def _first_of_c2(children: dict[str, nn.Module], names: list[str], before: list[
 def _stage(modules: OrderedDict[str, nn.Module], net: Any, stage: str) -> nn.Sequential:
     if str(getattr(getattr(net, "output_fmt", None), "value", "NCHW")) != "NHWC":
         return nn.Sequential(modules)
-    made = ChannelsLast(modules)
-    made.reads_images = stage == STAGES[0]
-    return made
+    sequence = ChannelsLast(modules)
+    sequence.reads_images = stage == STAGES[0]
+    return sequence

@@ -1,4 +1,7 @@
-"""Box heads of the second stage, and the predictor behind them."""
+"""Box heads of the second stage, and the predictor behind them.
+
+Shape letters: M RoIs, C channels, S x S bins, K classes.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +11,12 @@ from fpn_ablate.model.ops.onednn import Linear, linear
 
 
 class FlattenLinear(Linear):
-    """A fully connected layer on maps (M, C, S, S), whose weights are in the order of these dimensions."""
+    """Fully connected layer on maps (M, C, S, S), with its weights in the order of these dimensions."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_contiguous():
             return super().forward(x.flatten(1))
-        # Channels last, as `align` pools: not the maps are turned but the weights, which are fewer.
+        # Channels last, as `roi_align` returns. Reorder the weights, which are fewer, and not the maps.
         weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
         return linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
 
@@ -28,24 +31,24 @@ class TwoFC(nn.Module):
         self.fc7 = Linear(fc_dim, fc_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, C, S, S) -> (M, fc_dim)."""
+        """Map pooled features (M, C, S, S) to (M, fc_dim)."""
         return F.relu(self.fc7(F.relu(self.fc6(x))))
 
 
 class Conv5(nn.Module):
-    """All layers of conv5 on the pooled C4, then the mean: the head of baseline (a), as in He et al."""
+    """Run all layers of conv5 on the pooled C4, then average: the head of baseline (a), as in He et al."""
 
     def __init__(self, stage: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.stage, self.out_channels = stage, out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, C, S, S) -> (M, out_channels)."""
+        """Map pooled features (M, C, S, S) to (M, out_channels)."""
         return self.stage(x).mean((2, 3))
 
 
 class Predictor(nn.Module):
-    """Scores of background and K classes, and class-specific box deltas."""
+    """Predict scores of background and K classes, and class-specific box deltas."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class Predictor(nn.Module):
         self.deltas = Linear(in_channels, num_classes * 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, C) -> scores (M, K + 1), deltas (M, K, 4), in fp32: a bf16 score has 8 bits, and many RoIs would tie."""
+        """Map (M, C) to scores (M, K + 1) and deltas (M, K, 4), in fp32: a bf16 score has 8 bits, and many RoIs would tie."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))  # `view` cannot guess a size where M is 0
+            return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))  # `view` cannot infer a size where M is 0

@@ -1,7 +1,7 @@
-"""The second stage, Fast R-CNN's head over any set of levels (Sec. 4.2).
+"""Second stage: Fast R-CNN's head over any set of levels (Sec. 4.2).
 
-N images, P proposals, G ground-truth boxes, S sampled RoIs an image, K classes, D detections, C channels. Labels are 1..K; 0 is
-background.
+Shape letters: N images, P proposals, G ground-truth boxes, S sampled RoIs an image, M = N * S RoIs, K classes, D detections,
+C channels. Labels are 1..K; 0 is background.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from fpn_ablate.structures.levels import Features
 
 @dataclass(frozen=True)
 class RoISettings:
-    """Numbers of the second stage. `proposals`: as many of the best are used, in (training, test)."""
+    """Numbers of the second stage. `proposals`: how many of the best are used in (training, test)."""
 
     proposals: tuple[int, int] = (2000, 1000)
     samples: int = 512
@@ -39,7 +39,7 @@ class RoIHeads(nn.Module):
     """Pooling, box head and predictor, with their losses and their detections.
 
     Args:
-        box_head: (M, C, S, S) -> (M, box_head.out_channels), for the S x S that `pooler` gives.
+        box_head: maps what `pooler` returns for M RoIs to (M, box_head.out_channels).
     """
 
     def __init__(self, pooler: RoIPooler, box_head: nn.Module, num_classes: int, settings: RoISettings) -> None:
@@ -49,43 +49,50 @@ class RoIHeads(nn.Module):
         self.in_channels = pooler.in_channels
 
     def forward(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """RoIs (N, S, 4) -> scores (N, S, K + 1), deltas (N, S, K, 4)."""
+        """Return scores (N, S, K + 1) and deltas (N, S, K, 4) of RoIs (N, S, 4)."""
         scores, deltas = self.predictor(self.box_head(self.pooler(features, rois)))
         return scores.unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2])
 
     def losses(
         self, features: Features, proposals: Proposals, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """`roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs."""
-        rois, labels, matched_idxs, chosen = self.sample(proposals, targets, generator)
+        """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs."""
+        rois, labels, matched_idxs, sampled_mask = self.sample(proposals, targets, generator)
         scores, deltas = self(features, rois)
         with torch.autocast(rois.device.type, enabled=False):
-            return self.losses_of(scores, deltas, rois, labels, matched_idxs, chosen, targets.boxes)
+            return self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
 
     @torch.no_grad()
     def sample(
         self, proposals: Proposals, targets: Targets, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw RoIs from the best proposals and the objects themselves.
+        """Sample RoIs from the best proposals and the objects themselves.
 
         Returns:
-            rois (N, S, 4), labels (N, S) in 0..K, matched_idxs (N, S) into the objects, chosen (N, S) bool: a batch's images
-            may have fewer RoIs to draw than S.
+            rois (N, S, 4), labels (N, S) in 0..K, matched_idxs (N, S) into the objects, sampled_mask (N, S) bool: False where
+            an image has fewer RoIs to sample than S.
         """
-        most, s = self.settings.proposals[0], self.settings
-        every = torch.cat([proposals.boxes[:, :most], targets.boxes], 1)
-        valid = torch.cat([proposals.valid[:, :most], targets.valid], 1)
+        s = self.settings
+        topk = s.proposals[0]
+        candidates = torch.cat([proposals.boxes[:, :topk], targets.boxes], 1)
+        valid = torch.cat([proposals.valid[:, :topk], targets.valid], 1)
         matched_idxs, matches = match(
-            every, targets.boxes, targets.valid, targets.crowd, s.positive_iou, s.positive_iou, best_of_object=False
+            candidates,
+            targets.boxes,
+            targets.valid,
+            targets.crowd,
+            positive_iou=s.positive_iou,
+            negative_iou=s.positive_iou,
+            allow_low_quality_matches=False,
         )
         matches.masked_fill_(~valid, IGNORED)
-        idxs, chosen = sample(matches, s.samples, s.positive_fraction, generator)
+        idxs, sampled_mask = sample(matches, s.samples, s.positive_fraction, generator)
         matched_idxs = matched_idxs.gather(1, idxs)
         positive = matches.gather(1, idxs) == POSITIVE
         labels = torch.zeros_like(matched_idxs)
         if targets.boxes.shape[1]:
             labels = torch.where(positive, targets.labels.gather(1, matched_idxs), 0)
-        return every.gather(1, idxs[..., None].expand(-1, -1, 4)), labels, matched_idxs, chosen
+        return candidates.gather(1, idxs[..., None].expand(-1, -1, 4)), labels, matched_idxs, sampled_mask
 
     def losses_of(
         self,
@@ -94,31 +101,31 @@ class RoIHeads(nn.Module):
         rois: Tensor,
         labels: Tensor,
         matched_idxs: Tensor,
-        chosen: Tensor,
+        sampled_mask: Tensor,
         gt_boxes: Tensor,
     ) -> dict[str, Tensor]:
-        """The losses of given samples; shapes as `forward` and `sample` return them."""
-        normaliser = chosen.sum().clamp(min=1)
+        """Return the losses of samples drawn before; shapes as `forward` and `sample` return them."""
+        normaliser = sampled_mask.sum().clamp(min=1)
         class_loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        positive = chosen & (labels > 0)
-        box_loss = deltas.sum((2, 3)) * 0  # a gradient of 0, as from a batch whose objects are padding alone
+        positive = sampled_mask & (labels > 0)
+        box_loss = deltas.sum((2, 3)) * 0  # a gradient of 0, as from a batch whose objects are all padding
         if gt_boxes.shape[1]:
-            own = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
-            wanted = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
-            # A padding RoI has no size and no target: what is no number here would be none in the gradients.
-            wanted = torch.where(positive[..., None], wanted * self._box_weights(wanted), 0)
-            delta, beta = deltas.gather(2, own)[:, :, 0], self.settings.box_loss_beta
-            box_loss = F.smooth_l1_loss(delta, wanted, beta=beta, reduction="none").sum(-1)
+            class_idxs = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
+            target = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
+            # A padding RoI has no size and no target: a NaN here would be a NaN in the gradients.
+            target = torch.where(positive[..., None], target * self._box_weights(target), 0)
+            delta, beta = deltas.gather(2, class_idxs)[:, :, 0], self.settings.box_loss_beta
+            box_loss = F.smooth_l1_loss(delta, target, beta=beta, reduction="none").sum(-1)
         return {
-            "roi_class": torch.where(chosen, class_loss, 0).sum() / normaliser,
+            "roi_class": torch.where(sampled_mask, class_loss, 0).sum() / normaliser,
             "roi_box": torch.where(positive, box_loss, 0).sum() / normaliser,
         }
 
     @torch.no_grad()
     def detect(self, features: Features, proposals: Proposals, sizes: Tensor) -> BatchDetections:
-        """Detections in images of `sizes` (N, 2): every class of every RoI above the score threshold, NMS per class."""
-        most = self.settings.proposals[1]
-        rois, valid = proposals.boxes[:, :most], proposals.valid[:, :most]
+        """Detect in images of `sizes` (N, 2): every class of every RoI above the score threshold, NMS per class."""
+        topk = self.settings.proposals[1]
+        rois, valid = proposals.boxes[:, :topk], proposals.valid[:, :topk]
         scores, deltas = self(features, rois)
         with torch.autocast(rois.device.type, enabled=False):
             scores = scores.float().softmax(-1)[..., 1:]
@@ -130,24 +137,24 @@ class RoIHeads(nn.Module):
         return constant(tuple(self.settings.box_weights), like.device, like.dtype)
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:
-        """Boxes (N, P, K, 4), scores (N, P, K), valid (N, P) -> what is left of them, best first."""
+        """Apply score threshold and NMS to boxes (N, P, K, 4) with scores (N, P, K) and valid (N, P); best first."""
         s, (n, _, num_classes) = self.settings, scores.shape
         image, roi, label = ((scores > s.score_thresh) & valid[..., None]).nonzero(as_tuple=True)
         box, score = box[image, roi, label], scores[image, roi, label]
-        solid = boxes.area(box) > 0
-        image, label, box, score = image[solid], label[solid], box[solid], score[solid]
-        # One call for all images and classes. Groups are kept apart by an offset, which fp32 could not hold to a pixel's part.
+        nonempty = boxes.area(box) > 0
+        image, label, box, score = image[nonempty], label[nonempty], box[nonempty], score[nonempty]
+        # One call for all images and classes. An offset keeps groups apart; fp32 could not hold it to a fraction of a pixel.
         keep = batched_nms(box.double(), score.double(), image * num_classes + label, s.nms_thresh)
         keep = keep[image[keep].argsort(stable=True)]  # image by image, best first within one
         image, label, box, score = image[keep], label[keep], box[keep], score[keep]
         count = torch.bincount(image, minlength=n)
         rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
-        most = min(s.detections, int(count.max())) if len(image) else 0
-        among = rank < most
-        place = image[among], rank[among]
+        topk = min(s.detections, int(count.max())) if len(image) else 0
+        best = rank < topk
+        place = image[best], rank[best]
         out = BatchDetections(
-            box.new_zeros(n, most, 4), score.new_zeros(n, most), label.new_zeros(n, most), valid.new_zeros(n, most)
+            box.new_zeros(n, topk, 4), score.new_zeros(n, topk), label.new_zeros(n, topk), valid.new_zeros(n, topk)
         )
-        out.boxes[place], out.scores[place], out.labels[place] = box[among], score[among], label[among] + 1
+        out.boxes[place], out.scores[place], out.labels[place] = box[best], score[best], label[best] + 1
         out.valid[place] = True
         return out

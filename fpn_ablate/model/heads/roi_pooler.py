@@ -1,6 +1,6 @@
 """RoI pooling over any set of levels (Sec. 4.2).
 
-N images, P RoIs an image, C channels, S x S bins. Boxes are XYXY in pixels of the network's input.
+Shape letters: N images, P RoIs an image, C channels, S x S bins. Boxes are XYXY in pixels of the network's input.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,24 @@ from fpn_ablate.structures.levels import Features, Level
 
 
 def roi_level(boxes: Tensor, canonical_level: int = 4, canonical_box_size: float = 224) -> Tensor:
-    """Eq. 1: k = floor(k0 + log2(sqrt(w h) / canonical_box_size)) for boxes (..., 4); int64, not yet limited to what exists.
+    """Return the level (...) of boxes (..., 4) by Eq. 1: k = floor(k0 + log2(sqrt(w h) / canonical_box_size)), int64.
 
-    A box of no area gets a very low level. 1e-6 keeps a box of exactly a power of two on the upper side (Detectron).
+    k is not yet limited to the levels that exist. A box of no area gets a very low one. 1e-6 keeps a box of exactly a power of
+    two on the upper side (Detectron).
     """
     scale = area(boxes).clamp(min=1e-12).sqrt() / canonical_box_size
     return torch.floor(canonical_level + torch.log2(scale) + 1e-6).long()
 
 
 class RoIPooler:
-    """Pools each RoI from the one level that Eq. 1 says; from a single level without asking.
+    """Pool each RoI from the level that Eq. 1 gives it, or from the only level.
 
     Args:
-        levels: what the neck puts out. P6 serves the RPN alone (Sec. 4.1) and is left out.
+        levels: of the neck. P6 serves the RPN alone (Sec. 4.1) and is left out.
         resolution: S.
-        pooling: "pool" (RoIPool, the paper's), "align" (RoIAlign) or "align_v2" (RoIAlign less half a cell, since a
-            cell's value belongs to its centre; detectron2's).
-        sampling_ratio: points a bin and direction of RoIAlign; 0: as many as the bin has cells.
+        pooling: "pool" (RoIPool, the paper's), "align" (RoIAlign) or "align_v2" (detectron2's RoIAlign, shifted by half a cell,
+            since a cell's value belongs to its centre).
+        sampling_ratio: points of RoIAlign in each bin and direction; 0: as many as the bin has cells.
         canonical_level, canonical_box_size: k0 and the 224 of Eq. 1, in pixels of the network's input.
     """
 
@@ -53,7 +54,7 @@ class RoIPooler:
         return self.levels[0].channels
 
     def assign(self, boxes: Tensor) -> Tensor:
-        """Position in `levels` of each of the boxes (..., 4)."""
+        """Return the index in `levels` (...) of each of the boxes (..., 4)."""
         if len(self.levels) == 1:
             return torch.zeros(boxes.shape[:-1], dtype=torch.int64, device=boxes.device)
         finest = int(self.levels[0].name[1:])
@@ -61,25 +62,25 @@ class RoIPooler:
         return (k - finest).clamp(0, len(self.levels) - 1)
 
     def __call__(self, features: Features, boxes: Tensor) -> Tensor:
-        """Boxes (N, P, 4) -> (N * P, C, S, S), in the order of the boxes whatever their levels."""
+        """Pool boxes (N, P, 4) to (N * P, C, S, S), in the order of the boxes whatever their levels."""
         n, p = boxes.shape[:2]
         image = torch.arange(n, device=boxes.device).repeat_interleave(p)
         boxes = boxes.flatten(0, 1)
-        position = self.assign(boxes)
+        level_idxs = self.assign(boxes)
         if self.pooling != "pool" and self.sampling_ratio and not boxes.is_cuda:
             maps, strides = zip(*((features[level.name].float(), level.stride) for level in self.levels), strict=True)
             aligned = self.pooling == "align_v2"
-            return roi_align(maps, strides, image, position, boxes, self.resolution, self.sampling_ratio, aligned)
+            return roi_align(maps, strides, image, level_idxs, boxes, self.resolution, self.sampling_ratio, aligned)
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         if len(self.levels) == 1:
             return self._pool(features[self.levels[0].name], rois, self.levels[0].stride)
-        pieces, places = [], []
+        level_pooled, level_rois = [], []
         for number, level in enumerate(self.levels):
-            own = (position == number).nonzero()[:, 0]
-            pieces.append(self._pool(features[level.name], rois[own], level.stride))
-            places.append(own)
-        pooled = torch.cat(pieces)
-        return torch.empty_like(pooled).index_copy(0, torch.cat(places), pooled)
+            idxs = (level_idxs == number).nonzero()[:, 0]
+            level_pooled.append(self._pool(features[level.name], rois[idxs], level.stride))
+            level_rois.append(idxs)
+        pooled = torch.cat(level_pooled)
+        return torch.empty_like(pooled).index_copy(0, torch.cat(level_rois), pooled)
 
     def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
         # Coordinates need more than bf16's 8 bits.

@@ -1,6 +1,7 @@
 """Region proposal network over any set of levels (Sec. 4.1).
 
-N images, L levels, A anchors a cell, R = sum(Hi * Wi * A) anchors, G ground-truth boxes, P proposals.
+Shape letters: N images, L levels, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image,
+G ground-truth boxes, S sampled anchors an image, P proposals, K boxes of one image that are being selected.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ class RPNSettings:
 
     sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
     ratios: tuple[float, ...] = (0.5, 1, 2)
-    anchor_grid: str = "exact"  # or "torchvision"; see `RPN.anchors`
+    anchor_grid: str = "exact"  # or "torchvision": `RPN.anchors`
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     samples: int = 256
@@ -39,7 +40,7 @@ class RPNSettings:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolution with ReLU, then sibling 1x1 objectness and box deltas; one head shared over all levels."""
+    """3x3 convolution with ReLU, then sibling 1x1 convolutions for objectness and box deltas; all levels share one head."""
 
     def __init__(self, channels: int, num_anchors: int) -> None:
         super().__init__()
@@ -48,17 +49,17 @@ class RPNHead(nn.Module):
         self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
-        """Per level: objectness (N, Ri) and deltas (N, Ri, 4), in anchor order."""
+        """Return, for each level, objectness (N, Ri) and deltas (N, Ri, 4), in the order of the anchors."""
         hidden = [F.relu(self.conv(x)) for x in features.values()]
-        # In fp32 also under autocast: bf16 has so few values that the best scores would tie by the hundred.
+        # In fp32 also under autocast: bf16 has so few values that hundreds of the best scores would tie.
         with torch.autocast("cuda", enabled=False):
             objectness = [anchor_grid.flatten_cells(self.objectness(x.float()), 1)[..., 0] for x in hidden]
             return objectness, [anchor_grid.flatten_cells(self.deltas(x.float()), 4) for x in hidden]
 
-    def at(self, features: Features, idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectness (N, S) and deltas (N, S, 4) of the anchors `idxs` (N, S) alone, as `forward` gives them.
+    def forward_at(self, features: Features, idxs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return objectness (N, S) and deltas (N, S, 4) of the anchors `idxs` (N, S) alone, equal to those of `forward`.
 
-        The losses look at 256 anchors of an image's many thousands, and nothing else of the head's output has a gradient.
+        The losses read 256 of an image's many thousand anchors, and nothing else of the head's output has a gradient.
         """
         num_anchors = self.objectness.out_channels
         cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
@@ -67,11 +68,13 @@ class RPNHead(nn.Module):
             hidden = hidden.float()
             objectness = linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias)
             deltas = linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).view(-1, num_anchors, 4)
-        one = torch.arange(len(anchor), device=anchor.device)
-        return objectness[one, anchor].view_as(idxs), deltas[one, anchor].view(*idxs.shape, 4)
+        row = torch.arange(len(anchor), device=anchor.device)
+        return objectness[row, anchor].view_as(idxs), deltas[row, anchor].view(*idxs.shape, 4)
 
 
 class RPN(nn.Module):
+    """Anchors, head, losses and proposals. A pyramid's coarsest levels are not used where there are fewer anchor sizes."""
+
     def __init__(self, levels: Sequence[Level], settings: RPNSettings) -> None:
         super().__init__()
         self.levels, self.settings = tuple(levels), settings
@@ -80,71 +83,71 @@ class RPN(nn.Module):
         self._grids: dict[tuple, list[Tensor]] = {}
 
     def anchors(self, features: Features) -> list[Tensor]:
-        """Per level (Ri, 4). Kept for the last shape: batches of one size need them once.
+        """Return the anchors (Ri, 4) of each level, cached for the last shape: batches of one size compute them once.
 
         With `anchor_grid` "torchvision", as in torchvision: corners rounded to whole pixels, and strides that are the image's
         sides divided by the map's, without remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells),
         that is a stride of 61 px in place of 64, and anchors that lie up to 36 px off their cells.
         """
-        used = list(features.values())[: len(self.level_sizes)]
-        shape = (*(tuple(x.shape[-2:]) for x in used), used[0].device)
+        maps = list(features.values())[: len(self.level_sizes)]
+        shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
         if shape not in self._grids:
             self._grids = {
-                shape: [self._grid(*level, used) for level in zip(self.levels, self.level_sizes, used, strict=False)]
+                shape: [self._grid(*level, maps) for level in zip(self.levels, self.level_sizes, maps, strict=False)]
             }
         return self._grids[shape]
 
-    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, used: Sequence[Tensor]) -> Tensor:
+    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, maps: Sequence[Tensor]) -> Tensor:
         height, width = x.shape[-2:]
-        theirs, strides = self.settings.anchor_grid == "torchvision", (level.stride, level.stride)
-        if theirs:
+        like_torchvision, strides = self.settings.anchor_grid == "torchvision", (level.stride, level.stride)
+        if like_torchvision:
             # The finest map divides the padded image without remainder.
             strides = tuple(
-                side * self.levels[0].stride // own for side, own in zip(used[0].shape[-2:], (height, width), strict=True)
+                side * self.levels[0].stride // cells for side, cells in zip(maps[0].shape[-2:], (height, width), strict=True)
             )
-        cells = anchor_grid.cell_anchors(sizes, self.settings.ratios, whole=theirs)
-        return anchor_grid.grid(cells.to(x.device), strides, height, width)
+        base_anchors = anchor_grid.cell_anchors(sizes, self.settings.ratios, round_to_pixels=like_torchvision)
+        return anchor_grid.grid(base_anchors.to(x.device), strides, height, width)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per level: objectness (N, Ri), deltas (N, Ri, 4), anchors (Ri, 4)."""
-        features = self._read(features)
+        """Return, for each level, objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4)."""
+        features = self._with_anchors(features)
         return *self.head(features), self.anchors(features)
 
     @property
-    def cells_read(self) -> int:
-        """Of an image's cells the losses look at so many at most: those around each sampled anchor."""
+    def max_sampled_cells(self) -> int:
+        """Return how many cells of an image the losses read at most: the 3x3 around each sampled anchor."""
         return 9 * self.settings.samples
 
-    def _read(self, features: Features) -> Features:
-        """The levels that have anchors."""
+    def _with_anchors(self, features: Features) -> Features:
+        """Return the levels that have anchors."""
         return dict(list(features.items())[: len(self.level_sizes)])
 
     def losses(self, features: Features, targets: Targets, generator: torch.Generator) -> dict[str, Tensor]:
-        """`rpn_objectness` (binary cross-entropy) and `rpn_box` (smooth L1), both over the sampled anchors, in fp32."""
-        features = self._read(features)
-        every = torch.cat(self.anchors(features))
+        """Return `rpn_objectness` (binary cross-entropy) and `rpn_box` (smooth L1), both over the sampled anchors, in fp32."""
+        features = self._with_anchors(features)
+        anchors = torch.cat(self.anchors(features))
         matched_idxs, labels = match(
-            every,
+            anchors,
             targets.boxes,
             targets.valid,
             targets.crowd,
             self.settings.positive_iou,
             self.settings.negative_iou,
         )
-        idxs, chosen = sample(labels, self.settings.samples, self.settings.positive_fraction, generator)
-        score, delta = self.head.at(features, idxs)
-        positive = chosen & (labels.gather(1, idxs) == POSITIVE)
-        normaliser = chosen.sum().clamp(min=1)
+        idxs, sampled_mask = sample(labels, self.settings.samples, self.settings.positive_fraction, generator)
+        score, delta = self.head.forward_at(features, idxs)
+        positive = sampled_mask & (labels.gather(1, idxs) == POSITIVE)
+        normaliser = sampled_mask.sum().clamp(min=1)
         objectness_loss = F.binary_cross_entropy_with_logits(score, positive.float(), reduction="none")
         if targets.boxes.shape[1]:
-            own = matched_idxs.gather(1, idxs)[..., None].expand(-1, -1, 4)
-            wanted = boxes.encode(targets.boxes.gather(1, own), every[idxs])
-            box_loss = F.smooth_l1_loss(delta, wanted, beta=self.settings.box_loss_beta, reduction="none").sum(-1)
+            object_idxs = matched_idxs.gather(1, idxs)[..., None].expand(-1, -1, 4)
+            target = boxes.encode(targets.boxes.gather(1, object_idxs), anchors[idxs])
+            box_loss = F.smooth_l1_loss(delta, target, beta=self.settings.box_loss_beta, reduction="none").sum(-1)
         else:
             box_loss = delta.sum(-1) * 0
-        # `where`, not a product: what is not chosen may be infinite (padding boxes have no size).
+        # `where`, not a product: entries that are not sampled may be infinite (padding boxes have no size).
         return {
-            "rpn_objectness": torch.where(chosen, objectness_loss, 0).sum() / normaliser,
+            "rpn_objectness": torch.where(sampled_mask, objectness_loss, 0).sum() / normaliser,
             "rpn_box": torch.where(positive, box_loss, 0).sum() / normaliser,
         }
 
@@ -152,55 +155,62 @@ class RPN(nn.Module):
     def propose(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, to_train: bool
     ) -> Proposals:
-        """Top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels; `to_train`: as many of them as
-        a second stage is trained on."""
+        """Propose boxes: top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels.
+
+        Args:
+            objectness, deltas, anchors: as `forward` returns them.
+            to_train: propose as many as a second stage is trained on, else as many as it is tested on.
+        """
         s, mode = self.settings, 0 if to_train else 1
         pre = (s.pre_nms_topk_single if len(anchors) == 1 else s.pre_nms_topk)[mode]
         topk = s.post_nms_topk[mode]
-        count = topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(anchors)  # a GPU would wait to be told what is left
+        # On a GPU all boxes at once: a second try would have to wait until the host knows how many the first one kept.
+        count = topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(anchors)
         kept = self._best(list(zip(objectness, deltas, anchors, strict=True)), sizes, pre, topk, count)
-        most = max(len(score) for _, score in kept)
-        box = torch.stack([F.pad(b, (0, 0, 0, most - len(b))) for b, _ in kept])
-        score = torch.stack([F.pad(t, (0, most - len(t)), value=-torch.inf) for _, t in kept])
+        longest = max(len(score) for _, score in kept)
+        box = torch.stack([F.pad(b, (0, 0, 0, longest - len(b))) for b, _ in kept])
+        score = torch.stack([F.pad(t, (0, longest - len(t)), value=-torch.inf) for _, t in kept])
         return Proposals(box, score.sigmoid(), torch.isfinite(score))
 
     def _best(
         self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int, count: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each image the best `topk` boxes (K, 4) and logits (K,) that NMS leaves of the best `pre` of each level: of its
-        objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4).
+        """Return each image's best `topk` boxes (K, 4) and logits (K,) after NMS of the best `pre` of each level.
 
         NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
-        `count` of all levels together are tried first, and more for the images where too few are left.
+        `count` of all levels together are tried first, then more for the images where NMS keeps too few.
+
+        Args:
+            levels: objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4) of each level.
         """
         best = []
         for score, delta, anchor in levels:
             top, idxs = score.float().topk(min(pre, count, score.shape[1]), dim=1)
             box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
             best.append((boxes.clip(box, sizes), top))
-        every, lengths = sum(min(pre, len(anchor)) for *_, anchor in levels), [[len(top[0]) for _, top in best]] * len(sizes)
-        if count < every:
-            least = torch.cat([top for _, top in best], 1).topk(count).values[:, -1:]
-            lengths = torch.stack([(top >= least).sum(1) for _, top in best], 1).tolist()
+        total, lengths = sum(min(pre, len(anchor)) for *_, anchor in levels), [[len(top[0]) for _, top in best]] * len(sizes)
+        if count < total:
+            lowest = torch.cat([top for _, top in best], 1).topk(count).values[:, -1:]
+            lengths = torch.stack([(top >= lowest).sum(1) for _, top in best], 1).tolist()
         kept = [
             self._suppress([(b[i, :k], t[i, :k]) for (b, t), k in zip(best, lengths[i], strict=True)], topk)
             for i in range(len(sizes))
         ]
-        short = [i for i, (_, score) in enumerate(kept) if len(score) < topk]
-        if short and count < every:
-            fewest = max(min(len(kept[i][1]) for i in short), 1)
+        incomplete = [i for i, (_, score) in enumerate(kept) if len(score) < topk]
+        if incomplete and count < total:
+            fewest = max(min(len(kept[i][1]) for i in incomplete), 1)
             more = count * topk // fewest + topk // 8 + 1
-            few = [(score[short], delta[short], anchor) for score, delta, anchor in levels]
-            for i, found in zip(short, self._best(few, sizes[short], pre, topk, more), strict=True):
-                kept[i] = found
+            their_levels = [(score[incomplete], delta[incomplete], anchor) for score, delta, anchor in levels]
+            for i, best_of_more in zip(incomplete, self._best(their_levels, sizes[incomplete], pre, topk, more), strict=True):
+                kept[i] = best_of_more
         return kept
 
     def _suppress(self, levels: list[tuple[Tensor, Tensor]], topk: int) -> tuple[Tensor, Tensor]:
-        """One image's levels [(boxes (K, 4), logits (K,))] -> what NMS leaves of each, together, best first, at most `topk`."""
+        """Apply NMS to each level [(boxes (K, 4), logits (K,))] of one image; return the best `topk` of all levels together."""
         keeps = [nms(box, score, self.settings.nms_thresh) for box, score in levels]
         pairs = list(zip(levels, keeps, strict=True))
         box, score = torch.cat([b[keep] for (b, _), keep in pairs]), torch.cat([t[keep] for (_, t), keep in pairs])
-        solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping can empty a box
-        box, score = box[solid], score[solid]
+        nonempty = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping can empty a box
+        box, score = box[nonempty], score[nonempty]
         score, order = score.topk(min(topk, len(score)))
         return box[order], score

@@ -1,7 +1,8 @@
-"""Necks: from C2..C5 to the levels that the heads read (Sec. 3, Fig. 3), with a switch for every part.
+"""Feature pyramid network: from C2..C5 to P2..P6, which the heads read (Sec. 3, Fig. 3), with a switch for every part.
 
-A switch that is off builds nothing. A neck of your own is a module with `levels` (what it puts out, finest first), `deepest`
-(the last backbone map that it reads: later stages are not built) and `forward(features) -> features`.
+A switch that is off builds nothing.
+
+Shape letters: N images of H x W pixels, d channels, Hi x Wi = ceil(H / 2^i) x ceil(W / 2^i) cells of C_i and P_i.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from fpn_ablate.model.necks.upsample import Deconvolution, bilinear
 from fpn_ablate.model.ops.sparse_conv import LazyConv
 from fpn_ablate.structures.levels import Features, Level
 
-# Of a map with so many cells for each that is read at most, those alone are convolved over. Where most are read, gathering them
-# costs more than convolving over all; and at most is twice as much as is read, since the cells around the anchors overlap.
-SPARSE = 1.25
+# A map is returned as a lazy convolution if it has at least so many cells for each of `max_cells`. Where most cells are read,
+# gathering them costs more than convolving the whole map. `max_cells` is about twice what is read: neighbourhoods overlap.
+LAZY_RATIO = 1.25
 
 
 class FPN(nn.Module):
@@ -26,7 +27,7 @@ class FPN(nn.Module):
         channels: d, the width of every extra layer (Sec. 3: 256). No non-linearities in the extra layers.
         top_down: add the upsampled coarser map. Off: Table 1 (d).
         lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
-        output: "pyramid", or the one level to put out, e.g. "p2": Table 1 (f).
+        output: "pyramid", or the only level to return, e.g. "p2": Table 1 (f).
         upsample: "nearest" (the paper's), "bilinear" or "deconv".
         smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
             of "each merged map"), or "none".
@@ -51,7 +52,7 @@ class FPN(nn.Module):
         self.outputs = names if output == "pyramid" else [output]
         coarsest, finest = names[-1], self.outputs[0]
         self.deepest = (coarsest if top_down else self.outputs[-1]).replace("p", "c")
-        # What the outputs depend on: without the top-down path only their own maps, else everything coarser as well.
+        # Maps that the outputs depend on: their own, and with the top-down path all coarser ones.
         self.computed = [n for n in names if n >= finest] if top_down else list(self.outputs)
         self.lateral = nn.ModuleDict(
             {
@@ -69,29 +70,34 @@ class FPN(nn.Module):
         published = self.outputs + (["p6"] if self.p6 != "none" else [])
         self.levels = tuple(Level(n, channels) for n in published)
 
-    def forward(self, features: Features, read: int | None = None) -> Features:
-        """`read`: that many cells of a map at most are looked at; larger maps may be put out as `Deferred`."""
+    def forward(self, features: Features, max_cells: int | None = None) -> Features:
+        """Return the levels (N, d, Hi, Wi), finest first.
+
+        Args:
+            max_cells: of each map the caller reads at most so many cells of the batch. Larger maps are returned as lazy
+                convolutions.
+        """
         # Step 1, laterals: bring the maps to one width. Without laterals only C5 has one.
         maps = {n: self.lateral[n](features[n.replace("p", "c")]) for n in self.lateral}
         # Step 2, top-down: coarse to fine, upsample to the size of the finer map and add.
         if self.top_down:
             for fine, coarse in list(zip(self.computed, self.computed[1:], strict=False))[::-1]:
-                above = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
-                maps[fine] = maps[fine] + above if fine in maps else above
+                upsampled = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
+                maps[fine] = maps[fine] + upsampled if fine in maps else upsampled
         # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
-        out = {n: self._smoothed(n, maps[n], read) for n in self.outputs}
+        out = {n: self._smoothed(n, maps[n], max_cells) for n in self.outputs}
         if self.p6 == "subsample":
             out["p6"] = out["p5"][..., ::2, ::2]
         elif self.p6 == "conv":
             out["p6"] = self.p6_conv["p6"](out["p5"])
         return out
 
-    def _smoothed(self, name: str, x: Tensor, read: int | None) -> Tensor | LazyConv:
+    def _smoothed(self, name: str, x: Tensor, max_cells: int | None) -> Tensor | LazyConv:
         if name not in self.smooth:
             return x
-        below = self.p6 != "none" and name == self.outputs[-1]  # P6 is made of the whole of it
-        few = read is not None and not below and x.shape[0] * x.shape[2] * x.shape[3] >= SPARSE * read
-        return LazyConv(x, self.smooth[name]) if few else self.smooth[name](x)
+        feeds_p6 = self.p6 != "none" and name == self.outputs[-1]  # P6 reads the whole map
+        lazy = max_cells is not None and not feeds_p6 and x.shape[0] * x.shape[2] * x.shape[3] >= LAZY_RATIO * max_cells
+        return LazyConv(x, self.smooth[name]) if lazy else self.smooth[name](x)
 
     def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:
         if self.upsample == "deconv":

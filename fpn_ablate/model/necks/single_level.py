@@ -1,4 +1,4 @@
-"""A neck that passes on one backbone map: the baselines of Table 1, (a) C4 and (b) C5."""
+"""Neck that passes on one backbone map as it is: the baselines of Table 1, rows (a) C4 and (b) C5."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from fpn_ablate.structures.levels import Features, Level
 
 
 class SingleLevel(nn.Module):
-    """One backbone map as it is: the baselines of Table 1, rows (a) C4 and (b) C5."""
+    """Return the backbone map `level`, "c2" to "c5", and read none deeper."""
 
     def __init__(self, in_levels: Sequence[Level], level: str) -> None:
         super().__init__()
         self.levels = tuple(spec for spec in in_levels if spec.name == level)
-        self.deepest = level  # the last backbone map that is read
+        self.deepest = level
 
     def forward(self, features: Features) -> Features:
         return {spec.name: features[spec.name] for spec in self.levels}

@@ -1,4 +1,7 @@
-"""Upsampling of the top-down path: bilinear and learned."""
+"""Upsample maps of the top-down path: bilinear and learned. Nearest, the paper's, is torch's own.
+
+Shape letters: N images, C channels, H x W cells before, H' x W' cells after.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """Learned 2x upsampling, cut to the size asked for (odd sizes: ceil(H / 2) * 2 >= H)."""
+    """Learned 2x upsampling, cut to the requested size (odd sizes: ceil(H / 2) * 2 >= H)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
@@ -18,11 +21,11 @@ class Deconvolution(nn.ConvTranspose2d):
 
 
 def bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolation of (N, C, H, W) to `size`, half-pixel centres: the values of F.interpolate with align_corners=False.
+    """Interpolate (N, C, H, W) to `size` (H', W') with half-pixel centres: F.interpolate's values with align_corners=False.
 
-    Not F.interpolate itself: on a GPU its backward adds in no fixed order, and deterministic mode puts other, slower code in
-    its place, so a comparison of ways to upsample would also be one of repeatable and unrepeatable runs. Two products with
-    matrices are repeatable in either mode, and faster than gathers (channels_last on a CPU).
+    F.interpolate itself is not repeatable on a GPU: its backward adds in no fixed order, and deterministic mode replaces it by
+    other, slower code. A comparison of ways to upsample would also be one of repeatable and unrepeatable runs. Two products
+    with matrices are repeatable in either mode, and faster than gathers (channels_last on a CPU).
     """
     n, c, h, w = x.shape
     rows, columns = (_hat(a, b, x.device, x.dtype) for a, b in zip((h, w), size, strict=True))
@@ -32,8 +35,8 @@ def bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _hat(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(after, before): what each pixel of `before` gives to each of `after`."""
-    # Kept: an inference tensor could not be used in training later.
+    """Return the weights (after, before) of each pixel of `before` in each of `after`."""
+    # Cached, and an inference tensor could not be used in training later.
     with torch.inference_mode(False):
         pixels = torch.arange(before, dtype=torch.float64, device="cpu")
         centres = (torch.arange(after, dtype=torch.float64, device="cpu") + 0.5) * (before / after) - 0.5

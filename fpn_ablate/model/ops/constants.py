@@ -1,4 +1,4 @@
-"""Small tensors that are the same in every step."""
+"""Cache small tensors that are the same in every step."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,6 +9,6 @@ from torch import Tensor
 
 @lru_cache(maxsize=256)
 def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`torch.tensor(values)` on a device, made once: each copy of numbers to a GPU waits for it."""
+    """Return `torch.tensor(values)` on a device, copied there once: each copy of numbers to a GPU waits for it."""
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
         return torch.tensor(values, device=device, dtype=dtype)

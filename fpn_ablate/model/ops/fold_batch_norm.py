@@ -1,4 +1,4 @@
-"""Fold frozen batch norms into the convolutions in front of them."""
+"""Fold frozen batch norms into the convolutions in front of them: one pass over each map less."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from fpn_ablate.model.ops.onednn import Conv2d
 
 
 class FoldedConv2d(Conv2d):
-    """A convolution that works out the frozen batch norm behind it as well, in its weights."""
+    """A convolution that applies the frozen batch norm behind it in its own weights and bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         (norm,) = self._norm
@@ -21,29 +21,29 @@ class FoldedConv2d(Conv2d):
 
 
 class FoldedBatchNorm2d(FrozenBatchNorm2d):
-    """What is left of a frozen batch norm in front of which a `FoldedConv2d` stands: its numbers."""
+    """Identity; its statistics are applied by the preceding `FoldedConv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Let each convolution work out the frozen batch norm that comes right behind it, for as many passes over its output less.
+    """Make each convolution apply the frozen batch norm right behind it.
 
-    For networks whose blocks name their layers in the order in which they run, which torchvision's and ours do. Names, weights
-    and gradients stay.
+    Works where blocks list their layers in the order in which they run, as torchvision's and ours do. Names, weights and
+    gradients stay.
     """
     for parent in module.modules():
         children = list(parent.children())
         for conv, norm in pairwise(children):
             if type(conv) in (nn.Conv2d, Conv2d) and type(norm) is FrozenBatchNorm2d:
                 conv.__class__, norm.__class__ = FoldedConv2d, FoldedBatchNorm2d
-                conv._norm = (norm,)  # in a tuple, so that it is no module of the convolution's as well
+                conv._norm = (norm,)  # in a tuple, so that it is not registered as a module of the convolution
     return module
 
 
 def unfold_batch_norm(module: nn.Module) -> nn.Module:
-    """The inverse of `fold_batch_norm`."""
+    """Undo `fold_batch_norm`."""
     for m in module.modules():
         if isinstance(m, FoldedConv2d):
             m.__class__ = nn.Conv2d

@@ -1,7 +1,9 @@
-"""torch's layers, their products by the faster library.
+"""Linear and Conv2d that run fp32 CPU matmuls in oneDNN instead of MKL.
 
-PyTorch gives a CPU's fp32 products to MKL, which on processors that are not Intel's runs at half the speed of oneDNN, whose
-convolutions stand beside them in the same network (95 against 220 GFLOP/s on one core of an EPYC with AVX-512).
+PyTorch runs a CPU's fp32 matmuls in MKL. On processors other than Intel's MKL has half the speed of oneDNN, which runs the
+convolutions of the same network (95 against 220 GFLOP/s on one core of an EPYC with AVX-512).
+
+Shape letters: products are x (M, K) times weight (N, K) transposed; maps are (N, C, H, W) with O output channels.
 """
 
 import torch
@@ -13,27 +15,27 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear for x (M, in), weight (out, in) and bias (out,): (M, out), equal but for rounding."""
-    return _Product.apply(x, weight, bias) if _fits(x, weight) and len(x) else F.linear(x, weight, bias)
+    """Compute F.linear of x (M, in), weight (out, in) and bias (out,): (M, out), equal but for rounding."""
+    return _Product.apply(x, weight, bias) if _supported(x, weight) and len(x) else F.linear(x, weight, bias)
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _supported(x: Tensor, weight: Tensor) -> bool:
     return _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on (M, in), by `linear`."""
+    """`nn.Linear` on (M, in) that calls `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`. A 1x1 convolution of a few images on one thread, which torch gives to MKL, is a product here."""
+    """`nn.Conv2d`, whose 1x1 convolutions of a few images on one thread, which torch runs in MKL, are products in oneDNN."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        if last and self._is_product() and _fits(x, weight) and len(x) < 16 and torch.get_num_threads() == 1:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and self._is_product() and _supported(x, weight) and len(x) < 16 and torch.get_num_threads() == 1:
             return _Pointwise.apply(x, weight, bias)
         return super()._conv_forward(x, weight, bias)
 
@@ -42,12 +44,12 @@ class Conv2d(nn.Conv2d):
 
 
 class _Product(torch.autograd.Function):
-    """x (M, K), weight (N, K), bias (N,) -> (M, N)."""
+    """Product of x (M, K), weight (N, K) and bias (N,): (M, N)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _times(x, weight, bias)
+        return _multiply(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # else a second derivative would be 0, with a warning
@@ -56,12 +58,12 @@ class _Product(torch.autograd.Function):
 
 
 class _Pointwise(torch.autograd.Function):
-    """x (N, C, H, W) in channels_last, weight (O, C, 1, 1), bias (O,) -> (N, O, H, W), likewise."""
+    """1x1 convolution of x (N, C, H, W), weight (O, C, 1, 1) and bias (O,): (N, O, H, W); both maps in channels_last."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _map(_times(_cells(x), weight.flatten(1), bias), x)
+        return _map(_multiply(_cells(x), weight.flatten(1), bias), x)
 
     @staticmethod
     @once_differentiable  # else a second derivative would be 0, with a warning
@@ -72,14 +74,14 @@ class _Pointwise(torch.autograd.Function):
 
 
 def _cells(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N * H * W, C)."""
+    """Reshape a map (N, C, H, W) to its cells (N * H * W, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _map(cells: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_cells`, for as many images and of the size of `like`.
+    """Undo `_cells`: reshape cells to a map of the number of images and the size of `like`.
 
-    A tensor of its own in the same memory: an activation in place would copy the whole of a view.
+    The result is a new tensor in the same memory, not a view: an in-place activation would copy the base of a view.
     """
     n, _, h, w = like.shape
     view = cells.view(n, h, w, -1).permute(0, 3, 1, 2)
@@ -87,15 +89,15 @@ def _map(cells: Tensor, like: Tensor) -> Tensor:
 
 
 def _gradients(ctx, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of x (M, K), weight (N, K) and bias (N,), where they are wanted, from that of their product (M, N)."""
-    wanted = ctx.needs_input_grad
+    """Return the gradients of x (M, K), weight (N, K) and bias (N,), where needed, from that of their product (M, N)."""
+    needs_grad = ctx.needs_input_grad
     return (
-        _times(grad, weight.t()) if wanted[0] else None,
-        _times(grad.t(), x.t()) if wanted[1] else None,
-        grad.sum(0) if wanted[2] else None,
+        _multiply(grad, weight.t()) if needs_grad[0] else None,
+        _multiply(grad.t(), x.t()) if needs_grad[1] else None,
+        grad.sum(0) if needs_grad[2] else None,
     )
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (M, K) times weight (N, K) turned: (M, N)."""
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply x (M, K) by weight (N, K) transposed: (M, N)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -1,10 +1,10 @@
 """RoIAlign for CPUs, as one product with a sparse matrix over all levels at once.
 
-torchvision's kernel scatters gradients value by value and channel by channel, which is half of a training step on a CPU. Here
-each bin is a row of 4 r^2 entries (r points a direction, 4 cells around each) over the cells of all maps; the forward pass
-gathers rows of channels, and so does the backward pass, by the transposed matrix. Equal to torchvision's but for rounding.
+torchvision's kernel scatters gradients value by value and channel by channel, which takes half of a training step on a CPU.
+Here each bin is a row of 4 r^2 entries (r points a direction, 4 cells around each) over the cells of all maps. The forward
+pass gathers rows of channels; so does the backward pass, with the transposed matrix. Equal to torchvision's but for rounding.
 
-N images, L levels, M RoIs, C channels, S x S bins.
+Shape letters: N images, L levels, Hl x Wl cells of level l, M RoIs, C channels, S x S bins, r points a bin and direction.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """(M, C, S, S) from maps (N, C, Hl, Wl) of `strides`, for boxes (M, 4) in `image` (M,) at `level` (M,).
+    """Pool boxes (M, 4) to (M, C, S, S) from maps (N, C, Hl, Wl) of `strides`: each from its `image` (M,) and `level` (M,).
 
     Args:
         resolution: S.
         sampling_ratio: r, at least 1.
-        aligned: less half a cell (detectron2's).
+        aligned: shift by half a cell (detectron2's).
     """
     n, c = features[0].shape[:2]
     with torch.no_grad():
         sizes = torch.tensor([x.shape[-2:] for x in features])
-        first = n * (sizes.prod(1).cumsum(0) - sizes.prod(1))  # each map's, in the table of all cells
+        first = n * (sizes.prod(1).cumsum(0) - sizes.prod(1))  # row of each map's first cell in the table of all cells
         height, width = sizes[level].unbind(1)
         scaled = boxes / torch.tensor(strides, dtype=boxes.dtype)[level][:, None] - 0.5 * aligned
         start, extent = scaled[:, :2], scaled[:, 2:] - scaled[:, :2]
@@ -46,37 +46,37 @@ def roi_align(
         x, wx = _along(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
         y, wy = _along(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
         row = (first[level] + image * height * width)[:, None, None] + y * width[:, None, None]
-        # All pairs of a row and a column of each bin; side by side before they meet, for long inner loops.
+        # All pairs of a row and a column of each bin, repeated to equal length before they are added: long inner loops.
         entries = 2 * sampling_ratio
         rows, columns = row.int().repeat_interleave(entries, 2), x.int().repeat(1, 1, entries)
         cells = rows[:, :, None] + columns[:, None]
         wy, wx = (wy / sampling_ratio**2).repeat_interleave(entries, 2), wx.repeat(1, 1, entries)
         weights = wy[:, :, None] * wx[:, None]
     shape = len(boxes) * resolution**2, 4 * sampling_ratio**2
-    # A map in channels_last is a table of cells as it is.
+    # A map in channels_last is already a table of cells.
     table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c) for x in features])
     pooled = _Gather.apply(table, cells.view(shape), weights.view(shape))
     return pooled.view(len(boxes), resolution, resolution, c).permute(0, 3, 1, 2)
 
 
 def _along(start: Tensor, extent: Tensor, count: Tensor, resolution: int, ratio: int) -> tuple[Tensor, Tensor]:
-    """Along one axis of `count` cells: indices and weights (M, S, 2 r) of the two cells around each point."""
-    # In the kernel's order of operations, so that points are rounded alike.
+    """Return the indices and weights (M, S, 2 r) of the two cells around each point, along one axis of `count` cells."""
+    # In the order of operations of torchvision's kernel, so that points are rounded alike.
     size, last = (extent / resolution)[:, None, None], (count - 1)[:, None]
     point = start[:, None, None] + torch.arange(resolution)[:, None] * size + (torch.arange(ratio) + 0.5) * size / ratio
     point = point.flatten(1)
     inside = (point >= -1) & (point <= count[:, None])  # a point further out counts as 0
     point = point.clamp(min=0)
-    low = torch.minimum(point.long(), last)
-    share = torch.where(low < last, point - low, 0)
-    cells = torch.stack([low, torch.minimum(low + 1, last)], -1)
-    weights = torch.stack([1 - share, share], -1) * inside[..., None]
+    lower = torch.minimum(point.long(), last)
+    fraction = torch.where(lower < last, point - lower, 0)
+    cells = torch.stack([lower, torch.minimum(lower + 1, last)], -1)
+    weights = torch.stack([1 - fraction, fraction], -1) * inside[..., None]
     shape = len(start), resolution, 2 * ratio
     return cells.view(shape), weights.view(shape)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of a table (cells, C), weighed and summed: (bins, C)."""
+    """Weighted sums (bins, C) of rows of a table (cells, C)."""
 
     @staticmethod
     def forward(ctx, table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
@@ -91,6 +91,6 @@ class _Gather(torch.autograd.Function):
         bins, entries = cells.shape
         ends = np.arange(0, bins * entries + 1, entries, dtype=np.int32)
         matrix = scipy.sparse.csr_array((weights.numpy().ravel(), cells.numpy().ravel(), ends), shape=(bins, ctx.count))
-        turned = matrix.tocsc()
-        places, begins, shares = (torch.from_numpy(a) for a in (turned.indices, turned.indptr[:-1], turned.data))
-        return F.embedding_bag(places, grad.contiguous(), begins, per_sample_weights=shares, mode="sum"), None, None
+        transposed = matrix.tocsc()
+        rows, begins, values = (torch.from_numpy(a) for a in (transposed.indices, transposed.indptr[:-1], transposed.data))
+        return F.embedding_bag(rows, grad.contiguous(), begins, per_sample_weights=values, mode="sum"), None, None

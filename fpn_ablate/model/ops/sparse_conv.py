@@ -1,7 +1,7 @@
-"""3x3 convolutions at some cells alone, exact and with their gradients.
+"""3x3 convolutions at sampled cells only, exact and with their gradients.
 
-N images, L levels, C channels, S sampled cells an image. A cell is counted row by row over its map, and over the levels where
-there are several.
+Shape letters: N images, C channels, H x W cells, S sampled cells an image, K cells of all images. Cells are numbered row by row
+over a map, and on over the levels where there are several.
 """
 
 from collections.abc import Sequence
@@ -15,54 +15,57 @@ from fpn_ablate.model.ops.onednn import linear
 
 
 class LazyConv:
-    """A map (N, C, H, W) and the 3x3 convolution over it, which is worked out where it is asked for."""
+    """A map (N, C, H, W) and a 3x3 convolution over it that is computed only at the cells that are read."""
 
     def __init__(self, x: Tensor, conv: nn.Conv2d) -> None:
         self.x, self.conv = x, conv
         self.shape, self.device = x.shape, x.device
 
     def at(self, cell: Tensor) -> Tensor:
-        """(K, C) of cells (K,), counted over the images as well."""
+        """Return the convolution (K, C) at cells (K,), which are numbered on over the images."""
         height, width = self.shape[-2:]
-        image, inside = cell // (height * width), cell % (height * width)
-        y, x, within = _neighbours(inside // width, inside % width, height, width)
+        image, in_map = cell // (height * width), cell % (height * width)
+        y, x, inside = _neighbours(in_map // width, in_map % width, height, width)
         rows = (image[:, None, None] * height + y) * width + x
-        return conv3x3_at(_gather([_cells(self.x)], rows, within), self.conv)
+        return conv3x3_at(_gather([_cells(self.x)], rows, inside), self.conv)
 
 
-def conv3x3_at(around: Tensor, conv: nn.Conv2d) -> Tensor:
-    """(K, 9 C), what `around` gives -> (K, out) of a 3x3 convolution with stride 1."""
-    return linear(around, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Apply a 3x3 convolution of stride 1 to the patches (K, 9 C) of `gather_3x3`: (K, out)."""
+    return linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
-    """(N * S, 9 C): the 3x3 cells around each of `cell` (N, S), counted over the levels; 0 outside a map."""
+    """Return the 3x3 cells around each of `cell` (N, S), which are numbered on over the levels: (N * S, 9 C), 0 outside a map.
+
+    Lazy maps are convolved here, each cell that several patches share only once.
+    """
     sizes = constant(tuple(tuple(x.shape[-2:]) for x in maps), cell.device, torch.int64)
     ends = sizes.prod(1).cumsum(0)
     level = torch.searchsorted(ends, cell, right=True)
     height, width = sizes[level].unbind(-1)
-    first = (ends - sizes.prod(1))[level]  # cell of its level
-    y, x, within = _neighbours((cell - first) // width, (cell - first) % width, height, width)
+    first = (ends - sizes.prod(1))[level]  # number of the level's first cell
+    y, x, inside = _neighbours((cell - first) // width, (cell - first) % width, height, width)
     images = torch.arange(len(cell), device=cell.device)[:, None, None, None]
     height, width = height[..., None, None], width[..., None, None]
-    rows = len(cell) * first[..., None, None] + (images * height + y) * width + x  # in a table of all cells, map by map
+    rows = len(cell) * first[..., None, None] + (images * height + y) * width + x  # in the table of all cells, map by map
     tables, begin = [], 0
     for m in maps:
         if isinstance(m, LazyConv):
             end = begin + len(cell) * m.shape[-2] * m.shape[-1]
-            here = within & (rows >= begin) & (rows < end)
-            asked, place = rows[here].unique(return_inverse=True)
-            tables.append(m.at(asked - begin))
-            rows = torch.where(rows >= end, rows - end + begin + len(asked), rows)
-            rows[here] = begin + place
+            in_map = inside & (rows >= begin) & (rows < end)
+            unique_rows, position = rows[in_map].unique(return_inverse=True)
+            tables.append(m.at(unique_rows - begin))
+            rows = torch.where(rows >= end, rows - end + begin + len(unique_rows), rows)
+            rows[in_map] = begin + position
         else:
             tables.append(_cells(m))
         begin += len(tables[-1])
-    return _gather(tables, rows, within)
+    return _gather(tables, rows, inside)
 
 
 def _neighbours(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of cells (...): rows, columns and whether they lie within the map, all (..., 3, 3) or such as broadcast to it."""
+    """Return rows and columns of the 3x3 around cells (...), and which lie inside the map; all broadcast to (..., 3, 3)."""
     step = torch.arange(-1, 2, device=y.device)
     y, x = y[..., None, None] + step[:, None], x[..., None, None] + step
     height, width = (v[..., None, None] if isinstance(v, Tensor) else v for v in (height, width))
@@ -70,14 +73,14 @@ def _neighbours(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | int)
 
 
 def _cells(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N * H * W, C)."""
+    """Reshape a map (N, C, H, W) to its cells (N * H * W, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def _gather(tables: Sequence[Tensor], rows: Tensor, within: Tensor) -> Tensor:
-    """Rows (..., 3, 3) of tables (cells, C) one below the other -> (K, 9 C); zeros where not `within`."""
+def _gather(tables: Sequence[Tensor], rows: Tensor, inside: Tensor) -> Tensor:
+    """Gather rows (..., 3, 3) of concatenated tables (cells, C): (K, 9 C), 0 where not `inside`."""
     table = torch.cat([*tables, tables[0].new_zeros(1, tables[0].shape[1])])
-    rows = torch.where(within, rows, len(table) - 1).view(-1, 9)
-    if table.is_cuda:  # where the gradient of an embedding counts its rows, and waits for the answer
+    rows = torch.where(inside, rows, len(table) - 1).view(-1, 9)
+    if table.is_cuda:  # the gradient of an embedding would count its rows there and wait for the result
         return table.index_select(0, rows.flatten()).view(len(rows), -1)
     return F.embedding(rows, table).flatten(1)
