@@ -1,4 +1,4 @@
-"""Batches in an order that is a pure function of (seed, step): the same for every row, every resume, any number of workers."""
+"""Load batches in an order that depends on (seed, step) alone: equal for all rows, after a resume, with any workers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.data.transforms import Resize, collate, prepare
+from fpn_ablate.data.transforms import Item, Resize, collate, prepare
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import numpy_generator
 from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
 
-Draw = tuple[int, bool]  # (index of an image, flip it?)
-# Steps whose images are sorted by aspect ratio. At COCO's sizes, 800 px and 16 images a batch, padding adds 79 % without, 9 %
-# with 8, 6 % with 16 and 3 % with 64; but the longer the window, the less the images of a step are drawn at random.
+Index = tuple[int, bool]  # (position of an image in the set, flip it?)
+# Steps whose images are sorted by aspect ratio together. At COCO's sizes, 800 px and 16 images a batch, padding adds 79 %
+# without sorting, 9 % with a window of 8, 6 % with 16 and 3 % with 64; but the longer the window, the less random the images
+# of a step.
 WINDOW = 16
 
 
@@ -26,8 +27,8 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, "order", epoch).permutation(size)
 
 
-def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[Draw]:
-    """The images of training step `step` (from 0): one permutation of the set an epoch, a fair coin for each flip."""
+def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -> list[Index]:
+    """Return the images of training step `step` (from 0): one permutation of the set an epoch, a fair coin for each flip."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     coins = numpy_generator(seed, "flip", step).random(batch_size) < 0.5
     return [
@@ -37,14 +38,15 @@ def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -
 
 @dataclass(frozen=True)
 class StepSampler:
-    """The draws of `steps`, `parts` lists of equal length a step; each list is collated on its own.
+    """Yield the indices of each step in `steps` as `parts` lists of equal length; each list becomes one batch.
 
-    With `aspects` (N,), width / height of each image of the set, a step holds images of like shape, so that little of a batch
-    is padding: the draws of up to WINDOW steps, an epoch at most, are sorted by it, epoch by epoch, cut into steps, and these
-    shuffled. Each window holds the very draws, flips included, that it holds without, and a step is the same wherever `steps`
-    begins and however many parts it has.
+    With `aspects` (N,), the width / height of each image of the set, a step holds images of similar shape, so that a batch
+    needs little padding. The indices of WINDOW steps, or of one epoch if that is shorter, are sorted by aspect ratio, epoch by
+    epoch, and cut into steps, which are then shuffled. Sorting changes neither the indices of a window nor their flips. A step
+    is the same wherever `steps` begins and whatever the number of parts.
 
-    Raises ValueError where `parts` does not divide `batch_size`.
+    Raises:
+        ValueError: `parts` does not divide `batch_size`.
     """
 
     size: int
@@ -62,37 +64,38 @@ class StepSampler:
     def __len__(self) -> int:
         return len(self.steps) * self.parts
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Index]]:
         if self.aspects is None:
             for step in self.steps:
-                yield from self._cut(self._of(step))
+                yield from self._split(self._indices(step))
             return
         length = max(1, min(WINDOW, self.size // self.batch_size))
         for window, steps in groupby(self.steps, lambda step: step // length):
-            batches = self._sorted(window, length)
+            batches = self._sorted_batches(window, length)
             for step in steps:
-                yield from self._cut(batches[step % length])
+                yield from self._split(batches[step % length])
 
-    def _of(self, step: int) -> list[Draw]:
+    def _indices(self, step: int) -> list[Index]:
         return step_indices(self.size, self.batch_size, self.seed, self.flip, step)
 
-    def _cut(self, drawn: list[Draw]) -> list[list[Draw]]:
+    def _split(self, indices: list[Index]) -> list[list[Index]]:
         length = self.batch_size // self.parts
-        return [drawn[first : first + length] for first in range(0, len(drawn), length)]
+        return [indices[first : first + length] for first in range(0, len(indices), length)]
 
-    def _sorted(self, window: int, length: int) -> list[list[Draw]]:
-        drawn = []
+    def _sorted_batches(self, window: int, length: int) -> list[list[Index]]:
+        """Return the `length` steps of a window, each with images of similar shape."""
+        keyed = []  # (epoch, aspect ratio, index)
         for step in range(window * length, (window + 1) * length):
             first = step * self.batch_size
-            drawn += [((first + n) // self.size, self.aspects[draw[0]], draw) for n, draw in enumerate(self._of(step))]
-        # Not by shape alone: an image of two epochs would stand beside itself.
-        drawn = [draw for *_, draw in sorted(drawn, key=lambda one: one[:2])]
-        batches = [drawn[n : n + self.batch_size] for n in range(0, len(drawn), self.batch_size)]
+            keyed += [((first + n) // self.size, self.aspects[index[0]], index) for n, index in enumerate(self._indices(step))]
+        # By epoch first: otherwise an image of two epochs would come twice in a batch.
+        indices = [index for *_, index in sorted(keyed, key=lambda item: item[:2])]
+        batches = [indices[n : n + self.batch_size] for n in range(0, len(indices), self.batch_size)]
         return [batches[n] for n in numpy_generator(self.seed, "bucket", window).permutation(length)]
 
 
 class _CleanErrors:
-    """The batches of a loader, whose workers' own messages come without the traceback that torch puts before them."""
+    """Iterate over the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.batches = kill_slow_workers(iter(batches))
@@ -108,20 +111,20 @@ class _CleanErrors:
 
 
 class _Prepared(Dataset):
-    """Draws -> resized, flipped items. Lives in the worker processes."""
+    """Resize and flip the samples of a set, by their indices. Used in the worker processes."""
 
     def __init__(self, dataset: DetectionDataset, resize: Resize) -> None:
         self.dataset, self.resize = dataset, resize
 
-    def __getitem__(self, draw: Draw):
-        index, flip = draw
-        return prepare(self.dataset[index], self.resize, flip)
+    def __getitem__(self, index: Index) -> Item:
+        position, flip = index
+        return prepare(self.dataset[position], self.resize, flip)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
-def _loader(dataset: DetectionDataset, batches: Iterable[list[Draw]], resize: Resize, workers: int) -> Iterator[Batch]:
+def _loader(dataset: DetectionDataset, batches: Iterable[list[Index]], resize: Resize, workers: int) -> Iterator[Batch]:
     return _CleanErrors(
         DataLoader(
             _Prepared(dataset, resize),
@@ -129,7 +132,7 @@ def _loader(dataset: DetectionDataset, batches: Iterable[list[Draw]], resize: Re
             num_workers=workers,
             collate_fn=partial(collate, divisor=32),
             pin_memory=torch.cuda.is_available(),
-            # The loader seeds its workers from the global generator unless it is given one of its own.
+            # Without a generator of its own, the loader would seed its workers from the global one.
             generator=torch.Generator().manual_seed(0),
             worker_init_fn=ignore_signals,
         )
@@ -148,9 +151,9 @@ def training_batches(
     group_by_aspect: bool = False,
     parts: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of `steps`, `parts` of `batch_size / parts` images for each; a resumed run asks for the steps that are left.
+    """Load the batches of `steps`, for each of them `parts` batches of `batch_size / parts` images.
 
-    group_by_aspect: images of like shape come together, see `Draws`.
+    A resumed run asks for the remaining steps. `group_by_aspect` puts images of similar shape into a step; see `StepSampler`.
     """
     aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
     batches = StepSampler(len(dataset), batch_size, steps, seed, flip, parts, aspects)
@@ -165,7 +168,7 @@ def evaluation_batches(
     workers: int = 0,
     count: int | None,
 ) -> Iterator[Batch]:
-    """Every image once, in order; only the first `count` if that is given."""
-    draw = [(i, False) for i in range(len(dataset) if count is None else min(count, len(dataset)))]
-    batches = [draw[i : i + batch_size] for i in range(0, len(draw), batch_size)]
+    """Load the first `count` images (None: all) once, in order."""
+    indices = [(i, False) for i in range(len(dataset) if count is None else min(count, len(dataset)))]
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     return _loader(dataset, batches, resize, workers)

@@ -1,4 +1,4 @@
-"""From samples to a batch: resize, flip, pad. Pure functions; chance is decided by the caller and passed in.
+"""Turn samples into a batch: resize, flip, pad. All functions are pure; the caller decides what is flipped.
 
 N images, G objects, P proposals. Boxes are XYXY in pixels of the image they come with; images are (3, H, W).
 """
@@ -20,7 +20,7 @@ from fpn_ablate.structures.batch import Batch, Sample
 
 @dataclass(frozen=True)
 class Item:
-    """One image ready to be put into a batch."""
+    """One image, ready for a batch."""
 
     image: Tensor  # (3, H, W) uint8, or float32 in 0..255 where it was resized without antialiasing
     boxes: Tensor  # (G, 4) float32
@@ -32,12 +32,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Resize:
-    """Scale the short side to `short_side`, or the long side to `max_side` where it would exceed it (pixels).
+    """Scale images so that the short side becomes `short_side` pixels, or less where the long side would exceed `max_side`.
 
     The paper scales the short side to 800 (Sec. 5); a limit of 1333 on the long side is its authors' later default.
 
-    Without `antialias` the image is what torchvision's detectors make of it (GeneralizedRCNNTransform): sides cut down to whole
-    pixels, plain bilinear interpolation, and float32, since theirs is never rounded to whole values.
+    With antialias=False it resizes as torchvision's detectors do (GeneralizedRCNNTransform): sides are rounded down to whole
+    pixels, interpolation is plain bilinear, and the result is float32, since torchvision does not round its values.
     """
 
     short_side: int
@@ -46,19 +46,19 @@ class Resize:
 
     @staticmethod
     def of(recipe: Recipe) -> "Resize":
-        """Return a recipe's."""
+        """Return the resize that a recipe configures."""
         return Resize(recipe.short_side, recipe.max_side, recipe.antialias)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the resized image."""
-        whole = round if self.antialias else math.floor
+        """Return (height, width) of the resized image."""
+        to_int = round if self.antialias else math.floor
         scale = min(self.short_side / min(height, width), self.max_side / max(height, width))
-        return max(1, whole(height * scale)), max(1, whole(width * scale))
+        return max(1, to_int(height * scale)), max(1, to_int(width * scale))
 
     def __call__(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize an image (3, H, W) uint8 and its boxes (..., 4); an image that has this size already is returned untouched.
+        """Resize an image (3, H, W) uint8 and its boxes (..., 4); an image that already has the size is returned as it is.
 
-        Boxes follow the pixels on each axis, since height and width are rounded apart; `to_native` is the inverse.
+        Height and width are rounded separately, so boxes are scaled separately on each axis. `to_native` is the inverse.
         """
         height, width = image.shape[-2:]
         size = self.size(height, width)
@@ -72,24 +72,25 @@ class Resize:
 
 
 def to_native(boxes: Tensor, size: Sequence[int], native_size: Sequence[int]) -> Tensor:
-    """Boxes (..., 4) of a resized image of `size` (height, width, no padding) in pixels of the native image."""
+    """Scale boxes (..., 4) from a resized image of `size` (height, width, no padding) to pixels of the native image."""
     return boxes * _ratio(native_size, size, boxes)
 
 
 def _ratio(size: Sequence[int], old: Sequence[int], like: Tensor) -> Tensor:
+    """Return the factors by which XYXY boxes grow from `old` to `size` (height, width), as a tensor (4,) like `like`."""
     y, x = float(size[0]) / float(old[0]), float(size[1]) / float(old[1])
     return like.new_tensor([x, y, x, y])
 
 
 def hflip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror left and right."""
+    """Mirror an image and its boxes left to right."""
     width = image.shape[-1]
     x1, y1, x2, y2 = boxes.unbind(-1)
     return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
 def prepare(sample: Sample, resize: Resize, flip: bool) -> Item:
-    """A sample resized and, where `flip` says so, mirrored. Proposals go the way of the ground-truth boxes, in one tensor."""
+    """Resize a sample and, with `flip`, mirror it. Its proposals are transformed together with its ground-truth boxes."""
     image = torch.from_numpy(sample.image).permute(2, 0, 1)
     boxes, objects = torch.from_numpy(sample.boxes), len(sample.boxes)
     if sample.proposals is not None:
@@ -103,18 +104,20 @@ def prepare(sample: Sample, resize: Resize, flip: bool) -> Item:
 
 
 def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
-    """Pad images with 0 at the right and the bottom to a common multiple of `divisor`, objects to the largest G and
-    proposals to the largest P (which may be 0). Either all items have proposals or none has.
+    """Stack items as a batch, padded to common shapes. Either all items have proposals or none has.
+
+    Images are padded with 0 at the right and the bottom to a multiple of `divisor`, objects to the largest G and proposals to
+    the largest P (which may be 0).
     """
     height, width = (math.ceil(max(item.image.shape[axis] for item in items) / divisor) * divisor for axis in (1, 2))
-    count, most = len(items), max(len(item.boxes) for item in items)
+    count, objects = len(items), max(len(item.boxes) for item in items)
     batch = Batch(
         images=torch.zeros(count, 3, height, width, dtype=reduce(torch.promote_types, (item.image.dtype for item in items))),
         sizes=torch.tensor([item.image.shape[1:] for item in items], dtype=torch.int64),
-        boxes=torch.zeros(count, most, 4),
-        labels=torch.zeros(count, most, dtype=torch.int64),
-        valid=torch.zeros(count, most, dtype=torch.bool),
-        crowd=torch.zeros(count, most, dtype=torch.bool),
+        boxes=torch.zeros(count, objects, 4),
+        labels=torch.zeros(count, objects, dtype=torch.int64),
+        valid=torch.zeros(count, objects, dtype=torch.bool),
+        crowd=torch.zeros(count, objects, dtype=torch.bool),
         image_ids=[item.image_id for item in items],
     )
     for n, item in enumerate(items):
@@ -128,11 +131,14 @@ def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
 
 
 def _padded(proposals: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """N times (P_n, 4) -> (N, P, 4) and (N, P) bool with P the largest P_n; None where there are none."""
-    if all(own is None for own in proposals):
+    """Pad N tensors (P_n, 4) to boxes (N, P, 4) and a mask (N, P) of the real ones, P being the largest P_n.
+
+    Returns (None, None) for images without proposals.
+    """
+    if all(of_image is None for of_image in proposals):
         return None, None
-    most = max(len(own) for own in proposals)
-    boxes, valid = torch.zeros(len(proposals), most, 4), torch.zeros(len(proposals), most, dtype=torch.bool)
-    for n, own in enumerate(proposals):
-        boxes[n, : len(own)], valid[n, : len(own)] = own, True
+    largest = max(len(of_image) for of_image in proposals)
+    boxes, valid = torch.zeros(len(proposals), largest, 4), torch.zeros(len(proposals), largest, dtype=torch.bool)
+    for n, of_image in enumerate(proposals):
+        boxes[n, : len(of_image)], valid[n, : len(of_image)] = of_image, True
     return boxes, valid

@@ -11,7 +11,6 @@ import torch
 
 from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes, Task
 from fpn_ablate.data import coco, shapes
-from fpn_ablate.data.coco import files_of_sets
 from fpn_ablate.engine.fixed_proposals import FixedProposals, Splits
 from fpn_ablate.engine.pretrain import Pretrained, ensure
 from fpn_ablate.model.build import build_detector
@@ -115,7 +114,7 @@ def _photographs(data: Coco, mode: str) -> tuple[DetectionDataset, DetectionData
     _last.clear()
     splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
     with suppress(OSError):
-        files = stamps_of(files_of_sets(data, *splits))
+        files = stamps_of(path for split in splits for path in split.files)
         if not is_recent(files, begun):
             _last.append(_Read(key, files, splits))
     return splits

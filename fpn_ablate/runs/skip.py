@@ -1,8 +1,8 @@
-"""Whether a cell is finished, told in a moment: without torch, and without reading data or weights.
+"""Skip finished runs without importing torch or reading data and weights.
 
-A run that has read everything that a cell depends on, and leaves or finds the cell finished, says so in `skip.json` in its
-folder (`remember`): a digest of what was asked, where, and of which code, and a stamp of each file that was read. While all of
-these are as they were, the cell is the same one (`known`). Any doubt is left to `run`, which reads all of it again and is sure.
+Each start that ends with a finished run writes `skip.json` into the run's folder (`write_skip_entry`): a digest of the request
+(configuration, folders, machine, code) and a stamp of each file that was read. While none of them changes, the run is the same
+(`finished_record`). In any doubt the run is not skipped; `runs.run` then reads everything and decides.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Coco, Config, TimmBackbone
 from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
@@ -30,67 +30,70 @@ if TYPE_CHECKING:
     from fpn_ablate.engine.inputs import Inputs
 
 FILE = "skip.json"
-# Of INCIDENTAL what decides nevertheless, once it is known what `auto` means on a machine.
+# Keys of INCIDENTAL that decide all the same, once a machine gives `auto` its meaning.
 _DECIDING = ("device", "deterministic")
-# Devices whose names torch alone knows: GPUs of WSL, of Tegra, of AMD.
+# GPUs whose names only torch knows: of WSL, Tegra and AMD.
 _UNKNOWN = ("dxg", "nvhost*", "nvgpu*", "kfd")
-# What decides which GPU torch sees, and where it keeps weights that it has downloaded.
+# Environment variables that decide which GPU torch sees, and where it keeps downloaded weights.
 _VARIABLES = ("CUDA", "NVIDIA", "TORCH", "PYTORCH", "XDG_CACHE_HOME")
 
 
 def print_finished(cfg: Config, folder: Path) -> None:
+    """Print that a run was finished before."""
     log_line(f"{cfg.row} seed {cfg.seed}: finished before, {folder}")
 
 
 def finished_record(cfg: Config) -> dict[str, Any] | None:
-    """The record of a cell that is finished for sure, with all its files; None where it is not, or where that is in doubt."""
+    """Return the record of a run that is certainly finished, with all its files; None otherwise."""
     with suppress(UserError, *UNREADABLE):
-        asked = request_digest(cfg)
-        for folder in sorted(row_folder(cfg).glob(f"seed{cfg.seed}-*")) if asked else ():
-            if found := _entry_record(folder, asked):
-                return found
+        request = request_digest(cfg)
+        for folder in sorted(row_folder(cfg).glob(f"seed{cfg.seed}-*")) if request else ():
+            if record := _entry_record(folder, request):
+                return record
     return None
 
 
 def report_if_finished(cfg: Config) -> bool:
-    """Whether a cell is finished for sure, which is then printed."""
-    found = finished_record(cfg)
-    if found:
-        print_finished(cfg, run_folder(cfg, found["fingerprint"]))
-    return found is not None
+    """Return whether a run is certainly finished; if so, print it."""
+    record = finished_record(cfg)
+    if record:
+        print_finished(cfg, run_folder(cfg, record["fingerprint"]))
+    return record is not None
 
 
-def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, begun: float) -> None:
-    """Leave word beside a finished cell for the next time; nothing where a file that was read may have changed since `begun`,
-    the time before any was. Raises nothing: it only saves time."""
+def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, start: float) -> None:
+    """Write the skip entry of a finished run, unless a file may have changed since `start`, the time before any was read.
+
+    Errors are ignored: an entry only saves time.
+    """
     with suppress(UserError, *UNREADABLE):
-        stamps, asked = stamps_of(_files_read(cfg, inputs)), request_digest(cfg)
-        if asked is None or is_recent(stamps, begun):
+        stamps, request = stamps_of(_files_read(cfg, inputs)), request_digest(cfg)
+        if request is None or is_recent(stamps, start):
             return
-        if inputs.pretrained:  # made by this run, maybe, and put into its place as a whole: another is another file
+        if inputs.pretrained:  # may be as new as this run, but is written atomically: another content is another file
             stamps |= stamps_of([inputs.pretrained.path])
         folder = run_folder(cfg, fingerprint)
-        kept = {name: (folder / name).stat().st_size for name in (RECORD, *REQUIRED)}
-        content = {"asked": asked, "fingerprint": fingerprint, "kept": kept, "read": {p: s for p, (s, _) in stamps.items()}}
+        sizes = {name: (folder / name).stat().st_size for name in (RECORD, *REQUIRED)}
+        content = {"asked": request, "fingerprint": fingerprint, "kept": sizes, "read": {p: s for p, (s, _) in stamps.items()}}
         text = json.dumps(content, indent=1) + "\n"
         if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:
             save_text(folder / FILE, text)
 
 
-def _entry_record(folder: Path, asked: str) -> dict[str, Any] | None:
-    """The record in a folder whose word is that `asked` is finished there, if all is still as it says."""
+def _entry_record(folder: Path, request: str) -> dict[str, Any] | None:
+    """Return a folder's record if its skip entry is of this request and no file has changed since; None otherwise."""
     with suppress(*UNREADABLE):
-        left = json.loads((folder / FILE).read_text())
+        entry = json.loads((folder / FILE).read_text())
         record = json.loads((folder / RECORD).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in left["kept"].items())
-        same = left["asked"] == asked and all(_stamp(path)[0] == stamp for path, stamp in left["read"].items())
-        if whole and same and (record["status"], record["fingerprint"]) == ("finished", left["fingerprint"]):
+        complete = all((folder / name).stat().st_size == size for name, size in entry["kept"].items())
+        unchanged = entry["asked"] == request and all(_stamp(path)[0] == stamp for path, stamp in entry["read"].items())
+        if complete and unchanged and (record["status"], record["fingerprint"]) == ("finished", entry["fingerprint"]):
             return record
     return None
 
 
 def request_digest(cfg: Config) -> str | None:
-    """A digest of all that decides what a cell is, beside the content of files; None where torch or timm must be asked."""
+    """Hash everything that identifies a run, except the contents of files; None if that needs torch or timm."""
     machine = _machine(cfg.device)
     if machine is None or isinstance(cfg.backbone, TimmBackbone):
         return None
@@ -101,7 +104,7 @@ def request_digest(cfg: Config) -> str | None:
 
 @lru_cache
 def _program() -> list[Any]:
-    """The code to the last letter, the packages that say what the default weights are, and what they are told."""
+    """Return the code's hash, the versions of packages that choose default weights, and the variables that they read."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(path.read_bytes())
@@ -111,7 +114,7 @@ def _program() -> list[Any]:
 
 @lru_cache
 def _machine(device: str) -> list[str] | None:
-    """What torch calls the device by, and whether there is one; None where that cannot be known without torch."""
+    """Return what identifies the device without asking torch; None if only torch can tell."""
     if sys.platform != "linux" or any(any(Path("/dev").glob(name)) for name in _UNKNOWN):
         return None
     from fpn_ablate.runs.environment import processor
@@ -120,17 +123,17 @@ def _machine(device: str) -> list[str] | None:
         return [processor()]
     driver = Path("/proc/driver/nvidia")
     files = [*driver.glob("version"), *driver.glob("gpus/*/information")]
-    # Which of them a container sees, and their parts.
+    # The GPUs that a container sees, and their MIG parts.
     names = [*Path("/dev").glob("nvidia*"), *driver.glob("capabilities/**/*")]
     return [processor(), *sorted(f"{file}: {file.read_text()}" for file in files), *sorted(map(str, names))]
 
 
 def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
-    """The files, and the folders of pictures, that a cell's identity is made from; but not the weights of pre-training."""
-    from fpn_ablate.data.coco import files_of_sets  # loads torch
-    from fpn_ablate.weights.files import locate
+    """Yield the files and picture folders that a run's identity depends on, except the weights of pre-training."""
+    from fpn_ablate.weights.files import locate  # loads torch
 
-    yield from files_of_sets(cfg.data, *inputs.splits)
+    if isinstance(cfg.data, Coco):
+        yield from (path for split in inputs.splits for path in split.files)
     if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights
@@ -142,4 +145,4 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
         yield Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     elif weights not in ("none", "pretrain"):
         path = locate(Path(weights))
-        yield from (path, *(beside for name in ("config.yaml", RECORD) if (beside := path.with_name(name)).exists()))
+        yield from (path, *(sibling for name in ("config.yaml", RECORD) if (sibling := path.with_name(name)).exists()))

@@ -164,7 +164,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, key):
     file, images = write(tmp_path, text.replace(f'"{key}": {value}', twice))
     report = examine.examine(file, images)
     assert {"duplicate-key"} == set(report.counts()) and f"'{key}' stands 2 times" in str(report.findings[0])
-    with pytest.raises(UserError, match="of several values the last alone would count"):
+    with pytest.raises(UserError, match="JSON readers would use the last value"):
         CocoDataset(file, images, "set")
 
 

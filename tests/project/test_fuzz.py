@@ -54,7 +54,7 @@ MUTANTS = {
     # What is left out of the program: (kind, numbers of cases among which one must be lost, where, what stands there instead)
     "annotations are dropped": ("annotations", 40, annotations, "_faults", lambda *_: []),
     "empty boxes are let through": ("annotations", 60, examine, "is_empty", lambda boxes: boxes[:, 0] < -1e300),
-    "boxes outside of pictures are taken": ("proposals", 60, fixed_proposals, "BEYOND", 1e38),
+    "boxes outside of pictures are taken": ("proposals", 60, fixed_proposals, "MARGIN", 1e38),
     "tensors are not looked at": ("weights", 150, weights_files, "_tensors", lambda content: content),
     "formulas are written": ("names", 25, records, "FORMULA", records.re.compile("$^")),
 }
@@ -95,16 +95,16 @@ def test_a_value_in_a_message_is_short_whatever_it_is():
 
 def test_many_findings_are_counted_and_a_file_of_faults_is_left(tmp_path):
     found = Findings()
-    found.extend(Finding("box-empty", "f", n) for n in range(Findings.MOST + 5))
+    found.extend(Finding("box-empty", "f", n) for n in range(Findings.LIMIT + 5))
     found.append(Finding("box-outside", "f"))
-    assert len(found) == Findings.MOST + 1 and examine.counts(found) == {"box-empty": Findings.MOST + 5, "box-outside": 1}
-    assert "and 5 more" in str(found[Findings.MOST - 1])
+    assert len(found) == Findings.LIMIT + 1 and examine.counts(found) == {"box-empty": Findings.LIMIT + 5, "box-outside": 1}
+    assert "and 5 more" in str(found[Findings.LIMIT - 1])
     text = examine.summary(found, 3)
-    assert f"{Findings.MOST + 5} box-empty" in text and f"... and {Findings.MOST + 3} more" in text
+    assert f"{Findings.LIMIT + 5} box-empty" in text and f"... and {Findings.LIMIT + 3} more" in text
     file = tmp_path / "instances.json"
-    file.write_text(json.dumps({"images": [{}], "categories": [{}], "annotations": [5] * (2 * Findings.MOST)}))
+    file.write_text(json.dumps({"images": [{}], "categories": [{}], "annotations": [5] * (2 * Findings.LIMIT)}))
     _, found = annotations.read(file)
-    assert f"{Findings.MOST:,} further entries of `annotations` were not looked at" in "\n".join(map(str, found))
+    assert f"{Findings.LIMIT:,} further entries of `annotations` were not looked at" in "\n".join(map(str, found))
 
 
 @pytest.mark.parametrize("width", [1000])
@@ -149,5 +149,5 @@ def test_a_hundred_megabytes_of_rubbish(tmp_path):
         file.write_bytes(content)
         with within(120):
             _, found = annotations.read(file)
-        assert found and len(found) < 5 * Findings.MOST
+        assert found and len(found) < 5 * Findings.LIMIT
         told(examine.summary(found, 10))

@@ -1,0 +1,1 @@
+"""Checks of COCO-format sets: annotations, boxes and image files."""

@@ -1,6 +1,6 @@
-"""A COCO instances file as compact arrays, with every fault of its structure noted.
+"""Parse a COCO instances file into compact arrays, and note every fault of its structure.
 
-N images, M annotations, K categories. The arrays of COCO's training set take a tenth of what its dictionaries take.
+N images, M annotations, K categories. The arrays of COCO's training set need a tenth of the memory of its dictionaries.
 """
 
 import json
@@ -16,12 +16,12 @@ import numpy as np
 from fpn_ablate.data.checks.findings import Finding, Findings
 from fpn_ablate.utils.errors import short_repr
 
-LARGEST_AREA = 1e10  # square pixels; COCO's evaluators count no object above
+LARGEST_AREA = 1e10  # square pixels; COCO's evaluators ignore larger objects
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The entries of a file whose values have the right types, in the file's order."""
+    """The entries of a file whose values are valid, in the file's order."""
 
     categories: list[dict[str, Any]]  # K x {"id", "name"}, sorted by id: position k is label k + 1
     image_ids: np.ndarray  # (N,) int64
@@ -37,40 +37,40 @@ class Annotations:
 
 
 def read(path: Path) -> tuple[Annotations | None, Findings]:
-    """Parse an annotation file; None where there is nothing to go on with. Never raises on bad content."""
-    file, found = str(path), Findings()
+    """Parse an annotation file; return None and the findings if it cannot be parsed. Never raises on bad content."""
+    file, findings = str(path), Findings()
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, found))
+            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, findings))
     except OSError as error:
-        found.append(Finding("annotations-missing", file, value=error.strerror or str(error)))
-        return None, found
+        findings.append(Finding("annotations-missing", file, value=error.strerror or str(error)))
+        return None, findings
     except (ValueError, RecursionError, MemoryError) as error:
-        found.append(Finding("annotations-not-json", file, value=_told(error)))
-        return None, found
-    if wrong := list(_check_structure(data, file)):
-        found.extend(wrong)
-        return None, found
-    categories = _categories(_rows(data, "categories", file, found), file, found)
-    images = _images(_rows(data, "images", file, found), file, found)
-    table = _annotations(_rows(data, "annotations", file, found), categories, images, file, found)
+        findings.append(Finding("annotations-not-json", file, value=_reason(error)))
+        return None, findings
+    if faults := list(_check_structure(data, file)):
+        findings.extend(faults)
+        return None, findings
+    categories = _categories(_rows(data, "categories", file, findings), file, findings)
+    images = _images(_rows(data, "images", file, findings), file, findings)
+    table = _annotations(_rows(data, "annotations", file, findings), categories, images, file, findings)
     info = data.get("info")
-    return replace(table, generated=isinstance(info, dict) and info.get("generated") is True), found
+    return replace(table, generated=isinstance(info, dict) and info.get("generated") is True), findings
 
 
-def _object(pairs: list[tuple[str, Any]], file: str, found: Findings) -> dict[str, Any]:
-    """An object of the file without its mask. JSON itself takes the last of equal keys in silence."""
+def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings) -> dict[str, Any]:
+    """Build an object of the file, without its mask. Python's json would silently use the last of equal keys."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
-        ((twice, count),) = Counter(key for key, _ in pairs).most_common(1)
-        found.append(Finding("duplicate-key", file, value=f"{short_repr(twice)} stands {count} times in {short_repr(entry)}"))
-    # Polygons are most of a COCO file; let go of each one as soon as it is parsed.
+        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+        findings.append(Finding("duplicate-key", file, value=f"{short_repr(key)} stands {count} times in {short_repr(entry)}"))
+    # Polygons are most of a COCO file: free each one as soon as it is parsed.
     entry.pop("segmentation", None)
     return entry
 
 
-def _told(error: Exception) -> str:
-    """What json says of a file, without what it quotes of it."""
+def _reason(error: Exception) -> str:
+    """Return why a file cannot be parsed, without json's quotation of its content."""
     if isinstance(error, MemoryError):
         return "too large for this machine's memory"
     return f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
@@ -88,7 +88,7 @@ def _check_structure(data: Any, file: str) -> Iterator[Finding]:
 
 
 class _Bad(Exception):
-    """A value that cannot be used: (kind, what is wrong)."""
+    """An invalid value; the arguments are the kind of finding and its text."""
 
 
 def _get(entry: dict[str, Any], key: str) -> Any:
@@ -101,10 +101,8 @@ def _integer(entry: dict[str, Any], key: str) -> int:
     value = _get(entry, key)
     if type(value) is not int:
         raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not an integer")
-    if abs(value) > 2**53:  # evaluators keep ids as floating-point numbers, where greater ones run together
-        raise _Bad(
-            "wrong-type", f"`{key}` is {short_repr(value)}, and integers beyond 2^53 are not told apart by COCO's evaluators"
-        )
+    if abs(value) > 2**53:  # evaluators store ids as float64, which rounds larger integers
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}; COCO's evaluators cannot distinguish integers beyond 2^53")
     return value
 
 
@@ -118,9 +116,9 @@ def _extent(entry: dict[str, Any], key: str) -> int:
 def _text(entry: dict[str, Any], key: str) -> str:
     value = _get(entry, key)
     if type(value) is not str or not value:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a text")
-    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can hold it, and no file can
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, with half of a surrogate pair")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a non-empty string")
+    if any("\ud800" <= char <= "\udfff" for char in value):  # possible in JSON, but in no file name
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, which has half of a surrogate pair")
     return value
 
 
@@ -147,11 +145,9 @@ def _area(entry: dict[str, Any], key: str) -> float:
     value = entry.get(key)
     area = math.nan if value is None else _number(value, key)
     if area < 0:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a number from 0 on")
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a number of at least 0")
     if area > LARGEST_AREA:
-        raise _Bad(
-            "wrong-type", f"`{key}` is {short_repr(value)}, and above {LARGEST_AREA:g} COCO's evaluators count no object"
-        )
+        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}; above {LARGEST_AREA:g}, COCO's evaluators count no object")
     return area
 
 
@@ -176,54 +172,54 @@ FIELDS: dict[str, dict[str, Callable[[dict[str, Any], str], Any]]] = {
 }
 
 
-def _rows(data: dict[str, Any], what: str, file: str, found: Findings) -> list[list[Any]]:
-    """The values of each entry in the order of FIELDS; entries with faults are left out, and each fault is noted.
+def _rows(data: dict[str, Any], group: str, file: str, findings: Findings) -> list[list[Any]]:
+    """Return the values of each valid entry of a group, in the order of FIELDS; note each fault of the others.
 
-    After so many faults that further ones would only be counted, the rest is not looked at, which is said.
+    After Findings.LIMIT entries with faults the rest is skipped, which is noted too.
     """
-    fields, rows, bad = list(FIELDS[what].items()), [], 0
-    for n, entry in enumerate(data[what]):
+    fields, rows, bad = list(FIELDS[group].items()), [], 0
+    for n, entry in enumerate(data[group]):
         try:
             rows.append([check(entry, key) for key, check in fields])
         except (_Bad, AttributeError, TypeError):  # the latter two where the entry is no dictionary
-            found.extend(_faults(entry, what, file))
+            findings.extend(_faults(entry, group, file))
             bad += 1
-        if bad == Findings.MOST:
-            left = len(data[what]) - n - 1
-            found.append(Finding("structure", file, value=f"{left:,} further entries of `{what}` were not looked at"))
+        if bad == Findings.LIMIT:
+            skipped = len(data[group]) - n - 1
+            findings.append(Finding("structure", file, value=f"{skipped:,} further entries of `{group}` were not looked at"))
             break
     return rows
 
 
-def _faults(entry: Any, what: str, file: str) -> Iterator[Finding]:
+def _faults(entry: Any, group: str, file: str) -> Iterator[Finding]:
     if not isinstance(entry, dict):
-        yield Finding("wrong-type", file, value=f"an entry of `{what}` is {short_repr(entry)}, not an object")
+        yield Finding("wrong-type", file, value=f"an entry of `{group}` is {short_repr(entry)}, not an object")
         return
     ids = {key: value for key, value in entry.items() if key in ("id", "image_id") and type(value) is int}
-    image_id = ids.get({"images": "id", "annotations": "image_id"}.get(what, ""))
-    annotation_id = ids.get("id") if what == "annotations" else None
+    image_id = ids.get({"images": "id", "annotations": "image_id"}.get(group, ""))
+    annotation_id = ids.get("id") if group == "annotations" else None
     where = f" in {short_repr(entry)}" if image_id is None and annotation_id is None else ""
-    for key, check in FIELDS[what].items():
+    for key, check in FIELDS[group].items():
         try:
             check(entry, key)
         except _Bad as bad:
             yield Finding(bad.args[0], file, image_id, annotation_id, bad.args[1] + where)
 
 
-def _categories(rows: list[list[Any]], file: str, found: Findings) -> list[dict[str, Any]]:
+def _categories(rows: list[list[Any]], file: str, findings: Findings) -> list[dict[str, Any]]:
     names: dict[int, str] = {}
     for key, name in rows:
         if key in names:
-            found.append(Finding("duplicate-category-id", file, value=f"category id {key}: {names[key]!a} and {name!a}"))
+            findings.append(Finding("duplicate-category-id", file, value=f"category id {key}: {names[key]!a} and {name!a}"))
         names.setdefault(key, name)
     return [{"id": key, "name": names[key]} for key in sorted(names)]
 
 
-def _images(rows: list[list[Any]], file: str, found: Findings) -> dict[int, list[Any]]:
+def _images(rows: list[list[Any]], file: str, findings: Findings) -> dict[int, list[Any]]:
     images: dict[int, list[Any]] = {}
     for row in rows:
         if row[0] in images:
-            found.append(Finding("duplicate-image-id", file, row[0], value=f"{images[row[0]][1]!a} and {row[1]!a}"))
+            findings.append(Finding("duplicate-image-id", file, row[0], value=f"{images[row[0]][1]!a} and {row[1]!a}"))
         images.setdefault(row[0], row)
     return images
 
@@ -233,25 +229,25 @@ def _annotations(
     categories: list[dict[str, Any]],
     images: dict[int, list[Any]],
     file: str,
-    found: Findings,
+    findings: Findings,
 ) -> Annotations:
     position = {key: n for n, key in enumerate(images)}
     label = {category["id"]: n for n, category in enumerate(categories, start=1)}
     seen: set[int] = set()
     for key, image, category, *_ in rows:
         if key in seen:
-            found.append(Finding("duplicate-annotation-id", file, image, key, "the id is used before"))
+            findings.append(Finding("duplicate-annotation-id", file, image, key, "the id is used before"))
         if key == 0:
-            found.append(Finding("annotation-id-zero", file, image, key, "the id is 0"))
+            findings.append(Finding("annotation-id-zero", file, image, key, "the id is 0"))
         if image not in position:
-            found.append(Finding("unknown-image", file, image, key, f"`image_id` is {image}"))
+            findings.append(Finding("unknown-image", file, image, key, f"`image_id` is {image}"))
         if category not in label:
-            found.append(Finding("unknown-category", file, image, key, f"`category_id` is {category}"))
+            findings.append(Finding("unknown-category", file, image, key, f"`category_id` is {category}"))
         seen.add(key)
     boxes = np.array([row[3] for row in rows], dtype=np.float64).reshape(-1, 4)
     areas = np.array([row[4] for row in rows], dtype=np.float64)
     if np.isnan(areas).any():
-        found.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
+        findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
     with np.errstate(over="ignore"):
         areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     return Annotations(

@@ -1,15 +1,10 @@
-"""Look over a COCO-format set before a training starts: python -m fpn_ablate doctor ANNOTATIONS [IMAGES]
+"""Check a COCO-format set before a training starts: find every problem of its annotations, boxes and images.
 
-With the arguments of a run (`data=coco data.root=PATH ...`) both splits are looked over as that run would see them, and
-sizes, anchors, balance and duplicates are told: see `fpn_ablate.doctor`.
+`CocoDataset` refuses a set by these findings, and `python -m fpn_ablate doctor` prints them. Each finding names file, image id,
+annotation id, value and fix. Images are checked by their header and their last bytes (see `images.probe` for what that misses).
 
-Every problem is named with file, image id, annotation id, value and fix, not the first one alone. Exit code 1 where a
-training would be refused. Images are judged by their header and their last bytes (see `images.probe` for what that
-misses).
-
-Boxes and the border: up to 1 px beyond the image is the rounding of a real set (1-based or inclusive coordinates) and
-is clipped without being asked, as long as something of the box is left; it is counted and noted. More than that is an
-error to be decided on.
+Boxes at the border: real sets exceed the image by up to 1 px through rounding (1-based or inclusive coordinates). Such a box is
+clipped and counted in a note, as long as something of it remains. Beyond 1 px it is an error, for the user to decide.
 """
 
 import os
@@ -24,36 +19,37 @@ from fpn_ablate.data.checks import images as image_files
 from fpn_ablate.data.checks.annotations import Annotations, read
 from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
 
-ROUNDING = 1.0  # pixels beyond the image that pass as rounding
-NOISE = 1e-3  # pixels; below this, x + width > W is floating-point arithmetic and not worth a note
+ROUNDING = 1.0  # pixels beyond the image that count as rounding
+NOISE = 1e-3  # pixels; a smaller excess comes from floating-point arithmetic and is not noted
 THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box in a large picture
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and the parsed file (None where nothing could be parsed)."""
+    """The findings of a set, and its parsed annotations (None if they cannot be parsed)."""
 
     annotations_file: str
     image_folder: str | None
     findings: list[Finding]
     annotations: Annotations | None
-    file_bytes: np.ndarray | None  # (N,) int64, 0 where there is no file; None where the images were not looked at
+    file_bytes: np.ndarray | None  # (N,) int64, 0 for a missing file; None: the images were not checked
 
     def at(self, *levels: str) -> list[Finding]:
-        """The findings of the given levels: BROKEN, BOX, NOTE."""
+        """Return the findings of these levels (BROKEN, BOX, NOTE)."""
         return [finding for finding in self.findings if finding.level in levels]
 
     @property
     def sound(self) -> bool:
-        """True where a training would start with the default settings."""
+        """Return whether a training would start with the default settings."""
         return not self.at(BROKEN, BOX)
 
     def counts(self) -> dict[str, int]:
+        """Return the number of problems of each kind."""
         return counts(self.findings)
 
 
 def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
-    """Check an annotation file and, where `images` is given, the image files. Never raises on bad content."""
+    """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content."""
     table, findings = read(Path(annotations))
     file_bytes = None
     if images is not None and not os.path.isdir(images):
@@ -66,29 +62,29 @@ def examine(annotations: Path | str, images: Path | str | None = None) -> Report
 
 
 def summary(findings: list[Finding], limit: int) -> str:
-    """Counts by kind and up to `limit` findings, rare kinds not hidden behind frequent ones."""
-    turn: dict[str, int] = defaultdict(int)
+    """Format the counts by kind and up to `limit` findings, taking turns among the kinds, so that rare ones are not hidden."""
+    turns: dict[str, int] = defaultdict(int)
     order = []
     for finding in findings:
-        order.append(turn[finding.kind])
-        turn[finding.kind] += 1
+        order.append(turns[finding.kind])
+        turns[finding.kind] += 1
     head = ", ".join(f"{count} {kind}" for kind, count in counts(findings).items())
-    shown = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
-    left = sum(finding.count for finding in findings) - sum(finding.count for finding in shown)
-    more = [f"... and {left} more"] if left else []
-    return "\n".join([head, *(f"  {finding}" for finding in shown), *more])
+    listed = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
+    omitted = sum(finding.count for finding in findings) - sum(finding.count for finding in listed)
+    more = [f"... and {omitted} more"] if omitted else []
+    return "\n".join([head, *(f"  {finding}" for finding in listed), *more])
 
 
 def counts(findings: Iterable[Finding]) -> dict[str, int]:
-    """How many problems there are of each kind."""
-    found: Counter[str] = Counter()
+    """Count the problems of each kind."""
+    by_kind: Counter[str] = Counter()
     for finding in findings:
-        found[finding.kind] += finding.count
-    return dict(found)
+        by_kind[finding.kind] += finding.count
+    return dict(by_kind)
 
 
 def excess(table: Annotations) -> np.ndarray:
-    """(M,) how many pixels each box reaches beyond its image; negative inside."""
+    """Return how far each box exceeds its image, (M,) in pixels; negative inside."""
     x, y, w, h = table.boxes.T
     height, width = table.sizes[table.image_index].T
     with np.errstate(over="ignore"):
@@ -96,23 +92,23 @@ def excess(table: Annotations) -> np.ndarray:
 
 
 def clipped(table: Annotations) -> np.ndarray:
-    """(M, 4) the boxes cut to their images, as x, y, width, height; thin (or negative) where nothing is left."""
+    """Return the boxes cut to their images, (M, 4) as x, y, width, height; thin or negative if nothing remains."""
     x, y, w, h = table.boxes.T
     height, width = table.sizes[table.image_index].T
-    left, top = np.clip(x, 0, width), np.clip(y, 0, height)
+    x0, y0 = np.clip(x, 0, width), np.clip(y, 0, height)
     with np.errstate(over="ignore"):
-        cut = np.stack([left, top, np.clip(x + w, 0, width) - left, np.clip(y + h, 0, height) - top], axis=1)
-    # x + w - x differs from w by rounding: a box inside keeps the very numbers of its file.
+        cut = np.stack([x0, y0, np.clip(x + w, 0, width) - x0, np.clip(y + h, 0, height) - y0], axis=1)
+    # x + w - x differs from w by rounding: a box inside keeps the numbers of its file.
     return np.where((excess(table) > 0)[:, None], cut, table.boxes)
 
 
 def is_empty(boxes: np.ndarray) -> np.ndarray:
-    """(M,) bool: zero, negative or vanishing width or height."""
+    """Return (M,) bool: which boxes have zero, negative or vanishing width or height."""
     return (boxes[:, 2:] < THIN).any(axis=1)
 
 
 def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
-    """kind: (M,) bool. A box is of one kind at most; boxes of unknown images are judged by their own size alone."""
+    """Return (M,) bool for each kind of bad box. A box is of one kind at most; without a known image only its size counts."""
     empty = is_empty(table.boxes)
     over = np.where(empty | (table.image_index < 0), -1.0, excess(table))
     outside = (over > ROUNDING) | ((over > 0) & is_empty(clipped(table)))

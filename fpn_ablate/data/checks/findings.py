@@ -1,4 +1,4 @@
-"""What the checks of a COCO-format set can find, how grave it is, and how to mend it."""
+"""Findings of the checks of a COCO-format set: their kinds, how severe they are, and their fixes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,33 +8,33 @@ from fpn_ablate.utils.errors import printable
 
 BROKEN, BOX, NOTE = "error", "box", "note"
 REPLACE = "replace the file (copy or download it again), or remove the image and its annotations from the JSON"
-# kind: (level, fix). BROKEN is always refused; BOX can be clipped or dropped on request; NOTE does no harm here.
+# kind: (level, fix). BROKEN is always refused; BOX can be clipped or dropped on request; NOTE is harmless.
 KINDS = {
     "annotations-missing": (BROKEN, "give the path of a readable COCO instances JSON file"),
-    "annotations-not-json": (BROKEN, "write the annotation file again, or download it again: it is not (whole) JSON"),
+    "annotations-not-json": (BROKEN, "write or download the annotation file again: it is not JSON, or not complete"),
     "structure": (
         BROKEN,
         "write an object with the non-empty lists `images` and `categories` and the list `annotations`",
     ),
     "missing-key": (BROKEN, "add the key to the entry"),
-    "duplicate-key": (BROKEN, "leave the key in the object once: of several values the last alone would count"),
+    "duplicate-key": (BROKEN, "remove all but one of the equal keys: JSON readers would use the last value"),
     "wrong-type": (BROKEN, "write the value in the type that the COCO format prescribes"),
-    "non-finite": (BROKEN, "replace NaN, Infinity or a number beyond floating point by a finite number"),
-    "duplicate-image-id": (BROKEN, "give each image an id of its own"),
-    "duplicate-annotation-id": (BROKEN, "give each annotation an id of its own"),
-    "duplicate-category-id": (BROKEN, "give each category an id of its own"),
+    "non-finite": (BROKEN, "replace NaN, Infinity or a number too large for floating point by a finite number"),
+    "duplicate-image-id": (BROKEN, "give each image its own id"),
+    "duplicate-annotation-id": (BROKEN, "give each annotation its own id"),
+    "duplicate-category-id": (BROKEN, "give each category its own id"),
     "unknown-category": (BROKEN, "add the category to `categories`, or correct `category_id`"),
     "unknown-image": (BROKEN, "add the image to `images`, or remove the annotation"),
     "path-escape": (
         BROKEN,
-        "write `file_name` relative to the image folder, without `..` and without links that lead out of it",
+        "write `file_name` relative to the image folder, without `..` and without links out of the folder",
     ),
     "images-missing": (BROKEN, "give the folder that holds the image files"),
     "image-missing": (BROKEN, "put the file there, correct `file_name`, or remove the image and its annotations"),
     "image-unreadable": (BROKEN, REPLACE),
     "image-truncated": (BROKEN, REPLACE),
     "image-mode": (BROKEN, "convert the picture to 8-bit RGB or grey"),
-    "image-size": (BROKEN, "correct `width` and `height`, or put back the picture that was annotated"),
+    "image-size": (BROKEN, "correct `width` and `height`, or restore the picture that was annotated"),
     "box-outside": (BOX, "correct the box, or set `data.invalid=clip` (or `drop`)"),
     "box-empty": (
         BOX,
@@ -43,7 +43,7 @@ KINDS = {
     "box-rounded": (NOTE, "none needed: a box up to 1 px over the border is clipped"),
     "annotation-id-zero": (
         NOTE,
-        "none needed here: the evaluation uses another id; pycocotools counts id 0 as never found",
+        "none needed: the evaluation uses another id; pycocotools would count the object as never detected",
     ),
     "area-missing": (NOTE, "none needed: width x height of the box is used"),
 }
@@ -51,17 +51,18 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: where it is, what was found, and how to mend it."""
+    """A problem: its place, the value found there, and its fix."""
 
     kind: str  # a key of KINDS
-    file: str  # the image file where one is concerned, otherwise the annotation file
+    file: str  # the image file if the problem concerns one, otherwise the annotation file
     image_id: int | None = None
     annotation_id: int | None = None
     value: str = ""
-    count: int = 1  # how many problems it stands for
+    count: int = 1  # problems that it represents
 
     @property
     def level(self) -> str:
+        """Return BROKEN, BOX or NOTE."""
         return KINDS[self.kind][0]
 
     @property
@@ -69,24 +70,24 @@ class Finding:
         return KINDS[self.kind][1]
 
     def __str__(self) -> str:
-        ids = [f"{what} id {n}" for what, n in (("image", self.image_id), ("annotation", self.annotation_id)) if n is not None]
+        ids = [f"{item} id {n}" for item, n in (("image", self.image_id), ("annotation", self.annotation_id)) if n is not None]
         more = f", and {self.count - 1:,} more" if self.count > 1 else ""
         return printable(f"{self.kind}: {', '.join([self.file, *ids])}: {self.value}{more}. Fix: {self.fix}")
 
 
 class Findings(list[Finding]):
-    """Of each kind the first MOST, the last of which counts for all that follow: a file of rubbish costs no memory."""
+    """The first LIMIT findings of each kind; the last of them counts all further ones, so that memory stays bounded."""
 
-    MOST = 10_000
+    LIMIT = 10_000
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, int] = {}
-        self._kept: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def append(self, finding: Finding) -> None:
-        if self._kept[finding.kind] < self.MOST:
-            self._kept[finding.kind] += 1
+        if self._counts[finding.kind] < self.LIMIT:
+            self._counts[finding.kind] += 1
             self._last[finding.kind] = len(self)
             super().append(finding)
         else:

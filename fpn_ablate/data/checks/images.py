@@ -1,8 +1,8 @@
-"""Image files of a COCO-format set: where they lie, a quick look at their header, and their pixels as RGB.
+"""Locate, check and read the image files of a COCO-format set.
 
-Orientation: the annotation's width and height decide. Equal to the stored size: the pixels stay as stored, whatever
-EXIF says (boxes were drawn on them). Equal to the stored size transposed, and EXIF says that the picture is rotated: it
-is rotated. A square picture cannot tell, so it stays as stored. Anything else is a mismatch.
+The annotated width and height decide the orientation. If they equal the stored size, the pixels stay as stored, whatever EXIF
+says: the boxes were drawn on them. If they equal the transposed size and EXIF says that the picture is rotated, it is rotated.
+A square picture is ambiguous and stays as stored. Any other size is a mismatch.
 """
 
 import os
@@ -13,43 +13,44 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 TAIL = 4096  # bytes searched for the end marker; cameras append a little after it
-# In entropy-coded JPEG data 0xFF is never followed by 0xD9, so the marker cannot occur by chance.
+# In entropy-coded JPEG data 0xFF is never followed by 0xD9, so the marker does not occur by chance.
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 GREY16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-DRAWINGS = ("EPS", "WMF")  # Pillow has them run by another program
+DRAWINGS = ("EPS", "WMF")  # Pillow runs another program to render them
 MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA", "La", "RGBa", "HSV", *GREY16}
 
 
 def locate(root: str, file_name: str) -> str | None:
-    """The path of `file_name` below the folder `root` (already resolved), or None where it would leave it.
+    """Return the path of `file_name` below the folder `root` (already resolved), or None if it would leave that folder.
 
-    Refused: absolute names, `..` anywhere in the name, and links that lead outside.
+    Absolute names, `..` anywhere in the name, and links out of the folder are refused.
     """
     if os.path.isabs(file_name) or ".." in file_name.replace("\\", "/").split("/"):
         return None
     path = os.path.join(root, file_name)
     try:
         inside = os.path.realpath(path).startswith(root.rstrip(os.sep) + os.sep)
-    except ValueError:  # a null byte or half a surrogate pair: no file system has such a name
+    except ValueError:  # a null byte or half a surrogate pair, which no file name can have
         return None
     return path if inside else None
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """What Pillow reads, but for DRAWINGS."""
+    """Return the formats that Pillow reads, except DRAWINGS."""
     Image.init()
     return tuple(name for name in Image.ID if name not in DRAWINGS)
 
 
 def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
-    """Look at an image's header and its last bytes: (file size in bytes, kind of problem, details), or None where there
-    is no such file.
+    """Check an image's header and last bytes.
 
-    The kind is empty for a sound file. Catches: not an image, damaged header, pixel formats without an RGB reading,
-    size other than `width` x `height`, data cut off. Where the end marker is missing from a JPEG or PNG, and for all
-    other formats, the whole picture is decoded to be sure. Does not catch: damage in the middle of a file that has its
-    header and its end.
+    Detects: not an image, a damaged header, a pixel format that cannot become RGB, a size other than `width` x `height`, and
+    truncated data. A JPEG or PNG without its end marker, and every other format, is decoded completely. Does not detect damage
+    in the middle of a file whose header and end are intact.
+
+    Returns:
+        (file size in bytes, kind of problem, details), the kind being empty for a sound file; None if there is no such file.
     """
     if not os.path.isfile(path):
         return None
@@ -70,10 +71,13 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
 
 
 def read_rgb(path: str, width: int, height: int) -> np.ndarray:
-    """The picture as (height, width, 3) uint8 RGB, turned as the module's rule says.
+    """Read a picture as (height, width, 3) uint8 RGB, in the orientation that this module's docstring defines.
 
-    Transparency is dropped, 16-bit grey is scaled by its full range. Raises whatever Pillow raises on damaged data, and
-    ValueError on a size that does not fit.
+    Transparency is dropped, 16-bit grey is scaled by its full range.
+
+    Raises:
+        ValueError: the size is not `width` x `height`.
+        Exception: of any type, by Pillow on damaged data.
     """
     with Image.open(path, formats=formats()) as image:
         rotated = _rotation(image, width, height)
@@ -86,10 +90,10 @@ def read_rgb(path: str, width: int, height: int) -> np.ndarray:
 
 
 def _rotation(image: Image.Image, width: int, height: int) -> bool | None:
-    """False: leave as stored; True: apply EXIF; None: the annotated size does not fit."""
+    """Return whether EXIF's rotation applies; None if the annotated size matches neither orientation."""
     if image.size == (width, height):
         return False
-    # Asked only now: Pillow may have to decode a whole PNG to find its EXIF block.
+    # Only now: Pillow may have to decode a whole PNG to find its EXIF block.
     if image.size == (height, width) and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
         return True
     return None
@@ -103,7 +107,7 @@ def _has_end(file: BinaryIO, marker: bytes | None, size: int) -> bool:
 
 
 def _decode_problem(path: str) -> str:
-    # A second handle: the first one's position was moved under Pillow's feet.
+    # A second handle: `_has_end` moved the first one's position, which Pillow does not expect.
     try:
         with Image.open(path, formats=formats()) as image:
             image.load()
@@ -117,5 +121,5 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         grey = np.clip(np.array(image).astype(np.int64), 0, 65535)
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about transparency stored as bytes
+        image = image.convert("RGBA")  # converting to RGB directly, Pillow warns about transparency stored as bytes
     return np.array(image.convert("RGB"))

@@ -1,17 +1,18 @@
-"""The generated data set: no download, any size, the same bytes for the same seed.
+"""Generate the built-in data set: no download, any size, the same bytes for the same seed.
 
-A small world in which finding an object takes meaning, not only contrast. *Things* are discs, squares, diamonds and
-triangles in one of three hues, with one of three marks on them. Whether a thing is an *object* depends on how its parts are
-combined and on its surroundings: by day (the lanterns in the picture are yellow) a hue goes with the mark of its own number,
-by night (they are cyan) with the next one. A distractor is a thing that would be an object at the other time. What tells the
-time, the lanterns and the majority of the things, takes a wide view: the early stages of a backbone see some forty pixels.
+Detecting an object in this world takes context, not only contrast. *Things* are discs, squares, diamonds and triangles in one
+of three hues, each with one of three marks. A thing is an *object* if hue and mark match the time of day: by day (the lanterns
+in the picture are yellow) hue n goes with mark n, by night (they are cyan) with the next mark. A distractor is a thing that
+would be an object at the other time. Only the lanterns and the majority of the things show the time, and they take a wide view:
+the early stages of a backbone see about forty pixels.
 
-Sizes: the bounds between small, medium and large are COCO's (32 and 96 px), scaled by the short side over 480, the usual
-short side of a COCO image. So "small" means the same share of the picture as it does there.
+Sizes: the bounds between small, medium and large are COCO's (32 and 96 px), scaled by the short side over 480, the usual short
+side of a COCO image. So "small" means the same share of the picture as in COCO.
 
 Export as COCO JSON and PNG: `python -m fpn_ablate shapes --export DIR`.
 
-world.py says what a picture holds, draw.py paints it, dataset.py hands it out, export.py writes it for others.
+world.py decides what a picture contains, draw.py paints it, render.py does both, dataset.py provides the splits, export.py
+writes them to files.
 """
 
 from fpn_ablate.data.shapes.dataset import ShapesDataset, load, size_counts

@@ -1,4 +1,4 @@
-"""The pictures of a split as a `DetectionDataset`."""
+"""Provide the pictures of a split as a `DetectionDataset`."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each 
 
 
 class ShapesDataset:
-    """`size` pictures of a split. Each is rendered when it is first asked for and kept (0.1 MB at 192 x 192)."""
+    """A split of `size` pictures. Each is rendered at its first use and cached (0.1 MB at 192 x 192)."""
 
     generated = True
     name = "shapes"
@@ -44,7 +44,7 @@ class ShapesDataset:
         return self._samples[index]
 
     def render_all(self, processes: int) -> None:
-        """Render what is missing now, in so many processes: a training step must not wait for pictures."""
+        """Render and cache all pictures now, in several processes, so that no training step waits for them."""
         missing = [index for index in range(self.size) if index not in self._samples]
         if processes > 1 and missing:
             loader = DataLoader(
@@ -52,8 +52,8 @@ class ShapesDataset:
                 batch_size=None,
                 sampler=missing,
                 num_workers=min(processes, len(missing)),
-                collate_fn=_as_it_is,
-                generator=torch.Generator(),  # else it takes a number from the global one
+                collate_fn=_unchanged,
+                generator=torch.Generator(),  # otherwise the loader draws a number from the global one
                 worker_init_fn=ignore_signals,
             )
             self._samples.update(zip(missing, kill_slow_workers(iter(loader)), strict=True))
@@ -62,7 +62,7 @@ class ShapesDataset:
         return self._sample(index)[0]
 
     def coco(self) -> dict[str, Any]:
-        """COCO instances without segmentations (`export` writes those); `area` counts visible pixels, as in COCO."""
+        """Return COCO instances without segmentations (`export` writes those); `area` counts visible pixels, as in COCO."""
         return self._ground_truth
 
     @cached_property
@@ -77,7 +77,7 @@ class ShapesDataset:
 
 @dataclass(frozen=True)
 class _Rendering(Dataset):
-    """Lives in the processes that render ahead."""
+    """Render the pictures of a split on demand; used in the processes of `render_all`."""
 
     world: World
     split: str
@@ -86,8 +86,8 @@ class _Rendering(Dataset):
         return _render_sample(self.world, self.split, index)
 
 
-def _as_it_is(item: Rendered) -> Rendered:
-    """No tensors of its arrays."""
+def _unchanged(item: Rendered) -> Rendered:
+    """Return the item; torch's own collation would turn its arrays into tensors."""
     return item
 
 
@@ -98,12 +98,14 @@ def _render_sample(world: World, split: str, index: int) -> Rendered:
 
 
 def image_entry(world: World, image_id: int) -> dict[str, Any]:
+    """Return a picture's entry in `images` of a COCO file."""
     return {"id": image_id, "file_name": f"{image_id:06d}.png", "height": world.height, "width": world.width}
 
 
 def annotations_of(
     image_id: int, boxes: np.ndarray, labels: np.ndarray, areas: np.ndarray, first_id: int
 ) -> list[dict[str, Any]]:
+    """Return the entries of a picture's objects in `annotations` of a COCO file."""
     return [
         {
             "id": first_id + i,
@@ -119,12 +121,12 @@ def annotations_of(
 
 @lru_cache(maxsize=4)
 def load(world: World, train_images: int, val_images: int) -> tuple[ShapesDataset, ShapesDataset]:
-    """Training and validation split. Kept in the process, so that the rows of a sweep render each picture once."""
+    """Return training and validation split, cached in the process: the rows of a sweep render each picture once."""
     return ShapesDataset(world, "train", train_images), ShapesDataset(world, "val", val_images)
 
 
 def size_counts(dataset: ShapesDataset) -> dict[str, int]:
-    """Objects by size, for the record and for the README."""
+    """Count the objects by size, for the record and the README."""
     low, high = dataset.area_bounds
     areas = np.array([a["area"] for a in dataset.coco()["annotations"]])
     return {

@@ -1,4 +1,4 @@
-"""Painting. Only +, -, *, / and comparisons touch arrays, so that the bytes do not depend on the processor's vector library."""
+"""Paint pictures. Arrays see only +, -, *, / and comparisons, so that the bytes do not depend on a CPU's vector library."""
 
 import math
 
@@ -10,7 +10,7 @@ LANTERN_COLOURS = ((255, 225, 60), (60, 225, 255))  # by day, by night
 
 
 def _coverage(body: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """Share of each pixel that a body covers; u, v are its own coordinates in -1..1, `pixel` is a pixel's width in them."""
+    """Return the share of each pixel that a body covers; u, v are its coordinates in -1..1, `pixel` a pixel's width in them."""
     if body == "disc":
         distance = (u * u + v * v - 1) / 2
     elif body == "square":
@@ -23,8 +23,8 @@ def _coverage(body: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarr
 
 
 def _mark_coverage(mark: int, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """As `_coverage`, but u, v have equal scales: a mark keeps its form on a stretched body."""
-    v = v - 0.1  # the middle of a triangle lies lower than that of the other bodies
+    """Return the share of each pixel that a mark covers; u and v have equal scales, so that a stretched body keeps its mark."""
+    v = v - 0.1  # the centre of a triangle is lower than that of the other bodies
     if MARKS[mark] == "dot":
         distance = np.maximum(np.abs(u), np.abs(v)) - 0.32
     elif MARKS[mark] == "bar":
@@ -41,7 +41,7 @@ def _body_colour(hue: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw(canvas: np.ndarray, owner: np.ndarray, number: int, thing: Thing, rng: np.random.Generator) -> None:
-    """Paint a thing on `canvas` (H, W, 3) float32 and enter its number in `owner` (H, W) where it covers most of a pixel."""
+    """Paint a thing on `canvas` (H, W, 3) float32; write its number to `owner` (H, W) where it covers over half of a pixel."""
     (cx, cy), (a, b) = thing.center, thing.half
     reach = max(a, b) * 1.45 + 2
     height, width = owner.shape
@@ -54,7 +54,7 @@ def draw(canvas: np.ndarray, owner: np.ndarray, number: int, thing: Thing, rng: 
     body = _coverage(thing.body, along / np.float32(a), across / np.float32(b), np.float32(1 / min(a, b)))
     mean = np.float32(math.sqrt(a * b))
     mark = _mark_coverage(thing.mark, along / mean, across / mean, 1 / mean) * body
-    bright = 235 if rng.random() < 0.5 else 20  # marks are light or dark, so brightness does not give them away
+    bright = 235 if rng.random() < 0.5 else 20  # marks are light or dark, so that brightness does not reveal them
     window = canvas[y0:y1, x0:x1]
     window += body[..., None] * (_body_colour(thing.hue, rng).astype(np.float32) - window)
     window += mark[..., None] * (np.float32(bright) - window)
@@ -62,7 +62,7 @@ def draw(canvas: np.ndarray, owner: np.ndarray, number: int, thing: Thing, rng: 
 
 
 def _patches(height: int, width: int, cell: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth brightness (H, W) in about -1..1 from random values `cell` pixels apart, interpolated linearly."""
+    """Return smooth brightness (H, W), about -1..1: random values `cell` pixels apart, interpolated linearly."""
     grid = rng.uniform(-1, 1, (height // cell + 2, width // cell + 2)).astype(np.float32)
 
     def spread(values: np.ndarray, size: int) -> np.ndarray:
@@ -75,14 +75,14 @@ def _patches(height: int, width: int, cell: int, rng: np.random.Generator) -> np
 
 
 def background(world: World, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32: a tint and patches of brightness."""
+    """Paint an empty picture (H, W, 3) float32: a tint and patches of brightness."""
     cell = max(4, world.short_side // 8)
     grey = world.patches * _patches(world.height, world.width, cell, rng)
     return grey[..., None] + rng.uniform(95, 145, 3).astype(np.float32)
 
 
 def draw_lanterns(canvas: np.ndarray, world: World, spots: np.ndarray, day: bool) -> None:
-    """Discs in the colour of the time of day."""
+    """Paint lanterns: discs in the colour of the time of day."""
     radius = LANTERN_RADIUS * world.short_side
     colour = np.array(LANTERN_COLOURS[0 if day else 1], np.float32)
     for cx, cy in spots:
@@ -94,6 +94,6 @@ def draw_lanterns(canvas: np.ndarray, world: World, spots: np.ndarray, day: bool
 
 
 def finish(canvas: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Pixel noise, then uint8."""
+    """Add pixel noise and convert to uint8."""
     noisy = canvas + np.float32(noise) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(noisy + np.float32(0.5), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The generated set as files that any COCO code base reads, and as a sheet of examples."""
+"""Write the generated set as COCO files, or examples of it as one picture."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
     """Write `annotations/instances_<split>.json` with RLE masks and `images/<split>/*.png`, readable by any COCO code base.
 
     Raises:
-        UserError: the disk does not take it. Annotations come last: where they are, the pictures are whole.
+        UserError: a file cannot be written. Annotations are written last: if they exist, the pictures are complete.
     """
     from PIL import Image
     from pycocotools import mask as rle
@@ -42,7 +42,7 @@ def export(world: World, sizes: dict[str, int], folder: Path) -> None:
 
 
 def contact_sheet(world: World, path: Path, columns: int = 3, rows: int = 1, scale: int = 2) -> None:
-    """Examples from the validation split, enlarged, with the boxes of their objects."""
+    """Write examples of the validation split to one picture, enlarged, with the boxes of their objects."""
     from PIL import Image, ImageDraw
 
     gap = 6

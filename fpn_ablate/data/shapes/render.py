@@ -1,4 +1,4 @@
-"""From a world and an index to pixels, boxes and masks; and to a picture of a single thing, for pre-training."""
+"""Render a picture of a world: pixels, boxes and masks; or a picture of a single thing, for pre-training."""
 
 import math
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ NUM_KINDS = 2 * 2 * NUM_CLASSES
 
 @dataclass(frozen=True)
 class Picture:
-    """A rendered picture. `masks[i]` (H, W) bool shows the visible pixels of `labels[i]`; distractors are not listed."""
+    """A rendered picture with its G objects; distractors are not listed."""
 
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8
+    boxes: np.ndarray  # (G, 4) float32, XYXY
+    labels: np.ndarray  # (G,) int64, 1..K
+    masks: np.ndarray  # (G, H, W) bool: visible pixels
 
 
 def render(world: World, split: str, index: int) -> Picture:
-    """Picture `index` of a split: a pure function of its arguments."""
+    """Render picture `index` of a split: a pure function of its arguments."""
     day, lanterns, things, rng = compose(world, split, index)
     canvas = background(world, rng)
     draw_lanterns(canvas, world, lanterns, day)
@@ -38,26 +38,29 @@ def render(world: World, split: str, index: int) -> Picture:
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """XYXY of the pixels that are set; the far edge is one past the last pixel."""
+    """Return the XYXY box of the pixels that are set; the far edges are one past the last pixel."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 def classification_picture(world: World, index: int) -> tuple[np.ndarray, int]:
-    """One thing of any size on a background of the same world, and its kind: hue, which of its two marks, time of day.
+    """Render one thing of any size on a background of the same world.
 
-    For pre-training a backbone, as ImageNet does for photographs. Half of the kinds are objects, half are distractors.
+    It pre-trains a backbone, as ImageNet does for photographs. Half of the kinds are objects, half are distractors.
+
+    Returns:
+        The picture (H, W, 3) uint8, and its kind in 0..NUM_KINDS - 1: hue, which of its two marks, time of day.
     """
     rng = numpy_generator("classify", RENDERER, world.seed, index)
     day, is_object = bool(rng.random() < 0.5) or not world.context, bool(rng.random() < 0.5)
     hue, mark, _ = pick_parts(is_object, day, rng)
     kind = hue + NUM_CLASSES * (is_object + 2 * day)
-    # Even on the log scale, from the shortest side of a thing up to what the picture holds.
+    # Uniform on the log scale, from the shortest side of a thing up to what fits into the picture.
     low, high = (share * world.short_side for share in world.extent)
     side = math.exp(rng.uniform(math.log(low), math.log(min(high, 0.9 * min(world.height, world.width)))))
     stretch = math.exp(rng.uniform(-0.35, 0.35))
     half = side / 2 * stretch, side / 2 / stretch
-    # A stretched thing may be larger than the picture; its centre stays at least a quarter inside.
+    # A stretched thing may exceed the picture; its centre stays at least a quarter inside.
     center = tuple(
         rng.uniform(min(h, 0.25 * s), max(s - h, 0.75 * s)) for h, s in zip(half, (world.width, world.height), strict=True)
     )

@@ -1,4 +1,4 @@
-"""What a picture holds: where things and lanterns stand, and which things are objects."""
+"""Compose pictures: place things and lanterns, and decide which things are objects."""
 
 import math
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ BODIES = ("disc", "square", "diamond", "triangle")
 COCO_SHORT_SIDE = 480
 NUM_CLASSES = len(HUES)
 LANTERN_RADIUS = 0.02  # share of the short side
-# Enlarged whenever the renderer draws something else, so that no cached result outlives its picture.
+# Increase it with every change of the rendered pixels, so that no cached result of the old pictures is used.
 RENDERER = 3
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decides a picture, but its index.
+    """The parameters of all pictures.
 
-    `mix`: shares of small, medium and large among the objects, `distractor_mix` among the others, where large ones would
-    leave no room. `extent`: shortest and longest side of a thing as a share
-    of the image's short side. `single_scale`: every thing has that one size (a control on which a pyramid cannot help).
+    `mix`: shares of small, medium and large among the objects; `distractor_mix`: the same of distractors, of which many large
+    ones would leave no room. `extent`: shortest and longest side of a thing as a share of the image's short side.
+    `single_scale`: one size for all things, as such a share (a control on which a pyramid cannot help).
     """
 
     height: int = 256
@@ -40,15 +40,16 @@ class World:
     patches: float = 22.0  # amplitude of the patches of brightness, grey levels
     noise: float = 8.0  # standard deviation of the pixel noise, grey levels
     context: bool = True  # False: it is always day
-    reference: int | None = None  # pixels that shares are of; None: the short side. Others: a detail of a larger picture
+    reference: int | None = None  # pixels to which shares refer; None: the short side. Others: a detail of a larger picture
 
     @property
     def short_side(self) -> int:
+        """Return the pixels to which shares refer."""
         return self.reference or min(self.height, self.width)
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Square root of the area at which small ends and large begins, in pixels."""
+        """Return the square roots of the areas at which small ends and large begins, in pixels."""
         scale = self.short_side / COCO_SHORT_SIDE
         return 32 * scale, 96 * scale
 
@@ -67,7 +68,7 @@ class Thing:
 
 
 def lantern_spots(world: World, rng: np.random.Generator) -> np.ndarray:
-    """(M, 2) centres x, y: one somewhere in each cell of a grid, so that no place is far from all of them."""
+    """Return the centres (M, 2) x, y of lanterns: one in each cell of a grid, so that there is one near every place."""
     step = world.lanterns * world.short_side
     columns, rows = (max(1, round(side / step)) for side in (world.width, world.height))
     at = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) + rng.uniform(
@@ -77,7 +78,7 @@ def lantern_spots(world: World, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pick_side(world: World, mix: tuple[float, float, float], rng: np.random.Generator) -> float:
-    """Geometric mean of a thing's sides in pixels: small, medium or large by `mix`, then even on the log scale."""
+    """Draw the geometric mean of a thing's sides, in pixels: small, medium or large by `mix`, then uniform on the log scale."""
     if world.single_scale is not None:
         return world.single_scale * world.short_side
     low, high = (e * world.short_side for e in world.extent)
@@ -88,21 +89,21 @@ def _pick_side(world: World, mix: tuple[float, float, float], rng: np.random.Gen
 
 
 def pick_parts(is_object: bool, day: bool, rng: np.random.Generator) -> tuple[int, int, int]:
-    """(hue, mark, label). Objects and distractors show every hue and every mark equally often."""
+    """Draw (hue, mark, label). Objects and distractors show every hue and every mark equally often."""
     hue = int(rng.integers(NUM_CLASSES))
     mark = (hue + (day != is_object)) % NUM_CLASSES
     return hue, mark, hue + 1 if is_object else 0
 
 
-def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any] | None:
-    """A centre and half sides that hide at most a quarter of anything placed before; None if none of 20 tries is one."""
+def _place(world: World, side: float, occupied: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any] | None:
+    """Draw a centre and half sides that hide at most a quarter of each of the `occupied` boxes; None after 20 failures."""
     stretch = rng.uniform(0.7, 1.4, (20, 1))
     half = side / 2 * np.hstack([stretch, 1 / stretch])
     center = 0.6 * half + rng.random((20, 2)) * ([world.width, world.height] - 1.2 * half)
     low, high = center - half, center + half
-    shared = np.minimum(taken[:, 2:], high[:, None]) - np.maximum(taken[:, :2], low[:, None])
+    shared = np.minimum(occupied[:, 2:], high[:, None]) - np.maximum(occupied[:, :2], low[:, None])
     shared = np.maximum(shared, 0).prod(-1)
-    smaller = np.minimum((taken[:, 2:] - taken[:, :2]).prod(1), side**2)
+    smaller = np.minimum((occupied[:, 2:] - occupied[:, :2]).prod(1), side**2)
     free = np.flatnonzero((shared <= 0.25 * smaller).all(1))
     if len(free) == 0:
         return None
@@ -110,7 +111,11 @@ def _place(world: World, side: float, taken: np.ndarray, rng: np.random.Generato
 
 
 def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, list[Thing], np.random.Generator]:
-    """Is it day, where the lanterns are, the things of picture `index`, back to front, and the generator that paints them."""
+    """Compose picture `index` of a split.
+
+    Returns:
+        (is it day?, centres (M, 2) of the lanterns, things from back to front, the generator that paints them)
+    """
     rng = numpy_generator("shapes", RENDERER, world.seed, split, index)
     day = bool(rng.random() < 0.5) or not world.context
     counts = (
@@ -119,16 +124,16 @@ def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, lis
     )
     kinds = [True] * counts[0] + [False] * counts[1]
     sides = [_pick_side(world, world.mix if is_object else world.distractor_mix, rng) for is_object in kinds]
-    wanted = list(zip(sides, kinds, strict=True))
+    planned = list(zip(sides, kinds, strict=True))
     if world.single_scale is not None:
-        # Or every object would be placed first, and what lies in front would tell what is an object.
-        wanted = [wanted[i] for i in rng.permutation(len(wanted))]
-    wanted.sort(key=lambda thing: thing[0], reverse=True)  # large things lie behind small ones
+        # Otherwise all objects would be placed first, and the order of depth would reveal them.
+        planned = [planned[i] for i in rng.permutation(len(planned))]
+    planned.sort(key=lambda thing: thing[0], reverse=True)  # large things lie behind small ones
     things: list[Thing] = []
     lanterns, reach = lantern_spots(world, rng), LANTERN_RADIUS * world.short_side
-    taken = np.hstack([lanterns - reach, lanterns + reach])
-    for side, is_object in wanted:
-        spot = _place(world, side, taken, rng)
+    occupied = np.hstack([lanterns - reach, lanterns + reach])
+    for side, is_object in planned:
+        spot = _place(world, side, occupied, rng)
         if spot is None:
             continue
         center, half = spot
@@ -136,5 +141,5 @@ def compose(world: World, split: str, index: int) -> tuple[bool, np.ndarray, lis
         body, angle = BODIES[int(rng.integers(len(BODIES)))], rng.uniform(-0.2, 0.2)
         things.append(Thing(body, hue, mark, label, center, half, angle))
         box = [center[0] - half[0], center[1] - half[1], center[0] + half[0], center[1] + half[1]]
-        taken = np.vstack([taken, box])
+        occupied = np.vstack([occupied, box])
     return day, lanterns, things, rng
