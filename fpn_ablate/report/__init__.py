@@ -1,1 +1,1 @@
-"""Tables, plots and the page from the records that runs leave: `collate` > `formats` > `html` > `output`; no torch, no Hydra."""
+"""Tables, plots and page from the records that runs leave: `collate` > `formats` > `html` > `output`; no torch, no Hydra."""
