@@ -1,9 +1,10 @@
 """The typed configuration: what is wrong is refused by name, and what would be allowed is listed."""
 
 import pytest
+import yaml
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.config.validation import FORMER, keys, load_saved_config, unknown_key, validate
+from fpn_ablate.config.validation import keys, load_saved_config, unknown_key, validate
 from fpn_ablate.utils.errors import UserError
 
 
@@ -89,11 +90,32 @@ def test_a_wrong_key_or_value_is_named_and_the_allowed_listed(values, key, value
     assert len(str(refused.value)) < 600
 
 
-@pytest.mark.parametrize("spoilt", [[], None, {"head": []}, {"recipe": {"optimizer": 5}}, {5: 6}])
+@pytest.mark.parametrize("spoilt", [[], None, {"rpn": []}, {"recipe": {"optimizer": 5}}, {5: 6}])
 def test_what_is_no_configuration_at_all_is_refused(values, spoilt):
-    for read in (validate, load_saved_config):
-        with pytest.raises(UserError):
-            read(values | spoilt if isinstance(spoilt, dict) else spoilt)
+    with pytest.raises(UserError):
+        validate(values | spoilt if isinstance(spoilt, dict) else spoilt)
+
+
+def test_what_a_run_has_left_is_read_again(config, values, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert load_saved_config(file) == config()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "neck: 5", "head: {}", "\x00"])
+def test_a_damaged_file_of_a_run_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    for path in (file, tmp_path / "none.yaml"):
+        with pytest.raises(UserError, match=rf"{path}: cannot be read as a configuration"):
+            load_saved_config(path)
+
+
+def test_a_file_with_a_key_of_an_earlier_version_is_refused_with_the_key(values, tmp_path):
+    values["head"] = values.pop("rpn")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"head: there is no such key"):
+        load_saved_config(tmp_path / "config.yaml")
 
 
 def test_every_problem_is_listed_at_once(values):
@@ -115,7 +137,7 @@ def test_a_pyramid_that_is_connected_to_nothing_is_refused_with_the_reason(value
 
 def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
     names = set(keys())
-    assert {"neck.top_down", "neck.level", "data.root", "data.seed", "recipe.pretrain.steps", "log.wandb", "head"} <= names
+    assert {"neck.top_down", "neck.level", "data.root", "data.seed", "recipe.pretrain.steps", "log.wandb", "rpn"} <= names
     assert "row" not in names
 
     def leaves(part, prefix=""):
@@ -144,15 +166,3 @@ def test_a_configuration_cannot_be_changed(config):
     with pytest.raises(Exception, match="frozen"):
         config().seed = 1
     assert isinstance(config(), Config)
-
-
-def test_what_a_run_of_an_earlier_version_kept_is_still_read(config):
-    cfg = config("task=faster_rcnn")
-    values = cfg.model_dump(mode="json")
-    for key in FORMER:
-        *groups, last = key.split(".")
-        inner = values
-        for group in groups:
-            inner = inner[group]
-        del inner[last]
-    assert load_saved_config(values) == cfg
