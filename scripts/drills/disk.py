@@ -1,10 +1,12 @@
-"""Disks that are full or read-only, for real: a small sweep on small tmpfs mounts, started again once there is room.
+"""Run a small sweep on disks that are really full or read-only (tmpfs mounts), and again once there is room.
 
-`python scripts/drills/disk.py` (as root on Linux: it mounts) runs two rows of recipe=smoke on disks of thirteen sizes, so that
-it is full at another moment each time, then makes room and gives the same command again; and the same for a results folder that
-is read-only at first, for a full disk below TMPDIR, for a HOME that is read-only or not there, and for an output that goes to a
-full disk. What ends otherwise than a run that nothing disturbs is `lost`. Some 15 minutes on two cores; writes
-results/reference/reliability/. The package must not change meanwhile.
+    python scripts/drills/disk.py [disk_full] [read_only] [around]    as root on Linux, since it mounts; default: all three
+
+disk_full runs two rows of recipe=smoke on disks of thirteen sizes, so that the disk fills at another moment each time, then
+makes room and repeats the command. read_only does the same with a results folder that is read-only at first. around tries a full
+disk below TMPDIR, a HOME that is read-only or missing, and output to a full disk. A sweep whose results differ from those of an
+undisturbed one counts as `lost`. Takes about 15 minutes on two cores, and the package must not change meanwhile. Writes
+results/reference/reliability/.
 """
 
 import argparse
@@ -30,41 +32,41 @@ from fpn_ablate.utils.paths import DETECTIONS, MODEL, RECORD
 OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
-# In KiB. First without a backbone: no room at all; for a plan; in pre-training. Then with one (2.7 MiB): in a first checkpoint,
-# later ones, and after the first row. Checkpoints are the largest files, so they meet the end first; tests/test_disk.py strikes
-# each of the others.
-BARE = (16, 80, 1500)
-FURNISHED = (2900, 3600, 4800, 6500, 7000, 7200, 7500, 8400, 9200, 10400)
+# KiB. Without a backbone the disk is full at once, after the plan, or in pre-training. With one (2.7 MiB) it is full at the
+# first checkpoint, at a later one, or after the first row. Checkpoints are the largest files, so they hit the limit first;
+# tests/project/test_disk.py covers the other files.
+WITHOUT_BACKBONE = (16, 80, 1500)
+WITH_BACKBONE = (2900, 3600, 4800, 6500, 7000, 7200, 7500, 8400, 9200, 10400)
 ROOM = "64m"
-# Lines of a table that tell when and how long, not what.
+# Lines of a table with durations.
 TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILINE)
 
 
 def run(out: Path, **changes: str | None) -> tuple[int, str]:
-    """Exit code, and all that is said; `changes` to the environment, None: without it."""
-    # Both are processes of their own, and not what is compared; tests/test_wandb.py fills the disk of the copy for wandb.
-    known = os.environ | {"WANDB_MODE": "disabled", live.SWITCH: "off"} | changes
-    variables = {name: value for name, value in known.items() if value is not None}
+    """Run the sweep and return its exit code and output; `changes` to the environment, None removes a variable."""
+    # wandb's copy and the live page are other processes. tests/tracking/test_wandb.py fills the disk of the copy.
+    merged = os.environ | {"WANDB_MODE": "disabled", live.SWITCH: "off"} | changes
+    variables = {name: value for name, value in merged.items() if value is not None}
     command = [sys.executable, "-m", "fpn_ablate", *ARGUMENTS, f"out={out}"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 
-def made(out: Path) -> dict[str, object]:
-    """What a sweep has found, of each row and in its tables: all that must not depend on what happened on the way."""
-    found: dict[str, object] = {}
+def contents(out: Path) -> dict[str, object]:
+    """Collect what a disturbance must not change: metrics, weights and detections of each row, and the tables."""
+    items: dict[str, object] = {}
     for file in sorted(out.glob(f"runs/*/*/*/*/{RECORD}")):
         record = json.loads(file.read_text())
         name = f"{record['table']}/{record['row']}"
-        found[f"{name} status"], found[f"{name} metrics"] = record["status"], record["metrics"]
+        items[f"{name} status"], items[f"{name} metrics"] = record["status"], record["metrics"]
         if record["status"] == "finished":
             state = torch.load(file.with_name(MODEL), weights_only=True)
-            found[f"{name} weights"] = {key: value.numpy().tobytes() for key, value in state.items()}
+            items[f"{name} weights"] = {key: value.numpy().tobytes() for key, value in state.items()}
             with np.load(file.with_name(DETECTIONS)) as arrays:
-                found[f"{name} detections"] = {key: arrays[key].tobytes() for key in arrays.files}
-            found[f"{name} metrics.jsonl"] = file.with_name("metrics.jsonl").read_text()
+                items[f"{name} detections"] = {key: arrays[key].tobytes() for key in arrays.files}
+            items[f"{name} metrics.jsonl"] = file.with_name("metrics.jsonl").read_text()
     tables = sorted(file for kind in ("md", "csv", "tex") for file in (out / "tables").glob(f"*.{kind}"))
-    return found | {file.name: TIMES.sub("", file.read_text()) for file in tables}
+    return items | {file.name: TIMES.sub("", file.read_text()) for file in tables}
 
 
 @contextmanager
@@ -82,38 +84,40 @@ def remount(folder: Path, options: str) -> None:
 
 
 def problems(undisturbed: dict[str, object], out: Path, code: int) -> list[str]:
-    """How the end differs from that of a sweep that nothing has disturbed."""
-    found = made(out)
-    differing = [name for name in undisturbed if found.get(name) != undisturbed[name]]
+    """List how the results differ from those of an undisturbed sweep."""
+    results = contents(out)
+    differing = [name for name in undisturbed if results.get(name) != undisturbed[name]]
     return [*([f"exit code {code}"] if code else []), *(f"{name} differs" for name in differing)]
 
 
-def told(text: str, fix: str = "make room") -> list[str]:
-    """What is wrong with how a fault was told: a traceback of this package's, or no line with the place and what to do."""
-    own = [line for line in text.splitlines() if "cannot be written" in line and fix in line and "/" in line]
-    return [*([] if own else ["no line names the place and the fix"]), *(["a traceback"] if "Traceback" in text else [])]
+def message_problems(text: str, fix: str = "make room") -> list[str]:
+    """List what is wrong with the output about a fault: a traceback, or no line with the path and the fix."""
+    lines = [line for line in text.splitlines() if "cannot be written" in line and fix in line and "/" in line]
+    return [*([] if lines else ["no line names the place and the fix"]), *(["a traceback"] if "Traceback" in text else [])]
 
 
 def finished(out: Path) -> set[str]:
+    """Return the rows that are finished."""
     records = [json.loads(file.read_text()) for file in out.glob(f"runs/*/*/*/*/{RECORD}")]
     return {record["row"] for record in records if record["status"] == "finished"}
 
 
 def disk_full(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[str, list[str]]]:
-    for size in (*BARE, *FURNISHED):
+    """Yield each try with its findings: a disk too small for the sweep, and the same command with enough room."""
+    for size in (*WITHOUT_BACKBONE, *WITH_BACKBONE):
         with mounted(scratch / f"full{size}", f"{size}k") as disk:
             out = disk / "results"
-            if size in FURNISHED:
+            if size in WITH_BACKBONE:
                 shutil.copytree(scratch / "undisturbed" / "backbones", out / "backbones")
             code, text = run(out)
-            states, kept = sorted(re.findall(r'"status": "(\w+)"', "".join(_texts(out)))), finished(out)
-            wrong = [*told(text), *([] if code else ["exit code 0"])]
+            states, finished_rows = sorted(re.findall(r'"status": "(\w+)"', "".join(_texts(out)))), finished(out)
+            findings = [*message_problems(text), *([] if code else ["exit code 0"])]
             struck = sorted({Path(match).name for match in re.findall(r"(\S+): cannot be written", text)})
             remount(disk, f"size={ROOM}")
             code, text = run(out)
-            again = [row for row in kept if f"{row} seed 0: finished before" not in text]
-            wrong += [*(f"{row} was done twice" for row in again), *problems(undisturbed, out, code)]
-            yield f"{size} KiB: struck {', '.join(struck)}; records {', '.join(states) or 'none'}", wrong
+            repeated = [row for row in finished_rows if f"{row} seed 0: finished before" not in text]
+            findings += [*(f"{row} was done twice" for row in repeated), *problems(undisturbed, out, code)]
+            yield f"{size} KiB: struck {', '.join(struck)}; records {', '.join(states) or 'none'}", findings
 
 
 def _texts(out: Path) -> list[str]:
@@ -121,31 +125,30 @@ def _texts(out: Path) -> list[str]:
 
 
 def read_only(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each try with its findings: a read-only folder before and after the sweep, and its tables written elsewhere."""
     with mounted(scratch / "read_only", ROOM) as disk:
         out = disk / "results"
         remount(disk, "ro")
         code, text = run(out)
-        wrong = [*told(text, "make it writable"), *([] if code else ["exit code 0"])]
+        findings = [*message_problems(text, "make it writable"), *([] if code else ["exit code 0"])]
         remount(disk, "rw")
         code, _ = run(out)
-        yield "an empty folder", [*wrong, *problems(undisturbed, out, code)]
+        yield "an empty folder", [*findings, *problems(undisturbed, out, code)]
         remount(disk, "ro")
         code, text = run(out)
-        yield (
-            "a finished sweep",
-            [*told(text, "make it writable"), *problems(undisturbed, out, 0), *([] if code else ["exit 0"])],
-        )
+        findings = [*message_problems(text, "make it writable"), *([] if code else ["exit 0"])]
+        yield "a finished sweep", [*findings, *problems(undisturbed, out, 0)]
         command = [sys.executable, "-m", "fpn_ablate", "report", str(out / "runs"), "--out", str(scratch / "elsewhere")]
         code = subprocess.run(command, capture_output=True, text=True).returncode
-        tables = made(scratch / "elsewhere")
-        wrong = [name for name in tables if tables[name] != undisturbed[name]] or ([] if tables else ["no tables"])
-        yield "its tables, written elsewhere", [*wrong, *([f"exit code {code}"] if code else [])]
+        tables = contents(scratch / "elsewhere")
+        findings = [name for name in tables if tables[name] != undisturbed[name]] or ([] if tables else ["no tables"])
+        yield "its tables, written elsewhere", [*findings, *([f"exit code {code}"] if code else [])]
 
 
 def around(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[str, list[str]]]:
-    """Places beside the results: nothing of a run may depend on them, or it says so."""
+    """Yield each try with its findings: full, read-only or missing places that a run must not depend on."""
     with mounted(scratch / "tmp", "64k") as tmp, mounted(scratch / "home", "64k") as home:
-        (tmp / "much").write_bytes(bytes(64 * 1024))
+        (tmp / "filler").write_bytes(bytes(64 * 1024))
         remount(home, "ro")
         homes = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "WANDB_DIR", "TORCH_HOME"))
         places = {
@@ -168,7 +171,7 @@ def around(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[str,
 
 
 SAME = "gives the weights, metrics, detections and tables of a sweep left alone"
-# What is wrong, what is held against what, and how it is tried.
+# name -> fault, how it is checked, the function that tries it
 DRILLS: dict[str, tuple[str, str, Callable]] = {
     "disk_full": ("disk full (ENOSPC)", f"the same command, once there is room, {SAME}", disk_full),
     "read_only": ("read-only results folder (EROFS)", f"the same command, once it is writable, {SAME}", read_only),
@@ -176,19 +179,19 @@ DRILLS: dict[str, tuple[str, str, Callable]] = {
 }
 
 
-def keep(folder: Path, name: str, tries: list[dict]) -> None:
-    """Write what has been tried so far."""
+def save(folder: Path, name: str, tries: list[dict]) -> None:
+    """Write the outcome of the tries so far."""
     fault, how, _ = DRILLS[name]
-    found = {"fault": fault, "tries": len(tries), "lost": sum(bool(one["findings"]) for one in tries), "how": how}
-    found |= {"command": f"python scripts/drills/disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
-    save_text(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    outcome = {"fault": fault, "tries": len(tries), "lost": sum(bool(attempt["findings"]) for attempt in tries), "how": how}
+    outcome |= {"command": f"python scripts/drills/disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
+    save_text(folder / f"{name}.json", json.dumps(outcome, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drills/disk.py", description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help=f"of {', '.join(DRILLS)} (default: all)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default results/reference/reliability)")
-    given = parser.parse_args(argv)
+    parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(DRILLS)} (default: all)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcomes (default results/reference/reliability)")
+    options = parser.parse_args(argv)
     lost = 0
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -196,14 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             print(text)
             return 2
-        undisturbed = made(scratch / "undisturbed")
-        for name in given.what or DRILLS:
+        undisturbed = contents(scratch / "undisturbed")
+        for name in options.drills or DRILLS:
             tries: list[dict] = []
-            for what, wrong in DRILLS[name][-1](undisturbed, scratch):
-                print(f"{name}: {what}: {'; '.join(wrong) or 'nothing lost'}", flush=True)
-                tries.append({"try": what, "findings": wrong})
-                keep(given.out, name, tries)
-            lost += sum(bool(one["findings"]) for one in tries)
+            for title, findings in DRILLS[name][-1](undisturbed, scratch):
+                print(f"{name}: {title}: {'; '.join(findings) or 'nothing lost'}", flush=True)
+                tries.append({"try": title, "findings": findings})
+                save(options.out, name, tries)
+            lost += sum(bool(attempt["findings"]) for attempt in tries)
     return int(lost > 0)
 
 

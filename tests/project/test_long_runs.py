@@ -60,9 +60,9 @@ def test_the_gauge_sees_what_this_process_holds(script):
 def test_the_drill_of_disks_sees_what_is_not_told_and_what_differs(script, tmp_path):
     drill = script("drills/disk")
     line = "/disk/results/model.pt: cannot be written (No space left on device); make room, then run the same command again"
-    assert drill.told(line) == []
-    assert drill.told("OSError: [Errno 28] No space left on device") == ["no line names the place and the fix"]
-    assert drill.told(f"Traceback (most recent call last):\n{line}") == ["a traceback"]
+    assert drill.message_problems(line) == []
+    assert drill.message_problems("OSError: [Errno 28] No space left on device") == ["no line names the place and the fix"]
+    assert drill.message_problems(f"Traceback (most recent call last):\n{line}") == ["a traceback"]
     assert drill.problems({"row metrics": 1}, tmp_path, 1) == ["exit code 1", "row metrics differs"]
     times = "- cost: 2 runs: training 1 s, evaluation 0 s; pre-training 1 s, shared\n| FPN | 60.7 |\n"
     assert drill.TIMES.sub("", times).strip() == "| FPN | 60.7 |"
