@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import command_parser
-from fpn_ablate.runs.restore import Splits
+from fpn_ablate.runs.restore import LoadedSplits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE
 from fpn_ablate.utils.paths import RECORD
 
 
-def update_runs(arguments: Sequence[str], command: str, about: str, update: Callable[[Path, Splits], str]) -> int:
+def update_runs(arguments: Sequence[str], command: str, about: str, update: Callable[[Path, LoadedSplits], str]) -> int:
     """Call `update(folder, splits)` for each run and print the line that it returns; 2 if a run could not be updated.
 
     Args:
@@ -24,7 +24,7 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
     files = sorted(file for folder in options.runs for file in folder.rglob(RECORD))
     if not files:
         raise UserError(f"no {RECORD} below {', '.join(map(str, options.runs))}; give results/runs, or a run's folder")
-    splits: Splits = {}
+    splits: LoadedSplits = {}
     failures = 0
     for folder in (file.parent for file in files):
         try:

@@ -1,4 +1,4 @@
-"""What a row costs where it runs: latency and peak memory."""
+"""Latency and peak memory of a run."""
 
 import ctypes
 import gc
@@ -22,32 +22,32 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def latency_ms(fn: Callable[[], object], device: torch.device, warmup: int = 5, runs: int = 30) -> float:
-    """Median of `runs` calls of `fn`, in milliseconds, after `warmup` calls that are not counted."""
+    """Return the median time of `runs` calls of `fn` in milliseconds, after `warmup` calls that are not counted."""
     times = []
     for _ in range(warmup + runs):
         synchronise(device)
         began = time.perf_counter()
         fn()
-        synchronise(device)  # a GPU works on after the call has returned
+        synchronise(device)  # the call returns before the GPU has finished
         times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[warmup:])
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has."""
+    """Wait for a GPU to finish its queued work; on a CPU there is none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_mib` begin anew, from what is in use now. Where a system cannot do that, nothing happens."""
+    """Reset the peak that `peak_memory_mib` returns to the memory in use now; do nothing on systems without a reset."""
     if device.type == "cuda":
         gc.collect()
-        torch.cuda.empty_cache()  # in pieces of the sizes that an earlier job asked for
+        torch.cuda.empty_cache()  # blocks of the sizes that an earlier job requested
         torch.cuda.reset_peak_memory_stats(device)
         return
     gc.collect()
-    # What an earlier job has freed, glibc keeps for itself: up to hundreds of MiB that a later job would be charged with.
+    # glibc keeps memory that an earlier job has freed: up to hundreds of MiB that would count for a later job.
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # not Linux, or a container that does not allow it
@@ -55,8 +55,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Most memory in use since `reset_peak_memory`, in MiB: tensors on the GPU, or resident memory of this process (without
-    those that load its images). Where a system cannot reset it, of the process since it began."""
+    """Return the peak memory since `reset_peak_memory` in MiB: of tensors on the GPU, or resident memory of this process.
+
+    Loader processes do not count. On systems without a reset it is the peak since the process began.
+    """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     with suppress(OSError):
@@ -67,13 +69,13 @@ def peak_memory_mib(device: torch.device) -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
-def latency_of(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> float:
-    """Milliseconds for the first image of the validation split alone, from pixels to what the task puts out (Sec. 5.2)."""
+def end_to_end_latency_ms(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> float:
+    """Measure the latency of the first validation image at batch size 1, from pixels to the task's output (Sec. 5.2)."""
     batch = next(evaluation_batches(trained.validation, resize=Resize.of(recipe), batch_size=1, count=1)).to(device)
 
     @torch.no_grad()
-    def once() -> None:
+    def predict() -> None:
         with autocast(recipe.bf16, device):
             trained.predict_end_to_end(batch)
 
-    return round(latency_ms(once, device), 2)
+    return round(latency_ms(predict, device), 2)

@@ -1,4 +1,4 @@
-"""What a trained row finds, in native pixels, and the truth that it is held against."""
+"""Inference over a data set and its evaluation, in pixels of the native images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +27,8 @@ def predict(
     workers: int = 0,
     count: int | None = None,
 ) -> DetectionSet:
-    """What `predictor` finds in every image of `dataset`, or in its first `count`; native pixels, best first within an image."""
-    native = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
+    """Run `predictor` on all images of `dataset`, or on the first `count`. Boxes are in native pixels, best first per image."""
+    native_sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
     batches = evaluation_batches(
         dataset,
         batch_size=recipe.eval_batch_size,
@@ -40,15 +40,15 @@ def predict(
     for batch in batches:
         batch = batch.to(device)
         with autocast(recipe.bf16, device):
-            found = predictor(batch)
+            predictions = predictor(batch)
         for n, image_id in enumerate(batch.image_ids):
-            keep = found.valid[n]
-            own = to_native(found.boxes[n][keep].cpu(), batch.sizes[n].tolist(), native[image_id])
-            ids.append(np.full(len(own), image_id, np.int64))
-            boxes.append(own.numpy().astype(np.float32))
-            scores.append(found.scores[n][keep].cpu().numpy().astype(np.float32))
-            if isinstance(found, BatchDetections):
-                labels.append(found.labels[n][keep].cpu().numpy())
+            valid = predictions.valid[n]
+            native_boxes = to_native(predictions.boxes[n][valid].cpu(), batch.sizes[n].tolist(), native_sizes[image_id])
+            ids.append(np.full(len(native_boxes), image_id, np.int64))
+            boxes.append(native_boxes.numpy().astype(np.float32))
+            scores.append(predictions.scores[n][valid].cpu().numpy().astype(np.float32))
+            if isinstance(predictions, BatchDetections):
+                labels.append(predictions.labels[n][valid].cpu().numpy())
     return DetectionSet(
         np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels) if labels else None
     )
@@ -64,7 +64,7 @@ def propose(
     count: int | None = None,
     to_train: bool = False,
 ) -> DetectionSet:
-    """Proposals for every image of `dataset`, or for its first `count`; `to_train`: as many as a second stage is trained on."""
+    """Propose on all images of `dataset`, or on the first `count`; `to_train`: as many as a second stage is trained on."""
     model.eval()
 
     def proposals(batch: Batch) -> Proposals:
@@ -74,26 +74,30 @@ def propose(
 
 
 def ground_truth(dataset: DetectionDataset, count: int | None) -> dict:
-    """The ground truth to evaluate against: all declared images, whether anything was found in them or not."""
+    """Return the ground truth of all declared images, or of the first `count`; images without detections count as well."""
     truth = dataset.coco()
     if count is None or count >= len(truth["images"]):
         return truth
-    kept = {image["id"] for image in truth["images"][:count]}
-    annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
+    ids = {image["id"] for image in truth["images"][:count]}
+    annotations = [a for a in truth["annotations"] if a["image_id"] in ids]
     return {**truth, "images": truth["images"][:count], "annotations": annotations}
 
 
-def evaluate(found: DetectionSet, dataset: DetectionDataset, count: int | None = None) -> dict[str, Any]:
-    """The evaluated part of a record: recall of proposals, or precision and recall of detections; and on what images."""
+def evaluate(detections: DetectionSet, dataset: DetectionDataset, count: int | None = None) -> dict[str, Any]:
+    """Evaluate on all images of `dataset`, or on the first `count`: AR of proposals, AP and AR100 of labelled detections.
+
+    Returns:
+        The evaluated keys of a record: metrics, per_class (of labelled detections), objects, images.
+    """
     truth = ground_truth(dataset, count)
-    metrics, more = average_recall(truth, found, dataset.area_bounds), {}
-    if found.labels is not None:
+    metrics, per_class = average_recall(truth, detections, dataset.area_bounds), {}
+    if detections.labels is not None:
         metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}
-        precision, more["per_class"] = average_precision(truth, found, dataset.categories, dataset.area_bounds)
-        metrics = precision | metrics
+        precision, of_classes = average_precision(truth, detections, dataset.categories, dataset.area_bounds)
+        metrics, per_class = precision | metrics, {"per_class": of_classes}
     return {
         "metrics": metrics,
-        **more,
+        **per_class,
         "objects": object_sizes(truth, dataset.area_bounds),
         "images": {
             "count": len(truth["images"]),
@@ -104,7 +108,7 @@ def evaluate(found: DetectionSet, dataset: DetectionDataset, count: int | None =
 
 
 def object_sizes(truth: dict[str, Any], bounds: tuple[float, float]) -> dict[str, int]:
-    """Objects by size as COCO's evaluator sorts them (one exactly on a bound counts on both sides); crowds left out."""
+    """Count objects by size as COCO's evaluator does, without crowds; an object exactly on a bound counts on both sides."""
     areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in truth["annotations"] if not a.get("iscrowd")]
     low, high = bounds
     return {

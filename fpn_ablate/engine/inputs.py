@@ -1,4 +1,4 @@
-"""What a cell starts from: a device, both splits of the data, and the weights of the backbone."""
+"""Inputs of a run: device, both splits of the data, starting weights."""
 
 import hashlib
 import time
@@ -12,7 +12,7 @@ import torch
 from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes, Task
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.engine.fixed_proposals import FixedProposals, Splits
-from fpn_ablate.engine.pretrain import Pretrained, ensure
+from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.errors import UserError
@@ -25,12 +25,12 @@ from fpn_ablate.weights.files import computed_with
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a cell starts from, and with it the cells that it builds on.
+    """Inputs of a run, which the runs that it builds on share.
 
     Attributes:
         weights: of the backbone, in our names; None: random.
-        checkpoint: the detector that is evaluated; None where one is trained. `training` is then `validation`.
-        proposals: those of the file that task.proposals.file names, with the file's sha256.
+        checkpoint: the detector to evaluate; None in training. With a checkpoint, `training` is `validation`.
+        proposals, proposals_digest: content and sha256 of the file that task.proposals.file names.
     """
 
     device: torch.device
@@ -48,7 +48,7 @@ class Inputs:
 
 
 def prepare(cfg: Config) -> Inputs:
-    """Everything that is read or made before training.
+    """Pick the device, and read or make everything that training needs.
 
     Raises:
         UserError: bad input.
@@ -72,22 +72,26 @@ def prepare(cfg: Config) -> Inputs:
 
 
 def _pretrain(cfg: Config, device: torch.device) -> Pretrained:
-    small = world(cfg.data, cfg.recipe.short_side)
-    return ensure(cfg.backbone, cfg.recipe.pretrain, small, Path(cfg.out) / "backbones", device, cfg.workers)
+    pictures = world(cfg.data, cfg.recipe.short_side)
+    return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, Path(cfg.out) / "backbones", device, cfg.workers)
 
 
 def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and validation split, or the latter twice where nothing is trained; broken input is refused here."""
+    """Load training and validation split, or validation twice if nothing is trained.
+
+    Raises:
+        UserError: the data are broken.
+    """
     if isinstance(data, Shapes):
-        # Rendering is what costs, so pictures that are not evaluated are not part of the set.
+        # Rendering is slow, so the set holds only the pictures that are evaluated.
         evaluated = min(data.val_images, recipe.eval_images or data.val_images)
         splits = shapes.load(world(data, recipe.short_side), data.train_images, evaluated)
         return splits[1:] * 2 if mode == "evaluate" else splits
-    return _photographs(data, mode)
+    return _load_coco(data, mode)
 
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
-    """Render all pictures on all cores at once; a training that ends before it has seen each of them renders its own."""
+    """Render pictures on all cores at once; training pictures only if training sees each of them."""
     processes = max(workers, torch.get_num_threads())
     validation.render_all(processes)
     if recipe.steps * recipe.batch_size >= len(training):
@@ -95,33 +99,34 @@ def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, 
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A COCO-format set that was read, by which configuration, and its files at that time."""
+class _CachedSet:
+    """A COCO-format set, the configuration that it was read with, and the stamps of its files at that time."""
 
     key: tuple[Any, ...]
-    files: dict[str, tuple[str, int]]
+    stamps: dict[str, tuple[str, int]]
     splits: tuple[DetectionDataset, DetectionDataset]
 
 
-_last: list[_Read] = []  # the rows of a sweep read one set: of COCO's size that takes 16 s
+_cache: list[_CachedSet] = []  # at most one: the rows of a sweep share a set, and reading COCO takes 16 s
 
 
-def _photographs(data: Coco, mode: str) -> tuple[DetectionDataset, DetectionDataset]:
-    key, begun = (mode, data, coco.root_of(data).resolve()), time.time()
+def _load_coco(data: Coco, mode: str) -> tuple[DetectionDataset, DetectionDataset]:
+    """Load both splits, or return the cached ones if no file has changed since."""
+    key, start = (mode, data, coco.root_of(data).resolve()), time.time()
     with suppress(OSError):
-        if _last and _last[0].key == key and stamps_of(_last[0].files) == _last[0].files:
-            return _last[0].splits
-    _last.clear()
+        if _cache and _cache[0].key == key and stamps_of(_cache[0].stamps) == _cache[0].stamps:
+            return _cache[0].splits
+    _cache.clear()
     splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
     with suppress(OSError):
-        files = stamps_of(path for split in splits for path in split.files)
-        if not is_recent(files, begun):
-            _last.append(_Read(key, files, splits))
+        stamps = stamps_of(path for split in splits for path in split.files)
+        if not is_recent(stamps, start):
+            _cache.append(_CachedSet(key, stamps, splits))
     return splits
 
 
 def world(data: Shapes | Coco, short_side: int) -> shapes.World:
-    """The generated world at the recipe's size. With other data it still serves to pre-train a backbone."""
+    """Return the generated world at the recipe's size. Runs on photographs use it to pre-train a backbone."""
     if not isinstance(data, Shapes):
         return shapes.World(height=short_side, width=short_side)
     height, width = round(short_side * max(1, 1 / data.aspect)), round(short_side * max(1, data.aspect))
@@ -130,11 +135,16 @@ def world(data: Shapes | Coco, short_side: int) -> shapes.World:
 
 
 def is_deterministic(setting: bool | str, device: torch.device) -> bool:
-    """Whether the same seed gives the same bits on this machine."""
+    """Decide whether the same seed must give the same bits: `auto` means on a CPU."""
     return device.type == "cpu" if setting == "auto" else setting
 
 
 def pick_device(name: str) -> torch.device:
+    """Return the device; `auto` is a GPU if there is one.
+
+    Raises:
+        UserError: device=cuda without a GPU.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -143,10 +153,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_fixed_proposals(task: Task, splits: Splits, count: int | None) -> tuple[FixedProposals | None, str | None]:
-    """Those of the file that task.proposals.file names, and its sha256; None and None without a file."""
+    """Load the file that task.proposals.file names, and its sha256; (None, None) without a file."""
     file = task.proposals.file if task.name == "fast_rcnn" else None
     if file is None:
         return None, None
-    instead = f"leave task.proposals.file={file} out, and proposals are made"
-    found = FixedProposals.load(Path(file), splits, count, instead)
-    return found, hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    fix = f"leave out task.proposals.file={file} to let an RPN make the proposals"
+    return FixedProposals.load(Path(file), splits, count, fix), hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -12,15 +12,15 @@ WARMUP_START = 1 / 3  # Detectron's
 
 
 def base_learning_rate(optimizer: Optimizer, batch_size: int) -> float:
-    """The linear scaling rule: the rate grows with the batch, from `lr` at `lr_batch_size` images (Goyal et al. 2017).
+    """Scale `lr`, given for `lr_batch_size` images, linearly with the batch size (Goyal et al. 2017).
 
-    The number of steps stays what the recipe says: a batch k times smaller needs k times the steps to see as many images.
+    The number of steps is not scaled: a batch k times smaller needs k times the steps to see as many images.
     """
     return optimizer.lr * batch_size / (optimizer.lr_batch_size or batch_size)
 
 
 def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
-    """What the base rate is multiplied with at `step` (from 0) of `steps`: a pure function, so a resume needs no state."""
+    """Return the factor on the base rate at `step` (from 0) of `steps`. A pure function, so resuming needs no state."""
     warm = 1.0
     if step < schedule.warmup_steps:
         warm = WARMUP_START + (1 - WARMUP_START) * step / schedule.warmup_steps
@@ -30,7 +30,7 @@ def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """Over the parameters that are trained; weight decay spares biases and norms, as AdamW's users expect, only for AdamW."""
+    """Build the optimiser of trainable parameters. AdamW decays no biases and norms, as its users expect; SGD decays all."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if cfg.name == "sgd":
         return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True)
@@ -42,5 +42,6 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,7 +1,7 @@
-"""Pre-training of a backbone on single things of the generated world, as ImageNet does for photographs.
+"""Pre-training of a backbone as a classifier of single things of the generated world, as ImageNet serves for photographs.
 
-Made once, kept under its own fingerprint, shared by every row and seed; its time is part of each record's cost. What is
-interrupted goes on from its last checkpoint, to the same weights.
+The weights are made once, cached under their own fingerprint and shared by all rows and seeds; each record's cost includes the
+time. An interrupted pre-training resumes from its last checkpoint and ends with the same weights.
 """
 
 import json
@@ -35,13 +35,13 @@ PARTS = (
     *("data/shapes", "engine/pretrain.py", "model/backbones", "model/build.py", "model/detectors/two_stage.py"),
     *("model/init.py", "model/ops", "model/optimise.py", "utils/seeding.py"),
 )
-CHECKPOINTS = 10  # over a pre-training, in equal distances
-HELD_OUT = 1024  # pictures that the accuracy is measured on; training uses the ones after them
+CHECKPOINTS = 10  # per pre-training, equally spaced
+HELD_OUT = 1024  # pictures that measure the accuracy; training uses the pictures after them
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Where the weights are, how good they are (share of held-out pictures named right) and what they took (seconds)."""
+    """Pre-trained weights: their file, the accuracy on held-out pictures (0..1) and the time of pre-training in seconds."""
 
     path: Path
     accuracy: float
@@ -61,7 +61,7 @@ class _Pictures(Dataset):
 
 
 class Classifier(nn.Module):
-    """The backbone, global average pooling of C5, one linear layer over the kinds of things."""
+    """Backbone, global average pooling of C5 and one linear layer over the kinds of things."""
 
     def __init__(self, cfg: AnyBackbone) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
         return self.classes(self.backbone(x)["c5"].mean((2, 3)))
 
 
-def ensure(
+def load_or_pretrain(
     backbone: AnyBackbone,
     recipe: Pretrain,
     world: World,
@@ -82,7 +82,7 @@ def ensure(
     device: torch.device,
     workers: int = 0,
 ) -> Pretrained:
-    """The weights for `cfg.backbone` on `world`; trained now if no run has done so. Jobs that start together wait for one."""
+    """Return the weights of `backbone` pre-trained on `world`; train them if no run has. Concurrent jobs wait for the first."""
     facts = [backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
     path = folder / f"{safe_name(backbone.label)}-{digest(facts)[:12]}.pt"
     with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}"):
@@ -93,7 +93,7 @@ def ensure(
 
 
 def _world(world: World, recipe: Pretrain) -> World:
-    """A detail of the detection world: a thing, a lantern and a patch span the same pixels."""
+    """Crop the detection world to pictures of recipe.side pixels: a thing, a lantern and a patch keep their size in pixels."""
     return replace(world, height=recipe.side, width=recipe.side, seed=recipe.seed, reference=world.short_side)
 
 
@@ -103,20 +103,21 @@ def _train(
     world: World,
     path: Path,
     device: torch.device,
-    painters: int,
+    workers: int,
 ) -> None:
+    """Pre-train, and write the weights with their accuracy; `workers` processes draw the pictures."""
     started = time.monotonic()
     small_world = _world(world, recipe)
     model = Classifier(backbone)
     initialise(model, recipe.seed)
     model.to(device, memory_format=torch.channels_last).train()
-    kept = path.with_name(f"{path.stem}-checkpoint.pt")
+    checkpoint = path.with_name(f"{path.stem}-checkpoint.pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    begun, before = _resume(kept, states)
-    with signals.between_steps(), _beside(painters):
-        for step, (images, labels) in enumerate(_batches(small_world, recipe, begun, painters), start=begun + 1):
+    start, seconds_before = _resume(checkpoint, states)
+    with signals.between_steps(), _cores_left_to(workers):
+        for step, (images, labels) in enumerate(_batches(small_world, recipe, start, workers), start=start + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -124,29 +125,30 @@ def _train(
             schedule.step()
             spent = time.monotonic() - started
             if step % max(1, recipe.steps // 5) == 0:
-                left = spent / (step - begun) * (recipe.steps - step)
+                remaining = spent / (step - start) * (recipe.steps - step)
                 loss_text = f"loss {float(loss.detach()):.3f}"
-                log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {left:.0f} s left")
+                log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
                 signals.cancel_deadline()
-                _save(kept, step, before + spent, states)
+                _save(checkpoint, step, seconds_before + spent, states)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
-    facts = {"accuracy": accuracy, "seconds": round(before + time.monotonic() - started, 1), "recipe": recipe.model_dump()}
-    log_line(f"pre-training {backbone.label}: {accuracy:.1%} of held-out pictures right, {facts['seconds']:.0f} s")
-    # The facts come first: the weights are what `ensure` looks for.
+    seconds = round(seconds_before + time.monotonic() - started, 1)
+    facts = {"accuracy": accuracy, "seconds": seconds, "recipe": recipe.model_dump()}
+    log_line(f"pre-training {backbone.label}: accuracy {accuracy:.1%} on held-out pictures, {seconds:.0f} s")
+    # The weights are written last: `load_or_pretrain` takes their file as a sign that all is there.
     save_text(path.with_suffix(".json"), json.dumps(facts))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
-    kept.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
-def _batches(world: World, recipe: Pretrain, begun: int, painters: int) -> Iterator[list[Tensor]]:
-    """Of the steps after the first `begun`."""
-    first, steps = HELD_OUT + begun * recipe.batch_size, recipe.steps - begun
+def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterator[list[Tensor]]:
+    """Yield the batches of the steps from `start` (from 0) on."""
+    first, steps = HELD_OUT + start * recipe.batch_size, recipe.steps - start
     loader = DataLoader(
         _Pictures(world, first, steps * recipe.batch_size),
         recipe.batch_size,
-        num_workers=painters,
+        num_workers=workers,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=ignore_signals,
     )
@@ -154,8 +156,8 @@ def _batches(world: World, recipe: Pretrain, begun: int, painters: int) -> Itera
 
 
 @contextmanager
-def _beside(workers: int) -> Iterator[None]:
-    """Leave the cores of busy `workers` to them: of threads that share a core with one, all others wait for the last."""
+def _cores_left_to(workers: int) -> Iterator[None]:
+    """Use fewer threads, one for each busy worker: if a thread shares a core with a worker, all other threads wait for it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - workers))
     try:
@@ -165,24 +167,25 @@ def _beside(workers: int) -> Iterator[None]:
 
 
 def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:
-    content = {"step": step, "seconds": seconds, **{name: one.state_dict() for name, one in states.items()}}
+    content = {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in states.items()}}
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
 def _resume(path: Path, states: dict[str, Any]) -> tuple[int, float]:
-    """The steps that are done, and what they took; 0 and 0 without a checkpoint."""
+    """Load a checkpoint; return its steps and their time in seconds, or (0, 0) without one."""
     if not path.exists():
         return 0, 0.0
     content = read_checkpoint(path)
-    for name, one in states.items():
-        one.load_state_dict(content[name])
+    for name, part in states.items():
+        part.load_state_dict(content[name])
     return content["step"], content["seconds"]
 
 
 @torch.no_grad()
 def _accuracy(model: Classifier, world: World, device: torch.device) -> float:
+    """Return the share of held-out pictures that `model` classifies correctly."""
     model.eval()
-    right = 0
+    correct = 0
     for images, labels in DataLoader(_Pictures(world, 0, HELD_OUT), 128):
-        right += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    return right / HELD_OUT
+        correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+    return correct / HELD_OUT

@@ -1,7 +1,7 @@
-"""What each task trains, and what answers at test time: one network, or several that stand on each other.
+"""Training procedures: rpn, fast_rcnn, separate, joint, four_step. Each trains one network or several that build on each other.
 
-What another cell has trained already (the RPN whose proposals Fast R-CNN learns from) is that cell's: `sources` names it, and
-whoever carries a cell out has its sources carried out before, like any row of a table.
+A run does not train again what another run trains (the RPN whose proposals Fast R-CNN learns from): `sources` names those runs,
+and `runs.run` finishes them first, as it does any row of a table.
 """
 
 import re
@@ -29,19 +29,19 @@ from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights import backbone
 
-SOURCES = "sources"  # the table of cells that only serve others
+SOURCES = "sources"  # the table of runs that only serve other runs
 CHECKPOINT, CHECKPOINT4 = "checkpoint.pt", "checkpoint-4.pt"
-STEP3 = "step3.pt"  # what a four-step cell keeps of its third step while it is in its fourth
-TEMPORARY = (CHECKPOINT, CHECKPOINT4, STEP3)
+STEP3 = "step3.pt"  # weights of step 3, which a four-step run keeps during step 4
+RESUME_FILES = (CHECKPOINT, CHECKPOINT4, STEP3)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a task is told of the cell that it trains.
+    """The run that a procedure trains.
 
     Attributes:
-        folder: where checkpoints lie, and in the end the weights.
-        sources: folders of the finished cells that `sources` names.
+        folder: of checkpoints and, at the end, of the weights.
+        sources: folders of the finished runs that `sources` names.
         log: takes the steps done and named values.
     """
 
@@ -55,8 +55,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ProposalSupply:
-    """What a cell's network learns from beside the data: proposals that stay as they are, and the RPN that made them where
-    it is the row's own."""
+    """Proposals that a network learns from: fixed ones, and the RPN that made them if it is the row's own."""
 
     fixed: FixedProposals | None = None
     rpn: Detector | None = None
@@ -67,12 +66,11 @@ class Trained:
     """A trained row.
 
     Attributes:
-        model: what is kept as the row's weights.
-        validation: the split that `predict` reads, with proposals where these are fixed.
-        predict: proposals (task rpn) or detections of a batch.
-        predict_end_to_end: `predict` with everything that it takes from pixels on, for the latency; differs where proposals
-            are fixed.
-        proposals: where they come from, for the record.
+        model: saved as the row's weights.
+        validation: the split that `predict` reads; its samples carry the fixed proposals, if there are any.
+        predict: batch -> proposals (task rpn) or detections.
+        predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
+        proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
     """
 
     model: Detector
@@ -83,22 +81,22 @@ class Trained:
 
 
 def sources(cfg: Config) -> dict[str, Config]:
-    """The cells that a cell builds on, by what they are to it."""
-    kind, task = _procedure_of(cfg), cfg.task
+    """Return the runs that a run builds on, by their role: `rpn`, or `second` (the second of the four steps)."""
+    procedure, task = _procedure_of(cfg), cfg.task
     if cfg.mode == "evaluate":
         return {}
-    if kind == "fast_rcnn" and not task.proposals.file:
+    if procedure == "fast_rcnn" and not task.proposals.file:
         neck = task.proposals.neck
         return {"rpn": _source(cfg, task=RPNTask(name="rpn"), neck=neck, row=_row_of(neck))}
-    if kind == "separate":
+    if procedure == "separate":
         return {"rpn": _source(cfg, task=RPNTask(name="rpn"))}
-    if kind == "four_step":
+    if procedure == "four_step":
         return {"second": _source(cfg, task=task.model_copy(update={"training": "separate"}))}
     return {}
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
-    """Proposals are made now if no other cell has asked for those of this RPN."""
+    """Return the proposals that a run learns from, made by its source's RPN unless another run has cached them."""
     inputs = context.inputs
     if inputs.proposals:
         return ProposalSupply(inputs.proposals)
@@ -106,98 +104,99 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
         return ProposalSupply()
     folder = context.sources["rpn"]
     cfg = context.cfg.model_copy(update={"neck": sources(context.cfg)["rpn"].neck})
-    rpn, known = _load(context, cfg, folder, ("rpn",)), record.read(folder) or {}
+    rpn, source = _load(context, cfg, folder, ("rpn",)), record.read(folder) or {}
 
     def make() -> FixedProposals:
-        return _propose(context, rpn, known["row"], known["fingerprint"])
+        return _propose(context, rpn, source["row"], source["fingerprint"])
 
-    fixed = FixedProposals.kept(folder, make, inputs.splits, context.cfg.recipe.eval_images)
+    fixed = FixedProposals.cached(folder, make, inputs.splits, context.cfg.recipe.eval_images)
     return ProposalSupply(fixed, rpn if _procedure_of(context.cfg) == "separate" else None)
 
 
 def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
-    """Train what the task of a cell asks for, or read it."""
-    learn = _evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[_procedure_of(context.cfg)]
-    return _as_trained(context, supply, learn(context, supply))
+    """Train by the procedure of the run's task; with mode=evaluate, load the weights to evaluate instead."""
+    procedure = _load_evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[_procedure_of(context.cfg)]
+    return _as_trained(context, supply, procedure(context, supply))
 
 
 def restore(context: RunContext, supply: ProposalSupply) -> Trained:
-    """A finished cell again, from its weights."""
+    """Load a finished run from its weights."""
     parts = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(_procedure_of(context.cfg), ("rpn", "roi"))
     model = _load(context, context.cfg, context.folder, parts)
     if _procedure_of(context.cfg) == "four_step":
-        _freeze_trunk(model)  # as it was; frozen batch norm rounds otherwise
+        _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
     return _as_trained(context, supply, model)
 
 
 def logged_steps(folder: Path, cfg: Config) -> int:
-    """The last step whose log line a resumed cell keeps; 0 for a new one."""
+    """Return the last step whose log lines a resumed run keeps; 0 for a new run."""
     before, name = (cfg.recipe.steps, CHECKPOINT4) if (folder / STEP3).exists() else (0, CHECKPOINT)
     return before + checkpointed_steps(folder / name)
 
 
 def _procedure_of(cfg: Config) -> str:
+    """Return the name of the procedure that trains a task."""
     return cfg.task.training if cfg.task.name == "faster_rcnn" else cfg.task.name
 
 
 def _source(cfg: Config, **changes: Any) -> Config:
-    """Another cell of the same row; its name does without this one's training, since cells of several may ask for it."""
+    """Return a run of the same row with `changes`; its name omits +training=..., since runs of several procedures share it."""
     row = re.sub(r"\+training=\w+", "", cfg.row)
     return cfg.model_copy(update={"table": SOURCES, "row": row, **changes})
 
 
 def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
-    """What conf/ablation calls a row with this neck."""
+    """Return the name in conf/ablation of the row with this neck."""
     if isinstance(neck, SingleLevelNeck):
         return neck.level
     name = "bottom_up" if not neck.top_down else "fpn" if neck.lateral else "no_lateral"
     return name if neck.output == "pyramid" else f"{name}+output={neck.output}"
 
 
-def _evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
-    """The detector in the file that is evaluated."""
+def _load_evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Load the detector of the file that is evaluated."""
     assert context.inputs.checkpoint
     model = _build_initialised(context, build.PARTS[context.cfg.task.name])
-    model.load_state_dict(context.inputs.checkpoint.tensors, strict=False)  # but for counters of batches nothing is missing
+    model.load_state_dict(context.inputs.checkpoint.tensors, strict=False)  # only batch counters are missing
     return model
 
 
-def _rpn(context: RunContext, supply: ProposalSupply) -> Detector:
-    """Table 1."""
+def _train_rpn(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train backbone, neck and RPN (Table 1)."""
     model = _build_initialised(context, ("rpn",))
     _train(context, model, context.inputs.training, context.cfg.recipe.steps)
     return model
 
 
-def _fast_rcnn(context: RunContext, supply: ProposalSupply) -> Detector:
-    """Tables 2 and 3, and step 2 of the four: backbone, neck and second stage on proposals that stay as they are."""
+def _train_fast_rcnn(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train backbone, neck and second stage on fixed proposals (Tables 2 and 3, and step 2 of the four)."""
     assert supply.fixed
     model = _build_initialised(context, ("roi",))
     _train(context, model, _with_train_proposals(context, supply.fixed), context.cfg.recipe.roi.steps)
     return model
 
 
-def _joint(context: RunContext, supply: ProposalSupply) -> Detector:
-    """RPN and second stage of one network, trained end to end."""
+def _train_joint(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train RPN and second stage of one network end to end."""
     model = _build_initialised(context, ("rpn", "roi"))
     _train(context, model, context.inputs.training, context.cfg.recipe.roi.steps)
     return model
 
 
-def _four_step(context: RunContext, supply: ProposalSupply) -> Detector:
-    """Table 5, features shared by Faster R-CNN's alternating training (Ren et al. 2015, Sec. 3.2).
+def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Share features by Faster R-CNN's alternating training (Ren et al. 2015, Sec. 3.2; Table 5).
 
-    (1) An RPN, (2) Fast R-CNN on its proposals, both as in `separate`; (3) a new RPN head, (4) the second stage again, both on
-    the backbone and the neck of (2), which stay as they are.
+    (1) Train an RPN, (2) Fast R-CNN on its proposals, both as in `separate`; then, on the frozen backbone and neck of (2),
+    (3) a new RPN head and (4) the second stage again.
     """
-    cfg, kept = context.cfg, context.folder / STEP3
+    cfg, step3 = context.cfg, context.folder / STEP3
     second = _load(context, cfg, context.sources["second"], ("roi",))
     _freeze_trunk(second)
     third = _share_trunk(_build_initialised(context, ("rpn",)), second)
-    if not kept.exists():
+    if not step3.exists():
         _train(context, third, context.inputs.training, cfg.recipe.steps)
-        write_atomically(kept, lambda temporary: torch.save(third.state_dict(), temporary))
-    third.load_state_dict(torch.load(kept, weights_only=True, map_location="cpu"))
+        write_atomically(step3, lambda temporary: torch.save(third.state_dict(), temporary))
+    third.load_state_dict(torch.load(step3, weights_only=True, map_location="cpu"))
     fixed = _propose(context, third, cfg.row, context.fingerprint)
     fourth = _build_initialised(context, ("roi",))
     fourth.load_state_dict(second.state_dict())
@@ -207,15 +206,16 @@ def _four_step(context: RunContext, supply: ProposalSupply) -> Detector:
 
 
 _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
-    "rpn": _rpn,
-    "fast_rcnn": _fast_rcnn,
-    "separate": _fast_rcnn,  # the row's own RPN is a network of its own
-    "joint": _joint,
-    "four_step": _four_step,
+    "rpn": _train_rpn,
+    "fast_rcnn": _train_fast_rcnn,
+    "separate": _train_fast_rcnn,  # the row's RPN is a separate network
+    "joint": _train_joint,
+    "four_step": _train_four_step,
 }
 
 
 def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) -> Trained:
+    """Set the model to evaluation, and say how it predicts with and without fixed proposals."""
     model.eval()
     validation, fixed, rpn = context.inputs.validation, supply.fixed, supply.rpn
 
@@ -228,59 +228,61 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
         return model.detect(batch.images, batch.sizes, rpn.propose(batch.images, batch.sizes)) if rpn else predict(batch)
 
     if fixed is None:
-        own = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
-        return Trained(model, validation, predict, predict_end_to_end, own)
+        origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
+        return Trained(model, validation, predict, predict_end_to_end, origin)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
-    return Trained(model, validation, predict, predict_end_to_end, {"row": fixed.row, "fingerprint": fixed.fingerprint})
+    origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
+    return Trained(model, validation, predict, predict_end_to_end, origin)
 
 
 def _with_train_proposals(context: RunContext, fixed: FixedProposals) -> WithProposals:
+    """Return the training split with fixed proposals."""
     return WithProposals(context.inputs.training, fixed.train_ids, fixed.train_boxes, context.cfg.task.roi.proposals[0])
 
 
 def _build_initialised(context: RunContext, parts: tuple[str, ...], cfg: Config | None = None) -> Detector:
-    """A network of the row (or of `cfg`) with its starting weights, on the cell's device."""
+    """Build `parts` of the row's network (or of that of `cfg`) with starting weights, on the run's device."""
     cfg = cfg or context.cfg
     model = build.build_detector(cfg, num_classes=len(context.inputs.training.categories), parts=parts)
     init.initialise(model, cfg.seed)
     if context.inputs.weights is not None:
         backbone.load_backbone(model, context.inputs.weights)
-    return model.to(context.inputs.device, memory_format=torch.channels_last)  # a quarter less time a step, on a CPU as well
+    return model.to(context.inputs.device, memory_format=torch.channels_last)  # a step takes a quarter less time, on a CPU too
 
 
 def _load(context: RunContext, cfg: Config, folder: Path, parts: tuple[str, ...]) -> Detector:
-    """The network of a finished cell."""
+    """Load the network of a finished run."""
     model = _build_initialised(context, parts, cfg)
     try:
         model.load_state_dict(torch.load(folder / MODEL, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = first_line(error)
-        raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder, and it is made anew") from None
+        raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder to train the run again") from None
     return model.eval()
 
 
 def _freeze_trunk(model: Detector) -> None:
-    """Backbone and neck are no longer trained, batch statistics included."""
+    """Freeze backbone and neck, batch statistics included."""
     for part in (model.backbone, model.neck):
         freeze_batch_norm(part).requires_grad_(False)
 
 
 def _share_trunk(model: Detector, other: Detector) -> Detector:
-    """The heads of `model` on the backbone and the neck of `other`."""
+    """Replace backbone and neck of `model` by those of `other`."""
     model.backbone, model.neck = other.backbone, other.neck
     return model
 
 
 def _propose(context: RunContext, rpn: Detector, row: str, fingerprint: str) -> FixedProposals:
-    """Propose on both splits; `row` and `fingerprint` are those of the run that trained `rpn`."""
+    """Propose on both splits; `row` and `fingerprint` are of the run that trained `rpn`."""
     inputs, cfg = context.inputs, context.cfg
-    return FixedProposals.of(rpn, inputs.splits, cfg.recipe, inputs.device, row, fingerprint, cfg.workers)
+    return FixedProposals.from_rpn(rpn, inputs.splits, cfg.recipe, inputs.device, row, fingerprint, cfg.workers)
 
 
 def _train(
     context: RunContext, model: nn.Module, dataset: DetectionDataset, steps: int, checkpoint: str = CHECKPOINT, before: int = 0
 ) -> None:
-    """Train, from the run's checkpoint if there is one; `before`: steps of its earlier stages, for the log."""
+    """Train, or resume from the run's checkpoint; `before`: steps of earlier stages, added to the steps in the log."""
     cfg = context.cfg
     train(
         model,

@@ -1,4 +1,4 @@
-"""Training of one row: a plain loop over batches."""
+"""Training loop: a plain loop over batches, with checkpoints."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,22 +21,23 @@ from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.seeding import torch_generator
 
-Report = Callable[[int, dict[str, float]], None]  # (steps done, named values)
+Report = Callable[[int, dict[str, float]], None]  # (steps done, losses and learning rate)
 
 
 def batch_targets(batch: Batch) -> Targets:
+    """Return the ground truth of a batch."""
     return Targets(batch.boxes, batch.labels, batch.valid, batch.crowd, batch.sizes)
 
 
 def batch_proposals(batch: Batch) -> Proposals | None:
-    """The fixed proposals that come with a batch, whose order is all that is known of their scores."""
+    """Return the fixed proposals of a batch; None without any. They have an order but no scores, so scores are 0."""
     if batch.proposals is None:
         return None
     return Proposals(batch.proposals, torch.zeros_like(batch.proposals[..., 0]), batch.proposals_valid)
 
 
 def autocast(bf16: bool, device: torch.device) -> torch.autocast:
-    """Run convolutions in bf16 on a GPU if `bf16`; never on a CPU, where it is slower than fp32."""
+    """Return a context that runs convolutions in bf16 on a GPU if `bf16`; on a CPU bf16 is slower than fp32 and stays off."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device.type == "cuda")
 
 
@@ -54,13 +55,17 @@ def train(
     log_every: int = 1,
     report: Report = lambda step, values: None,
 ) -> None:
-    """Fine-tune in place, for `steps` steps, what of `model` is not frozen.
+    """Train the parameters of `model` that are not frozen, in place, up to step `steps`.
 
-    Continues from `checkpoint` if it exists, and ends with the same weights, bit by bit on a CPU, as an uninterrupted run.
+    Resume from `checkpoint` if that file exists. The final weights equal those of an uninterrupted run, bit for bit on a CPU.
+
+    Args:
+        seed: for the order and flips of images and for sampling anchors and RoIs.
+        report: called every `log_every` steps and after the last.
 
     Raises:
         Diverged: a loss is not finite; the message names the step, the loss and the images.
-        Stopped: a signal asked for it; the checkpoint is of the step that was under way.
+        Stopped: a signal asked this process to stop; the checkpoint holds the step that was in progress.
     """
     optimizer = build_optimizer(model, recipe.optimizer)
     sampling = torch_generator(seed, "sampling", device=device)
@@ -83,50 +88,51 @@ def train(
         rate = base * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        losses, image_ids = _gradients(model, islice(batches, recipe.accumulate), recipe, device, sampling)
+        losses, image_ids = _backward(model, islice(batches, recipe.accumulate), recipe, device, sampling)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
-        # Reading a loss waits for a GPU, so there it is read now and then only; a NaN stays until then, and is never saved.
+        # Reading a loss waits for the GPU, so there it is read only to log or save. A NaN lasts until then and is not saved.
         logged = done % log_every == 0 or done == steps
         stop = signals.pending_signal()
-        # After the last step as well: what is killed while it is evaluated is not trained again.
+        # Also after the last step: a run killed during evaluation need not train again.
         saved = checkpoint and (stop or done == steps or done % recipe.checkpoint_every == 0)
         if logged or saved or device.type == "cpu":
-            values = _finite(losses, step, image_ids)
+            values = _check_finite(losses, step, image_ids)
         if logged:
             report(done, {**values, "lr": rate})
         optimizer.step()
         if checkpoint and saved:
             signals.cancel_deadline()
             _save(checkpoint, done, model, optimizer, sampling)
-        if stop or saved:  # a signal since `stop` was read has lost its timer
+        if stop or saved:  # `cancel_deadline` also cancelled the timer of a signal that came after `stop` was read
             signals.raise_if_stopped()
 
 
-def _gradients(
+def _backward(
     model: Detector, parts: Iterable[Batch], recipe: Recipe, device: torch.device, sampling: torch.Generator
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """Leave the gradients of one update in the parameters; returns its named losses and the images that they are of.
+    """Accumulate the gradients of one update over the `parts` of its batch; return its losses and image ids.
 
-    The losses of a part are means over its own samples, and those of the update are means over its parts: what the paper's 8
-    GPUs, with 2 images each, compute. Where every image gives its full number of samples, as nearly always, that is the mean
-    over the whole batch. Batch norm that is not frozen takes its statistics from a part.
+    The losses of a part are means over the samples of that part; the losses of the update are means over the parts. The paper's
+    8 GPUs with 2 images each compute the same. It equals the mean over the whole batch if each image yields its full number of
+    samples, as nearly always. Batch norm that is not frozen takes its statistics from one part.
     """
     losses: dict[str, Tensor] = {}
     image_ids = []
     for batch in parts:
         batch = batch.to(device)
         with autocast(recipe.bf16, device):
-            own = model.losses(batch.images, batch_targets(batch), sampling, batch_proposals(batch))
-        shares = {name: loss / recipe.accumulate for name, loss in own.items()}
+            part_losses = model.losses(batch.images, batch_targets(batch), sampling, batch_proposals(batch))
+        shares = {name: loss / recipe.accumulate for name, loss in part_losses.items()}
         torch.stack(list(shares.values())).sum().backward()
         losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}
         image_ids += batch.image_ids
     return losses, image_ids
 
 
-def _finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
+def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
+    """Return the losses as floats, or raise `Diverged` for the first that is not finite."""
     values = {name: float(loss) for name, loss in losses.items()}
     for name, value in values.items():
         if not math.isfinite(value):
@@ -148,7 +154,7 @@ def _save(path: Path, step: int, model: Detector, optimizer: torch.optim.Optimiz
 
 
 def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-    """The step to go on from; 0 without a checkpoint. Order and flips are functions of the step and need no state."""
+    """Load a checkpoint and return its number of steps; 0 without one. Order and flips are functions of the step: no state."""
     if not path.exists():
         return 0
     state = read_checkpoint(path)
@@ -159,14 +165,18 @@ def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, gener
 
 
 def checkpointed_steps(path: Path) -> int:
-    """The steps done by a checkpoint; 0 without one."""
+    """Return the number of steps that a checkpoint has done; 0 without one."""
     return read_checkpoint(path)["step"] if path.exists() else 0
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises UserError."""
+    """Read a checkpoint.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = first_line(error)
-        raise UserError(f"{path}: not a checkpoint ({reason}); remove it, and training begins anew") from None
+        raise UserError(f"{path}: not a checkpoint ({reason}); remove it to train from the start") from None

@@ -1,7 +1,7 @@
-"""A run's metrics on images drawn anew: what the bootstrap over images needs, from saved detections alone.
+"""Bootstrap over images: evaluate saved detections on resampled images.
 
-Every row is evaluated on the same drawn images, so that differences between rows are paired (`fpn_ablate.report.collate.stats`).
-I images, B replicates, K categories.
+All rows are evaluated on the same samples, so that differences between rows are paired (`fpn_ablate.report.collate.stats`).
+I images, B replicates (samples of I images), K categories.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from fpn_ablate.evaluation.coco import (
     quietly,
     recall_name,
 )
-from fpn_ablate.evaluation.recall import Hits, hits
+from fpn_ablate.evaluation.recall import Matches, match_boxes
 
-# An interval's width is known to 4 % from 400 replicates, to 7 % from 100 (1 / sqrt(2 B)). Of 5000 images with 80 categories
-# each takes more than a second, and there the images matter less beside the seeds.
-REPLICATES, MANY, FEW = 400, 1000, 100
+# 400 replicates give an interval's width to 4 %, 100 to 7 % (1 / sqrt(2 B)). With 5000 images and 80 categories a replicate
+# takes more than a second, and with so many images the seeds matter more.
+REPLICATES, FEW_REPLICATES, MANY_IMAGES = 400, 100, 1000
 
 
 def bootstrap_indices(images: int, generator: np.random.Generator, replicates: int | None = None) -> np.ndarray:
-    """(B, I) positions of images, drawn with replacement; B is 400, or 100 of more than 1000 images, if not given."""
-    replicates = replicates or (REPLICATES if images <= MANY else FEW)
+    """Draw positions of images with replacement: (B, I). The default of B is 400, or 100 for more than 1000 images."""
+    replicates = replicates or (REPLICATES if images <= MANY_IMAGES else FEW_REPLICATES)
     return generator.integers(images, size=(replicates, images))
 
 
@@ -37,57 +37,70 @@ def bootstrap_metrics(
     detections: DetectionSet,
     categories: Sequence[dict[str, Any]],
     area_bounds: tuple[float, float],
-    drawn: np.ndarray,
+    indices: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """{metric: (B,) values}, NaN where undefined, as `average_recall` and `average_precision` give on the drawn images.
+    """Compute each metric on the images of each replicate.
 
     Args:
-        truth, detections, categories, area_bounds: as there. Detections with labels have AP and AR100, others AR100 and AR1k.
-        drawn: (B, I) positions in the images of `truth`, sorted by id (`draws`).
+        truth, detections, categories, area_bounds: as for `average_recall` and `average_precision`.
+        indices: (B, I) positions in the images of `truth`, sorted by id, from `bootstrap_indices`.
+
+    Returns:
+        {metric: (B,) values}, NaN where undefined: AP and AR100 of detections with labels, AR100 and AR1k of proposals.
     """
     areas, labels = area_ranges(area_bounds), detections.labels is not None
     limits = (100,) if labels else (100, 1000)
-    recall = _recall(_hits(truth, detections, areas, limits), limits, drawn)
-    return _precision(_Images(truth, detections, categories, areas, limits), drawn) | recall if labels else recall
+    recall = _recall(_match(truth, detections, areas, limits), limits, indices)
+    if not labels:
+        return recall
+    return _precision(_MatchedImages(truth, detections, categories, areas, limits), indices) | recall
 
 
 def per_image_metrics(
     truth: dict[str, Any], detections: DetectionSet, categories: Sequence[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the images, rising, and what each is worth alone: AP, or AR100 without labels; NaN without objects. (I,), (I,)"""
-    every = [(0, 1e10)]
+    """Evaluate each image alone: AP, or AR100 without labels.
+
+    Returns:
+        Image ids (I,), rising, and values (I,), NaN without objects.
+    """
+    all_areas = [(0, 1e10)]
     if detections.labels is None:
-        each = _hits(truth, detections, every, (100,))
-        found, objects = each.found[:, 0, 0].mean(-1), each.objects[:, 0]
-        return each.ids, np.divide(found, objects, out=np.full(len(found), np.nan), where=objects > 0).astype(np.float32)
-    images = _Images(truth, detections, categories, every, (100,))
+        matches = _match(truth, detections, all_areas, (100,))
+        matched, objects = matches.matched[:, 0, 0].mean(-1), matches.objects[:, 0]
+        recall = np.divide(matched, objects, out=np.full(len(matched), np.nan), where=objects > 0)
+        return matches.ids, recall.astype(np.float32)
+    images = _MatchedImages(truth, detections, categories, all_areas, (100,))
     values = [mean(images.evaluate([i])["precision"]) for i in range(len(images.ids))]
     return np.array(images.ids), np.array([np.nan if value is None else value for value in values], np.float32)
 
 
-def _hits(truth: dict[str, Any], detections: DetectionSet, areas: list[tuple[float, float]], limits: tuple[int, ...]) -> Hits:
-    return hits(truth, detections.image_ids, detections.boxes, detections.scores, areas, limits)
+def _match(
+    truth: dict[str, Any], detections: DetectionSet, areas: list[tuple[float, float]], limits: tuple[int, ...]
+) -> Matches:
+    """Match detections to objects without regard to labels."""
+    return match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, areas, limits)
 
 
-def _recall(each: Hits, limits: tuple[int, ...], drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Recall is a ratio of sums over images, so each image is matched once, and the replicates only add up."""
-    times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn]).astype(float)  # (B, I)
-    total, found = times @ each.objects, {}
+def _recall(matches: Matches, limits: tuple[int, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute recall of each replicate: a ratio of sums over images, so images are matched once and replicates only add up."""
+    counts = np.stack([np.bincount(row, minlength=indices.shape[1]) for row in indices]).astype(float)  # (B, I)
+    objects, metrics = counts @ matches.objects, {}
     for m, limit in enumerate(limits):
-        counted = times @ each.found[:, m].mean(-1)
-        recall = np.divide(counted, total, out=np.full(total.shape, np.nan), where=total > 0)
-        found |= {recall_name(limit, area): recall[:, a] for a, area in enumerate(AREAS)}
-    return found
+        matched = counts @ matches.matched[:, m].mean(-1)
+        recall = np.divide(matched, objects, out=np.full(objects.shape, np.nan), where=objects > 0)
+        metrics |= {recall_name(limit, area): recall[:, a] for a, area in enumerate(AREAS)}
+    return metrics
 
 
-def _precision(images: "_Images", drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision is not: the detections of all drawn images are put in order anew."""
-    lines = [precision_by_size(images.evaluate(row)["precision"][..., 0], images.thresholds) for row in drawn.tolist()]
-    return {name: np.array([np.nan if line[name] is None else line[name] for line in lines]) for name in lines[0]}
+def _precision(images: "_MatchedImages", indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute precision of each replicate. It is no ratio of sums: the detections of a replicate are ranked together."""
+    rows = [precision_by_size(images.evaluate(row)["precision"][..., 0], images.thresholds) for row in indices.tolist()]
+    return {name: np.array([np.nan if row[name] is None else row[name] for row in rows]) for name in rows[0]}
 
 
-class _Images:
-    """Images matched once, each on its own, and accumulated in any combination by faster-coco-eval's own code."""
+class _MatchedImages:
+    """Images matched once, each alone; faster-coco-eval's own code accumulates any combination of them."""
 
     def __init__(
         self,
@@ -98,7 +111,7 @@ class _Images:
         limits: tuple[int, ...],
     ) -> None:
         evaluation = evaluator(truth, detections, categories, areas, limits)
-        evaluation.separate_eval = True  # keeps what was found in each image
+        evaluation.separate_eval = True  # keep the matches of each image
         with quietly():
             evaluation.evaluate()
         self.params = evaluation._paramsEval
@@ -108,7 +121,7 @@ class _Images:
         self._matched = [evaluation._evalImgs_cpp[k * len(self.ids) : (k + 1) * len(self.ids)] for k in range(kinds)]
 
     def evaluate(self, positions: list[int]) -> dict[str, np.ndarray]:
-        """Precision and recall, as COCOeval gives them, of these images alone; an image may stand there several times."""
+        """Return COCOeval's precision and recall arrays of the images at `positions`, which may repeat."""
         from faster_coco_eval import faster_eval_api_cpp
 
         self.params.imgIds = [self.ids[i] for i in positions]

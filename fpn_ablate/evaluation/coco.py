@@ -1,4 +1,4 @@
-"""Average recall of proposals (Sec. 5.1) and average precision of detections (Sec. 5.2), as COCO's evaluator computes them.
+"""Average recall of proposals (Sec. 5.1) and average precision of detections (Sec. 5.2), equal to COCO's evaluator.
 
 Both are averaged over IoU .50:.05:.95; recall is class-agnostic. M boxes, K categories.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fpn_ablate.evaluation.recall import hits
+from fpn_ablate.evaluation.recall import match_boxes
 
 Engine = Literal["faster-coco-eval", "pycocotools"]
 AREAS = ("all", "small", "medium", "large")
@@ -33,21 +33,24 @@ class DetectionSet:
     labels: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
+        """Write a compressed .npz file."""
         labels = {} if self.labels is None else {"labels": self.labels}
         np.savez_compressed(path, image_ids=self.image_ids, boxes=self.boxes, scores=self.scores, **labels)
 
     @staticmethod
     def load(path: Path) -> "DetectionSet":
+        """Read what `save` writes."""
         with np.load(path, allow_pickle=False) as data:
             return DetectionSet(data["image_ids"], data["boxes"], data["scores"], data.get("labels"))
 
     def coco_results(self, categories: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-        """As a COCO results list.
+        """Convert to a COCO results list.
 
         Args:
-            categories: those of the data set; position k is label k + 1. Without them every box has category 1.
+            categories: of the data set; position k is label k + 1. Without them all boxes have category 1.
 
-        Raises ValueError where categories are asked for and labels are missing or not in 1..K.
+        Raises:
+            ValueError: with categories, labels are missing or not in 1..K.
         """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -67,7 +70,7 @@ class DetectionSet:
 
 
 def evaluator_name() -> str:
-    """What makes the figures of records; equal to pycocotools', as the tests hold it."""
+    """Name the evaluator behind a record's figures. Tests compare both parts with pycocotools."""
     return f"recall: fpn_ablate's own, precision: faster-coco-eval {version('faster-coco-eval')}"
 
 
@@ -78,26 +81,26 @@ def average_recall(
     limits: Sequence[int] = (100, 1000),
     engine: Engine | None = None,
 ) -> dict[str, float | None]:
-    """AR at the best `limits` boxes an image, over all images of `truth`, by size of the object. Labels do not matter.
+    """Compute AR at the best `limits` boxes per image, over all images of `truth`, by size of the object, without labels.
 
     Args:
-        truth: a COCO instances dictionary. Crowd regions are ignored, as COCO does.
+        truth: a COCO instances dictionary. Crowd regions are ignored, as in COCO.
         area_bounds: where small ends and where large begins, in square pixels of `truth`.
-        engine: an evaluator of COCO's in place of `fpn_ablate.evaluation.recall`, for comparison. For 1,000 proposals in each of 5,000
-            images that one takes seconds, these minutes and 8 GiB.
+        engine: COCO's evaluator in place of `fpn_ablate.evaluation.recall`, for comparison. With 1,000 proposals in each of
+            5,000 images it takes minutes and 8 GiB; ours takes seconds.
 
     Returns:
         {"AR100": ..., "AR100_s": ..., ..., "AR1k_l": ...} in 0..1; None where no object of that size exists.
     """
     ranges = area_ranges(area_bounds)
     if engine is None:
-        found = hits(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits).recall()
+        values = match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits).recall()
     else:
-        evaluation = _evaluated(truth, detections, None, area_bounds, limits, engine)
-        recall = evaluation.eval["recall"][:, 0]  # (IoU thresholds, areas, limits); -1 where there is nothing to recall
-        found = np.where(recall.min(0) < 0, np.nan, recall.mean(0)).T
+        evaluation = _accumulated(truth, detections, None, area_bounds, limits, engine)
+        recall = evaluation.eval["recall"][:, 0]  # (IoU thresholds, areas, limits); -1 without objects
+        values = np.where(recall.min(0) < 0, np.nan, recall.mean(0)).T
     return {
-        recall_name(limit, area): None if np.isnan(found[m, a]) else float(found[m, a])
+        recall_name(limit, area): None if np.isnan(values[m, a]) else float(values[m, a])
         for m, limit in enumerate(sorted(limits))
         for a, area in enumerate(AREAS)
     }
@@ -111,18 +114,18 @@ def average_precision(
     limit: int = 100,
     engine: Engine = "faster-coco-eval",
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """AP over all images of `truth`, and AP of each category; arguments as in `average_recall`.
+    """Compute AP over all images of `truth`, and AP of each category; arguments as in `average_recall`.
 
     Args:
-        categories: those of the data set; position k is label k + 1.
-        limit: only the best so many detections of a category in an image count: COCO's evaluator cuts each category apart.
+        categories: of the data set; position k is label k + 1.
+        limit: number of best detections that count per image and category, as in COCO.
 
     Returns:
         {"AP": ..., "AP50": ..., "AP75": ..., "AP_s": ..., "AP_m": ..., "AP_l": ...} and {category's name: AP} in 0..1; None
-        where no object exists. A category without objects does not count in the mean, as in COCO. Names that are not
-        unique have the id added.
+        without objects. A category without objects does not count in the mean, as in COCO. Names that are not unique have
+        the id added.
     """
-    evaluation = _evaluated(truth, detections, categories, area_bounds, [limit], engine)
+    evaluation = _accumulated(truth, detections, categories, area_bounds, [limit], engine)
     params = evaluation.params
     precision = evaluation.eval["precision"][..., 0]  # (IoU thresholds, recall thresholds, K, areas); -1: no object
     position = {int(key): k for k, key in enumerate(params.catIds)}  # the evaluator sorts by id
@@ -134,7 +137,7 @@ def average_precision(
 
 
 def precision_by_size(precision: np.ndarray, thresholds: np.ndarray) -> dict[str, float | None]:
-    """AP, AP50, AP75 and AP by size from an evaluation's precision: (IoU thresholds, recall thresholds, K, areas)."""
+    """Compute AP, AP50, AP75 and AP by size from COCOeval's precision: (IoU thresholds, recall thresholds, K, areas)."""
     metrics = {"AP": mean(precision[..., 0])}
     for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
         metrics[name] = mean(precision[np.isclose(thresholds, threshold), :, :, 0])
@@ -144,11 +147,11 @@ def precision_by_size(precision: np.ndarray, thresholds: np.ndarray) -> dict[str
 
 
 def recall_name(limit: int, area: str) -> str:
-    """AR100, AR1k_s, ..."""
+    """Format a metric's name: AR100, AR1k_s, ..."""
     return (f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}") + SUFFIX[area]
 
 
-def _evaluated(
+def _accumulated(
     truth: dict[str, Any],
     detections: DetectionSet,
     categories: Sequence[dict[str, Any]] | None,
@@ -156,7 +159,7 @@ def _evaluated(
     limits: Sequence[int],
     engine: Engine,
 ) -> Any:
-    """A COCOeval that has accumulated, by areas in the order of AREAS and by `limits` in rising order."""
+    """Return a COCOeval that has accumulated, for the areas of AREAS and for `limits` in rising order."""
     evaluation = evaluator(truth, detections, categories, area_ranges(area_bounds), limits, engine)
     with quietly():
         evaluation.evaluate()
@@ -165,7 +168,7 @@ def _evaluated(
 
 
 def area_ranges(area_bounds: tuple[float, float]) -> list[tuple[float, float]]:
-    """The areas of AREAS, from where small ends and large begins; both ends belong to a range, as in COCO."""
+    """Return the ranges of AREAS in square pixels; both ends belong to a range, as in COCO."""
     small, large = area_bounds
     return [(0, 1e10), (0, small), (small, large), (large, 1e10)]
 
@@ -178,10 +181,10 @@ def evaluator(
     limits: Sequence[int],
     engine: Engine = "faster-coco-eval",
 ) -> Any:
-    """A COCOeval that has not evaluated yet, for these areas and, in rising order, `limits`.
+    """Build a COCOeval that has not evaluated yet, for these areas and for `limits` in rising order.
 
-    Without `categories` the evaluation is class-agnostic: all is of one category. `summarize` takes limits of its own for
-    granted, and the engines differ in which: read the arrays.
+    Without `categories` the evaluation is class-agnostic: everything is of one category. Read its arrays, not `summarize`,
+    which assumes limits of its own that differ between engines.
     """
     if engine == "faster-coco-eval":
         from faster_coco_eval import COCO
@@ -190,9 +193,9 @@ def evaluator(
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-    both = (truth["annotations"], detections.coco_results(categories))
+    boxes = (truth["annotations"], detections.coco_results(categories))
     with quietly():
-        evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in both), "bbox")
+        evaluation = COCOeval(*(_indexed(COCO(), truth["images"], categories, annotations) for annotations in boxes), "bbox")
     evaluation.params.maxDets = sorted(limits)
     evaluation.params.areaRng = [list(area) for area in areas]
     evaluation.params.areaRngLbl = [f"{low:g} to {high:g}" for low, high in areas]
@@ -200,7 +203,7 @@ def evaluator(
 
 
 def _indexed(coco: Any, images: Any, categories: Sequence[dict[str, Any]] | None, annotations: list[dict[str, Any]]) -> Any:
-    """The COCO object, filled. The annotations get ids from 1, since COCOeval takes the id 0 for "unmatched"."""
+    """Fill and index a COCO object. Annotation ids start at 1, since COCOeval reads the id 0 as "unmatched"."""
     category = {"category_id": 1} if categories is None else {}
     annotations = [
         {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, **category, "id": i}
@@ -214,18 +217,18 @@ def _indexed(coco: Any, images: Any, categories: Sequence[dict[str, Any]] | None
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the progress messages that pycocotools prints."""
+    """Suppress the progress messages that pycocotools prints."""
     with redirect_stdout(io.StringIO()):
         yield
 
 
 def mean(values: np.ndarray) -> float | None:
-    """Over what is defined; None where nothing is."""
+    """Average the defined values; None without any (COCOeval marks undefined values by -1)."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 
 
 def unique_names(categories: Sequence[dict[str, Any]]) -> list[str]:
-    """As figures by category call them: the name, with the id where several have it."""
+    """Return the categories' names, with the id added if several share a name."""
     names = [category["name"] for category in categories]
     return [n if names.count(n) == 1 else f"{n} (id {c['id']})" for n, c in zip(names, categories, strict=True)]

@@ -1,8 +1,8 @@
-"""Class-agnostic recall by COCO's rule, from the few pairs of a box and an object that can match at all.
+"""Class-agnostic recall by COCO's rule, from the few pairs of box and object that overlap enough to match.
 
-COCO's evaluator goes through the boxes of an image from the best on, at each IoU threshold and for each range of areas, and
-gives each the object that it overlaps most among those that are free. Crowd regions and objects outside the range take part as
-well, but only boxes that no counted object wants go to them, so recall does not depend on them, and they are left out here.
+At each IoU threshold and for each range of areas, COCO's evaluator goes through the boxes of an image, best first, and matches
+each to the free object that it overlaps most. Crowd regions and objects outside the range take part too, but only get boxes
+that match no counted object. So recall does not depend on them, and they are left out here.
 
 I images, L limits, A ranges of areas, T IoU thresholds, M boxes, G objects.
 """
@@ -15,45 +15,45 @@ from typing import Any
 import numpy as np
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-TOGETHER = 256  # images whose pairs are in memory at a time
+IMAGES_AT_ONCE = 256  # their pairs are in memory together
 
 
 @dataclass(frozen=True)
-class Hits:
-    """Of each image, by rising id: objects that the best boxes find, and all that there are.
+class Matches:
+    """Counts of matched and of all objects per image, by rising image id.
 
     Attributes:
-        ids: (I,).
-        found: (I, L, A, T), for limits in rising order.
+        ids: (I,) of the images.
+        matched: (I, L, A, T) objects that the best boxes match, for limits in rising order.
         objects: (I, A).
     """
 
     ids: np.ndarray
-    found: np.ndarray
+    matched: np.ndarray
     objects: np.ndarray
 
     def recall(self) -> np.ndarray:
-        """(L, A): the mean over thresholds of the recall over all images; NaN where there is no object."""
+        """Return recall over all images, averaged over thresholds: (L, A); NaN without objects."""
         objects = self.objects.sum(0)
-        found = self.found.sum(0).mean(-1)
-        return np.divide(found, objects, out=np.full(found.shape, np.nan), where=objects > 0)
+        matched = self.matched.sum(0).mean(-1)
+        return np.divide(matched, objects, out=np.full(matched.shape, np.nan), where=objects > 0)
 
 
-def hits(
+def match_boxes(
     truth: dict[str, Any],
     image_ids: np.ndarray,
     boxes: np.ndarray,
     scores: np.ndarray,
     areas: Sequence[tuple[float, float]],
     limits: Sequence[int],
-) -> Hits:
-    """What is found among the objects of `truth`, a COCO instances dictionary.
+) -> Matches:
+    """Match boxes to the objects of `truth`, a COCO instances dictionary, and count the matched objects per image.
 
     Args:
-        image_ids, boxes, scores: (M,), (M, 4) XYXY, (M,). What lies in images that `truth` does not declare is passed over; of
-            equal scores the first comes first.
+        image_ids, boxes, scores: (M,), (M, 4) XYXY, (M,). Boxes in images that `truth` does not declare are ignored; equal
+            scores keep their order.
         areas: (smallest, largest) in square pixels, both included.
-        limits: only the best so many boxes of an image count.
+        limits: numbers of best boxes per image that count.
     """
     ids = np.unique(np.array([image["id"] for image in truth["images"]], dtype=np.int64))
     declared = set(ids.tolist())
@@ -68,39 +68,40 @@ def hits(
     ranked, first = _ranked(ids, image_ids, scores, limits[-1])
     thresholds = np.arange(len(THRESHOLDS) + 1)[:, None] > np.arange(len(THRESHOLDS))  # (T + 1, T)
     reach = _masks(np.repeat(thresholds[:, None], len(areas), axis=1))
-    found = np.zeros((len(ids), len(limits), len(areas), len(THRESHOLDS)), dtype=np.int64)
-    for begin in range(0, len(ids), TOGETHER):
-        images = range(begin, min(begin + TOGETHER, len(ids)))
-        own = slice(*np.searchsorted(owner, (images.start, images.stop)))
-        wanted = np.repeat(within[own, :, None], len(THRESHOLDS), axis=2)
+    matched = np.zeros((len(ids), len(limits), len(areas), len(THRESHOLDS)), dtype=np.int64)
+    for begin in range(0, len(ids), IMAGES_AT_ONCE):
+        images = range(begin, min(begin + IMAGES_AT_ONCE, len(ids)))
+        chunk = slice(*np.searchsorted(owner, (images.start, images.stop)))
+        countable = np.repeat(within[chunk, :, None], len(THRESHOLDS), axis=2)
         pairs = _pairs(images, owner, xywh, boxes, ranked, first)
-        for number, left in enumerate(_match(pairs, _masks(wanted), reach, limits)):
-            np.add.at(found, (owner[own], number), wanted & ~_bits(left, len(areas)))
+        for number, unmatched in enumerate(_match(pairs, _masks(countable), reach, limits)):
+            np.add.at(matched, (owner[chunk], number), countable & ~_bits(unmatched, len(areas)))
     objects = np.zeros((len(ids), len(areas)), dtype=np.int64)
     np.add.at(objects, owner, within)
-    return Hits(ids, found, objects)
+    return Matches(ids, matched, objects)
 
 
-def _ranked(ids: np.ndarray, image_ids: np.ndarray, scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the `most` best boxes of each image, image by image, best first; and where each image's begin, (I + 1,)."""
+def _ranked(ids: np.ndarray, image_ids: np.ndarray, scores: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of the `limit` best boxes of each image, image by image, best first, and each image's start (I + 1,)."""
     order = np.lexsort((-scores, image_ids))
-    own = image_ids[order]
-    first, last = np.searchsorted(own, ids), np.searchsorted(own, ids, side="right")
-    last = np.minimum(last, first + most)
-    kept = [order[a:b] for a, b in zip(first, last, strict=True)]
-    return np.concatenate([*kept, order[:0]]), np.concatenate([[0], np.cumsum(last - first)])
+    sorted_ids = image_ids[order]
+    first, last = np.searchsorted(sorted_ids, ids), np.searchsorted(sorted_ids, ids, side="right")
+    last = np.minimum(last, first + limit)
+    best = [order[a:b] for a, b in zip(first, last, strict=True)]
+    return np.concatenate([*best, order[:0]]), np.concatenate([[0], np.cumsum(last - first)])
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of a box and an object that overlap enough for the lowest threshold, in the order of matching: box by box, images
-    side by side; of a box's objects the one of the largest IoU first, of equal ones the last.
+    """Pairs of a box and an object whose IoU reaches the lowest threshold, in matching order.
+
+    Boxes by rank, images side by side; the objects of a box by falling IoU, the last object first among equal IoUs.
 
     Attributes:
         rank: of the box in its image.
-        begins: does the pair begin a new box?
-        objects: counted from the first of these images.
-        reached: how many thresholds the IoU reaches.
+        begins: whether the pair is the first of its box.
+        objects: index of the object, from the first of these images.
+        reached: number of thresholds that the IoU reaches.
     """
 
     rank: np.ndarray
@@ -112,6 +113,7 @@ class _Pairs:
 def _pairs(
     images: range, owner: np.ndarray, xywh: np.ndarray, boxes: np.ndarray, ranked: np.ndarray, first: np.ndarray
 ) -> _Pairs:
+    """Find the pairs of some images."""
     columns = []
     begin = np.searchsorted(owner, images.start)
     for n in images:
@@ -129,7 +131,7 @@ def _pairs(
 
 
 def _iou(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """XYWH (G, 4) and XYXY (P, 4) -> (G, P), rounded as pycocotools rounds it: both as XYWH, sides by addition."""
+    """Compute the IoU of XYWH (G, 4) and XYXY (P, 4): (G, P), rounded as in pycocotools: both as XYWH, sides by addition."""
     (ox, oy, ow, oh), (x, y, x2, y2) = objects.T[:, :, None], boxes.T
     w, h = x2 - x, y2 - y
     shared = np.minimum(w + x, ow + ox) - np.maximum(x, ox)
@@ -142,33 +144,33 @@ def _iou(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
-def _match(pairs: _Pairs, wanted: list[int], reach: list[int], limits: Sequence[int]) -> Iterator[list[int]]:
-    """After each limit, the bits of `wanted` that are still to be found. All ranges and thresholds go at once, a bit for each.
+def _match(pairs: _Pairs, unmatched: list[int], reach: list[int], limits: Sequence[int]) -> Iterator[list[int]]:
+    """Match pair by pair; yield, at each limit, the bits of `unmatched` that remain. Each range and threshold has a bit.
 
     Args:
-        wanted: of each object, the bits at which it counts.
-        reach: the bits at which an IoU is enough that reaches 0, 1, ... T thresholds.
+        unmatched: the bits at which each object counts.
+        reach: the bits at which an IoU suffices that reaches 0, 1, ... T thresholds.
     """
-    wanted, begin, idle = list(wanted), 0, 0
+    unmatched, begin, idle = list(unmatched), 0, 0
     for end in np.searchsorted(pairs.rank, limits).tolist():
         for begins, g, count in zip(pairs.begins[begin:end], pairs.objects[begin:end], pairs.reached[begin:end], strict=True):
             if begins:
-                idle = reach[-1]  # the bits at which this box has no object yet
-            if hit := idle & wanted[g] & reach[count]:
-                wanted[g] ^= hit
+                idle = reach[-1]  # the bits at which this box has no match yet
+            if hit := idle & unmatched[g] & reach[count]:
+                unmatched[g] ^= hit
                 idle ^= hit
         begin = end
-        yield list(wanted)
+        yield list(unmatched)
 
 
 def _masks(on: np.ndarray) -> list[int]:
-    """(n, A, T) bool -> n numbers with a bit for each range and threshold."""
+    """Pack (n, A, T) bool into n integers with a bit for each range and threshold."""
     packed = np.packbits(on.reshape(len(on), math.prod(on.shape[1:])), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
 def _bits(masks: list[int], areas: int) -> np.ndarray:
-    """The inverse: (n, A, T) bool."""
+    """Unpack what `_masks` packs: (n, A, T) bool."""
     count = areas * len(THRESHOLDS)
     size = -(-count // 8)
     packed = np.frombuffer(b"".join(mask.to_bytes(size, "little") for mask in masks), np.uint8).reshape(-1, size)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def environment(device: "torch.device") -> dict[str, Any]:
-    """Where a run took place. Works outside a git checkout: then there is no commit."""
+    """Describe where a run takes place, for its record. Outside a git checkout the commit is None."""
     import torch
 
     commit, dirty = _git()
@@ -35,7 +35,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 
 def machine(device: "torch.device") -> dict[str, Any]:
-    """What measured times depend on: processor, cores, memory and versions; with a GPU's name where `device` is one."""
+    """Describe what measured times depend on: processor, cores, memory and versions, and a GPU's name if `device` is one."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -52,7 +52,7 @@ def machine(device: "torch.device") -> dict[str, Any]:
 
 @lru_cache
 def device_name(device: "torch.device") -> str:
-    """A GPU's product name, or cpu with the processor's."""
+    """Return a GPU's product name, or "cpu (PROCESSOR)"."""
     if device.type == "cuda":
         import torch
 
@@ -61,7 +61,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -71,7 +71,7 @@ def processor() -> str:
 
 @lru_cache
 def _git() -> tuple[str | None, bool | None]:
-    """Commit and whether tracked files differ from it; only if the package lies in a checkout of its own repository."""
+    """Return the commit, and whether tracked files differ from it; (None, None) outside a checkout of this repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=20, check=True)

@@ -1,4 +1,4 @@
-"""What makes two runs the same: configuration that matters, data, starting weights, device and code. Never a time stamp."""
+"""Identity of a run: hash its configuration, data, starting weights, device and code, but no time stamp."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 from fpn_ablate.utils.hashing import code_version, digest
 
-# Everything that can change a figure. Bookkeeping, reports, logging and the command line cannot.
+# The code that can change a figure. Bookkeeping, reports, logging and the command line cannot.
 CORE = (
     *("data", "evaluation/coco.py", "evaluation/recall.py", "structures", "utils/seeding.py", "weights"),
     *(f"engine/{name}.py" for name in ("evaluate", "fixed_proposals", "inputs", "optim", "pretrain", "procedures", "train")),
@@ -22,13 +22,13 @@ def core_version() -> str:
 
 
 def portable(cfg: Config) -> dict[str, Any]:
-    """The configuration without the places of files, which differ between machines; digests stand for what is in them.
+    """Return the configuration without paths, which differ between machines; digests identify the files' contents.
 
-    What the task does not read is left out too: a source of proposals is the same cell as that row of Table 1.
+    Keys that the task does not read are left out too, so that a source of proposals is the same run as its row of Table 1.
     """
     values = cfg.model_dump(mode="json", exclude={"out"})
-    for place in ("root", "train", "val"):
-        values["data"].pop(place, None)
+    for key in ("root", "train", "val"):
+        values["data"].pop(key, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     values["weights"] = Path(cfg.weights).name if cfg.weights else None
     if isinstance(cfg.task, RPNTask):
@@ -41,11 +41,15 @@ def portable(cfg: Config) -> dict[str, Any]:
 def fingerprint_inputs(
     cfg: Config, data: str, weights: str, device: str, deterministic: bool, proposals: str | None = None
 ) -> dict[str, Any]:
-    """All that decides a run's figures. `device` and `deterministic` are what the run has; `data`, `weights` (of the backbone,
-    or of the whole detector that is evaluated) and `proposals` are digests, the last one that of the file
-    `task.proposals.file`, where there is one."""
+    """Return everything that decides a run's figures.
+
+    Args:
+        data, weights, proposals: digests of both splits, of the starting backbone or the evaluated detector, and of the file
+            task.proposals.file if there is one.
+        device, deterministic: the actual device's name and setting, where the configuration may say `auto`.
+    """
     config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
-    del config["recipe"]["name"]  # it tells what was overridden, and that is in the configuration itself
+    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
     return {
         "config": config,
         "data": data,
@@ -58,12 +62,12 @@ def fingerprint_inputs(
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
-    """The identity of a cell."""
+    """Return the identity of a run."""
     return digest(facts)
 
 
 def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
-    """What the rows of a table have in common: everything but the declared factors (dotted keys, as Config's) and the seed."""
+    """Hash everything but the declared factors (dotted keys of Config) and the seed: the rows of a table share it."""
     shared, factors = dict(facts), (*factors, "seed")
     for factor in factors:
         shared["config"] = _without(shared["config"], factor)
@@ -73,7 +77,7 @@ def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
 
 
 def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """Nested `values` less a dotted key and all below it; as they are where there is no such key."""
+    """Return nested `values` without a dotted key and all below it; unchanged if there is no such key."""
     first, _, rest = key.partition(".")
     if rest and isinstance(values.get(first), dict):
         return values | {first: _without(values[first], rest)}

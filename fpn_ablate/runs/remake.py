@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fpn_ablate.engine.cost import latency_of
+from fpn_ablate.engine.cost import end_to_end_latency_ms
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs.artifacts import activation_maps, make_artifacts
-from fpn_ablate.runs.restore import Splits, load_finished, restore
+from fpn_ablate.runs.restore import LoadedSplits, load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE
@@ -16,13 +16,13 @@ from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS
 
 
 class Latencies:
-    """Latencies by fingerprint: a run that stands in several tables is measured once."""
+    """Latencies by fingerprint: a run that is in several tables is measured once."""
 
     def __init__(self) -> None:
         self.measured: dict[str, float] = {}
 
-    def update(self, folder: Path, splits: Splits) -> str:
-        """Put the latency of a run, measured now, into its record; returns a line about it.
+    def update(self, folder: Path, splits: LoadedSplits) -> str:
+        """Measure the latency of a run, write it into its record, and return a line about it.
 
         Raises:
             UserError: see `restore`.
@@ -30,20 +30,20 @@ class Latencies:
         content = record.read(folder) or {}
         fingerprint = str(content.get("fingerprint"))
         if fingerprint not in self.measured:
-            self.measured[fingerprint] = _latency(folder, splits)
+            self.measured[fingerprint] = _latency_ms(folder, splits)
         latency = self.measured[fingerprint]
         before, content["cost"]["latency_ms"] = content["cost"]["latency_ms"], latency
         record.write(folder, content)
         return f"{content['table']} {content['row']} seed {content['seed']}: {latency} ms, was {before}"
 
 
-def _latency(folder: Path, splits: Splits) -> float:
+def _latency_ms(folder: Path, splits: LoadedSplits) -> float:
     trained, cfg, device = restore(folder, splits)
-    return latency_of(trained, cfg.recipe, device)
+    return end_to_end_latency_ms(trained, cfg.recipe, device)
 
 
-def remake_artifacts(folder: Path, splits: Splits) -> str:
-    """Write the artifacts of a run again, and what its record says of them; returns a line about it.
+def remake_artifacts(folder: Path, splits: LoadedSplits) -> str:
+    """Make the artifacts of a run again, update its record, and return a line about it.
 
     Raises:
         UserError: see `load_finished`.
@@ -55,8 +55,8 @@ def remake_artifacts(folder: Path, splits: Splits) -> str:
     return f"{folder}: made"
 
 
-def _activation_maps_of(folder: Path, splits: Splits) -> dict[str, np.ndarray]:
-    """Compute a run's activation maps; where its network cannot be restored here, read those that it has."""
+def _activation_maps_of(folder: Path, splits: LoadedSplits) -> dict[str, np.ndarray]:
+    """Compute a run's activation maps; if its network cannot be restored on this machine, read the saved maps."""
     try:
         trained, cfg, device = restore(folder, splits)
         return activation_maps(trained.model, trained.validation, cfg.recipe, device)

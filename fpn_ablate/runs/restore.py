@@ -8,51 +8,51 @@ import torch
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine import procedures
+from fpn_ablate.engine.fixed_proposals import Splits
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.lookup import find_run
-from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.errors import UserError
 
-Splits = dict[str, tuple[DetectionDataset, DetectionDataset]]
+LoadedSplits = dict[str, Splits]  # cache: several runs share a data set
 
 
-def load_finished(folder: Path, splits: Splits) -> tuple[Config, dict[str, Any], tuple[DetectionDataset, DetectionDataset]]:
-    """Configuration, record and data of the finished run of a folder below <out>/runs. `splits` keeps what has been loaded.
+def load_finished(folder: Path, splits: LoadedSplits) -> tuple[Config, dict[str, Any], Splits]:
+    """Load configuration, record and data of a finished run in a folder below <out>/runs. `splits` caches data sets.
 
     Raises:
-        UserError: the run is not finished, or what it is made of is no longer there.
+        UserError: the run is not finished, or files that it needs are missing.
     """
-    known = record.read(folder) or {}
-    if known.get("status") != "finished":
+    content = record.read(folder) or {}
+    if content.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
     cfg = load_saved_config(folder / "config.yaml")
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
-    data = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
-    if data not in splits:
-        splits[data] = load_data(cfg.data, cfg.recipe, cfg.mode)
-    return cfg, known, splits[data]
+    key = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
+    if key not in splits:
+        splits[key] = load_data(cfg.data, cfg.recipe, cfg.mode)
+    return cfg, content, splits[key]
 
 
-def restore(folder: Path, splits: Splits) -> tuple[procedures.Trained, Config, torch.device]:
-    """The finished run of a folder, with its weights.
+def restore(folder: Path, splits: LoadedSplits) -> tuple[procedures.Trained, Config, torch.device]:
+    """Load the network of a finished run, with its configuration and device.
 
     Raises:
-        UserError: as `finished`, or the run was made on another device.
+        UserError: as `load_finished`, or the run was made on another device.
     """
-    cfg, known, loaded = load_finished(folder, splits)
-    device, made_on = pick_device(cfg.device), known["environment"]
+    cfg, content, loaded = load_finished(folder, splits)
+    device, made_on = pick_device(cfg.device), content["environment"]
     if environment.device_name(device) != made_on["device"]:
         raise UserError(
-            f"{folder}: made on {made_on['device']}, and this is {environment.device_name(device)}; measure it there"
+            f"{folder}: made on {made_on['device']}, but this is {environment.device_name(device)}; use that machine"
         )
     torch.set_num_threads(made_on["threads"])
     inputs = Inputs(device, *loaded, None, None, *load_fixed_proposals(cfg.task, loaded, cfg.recipe.eval_images))
-    cell = procedures.RunContext(cfg, inputs, folder, known["fingerprint"], {}, lambda step, values: None)
+    context = procedures.RunContext(cfg, inputs, folder, content["fingerprint"], {}, lambda step, values: None)
     if "rpn" in procedures.sources(cfg):
-        source = find_run(cfg.out, cfg.seed, known["proposals"]["fingerprint"])
+        source = find_run(cfg.out, cfg.seed, content["proposals"]["fingerprint"])
         if source is None:
-            raise UserError(f"{folder}: the run {known['proposals']['fingerprint'][:8]}, whose RPN it uses, is gone")
-        cell.sources["rpn"] = source
-    return procedures.restore(cell, procedures.prepare_proposals(cell)), cfg, device
+            raise UserError(f"{folder}: the run {content['proposals']['fingerprint'][:8]}, whose RPN it uses, is missing")
+        context.sources["rpn"] = source
+    return procedures.restore(context, procedures.prepare_proposals(context)), cfg, device

@@ -33,7 +33,7 @@ from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import StepSampler, training_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.cost import peak_memory_mib
-from fpn_ablate.evaluation.bootstrap import FEW, bootstrap_indices, bootstrap_metrics
+from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, Engine, average_precision, average_recall, evaluator_name
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
@@ -233,7 +233,8 @@ def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
         bootstrap_metrics(truth, detections, data.categories, data.area_bounds, indices)
         clock.figures[f"{count} replicates (processor s)"] = round(time.process_time() - began, 1)
     two, twelve = clock.figures.values()
-    clock.figures[f"{FEW} replicates, EXTRAPOLATED (processor s)"] = round(twelve + (FEW - 12) * (twelve - two) / 10)
+    total = twelve + (FEW_REPLICATES - 12) * (twelve - two) / 10
+    clock.figures[f"{FEW_REPLICATES} replicates, EXTRAPOLATED (processor s)"] = round(total)
 
 
 def tables(folder: Path, clock: Clock, options: argparse.Namespace) -> None:

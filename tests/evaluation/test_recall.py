@@ -42,50 +42,52 @@ def crowded(seed, images=9):
     return truth, DetectionSet(table[:, 0].astype(np.int64), table[:, 1:5].astype(np.float32), table[:, 5].astype(np.float32))
 
 
-def own(truth, detections, limits=LIMITS, ranges=RANGES):
-    return recall.hits(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits)
+def matches_of(truth, detections, limits=LIMITS, ranges=RANGES):
+    return recall.match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_where_everything_ties_it_is_pycocotools(seed):
     truth, detections = crowded(seed)
     expected = average_recall(truth, detections, BOUNDS, LIMITS, "pycocotools")
-    found = average_recall(truth, detections, BOUNDS, LIMITS)
-    assert found == {name: value if value is None else pytest.approx(value, abs=1e-12) for name, value in expected.items()}
+    metrics = average_recall(truth, detections, BOUNDS, LIMITS)
+    assert metrics == {name: value if value is None else pytest.approx(value, abs=1e-12) for name, value in expected.items()}
 
 
 def test_how_many_images_are_in_memory_does_not_matter(monkeypatch):
     scene = crowded(3)
-    whole = own(*scene)
-    monkeypatch.setattr(recall, "TOGETHER", 2)
-    parts = own(*scene)
-    assert whole.found.sum() > 0
-    for name in ("ids", "found", "objects"):
+    whole = matches_of(*scene)
+    monkeypatch.setattr(recall, "IMAGES_AT_ONCE", 2)
+    parts = matches_of(*scene)
+    assert whole.matched.sum() > 0
+    for name in ("ids", "matched", "objects"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
 def test_each_images_hits_are_those_of_the_image_alone():
     truth, detections = crowded(5)
-    together = own(truth, detections)
+    together = matches_of(truth, detections)
     assert together.ids.tolist() == sorted(image["id"] for image in truth["images"])
     for n, key in enumerate(together.ids.tolist()):
-        one = {**truth, "images": [{"id": key}], "annotations": [a for a in truth["annotations"] if a["image_id"] == key]}
-        alone = own(one, detections)  # with the boxes of images that are not declared
-        np.testing.assert_array_equal(alone.found[0], together.found[n])
+        single = {**truth, "images": [{"id": key}], "annotations": [a for a in truth["annotations"] if a["image_id"] == key]}
+        alone = matches_of(single, detections)  # with the boxes of images that are not declared
+        np.testing.assert_array_equal(alone.matched[0], together.matched[n])
         np.testing.assert_array_equal(alone.objects[0], together.objects[n])
 
 
 def test_many_ranges_and_limits_at_once_are_each_of_them_alone():
     truth, detections = crowded(8)
     ranges = [(float(low), float(low + 40)) for low in range(0, 120, 10)]
-    together = own(truth, detections, range(1, 12), ranges)
+    together = matches_of(truth, detections, range(1, 12), ranges)
     for a, area in enumerate(ranges):
         for m, limit in enumerate(range(1, 12)):
-            np.testing.assert_array_equal(own(truth, detections, [limit], [area]).found[:, 0, 0], together.found[:, m, a])
+            np.testing.assert_array_equal(
+                matches_of(truth, detections, [limit], [area]).matched[:, 0, 0], together.matched[:, m, a]
+            )
 
 
 def test_nothing_declared_and_nothing_found():
     empty = DetectionSet(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-    assert np.isnan(own({"images": [], "annotations": []}, empty).recall()).all()
+    assert np.isnan(matches_of({"images": [], "annotations": []}, empty).recall()).all()
     truth, _ = crowded(0)
-    assert (own(truth, empty).recall() == 0).all()
+    assert (matches_of(truth, empty).recall() == 0).all()

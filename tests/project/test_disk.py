@@ -21,10 +21,10 @@ from PIL import Image
 
 from fpn_ablate.cli.run import main
 from fpn_ablate.cli.shapes import main as export_shapes
-from fpn_ablate.engine import cost
 from fpn_ablate.report.formats import figures, plots
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.sweep import checks
 from fpn_ablate.tracking import loggers
 from fpn_ablate.utils import console
@@ -237,16 +237,16 @@ def whole(config, tmp_path_factory):
     """A run that nothing has disturbed: its configuration, its folder, the names of the files that it has written."""
     cfg = config(*TINY).model_copy(update={"out": str(tmp_path_factory.mktemp("whole"))})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "latency_of", lambda *arguments: 1.0)
+        patch.setattr(running, "end_to_end_latency_ms", lambda *arguments: 1.0)
         seen = strike(patch, lambda name, time: False)
         outcome = running.run(cfg)
-    return cfg, running.run_folder(cfg, outcome["fingerprint"]), seen
+    return cfg, run_folder(cfg, outcome["fingerprint"]), seen
 
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch):
     """Latency and plots take most of a tiny run, and nothing here is about them."""
-    monkeypatch.setattr(cost, "latency_of", lambda *arguments: 1.0)
+    monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *arguments: 1.0)
     for module in (plots, figures):
         monkeypatch.setattr(module, "render", lambda table: {})
 
@@ -289,7 +289,7 @@ def test_a_run_writes_nothing_that_is_not_struck_below(whole):
 @linux
 def test_a_run_that_lacks_room_says_so_each_time_and_goes_on_to_the_same_end(whole, tmp_path, monkeypatch):
     cfg, folder = whole[0].model_copy(update={"out": str(tmp_path)}), whole[1]
-    own = running.run_folder(cfg, record.read(folder)["fingerprint"])
+    own = run_folder(cfg, record.read(folder)["fingerprint"])
     for name, time in STRUCK:
         with monkeypatch.context() as patch:
             strike(patch, lambda *now, struck=(name, time): now == struck)
@@ -321,7 +321,7 @@ def test_a_run_that_is_taken_over_without_room_is_not_taken_for_whole(whole, mon
         strike(patch, lambda name, time: name == "model.pt")
         with pytest.raises(UserError, match=r"model\.pt: cannot be written"):
             running.run(cfg)
-    folder = running.run_folder(cfg, record.read(whole[1])["fingerprint"])
+    folder = run_folder(cfg, record.read(whole[1])["fingerprint"])
     assert record.read(folder) is None and not (folder / "model.pt").exists()
     assert running.run(cfg)["status"] == "finished" and (folder / "model.pt").exists()
 

@@ -17,6 +17,7 @@ from fpn_ablate.cli import replay
 from fpn_ablate.config.validation import validate
 from fpn_ablate.runs import identity
 from fpn_ablate.runs import run as running
+from fpn_ablate.store import layout
 from fpn_ablate.tracking import wandb_client, wandb_process
 from fpn_ablate.tracking.wandb_client import Wandb, wandb_loggers
 from fpn_ablate.tracking.wandb_process import init_arguments, new_lines, run_id
@@ -292,7 +293,7 @@ def alone(config, tmp_path_factory):
     """A cell without a copy: its configuration, its record, its folder."""
     cfg = config(*TINY, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
     outcome = running.run(cfg)
-    return cfg, outcome, running.run_folder(cfg, outcome["fingerprint"])
+    return cfg, outcome, layout.run_folder(cfg, outcome["fingerprint"])
 
 
 def test_a_cell_is_copied_in_each_table_in_which_it_stands(alone, monkeypatch):
@@ -302,7 +303,7 @@ def test_a_cell_is_copied_in_each_table_in_which_it_stands(alone, monkeypatch):
         made.append((run_id(known), folder, known.get("status"), mode))
         return []
 
-    monkeypatch.setattr(running, "wandb_sinks", note)
+    monkeypatch.setattr(running, "wandb_loggers", note)
     for table in ("second", "second", "third"):  # it is finished the second time
         running.run(cfg.model_copy(update={"table": table}))
     ids, folders, states, modes = zip(*made, strict=True)
@@ -358,7 +359,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
     def strike(self, step, values):
         log(self, step, values)
         if step == 2:
-            children.append(self.sinks[-1]._child)
+            children.append(self.loggers[-1]._child)
             fault(children[0])
 
     monkeypatch.setattr(running.Run, "log", strike)
@@ -367,7 +368,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": "offline"})})
     outcome = running.run(cfg)
     children[0].kill()
-    the_same(running.run_folder(cfg, outcome["fingerprint"]), outcome, alone)
+    the_same(layout.run_folder(cfg, outcome["fingerprint"]), outcome, alone)
     said = [text for text in capsys.readouterr().err.splitlines() if "wandb" in text]
     assert len(said) == 1 and line in said[0]
 
@@ -383,7 +384,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
 def test_a_run_does_without_a_folder_an_account_or_room(alone, tmp_path, capsys, mode, place, line):
     cfg = alone[0].model_copy(update={"out": str(tmp_path)})
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": mode})})
-    folder = running.run_folder(cfg, alone[1]["fingerprint"])
+    folder = layout.run_folder(cfg, alone[1]["fingerprint"])
     folder.mkdir(parents=True)
     if place == "a file":
         (folder / "wandb").touch()

@@ -13,6 +13,7 @@ from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs.restore import load_finished
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.evaluated import read_evaluated
 
@@ -32,7 +33,7 @@ def trained(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     cfg = config(*TINY, *JOINT).model_copy(update={"out": str(out)})
     outcome = running.run(cfg)
-    return out, outcome, running.run_folder(cfg, outcome["fingerprint"])
+    return out, outcome, run_folder(cfg, outcome["fingerprint"])
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def evaluated(config, trained, monkeypatch):
         cfg = config(*TINY, JOINT[0], JOINT[2], "mode=evaluate", f"weights={path}", *overrides)
         cfg = cfg.model_copy(update={"out": str(trained[0])})
         outcome = running.run(cfg)
-        return outcome, DetectionSet.load(running.run_folder(cfg, outcome["fingerprint"]) / "detections.npz")
+        return outcome, DetectionSet.load(run_folder(cfg, outcome["fingerprint"]) / "detections.npz")
 
     return evaluate
 

@@ -1,0 +1,114 @@
+"""State of a run in progress: its identity, its files and its loggers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpn_ablate.config.schema import Config
+from fpn_ablate.engine import procedures
+from fpn_ablate.engine.inputs import Inputs, is_deterministic
+from fpn_ablate.runs import environment, identity
+from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
+from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
+from fpn_ablate.tracking.wandb_client import wandb_loggers
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import METRICS
+from fpn_ablate.weights import backbone
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    Attributes:
+        job: position of the run in its sweep, for the time left on the console.
+        facts: everything that decides the figures (`identity.fingerprint_inputs`).
+        built_on: fingerprint -> training seconds of the runs that it builds on.
+        retried: error of a first attempt that ran out of GPU memory, and `accumulate` of the second (`runs.oom`).
+        resumed_at: steps that an earlier start has done; the times in the record do not include them.
+    """
+
+    cfg: Config
+    inputs: Inputs
+    job: int
+    facts: dict[str, Any] = field(init=False)
+    folder: Path = field(init=False)
+    built_on: dict[str, float] = field(default_factory=dict)
+    loggers: list[Logger] = field(default_factory=list)
+    retried: dict[str, Any] | None = None
+    started: str | None = None
+    resumed_at: int = 0
+
+    def __post_init__(self) -> None:
+        self.facts = _fingerprint_inputs(self.cfg, self.inputs)
+        self.folder = run_folder(self.cfg, self.fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        return identity.fingerprint(self.facts)
+
+    @property
+    def title(self) -> str:
+        return f"{self.cfg.row} seed {self.cfg.seed}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the keys of the record that are known before training."""
+        cfg = self.cfg
+        return {
+            "fingerprint": self.fingerprint,
+            "setting": identity.comparison_key(self.facts, cfg.factors),
+            "code": self.facts["code"],
+            "weights": self.facts["weights"],
+            "table": cfg.table,
+            "recipe": cfg.recipe.name,
+            "data": self.inputs.validation.name,
+            "generated": self.inputs.validation.generated,
+            "task": cfg.task.name,
+            "row": cfg.row,
+            "seed": cfg.seed,
+            "config": identity.portable(cfg),
+            "environment": environment.environment(self.inputs.device),
+            "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
+        }
+
+    def unmeasured_record(self) -> dict[str, Any]:
+        """Return the keys of the record that are not measured."""
+        return {**self.describe(), "started": self.started, **({"retried": self.retried} if self.retried else {})}
+
+    def write_running_record(self) -> None:
+        """Write the record that a killed process leaves: status "running"."""
+        record.write(self.folder, self.unmeasured_record() | {"status": "running", "error": None, "metrics": {}})
+
+    def write_config(self) -> None:
+        """Write config.yaml."""
+        text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
+        save_text(self.folder / "config.yaml", text)
+
+    def open_loggers(self) -> None:
+        """Open the loggers; they drop lines of steps that the checkpoint does not have."""
+        cfg, folder = self.cfg, self.folder
+        self.resumed_at = procedures.logged_steps(folder, cfg)
+        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Console(self.title, cfg.steps, self.job)]
+        self.loggers += wandb_loggers(self.describe(), folder, cfg.log.wandb)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Log named values at a step."""
+        for logger in self.loggers:
+            logger.log(step, values)
+
+    def close_loggers(self, exit_code: int) -> None:
+        """Close the loggers; the exit code tells whether the run is finished (0)."""
+        for logger in self.loggers:
+            logger.close(exit_code=exit_code)
+
+
+def _fingerprint_inputs(cfg: Config, inputs: Inputs) -> dict[str, Any]:
+    """Return everything that decides a run's figures."""
+    device, data = inputs.device, inputs.training.digest + inputs.validation.digest
+    machine = (environment.device_name(device), is_deterministic(cfg.deterministic, device))
+    proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
+    weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
+    return identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=proposals)
