@@ -3,9 +3,9 @@
     python scripts/drills/disk.py [disk_full] [read_only] [around]    as root on Linux, since it mounts; default: all three
 
 disk_full runs two rows of recipe=smoke on disks of thirteen sizes, so that the disk fills at another moment each time, then
-makes room and repeats the command. read_only does the same with a results folder that is read-only at first. around tries a full
-disk below TMPDIR, a HOME that is read-only or missing, and output to a full disk. A sweep whose results differ from those of an
-undisturbed one counts as `lost`. Takes about 15 minutes on two cores, and the package must not change meanwhile. Writes
+makes room and repeats the command. read_only does the same with a results folder that is read-only at first. around tries a
+full disk below TMPDIR, a HOME that is read-only or missing, and output to a full disk. A sweep whose results differ from those
+of an undisturbed one counts as `lost`. Takes about 15 minutes on two cores, and the package must not change meanwhile. Writes
 results/reference/reliability/.
 """
 

@@ -541,7 +541,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alon
     def begin(folder):
         return Forked(_below(folder, cells))
 
-    found = drills.torment(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
+    found = drills.signal_repeatedly(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
     assert found.tries == 6 and found.findings == []
 
 
