@@ -28,10 +28,6 @@ from records import make_record
 
 WORKERS = 4  # each holds torch and what its tests make: up to 2 GB
 
-ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
-# A backbone that needs no pre-training; every part of it is trained.
-SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
-
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes for `-n auto` of pyproject.toml: one a core, up to WORKERS.
@@ -95,3 +91,27 @@ def put(runs: Path) -> Callable[..., Path]:
         return place
 
     return write
+
+
+@pytest.fixture(scope="session")
+def ours():
+    """`ours(3, "backbone=resnet18")` -> our Detector of 3 classes, with random weights."""
+    from networks import randomise
+
+    from fpn_ablate.model.build import build_detector
+
+    def build(classes: int, *overrides: str, seed: int = 1, **how: Any) -> torch.nn.Module:
+        return randomise(build_detector(composed(*overrides), num_classes=classes, **how), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def torchvision_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file of a detector of torchvision with ResNet-18 and 3 classes, and its state dict."""
+    from networks import torchvision_detector
+
+    path = tmp_path_factory.mktemp("torchvision") / "detector.pth"
+    state = torchvision_detector().state_dict()
+    torch.save(state, path)
+    return path, state

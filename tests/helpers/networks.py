@@ -1,0 +1,26 @@
+"""Networks with random weights: torchvision's, and any of ours."""
+
+import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+
+
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Values that are neither 0 nor 1, small enough for features of a moderate size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            low, high = (0.5, 1.5) if "running_var" in name else (-0.05, 0.05)
+            value.uniform_(low, high, generator=generator)
+            if value.dim() == 1 and name.endswith("weight"):
+                value.add_(1)
+    return net.eval()
+
+
+def torchvision_detector(backbone: str = "resnet18", classes: int = 3) -> FasterRCNN:
+    """A detector of torchvision with a head of 16 channels; `classes` without the background."""
+    trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None)
+    head, predictor = TwoMLPHead(256 * 49, 16), FastRCNNPredictor(16, classes + 1)
+    return randomise(FasterRCNN(trunk, box_head=head, box_predictor=predictor))
