@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fpn_ablate.report.collate import collate, records
+
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
