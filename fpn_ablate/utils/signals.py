@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# Seconds for the current step. Checkpoint and record must be written within 10 s of the signal: then Docker, for one, kills.
+# Seconds for the current step. Checkpoint and record must be written within 10 s of the signal: Docker kills then.
 STEP_GRACE = 7.0
 WORKER_GRACE = 2.5  # further seconds while joblib's workers run, each of which finishes a step
 # Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
