@@ -1,4 +1,4 @@
-"""Training: what it shows the rows, what it leaves alone, and that an interruption changes nothing."""
+"""Training: which images rows see, what stays frozen, and that an interruption changes nothing."""
 
 import hashlib
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from settings import JOINT, ROWS, SCRATCH
 
-from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.shapes import World, load
-from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine import train as training
 from fpn_ablate.engine.train import autocast, train
 from fpn_ablate.model.build import build_detector
@@ -104,35 +102,49 @@ def first_ones(labels, count, fraction, generator):
     return idxs, labels.gather(1, idxs) >= 0
 
 
+def images_seen(model, monkeypatch):
+    """A list that receives a hash of each image that the model is trained on."""
+    hashes, losses = [], model.losses
+
+    def spy(images, targets, *rest):
+        for image, boxes, valid in zip(images, targets.boxes, targets.valid | targets.crowd, strict=True):
+            hashes.append(hashlib.sha256(image.numpy().tobytes() + boxes[valid].numpy().tobytes()).hexdigest())
+        return losses(images, targets, *rest)
+
+    monkeypatch.setattr(model, "losses", spy)
+    return hashes
+
+
 @pytest.mark.parametrize("task", ["rpn", "faster_rcnn"])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, task):
-    """With as many samples an image as are asked for: the mean over parts is then that over all."""
+    """Where each image gives its full number of samples, the mean over parts is that over all."""
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_ones)
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 6, 1)[0]
     overrides = (f"task={task}",) if task == "rpn" else (*JOINT, "recipe.roi.samples=8")
-    results = []
+    step = ("recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=6", "recipe.clip_norm=null", "recipe.flip=true")
+    images, values = [], []
     for parts in (1, 3):
-        part = (f"recipe.accumulate={parts}", "recipe.batch_size=6")
-        cfg = config(*overrides, "backbone.freeze_at=0", "rpn.samples=16", *part)
+        cfg = config(*overrides, *step, "backbone.freeze_at=0", "rpn.samples=16", f"recipe.accumulate={parts}")
         model = fresh(cfg, len(pictures.categories))
-        batches = training_batches(
-            pictures, batch_size=6, parts=parts, steps=range(1), seed=0, flip=True, resize=Resize(64, 64)
-        )
-        losses, ids = training._gradients(model, batches, cfg.recipe, CPU, torch_generator())
-        results.append((ids, losses | {name: p.grad for name, p in model.named_parameters()}))
-    (ids, whole), (ids_of_parts, in_parts) = results
-    assert ids == ids_of_parts and len(ids) == 6
-    for name, value in whole.items():
-        torch.testing.assert_close(in_parts[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()), msg=name)
+        images.append(images_seen(model, monkeypatch))
+        losses = {}
+        fit(model, cfg, pictures, report=lambda done, reported, losses=losses: losses.update(reported))
+        values.append({**losses, **{name: p.grad for name, p in model.named_parameters()}})
+    assert images[0] == images[1] and len(images[0]) == 6
+    for name, value in values[0].items():
+        whole, in_parts = torch.as_tensor(value), torch.as_tensor(values[1][name])
+        torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()), msg=name)
 
 
 def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, monkeypatch):
-    gradients, seen = training._gradients, []
-    monkeypatch.setattr(training, "_gradients", lambda *a: seen.append((result := gradients(*a))[1]) or result)
+    images = []
     for parts in (1, 2):
-        trained(config(*SHORT, f"recipe.accumulate={parts}"), pictures)
-    assert seen[:6] == seen[6:] and [len(ids) for ids in seen[:6]] == [2] * 6
+        cfg = config(*SHORT, f"recipe.accumulate={parts}")
+        model = fresh(cfg)
+        images.append(images_seen(model, monkeypatch))
+        fit(model, cfg, pictures)
+    assert images[0] == images[1] and len(images[0]) == 6 * 2
 
 
 def test_the_rate_that_is_trained_with_follows_the_batch(config, pictures):
@@ -158,12 +170,11 @@ def test_the_model_is_given_all_of_a_batch_crowds_included():
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):
-    """Images of every step, and where the sampling generator stands at the first."""
-    model, images, states = fresh(cfg), [], []
-    losses = model.losses
+    """Images of all steps, and the state of the sampling generator at each."""
+    model, states = fresh(cfg), []
+    images, losses = images_seen(model, monkeypatch), model.losses
 
     def spy(batch, targets, generator, proposals):
-        images.append(hashlib.sha256(batch.numpy().tobytes() + targets.boxes.numpy().tobytes()).hexdigest())
         states.append(generator.get_state())
         return losses(batch, targets, generator, proposals)
 
