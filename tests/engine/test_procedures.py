@@ -1,4 +1,4 @@
-"""The two-stage tasks: whose proposals a network learns from, what is shared, and that what is made once is made once."""
+"""Two-stage procedures: the proposals that they learn from, the parts that they share, and that nothing is trained twice."""
 
 import dataclasses
 import json
@@ -8,36 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from settings import JOINT, SHORT
 
-from fpn_ablate.engine import cost, procedures
+from fpn_ablate.engine import procedures
 from fpn_ablate.engine.fixed_proposals import FILE
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
-from fpn_ablate.store import lookup
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 
-TINY = (
-    "backbone.weights=none",
-    "backbone.freeze_at=0",
-    "backbone.frozen_bn=false",
-    "recipe.steps=4",
-    "recipe.roi.steps=4",
-    "recipe.checkpoint_every=2",
-    "recipe.batch_size=2",
-    "recipe.eval_images=3",
-    "data.train_images=4",
-    "rpn.samples=16",
-    "log.every=1",
-    "device=cpu",
-)
 FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
-JOINT, FOUR_STEP = ("task=faster_rcnn", "task.training=joint"), ("task=faster_rcnn", "task.training=four_step")
+FOUR_STEP = ("task=faster_rcnn", "task.training=four_step")
 
 
 @pytest.fixture(autouse=True)
 def no_measurements(monkeypatch):
     """More than half of a tiny run's time, and tested elsewhere: 35 forward passes, a walk through the process's memory."""
-    monkeypatch.setattr(cost, "latency_of", lambda *_: 1.0)
+    monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
     monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
 
 
@@ -46,13 +33,13 @@ def cell(config, tmp_path):
     def make(*overrides):
         # An untrained network is sure of nothing.
         sure = ["task.roi.score_thresh=0.0"] if any(o.startswith("task=f") for o in overrides) else []
-        return config(*TINY, *overrides, *sure).model_copy(update={"out": str(tmp_path / "results")})
+        return config(*SHORT, *overrides, *sure).model_copy(update={"out": str(tmp_path / "results")})
 
     return make
 
 
 def folder_of(cfg, outcome):
-    return running.run_folder(cfg, outcome["fingerprint"])
+    return run_folder(cfg, outcome["fingerprint"])
 
 
 def weights(folder, part=""):
@@ -70,22 +57,22 @@ def same_detections(a, b):
 
 
 def runs(cfg, table="*"):
-    """Every finished run of a table, as row -> record."""
+    """Records of all finished runs of a table."""
     files = sorted(Path(cfg.out, "runs").glob(f"{table}/*/*/*/record.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Counts the networks that are trained."""
-    counted, train = [], procedures.train
+    """A list that receives, for each network that is trained, whether it has an RPN and a second stage."""
+    networks, train = [], procedures.train
 
-    def spy(model, *rest):
-        counted.append((model.rpn is not None, model.roi is not None))
-        return train(model, *rest)
+    def spy(model, *rest, **named):
+        networks.append((model.rpn is not None, model.roi is not None))
+        return train(model, *rest, **named)
 
     monkeypatch.setattr(procedures, "train", spy)
-    return counted
+    return networks
 
 
 @pytest.mark.parametrize("row", ["fpn", "c4", "c5", "finest"])
@@ -94,10 +81,10 @@ def test_every_task_gives_detections_and_their_figures(cell, task, row):
     cfg = cell(*task, f"ablation={row}")
     outcome = running.run(cfg)
     assert outcome["status"] == "finished"
-    wanted = {"AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR100", "AR100_s", "AR100_m", "AR100_l"}
-    assert set(outcome["metrics"]) == wanted
-    found = DetectionSet.load(folder_of(cfg, outcome) / "detections.npz")
-    assert len(found.boxes) and set(found.labels) <= set(range(1, len(outcome["per_class"]) + 1))
+    metrics = {"AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l", "AR100", "AR100_s", "AR100_m", "AR100_l"}
+    assert set(outcome["metrics"]) == metrics
+    detections = DetectionSet.load(folder_of(cfg, outcome) / "detections.npz")
+    assert len(detections.boxes) and set(detections.labels) <= set(range(1, len(outcome["per_class"]) + 1))
     assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
 
 
@@ -222,12 +209,12 @@ def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, t
         r"val_boxes holds float32 of shape \([0-9]+, 3\)": {"val_boxes": boxes[:, :3]},
         "val_boxes holds <U": {"val_boxes": boxes.astype(str)},
         "val_ids holds float64": {"val_ids": ids.astype(float)},
-        "it has nothing on 1 of the 3 val images": {"val_images": images[1:]},
+        "it lacks 1 of the 3 val images": {"val_images": images[1:]},
     }
     before = len(trainings)
     for message, arrays in faults.items():
         path = changed(dump, tmp_path / "bad.npz", **arrays)
-        with pytest.raises(UserError, match=rf"bad\.npz: .*{message}.*leave task\.proposals\.file=.*out"):
+        with pytest.raises(UserError, match=rf"bad\.npz: .*{message}.*leave out task\.proposals\.file="):
             running.run(cell(FAST, f"task.proposals.file='{path}'"))
     assert len(trainings) == before and len(runs(cell(), "table2_fast_rcnn")) == 1
     np.save(tmp_path / "array.npy", boxes)
@@ -237,28 +224,28 @@ def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, t
 
 def test_a_row_is_not_charged_with_what_it_builds_on(cell, monkeypatch):
     """Nor is its progress logged before that is there."""
-    events, train, opened = [], procedures.train, running.Run.open_sinks
+    events, train, opened = [], procedures.train, running.Run.open_loggers
 
-    def spy(model, *rest):
+    def spy(model, *rest, **named):
         events.append("train rpn" if model.rpn else "train roi")
-        return train(model, *rest)
+        return train(model, *rest, **named)
 
     monkeypatch.setattr(procedures, "train", spy)
     monkeypatch.setattr(running, "reset_peak_memory", lambda device: events.append("reset"))
-    monkeypatch.setattr(running.Run, "open_sinks", lambda self: (events.append(f"open {self.cfg.task.name}"), opened(self)))
-    of = procedures.FixedProposals.of
-    monkeypatch.setattr(procedures.FixedProposals, "of", lambda *args: (events.append("propose"), of(*args))[1])
+    monkeypatch.setattr(running.Run, "open_loggers", lambda self: (events.append(f"open {self.cfg.task.name}"), opened(self)))
+    propose = procedures.FixedProposals.from_rpn
+    monkeypatch.setattr(procedures.FixedProposals, "from_rpn", lambda *args: (events.append("propose"), propose(*args))[1])
     running.run(cell(FAST, "ablation=c4"))
     assert events == ["open rpn", "reset", "train rpn", "open fast_rcnn", "propose", "reset", "train roi"]
 
 
 def test_a_source_that_diverges_is_named(cell, monkeypatch):
-    def diverge(*_):
+    def diverge(*_, **__):
         raise Diverged("diverged at step 1: rpn_box is nan")
 
     monkeypatch.setattr(procedures, "train", diverge)
     cfg = cell(FAST, "ablation=c4")
-    with pytest.raises(Diverged, match=r"what it builds on, row fpn in .*sources.*, diverged at step 1"):
+    with pytest.raises(Diverged, match=r"row fpn, which it builds on \(.*sources.*\), diverged at step 1"):
         running.run(cfg)
     assert {record["row"]: record["status"] for record in runs(cfg)} == {"fpn": "diverged", "c4": "diverged"}
 
@@ -281,8 +268,8 @@ def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
 
 def test_a_source_that_another_sweep_ends_just_now_is_not_made_again(cell, trainings, monkeypatch):
     first = running.run(cell(FAST, "ablation=c4"))
-    find = lookup.find_run
-    monkeypatch.setattr(lookup, "find_run", lambda *cell: monkeypatch.setattr(lookup, "find_run", find))  # not yet there
+    find = running.find_run
+    monkeypatch.setattr(running, "find_run", lambda *run: monkeypatch.setattr(running, "find_run", find))  # not yet there
     again = running.run(cell(FAST, "ablation=bottom_up"))
     assert again["proposals"] == first["proposals"]
     assert [rpn for rpn, _ in trainings] == [True, False, False]
@@ -328,8 +315,9 @@ def test_four_steps_share_the_trunk_of_the_second(cell):
     second = folder_of(separate, running.run(separate))
     shared = folder_of(cfg, outcome)
     for part in ("backbone.", "neck."):
-        ours, theirs = weights(shared, part), weights(second, part)
-        assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        of_fourth, of_second = weights(shared, part), weights(second, part)
+        # A frozen batch norm counts no batches.
+        assert of_fourth and all(torch.equal(of_fourth[name], of_second[name]) for name in of_fourth)
     assert not equal(weights(shared, "roi."), weights(second, "roi."))  # trained again
     rpn, fast = sorted(runs(cfg, procedures.SOURCES), key=lambda record: record["task"] != "rpn")
     assert rpn["task"] == "rpn" and fast["fingerprint"] == json.loads((second / "record.json").read_text())["fingerprint"]

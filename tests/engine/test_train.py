@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from settings import JOINT, ROWS, SCRATCH
+from settings import JOINT, ROWS, SCRATCH, SHORT
 
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.engine import train as training
@@ -17,8 +17,7 @@ from fpn_ablate.utils.errors import Diverged
 from fpn_ablate.utils.seeding import key, numpy_generator, torch_generator
 
 CPU = torch.device("cpu")
-# Few samples, so that chance matters; reports at every step.
-SHORT = (*SCRATCH, "recipe.steps=6", "recipe.checkpoint_every=2", "recipe.batch_size=2", "rpn.samples=16", "log.every=1")
+SIX = (*SHORT, "recipe.steps=6")  # few samples, so that chance matters
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def kill_at(step):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("killed_at", [3, 5, 6])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, tmp_path, optimizer, killed_at):
-    cfg = config(*SHORT, f"recipe.optimizer.name={optimizer}", "recipe.flip=true")
+    cfg = config(*SIX, f"recipe.optimizer.name={optimizer}", "recipe.flip=true")
     whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
     path, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Killed):
@@ -82,12 +81,12 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, 
 
 
 def test_the_same_cell_twice_is_the_same_and_another_seed_is_not(config, pictures):
-    cfg = config(*SHORT)
+    cfg = config(*SIX)
     torch.manual_seed(1)
     first = trained(cfg, pictures)
     torch.manual_seed(2)
     assert equal(first, trained(cfg, pictures))
-    assert not equal(first, trained(config(*SHORT, "seed=1"), pictures))
+    assert not equal(first, trained(config(*SIX, "seed=1"), pictures))
 
 
 def test_workers_change_nothing(config, pictures):
@@ -140,7 +139,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, 
 def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, monkeypatch):
     images = []
     for parts in (1, 2):
-        cfg = config(*SHORT, f"recipe.accumulate={parts}")
+        cfg = config(*SIX, f"recipe.accumulate={parts}")
         model = fresh(cfg)
         images.append(images_seen(model, monkeypatch))
         fit(model, cfg, pictures)
@@ -150,7 +149,7 @@ def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, 
 def test_the_rate_that_is_trained_with_follows_the_batch(config, pictures):
     rates = []
     for batch in (2, 4):
-        cfg = config(*SHORT, "recipe.optimizer.lr_batch_size=4", f"recipe.batch_size={batch}")
+        cfg = config(*SIX, "recipe.optimizer.lr_batch_size=4", f"recipe.batch_size={batch}")
         trained(cfg, pictures, report=lambda done, values: rates.append(values["lr"]))
     assert [2 * rate for rate in rates[:6]] == pytest.approx(rates[6:])
 
@@ -223,7 +222,7 @@ def test_a_model_learns_two_images_by_heart(config, pictures):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_rate_follows_the_schedule_in_the_optimiser_and_in_the_report(config, pictures, monkeypatch, name):
     cfg = config(
-        *SHORT,
+        *SIX,
         f"recipe.optimizer.name={name}",
         "recipe.schedule.warmup_steps=2",
         "recipe.schedule.drops=[0.5]",
@@ -251,7 +250,7 @@ def test_switches_of_the_recipe_make_a_difference(config, pictures, switch):
 def test_the_gradient_is_clipped_to_its_norm(config, pictures):
     """One SGD step without momentum or decay moves the weights by rate x clipped gradient."""
     cfg = config(
-        *SHORT,
+        *SIX,
         "recipe.steps=1",
         "recipe.optimizer={name: sgd, lr: 1.0, momentum: 0.0, weight_decay: 0.0}",
         "recipe.schedule.warmup_steps=0",
@@ -267,7 +266,7 @@ def test_the_gradient_is_clipped_to_its_norm(config, pictures):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["rpn_objectness", "rpn_box"])
 def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictures, monkeypatch, name, bad):
-    cfg = config(*SHORT, "log.every=100")
+    cfg = config(*SIX, "log.every=100")
     model, calls = fresh(cfg), []
     losses = model.losses
 

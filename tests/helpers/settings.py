@@ -10,3 +10,9 @@ TINY = (
     *SCRATCH,
     *("recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "data.train_images=2", "device=cpu"),
 )
+# Four steps, with a checkpoint after the second.
+SHORT = (
+    *TINY,
+    *("recipe.steps=4", "recipe.roi.steps=4", "recipe.checkpoint_every=2", "recipe.eval_images=3", "data.train_images=4"),
+    *("rpn.samples=16", "log.every=1"),
+)
