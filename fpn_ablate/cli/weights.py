@@ -9,7 +9,7 @@ from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.convert import BN_EPS, Options, Weights, to_torchvision
 from fpn_ablate.weights.files import write_safetensors, write_torch
-from fpn_ablate.weights.layout import expected, misfit, shapes_of
+from fpn_ablate.weights.layout import expected_shapes, misfit, shapes_of
 from fpn_ablate.weights.loading import open_weights
 
 SUFFIX = ".safetensors"
@@ -49,7 +49,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _for_torchvision(weights: Weights) -> dict:
     tensors, path = to_torchvision(weights), weights.stored.path
-    if problem := misfit(expected(weights.tensors), shapes_of(weights.tensors)):
+    if problem := misfit(expected_shapes(weights.tensors), shapes_of(weights.tensors)):
         raise UserError(f"{path}: torchvision has no such network; beside its own (names are ours) {problem}")
     _tell(weights)
     backbone = weights.facts.get("backbone", "resnet...")

@@ -20,7 +20,7 @@ from fpn_ablate.utils.seeding import set_deterministic
 from fpn_ablate.utils.stamps import is_recent, stamps_of
 from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.evaluated import EvaluatedWeights, read_evaluated
-from fpn_ablate.weights.files import computed_with
+from fpn_ablate.weights.files import inference_settings
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def prepare(cfg: Config) -> Inputs:
     if cfg.mode == "evaluate":
         with torch.device("meta"):
             model = build_detector(cfg, num_classes=len(splits[1].categories))
-        weights = read_evaluated(Path(cfg.weights), model, splits[1], computed_with(cfg.model_dump(mode="json")))
+        weights = read_evaluated(Path(cfg.weights), model, splits[1], inference_settings(cfg.model_dump(mode="json")))
         return Inputs(device, *splits, None, None, *proposals, weights)
     pretrained = _pretrain(cfg, device) if cfg.backbone.weights == "pretrain" else None
     state = backbone_weights(cfg.backbone, pretrained.path if pretrained else None)

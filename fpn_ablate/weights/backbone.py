@@ -1,4 +1,4 @@
-"""Load the weights that a backbone starts from."""
+"""Get the weights that a backbone starts from (`backbone.weights`): none, pre-trained here, ImageNet's, or a file's."""
 
 import hashlib
 from pathlib import Path
@@ -20,12 +20,19 @@ from fpn_ablate.weights.timm import timm_weights
 
 
 def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Tensor] | None:
-    """The state dict that the backbone starts from, in our names; None: random. `pretrained` belongs to weights=pretrain."""
+    """Return the state dict that the backbone starts from, in our names, or None for random weights.
+
+    Args:
+        pretrained: the file of weights=pretrain.
+
+    Raises:
+        UserError: ImageNet's weights cannot be downloaded, or the file does not fit the backbone.
+    """
     source = cfg.weights
     if source == "none":
         return None
     if source == "pretrain":
-        assert pretrained is not None, "weights=pretrain needs the file that pretrain.ensure made"
+        assert pretrained is not None, "weights=pretrain needs the file that pretrain.load_or_pretrain made"
         return torch.load(pretrained, weights_only=True, map_location="cpu")
     if source != "imagenet":
         return _from_file(cfg, Path(source))
@@ -33,10 +40,10 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
         return timm_backbone(cfg.model, pretrained=True).state_dict()
     try:
         state = torchvision.models.get_model_weights(cfg.name).DEFAULT.get_state_dict(progress=False)
-    except (OSError, RuntimeError) as error:  # no network, or a file that was damaged on the way
+    except (OSError, RuntimeError) as error:  # no network, or a file damaged by the download
         raise UserError(
-            f"backbone.weights=imagenet: torchvision's weights of {cfg.name} cannot be had ({first_line(error)}). "
-            "They are downloaded once; without a network give backbone.weights=FILE with a state dict of torchvision's"
+            f"backbone.weights=imagenet: torchvision's weights of {cfg.name} cannot be downloaded ({first_line(error)}). "
+            "They are downloaded once; without a network, set backbone.weights=FILE to a state dict of torchvision"
         ) from None
     return backbone_of(Stored(Path(source), state), cfg.name, shapes_of(build_backbone(cfg).state_dict()))
 
@@ -47,14 +54,14 @@ def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
         if isinstance(cfg, TimmBackbone):
             return timm_weights(cfg.model, path, read(path).tensors)
-        wanted = shapes_of(build_backbone(cfg).state_dict())
-        return backbone_of(read(path), cfg.name, wanted, cfg.stride_in_1x1)
+        shapes = shapes_of(build_backbone(cfg).state_dict())
+        return backbone_of(read(path), cfg.name, shapes, cfg.stride_in_1x1)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
-    """Fill the backbone, and conv5 where it is the head; frozen BN has no batch counter, everything else must be there."""
+    """Load `state` into the backbone, and its conv5 into the box head where that is conv5."""
     _load_matching(detector.backbone, state)
     if detector.roi and isinstance(detector.roi.box_head, Conv5):
         prefix = "stages.c5."
@@ -64,12 +71,13 @@ def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
 
 
 def _load_matching(module: nn.Module, state: dict[str, Tensor]) -> None:
-    own = module.state_dict()
-    module.load_state_dict({k: v for k, v in state.items() if k in own})
+    """Load the part of `state` that `module` has, which must be all of the module. Frozen batch norms have no batch counter."""
+    names = module.state_dict()
+    module.load_state_dict({k: v for k, v in state.items() if k in names})
 
 
 def weights_digest(state: dict[str, Tensor] | None) -> str:
-    """sha256 over names and values: which weights a run started from."""
+    """Return the sha256 of names and values, which identifies the weights that a run started from."""
     sha = hashlib.sha256()
     for name, value in sorted((state or {}).items()):
         sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -1,7 +1,8 @@
-"""From the tensors of a file to those of our detector: names, rows of classes, the order and scale of colours.
+"""Convert the tensors of a file to those of our detector: names, rows of classes, order and scale of colours.
 
-detectron2's models read BGR in 0..255 less the mean, divided by a deviation; ours RGB in 0..1, normalised (`model.detector`).
-The means are the same, so the first convolution takes up the difference without a remainder.
+detectron2's models read BGR in 0..255, minus a mean, divided by a standard deviation; ours read RGB in 0..1, normalised
+(`model.detectors.two_stage.normalise`). The means are equal, so that scaling the first convolution corrects the difference
+exactly.
 """
 
 import json
@@ -16,13 +17,13 @@ from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
 from fpn_ablate.weights.names import CAFFE2, CONV5, DETECTRON2, OUR_BACKBONE, OURS, STAGE, TORCHVISION
 
-BN_EPS = 1e-5  # of every batch norm of ours, as torch's default
+BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{STAGE}stem.0.weight"
 SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
 COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-# What torchvision's pyramid is; weights alone do not tell all of it.
+# The configuration of torchvision's pyramid, which its weights do not reveal completely.
 _NECK = {
     **{"name": "fpn", "top_down": True, "lateral": True, "output": "pyramid"},
     **{"upsample": "nearest", "smooth": "all", "p6": "subsample"},
@@ -31,13 +32,13 @@ _NECK = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a file does not say of itself.
+    """Facts that a file of weights does not contain.
 
     Attributes:
-        bn_eps: what its batch norms add to the variance. torchvision's released COCO_V1 detectors: 0.
-        pixel_std: detectron2's PIXEL_STD in the order of its colours; by default 1, or torchvision's for ResNets taken from
-            there.
-        rgb: its colours are RGB; by default BGR, but for ResNets taken from torchvision.
+        bn_eps: the eps of its batch norms. torchvision's released COCO_V1 detectors: 0.
+        pixel_std: detectron2's PIXEL_STD in the order of its colours; by default 1, or torchvision's for ResNets converted from
+            torchvision.
+        rgb: it reads RGB; by default BGR, except for ResNets converted from torchvision.
         keep_classes: keep all 91 rows of a COCO detector of torchvision instead of the 80 that have a category.
     """
 
@@ -49,12 +50,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under our names.
+    """The tensors of a file under our names.
 
     Attributes:
-        source: who wrote the file (`names.recognise`).
-        unknown: names in it that have no counterpart, as the file has them.
-        facts: what is known of the network: backbone, row, num_classes, stride_in_1x1, neck; text to text.
+        source: the kind of the file (`names.recognise`).
+        unknown: its tensors without a counterpart, by the file's names.
+        facts: properties of the network, as text: backbone, row, num_classes, stride_in_1x1, neck.
         notes: sentences for the user.
     """
 
@@ -67,18 +68,18 @@ class Weights:
 
 
 def convert(stored: Stored, options: Options | None = None) -> Weights:
-    """A file's tensors as our detector has them.
+    """Convert a file's tensors to our names and values.
 
     Raises:
-        UserError: nobody known here wrote it, `options` do not belong to it, or its predictor is of another kind.
+        UserError: the format is unknown, `options` do not apply to it, or its predictor has box deltas that classes share.
     """
     options = options or Options()
     source = names.recognise(stored.tensors)
     if source is None:
         first = ", ".join(sorted(stored.tensors)[:3])
         raise UserError(
-            f"{stored.path}: no weights that are known here ({len(stored.tensors)} tensors: {first} ...); known are detectors "
-            "of fpn_ablate, torchvision (fasterrcnn_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
+            f"{stored.path}: unknown names of weights ({len(stored.tensors)} tensors: {first} ...). Supported are detectors of "
+            "fpn_ablate, torchvision (fasterrcnn_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
@@ -89,7 +90,7 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
     if options.bn_eps != BN_EPS:
         weights = _other_eps(weights, options.bn_eps)
     elif source == TORCHVISION:
-        weights.notes.append("a COCO_V1 file of torchvision's own has batch norms without eps: it wants import --bn-eps 0")
+        weights.notes.append("for torchvision's own COCO_V1 detectors, whose batch norms have no eps, use import --bn-eps 0")
     if (scores := weights.tensors.get(f"{SCORES}.weight")) is not None:
         weights.facts["num_classes"] = str(len(scores) - 1)
     return weights
@@ -98,33 +99,34 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
 def _refuse_options(stored: Stored, source: str, options: Options) -> None:
     if source in (OURS, OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
         raise UserError(
-            f"{stored.path}: a file of this project; options on what other programs leave unsaid do not belong to it"
+            f"{stored.path}: a file of this project; --bn-eps, --pixel-std and --rgb are for files of other programs"
         )
     if source not in (DETECTRON2, CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
-        raise UserError(f"{stored.path}: a file of {source}; colours (--pixel-std, --rgb) are to be told of detectron2's alone")
+        raise UserError(f"{stored.path}: a file of {source}; --pixel-std and --rgb are for files of detectron2")
 
 
 def _rename(stored: Stored, source: str) -> Weights:
     tensors: dict[str, Tensor] = {}
-    unknown, left = [], set()
+    unknown, ignored = [], set()
     for name, value in stored.tensors.items():
-        if names.beside(source, name):
-            left.add(".".join(name.split(".")[:2]))
+        if names.is_ignored(source, name):
+            ignored.add(".".join(name.split(".")[:2]))
             continue
-        ours = names.to_ours(source, name)
-        if ours is None:
+        our_name = names.to_ours(source, name)
+        if our_name is None:
             unknown.append(name)
-        elif ours in tensors:
-            raise UserError(f"{stored.path}: {name} and another tensor are both {ours}")
+        elif our_name in tensors:
+            raise UserError(f"{stored.path}: {name} and another tensor are both {our_name}")
         else:
-            tensors[ours] = value
+            tensors[our_name] = value
     facts = dict(stored.facts) if source == OURS else {}
-    notes = [f"left out: {part}, which a box detector lacks" for part in sorted(left) if "mask" in part or "keypoint" in part]
+    heads = [part for part in sorted(ignored) if "mask" in part or "keypoint" in part]
+    notes = [f"left out: {head}, which a box detector does not have" for head in heads]
     return Weights(stored, source, tensors, unknown, {**facts, "source": facts.get("source", source)}, notes)
 
 
 def _torchvision_rows(weights: Weights, options: Options) -> Weights:
-    """Without the box deltas of background, which nothing trains or reads, and without numbers that are no category."""
+    """Remove the box deltas of background, which nothing trains or reads, and the rows of numbers that are no category."""
     tensors, notes = dict(weights.tensors), list(weights.notes)
     rows = _rows(weights, background=1)
     if rows is None:
@@ -133,7 +135,7 @@ def _torchvision_rows(weights: Weights, options: Options) -> Weights:
     if rows == COCO_ROWS and not options.keep_classes:
         keep = [row for row in keep if row not in COCO_UNUSED]
         unused = ", ".join(map(str, COCO_UNUSED))
-        notes.append(f"91 rows of classes: kept are background and COCO's 80 categories, left out {unused} (--keep-classes)")
+        notes.append(f"91 rows of classes: background and COCO's 80 categories are kept, {unused} left out (--keep-classes)")
     for leaf in ("weight", "bias"):
         tensors[f"{SCORES}.{leaf}"] = tensors[f"{SCORES}.{leaf}"][keep]
         tensors[f"{DELTAS}.{leaf}"] = tensors[f"{DELTAS}.{leaf}"].unflatten(0, (rows, 4))[keep[1:]].flatten(0, 1)
@@ -141,7 +143,7 @@ def _torchvision_rows(weights: Weights, options: Options) -> Weights:
 
 
 def _detectron2_rows(weights: Weights) -> Weights:
-    """Background first instead of last."""
+    """Move the scores of background from the last row to the first."""
     tensors = dict(weights.tensors)
     if _rows(weights, background=0) is None:
         return weights
@@ -151,24 +153,28 @@ def _detectron2_rows(weights: Weights) -> Weights:
 
 
 def _rows(weights: Weights, background: int) -> int | None:
-    """Rows of the class scores, where both parts of the predictor are whole and fit; None: some are missing."""
+    """Return the number of rows of the class scores, background included; None: the predictor is missing or incomplete.
+
+    Raises:
+        UserError: scores and box deltas do not match.
+    """
     parts = [weights.tensors.get(f"{layer}.{leaf}") for layer in (SCORES, DELTAS) for leaf in ("weight", "bias")]
     if any(part is None for part in parts):
         return None
     counts = [len(part) if part.dim() else 0 for part in parts]
     rows = counts[0]
-    wanted = 4 * (rows - 1 + background)
-    if counts != [rows, rows, wanted, wanted] or rows < 2:
-        found = "scores {} and {}, deltas {} and {}".format(*counts)
+    deltas = 4 * (rows - 1 + background)
+    if counts != [rows, rows, deltas, deltas] or rows < 2:
+        shape = "scores {} and {}, deltas {} and {}".format(*counts)
         raise UserError(
-            f"{weights.stored.path}: its predictor has rows of another kind ({found}; {rows} scores go with {wanted} deltas); "
-            "box deltas must be a class's own"
+            f"{weights.stored.path}: its predictor has the wrong rows ({shape}; {rows} scores need {deltas} deltas); "
+            "each class must have its own box deltas"
         )
     return rows
 
 
 def _statistics(weights: Weights) -> Weights:
-    """Old files have put the statistics of their batch norms into weight and bias: mean 0 and variance 1, eps included."""
+    """Add the statistics of batch norms that old files merged into weight and bias: mean 0, and variance 1 including eps."""
     if any(".running_" in name for name in weights.tensors):
         return weights
     tensors = dict(weights.tensors)
@@ -181,15 +187,17 @@ def _statistics(weights: Weights) -> Weights:
 
 
 def _detectron2_colours(weights: Weights, options: Options) -> Weights:
-    own = weights.stored.facts.get("author") == "torchvision"  # detectron2's converter of torchvision's ResNets writes this
-    rgb = own if options.rgb is None else options.rgb
-    theirs = [255 * value for value in STD] if own else [1.0] * 3  # in RGB
+    """Scale the first convolution to our input, and note what else the configuration must set."""
+    # Written by detectron2's converter of torchvision's ResNets.
+    from_torchvision = weights.stored.facts.get("author") == "torchvision"
+    rgb = from_torchvision if options.rgb is None else options.rgb
+    std = [255 * value for value in STD] if from_torchvision else [1.0] * 3  # in RGB
     if options.pixel_std is not None:
-        theirs = list(options.pixel_std if rgb else options.pixel_std[::-1])
-    # What divides by 1 came from Caffe with its strides; detectron2's other models, and basic blocks, have torchvision's.
-    caffe = theirs == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
+        std = list(options.pixel_std if rgb else options.pixel_std[::-1])
+    # Bottlenecks that divide by 1 came from Caffe with its strides; detectron2's other models have torchvision's strides.
+    caffe = std == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
     facts = {**weights.facts, "stride_in_1x1": str(caffe).lower()}
-    notes = [*weights.notes, f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in theirs)} (R, G, B)"]
+    notes = [*weights.notes, f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in std)} (R, G, B)"]
     pooling = (
         " task.roi.pooling=align_v2 task.roi.sampling_ratio=0"
         if any(name.startswith("roi.") for name in weights.tensors)
@@ -199,13 +207,16 @@ def _detectron2_colours(weights: Weights, options: Options) -> Weights:
     tensors = dict(weights.tensors)
     stem = tensors.get(STEM)
     if stem is not None and stem.dim() == 4 and stem.shape[1] == 3:
-        scale = stem.new_tensor([255 * a / b for a, b in zip(STD, theirs, strict=True)], dtype=torch.float64)
+        scale = stem.new_tensor([255 * a / b for a, b in zip(STD, std, strict=True)], dtype=torch.float64)
         tensors[STEM] = ((stem if rgb else stem.flip(1)).double() * scale[:, None, None]).to(stem.dtype)
     return replace(weights, tensors=tensors, facts=facts, notes=notes)
 
 
 def _other_eps(weights: Weights, eps: float) -> Weights:
-    """Scales with which batch norms compute what they did with `eps`. Not by other variances: the smallest would vanish."""
+    """Change the scales of batch norms so that they compute with BN_EPS what they computed with `eps`.
+
+    Changing the variances instead would lose the smallest ones.
+    """
     tensors = dict(weights.tensors)
     for name, value in weights.tensors.items():
         if name.endswith(".running_var"):
@@ -213,27 +224,29 @@ def _other_eps(weights: Weights, eps: float) -> Weights:
             ratio = ((variance + BN_EPS) / (variance + eps)).sqrt()
             tensors[scale] = (tensors[scale].double() * ratio).to(value.dtype)
     return replace(
-        weights, tensors=tensors, notes=[*weights.notes, f"scales of batch norms moved from eps {eps:g} to {BN_EPS:g}"]
+        weights, tensors=tensors, notes=[*weights.notes, f"scales of batch norms converted from eps {eps:g} to {BN_EPS:g}"]
     )
 
 
 def backbone_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's, named as in `Backbone`: stages.c2...; conv5 as well where it is the second stage's head."""
-    found = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(STAGE)}
-    return found | {f"stages.c5.{n.removeprefix(CONV5)}": v for n, v in tensors.items() if n.startswith(CONV5)}
+    """Return the backbone's tensors, named as in `Backbone` (stages.c2...), including conv5 where it is the box head."""
+    stages = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(STAGE)}
+    return stages | {f"stages.c5.{n.removeprefix(CONV5)}": v for n, v in tensors.items() if n.startswith(CONV5)}
 
 
 def to_torchvision(weights: Weights) -> dict[str, Tensor]:
-    """A state dict for torchvision: of FasterRCNN with resnet_fpn_backbone, or of a backbone alone without its classifier.
+    """Return a state dict for torchvision: of FasterRCNN with resnet_fpn_backbone, or of a backbone without classifier.
 
-    Box deltas of background, which ours lacks, are 0.
+    Ours has no box deltas of background; they are filled with 0.
 
     Raises:
         UserError: torchvision has no such network.
     """
     tensors, path = weights.tensors, weights.stored.path
     if weights.facts.get("stride_in_1x1") == "true":
-        raise UserError(f"{path}: it has its strides in the 1x1 convolutions, torchvision's ResNets in the 3x3")
+        raise UserError(
+            f"{path}: its strides in the 1x1 convolutions do not fit torchvision's ResNets, which have them in the 3x3"
+        )
     backbone = weights.facts.get("backbone", "resnet")
     alone = all(name.startswith(STAGE) for name in tensors)
     if not backbone.startswith("resnet") and not (alone and backbone == "mobilenet_v2"):
@@ -241,17 +254,17 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
     try:
         neck = {**_NECK, **json.loads(weights.facts.get("neck", "{}"))}
     except (ValueError, TypeError):
-        raise UserError(f"{path}: what its header says of the neck cannot be read; export it anew") from None
-    if other := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
-        raise UserError(f"{path}: torchvision has a pyramid with {', '.join(other)} alone")
+        raise UserError(f"{path}: its header does not describe the neck; export the file again") from None
+    if required := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
+        raise UserError(f"{path}: torchvision only has a pyramid with {', '.join(required)}")
     kind = TORCHVISION
     if alone:
         kind = names.MOBILENET if backbone == "mobilenet_v2" else names.RESNET
     out = {}
     for name, value in tensors.items():
-        theirs = names.to_torchvision(kind, name)
-        if theirs is None:
+        their_name = names.to_torchvision(kind, name)
+        if their_name is None:
             raise UserError(f"{path}: {name} has no counterpart in torchvision's {kind.removeprefix('torchvision ')}")
         background = kind == TORCHVISION and name.startswith(DELTAS)
-        out[theirs] = torch.cat([value.new_zeros(4, *value.shape[1:]), value]) if background else value
+        out[their_name] = torch.cat([value.new_zeros(4, *value.shape[1:]), value]) if background else value
     return out

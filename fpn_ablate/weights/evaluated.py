@@ -1,4 +1,4 @@
-"""The detector in a file (mode=evaluate), held against the configuration and the data that it is to be evaluated with."""
+"""Read the detector that mode=evaluate evaluates, and check that it fits the network and the data."""
 
 import hashlib
 import json
@@ -21,20 +21,20 @@ from fpn_ablate.weights.loading import fit_to_model
 
 @dataclass(frozen=True)
 class EvaluatedWeights:
-    """Tensors under our names, all that the network needs; and the sha256 of the file."""
+    """The tensors of a network, under our names, and the sha256 of their file."""
 
     tensors: dict[str, Tensor]
     digest: str
 
 
 def read_evaluated(path: Path, model: Detector, dataset: DetectionDataset, settings: dict[str, Any]) -> EvaluatedWeights:
-    """The file `weights` of a configuration, which must fit the network and the categories of `dataset`.
+    """Read a file of weights, which must fit `model` and the categories of `dataset`.
 
-    In what the network is trained and tested with, which a file of ours knows, the configuration may differ: that can be the
-    question (another upsampling), so it is said and not refused.
+    Our own files record the settings that they were trained with. If `settings` differ, a warning is printed and the file is
+    accepted: the difference may be the question (another upsampling).
 
     Raises:
-        UserError: it cannot be read, or does not fit.
+        UserError: the file cannot be read, or does not fit.
     """
     path = locate(path)
     weights = fit_to_model(model, path)
@@ -46,18 +46,19 @@ def read_evaluated(path: Path, model: Detector, dataset: DetectionDataset, setti
 
 
 def _refuse_other_classes(weights: Weights, dataset: DetectionDataset) -> None:
-    known, own = json.loads(weights.facts.get("classes", "null")), unique_names(dataset.categories)
-    if known and known != own:
-        only = [f"{name!r}" for name in (*known, *own) if (name in known) != (name in own)] or ["their order"]
+    trained, classes = json.loads(weights.facts.get("classes", "null")), unique_names(dataset.categories)
+    if trained and trained != classes:
+        different = [f"{c!r}" for c in (*trained, *classes) if (c in trained) != (c in classes)] or ["their order"]
         raise UserError(
-            f"{weights.stored.path} tells other classes apart than {dataset.name} has; what differs: {', '.join(only[:10])}"
+            f"{weights.stored.path} has other classes than {dataset.name}; the difference: {', '.join(different[:10])}"
         )
 
 
 def _differences(weights: Weights, settings: dict[str, Any]) -> list[str]:
-    known = json.loads(weights.facts.get("settings", "{}"))
-    own = json.loads(json.dumps(settings))
-    differing = [
-        f"{key}={json.dumps(known[key])}, here {json.dumps(own[key])}" for key in known if key in own and known[key] != own[key]
+    trained = json.loads(weights.facts.get("settings", "{}"))
+    settings = json.loads(json.dumps(settings))  # tuples become lists
+    return [
+        f"WARNING: it was trained with {key}={json.dumps(value)} and is evaluated with {json.dumps(settings[key])}"
+        for key, value in trained.items()
+        if key in settings and value != settings[key]
     ]
-    return [f"WARNING: it was made with {text}" for text in differing]

@@ -1,6 +1,6 @@
-"""Files of weights: what they hold, whatever wrote them; and files of our own.
+"""Read files of weights of any program, and write our own.
 
-Nothing in a file is run: torch's are read with weights_only, pickles by `unpickle`, safetensors hold no code.
+Nothing in a file is run: torch's are read with weights_only, pickles by `unpickle`, and safetensors contain no code.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from fpn_ablate.utils.files import UNREADABLE, write_atomically
 from fpn_ablate.utils.paths import MODEL, RECORD
 from fpn_ablate.weights import unpickle
 
-VERSION = "1"  # of our safetensors: raised when names or shapes change their meaning
+VERSION = "1"  # of our safetensors; increased when names or shapes change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
-_WANTED = "expected a dictionary of tensors, as torch.save(model.state_dict())"
+_EXPECTED = "expected a dictionary of tensors, as torch.save(model.state_dict())"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Tensors under the names of who wrote them, and what the file says of itself (`facts`: text to text)."""
+    """The tensors of a file under its own names, and its metadata (`facts`, as text)."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -38,10 +38,10 @@ class Stored:
 
 
 def locate(path: Path) -> Path:
-    """The file itself, or model.pt of a run's folder.
+    """Return the path of a file of weights; of a run's folder, that of its model.pt.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     if path.is_dir():
         if not (path / MODEL).is_file():
@@ -53,18 +53,18 @@ def locate(path: Path) -> Path:
 
 
 def read(path: Path) -> Stored:
-    """What a file of weights holds, or model.pt of a run's folder with what its config.yaml says.
+    """Read a file of weights, or model.pt of a run's folder with facts from its config.yaml.
 
     Raises:
-        UserError: there is no such file, it is damaged, it holds other things than tensors, or it would run something.
+        UserError: there is no such file, it is damaged, it contains other things than tensors, or it would run code.
     """
     path = locate(path)
     try:
         with path.open("rb") as file:
             head = file.read(len(_OLD_TORCH))
         if head.startswith(_ZIP) or head == _OLD_TORCH:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training keeps its arguments
-                content, facts = torch.load(path, weights_only=True, map_location="cpu"), _of_run(path)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training stores its arguments
+                content, facts = torch.load(path, weights_only=True, map_location="cpu"), _run_facts(path)
         elif head.startswith(_PICKLE):
             content = unpickle.read(path.read_bytes())
             facts = {"pickled": "true", "author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
@@ -75,29 +75,33 @@ def read(path: Path) -> Stored:
         return Stored(path, _tensors(content), facts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # of any kind: three readers meet whatever a file holds
+    except Exception as error:  # of any type: the three readers raise whatever a damaged file causes
         reason = first_line(error)
-        if reason.startswith("Weights only load failed"):  # torch goes on to advise reading it without that guard
-            reason = "damaged, or it holds more than tensors and would have to be run: save model.state_dict()"
+        if reason.startswith("Weights only load failed"):  # torch would advise to read it without that guard
+            reason = "damaged, or it holds more than tensors, which could run code: save model.state_dict()"
         raise UserError(f"{path}: not a readable state dict ({reason})") from None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """The dictionary of tensors in `content`, or below its key "model" (detectron2, torchvision's training) or "blobs"."""
+    """Return the tensors of `content`, by name, or those below its key "model" (detectron2, torchvision's training) or "blobs".
+
+    Raises:
+        UserError: it contains something else, or values that are not finite.
+    """
     for key in ("model", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if isinstance(content, dict):
         content = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
-        raise UserError(_WANTED)
-    wrong = [k for k, v in content.items() if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized]
-    if wrong:
-        raise UserError(f"{_WANTED}; {wrong[0]} is none, of {len(wrong)} such")
+        raise UserError(_EXPECTED)
+    others = [k for k, v in content.items() if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized]
+    if others:
+        raise UserError(f"{_EXPECTED}; {len(others)} entries are no tensors, the first is {others[0]}")
     broken = [k for k, v in content.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
-        raise UserError(f"{len(broken)} tensors hold what is no number ({', '.join(broken[:3])}): it diverged, or is damaged")
-    # DistributedDataParallel puts its own name in front.
+        raise UserError(f"{len(broken)} tensors have NaN or infinity ({', '.join(broken[:3])}): it diverged, or is damaged")
+    # DistributedDataParallel adds this prefix.
     return {k.removeprefix("module."): v.detach() for k, v in content.items()}
 
 
@@ -107,20 +111,23 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if facts.get("format") != "fpn_ablate":
         facts = {}
     elif facts.get("version") != VERSION:
-        raise UserError(f"of format {facts.get('version')}, and this program reads {VERSION}; export it anew")
+        raise UserError(f"of format {facts.get('version')}, and this program reads {VERSION}; export it again")
     return safetensors.torch.load_file(path), facts
 
 
-def computed_with(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration, what decides what a detector's weights compute: {dotted key: value}."""
-    wanted = {
+def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that decides what a detector computes with given weights, as {dotted key: value}.
+
+    The configuration of an older run may have fewer keys.
+    """
+    chosen = {
         "neck": None,
         "rpn": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
         "recipe": ("short_side", "max_side", "antialias"),
     }
-    groups = {group: [key for key in keys or values[group] if key in values[group]] for group, keys in wanted.items()}
-    found = {f"{group}.{key}": values[group][key] for group, keys in groups.items() for key in keys}  # an older run has fewer
-    pooled = (
+    groups = {group: [key for key in keys or values[group] if key in values[group]] for group, keys in chosen.items()}
+    settings = {f"{group}.{key}": values[group][key] for group, keys in groups.items() for key in keys}
+    pooling = (
         "pooling",
         "sampling_ratio",
         "resolution",
@@ -130,43 +137,42 @@ def computed_with(values: dict[str, Any]) -> dict[str, Any]:
         "box_weights",
     )
     roi = values["task"].get("roi") or {}
-    return found | {f"task.roi.{key}": roi[key] for key in pooled if key in roi}
+    return settings | {f"task.roi.{key}": roi[key] for key in pooling if key in roi}
 
 
-def _of_run(path: Path) -> dict[str, str]:
-    """What the configuration beside a run's weights says of them."""
-    beside = path.with_name("config.yaml")
-    if path.name != MODEL or not beside.is_file():
+def _run_facts(path: Path) -> dict[str, str]:
+    """Return facts of a run's weights from its config.yaml and record; none for other files."""
+    config, record = path.with_name("config.yaml"), path.with_name(RECORD)
+    if path.name != MODEL or not config.is_file():
         return {}
     try:
-        values = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
         backbone = values["backbone"]
-        known = path.with_name(RECORD)
-        classes = list((json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}).get("per_class") or {})
+        classes = list((json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}).get("per_class") or {})
         return {
             "backbone": f"timm/{backbone['model']}" if backbone["name"] == "timm" else backbone["name"],
             "stride_in_1x1": str(backbone.get("stride_in_1x1", False)).lower(),
             "row": values["row"],
             "task": values["task"]["name"],
             "neck": json.dumps(values["neck"], sort_keys=True),
-            "settings": json.dumps(computed_with(values), sort_keys=True),
+            "settings": json.dumps(inference_settings(values), sort_keys=True),
             **({"classes": json.dumps(classes)} if classes else {}),
         }
     except (*UNREADABLE, yaml.YAMLError):
         raise UserError(
-            f"{beside.name} or {RECORD} beside it cannot be read; give the file under another name to do without it"
+            f"{config.name} or {RECORD} in its folder cannot be read; rename the file to read it without them"
         ) from None
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
-    """Our own file: tensors under our names, `facts` and the format's version in its header."""
+    """Write a file of our own: tensors under our names, and a header with `facts` and the format's version."""
     header = {**facts, "format": "fpn_ablate", "version": VERSION}
-    # A copy of each: safetensors refuses tensors that share their memory.
-    whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(whole, header)))
+    # Copies, since safetensors refuses tensors that share memory.
+    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(copies, header)))
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A state dict as torch.save writes it."""
-    whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: torch.save(whole, temporary))
+    """Write a state dict with torch.save."""
+    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: torch.save(copies, temporary))

@@ -1,4 +1,4 @@
-"""Which network a set of tensors belongs to, and what it lacks of it or has too many."""
+"""Infer the network that a set of tensors belongs to, and list missing, unexpected and mis-shaped tensors."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,34 +16,36 @@ from fpn_ablate.weights.names import CONV5, STAGE
 
 Shapes = dict[str, Size]
 LISTED = 10  # names of a kind in a message
-COUNTER = "num_batches_tracked"  # of batch norms that are trained: frozen ones and torch before 0.4.1 lack it, nothing needs it
+COUNTER = "num_batches_tracked"  # of trained batch norms; frozen ones and torch before 0.4.1 lack it, and nothing needs it
 
 
 def shapes_of(tensors: Mapping[str, Tensor], prefix: str = "") -> Shapes:
+    """Return the shape of each tensor, by its name with `prefix`."""
     return {prefix + name: value.shape for name, value in tensors.items()}
 
 
-def misfit(wanted: Shapes, found: Shapes) -> str | None:
-    """What does not fit, kind by kind, up to ten names each; None: all fits. Counters of batches do not matter."""
-    wanted, found = ({n: s for n, s in shapes.items() if not n.endswith(COUNTER)} for shapes in (wanted, found))
-    other = [
-        f"{name} {tuple(found[name])} for {tuple(shape)}" for name, shape in wanted.items() if found.get(name, shape) != shape
-    ]
+def misfit(expected: Shapes, actual: Shapes) -> str | None:
+    """List missing, unexpected and mis-shaped tensors, up to ten names of each; None: all fit. Batch counters are ignored."""
+    expected, actual = ({n: s for n, s in shapes.items() if not n.endswith(COUNTER)} for shapes in (expected, actual))
     kinds = {
-        "missing": [name for name in wanted if name not in found],
-        "superfluous": [name for name in found if name not in wanted],
-        "of another shape": other,
+        "missing": [name for name in expected if name not in actual],
+        "unexpected": [name for name in actual if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(actual[name])} for {tuple(shape)}"
+            for name, shape in expected.items()
+            if actual.get(name, shape) != shape
+        ],
     }
     parts = [
-        f"{len(those)} tensor{'s are' if len(those) > 1 else ' is'} {kind} ({_list(those)})"
-        for kind, those in kinds.items()
-        if those
+        f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {kind} ({_list(names)})"
+        for kind, names in kinds.items()
+        if names
     ]
     return "; ".join(parts) or None
 
 
-def _list(those: list[str]) -> str:
-    return ", ".join(those[:LISTED]) + (f", and {len(those) - LISTED} more" if len(those) > LISTED else "")
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f", and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 @cache
@@ -54,54 +56,54 @@ def _backbone(name: str) -> tuple[Backbone, Shapes]:
 
 
 def backbone_name(tensors: Mapping[str, Tensor]) -> str:
-    """Of our backbones the one whose tensors these are most alike: first by their names, then by their shapes."""
-    found = shapes_of(backbone_part(dict(tensors)))
+    """Return the name of our backbone that is most similar to these tensors, by their names first and their shapes second."""
+    actual = shapes_of(backbone_part(dict(tensors)))
 
-    def alike(name: str) -> tuple[float, int]:
-        own = _backbone(name)[1]
-        return len(own.keys() & found.keys()) / len(own.keys() | found.keys()), len(own.items() & found.items())
+    def similarity(name: str) -> tuple[float, int]:
+        shapes = _backbone(name)[1]
+        return len(shapes.keys() & actual.keys()) / len(shapes.keys() | actual.keys()), len(shapes.items() & actual.items())
 
-    return max(BACKBONES, key=alike)
+    return max(BACKBONES, key=similarity)
 
 
-def row(tensors: Mapping[str, Tensor]) -> str | None:
-    """Which network that other programs train it is: "fpn" or "c4"; None: a backbone alone."""
+def row_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the row of a detector that other programs train, "fpn" or "c4"; None: a backbone alone."""
     if all(name.startswith(STAGE) for name in tensors):
         return None
     return "fpn" if any(name.startswith("neck.") for name in tensors) else "c4"
 
 
-def expected(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Names and shapes of the whole network that these tensors are taken from.
+def expected_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return names and shapes of the complete network that these tensors belong to.
 
-    That is a backbone alone, or a detector as other programs train it: a full pyramid with a head of two layers, or C4 with
-    conv5 as the head. Its widths are read off the tensors. An RPN or a second stage of which nothing is there is not expected.
+    It is a backbone alone, or a detector as other programs train it: a full pyramid with a head of two layers, or C4 with conv5
+    as the head. Its widths are those of the tensors. An RPN or a second stage is expected only if a tensor of it is there.
     """
     backbone, shapes = _backbone(backbone_name(tensors))
-    kind, wanted = row(tensors), {}
+    row = row_of(tensors)
     width, conv5 = backbone.levels[STAGES.index("c4") - 1].channels, f"{STAGE}c5."
-    wanted = {f"backbone.{name}": shape for name, shape in shapes.items()}
-    if kind == "c4":
-        behind = {name: shape for name, shape in wanted.items() if name.startswith(conv5)}
-        wanted = {name: shape for name, shape in wanted.items() if name not in behind}
-    if kind == "fpn":
+    expected = {f"backbone.{name}": shape for name, shape in shapes.items()}
+    if row == "c4":
+        behind = {name: shape for name, shape in expected.items() if name.startswith(conv5)}
+        expected = {name: shape for name, shape in expected.items() if name not in behind}
+    if row == "fpn":
         width = _side(tensors, "neck.", "weight", 0, 256)
-        wanted |= _shapes("neck.", lambda: FPN(backbone.levels, channels=width))
+        expected |= _shapes("neck.", lambda: FPN(backbone.levels, channels=width))
     if any(name.startswith("rpn.") for name in tensors):
         anchors = _side(tensors, "rpn.head.objectness", "weight", 0, 3)
-        wanted |= _shapes("rpn.head.", lambda: RPNHead(width, anchors))
+        expected |= _shapes("rpn.head.", lambda: RPNHead(width, anchors))
     if any(name.startswith("roi.") for name in tensors):
         rows = _side(tensors, SCORES, "bias", 0, 1)
         classes = rows - 1 if rows > 1 else max(1, _side(tensors, DELTAS, "bias", 0, 4) // 4)
-        if kind == "c4":
-            wanted |= {f"{CONV5}{name.removeprefix(conv5)}": shape for name, shape in behind.items()}
+        if row == "c4":
+            expected |= {f"{CONV5}{name.removeprefix(conv5)}": shape for name, shape in behind.items()}
             out = backbone.out_channels
         else:
             out = _side(tensors, "roi.box_head.fc6", "weight", 0, 1024)
             side = max(1, round((_side(tensors, "roi.box_head.fc6", "weight", 1, 49 * width) / width) ** 0.5))
-            wanted |= _shapes("roi.box_head.", lambda: TwoFC(width, side, out))
-        wanted |= _shapes("roi.predictor.", lambda: Predictor(out, classes))
-    return wanted
+            expected |= _shapes("roi.box_head.", lambda: TwoFC(width, side, out))
+        expected |= _shapes("roi.predictor.", lambda: Predictor(out, classes))
+    return expected
 
 
 def _shapes(prefix: str, build: Callable[[], nn.Module]) -> Shapes:
@@ -110,6 +112,6 @@ def _shapes(prefix: str, build: Callable[[], nn.Module]) -> Shapes:
 
 
 def _side(tensors: Mapping[str, Tensor], layer: str, leaf: str, dim: int, otherwise: int) -> int:
-    """A side of the first tensor of `layer`."""
+    """Return one side of the first tensor of `layer`, or `otherwise` if there is none."""
     sides = (v.shape[dim] for n, v in tensors.items() if n.startswith(layer) and n.endswith(leaf) and v.dim() > dim)
     return max(1, next(sides, otherwise))

@@ -1,4 +1,4 @@
-"""Names of tensors: ours beside torchvision's, detectron2's and Caffe2's. Names alone; values are `convert`'s.
+"""Translate names of tensors between ours, torchvision's, detectron2's and Caffe2's; `convert` translates the values.
 
 Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{conv,objectness,deltas}, roi.box_head.{fc6,fc7}
 (row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}.
@@ -20,7 +20,7 @@ _PREDICTOR = {
     "roi_heads.box_predictor.cls_score": "roi.predictor.scores",
     "roi_heads.box_predictor.bbox_pred": "roi.predictor.deltas",
 }
-# Layers outside the backbone, theirs to ours.
+# Layers outside the backbone, {their name: our name}.
 _TORCHVISION = {
     **{f"backbone.fpn.inner_blocks.{k - 2}.0": f"neck.lateral.p{k}" for k in _LEVELS},
     **{f"backbone.fpn.layer_blocks.{k - 2}.0": f"neck.smooth.p{k}" for k in _LEVELS},
@@ -32,7 +32,7 @@ _TORCHVISION = {
     **_PREDICTOR,
 }
 # torchvision before 0.13.
-_OLDER = {
+_TORCHVISION_OLD = {
     **{f"backbone.fpn.inner_blocks.{k - 2}": f"neck.lateral.p{k}" for k in _LEVELS},
     **{f"backbone.fpn.layer_blocks.{k - 2}": f"neck.smooth.p{k}" for k in _LEVELS},
     "rpn.head.conv": "rpn.head.conv",
@@ -47,13 +47,13 @@ _DETECTRON2 = {
     "roi_heads.box_head.fc2": "roi.box_head.fc7",
     **_PREDICTOR,
 }
-# What has no place in a box detector of ours and does not change its boxes: classifiers, masks, key points, constants.
-_BESIDE = {
+# Tensors that our box detectors do not have, and that do not change their boxes: classifiers, masks, key points, constants.
+_IGNORED = {
     RESNET: r"fc\.",
     MOBILENET: r"classifier\.|features\.18\.",
     TORCHVISION: r"roi_heads\.(mask|keypoint)_",
     DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.(mask|keypoint)_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
-    # The reference drops the bias in front of the stem's batch norm as well.
+    # The reference also drops the bias in front of the stem's batch norm.
     CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
 }
 _BLOCK = re.compile(r"(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
@@ -63,7 +63,7 @@ _CAFFE2_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 
 
 def recognise(names: Iterable[str]) -> str | None:
-    """Who wrote a file with tensors of these names; None: nobody known here."""
+    """Return the kind of network that a file with tensors of these names holds, such as TORCHVISION; None: unknown."""
     signs = {
         OURS: (STAGE,),
         TORCHVISION: ("backbone.body.", "backbone.fpn."),
@@ -77,13 +77,13 @@ def recognise(names: Iterable[str]) -> str | None:
     return next((kind for kind, starts in signs.items() if any(name.startswith(starts) for name in names)), None)
 
 
-def beside(kind: str, name: str) -> bool:
-    """Is this a tensor of `kind` that a box detector does without?"""
-    return kind in _BESIDE and re.match(_BESIDE[kind], name) is not None
+def is_ignored(kind: str, name: str) -> bool:
+    """Return whether a box detector does not need this tensor of `kind`."""
+    return kind in _IGNORED and re.match(_IGNORED[kind], name) is not None
 
 
 def to_ours(kind: str, name: str) -> str | None:
-    """Our name of a tensor that `kind` calls `name`; None: it has none."""
+    """Return our name of the tensor that `kind` calls `name`; None: we have no such tensor."""
     return _TO_OURS[kind](name)
 
 
@@ -102,12 +102,12 @@ def _mobilenet(name: str) -> str | None:
 def _torchvision(name: str) -> str | None:
     if name.startswith("backbone.body."):
         return _resnet(name.removeprefix("backbone.body."))
-    return _layer(name, _TORCHVISION) or _layer(name, _OLDER)
+    return _layer(name, _TORCHVISION) or _layer(name, _TORCHVISION_OLD)
 
 
 def _detectron2(name: str) -> str | None:
-    if found := _layer(name, _DETECTRON2):
-        return found
+    if translated := _layer(name, _DETECTRON2):
+        return translated
     if name.startswith("roi_heads.res5."):
         return _block(CONV5, name.removeprefix("roi_heads.res5."))
     name = name.removeprefix("backbone.").removeprefix("bottom_up.")
@@ -124,10 +124,10 @@ def _caffe2(name: str) -> str | None:
     if name.startswith("res_conv1_bn_"):
         leaf = _CAFFE2_LEAVES.get(name.removeprefix("res_conv1_bn_"))
         return f"{STAGE}stem.1.{leaf}" if leaf else None
-    found = _CAFFE2_BLOCK.fullmatch(name)
-    if not found or found[5] not in _CAFFE2_LEAVES:
+    match = _CAFFE2_BLOCK.fullmatch(name)
+    if not match or match[5] not in _CAFFE2_LEAVES:
         return None
-    stage, block, branch, norm, leaf = found.groups()
+    stage, block, branch, norm, leaf = match.groups()
     layer = f"{_CAFFE2_LAYERS[branch]}{'.norm' if norm else ''}"
     return _block(f"{STAGE}c{stage}.", f"{block}.{layer}.{_CAFFE2_LEAVES[leaf]}")
 
@@ -138,11 +138,11 @@ def _layer(name: str, layers: dict[str, str]) -> str | None:
 
 
 def _block(stage: str, name: str) -> str | None:
-    """detectron2's "0.conv1.norm.weight" -> "0.bn1.weight", with "0.shortcut." as "0.downsample."."""
-    found = _BLOCK.fullmatch(name)
-    if not found:
+    """Translate detectron2's "0.conv1.norm.weight" to "0.bn1.weight", and "0.shortcut." to "0.downsample."."""
+    match = _BLOCK.fullmatch(name)
+    if not match:
         return None
-    number, layer, norm, leaf = found.groups()
+    number, layer, norm, leaf = match.groups()
     if layer == "shortcut":
         return f"{stage}{number}.downsample.{1 if norm else 0}.{leaf}"
     return f"{stage}{number}.{layer.replace('conv', 'bn') if norm else layer}.{leaf}"
@@ -160,16 +160,13 @@ _TO_OURS: dict[str, Callable[[str], str | None]] = {
 
 
 def to_torchvision(kind: str, name: str) -> str | None:
-    """The inverse of `to_ours` for torchvision's formats; None: `kind` has no such tensor."""
+    """Return torchvision's name of our tensor `name`, the inverse of `to_ours`; None: `kind` has no such tensor."""
     if kind == MOBILENET:
-        return _theirs(name, f"features.{name.removeprefix(STAGE).partition('.')[2]}", _mobilenet)
-    for theirs, ours in _RESNET.items():
-        if name.startswith(f"{STAGE}{ours}."):
-            short = f"{theirs}.{name.removeprefix(f'{STAGE}{ours}.')}"
+        candidate = f"features.{name.removeprefix(STAGE).partition('.')[2]}"
+        return candidate if _mobilenet(candidate) == name else None
+    for layer, stage in _RESNET.items():
+        if name.startswith(f"{STAGE}{stage}."):
+            short = f"{layer}.{name.removeprefix(f'{STAGE}{stage}.')}"
             return short if kind == RESNET else f"backbone.body.{short}"
     inverse = {ours: theirs for theirs, ours in _TORCHVISION.items()}
     return _layer(name, inverse) if kind == TORCHVISION else None
-
-
-def _theirs(ours: str, candidate: str, back: Callable[[str], str | None]) -> str | None:
-    return candidate if back(candidate) == ours else None

@@ -1,7 +1,7 @@
-"""Pickles of numpy arrays, read without running what they name.
+"""Read pickles of numpy arrays without running what they name.
 
-A pickle names functions and has them called. Here it gets none of numpy's or of Python's: for the few names that arrays are
-made of, functions of this file stand in, which take plain values and check them. Every other name is refused.
+A pickle names functions and has them called. Here it can call none of numpy's or Python's: functions of this module replace the
+few that build arrays; they take plain values and check them. Every other name is refused.
 """
 
 import io
@@ -14,23 +14,23 @@ import numpy as np
 
 from fpn_ablate.utils.errors import UserError
 
-# Of numpy's type codes; an array of objects ("O") would be another pickle.
+# numpy's type codes of numbers; an array of objects ("O") would contain another pickle.
 TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
 class _DType:
-    """Stands in for numpy.dtype: a code as "f4", and the order of its bytes."""
+    """Replace numpy.dtype: a type code such as "f4", and a byte order."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: object, *flags: object) -> None:
         if not isinstance(code, str) or code not in TYPES:
-            raise UserError(f"it holds an array of type {code!r}; numbers alone are read")
+            raise UserError(f"it holds an array of type {code!r}; only arrays of numbers are read")
         self.code, self.order = code, "<"
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise ValueError(f"no order of bytes: {state[1]!r}")
+            raise ValueError(f"no byte order: {state[1]!r}")
         self.order = state[1]
 
     def numpy(self) -> np.dtype:
@@ -38,7 +38,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for numpy.ndarray; `value` is there once the pickle has given shape, type and bytes."""
+    """Replace numpy.ndarray; `value` is set once the pickle has given shape, type and bytes."""
 
     __slots__ = ("value",)
 
@@ -53,30 +53,30 @@ class _Array:
     def fill(self, raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> None:
         shape = tuple(int(side) for side in (shape if isinstance(shape, tuple) else (shape,)))
         if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _DType) or min(shape, default=0) < 0:
-            raise ValueError("an array is not made of bytes, type and shape")
-        kind = dtype.numpy()
-        if len(raw) != math.prod(shape) * kind.itemsize:
+            raise ValueError("an array that does not consist of bytes, type and shape")
+        stored_dtype = dtype.numpy()
+        if len(raw) != math.prod(shape) * stored_dtype.itemsize:
             raise ValueError(f"an array of shape {shape} has {len(raw)} bytes")
-        value = np.frombuffer(raw, kind).reshape(shape, order=order)
-        self.value = np.ascontiguousarray(value, kind.newbyteorder("=")).reshape(shape).copy()
+        value = np.frombuffer(raw, stored_dtype).reshape(shape, order=order)
+        self.value = np.ascontiguousarray(value, stored_dtype.newbyteorder("=")).reshape(shape).copy()
 
 
 def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *_: object) -> _Array:
-    """numpy's way of writing with protocol 5."""
+    """Build an array as numpy writes it with protocol 5."""
     array = _Array()
     array.fill(raw, dtype, shape, "F" if order == "F" else "C")
     return array
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into pickles that Python 2 can read."""
+    """Decode bytes as Python 3 writes them into pickles for Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"no encoding of bytes: {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How protocol 2 writes the bytes of an empty array."""
+    """Return the bytes of an empty array, as protocol 2 writes them."""
     return b""
 
 
@@ -91,31 +91,33 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-# Python's own reader, not C's: that one makes room for whatever a file claims to hold before it looks.
+# Python's reader, not C's, which allocates as much memory as a file claims to need before it reads on.
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in ADMITTED:
             raise UserError(f"it asks for {module}.{name}, which is no part of an array; nothing in a file is run")
-        # A new function each time: a pickle may set attributes of what it is given.
+        # A new function each time: a pickle may set attributes of what it gets.
         return lambda *args: ADMITTED[module, name](*args)
 
 
 def read(data: bytes) -> Any:
-    """The dictionaries, lists and numbers of a pickle, its arrays as numpy arrays.
+    """Read the dictionaries, lists, numbers and numpy arrays of a pickle.
 
     Raises:
         UserError: it names something that is no part of an array.
-        Exception: of any kind, where it is damaged.
+        Exception: of any type, if it is damaged.
     """
     return _plain(_Reader(io.BytesIO(data), encoding="latin1").load(), {})
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
-    """`seen`: what became of each dictionary. One that stands in many places is done once: a few hundred bytes could stand for
-    billions of them."""
+    """Replace the stand-ins of arrays by the arrays. `seen` holds the result for each dictionary, by its id.
+
+    A dictionary that occurs repeatedly is converted once: a few hundred bytes of a pickle can describe billions of occurrences.
+    """
     if isinstance(value, dict):
         if depth > 4:
-            raise ValueError("dictionaries in dictionaries")
+            raise ValueError("dictionaries nested too deeply")
         if id(value) not in seen:
             seen[id(value)] = {key: _plain(inner, seen, depth + 1) for key, inner in value.items()}
         return seen[id(value)]

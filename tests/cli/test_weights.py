@@ -67,11 +67,11 @@ def test_a_run_goes_out_both_ways(cli, run, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("ablation=bottom_up",), "torchvision has a pyramid with neck.top_down=True alone"),
-        (("neck.upsample=bilinear",), "neck.upsample=nearest alone"),
-        (("neck.smooth=none",), "neck.smooth=all alone"),
+        (("ablation=bottom_up",), "torchvision only has a pyramid with neck.top_down=True"),
+        (("neck.upsample=bilinear",), "only has a pyramid with neck.upsample=nearest"),
+        (("neck.smooth=none",), "only has a pyramid with neck.smooth=all"),
         (("backbone=small",), "torchvision has no such detector on small"),
-        (("ablation=c4",), "torchvision has a pyramid with neck.name=fpn alone"),
+        (("ablation=c4",), "torchvision only has a pyramid with neck.name=fpn"),
         (("backbone=resnet50", "backbone.stride_in_1x1=true"), "strides in the 1x1"),
     ],
 )
@@ -89,7 +89,7 @@ def test_what_torchvision_does_not_have_is_not_exported(cli, run, tmp_path, over
         ("import {theirs} {theirs}", "would replace the file that is read"),
         ("import {theirs} {folder}", "a folder; give the name of a file"),
         ("import {folder}/none.pth {out}", "no such file"),
-        ("import {theirs} {out} --pixel-std 1", "of detectron2's alone"),
+        ("import {theirs} {out} --pixel-std 1", "--pixel-std and --rgb are for files of detectron2"),
         ("import {run} {out} --bn-eps 0", "a file of this project"),
         ("import {theirs} {out} --pixel-std 1,2", "give one number above 0, or three"),
         ("import {theirs} {out} --pixel-std x", "give one number above 0, or three"),

@@ -127,10 +127,10 @@ def test_a_backbones_own_file_loads(config, tmp_path):
     [
         (None, "no such file; give a file of weights, or none, pretrain, imagenet"),
         (b"not a file of torch", "not a readable state dict"),
-        ({"model": {"conv1.weight": [0.0]}}, "expected a dictionary of tensors.*; conv1.weight is none"),
+        ({"model": {"conv1.weight": [0.0]}}, "expected a dictionary of tensors.*1 entries are no tensors, .* conv1.weight"),
         ({"model": {"conv1.weight": torch.zeros(1)}}, "does not fit backbone=resnet18: .* tensors are missing"),
         ([torch.zeros(1)], "expected a dictionary of tensors"),
-        ({"weight": torch.zeros(1)}, "no weights that are known here .*weight"),
+        ({"weight": torch.zeros(1)}, "unknown names of weights .*weight"),
         ("resnet50", "does not fit backbone=resnet18: .* tensors are of another shape .stages.c2.0.conv1.weight"),
         ("mobilenet_v2", "does not fit backbone=resnet18: .* tensors are missing"),
     ],
@@ -282,5 +282,6 @@ def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, t
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"torchvision's weights of resnet18 cannot be had .*no network.*backbone.weights=FILE"):
+    message = r"torchvision's weights of resnet18 cannot be downloaded .*no network.*backbone.weights=FILE"
+    with pytest.raises(UserError, match=message):
         backbone_weights(config("backbone=resnet18").backbone, None)

@@ -59,7 +59,7 @@ def our_model(config, path, short_side, max_side):
         *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
-    load(model, path, say=lambda line: None)
+    load(model, path, log=lambda line: None)
     return model.eval(), cfg
 
 

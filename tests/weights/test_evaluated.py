@@ -89,7 +89,7 @@ def test_what_differs_from_how_it_was_trained_is_said(trained, evaluated, capsys
     evaluated(trained[2])
     assert "WARNING" not in capsys.readouterr().err
     evaluated(trained[2], "neck.upsample=bilinear")
-    assert 'WARNING: it was made with neck.upsample="nearest", here "bilinear"' in capsys.readouterr().err
+    assert 'WARNING: it was trained with neck.upsample="nearest" and is evaluated with "bilinear"' in capsys.readouterr().err
 
 
 def test_other_classes_are_refused_by_name(config, trained):
@@ -98,7 +98,7 @@ def test_other_classes_are_refused_by_name(config, trained):
     other = copy.copy(data)
     other.categories = [*data.categories[:-1], {"id": 99, "name": "bicycle"}]
     model = build_detector(cfg, num_classes=len(data.categories))
-    with pytest.raises(UserError, match=r"tells other classes apart.*'bicycle'"):
+    with pytest.raises(UserError, match=r"has other classes than shapes; the difference: .*'bicycle'"):
         read_evaluated(trained[2], model, other, {})
 
 
@@ -110,7 +110,7 @@ def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tm
     torch.save({name: value for name, value in weights.items() if not name.startswith("rpn.")}, folder / "model.pt")
     (folder / "config.yaml").write_text((trained[2] / "config.yaml").read_text())
     cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={folder}")
-    with pytest.raises(UserError, match="its RPN is a run of its own"):
+    with pytest.raises(UserError, match="its RPN was trained in another run"):
         prepare(cfg)
 
 

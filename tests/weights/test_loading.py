@@ -39,7 +39,7 @@ def silent(line: str) -> None:
 def test_a_detector_of_torchvision_fills_ours(ours, torchvision_file):
     path, theirs = torchvision_file
     model = ours(3, "backbone=resnet18", *PYRAMID)
-    load(model, path, say=silent)
+    load(model, path, log=silent)
     for stage, layer in zip(("c2", "c3", "c4", "c5"), range(1, 5), strict=True):
         for name, value in model.backbone.stages[stage].state_dict().items():
             if not name.endswith("num_batches_tracked"):
@@ -105,7 +105,7 @@ def test_the_80_categories_of_coco_are_chosen_from_91_rows(torchvision_file, our
     assert len(numbers) == 80
     said = []
     model = ours(80, "backbone=resnet18", *PYRAMID)
-    load(model, path, say=said.append)
+    load(model, path, log=said.append)
     assert any("91 rows" in line and "12, 26, 29, 30, 45, 66, 68, 69, 71, 83" in line for line in said)
     scores, deltas = (state[f"roi_heads.box_predictor.{layer}.weight"] for layer in ("cls_score", "bbox_pred"))
     assert torch.equal(model.roi.predictor.scores.weight[0], scores[0])
@@ -115,7 +115,7 @@ def test_the_80_categories_of_coco_are_chosen_from_91_rows(torchvision_file, our
     kept = open_weights(path, Options(keep_classes=True))
     assert kept.facts["num_classes"] == "90" and torch.equal(kept.tensors["roi.predictor.scores.weight"], scores)
     every = ours(90, "backbone=resnet18", *PYRAMID)
-    load(every, path, say=silent)
+    load(every, path, log=silent)
     assert torch.equal(every.roi.predictor.deltas.weight, deltas[4:])
 
 
@@ -142,7 +142,7 @@ def test_ninety_classes_of_ones_own_go_out_and_in(ours, tmp_path):
     torch.save(source.state_dict(), tmp_path / "own.pt")
     for p in model.parameters():
         torch.nn.init.zeros_(p)
-    load(model, tmp_path / "own.pt", say=silent)
+    load(model, tmp_path / "own.pt", log=silent)
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -367,7 +367,7 @@ def test_a_stage_that_the_network_lacks_is_left_out_and_said(ours, torchvision_f
         overrides = [o for o in PYRAMID if task != "rpn" or not o.startswith("task")]
         overrides = [o for o in overrides if not o.startswith(("task=", "task.training"))]
         model = ours(3, "backbone=resnet18", f"task={task}", *overrides, parts=parts)
-        load(model, path, say=said.append)
+        load(model, path, log=said.append)
         assert torch.equal(model.neck.lateral["p3"].weight, theirs["backbone.fpn.inner_blocks.1.0.weight"])
         assert sum(f"left out: {left}.*" in line for line in said) == 1
 
@@ -409,21 +409,21 @@ DAMAGES = {
         lambda s: {**s, "backbone.body.conv1.weight": torch.zeros(64, 1, 7, 7)},
         r"backbone.stages.stem.0.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)",
     ),
-    "superfluous": (
+    "unexpected": (
         lambda s: {**s, "rpn.head.extra.weight": torch.zeros(1), "backbone.body.layer1.9.conv1.weight": torch.zeros(1)},
-        r"2 tensors are superfluous \(backbone.stages.c2.9.conv1.weight, rpn.head.extra.weight\)",
+        r"2 tensors are unexpected \(backbone.stages.c2.9.conv1.weight, rpn.head.extra.weight\)",
     ),
     "many": (
         lambda s: {**s, **{f"roi_heads.more.{k}": torch.zeros(1) for k in range(14)}},
-        r"14 tensors are superfluous \(roi_heads.more.0, .*, roi_heads.more.9, and 4 more\)",
+        r"14 tensors are unexpected \(roi_heads.more.0, .*, roi_heads.more.9, and 4 more\)",
     ),
     "version 2": (
         lambda s: {**s, "backbone.fpn.inner_blocks.0.1.weight": torch.zeros(256)},
-        r"1 tensor is superfluous \(backbone.fpn.inner_blocks.0.1.weight\)",
+        r"1 tensor is unexpected \(backbone.fpn.inner_blocks.0.1.weight\)",
     ),
     "agnostic": (
         lambda s: {**s, "roi_heads.box_predictor.bbox_pred.weight": torch.zeros(4, 16)},
-        r"predictor has rows of another kind",
+        r"predictor has the wrong rows",
     ),
 }
 
@@ -493,7 +493,7 @@ def test_a_deeper_resnet_is_not_taken_for_a_shallower_one(backbone, tmp_path):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in torchvision.models.resnet101(weights=None).state_dict().items()}
     torch.save({k: torch.zeros(()).expand(s) for k, s in shapes.items()}, tmp_path / "deep.pth")
-    with pytest.raises(UserError, match=r"does not fit backbone=resnet50: 255 tensors are superfluous"):
+    with pytest.raises(UserError, match=r"does not fit backbone=resnet50: 255 tensors are unexpected"):
         backbone("resnet50", tmp_path / "deep.pth")
 
 
@@ -503,7 +503,7 @@ def test_half_precision_is_loaded_as_single(ours, torchvision_file):
     model = ours(3, "backbone=resnet18", *PYRAMID)
     file = path.with_name("half.safetensors")
     write_safetensors(file, weights.tensors, weights.facts)
-    load(model, file, say=silent)
+    load(model, file, log=silent)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(model.rpn.head.conv.weight, theirs["rpn.head.conv.0.0.weight"].half().float())
     assert np.isfinite(model.rpn.head.conv.weight.detach().numpy()).all()
@@ -513,7 +513,7 @@ def test_a_file_with_what_is_no_number_is_refused(torchvision_file, tmp_path):
     state = torch.load(torchvision_file[0])
     state["rpn.head.cls_logits.bias"][1] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(UserError, match=r"1 tensors hold what is no number \(rpn.head.cls_logits.bias\)"):
+    with pytest.raises(UserError, match=r"1 tensors have NaN or infinity \(rpn.head.cls_logits.bias\)"):
         open_weights(tmp_path / "nan.pth")
 
 
