@@ -12,6 +12,7 @@ from PIL import Image
 
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CONF
 
@@ -208,7 +209,7 @@ def test_damage_met_by_a_worker_is_told_without_a_traceback(tmp_path, workers):
     file, images = write(tmp_path, base())
     data = CocoDataset(file, images, "set")
     (images / "a.jpg").unlink()
-    batches = evaluation_batches(data, batch_size=1, short_side=32, max_side=64, workers=workers, count=None)
+    batches = evaluation_batches(data, batch_size=1, resize=Resize(32, 64), workers=workers, count=None)
     with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read") as told:
         list(batches)
     assert len(str(told.value).splitlines()) == 1

@@ -9,7 +9,7 @@ import torch
 
 from fpn_ablate.data.loader import WINDOW, StepSampler, evaluation_batches, step_indices, training_batches
 from fpn_ablate.data.shapes import ShapesDataset, World
-from fpn_ablate.data.transforms import resized_size
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.structures.batch import Sample
 
 
@@ -29,8 +29,8 @@ class Numbered:
 
 
 def training(steps=range(5), seed=0, flip=True, **options):
-    sizes = {"short_side": 32, "max_side": 64}
-    return list(training_batches(Numbered(), batch_size=4, steps=steps, seed=seed, flip=flip, **sizes, **options))
+    options |= {"resize": Resize(32, 64), "batch_size": 4}
+    return list(training_batches(Numbered(), steps=steps, seed=seed, flip=flip, **options))
 
 
 def same(a, b):
@@ -174,7 +174,7 @@ def test_grouped_draws_are_a_function_of_seed_and_step(start, parts):
 
 def padded_pixels(lists):
     """Pixels of all batches, padding included, and those of the images alone, at 800 / 1333."""
-    sizes = np.array([resized_size(*size, 800, 1333) for size in SIZES.tolist()])
+    sizes = np.array([Resize(800, 1333).size(*size) for size in SIZES.tolist()])
     batches = [sizes[[index for index, _ in part]] for part in lists]
     return sum(len(b) * b[:, 0].max() * b[:, 1].max() for b in batches), sum(b.prod(1).sum() for b in batches)
 
@@ -207,7 +207,7 @@ def test_grouped_batches_come_from_the_sizes_of_the_set():
 def test_grouping_shows_images_of_one_size_as_often():
     data = ShapesDataset(World(height=48, width=64, seed=0), "train", 5)
     assert data.sizes.tolist() == [list(data[n].image.shape[:2]) for n in range(5)]
-    options = {"batch_size": 5, "steps": range(2 * WINDOW), "seed": 0, "flip": True, "short_side": 48, "max_side": 64}
+    options = {"batch_size": 5, "steps": range(2 * WINDOW), "seed": 0, "flip": True, "resize": Resize(48, 64)}
     shown = [
         Counter(key for batch in training_batches(data, **options, group_by_aspect=grouped) for key in batch.image_ids)
         for grouped in (False, True)
@@ -216,7 +216,7 @@ def test_grouping_shows_images_of_one_size_as_often():
 
 
 def evaluation(count=None, workers=0):
-    return list(evaluation_batches(Numbered(), batch_size=4, short_side=32, max_side=64, workers=workers, count=count))
+    return list(evaluation_batches(Numbered(), batch_size=4, resize=Resize(32, 64), workers=workers, count=count))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(None, 10), (10, 10), (6, 6), (99, 10), (1, 1)])

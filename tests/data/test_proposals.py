@@ -11,6 +11,7 @@ from coco_sets import base, write
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.loader import evaluation_batches, training_batches
 from fpn_ablate.data.proposals import WithProposals
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils.errors import UserError
 
@@ -108,10 +109,10 @@ def test_what_is_not_handed_out_is_not_sent_to_the_workers():
 
 
 def loaded(data, workers=0):
-    sizes = {"short_side": 50, "max_side": 999}
+    how = {"resize": Resize(50, 999), "batch_size": 2, "workers": workers}
     return [
-        *training_batches(data, batch_size=2, steps=range(4), seed=0, flip=True, workers=workers, **sizes),
-        *evaluation_batches(data, batch_size=2, count=None, workers=workers, **sizes),
+        *training_batches(data, steps=range(4), seed=0, flip=True, **how),
+        *evaluation_batches(data, count=None, **how),
     ]
 
 

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as v2
 from torchvision.tv_tensors import BoundingBoxFormat
 
-from fpn_ablate.data.transforms import collate, hflip, prepare, resize, resized_size, to_native
+from fpn_ablate.data.transforms import Resize, collate, hflip, prepare, to_native
 from fpn_ablate.structures.batch import Sample
 
 
@@ -41,8 +41,8 @@ def extent(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("short, long", [(40, 60), (80, 200), (83, 1000), (21, 1000), (200, 90), (37, 41)])
 @pytest.mark.parametrize("size", [(40, 60), (61, 43), (55, 55)])
 def test_boxes_follow_pixels_through_resize_flip_and_pad(size, short, long, flip):
-    item = prepare(sample(*size), short, long, flip)
-    other = prepare(sample(90, 130), short, long, not flip)
+    item = prepare(sample(*size), Resize(short, long), flip)
+    other = prepare(sample(90, 130), Resize(short, long), not flip)
     batch = collate([item, other])
     for n in range(2):
         torch.testing.assert_close(extent(batch.images[n]), batch.boxes[n, 0], atol=0.75, rtol=0)
@@ -54,7 +54,7 @@ def test_boxes_follow_pixels_through_resize_flip_and_pad(size, short, long, flip
 def test_resize_and_flip_agree_with_torchvision_on_boxes(size, short, long):
     image = torch.zeros(3, *size, dtype=torch.uint8)
     boxes = torch.tensor([[3.0, 4.5, 20.0, 31.0], [0.0, 0.0, size[1], size[0]]])
-    resized, scaled = resize(image, boxes, short, long)
+    resized, scaled = Resize(short, long)(image, boxes)
     expected, canvas = v2.resize_bounding_boxes(boxes, size, list(resized.shape[1:]))
     torch.testing.assert_close(scaled, expected)
     mirrored = v2.horizontal_flip_bounding_boxes(scaled, BoundingBoxFormat.XYXY, canvas)
@@ -64,7 +64,7 @@ def test_resize_and_flip_agree_with_torchvision_on_boxes(size, short, long):
 
 @pytest.mark.parametrize("height, width", [(480, 640), (640, 480), (375, 500), (200, 1000), (1, 4000), (800, 800)])
 def test_size_has_the_short_side_or_the_longest_long_side(height, width):
-    size = resized_size(height, width, 800, 1333)
+    size = Resize(800, 1333).size(height, width)
     assert (min(size) == 800 and max(size) <= 1333) or max(size) == 1333
     assert min(size) >= 1
     if min(height, width) > 1:
@@ -73,11 +73,11 @@ def test_size_has_the_short_side_or_the_longest_long_side(height, width):
 
 def test_at_its_size_already_the_image_is_untouched():
     one = sample(37, 53)
-    item = prepare(one, 37, 1000, False)
+    item = prepare(one, Resize(37, 1000), False)
     assert np.array_equal(item.image.permute(1, 2, 0).numpy(), one.image)
     assert np.array_equal(item.boxes.numpy(), one.boxes)
     image = torch.from_numpy(one.image).permute(2, 0, 1)
-    assert resize(image, item.boxes, 37, 1000)[0] is image
+    assert Resize(37, 1000)(image, item.boxes)[0] is image
 
 
 def test_flip_twice_is_nothing():
@@ -90,7 +90,7 @@ def test_flip_twice_is_nothing():
 
 def test_samples_are_not_changed():
     one, copy = (with_proposals(sample(), [[1, 2, 30, 40]]) for _ in range(2))
-    batch = collate([prepare(one, 40, 100, True), prepare(one, 40, 100, False)])
+    batch = collate([prepare(one, Resize(40, 100), True), prepare(one, Resize(40, 100), False)])
     for tensor in (batch.images, batch.boxes, batch.proposals):
         tensor.fill_(7)
     assert all(np.array_equal(getattr(one, name), getattr(copy, name)) for name in ("image", "boxes", "proposals"))
@@ -102,7 +102,7 @@ def test_batch_equals_singles():
         sample(33, 20, [], None, 6),
         sample(64, 64, [(8, 8, 16, 16)], [False], 7),
     ]
-    items = [prepare(s, 48, 80, s.image_id == 7) for s in samples]
+    items = [prepare(s, Resize(48, 80), s.image_id == 7) for s in samples]
     batch = collate(items, divisor=16)
     assert batch.image_ids == [5, 6, 7]
     assert batch.images.shape == (3, 3, 80, 80) and batch.images.dtype == torch.uint8
@@ -121,13 +121,13 @@ def test_batch_equals_singles():
 
 
 def test_batch_without_any_object():
-    batch = collate([prepare(sample(30, 20, []), 20, 99, flip) for flip in (False, True)])
+    batch = collate([prepare(sample(30, 20, []), Resize(20, 99), flip) for flip in (False, True)])
     assert batch.boxes.shape == (2, 0, 4) and batch.labels.shape == batch.valid.shape == batch.crowd.shape == (2, 0)
     assert batch.images.shape == (2, 3, 32, 32)
 
 
 def test_one_image_of_a_multiple_of_the_divisor_gets_no_padding():
-    assert collate([prepare(sample(64, 96), 64, 96, False)]).images.shape == (1, 3, 64, 96)
+    assert collate([prepare(sample(64, 96), Resize(64, 96), False)]).images.shape == (1, 3, 64, 96)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -136,9 +136,9 @@ def test_proposals_are_resized_and_flipped_as_boxes_are(short, long, flip):
     """Bit for bit: as proposals, the boxes of an image come out as they do as boxes, and the boxes as they do alone."""
     one = sample(61, 43, [(1, 2, 17, 19), (5, 6, 30, 20)])
     others = np.array([[0.3, 0.7, 42.9, 60.1], [7, 7, 8, 8], *one.boxes], np.float32)
-    alone = prepare(one, short, long, flip)
-    item = prepare(replace(one, proposals=others), short, long, flip)
-    as_boxes = prepare(replace(one, boxes=others), short, long, flip).boxes
+    alone = prepare(one, Resize(short, long), flip)
+    item = prepare(replace(one, proposals=others), Resize(short, long), flip)
+    as_boxes = prepare(replace(one, boxes=others), Resize(short, long), flip).boxes
     assert torch.equal(item.proposals, as_boxes) and torch.equal(item.proposals[2:], item.boxes)
     assert torch.equal(item.boxes, alone.boxes) and torch.equal(item.image, alone.image) and alone.proposals is None
 
@@ -146,7 +146,7 @@ def test_proposals_are_resized_and_flipped_as_boxes_are(short, long, flip):
 def test_proposals_are_padded_each_image_with_as_many_as_it_has():
     ours = [[[1, 2, 3, 4], [5, 6, 30, 20], [0, 0, 60, 40]], [], [[8, 8, 16, 16]]]
     samples = [with_proposals(sample(40, 60, boxes), own) for boxes, own in zip(([], [(1, 1, 9, 9)], []), ours, strict=True)]
-    batch = collate([prepare(one, 80, 999, False) for one in samples])
+    batch = collate([prepare(one, Resize(80, 999), False) for one in samples])
     assert batch.proposals.shape == (3, 3, 4) and batch.proposals.dtype == torch.float32
     assert batch.proposals_valid.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
     for n, own in enumerate(ours):
@@ -156,13 +156,13 @@ def test_proposals_are_padded_each_image_with_as_many_as_it_has():
 
 
 def test_a_batch_without_any_proposal_differs_from_one_of_a_set_without_proposals():
-    batch = collate([prepare(with_proposals(sample(), []), 40, 99, flip) for flip in (False, True)])
+    batch = collate([prepare(with_proposals(sample(), []), Resize(40, 99), flip) for flip in (False, True)])
     assert batch.proposals.shape == (2, 0, 4) and batch.proposals_valid.shape == (2, 0)
     assert batch.to("meta").proposals.is_meta and batch.to("meta").proposals_valid.is_meta
-    plain = collate([prepare(sample(), 40, 99, flip) for flip in (False, True)])
+    plain = collate([prepare(sample(), Resize(40, 99), flip) for flip in (False, True)])
     assert plain.proposals is None and plain.to("meta").proposals is None and plain.to("meta").boxes.is_meta
 
 
 def test_items_with_and_without_proposals_do_not_make_a_batch():
     with pytest.raises(TypeError):
-        collate([prepare(sample(), 40, 99, False), prepare(with_proposals(sample(), []), 40, 99, False)])
+        collate([prepare(sample(), Resize(40, 99), False), prepare(with_proposals(sample(), []), Resize(40, 99), False)])

@@ -78,8 +78,7 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     assert [line["step"] for line in lines(path)] == [1, 2]
 
 
-def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
-    cfg = config("recipe.steps=100", "seed=4")
+def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
     monkeypatch.setattr(Console, "spent", [])
@@ -88,7 +87,7 @@ def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
     def last():
         return capsys.readouterr().err.splitlines()[-1]
 
-    console = Console(cfg, job=2)
+    console = Console("fpn seed 4", 100, job=2)
     console.log(10, {"rpn_box": 0.5, "lr": 0.1})
     assert "? left" in last()
     now = 1020.0
@@ -96,14 +95,14 @@ def test_the_console_tells_the_time_that_is_left(config, capsys, monkeypatch):
     # 20 steps took 20 s, so 70 steps take 1:10, and 370 with the three rows that follow 6:10.
     assert "fpn seed 4: step 30/100 box 0.125, 1:10 left; row 3 of 6, training 6:10 left" in last()
     console.close()
-    console = Console(cfg, job=3)
+    console = Console("fpn seed 4", 100, job=3)
     console.log(50, {"rpn_box": 0.1})
     assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
 
 
-def test_a_log_file_gets_a_line_at_every_tenth(config, capsys, monkeypatch):
+def test_a_log_file_gets_a_line_at_every_tenth(capsys, monkeypatch):
     monkeypatch.setattr(Console, "spent", [])
-    console = Console(config("recipe.steps=1000"))
+    console = Console("fpn seed 0", 1000)
     for step in range(1, 1001):
         console.log(step, {"loss": 1.0})
     assert 10 <= len(capsys.readouterr().err.splitlines()) <= 11

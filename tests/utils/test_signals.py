@@ -10,25 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from settings import SCRATCH
 
 from fpn_ablate.data import loader
 from fpn_ablate.data.shapes import World, load
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine import inputs, pretrain
 from fpn_ablate.engine.train import checkpointed_steps, train
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.init import initialise
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
-from fpn_ablate.sweep.publish import publish
+from fpn_ablate.sweep import publish
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.signals import Stopped
 from fpn_ablate.utils.workers import ignore_signals
 
 CPU = torch.device("cpu")
-SHORT = (
-    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "recipe.steps=5", "recipe.batch_size=2"),
-    *("rpn.samples=16", "log.every=1", "recipe.checkpoint_every=100"),
-)
+FIVE = (*SCRATCH, "recipe.steps=5", "recipe.batch_size=2", "rpn.samples=16", "recipe.checkpoint_every=100")
 
 
 def send(number):
@@ -128,13 +127,14 @@ def test_a_fork_does_not_take_signals_for_its_parents_and_one_that_loads_images_
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_training_that_is_asked_to_stop_keeps_the_step_and_goes_on_to_the_same_weights(config, tmp_path, workers):
-    cfg = config(*SHORT, f"workers={workers}")
+    cfg = config(*FIVE, f"workers={workers}")
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
 
     def trained(path, report=lambda *_: None):
         model = build_detector(cfg, num_classes=1)
         initialise(model, cfg.seed)
-        train(model, pictures, cfg, CPU, cfg.steps, path, report)
+        how = {"seed": cfg.seed, "steps": cfg.steps, "workers": workers, "checkpoint": path, "report": report}
+        train(model, pictures, cfg.recipe, CPU, **how)
         return model.state_dict()
 
     def stop(done, values):
@@ -151,14 +151,15 @@ def test_a_training_that_is_asked_to_stop_keeps_the_step_and_goes_on_to_the_same
     assert checkpointed_steps(tmp_path / "whole.pt") == 5  # what is killed while it is evaluated is not trained again
 
 
+def pre_trained(cfg, folder):
+    pictures = inputs.world(cfg.data, cfg.recipe.short_side)
+    return pretrain.load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, CPU).path
+
+
 def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
     cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
     monkeypatch.setattr(pretrain, "HELD_OUT", 4)
-    world, steps = inputs.world(cfg), []
-
-    def made(folder):
-        return pretrain.ensure(cfg, world, folder, CPU, say=lambda line: None)
-
+    steps = []
     entropy = pretrain.F.cross_entropy
 
     def stop_in_the_third(*arguments):
@@ -169,10 +170,10 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(Stopped), signals.handling_signals():
         patch.setattr(pretrain.F, "cross_entropy", stop_in_the_third)
-        made(tmp_path / "cut")
+        pre_trained(cfg, tmp_path / "cut")
     (kept,) = (tmp_path / "cut").glob("*-checkpoint.pt")
     assert checkpointed_steps(kept) == 3 and len(steps) == 3
-    whole, again = (torch.load(made(tmp_path / name).path, weights_only=True) for name in ("whole", "cut"))
+    whole, again = (torch.load(pre_trained(cfg, tmp_path / name), weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not kept.exists()
 
@@ -181,21 +182,21 @@ def once_before(monkeypatch, number):
     """A signal that comes after a loop has looked for one, just before it turns the timer off."""
     turned_off, sent = signals.cancel_deadline, []
 
-    def hurry_no_more():
+    def cancel():
         if not sent:
             sent.append(send(number))
         turned_off()
 
-    monkeypatch.setattr(signals, "cancel_deadline", hurry_no_more)
+    monkeypatch.setattr(signals, "cancel_deadline", cancel)
 
 
 def test_a_signal_just_before_a_regular_checkpoint_ends_a_training_with_it(config, tmp_path, monkeypatch):
-    cfg = config(*SHORT, "recipe.checkpoint_every=2")
+    cfg = config(*FIVE, "recipe.checkpoint_every=2")
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 5, 2)[0]
     model = build_detector(cfg, num_classes=1)
     once_before(monkeypatch, signal.SIGTERM)
     with pytest.raises(Stopped), signals.handling_signals():
-        train(model, pictures, cfg, CPU, cfg.steps, tmp_path / "checkpoint.pt")
+        train(model, pictures, cfg.recipe, CPU, seed=0, steps=cfg.steps, checkpoint=tmp_path / "checkpoint.pt")
     assert checkpointed_steps(tmp_path / "checkpoint.pt") == 2
 
 
@@ -203,7 +204,7 @@ def test_a_signal_just_before_a_regular_checkpoint_ends_a_pre_training_with_it(c
     cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
     once_before(monkeypatch, signal.SIGTERM)
     with pytest.raises(Stopped), signals.handling_signals():
-        pretrain.ensure(cfg, inputs.world(cfg), tmp_path, CPU, say=lambda line: None)
+        pre_trained(cfg, tmp_path)
     (kept,) = tmp_path.glob("*-checkpoint.pt")
     assert checkpointed_steps(kept) == 1
 
@@ -223,13 +224,13 @@ def hang(*_):
 def of_a_training(cfg, monkeypatch):
     pictures = load(World(height=64, width=64), 8, 2)[0]
     monkeypatch.setattr(loader, "prepare", hang)
-    sides = {"short_side": 64, "max_side": 64}
-    return loader.training_batches(pictures, batch_size=2, steps=range(4), seed=0, flip=False, workers=2, **sides)
+    steps = {"batch_size": 2, "steps": range(4), "seed": 0, "flip": False}
+    return loader.training_batches(pictures, resize=Resize(64, 64), workers=2, **steps)
 
 
 def of_a_pre_training(cfg, monkeypatch):
     monkeypatch.setattr(pretrain, "classification_picture", hang)
-    return pretrain._batches(cfg, inputs.world(cfg), 0)
+    return pretrain._batches(World(height=64, width=64), cfg.recipe.pretrain, start=0, workers=2)
 
 
 @pytest.mark.parametrize("made", [of_a_training, of_a_pre_training])
@@ -247,11 +248,11 @@ def test_processes_that_hang_are_not_waited_for_at_the_exit():
     program = """
 import time, torch
 from torch.utils.data import DataLoader
-from fpn_ablate import stopping
+from fpn_ablate.utils import workers
 class Hanging(torch.utils.data.Dataset):
     def __len__(self): return 4
     def __getitem__(self, index): time.sleep(25)
-batches = stopping.ended_soon(iter(DataLoader(Hanging(), num_workers=1, worker_init_fn=stopping.leave_to_parent)))
+batches = workers.kill_slow_workers(iter(DataLoader(Hanging(), num_workers=1, worker_init_fn=workers.ignore_signals)))
 held = [batches]
 held.append(held)
 time.sleep(0.3)
@@ -265,14 +266,17 @@ print("end", flush=True)
 @pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
 def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_path, monkeypatch, error, status):
     class Row(SimpleNamespace):
-        def known(self):
+        def unmeasured_record(self):
             return {}
 
         def write_config(self):
             pass
 
-        def begin(self):
+        def write_running_record(self):
             write(tmp_path, {"status": "running"})
+
+        def close_loggers(self, exit_code):
+            pass
 
     def carry_out(run):
         if error:
@@ -287,7 +291,7 @@ def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_p
     monkeypatch.setattr(record, "write", interrupted)
     monkeypatch.setattr(running, "_train_and_evaluate", carry_out)
     with pytest.raises(Stopped), signals.handling_signals(), signals.reraise_as_stopped():
-        running._run_and_record(Row(folder=tmp_path, sinks=[], cfg=SimpleNamespace(row="fpn", seed=0)))
+        running._run_and_record(Row(folder=tmp_path, title="fpn seed 0"))
     assert record.read(tmp_path)["status"] == status
 
 
@@ -303,7 +307,7 @@ def test_a_drill_signals_a_whole_sweep_and_sees_one_that_goes_on(script, tmp_pat
     monkeypatch.setattr(drills, "GRACE", 0.5)
     process = subprocess.Popen(["bash", "-c", swept], stdout=subprocess.PIPE, start_new_session=True)
     process.stdout.readline()
-    drills._strike(process, tmp_path, signal.SIGTERM, tally := drills.Tally())
+    drills._send_signal(process, tmp_path, signal.SIGTERM, tally := drills.Tally())
     assert [found.rpartition(" after")[0] + " after" for found in tally.findings] == findings
 
 
