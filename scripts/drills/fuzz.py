@@ -1,10 +1,12 @@
-"""Bad input of every kind, drawn at random: python scripts/drills/fuzz.py [KIND ...] [--cases N] [--seed S] [--only NUMBER]
+"""Feed random bad input to the package.
 
-Every case must end in something that is taken whole, or in a message for the user (UserError, or the command line's exit code
-2). What counts as lost is: any other exception, more than LIMIT seconds or MEMORY of new memory, a message that is empty,
-endless or holds control characters, and a silent drop, which each kind looks for in a way of its own: what is taken is compared
-with what went in. A case is decided by seed, kind and number, and `--only` runs it again; but for the dates and addresses that
-libraries write into pictures, archives and files of weights.
+    python scripts/drills/fuzz.py [KIND ...] [--cases N] [--seed S] [--only NUMBER]
+
+Each input must be accepted completely, or rejected with a message for the user (UserError, or the command line's exit code 2).
+A case is lost if it ends in any other exception; if it takes more than LIMIT seconds or MEMORY of new memory; if its message is
+empty, very long or holds control characters; or if part of the input is dropped silently, which each kind checks by comparing
+accepted data with the input. Seed, kind and number determine a case, and `--only` repeats it, except for dates and addresses
+that libraries write into pictures, archives and weight files.
 
 Writes results/reference/reliability/fuzz_<kind>.json.
 """
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing.annotations import Annotations
-from fuzzing.checks import Hang, Lost, told, within
+from fuzzing.checks import Hang, Lost, check_message, within
 from fuzzing.configs import Commands, Configs
 from fuzzing.draw import Draw
 from fuzzing.pictures import Pictures
@@ -40,7 +42,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
 LIMIT = 60.0  # seconds a case may take
-MEMORY = 4 << 30  # bytes of address space that all cases together may add
+MEMORY = 4 << 30  # bytes of address space that all cases of a process may add
 OUT = Path(__file__).parents[2] / "results" / "reference" / "reliability"
 
 KINDS: dict[str, Callable[[Path], Any]] = {
@@ -51,10 +53,10 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 
 @dataclass
 class Outcome:
-    """What became of the cases of a kind."""
+    """Results of the cases of a kind."""
 
     counts: Counter = field(default_factory=Counter)
-    lost: list[tuple[int, str]] = field(default_factory=list)  # number of the case, what was wrong
+    lost: list[tuple[int, str]] = field(default_factory=list)  # number of the case, finding
 
 
 def try_kind(name: str, numbers: Sequence[int], seed: int) -> Outcome:
@@ -70,7 +72,7 @@ def try_kind(name: str, numbers: Sequence[int], seed: int) -> Outcome:
             except UserError as error:
                 outcome.counts["refused"] += 1
                 with contextlib.suppress(Lost):
-                    told(str(error))
+                    check_message(str(error))
                     continue
                 outcome.lost.append((number, f"a message that cannot be shown: {ascii(str(error))[:300]}"))
             except (Exception, Hang) as error:
@@ -81,49 +83,50 @@ def try_kind(name: str, numbers: Sequence[int], seed: int) -> Outcome:
 
 
 def main() -> int:
+    """Run the cases of each kind and save the outcomes; return 0 if nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
-    parser.add_argument("--cases", type=int, default=2000, help="of each kind (default 2000)")
+    parser.add_argument("--cases", type=int, default=2000, help="cases of each kind (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="the one case of this number, with its traceback")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the JSON files (default {OUT})")
-    given = parser.parse_args()
+    parser.add_argument("--only", type=int, help="run the case of this number alone, with its traceback")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcomes (default results/reference/reliability)")
+    options = parser.parse_args()
     import torch
 
     limit_memory()
     logging.disable(logging.WARNING)
-    if given.only is not None:
-        (name,) = given.kinds
+    if options.only is not None:
+        (name,) = options.kinds
         with tempfile.TemporaryDirectory() as folder, within(LIMIT):
-            print(KINDS[name](Path(folder)).case(Draw(f"{given.seed}/{name}/{given.only}")))
+            print(KINDS[name](Path(folder)).case(Draw(f"{options.seed}/{name}/{options.only}")))
         return 0
     lost = 0
-    for name in given.kinds or KINDS:
-        begun = time.monotonic()
-        outcome = try_kind(name, range(given.cases), given.seed)
-        seconds, peak = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        ways = ", ".join(f"{count} {what}" for what, count in sorted(outcome.counts.items()))
+    for name in options.kinds or KINDS:
+        began = time.monotonic()
+        outcome = try_kind(name, range(options.cases), options.seed)
+        seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        ways = ", ".join(f"{count} {ending}" for ending, count in sorted(outcome.counts.items()))
         print(
-            f"{name}: {given.cases} cases, {ways}; lost {len(outcome.lost)}; {seconds:.0f} s, peak {peak:.0f} MiB", flush=True
+            f"{name}: {options.cases} cases, {ways}; lost {len(outcome.lost)}; {seconds:.0f} s, peak {peak:.0f} MiB", flush=True
         )
-        for number, what in outcome.lost[:20]:
-            print(f"  {name} --only {number}: {what}", flush=True)
+        for number, finding in outcome.lost[:20]:
+            print(f"  {name} --only {number}: {finding}", flush=True)
         content = {
             "fault": f"bad input: {name}",
-            "tries": given.cases,
+            "tries": options.cases,
             "lost": len(outcome.lost),
             "how": f"{KINDS[name].how}; {ways}",
-            "command": f"python scripts/drills/fuzz.py {name} --cases {given.cases} --seed {given.seed}",
+            "command": f"python scripts/drills/fuzz.py {name} --cases {options.cases} --seed {options.seed}",
             "machine": machine(torch.device("cpu")),
         }
-        save_text(given.out / f"fuzz_{name}.json", json.dumps(content, indent=1) + "\n")
+        save_text(options.out / f"fuzz_{name}.json", json.dumps(content, indent=1) + "\n")
         lost += len(outcome.lost)
     return int(lost > 0)
 
 
 def limit_memory() -> None:
-    """What takes more than MEMORY beyond what the program itself does fails with a MemoryError."""
-    import torch  # so that its own is not counted
+    """Let allocations of more than MEMORY beyond the program's own fail with a MemoryError."""
+    import torch  # first, so that its own memory is not counted
 
     torch.set_num_threads(1)
     gc.collect()

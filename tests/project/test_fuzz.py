@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from fuzzing.annotations import annotation_bytes
-from fuzzing.checks import Hang, Lost, told, within
+from fuzzing.checks import Hang, Lost, check_message, within
 from fuzzing.draw import Draw, nested
 from fuzzing.weights import wide_pickle
 
@@ -74,8 +74,8 @@ def test_what_hangs_or_cannot_be_shown_is_lost():
             pass
     for text in ("", " \n", "a\x1b[2J", "\u202eabc", "x" * 30_000):
         with pytest.raises(Lost):
-            told(text)
-    told("one line\n\tand é")
+            check_message(text)
+    check_message("one line\n\tand é")
 
 
 # --- what the fuzz found, each by itself
@@ -150,4 +150,4 @@ def test_a_hundred_megabytes_of_rubbish(tmp_path):
         with within(120):
             _, found = annotations.read(file)
         assert found and len(found) < 5 * Findings.LIMIT
-        told(examine.summary(found, 10))
+        check_message(examine.summary(found, 10))

@@ -1,1 +1,1 @@
-"""The kinds of bad input that scripts/drills/fuzz.py draws: a class each, whose `case` says what became of one."""
+"""Kinds of bad input for scripts/drills/fuzz.py: a class each, whose `case` tries one input and names its ending."""

@@ -1,4 +1,4 @@
-"""What is asked of each case, whatever its kind."""
+"""Checks of every case, whatever its kind."""
 
 import contextlib
 import io
@@ -12,30 +12,31 @@ LONGEST = 20_000  # characters of a message
 
 
 class Lost(AssertionError):
-    """A case that ends in none of the ways allowed."""
+    """A case that ended in none of the allowed ways."""
 
 
 class Hang(BaseException):
-    """Not an Exception: nothing that is tested may catch it."""
+    """A case that takes too long. Not an Exception, so that the tested code does not catch it."""
 
 
-def told(text: str, longest: int = LONGEST) -> None:
-    """A message is there, can be read by a person, and cannot move the cursor of a terminal."""
+def check_message(text: str, longest: int = LONGEST) -> None:
+    """Check that a message exists, is short enough to read, and cannot move the cursor of a terminal."""
     if not text.strip():
         raise Lost("an empty message")
     if len(text) > longest:
         raise Lost(f"a message of {len(text)} characters: {text[:300]}")
-    if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
-        raise Lost(f"a message with {sorted(map(ascii, wrong))}: {text[:300]!a}")
+    if controls := {char for char in text if not char.isprintable() and char not in "\n\t"}:
+        raise Lost(f"a message with {sorted(map(ascii, controls))}: {text[:300]!a}")
 
 
-def same(found: Any, expected: Any, what: str) -> None:
-    if found != expected:
-        raise Lost(f"{what}: {ascii(found)[:300]} in place of {ascii(expected)[:300]}")
+def check_equal(value: Any, expected: Any, name: str) -> None:
+    """Raise Lost unless both are equal."""
+    if value != expected:
+        raise Lost(f"{name}: {ascii(value)[:300]} in place of {ascii(expected)[:300]}")
 
 
-def command(call: Callable[[], int | None]) -> tuple[int | None, str]:
-    """Exit code and all output of a command line in this process."""
+def run_command(call: Callable[[], int | None]) -> tuple[int | None, str]:
+    """Run a command line in this process; return its exit code and output."""
     stream = io.StringIO()
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         try:
@@ -47,15 +48,15 @@ def command(call: Callable[[], int | None]) -> tuple[int | None, str]:
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Hang where it takes longer."""
+    """Raise Hang if the block takes longer."""
 
-    def over(_: int, frame: FrameType | None) -> None:
+    def on_alarm(_: int, frame: FrameType | None) -> None:
         raise Hang(f"more than {seconds:g} s, in {''.join(traceback.format_stack(frame)[-3:])}")
 
-    old = signal.signal(signal.SIGALRM, over)
+    previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        signal.signal(signal.SIGALRM, previous)

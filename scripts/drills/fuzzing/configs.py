@@ -1,4 +1,4 @@
-"""Configurations, and the command line."""
+"""Bad configurations and command lines."""
 
 import copy
 import json
@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from fpn_ablate.utils.errors import UserError
-from fuzzing.checks import command, same, told
-from fuzzing.draw import NUMBERS, TEXTS, Draw, at, deep, places, spoilt
-from fuzzing.sound_set import put_pictures, whole_set
+from fuzzing.checks import check_equal, check_message, run_command
+from fuzzing.draw import NUMBERS, TEXTS, Draw, mutate_tree, nesting_depth, paths, value_at
+from fuzzing.valid_set import valid_annotations, write_pictures
 
 BASES = [
     ("recipe=smoke",),
@@ -30,7 +30,7 @@ EXTREMES = [
 
 
 def configuration(changes: dict[str, Any] | None = None, *overrides: str) -> Any:
-    """A composed configuration, with groups replaced."""
+    """Compose a configuration and replace groups of it."""
     from fpn_ablate.config.validation import validate
 
     return validate({**composed(overrides or ("recipe=smoke",)), **(changes or {})})
@@ -40,6 +40,7 @@ _COMPOSED: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a configuration as values, once for each list of overrides."""
     from fpn_ablate.config.composition import compose
 
     key = tuple(overrides)
@@ -49,9 +50,11 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 class Configs:
-    """A configuration is refused with a message, or stays as it is when it is kept and read again, and has a network."""
+    """Try a configuration: it is refused with a message, or reads back equal, and its network can be built."""
 
-    how = "mutated configurations of six tasks, as values and as the config.yaml of a run; accepted ones are built on the meta device"
+    how = (
+        "mutated configurations of six tasks, as values and as config.yaml of a run; accepted ones are built on the meta device"
+    )
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "config.yaml"
@@ -60,44 +63,42 @@ class Configs:
         from fpn_ablate.config.validation import load_saved_config, validate
 
         values = composed(draw.choice(BASES))
-        if draw.random() < 0.4:  # numbers alone, most of them of the right type
-            for path in draw.sample([p for p in places(values) if type(at(values, p)) in (int, float)], draw.choice([1, 2, 4])):
-                at(values, path[:-1])[path[-1]] = draw.choice(EXTREMES)
+        if draw.random() < 0.4:  # numbers alone, mostly of the right type
+            for path in draw.sample(
+                [p for p in paths(values) if type(value_at(values, p)) in (int, float)], draw.choice([1, 2, 4])
+            ):
+                value_at(values, path[:-1])[path[-1]] = draw.choice(EXTREMES)
         else:
-            values = spoilt(draw, values)
-        before = shown(values)
+            values = mutate_tree(draw, values)
+        before = repr(values)[:300]
         try:
-            if draw.random() < 0.3 and deep(values) < 100:
+            if draw.random() < 0.3 and nesting_depth(values) < 100:
                 self.file.write_bytes(yaml.safe_dump(values).encode("utf-8", "surrogatepass"))
                 cfg = load_saved_config(self.file)
             else:
                 cfg = validate(values)
         except UserError as error:
-            told(str(error))
+            check_message(str(error))
             return "refused"
-        again = cfg.model_dump(mode="json")
-        json.dumps(again, allow_nan=False)
-        same(validate(again) == cfg, True, f"the same when read again: {before}")
-        self._built(cfg)
-        return "taken"
+        dumped = cfg.model_dump(mode="json")
+        json.dumps(dumped, allow_nan=False)
+        check_equal(validate(dumped) == cfg, True, f"equal when read back: {before}")
+        self._build(cfg)
+        return "accepted"
 
-    def _built(self, cfg: Any) -> None:
+    def _build(self, cfg: Any) -> None:
         import torch
 
         from fpn_ablate.engine.inputs import world
         from fpn_ablate.engine.optim import base_learning_rate
         from fpn_ablate.model.build import build_detector
 
-        same(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
+        check_equal(math.isfinite(base_learning_rate(cfg.recipe.optimizer, cfg.recipe.batch_size)), True, "a learning rate")
         world(cfg.data, cfg.recipe.short_side)
         with torch.device("meta"):
             model = build_detector(cfg, num_classes=3)
         gibibytes = sum(p.numel() for p in model.parameters()) * 4 / 2**30
-        same(gibibytes < 64, True, f"parameters of {gibibytes:.0f} GiB")
-
-
-def shown(value: Any) -> str:
-    return repr(value)[:300]
+        check_equal(gibibytes < 64, True, f"parameters of {gibibytes:.0f} GiB")
 
 
 TOKENS = [
@@ -119,35 +120,35 @@ TOKENS = [
 
 
 class Commands:
-    """The data doctor's command line ends with its exit codes 0, 1 or 2, and says something."""
+    """Try a command line of the doctor: it ends with exit code 0, 1 or 2 and a message."""
 
     how = "command lines of keys that exist and that do not with values of any type, through the doctor's command"
 
     def __init__(self, folder: Path) -> None:
         from fpn_ablate.config.validation import keys
 
-        put_pictures(folder)
-        (folder / "instances.json").write_text(json.dumps(whole_set()))
+        write_pictures(folder)
+        (folder / "instances.json").write_text(json.dumps(valid_annotations()))
         split = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
         self.base = ["recipe=smoke", "data=coco", f"data.root={folder}", f"{split[0]}=instances.json", f"{split[1]}=images",
                      f"{split[2]}=instances.json", f"{split[3]}=images", "ablation=fpn"]  # fmt: skip
-        self.keys, self.place = sorted({*keys()}), folder
+        self.keys, self.folder = sorted({*keys()}), folder
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.cli.main import main as entry
 
-        # No process can be given these characters.
-        given = [
+        # Arguments of a process cannot hold the characters that are removed.
+        arguments = [
             token.translate({0: "", 0xD800: ""}) for token in (self._token(draw) for _ in range(draw.choice([1, 1, 2, 3])))
         ]
-        old = Path.cwd()
-        os.chdir(self.place)
+        previous = Path.cwd()
+        os.chdir(self.folder)
         try:
-            code, text = command(lambda: entry(["doctor", *self.base, *given]))
+            code, text = run_command(lambda: entry(["doctor", *self.base, *arguments]))
         finally:
-            os.chdir(old)
-        told(text)
-        same(code in (0, 1, 2), True, f"exit code {code} of {given}")
+            os.chdir(previous)
+        check_message(text)
+        check_equal(code in (0, 1, 2), True, f"exit code {code} of {arguments}")
         return {0: "sound", 1: "refused", 2: "refused"}[code]
 
     def _token(self, draw: Draw) -> str:

@@ -1,4 +1,4 @@
-"""What is drawn at random: values of any type, trees and bytes with something wrong."""
+"""Random draws: values of any type, and trees and bytes with faults."""
 
 import copy
 import math
@@ -29,8 +29,8 @@ NUMBERS = [
 ]  # fmt: skip
 
 
-def anything(draw: Draw, depth: int = 2) -> Any:
-    """A value of any type."""
+def random_value(draw: Draw, depth: int = 2) -> Any:
+    """Draw a value of any type."""
     kind = draw.randrange(9 if depth else 6)
     if kind < 2:
         return draw.choice(NUMBERS)
@@ -39,51 +39,53 @@ def anything(draw: Draw, depth: int = 2) -> Any:
     if kind < 6:
         return draw.choice([None, True, False, [], {}, [[]], [None], {"": None}])
     if kind < 7:
-        return [anything(draw, depth - 1) for _ in range(draw.choice([1, 2, 4, 4, 30]))]
+        return [random_value(draw, depth - 1) for _ in range(draw.choice([1, 2, 4, 4, 30]))]
     if kind < 8:
-        return {draw.choice(["id", "name", "bbox", draw.choice(TEXTS)]): anything(draw, depth - 1) for _ in range(3)}
+        return {draw.choice(["id", "name", "bbox", draw.choice(TEXTS)]): random_value(draw, depth - 1) for _ in range(3)}
     return nested(draw.choice([5, 40, 200, 400]), draw.choice(["list", "dict"]))
 
 
 def nested(depth: int, kind: str) -> Any:
+    """Nest lists or dictionaries `depth` deep."""
     value: Any = 1
     for _ in range(depth):
         value = [value] if kind == "list" else {"a": value}
     return value
 
 
-def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The path of every value below `tree`."""
+def paths(tree: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Yield the path of every value below `tree`."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         yield (*path, key)
-        yield from places(value, (*path, key))
+        yield from paths(value, (*path, key))
 
 
-def at(tree: Any, path: tuple) -> Any:
+def value_at(tree: Any, path: tuple) -> Any:
+    """Return the value at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def spoilt(draw: Draw, tree: Any) -> Any:
-    """A tree of dictionaries and lists with one to four things wrong: types, numbers, keys, nesting, order, repetition."""
+def mutate_tree(draw: Draw, tree: Any) -> Any:
+    """Put one to four faults into a tree of dictionaries and lists: types, numbers, keys, nesting, order, repetition."""
     tree = copy.deepcopy(tree)
     for _ in range(draw.choice([1, 1, 1, 2, 2, 4])):
-        found = list(places(tree))
-        if not found:
-            return anything(draw)
-        path = draw.choice(found)
-        holder, key = at(tree, path[:-1]), path[-1]
+        all_paths = list(paths(tree))
+        if not all_paths:
+            return random_value(draw)
+        path = draw.choice(all_paths)
+        holder, key = value_at(tree, path[:-1]), path[-1]
         match draw.randrange(11):
             case 0 | 1 | 2 | 3:
-                holder[key] = anything(draw)
+                holder[key] = random_value(draw)
             case 4:
                 del holder[key]
             case 5:
                 holder[key] = [holder[key]] if draw.random() < 0.5 else {"x": holder[key]}
             case 6:  # a value from another place
-                holder[key] = copy.deepcopy(at(tree, draw.choice(found)))
+                holder[key] = copy.deepcopy(value_at(tree, draw.choice(all_paths)))
             case 7 if isinstance(holder, list):
                 holder[key:key] = [copy.deepcopy(holder[key])] * draw.choice([1, 1, 2, 50])
             case 8 if isinstance(holder, list):
@@ -98,8 +100,8 @@ def spoilt(draw: Draw, tree: Any) -> Any:
     return tree
 
 
-def damaged(draw: Draw, data: bytes) -> bytes:
-    """Bytes with one to three things wrong: cut, turned, filled, repeated, put in."""
+def mutate_bytes(draw: Draw, data: bytes) -> bytes:
+    """Put one to three faults into bytes: cut, flip, fill, repeat or insert some."""
     for _ in range(draw.choice([1, 1, 2, 3])):
         a = draw.randrange(len(data) + 1)
         b = min(len(data), a + draw.choice([1, 1, 2, 4, 16, 300]))
@@ -117,13 +119,14 @@ def damaged(draw: Draw, data: bytes) -> bytes:
                 data = data[:a] + data[a:b] * draw.choice([2, 50]) + data[b:]
             case 7:
                 data = data[:a] + rubbish + data[a if draw.random() < 0.5 else b :]
-            case 8:  # a number that is too large, in either order of bytes
+            case 8:  # too large a number, in either byte order
                 wide = struct.pack(draw.choice("<>") + draw.choice("IQ"), draw.choice([2**31 - 1, 2**31, 2**32 - 1, 0]))
                 data = data[:a] + wide + data[a + len(wide) :]
     return data
 
 
-def deep(value: Any) -> int:
+def nesting_depth(value: Any) -> int:
+    """Return how deep lists and dictionaries are nested."""
     depth, layer = 0, [value]
     while layer := [
         inner

@@ -1,4 +1,4 @@
-"""Pictures."""
+"""Bad pictures."""
 
 import contextlib
 import io
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from fpn_ablate.utils.errors import UserError
-from fuzzing.checks import Hang, same, told
-from fuzzing.draw import Draw, damaged
-from fuzzing.sound_set import CATEGORIES
+from fuzzing.checks import Hang, check_equal, check_message
+from fuzzing.draw import Draw, mutate_bytes
+from fuzzing.valid_set import CATEGORIES
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA", "I;16", "I", "F", "HSV", "LAB")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "EPS", "PDF", "DDS")
-STRANGE = [
+NO_PICTURES = [
     *(b"", b"\0", b"<!doctype html><html><body>404</body></html>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a"),
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 30\n%%EndComments\n(x) run\n%%EOF\n",
     *(b"P6 99999 99999 255\n", b"BM" + bytes(60)),
@@ -30,8 +30,8 @@ STRANGE = [
 ]  # fmt: skip
 
 
-def bomb(draw: Draw) -> bytes:
-    """A PNG of a few hundred bytes that claims to be up to 60,000 pixels high and wide."""
+def png_bomb(draw: Draw) -> bytes:
+    """Make a PNG of a few hundred bytes that claims to be up to 60,000 pixels high and wide."""
     side = struct.pack(">II", draw.choice([30_000, 60_000, 2**31 - 1]), draw.choice([1, 30_000, 60_000]))
     header = b"IHDR" + side + bytes([8, draw.choice([0, 2]), 0, 0, 0])
     chunks = [header, b"IDAT" + zlib.compress(bytes(draw.choice([10, 100_000]))), b"IEND"]
@@ -42,13 +42,13 @@ def bomb(draw: Draw) -> bytes:
 
 
 def picture_bytes(draw: Draw) -> tuple[bytes, tuple[int, int]]:
-    """A file in any mode and format, perhaps damaged, and its (width, height)."""
+    """Draw a file in any mode and format, perhaps damaged, and its (width, height)."""
     size = draw.choice([(1, 1), (20, 30), (20, 30), (33, 17), (1, 300), (300, 1), (30_000, 1), (30_000, 40), (3, 20_000)])
     if draw.random() < 0.12:
-        return (draw.choice(STRANGE) if draw.random() < 0.7 else bomb(draw)), size
+        return (draw.choice(NO_PICTURES) if draw.random() < 0.7 else png_bomb(draw)), size
     small = Image.frombytes("RGB", (8, 8), draw.randbytes(192))
     image = small.resize(size, Image.Resampling.NEAREST)
-    with contextlib.suppress(ValueError):  # not every mode can be had from RGB
+    with contextlib.suppress(ValueError):  # RGB cannot be converted to every mode
         image = image.convert(draw.choice(MODES))
     stream, options = io.BytesIO(), {}
     form = draw.choice(FORMATS if draw.random() < 0.5 else FORMATS[:5])
@@ -64,13 +64,13 @@ def picture_bytes(draw: Draw) -> tuple[bytes, tuple[int, int]]:
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "PNG")
     data = stream.getvalue()
-    return (damaged(draw, data) if draw.random() < 0.4 else data), size
+    return (mutate_bytes(draw, data) if draw.random() < 0.4 else data), size
 
 
 class Pictures:
-    """A picture is refused with a message, or gives pixels of the size that was annotated."""
+    """Try a picture: it is refused with a message, or gives pixels of the annotated size."""
 
-    how = "pictures in 14 modes and 15 formats, damaged, truncated, huge, misnamed, animated, rotated, and what is no picture"
+    how = "pictures in 14 modes and 15 formats, damaged, truncated, huge, misnamed, animated, rotated, and other files"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,35 +91,35 @@ class Pictures:
         file.write_text(json.dumps({"images": [entry], "annotations": rows, "categories": CATEGORIES}))
         report = examine.examine(file, self.folder / "images")
         for finding in report.findings:
-            told(str(finding))
+            check_message(str(finding))
         try:
             with no_process():
                 dataset = CocoDataset(file, self.folder / "images", "set")
         except UserError as error:
-            told(str(error))
-            same(report.sound, False, "refused what is sound")
+            check_message(str(error))
+            check_equal(report.sound, False, "refused although sound")
             return "refused"
         try:
             with no_process():
                 sample = dataset[0]
-        except UserError as error:  # damage in the middle, which the quick look does not see
-            told(str(error))
+        except UserError as error:  # damage in the middle, which the quick check misses
+            check_message(str(error))
             return "refused when read"
-        same((sample.image.shape, sample.image.dtype), ((height, width, 3), np.uint8), "pixels")
+        check_equal((sample.image.shape, sample.image.dtype), ((height, width, 3), np.uint8), "pixels")
         item = prepare(sample, Resize(128, 256), True)
-        same(min(item.image.shape[1:]) >= 1 and max(item.image.shape[1:]) <= 256, True, "the input's size")
-        return "taken"
+        check_equal(min(item.image.shape[1:]) >= 1 and max(item.image.shape[1:]) <= 256, True, "the input's size")
+        return "accepted"
 
 
 @contextlib.contextmanager
 def no_process() -> Iterator[None]:
-    """Lost where a process would be started, as Pillow does for PostScript."""
+    """Raise Hang if a process would be started, as Pillow does for PostScript."""
 
     def refuse(*arguments: Any, **_: Any) -> None:
         raise Hang(f"a process would be started: {arguments}")
 
-    old, subprocess.Popen.__init__ = subprocess.Popen.__init__, refuse
+    original, subprocess.Popen.__init__ = subprocess.Popen.__init__, refuse
     try:
         yield
     finally:
-        subprocess.Popen.__init__ = old
+        subprocess.Popen.__init__ = original

@@ -1,4 +1,4 @@
-"""Files of proposals."""
+"""Bad files of proposals."""
 
 import io
 import json
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from fpn_ablate.utils.errors import UserError
-from fuzzing.checks import same, told
+from fuzzing.checks import check_equal, check_message
 from fuzzing.configs import BASES, configuration
-from fuzzing.draw import Draw, damaged
-from fuzzing.sound_set import put_pictures, whole_set
+from fuzzing.draw import Draw, mutate_bytes
+from fuzzing.valid_set import valid_annotations, write_pictures
 
 
 class Proposals:
-    """A file is refused with a message, or every box in it is handed out with its picture."""
+    """Try a file: it is refused with a message, or each of its boxes is handed out with its picture."""
 
     how = "mutated proposals.npz (types, shapes, values, keys, bytes, archives that unpack to much), loaded and handed out"
 
@@ -27,16 +27,17 @@ class Proposals:
         from fpn_ablate.data.coco import CocoDataset
 
         self.file, self.count = folder / "proposals.npz", configuration(None, *BASES[1]).recipe.eval_images
-        (folder / "instances.json").write_text(json.dumps(whole_set()))
-        images = put_pictures(folder)
-        self.dataset, self.other = (CocoDataset(folder / "instances.json", images, "set") for _ in range(2))
+        (folder / "instances.json").write_text(json.dumps(valid_annotations()))
+        images = write_pictures(folder)
+        self.splits = tuple(CocoDataset(folder / "instances.json", images, "set") for _ in range(2))
 
     def _arrays(self) -> dict[str, Any]:
-        ids = np.repeat(np.array(self.dataset.image_ids), 3)
+        dataset = self.splits[0]
+        ids = np.repeat(np.array(dataset.image_ids), 3)
         boxes = np.tile(np.array([[0, 0, 20, 30], [1, 2, 10, 12], [5, 5, 6, 6.5]], np.float32), (3, 1))
-        split = {"ids": ids, "boxes": boxes, "images": np.array(self.dataset.image_ids)}
+        split = {"ids": ids, "boxes": boxes, "images": np.array(dataset.image_ids)}
         named = {f"{part}_{name}": array for part in ("train", "val") for name, array in split.items()}
-        return named | {"row": "fpn", "fingerprint": "0", "train_data": self.dataset.digest, "val_data": self.dataset.digest}
+        return named | {"row": "fpn", "fingerprint": "0", "train_data": dataset.digest, "val_data": dataset.digest}
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.data.proposals import WithProposals
@@ -44,26 +45,26 @@ class Proposals:
 
         self.file.write_bytes(self._content(draw))
         try:
-            found = FixedProposals.load(self.file, (self.dataset, self.other), self.count, "leave it out")
+            proposals = FixedProposals.load(self.file, self.splits, self.count, "leave it out")
             for split in ("train", "val"):
-                ids, boxes = getattr(found, f"{split}_ids"), getattr(found, f"{split}_boxes")
-                joined = WithProposals(self.dataset, ids, boxes, 1000)
-                own = [joined[n] for n in range(len(joined))]
-                same(sum(len(sample.proposals) for sample in own), len(boxes), "boxes handed out")
-                for sample in own:
+                ids, boxes = getattr(proposals, f"{split}_ids"), getattr(proposals, f"{split}_boxes")
+                joined = WithProposals(self.splits[0], ids, boxes, 1000)
+                samples = [joined[n] for n in range(len(joined))]
+                check_equal(sum(len(sample.proposals) for sample in samples), len(boxes), "boxes handed out")
+                for sample in samples:
                     height, width = sample.image.shape[:2]
                     beyond = np.abs(sample.proposals - np.clip(sample.proposals, 0, [width, height] * 2))
-                    same(bool((beyond <= 1).all()), True, f"boxes {sample.proposals.tolist()} in {width}x{height}")
+                    check_equal(bool((beyond <= 1).all()), True, f"boxes {sample.proposals.tolist()} in {width}x{height}")
         except UserError as error:
-            told(str(error))
+            check_message(str(error))
             return "refused"
-        return "taken"
+        return "accepted"
 
     def _content(self, draw: Draw) -> bytes:
         arrays, stream = self._arrays(), io.BytesIO()
         for _ in range(draw.choice([0, 1, 1, 2])):
             name = draw.choice(list(arrays))
-            arrays[name] = self._other(draw, arrays[name])
+            arrays[name] = self._mutate(draw, arrays[name])
             if draw.random() < 0.1:
                 del arrays[name]
         (np.savez_compressed if draw.random() < 0.5 else np.savez)(stream, **arrays)
@@ -74,11 +75,11 @@ class Proposals:
                 [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"\x93NUMPY", pickle.dumps(arrays), data[:100], bytes(1000)]
             )
         if kind < 0.15:
-            return archive(draw)
-        return damaged(draw, data) if kind < 0.45 else data
+            return bad_archive(draw)
+        return mutate_bytes(draw, data) if kind < 0.45 else data
 
     @staticmethod
-    def _other(draw: Draw, array: Any) -> Any:
+    def _mutate(draw: Draw, array: Any) -> Any:
         array = np.asarray(array)
         match draw.randrange(8):
             case 0 if array.dtype.kind in "iuf":
@@ -88,8 +89,8 @@ class Proposals:
             case 1:
                 return array.reshape(draw.choice([(-1,), (1, -1), (*array.shape, 1)]))
             case 2 | 3 if array.size and array.dtype.kind in "iuf":
-                array, wide = array.copy(), np.iinfo(array.dtype) if array.dtype.kind in "iu" else np.finfo(array.dtype)
-                array.flat[draw.randrange(array.size)] = draw.choice([0, 1, 3, 99, wide.max, wide.min])
+                array, limits = array.copy(), np.iinfo(array.dtype) if array.dtype.kind in "iu" else np.finfo(array.dtype)
+                array.flat[draw.randrange(array.size)] = draw.choice([0, 1, 3, 99, limits.max, limits.min])
                 return array
             case 4 if array.dtype.kind == "f" and array.size:
                 array = array.copy()
@@ -103,8 +104,8 @@ class Proposals:
                 return np.concatenate([array, array]) if array.ndim else np.array([array, array])
 
 
-def archive(draw: Draw) -> bytes:
-    """A zip of one array that says more than it holds, or unpacks to a gigabyte."""
+def bad_archive(draw: Draw) -> bytes:
+    """Make an archive of arrays that claims more than it holds, or unpacks to a gigabyte."""
     shape = draw.choice([(10**6, 4), (10**9, 4), (10**12, 4), (-1, 4), (2**62, 4), (0, 4)])
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
     text = (
@@ -118,4 +119,4 @@ def archive(draw: Draw) -> bytes:
         for name in ("train_ids", "train_boxes", "train_images"):
             file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + body)
     data = stream.getvalue()
-    return damaged(draw, data) if draw.random() < 0.3 else data
+    return mutate_bytes(draw, data) if draw.random() < 0.3 else data

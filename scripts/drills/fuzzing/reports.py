@@ -1,4 +1,4 @@
-"""Records, definitions of tables, and names: all that tables and the page are made from."""
+"""Bad records, definitions of tables, and names: the inputs of tables and the page."""
 
 import csv
 import io
@@ -15,17 +15,17 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fuzzing.checks import Lost, same, told
-from fuzzing.draw import TEXTS, Draw, damaged, deep, spoilt
-from fuzzing.pictures import STRANGE
-from fuzzing.proposals import archive
+from fuzzing.checks import Lost, check_equal, check_message
+from fuzzing.draw import TEXTS, Draw, mutate_bytes, mutate_tree, nesting_depth
+from fuzzing.pictures import NO_PICTURES
+from fuzzing.proposals import bad_archive
 
 ROWS = ("c4", "fpn", "fpn+upsample=bilinear")
 METRICS = ("AR100", "AR1k", "AR1k_s")
 
 
 def record(row: str, seed: int) -> dict[str, Any]:
-    """What a finished run leaves, as far as tables read it."""
+    """Make the record of a finished run, as far as tables read it."""
     values = {name: 0.1 + 0.05 * seed + 0.1 * len(row) / (n + 9) for n, name in enumerate(METRICS)}
     return {
         **{"format": 1, "status": "finished", "error": None, "fingerprint": f"{row}-{seed}", "setting": "s"},
@@ -45,8 +45,8 @@ def record(row: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def leave(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = ("ant", "bee")) -> Path:
-    """A run's folder with all that the page reads."""
+def write_run(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = ("ant", "bee")) -> Path:
+    """Write the folder of a run with all files that the page reads; return the folder."""
     folder = runs / "table1_rpn" / "quick" / row / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "record.json").write_text(json.dumps(content))
@@ -57,19 +57,19 @@ def leave(runs: Path, row: str, seed: int, content: Any, names: Sequence[str] = 
     np.savez(folder / "detections.npz", image_ids=ids, boxes=boxes, scores=np.array([0.9, 0.6, 0.2]))
     lines = [{"step": step, "loss": 1 / step, names[0]: 0.5} for step in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    place = runs / ".pictures" / "set"
-    if not place.is_dir():
-        place.mkdir(parents=True)
+    pictures = runs / ".pictures" / "set"
+    if not pictures.is_dir():
+        pictures.mkdir(parents=True)
         for image in ids:
-            Image.new("RGB", (32, 32), (90, 10 * int(image), 0)).save(place / f"{image}.jpg")
+            Image.new("RGB", (32, 32), (90, 10 * int(image), 0)).save(pictures / f"{image}.jpg")
         Image.new("RGB", (32, 32), (255, 0, 0)).save(runs / "secret.jpg")
     images = {str(n): {"width": 32, "height": 32, "objects": [{"bbox": [4, 6, 9, 9], "category": names[n % 2]}]} for n in ids}
-    (place / "truth.json").write_text(json.dumps({"categories": list(names), "images": images}))
+    (pictures / "truth.json").write_text(json.dumps({"categories": list(names), "images": images}))
     return folder
 
 
-class Written(HTMLParser):
-    """The tags of a page with the names of their attributes, and what its blocks of JSON hold."""
+class PageTags(HTMLParser):
+    """Collect the tags of a page with the names of their attributes, and check that its JSON blocks can be parsed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -89,30 +89,30 @@ class Written(HTMLParser):
         self._json = False
 
 
-def written(tables_: Any, allowed: set[tuple[str, ...]], width: int = 120) -> None:
-    """All that is made of tables is well-formed, and holds no markup, command, formula or control character of a name's."""
+def check_outputs(collated: Any, allowed: set[tuple[str, ...]], width: int = 120) -> None:
+    """Check that all outputs are well-formed, and that names bring no markup, command, formula or control character."""
     from rich.console import Console
 
     from fpn_ablate.report.formats import tables
     from fpn_ablate.report.html import page
 
     with unittest.mock.patch.object(page, "_vega", lambda: "0"):  # a megabyte that is always the same
-        made = page.render(tables_)
-    if strange := {tag for tag in Written(made).tags if tag not in allowed}:
-        raise Lost(f"the page has {sorted(strange)[:3]}")
-    for table in tables_:
+        html = page.render(collated)
+    if unexpected := {tag for tag in PageTags(html).tags if tag not in allowed}:
+        raise Lost(f"the page has {sorted(unexpected)[:3]}")
+    for table in collated:
         markdown, latex, sheet = tables.markdown(table), tables.latex(table), tables.csv_text(table)
         stream = io.StringIO()
         tables.show(table, Console(file=stream, width=width))
         for text in (markdown, latex, stream.getvalue(), sheet, tables.claims_csv(table) if table.verdicts else "x"):
-            plain(text)
-        if wrong := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):
-            raise Lost(f"Markdown holds {markdown[wrong.start() : wrong.end() + 40]!a}")
+            check_plain(text)
+        if match := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):
+            raise Lost(f"Markdown holds {markdown[match.start() : match.end() + 40]!a}")
         lines = [line for line in markdown.splitlines() if line.startswith("|")]
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in lines[: 1 + len(table.rows)]}
-        same(len(widths), 1, "kinds of lines in a table of Markdown")
+        check_equal(len(widths), 1, "kinds of lines in a table of Markdown")
         bare = re.sub(r"\\[\\%&$#_{}]", "", latex.split("\n", 1)[1])
-        same((bare.count("{"), bare.count("$") % 2), (bare.count("}"), 0), "braces and dollars of LaTeX")
+        check_equal((bare.count("{"), bare.count("$") % 2), (bare.count("}"), 0), "braces and dollars of LaTeX")
         if foreign := set(re.findall(r"\\[a-zA-Z]+", bare)) - LATEX:
             raise Lost(f"LaTeX holds {foreign}")
         for cell in (cell for line in csv.reader(io.StringIO(sheet)) for cell in line):
@@ -129,14 +129,15 @@ LATEX = {rf"\{name}" for name in (
 )}  # fmt: skip
 
 
-def plain(text: str) -> None:
-    if wrong := {char for char in text if not char.isprintable() and char not in "\n\t"}:
-        raise Lost(f"written: {sorted(map(ascii, wrong))}")
+def check_plain(text: str) -> None:
+    """Check that a text holds no control character and can be encoded."""
+    if controls := {char for char in text if not char.isprintable() and char not in "\n\t"}:
+        raise Lost(f"written: {sorted(map(ascii, controls))}")
     text.encode()
 
 
 class Report:
-    """What tables, their files and the page are made from: it is left out with a word, refused, or well written."""
+    """Try an input of tables and page: it is skipped with a message, refused, or written in valid files."""
 
     def __init__(self, folder: Path) -> None:
         from fpn_ablate.report.collate.collate import collate
@@ -144,19 +145,19 @@ class Report:
         from fpn_ablate.utils.paths import EXPERIMENTS
 
         self.runs, self.experiments = folder / "runs", EXPERIMENTS
-        self.own = folder / "experiments"
-        self.own.mkdir()
+        self.folder = folder / "experiments"
+        self.folder.mkdir()
         for row in ROWS:
             for seed in (2, 3):
-                leave(self.runs, row, seed, record(row, seed))
+                write_run(self.runs, row, seed, record(row, seed))
         other = self.runs / "own" / "quick" / "c4" / "seed2"  # a page of several tables has an overview
         other.mkdir(parents=True)
         (other / "record.json").write_text(json.dumps(record("c4", 2) | {"table": "own"}))
         from fpn_ablate.report.html import page
 
         with unittest.mock.patch.object(page, "_vega", lambda: "0"):
-            self.allowed = Written(page.render(collate(load(self.runs)))).tags
-        # Which of these stand on a page depends on what a table has: errors, notes, a best row, one picture or none.
+            self.allowed = PageTags(page.render(collate(load(self.runs)))).tags
+        # A page has some of these only if a table has errors, notes, a best row or pictures.
         for tag, *names in list(self.allowed):
             self.allowed |= {(tag, *sorted({*names, more})) for more in ("class", "title", "colspan", "id", "tabindex")}
             self.allowed |= {(tag, *(name for name in names if name != less)) for less in ("class", "title", "colspan")}
@@ -164,44 +165,45 @@ class Report:
         for tag in (*text, "label", "select", "option"):
             self.allowed |= {(tag,), (tag, "class")}
 
-    def made(self, folders: Sequence[Path] = ()) -> str:
+    def collate(self, folders: Sequence[Path] = ()) -> str:
+        """Make all outputs from the runs and the definitions in `folders`, and check them."""
         from fpn_ablate.report.collate.collate import collate
         from fpn_ablate.report.collate.records import load
 
         frame = load(self.runs)
         for line in frame.attrs["unreadable"]:
-            plain(line)
+            check_plain(line)
         errors: list[str] = []
-        found = collate(frame, experiments=[self.experiments, *folders], errors=errors, allow_unfair=True)
+        collated = collate(frame, experiments=[self.experiments, *folders], errors=errors, allow_unfair=True)
         for error in errors:
-            told(error)
-        written(found, self.allowed)
-        return "taken" if not errors and not frame.attrs["unreadable"] else "refused"
+            check_message(error)
+        check_outputs(collated, self.allowed)
+        return "accepted" if not errors and not frame.attrs["unreadable"] else "refused"
 
 
 class Records(Report):
     how = "mutated record.json, metrics.jsonl, truth.json and arrays of finished runs, through all tables and the page"
 
     def case(self, draw: Draw) -> str:
-        folder = leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+        folder = write_run(self.runs, ROWS[1], 2, record(ROWS[1], 2))
         if draw.random() < 0.7:
-            (folder / "record.json").write_text(json.dumps(spoilt(draw, record(ROWS[1], 2))))
+            (folder / "record.json").write_text(json.dumps(mutate_tree(draw, record(ROWS[1], 2))))
         else:
             name = draw.choice(["record.json", "metrics.jsonl", "artifacts.npz", "detections.npz", "truth.json", "1.jpg"])
             file = folder / name if (folder / name).exists() else self.runs / ".pictures" / "set" / name
             data = file.read_bytes()
             if name == "truth.json" and draw.random() < 0.7:
-                data = json.dumps(spoilt(draw, json.loads(data))).encode()
+                data = json.dumps(mutate_tree(draw, json.loads(data))).encode()
             elif draw.random() < 0.8:
-                data = damaged(draw, data)
+                data = mutate_bytes(draw, data)
             else:
-                data = archive(draw) if name.endswith("npz") else draw.choice(STRANGE)
+                data = bad_archive(draw) if name.endswith("npz") else draw.choice(NO_PICTURES)
             file.write_bytes(data)
         try:
-            return self.made()
+            return self.collate()
         finally:
             shutil.rmtree(self.runs / ".pictures")
-            leave(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+            write_run(self.runs, ROWS[1], 2, record(ROWS[1], 2))
 
 
 class Names(Report):
@@ -218,13 +220,13 @@ class Names(Report):
         content["verify"]["feature"] = draw.choice(names)
         content["metrics"][draw.choice(names)] = 0.5
         content["status"] = draw.choice(["finished", "finished", "failed", "diverged"])
-        leave(self.runs, ROWS[1], 2, content, (draw.choice(TEXTS), draw.choice(TEXTS)))
-        return self.made()
+        write_run(self.runs, ROWS[1], 2, content, (draw.choice(TEXTS), draw.choice(TEXTS)))
+        return self.collate()
 
 
 class Tables(Report):
     how = (
-        "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they show"
+        "mutated definitions of tables and claims (YAML: types, keys, nesting, aliases, bytes), with the records that they read"
     )
 
     def __init__(self, folder: Path) -> None:
@@ -237,26 +239,28 @@ class Tables(Report):
         if draw.random() < 0.7:
             content = yaml.safe_load(text)
             part = content["report"] if "report" in content and draw.random() < 0.8 else content
-            part = spoilt(draw, part)
+            part = mutate_tree(draw, part)
             content = content | {"report": part} if "report" in content and part is not content else part
-            data = (yaml.safe_dump(content) if deep(content) < 100 else json.dumps(content)).encode("utf-8", "surrogatepass")
+            data = (yaml.safe_dump(content) if nesting_depth(content) < 100 else json.dumps(content)).encode(
+                "utf-8", "surrogatepass"
+            )
         elif draw.random() < 0.7:
-            data = damaged(draw, text.encode())
+            data = mutate_bytes(draw, text.encode())
         else:
-            strange = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000,
+            odd_texts = ["a: &a [*a]", "a: !!python/object/apply:os.system ['x']", "a: 2026-13-45", "a: 0x", "[" * 3000,
                        "{" * 3000, "a: !!int x",
                        "? {a: [1]}\n: 2", "\0", "a: !!binary x", "- 1", "a: !!timestamp x", "%YAML 9", "a: b: c",
-                       "<<: 1", bombs()]  # fmt: skip
-            data = draw.choice([*strange, text + "\n" + draw.choice(strange)]).encode()
-        (self.own / f"{name}.yaml").write_bytes(data)
+                       "<<: 1", yaml_bomb()]  # fmt: skip
+            data = draw.choice([*odd_texts, text + "\n" + draw.choice(odd_texts)]).encode()
+        (self.folder / f"{name}.yaml").write_bytes(data)
         try:
-            return self.made([self.own])
+            return self.collate([self.folder])
         finally:
-            (self.own / f"{name}.yaml").unlink()
+            (self.folder / f"{name}.yaml").unlink()
 
 
-def bombs() -> str:
-    """Aliases of aliases: a few lines that stand for 9^9 entries."""
+def yaml_bomb() -> str:
+    """Make a text of aliases of aliases: a few lines that stand for 9^9 entries."""
     lines = ["table: table1_rpn", "a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     return "\n".join([*lines, "report: {title: x, facts: *a8, metrics: [], notes: *a8}"])

@@ -1,4 +1,4 @@
-"""Files of weights."""
+"""Bad files of weights."""
 
 import io
 import os
@@ -7,12 +7,12 @@ import struct
 from pathlib import Path
 
 from fpn_ablate.utils.errors import UserError
-from fuzzing.checks import same, told
-from fuzzing.draw import Draw, damaged, deep, spoilt
+from fuzzing.checks import check_equal, check_message
+from fuzzing.draw import Draw, mutate_bytes, mutate_tree, nesting_depth
 
 
 class Weights:
-    """A file is refused with a message, or gives tensors that hold numbers; nothing in it is run."""
+    """Try a file: it is refused with a message, or gives finite tensors; no code in it is run."""
 
     how = "mutated files of weights (torch, pickle, safetensors: bytes, types, nesting) through the reader and the converter"
 
@@ -21,20 +21,20 @@ class Weights:
 
         from fpn_ablate.weights.files import write_safetensors
 
-        self.file, self.mark = folder / "weights", folder / "run"
+        self.file, self.marker = folder / "weights", folder / "run"
         shapes = {"conv1.weight": (4, 3, 7, 7), "bn1.weight": (4,), "layer1.0.conv1.weight": (4, 4, 1, 1)}
-        generator = torch.Generator().manual_seed(0)  # a case is the same in every run
+        generator = torch.Generator().manual_seed(0)  # a case is equal in every run
         tensors = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
         self.tree = {"model": {name: value.numpy() for name, value in tensors.items()}, "__author__": "x", "n": [1, {"a": 2.0}]}
-        self.whole = []
-        for old in (False, True):
+        self.valid_files = []
+        for old_format in (False, True):
             stream = io.BytesIO()
-            torch.save({"model": tensors}, stream, _use_new_zipfile_serialization=not old)
-            self.whole.append(stream.getvalue())
+            torch.save({"model": tensors}, stream, _use_new_zipfile_serialization=not old_format)
+            self.valid_files.append(stream.getvalue())
         write_safetensors(
             self.file, {f"backbone.stages.stem.{n}": value for n, value in enumerate(tensors.values())}, {"row": "fpn"}
         )
-        self.whole += [self.file.read_bytes(), *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
+        self.valid_files += [self.file.read_bytes(), *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
 
     def case(self, draw: Draw) -> str:
         import torch
@@ -46,45 +46,53 @@ class Weights:
         try:
             stored = read(self.file)
             for name, value in stored.tensors.items():
-                same(isinstance(name, str) and (not value.is_floating_point() or bool(torch.isfinite(value).all())), True, name)
+                check_equal(
+                    isinstance(name, str) and (not value.is_floating_point() or bool(torch.isfinite(value).all())), True, name
+                )
             open_weights(self.file)
         except UserError as error:
-            told(str(error))
-            same(self.mark.exists(), False, "something in the file was run")
+            check_message(str(error))
+            check_equal(self.marker.exists(), False, "code in the file was run")
             return "refused"
-        return "taken"
+        return "accepted"
 
     def _content(self, draw: Draw) -> bytes:
         import torch
 
         kind = draw.randrange(10)
         if kind < 6:
-            return damaged(draw, draw.choice(self.whole))
+            return mutate_bytes(draw, draw.choice(self.valid_files))
         if kind < 8:
-            tree = spoilt(draw, self.tree)
-            return pickle.dumps(tree, draw.choice([2, 3, 4, 5])) if deep(tree) < 100 else b"\x80\x02" + b"]" * 3000 + b"."
+            tree = mutate_tree(draw, self.tree)
+            return (
+                pickle.dumps(tree, draw.choice([2, 3, 4, 5])) if nesting_depth(tree) < 100 else b"\x80\x02" + b"]" * 3000 + b"."
+            )
         if kind == 8:
-            tensors = spoilt(draw, {"model": {"a.weight": 1, "b": [2]}})
+            tensors = mutate_tree(draw, {"model": {"a.weight": 1, "b": [2]}})
             stream = io.BytesIO()
-            torch.save(tensors if deep(tensors) < 100 else Runs(self.mark), stream)
+            torch.save(tensors if nesting_depth(tensors) < 100 else RunsCode(self.marker), stream)
             return stream.getvalue()
         return draw.choice(
-            [wide_pickle(draw.choice([3, 40, 1000])), pickle.dumps({"model": {"a": Runs(self.mark)}}, 2), draw.randbytes(500)]
+            [
+                wide_pickle(draw.choice([3, 40, 1000])),
+                pickle.dumps({"model": {"a": RunsCode(self.marker)}}, 2),
+                draw.randbytes(500),
+            ]
         )
 
 
-class Runs:
-    """Leaves a file where a pickle of it is run."""
+class RunsCode:
+    """An object whose pickle makes a folder when it is loaded."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.marker),)
 
 
 def wide_pickle(width: int) -> bytes:
-    """Dictionaries of dictionaries, each the same one many times: a few kilobytes that stand for width^4 of them."""
+    """Nest dictionaries that hold one dictionary many times: a few kilobytes that stand for width^4 dictionaries."""
     data = b"\x80\x02}q\0"
     for level in range(4):
         keys = b"".join(b"X" + struct.pack("<I", 4) + b"%04d" % n + b"h" + bytes([level]) for n in range(width))

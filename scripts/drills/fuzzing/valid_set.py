@@ -1,4 +1,4 @@
-"""A data set without a fault, to begin with."""
+"""A valid data set, from which the bad inputs are made."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ CATEGORIES = [{"id": 3, "name": "bee"}, {"id": 1, "name": "ant"}]
 PICTURES = {"a.jpg": (40, 60), "sub/b.png": (50, 50), "c.png": (30, 20)}  # height, width
 
 
-def whole_set() -> dict[str, Any]:
-    """A sound annotation file of three pictures."""
+def valid_annotations() -> dict[str, Any]:
+    """Return valid annotations of three pictures."""
     images = [{"id": n, "file_name": name, "height": h, "width": w} for n, (name, (h, w)) in enumerate(PICTURES.items(), 1)]
     boxes = [
         (1, 3, [5, 6, 10, 12.5]),
@@ -30,8 +30,8 @@ def whole_set() -> dict[str, Any]:
     return {"info": {"year": 2026}, "images": images, "annotations": rows, "categories": CATEGORIES}
 
 
-def put_pictures(folder: Path) -> Path:
-    """The pictures of `whole_set`, with one more outside of their folder, and links out of it."""
+def write_pictures(folder: Path) -> Path:
+    """Write the pictures of `valid_annotations`, one more outside their folder, and links to the outside; return the folder."""
     images = folder / "images"
     (images / "sub").mkdir(parents=True)
     for n, (name, (height, width)) in enumerate(PICTURES.items()):
