@@ -1,14 +1,12 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from coco_sets import REAL, base, picture, rewrite, write
 from PIL import Image
 
-from fpn_ablate.cli import doctor
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.findings import BOX, BROKEN, KINDS, NOTE
 from fpn_ablate.data.checks.images import read_rgb
@@ -305,23 +303,6 @@ def test_refusal_shows_rare_kinds_before_many_of_one(tmp_path):
     assert "52 problems" in text and "50 box-empty" in text and "... and 42 more" in text
     assert all(KINDS[kind][1] in text for kind in ("box-empty", "unknown-category", "box-outside"))
     assert text.count("Fix:") == 10
-
-
-def test_command_line(tmp_path, capsys):
-    data = base()
-    file, images = write(tmp_path, data)
-    assert doctor.main([str(file), str(images)]) == 0
-    assert "3 images, 4 objects, 3 categories" in capsys.readouterr().out
-    change("annotations", 1, bbox=[0, 0, 0, 5])(data)
-    change("images", 0, file_name="no.jpg")(data)
-    rewrite(tmp_path, data)
-    run = subprocess.run(
-        [sys.executable, "-m", "fpn_ablate", "doctor", file, images], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 1
-    assert "1 image-missing, 1 box-empty" in run.stdout and "annotation id 12" in run.stdout
-    assert doctor.main([str(file)]) == 1  # without images, the annotations alone
-    assert "image-missing" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["instances_val2014_100", "padilla_gts_nocrowd_bboxarea", "voc100_gt"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from fpn_ablate.cli.shapes import main
+from fpn_ablate.cli.main import main
 from fpn_ablate.data import shapes
 from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.data.shapes import NUM_CLASSES, ShapesDataset, World, classification_picture, compose, render
@@ -265,7 +265,7 @@ def test_pre_training_shows_every_kind_equally_often():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    main(["--export", str(folder), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
+    main(["shapes", "--export", str(folder), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
     return folder
 
 
@@ -301,6 +301,6 @@ def test_pictures_rendered_ahead_by_processes_are_the_same():
 
 
 def test_exporting_twice_writes_the_same_bytes(exported, tmp_path):
-    main(["--export", str(tmp_path), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
+    main(["shapes", "--export", str(tmp_path), "--train", "3", "--val", "2", "--size", "128", "--seed", "9"])
     for file in (f for f in exported.rglob("*") if f.is_file()):
         assert file.read_bytes() == (tmp_path / file.relative_to(exported)).read_bytes(), file.name

@@ -1,6 +1,7 @@
-"""Small COCO-format sets on disk for the tests of this folder."""
+"""Small COCO-format sets on disk."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,36 @@ def rewrite(root: Path, data: object) -> Path:
     file = root / "instances.json"
     file.write_text(data if isinstance(data, str) else json.dumps(data))
     return file
+
+
+# Pictures of a set with two splits, by the last letters of their names: height, width.
+SIZES = {"a.png": (40, 60), "b.png": (50, 50), "c.png": (120, 90)}
+
+
+def split(objects: Iterable[tuple], images: Sequence[str] = tuple(SIZES), first: int = 1) -> dict:
+    """An annotation file's content; `objects`: (image id, category id, box, crowd), `first`: the first image's id."""
+    return {
+        "categories": [dict(c) for c in CATEGORIES],
+        "images": [
+            {"id": first + n, "file_name": name, "height": SIZES[name[-5:]][0], "width": SIZES[name[-5:]][1]}
+            for n, name in enumerate(images)
+        ],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+            for n, (image, c, box, crowd) in enumerate(objects, start=1)
+        ],
+    }
+
+
+def write_splits(root: Path, train: dict, val: dict, folders: Sequence[str] = ("images", "images")) -> str:
+    """Write a set of two splits whose pictures all differ; returns the override data.root=..."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    seed = 0
+    for name, data, folder in zip(("train", "val"), (train, val), folders, strict=True):
+        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(data))
+        for entry in data["images"]:
+            path, seed = root / folder / entry["file_name"], seed + 1
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                Image.fromarray(picture(entry["height"], entry["width"], seed)).save(path)
+    return f"data.root={root}"

@@ -1,64 +1,30 @@
-"""The data doctor with a run's arguments: both splits, sizes, anchors, balance, duplicates, exit codes."""
+"""What is found out of a data set: both splits, sizes, anchors, balance, duplicates."""
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from coco_sets import CATEGORIES, REAL, picture
-from PIL import Image
+from coco_sets import REAL, SIZES, split, write_splits
+from settings import ROWS
 
-from fpn_ablate import doctor
-from fpn_ablate.cli.doctor import main as data_doctor
 from fpn_ablate.cli.doctor_text import show
-from fpn_ablate.cli.run import main
 from fpn_ablate.data import coco
-from fpn_ablate.data.transforms import prepare
+from fpn_ablate.data.transforms import Resize, prepare
 from fpn_ablate.doctor import facts, recall
+from fpn_ablate.doctor.report import examine
 from fpn_ablate.doctor.splits import splits_of
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector
-
-ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
-SIZES = {"a.png": (40, 60), "b.png": (50, 50), "c.png": (120, 90)}
-
-
-def split(objects, images=tuple(SIZES), first=1):
-    """`objects`: (image, category, box, crowd)."""
-    return {
-        "categories": [dict(c) for c in CATEGORIES],
-        "images": [
-            {"id": first + n, "file_name": name, "height": SIZES[name[-5:]][0], "width": SIZES[name[-5:]][1]}
-            for n, name in enumerate(images)
-        ],
-        "annotations": [
-            {"id": n, "image_id": image, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
-            for n, (image, c, box, crowd) in enumerate(objects, start=1)
-        ],
-    }
 
 
 @pytest.fixture
 def make(tmp_path):
     """`make(train, val)` writes a set whose pictures all differ, and returns its root as data.root=..."""
-
-    def write(train, val, folders=("images", "images")):
-        (tmp_path / "annotations").mkdir(exist_ok=True)
-        seed = 0
-        for name, data, folder in zip(("train", "val"), (train, val), folders, strict=True):
-            (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(data))
-            for entry in data["images"]:
-                path, seed = tmp_path / folder / entry["file_name"], seed + 1
-                path.parent.mkdir(exist_ok=True)
-                if not path.exists():
-                    Image.fromarray(picture(entry["height"], entry["width"], seed)).save(path)
-        return f"data.root={tmp_path}"
-
-    return write
+    return partial(write_splits, tmp_path)
 
 
 TRAIN = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [0, 0, 60, 40], 0), (3, 3, [10, 10, 50, 100], 0), (3, 1, [0, 0, 90, 90], 1)]
@@ -67,7 +33,7 @@ ONE = ("val/a.png",)
 
 
 def examined(config, *overrides, rows=("fpn",)):
-    return doctor.examine({row: config("data=coco", f"ablation={row}", *overrides) for row in rows})
+    return examine({row: config("data=coco", f"ablation={row}", *overrides) for row in rows})
 
 
 def kinds(report):
@@ -188,11 +154,11 @@ def test_objects_in_parts_are_objects_at_once(config, monkeypatch):
 def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
     objects = [(1, 1, [-0.5, 2, 7, 9], 0), (1, 3, [50, 0, 10.5, 40], 0), (2, 3, [10, 10, 31, 33], 0), (3, 1, [3, 5, 7, 11], 0)]
     cfg = config("data=coco", make(split(objects), split(VAL, ONE, first=11)))
-    short, long = cfg.recipe.short_side, cfg.recipe.max_side
+    resize = Resize.of(cfg.recipe)
     train, _ = coco.load(cfg.data)
-    items = [prepare(train[index], short, long, flip=False) for index in range(len(train))]
+    items = [prepare(train[index], resize, flip=False) for index in range(len(train))]
     table = splits_of(cfg)[0][0].table
-    sizes = recall.input_sizes(table.sizes, short, long)
+    sizes = recall.input_sizes(table.sizes, resize)
     assert [tuple(size) for size in sizes] == [item.image.shape[1:] for item in items]
     found = torch.from_numpy(facts.input_boxes(table, sizes))
     torch.testing.assert_close(found, torch.cat([item.boxes for item in items]))
@@ -218,7 +184,7 @@ BAD = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [50, 0, 30, 40], 0), (1, 1, [5, 5, 0, 5],
 @pytest.mark.parametrize(("invalid", "sound", "objects"), [("error", False, 1), ("clip", True, 2), ("drop", True, 1)])
 def test_what_the_run_would_refuse_is_refused(config, make, invalid, sound, objects, capsys):
     cfg = config("data=coco", make(split(BAD), split(VAL, ONE, first=11)), f"data.invalid={invalid}")
-    report = doctor.examine({"fpn": cfg})
+    report = examine({"fpn": cfg})
     assert report["sound"] == sound
     assert report["splits"]["train"]["objects"] == objects
     assert {f["kind"]: f["refused"] for f in report["splits"]["train"]["findings"]} == {
@@ -240,7 +206,7 @@ def test_splits_that_do_not_fit_together_are_refused_as_in_a_run(config, make):
     cfg = config("data=coco", make(split(TRAIN), val))
     with pytest.raises(coco.UserError) as refused:
         coco.load(cfg.data)
-    report = doctor.examine({"fpn": cfg})
+    report = examine({"fpn": cfg})
     assert not report["sound"] and report["refused"] == [str(refused.value)]
 
 
@@ -254,39 +220,8 @@ def test_a_set_with_little_to_count_is_still_told_of(config, make, tmp_path, tra
     json.dumps(report, allow_nan=False)
 
 
-def test_the_command_line(make, tmp_path, capsys):
-    root = make(split(TRAIN), split(VAL, ONE, first=11))
-    call = ["data=coco", root, "recipe=smoke", "ablation=c4,fpn"]
-    assert data_doctor([*call, "--json", "-"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert list(report["anchors"]) == ["c4", "fpn"] and report["format"] == 1
-    assert main(["doctor", *call, "--json", str(tmp_path / "facts.json")]) == 0
-    out = capsys.readouterr().out
-    assert json.loads((tmp_path / "facts.json").read_text()) == report
-    assert "Sound." in out and "bee" in out and "\x1b" not in out and out.isascii() == ("√" not in out)
-    shutil.move(tmp_path / "images/c.png", tmp_path / "c.png")
-    assert data_doctor(call) == 1
-    assert "train: Problems: 1 image-missing" in capsys.readouterr().out
-    for bad, message in (
-        (["data=coco", "data.root=nowhere"], "data.root=nowhere is not a folder"),
-        ([*call, "rpn.anchr_sizes=[8]"], "Did you mean rpn.anchor_sizes?"),
-        (["data=voc"], "data/voc"),
-    ):
-        assert data_doctor(bad) == 2
-        assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_module_takes_a_runs_arguments(make):
-    root = make(split(TRAIN), split(VAL, ONE, first=11))
-    command = [sys.executable, "-m", "fpn_ablate", "doctor", "data=coco", root, "recipe=smoke", "ablation=c5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("Sound.\n")
-
-
 def test_generated_pictures_are_examined_too(config, capsys):
-    report = doctor.examine({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
+    report = examine({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
     assert report["sound"] and report["generated"] and report["shared_images"] is None
     assert report["splits"]["val"]["images"] == 3
     assert report["splits"]["train"]["sizes"]["native"]["bounds"][0] == pytest.approx((32 * 64 / 480) ** 2)
