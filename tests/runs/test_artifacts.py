@@ -1,4 +1,4 @@
-"""What a run leaves for the report beside its figures, and that it can be made again."""
+"""Artifacts of a run: what the report shows beside the figures, and that the command makes it again."""
 
 import json
 import shutil
@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from settings import JOINT, TINY
 
-from fpn_ablate.cli import artifacts
+from fpn_ablate.cli.main import main
 from fpn_ablate.engine.evaluate import ground_truth
 from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_recall
@@ -15,14 +16,12 @@ from fpn_ablate.runs import artifacts, restore
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
-TINY = (
-    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
-    *("recipe.eval_images=3", "data.train_images=4", "recipe.steps=2", "device=cpu"),
-)
-TASKS = {"rpn": ["task=rpn"], "c4": ["task=rpn", "ablation=c4"], "joint": ["task=faster_rcnn", "task.training=joint"]}
+THREE = (*TINY, "recipe.eval_images=3")
+TASKS = {"rpn": [], "c4": ["ablation=c4"], "joint": [*JOINT, "recipe.roi.steps=2", "task.roi.score_thresh=0.0"]}
 
 
 @pytest.fixture(scope="module")
@@ -30,77 +29,74 @@ def finished(config, tmp_path_factory):
     """Task -> folder of its run, all below one `out`."""
     out, folders = str(tmp_path_factory.mktemp("results")), {}
     for name, task in TASKS.items():
-        overrides = [*TINY, *task] + ["task.roi.score_thresh=0.0"] * (name == "joint")
-        cfg = config(*overrides).model_copy(update={"out": out})
-        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
+        cfg = config(*THREE, *task).model_copy(update={"out": out})
+        folders[name] = run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 
-def restored(folder):
-    trained, cfg, device = restore.restore(folder, {})
-    return trained, cfg, device, DetectionSet.load(folder / DETECTIONS)
+def evaluated(folder):
+    """Data, ground truth and detections of a finished run."""
+    trained, cfg, _ = restore.restore(folder, {})
+    data = trained.validation
+    return data, ground_truth(data, cfg.recipe.eval_images), DetectionSet.load(folder / DETECTIONS)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_replicates_are_of_the_saved_detections_on_draws_that_all_rows_share(finished, name):
-    trained, cfg, _, found = restored(finished[name])
-    data = trained.validation
-    drawn = bootstrap_indices(3, np.random.default_rng(int(data.digest[:16], 16)))
-    expected = bootstrap_metrics(ground_truth(data, cfg), found, data.categories, data.area_bounds, drawn)
-    kept = Replicates.of_runs([("f", finished[name])])["f"]
-    assert set(kept) == set(expected) == set(record.read(finished[name])["metrics"])
+    data, truth, detections = evaluated(finished[name])
+    indices = bootstrap_indices(3, np.random.default_rng(int(data.digest[:16], 16)))
+    expected = bootstrap_metrics(truth, detections, data.categories, data.area_bounds, indices)
+    saved = Replicates.of_runs([("f", finished[name])])["f"]
+    assert set(saved) == set(expected) == set(record.read(finished[name])["metrics"])
     for metric, values in expected.items():
-        np.testing.assert_allclose(kept[metric], values, atol=1e-5)
+        np.testing.assert_allclose(saved[metric], values, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_recall_by_size_puts_every_object_into_a_bin(finished, name):
-    trained, cfg, _, found = restored(finished[name])
-    data, known = trained.validation, record.read(finished[name])
-    truth, sizes = ground_truth(data, cfg), known["by_size"]
+    data, truth, detections = evaluated(finished[name])
+    sizes = record.read(finished[name])["by_size"]
     assert sum(sizes["objects"]) == len(truth["annotations"])  # none lies exactly on an edge
     total = sum(n * (recall or 0.0) for n, recall in zip(sizes["objects"], sizes["AR100"], strict=True))
     # Bins ignore what lies outside, so that a box on a neighbour is no miss; the sum is near, not equal.
-    assert total / sum(sizes["objects"]) == pytest.approx(average_recall(truth, found)["AR100"], abs=0.05)
+    assert total / sum(sizes["objects"]) == pytest.approx(average_recall(truth, detections)["AR100"], abs=0.05)
     bound = np.sqrt(data.area_bounds)
     assert np.isclose(np.array(sizes["edges"])[:, None], bound, atol=0.01).any(axis=0)[0]
 
 
 def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
-    trained, cfg, _, found = restored(finished["rpn"])
-    truth = ground_truth(trained.validation, cfg)
+    data, truth, detections = evaluated(finished["rpn"])
     edges = record.read(finished["rpn"])["by_size"]["edges"]
-    made = artifacts.by_size(truth, found, trained.validation.area_bounds)
-    k = int(np.argmax(made["objects"][1:-1])) + 1
-    exact = average_recall(truth, found, (edges[k - 1] ** 2, edges[k] ** 2))["AR100_m"]
-    assert made["AR100"][k] == pytest.approx(exact, abs=0.02)  # edges are rounded for reading
+    sizes = artifacts.recall_by_size(truth, detections, data.area_bounds)
+    k = int(np.argmax(sizes["objects"][1:-1])) + 1
+    exact = average_recall(truth, detections, (edges[k - 1] ** 2, edges[k] ** 2))["AR100_m"]
+    assert sizes["AR100"][k] == pytest.approx(exact, abs=0.02)  # edges are rounded for reading
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_are_those_of_the_neck(finished, name):
-    trained, cfg, device, _ = restored(finished[name])
+    trained, cfg, device = restore.restore(finished[name], {})
     with np.load(finished[name] / ARTIFACTS) as content:
         maps = {key: content[key] for key in content.files if key.startswith("level_")}
         assert content["image_ids"].shape == content["values"].shape == (3,)
     expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
     assert set(maps) == expected
-    again = artifacts.activation_maps(trained.model, trained.validation, cfg, device)
-    for key, shown in maps.items():
-        assert shown.max() == 255 and shown.dtype == np.uint8
-        np.testing.assert_array_equal(shown, again[key.removeprefix("level_")])
+    restored = artifacts.activation_maps(trained.model, trained.validation, cfg.recipe, device)
+    for key, level in maps.items():
+        assert level.max() == 255 and level.dtype == np.uint8
+        np.testing.assert_array_equal(level, restored[key.removeprefix("level_")])
 
 
 def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):
-    trained, cfg, _, _ = restored(finished["rpn"])
+    data, truth, _ = evaluated(finished["rpn"])
     names = {record.read(folder)["pictures"] for folder in finished.values()}
     assert len(names) == 1
     folder = finished["rpn"].parents[3] / PICTURES / names.pop()
     content = json.loads((folder / TRUTH).read_text())
-    truth = ground_truth(trained.validation, cfg)
     assert set(content["images"]) == {str(image["id"]) for image in truth["images"]}
     boxes = [entry["bbox"] for image in content["images"].values() for entry in image["objects"]]
     assert sorted(boxes) == sorted(annotation["bbox"] for annotation in truth["annotations"])
-    sample = trained.validation[0]
+    sample = data[0]
     picture = np.asarray(Image.open(folder / f"{sample.image_id}.jpg"), dtype=float)
     assert picture.shape == sample.image.shape and abs(picture - sample.image).mean() < 15
 
@@ -109,26 +105,26 @@ def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, 
     out = tmp_path / "copy"
     shutil.copytree(finished["joint"].parents[4], out)
     folders = [out / folder.relative_to(finished["joint"].parents[4]) for folder in finished.values()]
-    made = [folder / name for folder in folders for name in (RESAMPLED, ARTIFACTS)]
-    arrays = {path: dict(np.load(path)) for path in made}
-    others = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path not in made}
-    for path in made:
+    files = [folder / name for folder in folders for name in (RESAMPLED, ARTIFACTS)]
+    arrays = {path: dict(np.load(path)) for path in files}
+    others = {path: path.read_bytes() for folder in folders for path in folder.iterdir() if path not in files}
+    for path in files:
         path.unlink()
     for folder in folders:
-        known = record.read(folder)
-        record.write(folder, {key: value for key, value in known.items() if key not in ("by_size", "pictures")})
+        content = record.read(folder)
+        record.write(folder, {key: value for key, value in content.items() if key not in ("by_size", "pictures")})
     shutil.rmtree(out / "runs" / PICTURES)
-    assert artifacts.main([str(out / "runs")]) == 0
+    assert main(["artifacts", str(out / "runs")]) == 0
     for path, content in others.items():
         if path.suffix == ".json":
             assert json.loads(path.read_text()) == json.loads(content)
         else:
             assert path.read_bytes() == content
     for path, content in arrays.items():
-        again = dict(np.load(path))
-        assert set(again) == set(content)
+        remade = dict(np.load(path))
+        assert set(remade) == set(content)
         for name, values in content.items():
-            np.testing.assert_array_equal(again[name], values)
+            np.testing.assert_array_equal(remade[name], values)
     assert (out / "runs" / PICTURES).is_dir()
     assert capsys.readouterr().out.count(": made") == 3
 
@@ -139,11 +135,11 @@ def test_another_machine_makes_all_but_the_levels_and_keeps_these(finished, tmp_
     folder = out / finished["rpn"].relative_to(finished["rpn"].parents[4])
     with np.load(folder / ARTIFACTS) as content:
         before = {name: content[name] for name in content.files}
-    known = record.read(folder)
-    record.write(folder, known | {"environment": known["environment"] | {"device": "NVIDIA H200"}})
+    saved = record.read(folder)
+    record.write(folder, saved | {"environment": saved["environment"] | {"device": "NVIDIA H200"}})
     (folder / RESAMPLED).unlink()
-    assert artifacts.main([str(folder)]) == 0
-    assert (folder / RESAMPLED).exists() and "levels left as they were" in capsys.readouterr().err
+    assert main(["artifacts", str(folder)]) == 0
+    assert (folder / RESAMPLED).exists() and "activation maps stay as they were" in capsys.readouterr().err
     with np.load(folder / ARTIFACTS) as content:
         assert set(content.files) == set(before)
         np.testing.assert_array_equal(content["level_p2"], before["level_p2"])
@@ -154,12 +150,12 @@ def test_a_disk_that_takes_them_not_does_not_cost_the_run(config, tmp_path, monk
         raise UserError("resampled.npz: cannot be written (No space left on device)")
 
     monkeypatch.setattr(artifacts, "make_artifacts", full)
-    cfg = config(*TINY, "seed=7").model_copy(update={"out": str(tmp_path)})
+    cfg = config(*THREE, "seed=7").model_copy(update={"out": str(tmp_path)})
     outcome = running.run(cfg)
     assert outcome["status"] == "finished" and "by_size" not in outcome
     assert "python -m fpn_ablate artifacts" in capsys.readouterr().err
 
 
 def test_nothing_to_do_is_bad_input(tmp_path, capsys):
-    assert artifacts.main([str(tmp_path)]) == 2
+    assert main(["artifacts", str(tmp_path)]) == 2
     assert "no record.json below" in capsys.readouterr().err

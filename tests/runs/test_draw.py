@@ -1,4 +1,4 @@
-"""The sheet of detections: what is drawn where, read from the figure; and what is refused."""
+"""The figure of detections: what is drawn where, read from the figure; and what is refused."""
 
 import json
 import shutil
@@ -8,52 +8,53 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from settings import JOINT, TINY
 
-from fpn_ablate.cli import pictures
+from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
 from fpn_ablate.engine.inputs import load_data
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs.draw import COLOURS, PROPOSALS, FinishedRun, draw
+from fpn_ablate.store.layout import run_folder
 
-SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu")
-TINY = (*SCRATCH, "recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
-JOINT = ("task=faster_rcnn", "task.training=joint", "task.roi.score_thresh=0.0")
+STEP = ("recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
+DETECTIONS = (*JOINT, "task.roi.score_thresh=0.0")  # an untrained network is sure of nothing
 
 
 @pytest.fixture(scope="module")
-def made(config, tmp_path_factory):
+def folders(config, tmp_path_factory):
     """Folders of finished runs: detections, proposals, and detections on a set on disk."""
     root = tmp_path_factory.mktemp("pictures")
     export_shapes(["--export", str(root / "set"), "--train", "2", "--val", "3", "--size", "64"])
     for file in (root / "set").rglob("*.json"):  # it stands for photographs
         file.write_text(json.dumps(json.loads(file.read_text()) | {"info": {}}))
-    small = ("data.train_images=2", "recipe.eval_images=5")
+    without_data = [override for override in TINY if not override.startswith("data.")]
     tasks = {
-        "joint": (*JOINT, *small),
-        "rpn": small,
-        "coco": (*JOINT, "data=coco", f"data.root={root / 'set'}"),
+        "joint": (*TINY, *DETECTIONS),
+        "rpn": TINY,
+        "coco": (*without_data, *DETECTIONS, "data=coco", f"data.root={root / 'set'}"),
     }
     folders = {}
     for name, overrides in tasks.items():
-        cfg = config(*TINY, *overrides).model_copy(update={"out": str(root / "results")})
-        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
+        cfg = config(*overrides, *STEP, "recipe.eval_images=5").model_copy(update={"out": str(root / "results")})
+        folders[name] = run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 
 @pytest.fixture
-def copy(made, tmp_path):
+def copy(folders, tmp_path):
     """`copy("joint")` -> a folder with the run's files, to be changed."""
-    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
+    return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))
 
 
-def found(folder, **changes):
+def replace_detections(folder, **changes):
     """Replace arrays of detections.npz; None leaves one out."""
     arrays = {**vars(DetectionSet.load(folder / "detections.npz")), **changes}
     np.savez(folder / "detections.npz", **{k: v for k, v in arrays.items() if v is not None})
 
 
-def record(folder, **changes):
+def replace_in_record(folder, **changes):
     path = folder / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -64,8 +65,8 @@ def grid(figure, columns):
 
 def drawn(axis):
     """Solid boxes of a panel as (x0, y0, x1, y1, colour), without the ground truth upon a run's picture."""
-    chosen = [p for p in axis.patches if to_hex(p.get_edgecolor()) not in ("#000000", "#ffffff")]
-    return [(*p.get_bbox().extents.tolist(), to_hex(p.get_edgecolor()).upper()) for p in chosen]
+    patches = [p for p in axis.patches if to_hex(p.get_edgecolor()) not in ("#000000", "#ffffff")]
+    return [(*p.get_bbox().extents.tolist(), to_hex(p.get_edgecolor()).upper()) for p in patches]
 
 
 def texts(axis):
@@ -73,13 +74,13 @@ def texts(axis):
 
 
 def complaint(capsys, *arguments):
-    assert pictures.main([str(a) for a in arguments]) == 2
+    assert main(["pictures", *map(str, arguments)]) == 2
     return capsys.readouterr().err
 
 
-def test_one_line_an_image_and_one_column_a_run_after_the_truth(made):
-    run = FinishedRun.load(made["joint"])
-    axes = grid(draw([run, FinishedRun.load(made["rpn"])], count=3), 3)
+def test_one_line_an_image_and_one_column_a_run_after_the_truth(folders):
+    run = FinishedRun.load(folders["joint"])
+    axes = grid(draw([run, FinishedRun.load(folders["rpn"])], count=3), 3)
     assert [line[0].get_ylabel() for line in axes] == ["image 1", "image 3", "image 5"]
     titles = [axis.get_title() for axis in axes[0]]
     assert titles[0] == "ground truth"
@@ -87,7 +88,7 @@ def test_one_line_an_image_and_one_column_a_run_after_the_truth(made):
         titles[1].startswith("fpn\n") and f"AP {100 * run.record['metrics']['AP']:.1f}" in titles[1] and "seed 0" in titles[1]
     )
     assert "AR1k" in titles[2]
-    _, validation = load_data(run.cfg)
+    _, validation = load_data(run.cfg.data, run.cfg.recipe, run.cfg.mode)
     for line, index in zip(axes, (0, 2, 4), strict=True):
         sample = validation[index]
         names = [validation.categories[label - 1]["name"] for label in sample.labels]
@@ -104,28 +105,28 @@ def test_a_threshold_keeps_the_sure_and_the_best_ends_on_top(copy):
     folder = copy("joint")
     boxes = np.array([[1, 2, 30, 40], [5, 6, 20, 21], [2, 2, 9, 9], [8, 8, 30, 30]], np.float32)
     ids, scores = np.array([1, 1, 1, 2]), np.array([0.9, 0.5, 0.49, 0.99], np.float32)
-    found(folder, image_ids=ids, boxes=boxes, scores=scores, labels=np.array([3, 1, 2, 2]))
+    replace_detections(folder, image_ids=ids, boxes=boxes, scores=scores, labels=np.array([3, 1, 2, 2]))
     panel = grid(draw([FinishedRun.load(folder)], count=1), 2)[0, 1]
     assert texts(panel) == ["red 0.50", "blue 0.90"]
     assert drawn(panel) == [(5, 6, 20, 21, COLOURS[0]), (1, 2, 30, 40, COLOURS[2])]
     assert len(drawn(grid(draw([FinishedRun.load(folder)], count=1, threshold=0.4), 2)[0, 1])) == 3
 
 
-def test_of_proposals_the_best_are_drawn_whatever_the_threshold(made):
-    run = FinishedRun.load(made["rpn"])
+def test_of_proposals_the_best_are_drawn_whatever_the_threshold(folders):
+    run = FinishedRun.load(folders["rpn"])
     panel = grid(draw([run], count=1, threshold=1.0), 2)[0, 1]
-    own = run.found.image_ids == 1
-    best = np.argsort(run.found.scores[own], kind="stable")[-PROPOSALS:]
-    assert np.allclose([box[:4] for box in drawn(panel)], run.found.boxes[own][best])
+    first = run.detections.image_ids == 1
+    best = np.argsort(run.detections.scores[first], kind="stable")[-PROPOSALS:]
+    assert np.allclose([box[:4] for box in drawn(panel)], run.detections.boxes[first][best])
     assert texts(panel) == []
 
 
-def test_generated_data_are_marked_and_other_sets_named(made):
-    titles = [draw([FinishedRun.load(made[name])], count=1).get_suptitle() for name in ("joint", "coco")]
+def test_generated_data_are_marked_and_other_sets_named(folders):
+    titles = [draw([FinishedRun.load(folders[name])], count=1).get_suptitle() for name in ("joint", "coco")]
     assert titles == ["GENERATED DATA", "set"]
 
 
-def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they_are(made, copy, tmp_path, capsys):
+def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they_are(folders, copy, tmp_path, capsys):
     folder, moved = copy("coco"), tmp_path / "moved"
     before = Path(FinishedRun.load(folder).cfg.data.root)
     shutil.copytree(before, moved)
@@ -135,42 +136,44 @@ def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they
             category["name"] = "$\\frac{x}\n\x1b[2J$ " + "long" * 20
         file.write_text(json.dumps(content))
     out = tmp_path / "new" / "sheet.png"
-    assert pictures.main([str(folder), str(folder), "--root", str(moved), "--out", str(out), "--count", "2"]) == 0
+    assert main(["pictures", str(folder), str(folder), "--root", str(moved), "--out", str(out), "--count", "2"]) == 0
     height, width, _ = imread(out).shape
     assert width > height > 500
     name = texts(draw([FinishedRun.load(folder, str(moved))], count=1).axes[0])[0]
     assert name.startswith("$\\frac{x}") and name.isprintable() and len(name) == 20
-    assert "no such folder; --root PATH" in complaint(capsys, folder, "--root", tmp_path / "nowhere", "--out", out)
-    assert "--root: " in complaint(capsys, made["joint"], "--root", moved, "--out", out)
+    assert "no such folder; give the data set's folder with --root PATH" in complaint(
+        capsys, folder, "--root", tmp_path / "nowhere", "--out", out
+    )
+    assert "--root: " in complaint(capsys, folders["joint"], "--root", moved, "--out", out)
 
 
-def test_runs_of_different_data_are_refused(made, copy, tmp_path, capsys):
+def test_runs_of_different_data_are_refused(folders, copy, tmp_path, capsys):
     out = ("--out", tmp_path / "a.png")
-    assert "different data" in complaint(capsys, made["joint"], made["coco"], *out)
+    assert "different data" in complaint(capsys, folders["joint"], folders["coco"], *out)
     folder = copy("joint")
-    record(folder, images={"count": 5, "declared": 5, "digest": "0" * 16})
-    assert "different data" in complaint(capsys, made["joint"], folder, *out)
+    replace_in_record(folder, images={"count": 5, "declared": 5, "digest": "0" * 16})
+    assert "different data" in complaint(capsys, folders["joint"], folder, *out)
     assert "not those that" in complaint(capsys, folder, *out)
     assert not (tmp_path / "a.png").exists()
 
 
 def test_what_is_not_a_finished_run_is_refused(copy, tmp_path, capsys):
     out = ("--out", tmp_path / "a.png")
-    assert "no record.json" in complaint(capsys, tmp_path / "nowhere", *out)
+    assert "no readable record.json" in complaint(capsys, tmp_path / "nowhere", *out)
     folder = copy("joint")
-    record(folder, status="interrupted")
-    assert "not finished but interrupted" in complaint(capsys, folder, *out)
-    record(folder, status="finished")
-    found(folder, labels=np.full(len(FinishedRun.load(folder).found.boxes), 4))
+    replace_in_record(folder, status="interrupted")
+    assert "the run is interrupted, not finished" in complaint(capsys, folder, *out)
+    replace_in_record(folder, status="finished")
+    replace_detections(folder, labels=np.full(len(FinishedRun.load(folder).detections.boxes), 4))
     assert "detections of classes that shapes does not have" in complaint(capsys, folder, *out)
-    found(folder, scores=np.zeros(1, np.float32))
+    replace_detections(folder, scores=np.zeros(1, np.float32))
     assert "cannot be read (its arrays differ in length)" in complaint(capsys, folder, *out)
     (folder / "detections.npz").write_bytes(b"PK\x03\x04cut off")
     assert "cannot be read" in complaint(capsys, folder, *out)
 
 
-@pytest.mark.parametrize("wrong", [("--count", "0"), ("--threshold", "nan"), ("--out", "sheet.gif")])
-def test_wrong_options_are_refused_before_anything_is_read(wrong, tmp_path, capsys):
+@pytest.mark.parametrize("option", [("--count", "0"), ("--threshold", "nan"), ("--out", "sheet.gif")])
+def test_wrong_options_are_refused_before_anything_is_read(option, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        pictures.main([str(tmp_path), *wrong])
-    assert wrong[0] in capsys.readouterr().err
+        main(["pictures", str(tmp_path), *option])
+    assert option[0] in capsys.readouterr().err

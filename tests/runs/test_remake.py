@@ -1,4 +1,4 @@
-"""A finished run is restored from its folder alone: it finds what it found, and its latency can be measured again."""
+"""A finished run is restored from its folder alone: it detects the same, and its latency can be measured again."""
 
 import json
 from pathlib import Path
@@ -6,24 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from settings import JOINT, TINY
 
-from fpn_ablate.cli import measure
+from fpn_ablate.cli.main import main
 from fpn_ablate.data.loader import evaluation_batches
+from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.evaluate import predict
 from fpn_ablate.evaluation.coco import DetectionSet
-from fpn_ablate.runs import restore
+from fpn_ablate.runs import remake, restore
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
 
-TINY = (
-    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
-    *("recipe.eval_images=3", "data.train_images=4", "device=cpu"),
-)
 TASKS = {
     "rpn": ["task=rpn"],
     "fast": ["task=fast_rcnn", "ablation=c4"],
     "separate": ["task=faster_rcnn"],
-    "joint": ["task=faster_rcnn", "task.training=joint"],
+    "joint": JOINT,
     "four_step": ["task=faster_rcnn", "task.training=four_step"],
 }
 
@@ -34,35 +33,37 @@ def finished(config, tmp_path_factory):
     out, folders = str(tmp_path_factory.mktemp("results")), {}
     for name, task in TASKS.items():
         # An untrained network is sure of nothing.
-        overrides = [*TINY, *task] + ["task.roi.score_thresh=0.0"] * (name != "rpn")
+        overrides = [*TINY, "recipe.roi.steps=2", *task] + ["task.roi.score_thresh=0.0"] * (name != "rpn")
         cfg = config(*overrides).model_copy(update={"out": out})
-        folders[name] = running.run_folder(cfg, running.run(cfg)["fingerprint"])
+        folders[name] = run_folder(cfg, running.run(cfg)["fingerprint"])
     return folders
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_restored_run_finds_what_it_found(finished, name):
+def test_a_restored_run_detects_what_it_detected(finished, name):
     folder = finished[name]
     trained, cfg, device = restore.restore(folder, {})
-    found, saved = predict(trained.answer, trained.validation, cfg, device, 3), DetectionSet.load(folder / "detections.npz")
+    detections = predict(trained.predict, trained.validation, cfg.recipe, device, count=cfg.recipe.eval_images)
+    saved = DetectionSet.load(folder / "detections.npz")
     assert len(saved.boxes)
-    np.testing.assert_array_equal(found.boxes, saved.boxes)
-    np.testing.assert_array_equal(found.scores, saved.scores)
+    np.testing.assert_array_equal(detections.boxes, saved.boxes)
+    np.testing.assert_array_equal(detections.scores, saved.scores)
 
 
 def test_separate_makes_its_own_proposals_for_the_latency(finished):
     trained, _, _ = restore.restore(finished["separate"], {})
-    sizes = {"batch_size": 1, "count": 1, "short_side": 64, "max_side": 128}
-    bare, given = (next(evaluation_batches(data, **sizes)) for data in (trained.validation.dataset, trained.validation))
+    splits = (trained.validation.dataset, trained.validation)
+    bare, fixed = (next(evaluation_batches(split, batch_size=1, count=1, resize=Resize(64, 128))) for split in splits)
     assert bare.proposals is None and trained.model.rpn is None
-    torch.testing.assert_close(trained.whole(bare).boxes, trained.answer(given).boxes)  # native and back: not to the bit
+    # Fixed proposals went to native pixels and back, so not to the bit.
+    torch.testing.assert_close(trained.predict_end_to_end(bare).boxes, trained.predict(fixed).boxes)
 
 
 def test_only_the_latency_of_a_record_changes(finished, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "latency_of", lambda *_: 12.5)
+    monkeypatch.setattr(remake, "end_to_end_latency_ms", lambda *_: 12.5)
     before = {name: record.read(folder) for name, folder in finished.items()}
     out = finished["rpn"].parents[4]
-    assert measure.main([str(out / "runs")]) == 0
+    assert main(["measure", str(out / "runs")]) == 0
     assert capsys.readouterr().out.count("12.5 ms, was") == len(list(Path(out).rglob("record.json")))
     for name, folder in finished.items():
         after = record.read(folder)
@@ -73,10 +74,11 @@ def test_only_the_latency_of_a_record_changes(finished, capsys, monkeypatch):
 
 def test_what_cannot_be_measured_is_left_as_it_was(finished, capsys, tmp_path):
     folder = finished["rpn"]
-    known = record.read(folder)
-    (folder / "record.json").write_text(json.dumps({**known, "environment": {**known["environment"], "device": "a GPU"}}))
+    content = record.read(folder)
+    other = {**content, "environment": {**content["environment"], "device": "a GPU"}}
+    (folder / "record.json").write_text(json.dumps(other))
     text = (folder / "record.json").read_text()
-    assert measure.main([str(folder)]) == 2
+    assert main(["measure", str(folder)]) == 2
     assert "made on a GPU" in capsys.readouterr().err
     assert (folder / "record.json").read_text() == text
-    assert measure.main([str(tmp_path)]) == 2
+    assert main(["measure", str(tmp_path)]) == 2
