@@ -1,4 +1,4 @@
-"""mode=evaluate: a detector from a file, and nothing trained."""
+"""mode=evaluate: evaluate a detector from a file, without training."""
 
 import copy
 
@@ -29,7 +29,7 @@ JOINT = ("task=faster_rcnn", "task.training=joint", "task.roi.score_thresh=0.0",
 
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
-    """A finished end-to-end cell: what it was made of, its record, its folder."""
+    """Train an end-to-end run; return the folder of results, its record and its folder."""
     out = tmp_path_factory.mktemp("results")
     cfg = config(*TINY, *JOINT).model_copy(update={"out": str(out)})
     outcome = running.run(cfg)
@@ -51,16 +51,16 @@ def evaluated(config, trained, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "model.pt", "safetensors"])
-def test_what_a_row_found_is_found_again_from_its_weights(trained, evaluated, tmp_path, kind):
-    _, known, folder = trained
+def test_a_row_detects_the_same_from_its_weights(trained, evaluated, tmp_path, kind):
+    _, record, folder = trained
     path = {"folder": folder, "model.pt": folder / "model.pt", "safetensors": tmp_path / "row.safetensors"}[kind]
     if kind == "safetensors":
         assert main(["weights", "export", str(folder), str(path), "--to", "safetensors"]) == 0
-    outcome, found = evaluated(path)
-    assert outcome["metrics"] == known["metrics"] and outcome["per_class"] == known["per_class"]
+    outcome, detections = evaluated(path)
+    assert outcome["metrics"] == record["metrics"] and outcome["per_class"] == record["per_class"]
     before = DetectionSet.load(folder / "detections.npz")
     for name in ("image_ids", "boxes", "scores", "labels"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(before, name))
+        np.testing.assert_array_equal(getattr(detections, name), getattr(before, name))
 
 
 def test_the_record_names_the_file_and_stands_in_a_table_of_its_own(trained, evaluated):
@@ -85,7 +85,7 @@ def test_a_file_that_does_not_fit_is_refused_and_leaves_no_record(trained, evalu
     assert set(trained[0].rglob("record.json")) == before
 
 
-def test_what_differs_from_how_it_was_trained_is_said(trained, evaluated, capsys):
+def test_settings_other_than_in_training_give_a_warning(trained, evaluated, capsys):
     evaluated(trained[2])
     assert "WARNING" not in capsys.readouterr().err
     evaluated(trained[2], "neck.upsample=bilinear")
@@ -102,7 +102,7 @@ def test_other_classes_are_refused_by_name(config, trained):
         read_evaluated(trained[2], model, other, {})
 
 
-def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tmp_path):
+def test_a_detector_whose_rpn_is_another_run_is_refused(config, trained, tmp_path):
     """model.pt of task=fast_rcnn, or of task.training=separate, has no RPN."""
     folder = tmp_path / "seed0"
     folder.mkdir()
@@ -114,7 +114,7 @@ def test_a_detector_trained_apart_is_said_to_be_no_whole_one(config, trained, tm
         prepare(cfg)
 
 
-def test_the_training_split_is_not_asked_for(config, trained, tmp_path):
+def test_the_training_split_is_not_needed(config, trained, tmp_path):
     assert main(["shapes", "--export", str(tmp_path), "--train", "2", "--val", "3", "--size", "64"]) == 0
     (tmp_path / "annotations" / "instances_train.json").unlink()
     settings = ("data=coco", f"data.root={tmp_path}", "mode=evaluate", f"weights={trained[2]}")
@@ -139,7 +139,7 @@ def test_runs_whose_files_have_one_name_are_rows_of_their_own(config):
         (["mode=evaluate", "weights=nowhere.pt", "task=fast_rcnn"], "task.proposals.file=FILE"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, arguments, words):
+def test_missing_settings_are_named(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         raise SystemExit(main(["recipe=smoke", *arguments]))
@@ -161,7 +161,7 @@ def test_a_stride_in_the_1x1_needs_other_weights_to_train_from_and_none_to_be_ev
         config(*caffe)
 
 
-def test_what_an_earlier_version_did_not_know_is_no_difference(trained, evaluated, tmp_path, capsys):
+def test_a_setting_that_an_older_run_lacks_gives_no_warning(trained, evaluated, tmp_path, capsys):
     folder = tmp_path / "seed0"
     folder.mkdir()
     (folder / "model.pt").write_bytes((trained[2] / "model.pt").read_bytes())
@@ -172,7 +172,7 @@ def test_what_an_earlier_version_did_not_know_is_no_difference(trained, evaluate
     assert "WARNING" not in capsys.readouterr().err
 
 
-def test_a_trained_run_has_its_training_split_where_an_evaluated_one_was_looked_at_before(trained, evaluated):
+def test_a_trained_run_keeps_its_training_split_after_an_evaluated_one_was_read(trained, evaluated):
     evaluated(trained[2])
     folder = next((trained[0] / "runs" / "evaluated_faster_rcnn").glob(f"*/fpn+weights-{trained[2].name}/*"))
     splits = {}

@@ -1,4 +1,4 @@
-"""Weights of other programs in our network: the tensors, what they compute, and files that do not fit."""
+"""Load weights of other programs into our network: the tensors, what they compute, and files that do not fit."""
 
 import argparse
 import pickle
@@ -29,7 +29,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def silent(line: str) -> None:
+def silent(note: str) -> None:
     pass
 
 
@@ -72,7 +72,7 @@ def test_the_names_before_torchvision_0_13_are_the_same_network(torchvision_file
     assert same(convert(Stored(path, older)).tensors, convert(Stored(path, theirs)).tensors)
 
 
-def test_there_and_back_is_the_same_bit_for_bit(torchvision_file, ours, config):
+def test_import_and_export_give_the_same_bits(torchvision_file, ours, config):
     path, theirs = torchvision_file
     weights = open_weights(path)
     back = to_torchvision(weights)
@@ -84,9 +84,9 @@ def test_there_and_back_is_the_same_bit_for_bit(torchvision_file, ours, config):
         assert torch.equal(value, expected), name
     assert same(convert(Stored(path, back)).tensors, weights.tensors)
     # From our side, with batch norms that are trained.
-    own = ours(3, "backbone=resnet18", *PYRAMID).state_dict()
-    there = to_torchvision(convert(Stored(path, own)))
-    assert same(convert(Stored(path, there)).tensors, own)
+    state = ours(3, "backbone=resnet18", *PYRAMID).state_dict()
+    exported = to_torchvision(convert(Stored(path, state)))
+    assert same(convert(Stored(path, exported)).tensors, state)
 
 
 def coco_detector(torchvision_file) -> dict:
@@ -103,10 +103,10 @@ def test_the_80_categories_of_coco_are_chosen_from_91_rows(torchvision_file, our
     torch.save(state, path)
     numbers = [number for number in range(1, 91) if number not in COCO_UNUSED]
     assert len(numbers) == 80
-    said = []
+    notes = []
     model = ours(80, "backbone=resnet18", *PYRAMID)
-    load(model, path, log=said.append)
-    assert any("91 rows" in line and "12, 26, 29, 30, 45, 66, 68, 69, 71, 83" in line for line in said)
+    load(model, path, log=notes.append)
+    assert any("91 rows" in line and "12, 26, 29, 30, 45, 66, 68, 69, 71, 83" in line for line in notes)
     scores, deltas = (state[f"roi_heads.box_predictor.{layer}.weight"] for layer in ("cls_score", "bbox_pred"))
     assert torch.equal(model.roi.predictor.scores.weight[0], scores[0])
     for index, number in enumerate(numbers):
@@ -114,9 +114,9 @@ def test_the_80_categories_of_coco_are_chosen_from_91_rows(torchvision_file, our
         assert torch.equal(model.roi.predictor.deltas.weight[4 * index : 4 * index + 4], deltas[4 * number : 4 * number + 4])
     kept = open_weights(path, Options(keep_classes=True))
     assert kept.facts["num_classes"] == "90" and torch.equal(kept.tensors["roi.predictor.scores.weight"], scores)
-    every = ours(90, "backbone=resnet18", *PYRAMID)
-    load(every, path, log=silent)
-    assert torch.equal(every.roi.predictor.deltas.weight, deltas[4:])
+    model = ours(90, "backbone=resnet18", *PYRAMID)
+    load(model, path, log=silent)
+    assert torch.equal(model.roi.predictor.deltas.weight, deltas[4:])
 
 
 def test_another_eps_moves_the_scales_so_that_batch_norm_computes_the_same(torchvision_file, tmp_path):
@@ -137,7 +137,7 @@ def test_another_eps_moves_the_scales_so_that_batch_norm_computes_the_same(torch
         torch.testing.assert_close(ours, plain[f"{name}weight"] * variance.rsqrt(), rtol=1e-5, atol=0)
 
 
-def test_ninety_classes_of_ones_own_go_out_and_in(ours, tmp_path):
+def test_our_own_detector_of_ninety_classes_is_loaded(ours, tmp_path):
     source, model = ours(90, "backbone=resnet18", *PYRAMID), ours(90, "backbone=resnet18", *PYRAMID)
     torch.save(source.state_dict(), tmp_path / "own.pt")
     for p in model.parameters():
@@ -147,7 +147,7 @@ def test_ninety_classes_of_ones_own_go_out_and_in(ours, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_a_backbone_goes_out_as_it_came_in_but_for_its_classifier(name, tmp_path):
+def test_a_backbone_is_exported_as_it_was_imported_but_for_its_classifier(name, tmp_path):
     state, path = getattr(torchvision.models, name)(weights=None).state_dict(), tmp_path / "backbone.pth"
     torch.save(state, path)
     weights = open_weights(path)
@@ -160,7 +160,7 @@ def test_a_backbone_goes_out_as_it_came_in_but_for_its_classifier(name, tmp_path
 
 
 def block_of_detectron2(name: str) -> str:
-    """Our "0.bn1.weight" as "0.conv1.norm.weight"."""
+    """Translate our "0.bn1.weight" to "0.conv1.norm.weight"."""
     name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
     for number in "123":
         name = name.replace(f".bn{number}.", f".conv{number}.norm.")
@@ -168,7 +168,7 @@ def block_of_detectron2(name: str) -> str:
 
 
 def detectron2_file(model, path, std: tuple[float, float, float], trunk: str):
-    """A pickle as the model zoo's of what `model` is; `std` in BGR. Written without a look at the converter."""
+    """Write `model` as a pickle like the model zoo's; `std` in BGR. Written independently of the converter."""
     out = {}
     for name, value in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -214,7 +214,7 @@ def detectron2_file(model, path, std: tuple[float, float, float], trunk: str):
     ids=["fpn", "std", "c4"],
 )
 def test_a_detector_of_detectron2_computes_what_it_is_taken_from(ours, tmp_path, overrides, trunk, std):
-    path, said = tmp_path / "model.pkl", []
+    path, notes = tmp_path / "model.pkl", []
     source, model = (ours(3, *overrides, seed=seed) for seed in (1, 2))
     written = detectron2_file(source, path, std, trunk)
     images = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -224,23 +224,23 @@ def test_a_detector_of_detectron2_computes_what_it_is_taken_from(ours, tmp_path,
     bgr = (images.flip(1) - mean[:, None, None]) / torch.tensor(std)[:, None, None]
     first = F.conv2d(bgr, written[f"{trunk}stem.conv1.weight"], stride=2, padding=3)
     torch.testing.assert_close(first, source.backbone.stages["stem"][0](normalise(images, sizes)), rtol=1e-4, atol=1e-5)
-    load(model, path, Options(pixel_std=std), said.append)
+    load(model, path, Options(pixel_std=std), notes.append)
     for name, value in source.state_dict().items():
         if name == "backbone.stages.stem.0.weight":
             torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-6, atol=0)
         elif not name.endswith("num_batches_tracked"):
             assert torch.equal(model.state_dict()[name], value), name
     with torch.no_grad():
-        expected, found = source.features(images, sizes), model.features(images, sizes)
+        expected, features = source.features(images, sizes), model.features(images, sizes)
     for level in expected:
-        torch.testing.assert_close(found[level], expected[level], rtol=1e-5, atol=1e-5)
-    assert any(f"stride_in_1x1={str(CAFFE in overrides).lower()} task.roi.pooling=align_v2" in line for line in said)
-    assert not any("WARNING" in line for line in said)
+        torch.testing.assert_close(features[level], expected[level], rtol=1e-5, atol=1e-5)
+    assert any(f"stride_in_1x1={str(CAFFE in overrides).lower()} task.roi.pooling=align_v2" in line for line in notes)
+    assert not any("WARNING" in line for line in notes)
 
 
 @pytest.fixture(scope="module")
 def resnet50():
-    """The state dict of a ResNet-50 whose layers are cut to a corner."""
+    """Return the state dict of a ResNet-50 with at most 4 channels a layer."""
     with torch.device("meta"):
         state = torchvision.models.resnet50(weights=None).state_dict()
     generator = torch.Generator().manual_seed(3)
@@ -248,9 +248,9 @@ def resnet50():
     return {k: torch.rand(shape, generator=generator) for k, shape in corners.items()}
 
 
-def resnet_file(path, state: dict, rename, **beside):
-    """A pickle of it under other names, as the backbone that it is read as."""
-    path.write_bytes(pickle.dumps({**beside, "model": {n: v.numpy() for k, v in state.items() if (n := rename(k))}}, 2))
+def resnet_file(path, state: dict, rename, **entries):
+    """Write `state` as a pickle with other names; return the backbone that is read from it."""
+    path.write_bytes(pickle.dumps({**entries, "model": {n: v.numpy() for k, v in state.items() if (n := rename(k))}}, 2))
     weights = convert(read(path))
     assert not weights.unknown
     return backbone_part(weights.tensors)
@@ -280,12 +280,12 @@ def to_caffe2(name: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def backbone(config):
-    """`backbone("resnet50", path)` -> what backbone.weights=path gives."""
+    """`backbone("resnet50", path)` -> the state dict of backbone.weights=path."""
     return lambda name, path: backbone_weights(config(f"backbone={name}", f"backbone.weights={path}").backbone, None)
 
 
 def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
-    """The converter that detectron2 has for torchvision's keeps RGB and its deviations; MSRA's are BGR, divided by 1."""
+    """ResNets that detectron2 converted from torchvision keep RGB and its deviations; MSRA's are BGR, divided by 1."""
     plain, stem = backbone_part(convert(Stored(tmp_path, resnet50)).tensors), "stages.stem.0.weight"
     assert len(plain) == len(resnet50) - 2
     rgb = resnet_file(tmp_path / "rgb.pkl", resnet50, to_detectron2, __author__="torchvision")
@@ -299,15 +299,15 @@ def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
     assert all(torch.equal(v, plain[k]) for k, v in caffe2.items() if "running" not in k and k != stem)
     norm = {k.rpartition(".")[2]: v for k, v in caffe2.items() if k.startswith("stages.c4.1.bn2.")}
     x = torch.rand(1, 4, 2, 2)
-    found = F.batch_norm(x, norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"])
-    torch.testing.assert_close(found, x * norm["weight"][:, None, None] + norm["bias"][:, None, None])
+    normed = F.batch_norm(x, norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"])
+    torch.testing.assert_close(normed, x * norm["weight"][:, None, None] + norm["bias"][:, None, None])
 
 
 # ------------------------------------------------------------------------------------------------------------------- strides
 
 
 def by_hand(block: nn.Module, x: torch.Tensor, stride: int) -> torch.Tensor:
-    """A bottleneck of He et al. (2015): the first 1x1 has the stride."""
+    """Compute a bottleneck of He et al. (2015): the first 1x1 has the stride."""
 
     def norm(layer: nn.Module, y: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(y, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=1e-5)
@@ -360,19 +360,19 @@ def test_backbones_without_bottlenecks_are_left_alone():
 # ----------------------------------------------------------------------------------------------------- what is loaded, or not
 
 
-def test_a_stage_that_the_network_lacks_is_left_out_and_said(ours, torchvision_file):
+def test_a_stage_that_the_network_lacks_is_left_out_with_a_note(ours, torchvision_file):
     path, theirs = torchvision_file
     for task, parts, left in (("rpn", ("rpn",), "roi"), ("fast_rcnn", ("roi",), "rpn")):
-        said = []
+        notes = []
         overrides = [o for o in PYRAMID if task != "rpn" or not o.startswith("task")]
         overrides = [o for o in overrides if not o.startswith(("task=", "task.training"))]
         model = ours(3, "backbone=resnet18", f"task={task}", *overrides, parts=parts)
-        load(model, path, log=said.append)
+        load(model, path, log=notes.append)
         assert torch.equal(model.neck.lateral["p3"].weight, theirs["backbone.fpn.inner_blocks.1.0.weight"])
-        assert sum(f"left out: {left}.*" in line for line in said) == 1
+        assert sum(f"left out: {left}.*" in line for line in notes) == 1
 
 
-def test_what_does_not_fit_changes_nothing(ours, torchvision_file, tmp_path):
+def test_a_file_that_does_not_fit_changes_nothing(ours, torchvision_file, tmp_path):
     _, theirs = torchvision_file
     model = ours(4, "backbone=resnet18", *PYRAMID)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -478,13 +478,13 @@ def test_no_file_and_no_run(tmp_path):
 
 def test_backbone_weights_takes_the_backbone_of_a_detector(backbone, torchvision_file, ours, tmp_path):
     path, theirs = torchvision_file
-    found = backbone("resnet18", path)
-    assert torch.equal(found["stages.c5.1.conv2.weight"], theirs["backbone.body.layer4.1.conv2.weight"])
+    state = backbone("resnet18", path)
+    assert torch.equal(state["stages.c5.1.conv2.weight"], theirs["backbone.body.layer4.1.conv2.weight"])
     # Row c4 has conv5 as its head; it belongs to the backbone.
     model = ours(3, "ablation=c4", "backbone=resnet18", *JOINT)
     torch.save(model.state_dict(), tmp_path / "c4.pt")
-    found = backbone("resnet18", tmp_path / "c4.pt")
-    assert torch.equal(found["stages.c5.1.conv2.weight"], model.roi.box_head.stage[1].conv2.weight)
+    state = backbone("resnet18", tmp_path / "c4.pt")
+    assert torch.equal(state["stages.c5.1.conv2.weight"], model.roi.box_head.stage[1].conv2.weight)
     with pytest.raises(UserError, match=r"backbone.weights=.*c4.pt does not fit backbone=resnet34: \d+ tensors are missing"):
         backbone("resnet34", tmp_path / "c4.pt")
 
@@ -509,7 +509,7 @@ def test_half_precision_is_loaded_as_single(ours, torchvision_file):
     assert np.isfinite(model.rpn.head.conv.weight.detach().numpy()).all()
 
 
-def test_a_file_with_what_is_no_number_is_refused(torchvision_file, tmp_path):
+def test_a_file_with_nan_is_refused(torchvision_file, tmp_path):
     state = torch.load(torchvision_file[0])
     state["rpn.head.cls_logits.bias"][1] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
@@ -521,5 +521,5 @@ def test_names_of_a_parallel_training_are_those_of_its_module(torchvision_file, 
     state = torch.load(torchvision_file[0])
     parallel = {f"module.{key}": value for key, value in state.items()}
     torch.save({"model": parallel, "args": argparse.Namespace(lr=0.02)}, tmp_path / "ddp.pth")
-    found, expected = open_weights(tmp_path / "ddp.pth").tensors, open_weights(torchvision_file[0]).tensors
-    assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
+    tensors, expected = open_weights(tmp_path / "ddp.pth").tensors, open_weights(torchvision_file[0]).tensors
+    assert same(tensors, expected)

@@ -29,10 +29,10 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_come_back_as_pickle_gives_them(protocol):
     data = pickle.dumps({"model": OrderedDict(ARRAYS), "__author__": "x", "matching_heuristics": True}, protocol)
-    found = unpickle.read(data)
-    assert found["__author__"] == "x" and found["matching_heuristics"] is True
-    assert found["model"].keys() == ARRAYS.keys()
-    for name, value in found["model"].items():
+    content = unpickle.read(data)
+    assert content["__author__"] == "x" and content["matching_heuristics"] is True
+    assert content["model"].keys() == ARRAYS.keys()
+    for name, value in content["model"].items():
         assert value.shape == ARRAYS[name].shape and value.dtype.isnative, name
         assert np.array_equal(value, pickle.loads(data)["model"][name]), name
 
@@ -71,7 +71,7 @@ def attacks(mark) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", attacks(""))
-def test_what_is_no_part_of_an_array_is_refused_by_name_and_not_run(tmp_path, name):
+def test_a_name_that_is_no_part_of_an_array_is_refused_and_not_run(tmp_path, name):
     mark, path = tmp_path / "run", tmp_path / "evil.pkl"
     evil = attacks(mark)[name]
     path.write_bytes(pickle.dumps({"model": {"stem.conv1.weight": ARRAYS["f4"], "x": evil}}, 4))
@@ -84,8 +84,8 @@ def test_what_is_no_part_of_an_array_is_refused_by_name_and_not_run(tmp_path, na
     assert not mark.exists()
 
 
-def test_what_is_admitted_runs_nothing_of_numpys():
-    """With other arguments than arrays have, the functions that stand in fail or do nothing."""
+def test_admitted_names_run_nothing_of_numpys():
+    """The replacements fail or do nothing when they get other arguments than those of arrays."""
     for name in ("os.system", "open", "O", "V8", "O8", [("f", "O")], object):
         stream = io.BytesIO()
         pickler = pickle._Pickler(stream, 2)
