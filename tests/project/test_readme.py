@@ -5,24 +5,22 @@ import functools
 import io
 import os
 import re
-import runpy
 import shlex
 import stat
 import subprocess
-import sys
-import warnings
 from itertools import product
 from pathlib import Path
 
 import matplotlib
 import pytest
-from fpn_ablate.config.overrides import normalise
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from fpn_ablate.cli.main import COMMANDS, main, split_command
 from fpn_ablate.cli.verify import fill_verify_blocks
-from fpn_ablate.config.composition import cell_config, register, without_hydra
+from fpn_ablate.config.composition import cell_config, compose_rows, register, without_hydra
+from fpn_ablate.config.overrides import normalise
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
@@ -55,18 +53,21 @@ def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
     assert tests.endswith("/python -m pytest")
 
 
-# Stands for python3 and, within the environment that it makes, for python and ruff: writes down how it was called.
+# Stands for python3 and, within the environment that it makes, for python and the linters: writes down how it was called.
 STUB = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >> "$CALLS"
-case "$*" in *"$FAILING"*) [ -n "$FAILING" ] && exit 3;; esac
+call="$(basename "$0") $*"
+echo "$call" >> "$CALLS"
+case "$call" in *"$FAILING"*) [ -n "$FAILING" ] && exit 3;; esac
 case "$*" in "-m venv"*)
-  mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python"; cp "$0" "${@: -1}/bin/ruff"; echo "${@: -1}" > "$CALLS.environment";;
+  mkdir -p "${@: -1}/bin"
+  for program in python ruff lint-imports; do cp "$0" "${@: -1}/bin/$program"; done
+  echo "${@: -1}" > "$CALLS.environment";;
 esac
 exit 0
 """
 
 
-@pytest.mark.parametrize("failing", ["", "venv", "install", "pytest", "check .", "format"])
+@pytest.mark.parametrize("failing", ["", "venv", "install", "pytest", "check .", "format", "lint-imports"])
 def test_ci_calls_the_readmes_second_command_in_a_new_environment_and_passes_on_failures(tmp_path: Path, failing: str) -> None:
     (tmp_path / "bin").mkdir()
     stub = tmp_path / "bin" / "python3"
@@ -85,7 +86,7 @@ def test_ci_calls_the_readmes_second_command_in_a_new_environment_and_passes_on_
     expected = [shlex.split(part) for part in BLOCKS[1].replace(".venv", str(environment)).split("&&")]
     called = [line.split(" ") for line in calls.read_text().splitlines()]
     assert called[:3] == [[Path(program).name, *arguments] for program, *arguments in expected]
-    assert called[3:] == [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
+    assert called[3:] == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports", "--no-cache"]]
 
 
 def choices(override: Override) -> list[str]:
@@ -95,27 +96,25 @@ def choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def searchpath(arguments: list[str], folder: Path) -> list[str]:
-    """Take `--config-dir DIR` out of `arguments`; the override that makes Hydra look into that folder below `folder`."""
-    if "--config-dir" not in arguments:
-        return []
-    place = arguments.index("--config-dir")
-    _, name = arguments.pop(place), arguments.pop(place)
+def own_folder(folder: Path, name: str) -> Path:
+    """The folder of `--config-dir NAME`, with the files that the README tells its reader to write, below `folder`."""
     for file, text in FILES.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
     assert (folder / name).is_dir(), f"the README shows no file in {name}"
-    return [f"hydra.searchpath=['file://{SHIPPED}','file://{folder / name}']"]
+    return folder / name
 
 
-def check_overrides(arguments: list[str], folder: Path) -> None:
+def check_run(arguments: list[str], config_dir: Path | None) -> None:
     """Compose and validate each job of a command line, as the sweeper does."""
     register()
-    more = searchpath(arguments, folder)
-    assert {argument for argument in arguments if argument.startswith("-")} <= {"-m", "--multirun", "--cfg", "--help", "-h"}
+    more = [f"hydra.searchpath=['file://{SHIPPED}','file://{config_dir}']"] if config_dir else []
+    assert {argument for argument in arguments if argument.startswith("-")} <= {"-m", "--multirun", "--cfg"}
     # Launchers are Hydra plugins, and not all of them are installed.
     overrides = [
-        o for o in normalise(arguments) if "=" in o and not o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
+        o
+        for o in normalise(arguments, config_dir)
+        if "=" in o and not o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
     ]
     parsed = OverridesParser.create().parse_overrides(overrides)
     assert "-m" in arguments or not any(override.is_sweep_override() for override in parsed)
@@ -127,37 +126,51 @@ def check_overrides(arguments: list[str], folder: Path) -> None:
 
 
 @functools.cache
-def help_of(module: str, *command: str) -> str:
-    """In this process, since another would spend seconds on importing torch."""
-    printed, before = io.StringIO(), sys.argv
-    sys.argv = [module, *command, "--help"]
-    try:
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-            warnings.simplefilter("ignore")  # that the module is imported already
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        sys.argv = before
+def options_of(*command: str) -> set[str]:
+    """The options in the help of a command."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
     assert not end.value.code
-    return printed.getvalue()
+    return set(re.findall(r"--[\w-]+", printed.getvalue()))
 
 
-def check_options(module: str, arguments: list[str]) -> None:
-    """Each --option is one that the help of the module names, or that of its command."""
+def check_command(name: str, arguments: list[str], config_dir: Path | None) -> None:
+    """Each --option is one that the command's help names; key=value are those of a run."""
     options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
-    commands = re.search(r"\{([\w,]+)\}", help_of(module))
-    command = arguments[:1] if commands and arguments[0] in commands[1].split(",") else []
-    assert options <= set(re.findall(r"--[\w-]+", help_of(module, *command)))
+    assert options <= options_of(name, *(arguments[:1] if name == "weights" else []))
+    if name in ("verify", "doctor"):
+        compose_rows([argument for argument in arguments if "=" in argument and not argument.startswith("-")], config_dir)
 
 
 @pytest.mark.parametrize("command", quoted())
-def test_a_quoted_command_is_accepted(command: str, tmp_path: Path) -> None:
+def test_a_quoted_command_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [word for word in shlex.split(command) if word != "..."]
-    if words[0].endswith("fpn-ablate"):
-        check_overrides(words[1:], tmp_path)
-    elif words[1] == "fpn_ablate":
-        check_overrides(["-m", *words[3:]] if words[2:3] == ["verify"] else words[2:], tmp_path)
+    arguments = words[1:] if words[0].endswith("fpn-ablate") else words[2:]
+    if "--config-dir" in arguments:
+        own_folder(tmp_path, arguments[arguments.index("--config-dir") + 1])
+        monkeypatch.chdir(tmp_path)
+    name, arguments, config_dir = split_command(arguments)
+    if name:
+        check_command(name, arguments, config_dir)
     else:
-        check_options(words[1], words[2:])
+        check_run(arguments, config_dir)
+
+
+def test_every_command_is_mentioned() -> None:
+    named = {split_command(shlex.split(command)[2:])[0] for command in quoted() if "--config-dir" not in command}
+    assert set(COMMANDS) <= named
+
+
+@pytest.mark.parametrize("document", ["README.md", "results/README.md", "results/RELIABILITY.md"])
+def test_the_files_that_are_named_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+    paths = re.findall(r"(?<![\w/])((?:scripts|tests|fpn_ablate|results)/[\w/.-]*\w)", re.sub(r"\]\([^)]*\)", "", text))
+    written = ("results/runs", "results/tables", "results/plots", "results/figures", "results/report.html", "results/backbones")
+    places = [(ROOT / document).parent / link for link in links]
+    places += [ROOT / path for path in paths if not path.startswith(written)]
+    assert places and not [str(place) for place in places if not place.exists()]
 
 
 def test_tables_are_those_of_the_committed_ledger() -> None:
