@@ -1,8 +1,11 @@
 """The page in a headless Chromium: what a reader's clicks and keys do, and that nothing goes wrong or over a network."""
 
+import json
+
 import pytest
 from artifact_files import NAME, by_size, leave
 from browser import CHROMIUM, Browser
+from records import make_record
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
@@ -15,10 +18,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The page of three rows, of which one has no seed, with everything on it."""
-    import json
-
-    from finished import make_record
-
     runs = tmp_path_factory.mktemp("page") / "runs"
     for row, strength in (("c4", 0.2), ("fpn", 0.9)):
         for seed in (2, 3):
