@@ -153,7 +153,7 @@ def test_runs_of_different_data_are_refused(folders, copy, tmp_path, capsys):
     folder = copy("joint")
     replace_in_record(folder, images={"count": 5, "declared": 5, "digest": "0" * 16})
     assert "different data" in complaint(capsys, folders["joint"], folder, *out)
-    assert "not those that" in complaint(capsys, folder, *out)
+    assert "not those on which" in complaint(capsys, folder, *out)
     assert not (tmp_path / "a.png").exists()
 
 

@@ -1,10 +1,12 @@
-"""What makes two runs the same, and what does not."""
+"""Identity of a run: which keys, files and code change it, and which do not."""
 
 import shutil
 
 import pytest
+from settings import SCRATCH
 
 from fpn_ablate.config.schema import INCIDENTAL, Config, Strict
+from fpn_ablate.engine import pretrain
 from fpn_ablate.runs import identity
 from fpn_ablate.sweep.checks import HydraUserError, reject_duplicate_rows
 from fpn_ablate.utils import hashing
@@ -46,7 +48,7 @@ def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row
     assert len(paths) > 50
     for path in paths:
         after = identity.fingerprint(facts(changed(cfg, path)))
-        unread = path[0] in INCIDENTAL or path == ("recipe", "name") or (path[:2] == ("recipe", "box") and len(row) == 1)
+        unread = path[0] in INCIDENTAL or path == ("recipe", "name") or (path[:2] == ("recipe", "roi") and len(row) == 1)
         assert (after == before) == unread, ".".join(path)
 
 
@@ -54,7 +56,7 @@ def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatc
     cfg = config()
     before = facts(cfg)
     others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu"), facts(cfg, deterministic=False)]
-    monkeypatch.setattr(hashing, "code_version", lambda: "other")
+    monkeypatch.setattr(identity, "core_version", lambda: "other")
     others.append(facts(cfg))
     fingerprints = {identity.fingerprint(f) for f in (before, *others)}
     assert len(fingerprints) == 6
@@ -63,26 +65,27 @@ def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatc
 
 def test_what_is_incidental_is_written_down():
     assert set(INCIDENTAL) >= {"table", "row", "out", "device", "deterministic", "threads", "workers", "log"}
-    assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "head", "task", "recipe"}
+    assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "rpn", "task", "recipe"}
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
 def test_a_source_of_proposals_is_the_row_of_table_1(config):
     """Whatever the second stage of the table that asks for it."""
     row = config()
-    source = changed(changed(row, ("recipe", "box", "steps")), ("recipe", "box", "pooling"))
+    source = changed(changed(row, ("recipe", "roi", "steps")), ("recipe", "roi", "pooling"))
     assert identity.fingerprint(facts(source)) == identity.fingerprint(facts(row))
 
 
 def test_a_file_of_proposals_is_known_by_its_content_not_its_place(config):
-    def made(path, digest):
+    def facts_of(path, digest):
         return identity.fingerprint_inputs(
             config("task=fast_rcnn", f"task.proposals.file={path}"), "d", "w", "cpu", True, digest
         )
 
-    here, moved, other = made("/here/proposals.npz", "1"), made("there/proposals.npz", "1"), made("/here/proposals.npz", "2")
-    assert identity.fingerprint(here) == identity.fingerprint(moved) != identity.fingerprint(other)
-    assert identity.comparison_key(here, ["neck"]) != identity.comparison_key(other, ["neck"])
+    places = ("/here/proposals.npz", "1"), ("there/proposals.npz", "1"), ("/here/proposals.npz", "2")
+    original, moved, other = (facts_of(*place) for place in places)
+    assert identity.fingerprint(original) == identity.fingerprint(moved) != identity.fingerprint(other)
+    assert identity.comparison_key(original, ["neck"]) != identity.comparison_key(other, ["neck"])
     assert "proposals" not in facts(config("task=fast_rcnn"))
 
 
@@ -101,7 +104,7 @@ def test_other_recipes_and_data_are_another_setting(config, other):
 @pytest.mark.parametrize(
     ("factor", "other"),
     [
-        ("backbone", ["backbone=resnet18", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"]),
+        ("backbone", ["backbone=resnet18", *SCRATCH]),
         ("backbone.freeze_at", ["backbone.freeze_at=1"]),
         ("task.training", ["task.training=joint"]),
         ("rpn.samples", ["rpn.samples=8"]),
@@ -129,32 +132,35 @@ def test_starting_weights_are_no_part_of_the_setting_where_the_backbone_is_a_fac
 def package(tmp_path, monkeypatch):
     """A copy of the package whose files a test may edit."""
     copy = tmp_path / "fpn_ablate"
-    shutil.copytree(identity.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(identity, "PACKAGE", copy)
-    hashing.code_version.cache_clear()
+    shutil.copytree(hashing.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(hashing, "PACKAGE", copy)
     yield copy
     hashing.code_version.cache_clear()
 
 
 def version():
     hashing.code_version.cache_clear()
-    return hashing.code_version()
+    return identity.core_version()
 
 
 def test_comments_docstrings_and_formatting_are_no_new_version(package):
     before = version()
-    file = package / "model" / "neck.py"
-    file.write_text(
-        file.read_text().replace('"""Necks:', '"""Something else:').replace("# Step 1", "\n    # step one") + "\n\n\n"
+    file = package / "model" / "necks" / "fpn.py"
+    text = file.read_text()
+    edited = text.replace('"""Feature pyramid network:', '"""Something else:').replace(
+        "\nLAZY_RATIO", "\n# A comment.\nLAZY_RATIO"
     )
+    assert edited.count("Something else") == edited.count("A comment") == 1
+    file.write_text(edited + "\n\n\n")
     assert version() == before
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("model/neck.py", "data/loader.py", "evaluate.py", "inputs.py", "metrics.py", "optim.py", "pretrain.py"),
-        *("proposals.py", "seeding.py", "tasks.py", "train.py"),
+        *("model/necks/fpn.py", "model/heads/rpn.py", "model/optimise.py", "data/loader.py", "data/proposals.py"),
+        *("engine/evaluate.py", "engine/inputs.py", "engine/optim.py", "engine/pretrain.py", "engine/procedures.py"),
+        *("engine/train.py", "evaluation/coco.py", "utils/seeding.py", "weights/backbone.py"),
     ],
 )
 def test_code_of_the_core_is_a_new_version(package, name):
@@ -164,12 +170,22 @@ def test_code_of_the_core_is_a_new_version(package, name):
     assert version() != before
 
 
-@pytest.mark.parametrize("name", ["report/tables.py", "run.py", "sinks.py", "sweep.py", "__main__.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["report/formats/tables.py", "runs/run.py", "tracking/loggers.py", "sweep/publish.py", "cli/run.py", "engine/cost.py"],
+)
 def test_code_around_it_is_not(package, name):
     before = version()
     file = package / name
     file.write_text(file.read_text() + "\nANOTHER = 1\n")
     assert version() == before
+
+
+@pytest.mark.parametrize("part", sorted({*identity.CORE, *pretrain.PARTS}))
+def test_each_part_of_the_core_has_code(part):
+    """A folder that has moved would be hashed as an empty one."""
+    path = hashing.PACKAGE / part
+    assert path.is_file() or any(path.glob("*.py"))
 
 
 def test_two_rows_that_are_one_configuration_are_refused(config):

@@ -1,4 +1,4 @@
-"""A finished cell is told at once from what is on disk, and in any doubt everything is read again."""
+"""Finished runs are skipped by what is on the disk; in any doubt everything is read again."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from settings import TINY
 
-from fpn_ablate.cli.run import main
+from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
 from fpn_ablate.engine import inputs
 from fpn_ablate.model.build import build_backbone
@@ -18,39 +19,37 @@ from fpn_ablate.model.init import initialise
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs import skip
 from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import stamps
 
-TINY = (
-    *("recipe=smoke", "recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "rpn.samples=16", "device=cpu"),
-    "recipe.pretrain.steps=2",
-)
-LATER = 10.0  # seconds from now: all files that a test has just made are old by then
+LATER = 10.0  # seconds from now: by then all files that a test has just made are old
 
 
 @pytest.fixture(scope="module")
-def cell(config, tmp_path_factory):
-    """A finished cell on a COCO-format set, from a file of weights: its configuration, its inputs, its record, its folder."""
+def finished(config, tmp_path_factory):
+    """A finished run on a COCO-format set, from a file of weights: its configuration, inputs, record and folder."""
     place = tmp_path_factory.mktemp("finished")
     export_shapes(["--export", str(place / "set"), "--train", "3", "--val", "2", "--size", "64"])
     backbone = build_backbone(config().backbone)
     initialise(backbone, 0)
     torch.save(backbone.state_dict(), place / "weights.pth")
-    own = ("data=coco", f"data.root={place / 'set'}", f"backbone.weights={place / 'weights.pth'}")
-    cfg = config(*TINY, *own).model_copy(update={"out": str(place / "results")})
+    tiny = [override for override in TINY if not override.startswith("data.")]
+    files = ("data=coco", f"data.root={place / 'set'}", f"backbone.weights={place / 'weights.pth'}")
+    cfg = config(*tiny, *files).model_copy(update={"out": str(place / "results")})
     outcome = running.run(cfg)
-    return cfg, inputs.prepare(cfg), outcome, running.run_folder(cfg, outcome["fingerprint"])
+    return cfg, inputs.prepare(cfg), outcome, run_folder(cfg, outcome["fingerprint"])
 
 
 @pytest.fixture
-def told(cell):
-    """The same, told to be finished, with all files as they are now."""
-    cfg, given, outcome, folder = cell
-    skip.write_skip_entry(cfg, given, outcome["fingerprint"], time.time() + LATER)
+def entered(finished):
+    """Its configuration and folder, with a skip entry of all files as they are now."""
+    cfg, loaded, outcome, folder = finished
+    skip.write_skip_entry(cfg, loaded, outcome["fingerprint"], time.time() + LATER)
     assert skip.finished_record(cfg) == record.read(folder)
     return cfg, folder
 
 
-def known(cfg):
+def skipped(cfg):
     stamps._stamp.cache_clear()  # as in another process
     return skip.finished_record(cfg)
 
@@ -63,70 +62,70 @@ def rewritten(file: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["set/**/instances_train.json", "set/**/instances_val.json", "set/**/*.png", "weights.pth"])
-def test_a_file_that_was_written_again_is_a_doubt(told, pattern):
-    cfg, _ = told
+def test_a_file_that_was_written_again_is_a_doubt(entered, pattern):
+    cfg, _ = entered
     rewritten(next(Path(cfg.data.root).parent.glob(pattern)))
-    assert known(cfg) is None
+    assert skipped(cfg) is None
 
 
-def test_a_picture_more_or_less_is_a_doubt(told, cell):
-    cfg, _ = told
+def test_a_picture_more_or_less_is_a_doubt(entered, finished):
+    cfg, _ = entered
     picture = next(Path(cfg.data.root).rglob("*.png"))
     aside = picture.rename(Path(cfg.data.root, "aside.png"))
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     aside.rename(picture)
-    skip.write_skip_entry(cfg, cell[1], cell[2]["fingerprint"], time.time() + LATER)
-    assert known(cfg)
+    skip.write_skip_entry(cfg, finished[1], finished[2]["fingerprint"], time.time() + LATER)
+    assert skipped(cfg)
     (picture.parent / "another.png").write_bytes(b"")
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     (picture.parent / "another.png").unlink()
 
 
 @pytest.mark.parametrize("name", ["annotations/instances_train.json", "../weights.pth"])
-def test_a_file_that_is_gone_is_a_doubt(told, name):
-    cfg, _ = told
+def test_a_file_that_is_gone_is_a_doubt(entered, name):
+    cfg, _ = entered
     file = Path(cfg.data.root, name)
     aside = file.rename(file.with_name("aside"))
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     aside.rename(file)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "detections.npz", "metrics.jsonl", "record.json", "skip.json"])
-def test_a_file_of_the_run_that_is_gone_or_cut_is_a_doubt(told, name):
-    cfg, folder = told
+def test_a_file_of_the_run_that_is_gone_or_cut_is_a_doubt(entered, name):
+    cfg, folder = entered
     content = (folder / name).read_bytes()
     (folder / name).unlink()
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     (folder / name).write_bytes(content[: len(content) // 2])
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     (folder / name).write_bytes(content)
-    assert known(cfg)
+    assert skipped(cfg)
 
 
 @pytest.mark.parametrize("change", [{"status": "failed  "}, {"fingerprint": "0123456789abcdef"}])
-def test_another_record_of_the_same_length_is_a_doubt(told, change):
-    cfg, folder = told
+def test_another_record_of_the_same_length_is_a_doubt(entered, change):
+    cfg, folder = entered
     content = (folder / "record.json").read_text()
     ((key, value),) = change.items()
     (folder / "record.json").write_text(content.replace(json.dumps(record.read(folder)[key]), json.dumps(value), 1))
     assert len((folder / "record.json").read_text()) == len(content)
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     (folder / "record.json").write_text(content)
 
 
-def test_another_configuration_machine_program_or_place_is_a_doubt(told, monkeypatch, tmp_path):
-    cfg, _ = told
+def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monkeypatch, tmp_path):
+    cfg, _ = entered
     recipe = cfg.recipe.model_copy(update={"flip": not cfg.recipe.flip})
     for change in ({"recipe": recipe}, {"device": "auto"}, {"deterministic": False}, {"weights": "x"}):
-        assert known(cfg.model_copy(update=change)) is None, change
+        assert skipped(cfg.model_copy(update=change)) is None, change
     for change in ({"threads": 7}, {"workers": 3}):
-        assert known(cfg.model_copy(update=change)), change
+        assert skipped(cfg.model_copy(update=change)), change
     for name, value in (("_machine", ["another"]), ("_machine", None), ("_program", ["another"])):
         with monkeypatch.context() as patch:
-            patch.setattr(skip, name, lambda *asked, value=value: value)
-            assert known(cfg) is None
+            patch.setattr(skip, name, lambda *device, value=value: value)
+            assert skipped(cfg) is None
     monkeypatch.chdir(tmp_path)
-    assert known(cfg) is None
+    assert skipped(cfg) is None
 
 
 def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):
@@ -135,43 +134,46 @@ def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):
     assert skip._machine.__wrapped__("auto") is None
 
 
-def test_what_was_written_while_it_was_read_is_not_vouched_for(told, cell):
-    cfg, folder = told
+def test_a_file_written_while_it_was_read_gets_no_entry(entered, finished):
+    cfg, folder = entered
     (folder / "skip.json").unlink()
     rewritten(Path(cfg.data.root, "annotations/instances_train.json"))
-    skip.write_skip_entry(cfg, cell[1], cell[2]["fingerprint"], time.time())
+    skip.write_skip_entry(cfg, finished[1], finished[2]["fingerprint"], time.time())
     assert not (folder / "skip.json").exists()
 
 
-def test_the_sure_way_leaves_word_anew(told, monkeypatch):
-    cfg, _ = told
+def test_a_run_that_reads_everything_writes_the_entry_again(entered, monkeypatch):
+    cfg, _ = entered
     rewritten(Path(cfg.data.root, "../weights.pth"))
-    assert known(cfg) is None
+    assert skipped(cfg) is None
     monkeypatch.setattr(stamps, "RECENT", -LATER)
     running.run(cfg)
-    assert known(cfg)
+    assert skipped(cfg)
 
 
-def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(cell, monkeypatch):
-    cfg = cell[0]
-    monkeypatch.setattr(inputs, "_last", [])
-    assert inputs.load_data(cfg)[0] is not inputs.load_data(cfg)[0]  # it was just made: it may change and look the same
-    monkeypatch.setattr(stamps, "RECENT", -LATER)
-    first = inputs.load_data(cfg)
-    other_row = cfg.model_copy(update={"seed": 5, "row": "x"})
-    assert all(a is b for a, b in zip(inputs.load_data(other_row), first, strict=True))
+def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(finished, monkeypatch):
+    cfg = finished[0]
+
+    def load(data=cfg.data, mode="train"):
+        return inputs.load_data(data, cfg.recipe, mode)
+
+    monkeypatch.setattr(inputs, "_cache", [])
     rewritten(next(Path(cfg.data.root).rglob("instances_val.json")))
-    second = inputs.load_data(cfg)
+    assert load()[0] is not load()[0]  # the set was just made: it may change and look the same
+    monkeypatch.setattr(stamps, "RECENT", -LATER)
+    first = load()
+    assert all(a is b for a, b in zip(load(), first, strict=True))
+    rewritten(next(Path(cfg.data.root).rglob("instances_val.json")))
+    second = load()
     assert second[1] is not first[1] and second[1].digest == first[1].digest
-    kept = inputs.load_data(cfg.model_copy(update={"data": cfg.data.model_copy(update={"keep_empty": False})}))
-    assert kept[0] is not second[0]
-    assert inputs.load_data(cfg.model_copy(update={"mode": "evaluate"}))[0] is not kept[1]
+    other = load(cfg.data.model_copy(update={"keep_empty": False}))
+    assert other[0] is not second[0]
+    assert load(mode="evaluate")[0] is not other[1]
 
 
 SECOND = """
 import sys
-from fpn_ablate.cli.run import main
-sys.argv = ["fpn-ablate"]
+from fpn_ablate.cli.main import main
 code = main(sys.stdin.read().split())
 print("code", code, "loaded", sorted({"torch", "torchvision", "matplotlib", "altair"} & set(sys.modules)))
 """
@@ -181,19 +183,21 @@ def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    rows = [*TINY, "data.train_images=2", "ablation=fpn,c5"]
+    tiny = [override for override in TINY if override != "backbone.weights=none"]
+    rows = [*tiny, "recipe.pretrain.steps=2", "ablation=fpn,c5"]
 
-    def again(*arguments):
+    def in_another_process(*arguments):
         done = subprocess.run([sys.executable, "-c", SECOND], input=" ".join(arguments), text=True, capture_output=True)
         return done.stdout, done.stdout.count("finished before")
 
     assert main(["-m", *rows]) == 0
     first = capsys.readouterr().out
-    out, before = again("-m", *rows)
+    assert list(Path("results/backbones").glob("*.pt"))
+    out, before = in_another_process("-m", *rows)
     assert before == 2 and out.endswith("code 0 loaded []\n"), out
     assert [line for line in first.splitlines() if "│" in line] == [line for line in out.splitlines() if "│" in line]
     assert "up to date: table1_rpn-shapes-" in out
-    out, before = again(*rows[:-1], "ablation=c5")
+    out, before = in_another_process(*rows[:-1], "ablation=c5")
     assert before == 1 and "loaded ['matplotlib'" not in out and "torch" not in out.splitlines()[-1], out
 
     # What is missing is made again, and a row that is not finished is the launcher's alone.
