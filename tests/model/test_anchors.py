@@ -79,9 +79,9 @@ def test_torchvisions_generator_gives_the_same_anchors(levels):
     )
     rpn = RPN(levels, RPNSettings(ratios=ratios))
     ours = rpn.anchors({lv.name: m for lv, m in zip(levels, maps, strict=True)})
-    for mine, other, own in zip(ours, expected, sizes, strict=True):
+    for mine, other, level_sizes in zip(ours, expected, sizes, strict=True):
         # Within a cell its sizes vary fastest, ours its ratios.
-        torch.testing.assert_close(mine, other.view(-1, len(ratios), len(own), 4).transpose(1, 2).reshape(-1, 4))
+        torch.testing.assert_close(mine, other.view(-1, len(ratios), len(level_sizes), 4).transpose(1, 2).reshape(-1, 4))
 
 
 @pytest.mark.parametrize(("levels", "per_cell"), [(PYRAMID[:3], 3), (PYRAMID[1:2], 9)])

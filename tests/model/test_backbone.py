@@ -160,9 +160,9 @@ def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name)
         expected = net(IMAGES)
         freeze_batch_norm(net)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-        found = net.double().train()(IMAGES)
+        features = net.double().train()(IMAGES)
     for level, value in expected.items():
-        torch.testing.assert_close(found[level], value)
+        torch.testing.assert_close(features[level], value)
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
@@ -256,13 +256,13 @@ def test_a_folded_batch_norm_computes_the_same_and_every_one_is_folded(name):
     again = unfold_batch_norm(copy.deepcopy(folded))
     assert [type(m) for m in again.modules()] == [type(m) for m in plain.modules()]
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
-    found = []
+    results = []
     for net in (plain, folded):
         maps = net(x)
         sum((level / level.detach().abs().mean()).cos().sum() for level in maps.values()).backward()
-        found.append(maps | {key: p.grad for key, p in net.named_parameters()})
-    for key, value in found[0].items():
-        torch.testing.assert_close(found[1][key], value, rtol=1e-6, atol=1e-9 * float(value.detach().abs().max()), msg=key)
+        results.append(maps | {key: p.grad for key, p in net.named_parameters()})
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=1e-9 * float(value.detach().abs().max()), msg=key)
 
 
 def test_a_copy_of_a_folded_network_folds_its_own_batch_norms():

@@ -135,9 +135,9 @@ def test_initial_distributions(config):
 def test_conv5_as_a_head_starts_as_the_backbone_does(config):
     model = build_detector(config("ablation=c4", "task=fast_rcnn", "backbone=resnet18"), num_classes=3)
     initialise(model, 0)
-    own = [m for part in (model.backbone, model.roi.box_head) for m in part.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert len(own) == 20
-    for conv in own:  # He et al. 2015, fan-out
+    convs = [m for part in (model.backbone, model.roi.box_head) for m in part.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convs) == 20
+    for conv in convs:  # He et al. 2015, fan-out
         fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
         assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
@@ -335,9 +335,9 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
         assert expected.shape[-2:] == (7, 7)
         torch.testing.assert_close(head(x), expected.mean((2, 3)))
     state = net.layer4.state_dict()
-    own = head.stage.state_dict()
-    assert {n for n in state if not (frozen_bn and n.endswith("num_batches_tracked"))} == own.keys()
-    assert all(torch.equal(own[n], state[n]) for n in own)
+    head_state = head.stage.state_dict()
+    assert {n for n in state if not (frozen_bn and n.endswith("num_batches_tracked"))} == head_state.keys()
+    assert all(torch.equal(head_state[n], state[n]) for n in head_state)
     assert "c5" not in model.backbone.stages
     norms = {type(m) for m in head.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)}
     assert norms == {FoldedBatchNorm2d if frozen_bn else nn.BatchNorm2d}

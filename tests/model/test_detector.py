@@ -68,14 +68,14 @@ def test_the_rpns_losses_are_the_same_bits_with_a_second_stage_as_without(networ
 def test_the_second_stage_learns_from_given_proposals_or_from_the_rpns_own(network):
     """Both agree where the given ones are the RPN's own, as many as it makes to train on."""
     model, (images, targets) = network("rpn", "roi"), batch()
-    own = values(model.losses(images, targets, generator()))
+    losses = values(model.losses(images, targets, generator()))
     same = model.propose(images, targets.sizes, to_train=True)
-    assert values(model.losses(images, targets, generator(), same)) == own
+    assert values(model.losses(images, targets, generator(), same)) == losses
     fewer = model.propose(images, targets.sizes)
     assert fewer.boxes.shape[1] == 32 < same.boxes.shape[1] == 64
     other = values(model.losses(images, targets, generator(), some_proposals()))
-    assert {name: other[name] for name in RPN_LOSSES} == {name: own[name] for name in RPN_LOSSES}
-    assert all(other[name] != own[name] for name in ROI_LOSSES)
+    assert {name: other[name] for name in RPN_LOSSES} == {name: losses[name] for name in RPN_LOSSES}
+    assert all(other[name] != losses[name] for name in ROI_LOSSES)
 
 
 def test_proposals_are_needed_where_there_is_no_rpn(network):
@@ -107,16 +107,16 @@ def test_detections_come_from_given_proposals_or_from_the_rpns_own(network, over
     # With other numbers for training, so that it shows which of the two are asked for.
     overrides += ("rpn.pre_nms_topk=[400,15]", "rpn.pre_nms_topk_single=[400,50]")
     model, (images, targets) = network("rpn", "roi", overrides=overrides).eval(), batch()
-    own = model.detect(images, targets.sizes)
+    expected = model.detect(images, targets.sizes)
     proposals = model.propose(images, targets.sizes)
     assert not torch.equal(proposals.boxes, model.propose(images, targets.sizes, to_train=True).boxes[:, :32])
     same = model.detect(images, targets.sizes, proposals)
-    assert own.valid.any(1).all()
-    assert all(torch.equal(a, b) for a, b in zip(own.__dict__.values(), same.__dict__.values(), strict=True))
+    assert expected.valid.any(1).all()
+    assert all(torch.equal(a, b) for a, b in zip(expected.__dict__.values(), same.__dict__.values(), strict=True))
     alone = network("roi", overrides=overrides).eval().detect(images, targets.sizes, proposals)
-    assert all(torch.equal(a, b) for a, b in zip(own.__dict__.values(), alone.__dict__.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected.__dict__.values(), alone.__dict__.values(), strict=True))
     other = model.detect(images, targets.sizes, some_proposals())
-    assert not torch.equal(other.boxes, own.boxes)
+    assert not torch.equal(other.boxes, expected.boxes)
 
 
 def test_detections_lie_inside_their_image(network):

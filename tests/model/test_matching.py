@@ -32,11 +32,11 @@ def by_the_book(anchors, gt, valid, crowd, allow_low_quality_matches=True, high=
     labels = []
     overlap = box_iou(gt, anchors)
     for r in range(len(anchors)):
-        own = [float(overlap[g, r]) for g in real]
+        ious = [float(overlap[g, r]) for g in real]
         highest = [g for g in real if overlap[g, r] == overlap[g].max() and overlap[g, r] > 0]
-        if (allow_low_quality_matches and highest) or any(v >= high for v in own):
+        if (allow_low_quality_matches and highest) or any(v >= high for v in ious):
             labels.append(POSITIVE)
-        elif all(v < low for v in own):
+        elif all(v < low for v in ious):
             labels.append(NEGATIVE)
         else:
             labels.append(IGNORED)
@@ -183,10 +183,10 @@ def draw(labels, count=64, fraction=0.5, seed=0):
 def test_how_many_of_each_are_drawn(available, expected, seed):
     labels = labels_of(available, (200, 200))
     idxs, sampled_mask = draw(labels, seed=seed)
-    own = labels[0][idxs[0][sampled_mask[0]]]
-    assert (int((own == POSITIVE).sum()), int((own == NEGATIVE).sum())) == expected
-    assert len(own) == sum(expected)  # so no ignored one is among them
-    assert len(set(idxs[0][sampled_mask[0]].tolist())) == len(own)  # without replacement
+    sampled = labels[0][idxs[0][sampled_mask[0]]]
+    assert (int((sampled == POSITIVE).sum()), int((sampled == NEGATIVE).sum())) == expected
+    assert len(sampled) == sum(expected)  # so no ignored one is among them
+    assert len(set(idxs[0][sampled_mask[0]].tolist())) == len(sampled)  # without replacement
     assert idxs.shape == sampled_mask.shape == (2, 64)
     assert idxs.dtype == torch.int64
     assert idxs.min() >= 0
@@ -224,7 +224,7 @@ def test_the_generator_alone_decides():
 
 
 def test_every_candidate_is_drawn_equally_often():
-    """Of 40 positives 8 and of 60 negatives 8 are drawn, 4,000 times: each count lies within 5 standard deviations."""
+    """Draw 8 of 40 positives and 8 of 60 negatives, 4,000 times: each count lies within 5 standard deviations."""
     labels = labels_of((40, 60), total=100).expand(4000, -1)
     idxs, sampled_mask = draw(labels, count=16)
     times = torch.zeros(4000, 100).scatter_add_(1, idxs, sampled_mask.float()).sum(0)

@@ -251,15 +251,15 @@ def test_bilinear_upsampling_gives_torchs_values_and_gradients(before, after, me
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *before, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
     weight = torch.randn(2, 3, *after, generator=generator, dtype=torch.float64)
-    found = []
+    results = []
     for function in (bilinear, lambda x, size: F.interpolate(x, size=size, mode="bilinear", align_corners=False)):
         x.requires_grad_().grad = None
         out = function(x, after)
         (out * weight).sum().backward()
-        found.append((out.detach(), x.grad))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((out.detach(), x.grad))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(bilinear(x.detach().float(), after), found[1][0].float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(bilinear(x.detach().float(), after), results[1][0].float(), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(("before", "after"), SIZES)

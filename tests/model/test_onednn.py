@@ -16,35 +16,35 @@ def operands(rows=37, inner=53, out=19, dtype=torch.float32):
     return [torch.randn(shape, generator=draw, dtype=dtype).requires_grad_() for shape in shapes]
 
 
-def both(x, weight, bias, wanted=(True, True, True)):
+def both(x, weight, bias, needs_grad=(True, True, True)):
     """Values and gradients of `linear`, then of F.linear."""
     grad = torch.randn(len(x), len(weight), generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     for function in (linear, F.linear):
         y = function(x, weight, bias)
-        yield y, torch.autograd.grad(y, [v for v, on in zip((x, weight, bias), wanted, strict=True) if on], grad)
+        yield y, torch.autograd.grad(y, [v for v, on in zip((x, weight, bias), needs_grad, strict=True) if on], grad)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 37])
 def test_values_and_gradients(rows):
-    (y, gradients), (expected, wanted) = both(*operands(rows))
+    (y, gradients), (expected, expected_gradients) = both(*operands(rows))
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(gradients, wanted)
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_views_are_read_as_they_lie():
     x, weight, bias = operands()
     x, weight = x.detach().t().contiguous().t().requires_grad_(), weight.detach().t().contiguous().t().requires_grad_()
     assert not x.is_contiguous() and not weight.is_contiguous()
-    (y, gradients), (expected, wanted) = both(x, weight, bias)
+    (y, gradients), (expected, expected_gradients) = both(x, weight, bias)
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(gradients, wanted)
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_what_is_frozen_gets_no_gradient():
     x, weight, bias = operands()
     x.requires_grad_(False), bias.requires_grad_(False)
-    (_, (found,)), (_, (wanted,)) = both(x, weight, bias, (False, True, False))
-    torch.testing.assert_close(found, wanted)
+    (_, (gradient,)), (_, (expected,)) = both(x, weight, bias, (False, True, False))
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_gradients_by_finite_differences_of_the_function_itself(monkeypatch):

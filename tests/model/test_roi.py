@@ -59,17 +59,17 @@ def scene(images=4, num_classes=5, seed=0, numbers=(60, 35, 0, 50), objects=(4, 
     """Proposals and objects of images of different sizes. Half of the proposals lie near an object. No crowds."""
     g = generator(seed)
     gt = [boxes_in(shape, n, g) for shape, n in zip(SHAPES[:images], objects, strict=False)]
-    found = []
-    for shape, own, number in zip(SHAPES, gt, numbers, strict=False):
+    rows = []
+    for shape, image_boxes, number in zip(SHAPES, gt, numbers, strict=False):
         row = boxes_in(shape, number, g)
-        if len(own) and number:
-            near = own[torch.randint(len(own), (number // 2,), generator=g)]
+        if len(image_boxes) and number:
+            near = image_boxes[torch.randint(len(image_boxes), (number // 2,), generator=g)]
             shift = torch.randn(len(near), 4, generator=g) * 0.08 * (near[:, 2:] - near[:, :2]).repeat(1, 2)
             row[::2][: len(near)] = boxes.clip((near + shift)[None], torch.tensor([shape]))[0]
-        found.append(row)
-    labels, _ = padded([torch.randint(1, num_classes + 1, (len(own),), generator=g) for own in gt])
+        rows.append(row)
+    labels, _ = padded([torch.randint(1, num_classes + 1, (len(image_boxes),), generator=g) for image_boxes in gt])
     gt, valid = padded(gt)
-    box, real = padded(found)
+    box, real = padded(rows)
     sizes = torch.tensor(SHAPES[:images])
     return (
         Proposals(box, torch.linspace(1, 0, box.shape[1]).expand(images, -1), real),
@@ -161,8 +161,8 @@ def test_losses_and_gradients_are_torchvisions_for_the_same_samples(images, num_
     # What a negative's target would be is no matter, and a padded object (of no size) would be none.
     matched = [torch.where(k[c][:, None] > 0, m, r) for m, k, c, r in zip(matched, labels, sampled_mask, drawn, strict=True)]
     scores, deltas = theirs.box_predictor(theirs.box_head(theirs.box_roi_pool(features, drawn, SHAPES[:images])))
-    wanted = theirs.box_coder.encode(matched, drawn)
-    expected = fastrcnn_loss(scores, deltas, [k[c] for k, c in zip(labels, sampled_mask, strict=True)], wanted)
+    target = theirs.box_coder.encode(matched, drawn)
+    expected = fastrcnn_loss(scores, deltas, [k[c] for k, c in zip(labels, sampled_mask, strict=True)], target)
     sum(expected).backward()
     torch.testing.assert_close(torch.stack(list(ours.values())), torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert list(ours) == ["roi_class", "roi_box"]
@@ -233,10 +233,10 @@ def test_rois_that_are_not_chosen_count_for_nothing_and_have_no_gradient():
 def test_no_object_in_any_image(room, number):
     """And no proposal either: losses and gradients are numbers, the same whether there is padding for objects or not."""
     model = heads(samples=20)
-    found, _ = scene(2, numbers=(number, number // 2))
+    proposals, _ = scene(2, numbers=(number, number // 2))
     nothing = torch.zeros(2, room, dtype=torch.bool)
     t = Targets(torch.zeros(2, room, 4), nothing.long(), nothing, nothing, torch.tensor(SHAPES[:2]))
-    losses = model.losses(maps(2), found, t, generator())
+    losses = model.losses(maps(2), proposals, t, generator())
     assert float(losses["roi_box"].detach()) == 0
     assert (losses["roi_class"] > 0) == (number > 0)
     sum(losses.values()).backward()
@@ -256,7 +256,7 @@ def test_losses_are_finite_where_proposals_and_objects_are_mostly_padding():
 
 
 def with_crowd(targets):
-    """All objects of the first image but one, and all of the third, become crowd regions; one of them around that object."""
+    """Make all objects of the first image but one, and all of the third, crowd regions; one of them lies around that object."""
     targets.boxes[0, 1] = targets.boxes[0, 0] + torch.tensor([0, 0, 0.5, 0.5])
     crowd = targets.valid.clone()
     crowd[[1, 3]] = False
@@ -274,13 +274,13 @@ def test_samples_are_what_the_rule_says_roi_by_roi(seed, samples, fraction):
     assert rois.shape == (*labels.shape, 4)
     assert labels.shape == matched_idxs.shape == sampled_mask.shape
     for n in range(4):
-        own, kinds = targets.boxes[n][targets.valid[n]], targets.labels[n][targets.valid[n]]
+        objects, kinds = targets.boxes[n][targets.valid[n]], targets.labels[n][targets.valid[n]]
         places = targets.valid[n].nonzero()[:, 0]
-        candidates = torch.cat([proposals.boxes[n, :50][proposals.valid[n, :50]], own])
+        candidates = torch.cat([proposals.boxes[n, :50][proposals.valid[n, :50]], objects])
         expected = []  # (box, label, object)
         for box in candidates:
-            overlap = box_iou(box[None], own)[0]
-            if len(own) and overlap.max() >= 0.5:
+            overlap = box_iou(box[None], objects)[0]
+            if len(objects) and overlap.max() >= 0.5:
                 expected.append((box, int(kinds[overlap.argmax()]), int(places[overlap.argmax()])))
                 continue
             x1, y1, x2, y2 = box.tolist()
@@ -298,9 +298,9 @@ def test_samples_are_what_the_rule_says_roi_by_roi(seed, samples, fraction):
             assert label == 0 or place == table[box][1]
         positives = sum(label > 0 for label, _ in table.values())
         negatives = len(table) - positives
-        wanted = min(positives, int(samples * fraction))
-        assert int((labels[n][sampled_mask[n]] > 0).sum()) == wanted
-        assert len(drawn) == wanted + min(negatives, samples - wanted)
+        drawn_positives = min(positives, int(samples * fraction))
+        assert int((labels[n][sampled_mask[n]] > 0).sum()) == drawn_positives
+        assert len(drawn) == drawn_positives + min(negatives, samples - drawn_positives)
 
 
 def test_the_objects_themselves_are_among_the_candidates():
@@ -435,8 +435,8 @@ def test_detections_of_a_batch_are_those_of_its_images():
     model, (proposals, targets) = heads(8, std=0.15).eval(), scene(numbers=(300, 200, 0, 250))
     together = model.detect(maps(4), proposals, targets.sizes)
     for n in range(4):
-        own = Proposals(*(x[n : n + 1] for x in (proposals.boxes, proposals.scores, proposals.valid)))
-        alone = model.detect({k: x[n : n + 1] for k, x in maps(4).items()}, own, targets.sizes[n : n + 1])
+        image_proposals = Proposals(*(x[n : n + 1] for x in (proposals.boxes, proposals.scores, proposals.valid)))
+        alone = model.detect({k: x[n : n + 1] for k, x in maps(4).items()}, image_proposals, targets.sizes[n : n + 1])
         for mine, other in zip(found_in(together, n), found_in(alone, 0), strict=True):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
 
@@ -444,12 +444,12 @@ def test_detections_of_a_batch_are_those_of_its_images():
 def test_the_box_head_reads_maps_in_either_layout():
     head = TwoFC(6, 5, 8)
     x = torch.randn(9, 6, 5, 5, generator=generator())
-    found = []
+    results = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        own = x.clone(memory_format=layout).requires_grad_()
+        pooled = x.clone(memory_format=layout).requires_grad_()
         head.zero_grad()
-        out = head(own)
+        out = head(pooled)
         out.square().sum().backward()
-        found.append([out, own.grad, *(p.grad.clone() for p in head.parameters())])
-    for one, other in zip(*found, strict=True):
+        results.append([out, pooled.grad, *(p.grad.clone() for p in head.parameters())])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

@@ -16,7 +16,7 @@ def maps(images=2, channels=5):
 
 
 def rois(count=60, images=2):
-    """Of all sizes, some of them partly or wholly outside, some without an area: (image, level, boxes)."""
+    """Boxes of all sizes, some of them partly or wholly outside, some without an area: (image, level, boxes)."""
     generator = torch.Generator().manual_seed(2)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 200 - 30
     side = torch.rand(count, 2, generator=generator, dtype=torch.float64) ** 3 * 150
@@ -37,14 +37,14 @@ def one_by_one(features, image, level, boxes, resolution, ratio, aligned):
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_torchvisions(aligned, ratio, layout):
-    found = []
+    results = []
     for pool in (one_by_one, lambda f, *more: roi_align(f, STRIDES, *more)):
         features = [x.to(memory_format=layout).requires_grad_() for x in maps()]
         pooled = pool(features, *rois(), 5, ratio, aligned)
         (pooled * torch.arange(pooled.numel(), dtype=torch.float64).view_as(pooled).cos()).sum().backward()
-        found.append([pooled, *(x.grad for x in features)])
-    assert all(float(x.detach().abs().max()) > 0.1 for x in found[0])
-    for ours, expected in zip(*found[::-1], strict=True):
+        results.append([pooled, *(x.grad for x in features)])
+    assert all(float(x.detach().abs().max()) > 0.1 for x in results[0])
+    for ours, expected in zip(*results[::-1], strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
 

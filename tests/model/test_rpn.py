@@ -73,8 +73,8 @@ def slow_losses(outputs, t, settings, draw):
             positive = int(labels[n, r]) == POSITIVE
             objectness -= math.log(p if positive else 1 - p)
             if positive:
-                wanted = boxes.encode(t.boxes[n, matched_idxs[n, r]], every[r])
-                for x in (deltas[n, r] - wanted).abs().tolist():
+                target = boxes.encode(t.boxes[n, matched_idxs[n, r]], every[r])
+                for x in (deltas[n, r] - target).abs().tolist():
                     beta = settings.box_loss_beta
                     box += 0.5 * x * x / beta if x < beta else x - 0.5 * beta
     return {"rpn_objectness": objectness / count, "rpn_box": box / count}
@@ -164,7 +164,7 @@ def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_include
     """Every anchor of every image, in any order and some of them twice: corners and borders of each map among them."""
     dense, sparse = {}, {}
     model = rpn(levels=levels)
-    for found, at_once in ((dense, True), (sparse, False)):
+    for results, at_once in ((dense, True), (sparse, False)):
         features = {k: x.requires_grad_() for k, x in maps(model).items()}
         every = sum(x.shape[-2] * x.shape[-1] for x in features.values()) * model.head.objectness.out_channels
         idxs = torch.stack([torch.randperm(every, generator=generator(n)) for n in range(3)])
@@ -177,8 +177,8 @@ def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_include
         model.zero_grad()
         shares = torch.linspace(-1, 1, idxs.shape[1])
         ((score * shares).sum() + (delta.cos() * shares[:, None]).sum()).backward()
-        found |= {"score": score, "delta": delta} | {k: x.grad for k, x in features.items()}
-        found |= {name: p.grad.clone() for name, p in model.named_parameters()}
+        results |= {"score": score, "delta": delta} | {k: x.grad for k, x in features.items()}
+        results |= {name: p.grad.clone() for name, p in model.named_parameters()}
     for name, value in dense.items():
         torch.testing.assert_close(sparse[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -212,7 +212,7 @@ def slow_proposals(outputs, n, size, settings, mode):
 @pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
 @pytest.mark.parametrize("nms_thresh", [0.7, 0.2])
 def test_proposals_are_those_of_a_slow_loop(to_train, levels, nms_thresh):
-    """What the proposals are for decides how many there are, not the mode that the modules are in."""
+    """`to_train` decides how many proposals there are, not the mode that the modules are in."""
     settings = RPNSettings(**{**SETTINGS.__dict__, "nms_thresh": nms_thresh})
     model = rpn(settings, levels).train(not to_train)
     outputs, sizes = raw(model), targets().sizes
@@ -314,16 +314,16 @@ def scattered(spread, counts=(160, 40, 7), images=3):
 @pytest.mark.parametrize("spread", [5.0, 60.0])
 @pytest.mark.parametrize("pre", [30, 1000])
 def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
-    """Where nearly all is suppressed it has to go on several times, where little is it looks at a few boxes alone."""
+    """It tries several times where NMS suppresses nearly everything, and reads a few boxes where NMS suppresses little."""
     model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]] * 3)
     levels = scattered(spread)
     whole = model._best(levels, sizes, pre, topk, count=10**6)
     for count in (1, topk, 2 * topk):
-        for (found, values), (box, score) in zip(model._best(levels, sizes, pre, topk, count), whole, strict=True):
+        for (kept, values), (box, score) in zip(model._best(levels, sizes, pre, topk, count), whole, strict=True):
             assert torch.equal(values, score)
             least = values[-1] if len(values) else 0  # others that score so little are as good
-            assert {tuple(row) for row in found[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
-            assert (found[:, 2:] > found[:, :2]).all()
+            assert {tuple(row) for row in kept[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
+            assert (kept[:, 2:] > kept[:, :2]).all()
 
 
 def test_nms_of_each_level_by_hand():
@@ -338,7 +338,7 @@ def test_nms_of_each_level_by_hand():
 
 
 def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
-    """Of boxes that do not overlap the best are looked at, not all: the time of NMS grows with their square."""
+    """Boxes that do not overlap: only the best are read, since the time of NMS grows with the square of their number."""
     looked_at = []
     monkeypatch.setattr("fpn_ablate.model.heads.rpn.nms", lambda box, *rest: looked_at.append(len(box)) or nms(box, *rest))
     box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])

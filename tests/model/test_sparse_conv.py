@@ -34,15 +34,15 @@ def over_all(levels, conv):
 
 def test_every_cell_by_its_surroundings_is_the_convolution():
     levels, conv = maps(), smoothing()
-    found = conv3x3_at(gather_3x3(levels, every_cell()), conv).view(2, -1, 3)
-    torch.testing.assert_close(found, over_all(levels, conv))
+    out = conv3x3_at(gather_3x3(levels, every_cell()), conv).view(2, -1, 3)
+    torch.testing.assert_close(out, over_all(levels, conv))
 
 
 def test_some_cells_in_any_order_and_twice():
     levels, conv = maps(), smoothing()
     cell = torch.tensor([[70, 0, 83, 0], [62, 63, 82, 6]])
-    found = conv3x3_at(gather_3x3(levels, cell), conv).view(2, 4, 3)
-    torch.testing.assert_close(found, over_all(levels, conv).gather(1, cell[..., None].expand(-1, -1, 3)))
+    out = conv3x3_at(gather_3x3(levels, cell), conv).view(2, 4, 3)
+    torch.testing.assert_close(out, over_all(levels, conv).gather(1, cell[..., None].expand(-1, -1, 3)))
 
 
 @pytest.mark.parametrize("lazy", [(0,), (1,), (0, 1), (0, 1, 2)])
@@ -53,8 +53,8 @@ def test_deferred_maps_are_as_if_convolved_before(lazy):
     for is_lazy in (False, True):
         levels = [x.requires_grad_() for x in maps()]
         made = [LazyConv(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
-        found = conv3x3_at(gather_3x3(made, cell), head)
-        results.append((found, torch.autograd.grad(found.square().sum(), [*levels, *conv.parameters()])))
+        out = conv3x3_at(gather_3x3(made, cell), head)
+        results.append((out, torch.autograd.grad(out.square().sum(), [*levels, *conv.parameters()])))
     torch.testing.assert_close(results[1], results[0])
 
 

@@ -1,4 +1,4 @@
-"""What the verifier says of a row: its cost by part, counted in another way."""
+"""Summary of a row: its cost by part, counted in another way."""
 
 import pytest
 import torch
@@ -47,11 +47,11 @@ def test_the_cost_of_each_part_is_that_of_its_layers_at_work(config, overrides):
         _, head = operations(model.roi, levels, torch.cat([low, low + 20], -1))
     with torch.device("meta"):
         shapes = build_detector(cfg, num_classes=CLASSES)
-        found, anchor_count = cost_by_part(shapes.eval(), SIZE)
-    assert found == {"backbone": backbone, "neck": neck, "rpn": rpn, "head": head}
+        costs, anchor_count = cost_by_part(shapes.eval(), SIZE)
+    assert costs == {"backbone": backbone, "neck": neck, "rpn": rpn, "head": head}
     assert anchor_count == sum(map(len, made))
     facts = row_facts(cfg, size=SIZE)
-    assert facts.gflops == pytest.approx(sum(found.values()) / 1e9, abs=0.0051)
+    assert facts.gflops == pytest.approx(sum(costs.values()) / 1e9, abs=0.0051)
     assert facts.gflops_head == pytest.approx(head / 1e9, abs=0.0051)
     assert facts.params == sum(p.numel() for p in model.parameters())
     assert facts.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)

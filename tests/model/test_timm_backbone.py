@@ -58,10 +58,10 @@ def test_features_are_timms_with_a_file_in_timms_names(config, tmp_path, model, 
     net, path = randomised(timm.create_model(model)), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)
     with torch.no_grad():
-        expected, found = features_of(net), loaded(config, model, path, frozen_bn)(IMAGES)
-    assert list(found) == ["c2", "c3", "c4", "c5"]
+        expected, maps = features_of(net), loaded(config, model, path, frozen_bn)(IMAGES)
+    assert list(maps) == ["c2", "c3", "c4", "c5"]
     for level, value in expected.items():
-        torch.testing.assert_close(found[level], value)
+        torch.testing.assert_close(maps[level], value)
 
 
 @pytest.mark.slow
@@ -69,8 +69,8 @@ def test_vgg_is_cut_at_its_pooling():
     net, backbone = randomised(timm.create_model("vgg11", features_only=True)), timm_backbone("vgg11").double()
     backbone.load_state_dict({k: net.state_dict()[k.split(".", 2)[2]] for k in backbone.state_dict()})
     with torch.no_grad():
-        for found, expected in zip(backbone(IMAGES).values(), net(IMAGES)[2:], strict=True):
-            torch.testing.assert_close(found, expected)
+        for x, expected in zip(backbone(IMAGES).values(), net(IMAGES)[2:], strict=True):
+            torch.testing.assert_close(x, expected)
 
 
 def test_swin_takes_any_size_and_hands_out_channels_first():
@@ -80,9 +80,9 @@ def test_swin_takes_any_size_and_hands_out_channels_first():
     state = randomised(net).state_dict()
     backbone.load_state_dict({k: state[k.split(".", 2)[2].replace("layers_", "layers.")] for k in backbone.state_dict()})
     with torch.no_grad():
-        expected, found = features_of(net), backbone(IMAGES)
+        expected, maps = features_of(net), backbone(IMAGES)
         for level, value in expected.items():
-            torch.testing.assert_close(found[level], value)
+            torch.testing.assert_close(maps[level], value)
         behind = backbone.truncate("c4")
         torch.testing.assert_close(behind["c5"](backbone(IMAGES)["c4"]), expected["c5"])
     assert isinstance(behind["c5"], ChannelsLast)
@@ -134,16 +134,16 @@ def test_a_frozen_norm_keeps_the_activation_that_timm_puts_into_it(model):
         expected = backbone(IMAGES)
         freeze_batch_norm(backbone).double()
         assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
-        found = backbone.train()(IMAGES)
+        maps = backbone.train()(IMAGES)
     for level, value in expected.items():
-        torch.testing.assert_close(found[level], value)
+        torch.testing.assert_close(maps[level], value)
 
 
 def test_layer_norm_is_frozen_by_its_stage_alone(config):
     model = build.build_detector(config("backbone=timm/test_convnext", "backbone.freeze_at=2"))
     norms = {stage: [m for m in model.backbone.stages[stage].modules() if isinstance(m, nn.LayerNorm)] for stage in STAGES}
-    for stage, found in norms.items():
-        assert found and all(m.weight.requires_grad == (stage not in ("stem", "c2")) for m in found)
+    for stage, layers in norms.items():
+        assert layers and all(m.weight.requires_grad == (stage not in ("stem", "c2")) for m in layers)
 
 
 def test_batch_norms_of_timm_are_not_folded(config):
@@ -257,8 +257,8 @@ def test_timms_own_weights_come_in_our_names(config, monkeypatch):
     load_backbone(network, backbone_weights(cfg.backbone, None))
     reference = randomised(create("test_convnext", features_only=True))(IMAGES)
     with torch.no_grad():
-        for found, expected in zip(network.backbone.eval().double()(IMAGES).values(), reference, strict=True):
-            torch.testing.assert_close(found, expected)
+        for x, expected in zip(network.backbone.eval().double()(IMAGES).values(), reference, strict=True):
+            torch.testing.assert_close(x, expected)
 
 
 def test_a_file_that_does_not_fit_is_refused(config, tmp_path):

@@ -96,9 +96,9 @@ def first_by_position(labels, count, fraction, generator=None):
     """In place of chance: (idxs (N, S), sampled_mask (N, S)) of the first positives and then the first negatives."""
     idxs = labels.new_zeros(len(labels), count, dtype=torch.int64)
     sampled_mask = torch.zeros(len(labels), count, dtype=torch.bool)
-    for n, own in enumerate(labels):
-        positive = (own >= 1).nonzero()[:, 0][: int(count * fraction)]
-        drawn = torch.cat([positive, (own == 0).nonzero()[:, 0][: count - len(positive)]])
+    for n, image_labels in enumerate(labels):
+        positive = (image_labels >= 1).nonzero()[:, 0][: int(count * fraction)]
+        drawn = torch.cat([positive, (image_labels == 0).nonzero()[:, 0][: count - len(positive)]])
         idxs[n, : len(drawn)], sampled_mask[n, : len(drawn)] = drawn, True
     return idxs, sampled_mask
 
@@ -111,12 +111,12 @@ class FirstByPosition:
 
     def __call__(self, labels):
         positives, negatives = [], []
-        for own in labels:
-            idxs, sampled_mask = first_by_position(own[None], self.count, self.fraction)
-            drawn = torch.zeros(len(own), dtype=torch.bool)
+        for image_labels in labels:
+            idxs, sampled_mask = first_by_position(image_labels[None], self.count, self.fraction)
+            drawn = torch.zeros(len(image_labels), dtype=torch.bool)
             drawn[idxs[sampled_mask]] = True
-            positives.append(drawn & (own >= 1))
-            negatives.append(drawn & (own == 0))
+            positives.append(drawn & (image_labels >= 1))
+            negatives.append(drawn & (image_labels == 0))
         return positives, negatives
 
 
@@ -141,8 +141,8 @@ def scene(config, tmp_path):
 
 @pytest.fixture
 def double(monkeypatch):
-    """Everything in double precision, where no rounding ties two scores, flips a ReLU (which moves a gradient by 1e-4)
-    or hides a difference. But for torchvision's ratio of sizes, which is float32."""
+    """Compute in double precision: no rounding ties two scores, flips a ReLU (which moves a gradient by 1e-4) or hides a
+    difference. torchvision's ratio of sizes stays float32."""
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.is_floating_point() else x.double())
     torch.set_default_dtype(torch.float64)
     yield
@@ -178,8 +178,8 @@ def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, 
 
     boxes, _ = theirs.rpn(inputs, levels)
     proposals = ours.rpn.propose(*ours.rpn(features), batch.sizes, to_train=False)
-    for n, own in enumerate(boxes):
-        close(proposals.boxes[n][proposals.valid[n]], own, 1e-5)
+    for n, expected_boxes in enumerate(boxes):
+        close(proposals.boxes[n][proposals.valid[n]], expected_boxes, 1e-5)
 
     rois = theirs.roi_heads.box_head(theirs.roi_heads.box_roi_pool(levels, boxes, inputs.image_sizes))
     expected, their_deltas = theirs.roi_heads.box_predictor(rois)
@@ -187,13 +187,13 @@ def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, 
     close(scores[proposals.valid], expected, 1e-5)
     close(deltas[proposals.valid], their_deltas.view(-1, CLASSES + 1, 4)[:, 1:], 1e-5)
 
-    found = ours.roi.detect(features, proposals, batch.sizes)
-    for n, (sample, wanted) in enumerate(zip(samples, theirs(images), strict=True)):
-        keep = found.valid[n]
-        assert len(wanted["labels"]) > 20
-        assert found.labels[n][keep].tolist() == wanted["labels"].tolist()
-        close(found.scores[n][keep], wanted["scores"], 1e-5)
-        close(to_native(found.boxes[n][keep], batch.sizes[n].tolist(), sample.image.shape[:2]), wanted["boxes"], 1e-5)
+    detections = ours.roi.detect(features, proposals, batch.sizes)
+    for n, (sample, expected) in enumerate(zip(samples, theirs(images), strict=True)):
+        keep = detections.valid[n]
+        assert len(expected["labels"]) > 20
+        assert detections.labels[n][keep].tolist() == expected["labels"].tolist()
+        close(detections.scores[n][keep], expected["scores"], 1e-5)
+        close(to_native(detections.boxes[n][keep], batch.sizes[n].tolist(), sample.image.shape[:2]), expected["boxes"], 1e-5)
 
 
 @EACH_SIZE
