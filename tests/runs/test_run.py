@@ -1,4 +1,4 @@
-"""A cell from its configuration to its record: skipped when finished, resumed when not, recorded whatever happens."""
+"""A run from its configuration to its record: skipped when finished, resumed when not, recorded whatever happens."""
 
 import contextlib
 import io
@@ -12,38 +12,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from settings import SHORT
 
 from fpn_ablate.cli.shapes import main as export_shapes
 from fpn_ablate.config.validation import validate
 from fpn_ablate.data.shapes import dataset
-from fpn_ablate.engine import cost, evaluate, inputs, pretrain, procedures
+from fpn_ablate.engine import evaluate, inputs, pretrain, procedures
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.runs import oom
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
 from fpn_ablate.utils.paths import RECORD
 
-TINY = (
-    "backbone.weights=none",
-    "backbone.freeze_at=0",
-    "backbone.frozen_bn=false",
-    "recipe.steps=4",
-    "recipe.checkpoint_every=2",
-    "recipe.batch_size=2",
-    "recipe.eval_images=3",
-    "data.train_images=4",
-    "rpn.samples=16",
-    "log.every=1",
-    "device=cpu",
-)
-
 
 @pytest.fixture
 def cell(config, tmp_path):
     def make(*overrides):
-        return config(*TINY, *overrides).model_copy(update={"out": str(tmp_path / "results")})
+        return config(*SHORT, *overrides).model_copy(update={"out": str(tmp_path / "results")})
 
     return make
 
@@ -51,9 +40,9 @@ def cell(config, tmp_path):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     """A finished cell: its configuration, its record, its folder."""
-    cfg = config(*TINY).model_copy(update={"out": str(tmp_path_factory.mktemp("results"))})
+    cfg = config(*SHORT).model_copy(update={"out": str(tmp_path_factory.mktemp("results"))})
     outcome = running.run(cfg)
-    return cfg, outcome, running.run_folder(cfg, outcome["fingerprint"])
+    return cfg, outcome, run_folder(cfg, outcome["fingerprint"])
 
 
 def training_is_forbidden(*arguments, **named):
@@ -82,7 +71,7 @@ def test_a_record_holds_what_tables_need(finished):
     assert (on_disk["status"], on_disk["error"]) == ("finished", None)
     assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
     assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
-    recipe = {**on_disk["config"]["recipe"], "box": cfg.recipe.roi.model_dump()}  # which the task does not read
+    recipe = {**on_disk["config"]["recipe"], "roi": cfg.recipe.roi.model_dump()}  # which the task does not read
     assert validate({**on_disk["config"], "recipe": recipe, "out": cfg.out}) == cfg  # a record names no place on a disk
     assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
     assert on_disk["verify"]["anchors"] == 199974
@@ -97,8 +86,8 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     assert folder.relative_to(cfg.out).parts[:2] == ("runs", "table1_rpn")
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()}
-    kept = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "skip.json"}
-    assert names == kept | {"resampled.npz", "artifacts.npz"}
+    expected = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "skip.json"}
+    assert names == expected | {"resampled.npz", "artifacts.npz"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
@@ -112,7 +101,7 @@ def test_saved_detections_give_the_records_recall_through_pycocotools_alone(fini
 
     cfg, outcome, folder = finished
     detections = DetectionSet.load(folder / "detections.npz")
-    validation = inputs.load_data(cfg)[1]
+    validation = inputs.load_data(cfg.data, cfg.recipe, cfg.mode)[1]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = validation.coco()
@@ -128,7 +117,7 @@ def test_saved_detections_give_the_records_recall_through_pycocotools_alone(fini
 
 def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
     cfg, outcome, _ = finished
-    validation = inputs.load_data(cfg)[1]
+    validation = inputs.load_data(cfg.data, cfg.recipe, cfg.mode)[1]
     assert len(validation) == 3
     assert sum(outcome["objects"].values()) >= len(validation.coco()["annotations"])
     areas = ((4, 0), (9, 0), (16, 0), (25, 0), (30, 0), (4, 1))
@@ -140,8 +129,7 @@ def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeyp
     cfg, _, folder = finished
     monkeypatch.setattr(procedures, "train", training_is_forbidden)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = running.run(cfg)
-    assert again == json.loads((folder / "record.json").read_text())
+    assert running.run(cfg) == json.loads((folder / "record.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "finished before" in capsys.readouterr().out
 
@@ -161,8 +149,8 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
         with pytest.raises(MemoryError):
             running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
-    left = json.loads(file.read_text())
-    assert (left["status"], left["error"], left["metrics"]) == ("failed", "MemoryError: no room", {})
+    content = json.loads(file.read_text())
+    assert (content["status"], content["error"], content["metrics"]) == ("failed", "MemoryError: no room", {})
     assert "no room" in (file.parent / "error.txt").read_text()
     assert "Traceback" in (file.parent / "error.txt").read_text()
     assert running.run(cfg)["status"] == "finished"
@@ -259,13 +247,13 @@ def test_a_gpu_that_is_not_there_is_refused(cell, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="device=cuda: torch sees no GPU; use device=cpu or device=auto"):
         running.run(cell().model_copy(update={"device": "cuda"}))
-    assert inputs.pick_device(cell().model_copy(update={"device": "auto"})).type == "cpu"
+    assert inputs.pick_device("auto").type == "cpu"
 
 
 def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
     root = tmp_path / "herbarium"
     export_shapes(["--export", str(root), "--train", "4", "--val", "3", "--size", "64"])
-    overrides = [o for o in TINY if not o.startswith("data.")]
+    overrides = [o for o in SHORT if not o.startswith("data.")]
     cfg = config(*overrides, "data=coco", f"data.root={root}").model_copy(update={"out": str(tmp_path / "results")})
     outcome = running.run(cfg)
     assert (outcome["status"], outcome["data"], outcome["generated"]) == ("finished", "herbarium", True)
@@ -284,50 +272,53 @@ def test_names_of_folders_stay_inside(text, expected):
 # ------------------------------------------------------------------------------------------------------------ pre-training
 
 
-@pytest.fixture(scope="module")
-def backbone(config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbones")
-    cfg = config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+PRETRAINING = ("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
+
+
+def pretrained(cfg, folder):
+    pictures = inputs.world(cfg.data, cfg.recipe.short_side)
+    return pretrain.load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, torch.device("cpu"), cfg.workers)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_held_out():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "HELD_OUT", 16)
-        made = pretrain.ensure(cfg, inputs.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
-    return cfg, folder, made
+        yield
+
+
+@pytest.fixture(scope="module")
+def backbone(config, tmp_path_factory):
+    """A pre-trained backbone: its configuration, the folder of all, and its weights."""
+    cfg, folder = config(*PRETRAINING), tmp_path_factory.mktemp("backbones")
+    return cfg, folder, pretrained(cfg, folder)
 
 
 def test_a_backbone_is_pre_trained_once_and_shared(backbone, monkeypatch, config):
-    cfg, folder, made = backbone
-    assert 0 <= made.accuracy <= 1
-    assert made.seconds > 0
+    cfg, folder, weights = backbone
+    assert 0 <= weights.accuracy <= 1
+    assert weights.seconds > 0
     monkeypatch.setattr(pretrain, "_train", training_is_forbidden)
-    for other in (cfg, cfg.model_copy(update={"seed": 3, "neck": config("ablation=c4").neck})):
-        assert pretrain.ensure(other, inputs.world(other), folder, torch.device("cpu")) == made
+    assert pretrained(cfg, folder) == pretrained(config(*PRETRAINING, "seed=3", "ablation=c4"), folder) == weights
 
 
-def test_another_world_or_recipe_is_another_backbone(backbone, monkeypatch, config):
-    _, folder, made = backbone
-    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
-    paths = {made.path}
-    for other in (
-        config("recipe.pretrain.steps=3", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32"),
-        config("recipe.pretrain.steps=2", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32", "data.noise=1"),
-    ):
-        paths.add(pretrain.ensure(other, inputs.world(other), folder, torch.device("cpu"), say=lambda line: None).path)
-    assert len(paths) == 3
+def test_another_world_or_recipe_is_another_backbone(backbone, config):
+    _, folder, weights = backbone
+    others = (config(*PRETRAINING[1:], "recipe.pretrain.steps=3"), config(*PRETRAINING, "data.noise=1"))
+    assert len({weights.path, *(pretrained(cfg, folder).path for cfg in others)}) == 3
 
 
-def test_pre_training_again_gives_the_same_weights(backbone, tmp_path, monkeypatch):
-    cfg, _, made = backbone
-    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
+def test_pre_training_again_gives_the_same_weights(backbone, tmp_path):
+    cfg, _, first = backbone
     torch.manual_seed(5)
-    again = pretrain.ensure(cfg, inputs.world(cfg), tmp_path, torch.device("cpu"), say=lambda line: None)
-    a, b = (torch.load(p.path, weights_only=True) for p in (made, again))
-    assert made.path.name == again.path.name
+    second = pretrained(cfg, tmp_path)
+    a, b = (torch.load(weights.path, weights_only=True) for weights in (first, second))
+    assert first.path.name == second.path.name
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_pre_training_leaves_the_cores_of_its_painters_to_them(backbone, tmp_path, monkeypatch):
+def test_pre_training_leaves_the_cores_of_its_workers_to_them(backbone, tmp_path, monkeypatch):
     cfg, _, _ = backbone
-    monkeypatch.setattr(pretrain, "HELD_OUT", 16)
     seen, forward = set(), pretrain.Classifier.forward
 
     def watched(model, images):
@@ -338,12 +329,10 @@ def test_pre_training_leaves_the_cores_of_its_painters_to_them(backbone, tmp_pat
     monkeypatch.setattr(pretrain.Classifier, "forward", watched)
     before = torch.get_num_threads()
     try:
-        for threads, workers, left in ((3, 0, 2), (3, 2, 1), (1, 1, 1)):
+        for threads, workers, expected in ((3, 0, 2), (3, 2, 1), (1, 1, 1)):
             torch.set_num_threads(threads)
-            asked = cfg.model_copy(update={"workers": workers})
-            folder = tmp_path / f"{threads}{workers}"
-            pretrain.ensure(asked, inputs.world(cfg), folder, torch.device("cpu"), say=lambda line: None)
-            assert seen == {left}
+            pretrained(cfg.model_copy(update={"workers": workers}), tmp_path / f"{threads}{workers}")
+            assert seen == {expected}
             assert torch.get_num_threads() == threads
             seen.clear()
     finally:
@@ -355,30 +344,30 @@ def test_pictures_are_rendered_ahead_where_training_will_ask_for_all(cell, monke
     cfg = cell(f"recipe.steps={steps}", f"data.seed={77 + steps}", "threads=2")  # a world that no other test has rendered
     before = torch.get_num_threads()
     try:
-        made = inputs.prepare(cfg)
+        prepared = inputs.prepare(cfg)
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(dataset, "_render_sample", training_is_forbidden)
-    assert len(made.validation.coco()["images"]) == 3
-    there = 0
+    assert len(prepared.validation.coco()["images"]) == 3
+    rendered = 0
     for index in range(4):
         with contextlib.suppress(AssertionError):
-            made.training[index]
-            there += 1
-    assert there == ahead
+            prepared.training[index]
+            rendered += 1
+    assert rendered == ahead
 
 
 def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
     """All of it frozen, so the weights at the end are those of the file."""
-    _, _, made = backbone
-    overrides = [o for o in TINY if not o.startswith("backbone.")]
-    cfg = config(*overrides, f"backbone.weights={made.path}", "backbone.freeze_at=5", "ablation=c5")
+    _, _, weights = backbone
+    overrides = [o for o in SHORT if not o.startswith("backbone.")]
+    cfg = config(*overrides, f"backbone.weights={weights.path}", "backbone.freeze_at=5", "ablation=c5")
     running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     (model,) = tmp_path.rglob("model.pt")
-    state, start = (torch.load(path, weights_only=True) for path in (model, made.path))
-    own = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
-    assert own
-    assert all(torch.equal(value, start[name]) for name, value in own.items())
+    state, start = (torch.load(path, weights_only=True) for path in (model, weights.path))
+    end = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+    assert end
+    assert all(torch.equal(value, start[name]) for name, value in end.items())
 
 
 # ----------------------------------------------------------------------------------------------- faults, and several at once
@@ -388,27 +377,27 @@ def full(free_parts, calls):
     """In place of `train`: a GPU that has room for a batch in `free_parts` parts or more, found out in the second half."""
     train = procedures.train
 
-    def on_a_small_gpu(model, dataset, cfg, device, steps, checkpoint, report):
-        calls.append(cfg.recipe.accumulate)
-        if cfg.recipe.accumulate < free_parts:
-            train(model, dataset, cfg, device, steps // 2, checkpoint, report)
+    def on_a_small_gpu(model, dataset, recipe, device, *, steps, **named):
+        calls.append(recipe.accumulate)
+        if recipe.accumulate < free_parts:
+            train(model, dataset, recipe, device, steps=steps // 2, **named)
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        train(model, dataset, cfg, device, steps, checkpoint, report)
+        train(model, dataset, recipe, device, steps=steps, **named)
 
     return on_a_small_gpu
 
 
 def test_a_gpu_without_room_gets_the_same_batches_in_parts_once_and_the_record_says_so(cell, unmeasured, monkeypatch, capsys):
     four = ("recipe.batch_size=4", "recipe.flip=true")
-    wanted = running.run(cell(*four, "recipe.accumulate=2"))
+    in_parts = running.run(cell(*four, "recipe.accumulate=2"))
     calls, cfg = [], cell(*four)
     with monkeypatch.context() as patch:
         patch.setattr(procedures, "train", full(2, calls))
         outcome = running.run(cfg)
-    assert calls == [1, 2] and "again with recipe.accumulate=2" in capsys.readouterr().err
+    assert calls == [1, 2] and "retrying with recipe.accumulate=2" in capsys.readouterr().err
     assert outcome["status"] == "finished" and outcome["config"]["recipe"]["accumulate"] == 1
     assert outcome["retried"] == {"after": "CUDA out of memory. Tried to allocate 2 GiB", "accumulate": 2}
-    a, b = (Path(cfg.out).rglob(f"seed0-{found['fingerprint'][:8]}") for found in (outcome, wanted))
+    a, b = (Path(cfg.out).rglob(f"seed0-{result['fingerprint'][:8]}") for result in (outcome, in_parts))
     (a,), (b,) = a, b
     x, y = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
     assert all(torch.equal(x[name], y[name]) for name in y)  # nothing of the first attempt is in it
@@ -437,21 +426,22 @@ def test_a_second_attempt_that_is_killed_goes_on_as_such_and_one_that_has_no_roo
         patch.setattr(procedures, "train", full(9, calls))
         running.run(cfg.model_copy(update={"seed": 1}))
     assert calls[3:] == [1, 2]
-    (left,) = [found for file in Path(cfg.out).rglob("record.json") if (found := json.loads(file.read_text()))["seed"] == 1]
-    assert left["status"] == "failed" and left["retried"]["accumulate"] == 2
+    records = [json.loads(file.read_text()) for file in Path(cfg.out).rglob("record.json")]
+    (failed,) = [content for content in records if content["seed"] == 1]
+    assert failed["status"] == "failed" and failed["retried"]["accumulate"] == 2
 
 
 @pytest.mark.parametrize(
     ("batch", "parts", "more"), [(16, 1, 8), (16, 8, 16), (16, 16, None), (3, 1, 3), (2, 1, 2), (1, 1, None)]
 )
 def test_a_batch_is_cut_as_on_the_papers_gpus(config, batch, parts, more):
-    assert running.more_parts(config(f"recipe.batch_size={batch}", f"recipe.accumulate={parts}").recipe) == more
+    assert oom.more_parts(config(f"recipe.batch_size={batch}", f"recipe.accumulate={parts}").recipe) == more
 
 
 def test_a_worker_that_loads_images_and_dies_of_the_same_signal_is_no_failure(cell, monkeypatch):
     cfg = cell()
 
-    def killed(*_):
+    def killed(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
@@ -463,9 +453,9 @@ def test_a_worker_that_loads_images_and_dies_of_the_same_signal_is_no_failure(ce
 
 
 def _all(cells, trained):
-    def counting(*arguments):
+    def counting(*arguments, **named):
         trained.put(1)
-        return train(*arguments)
+        return train(*arguments, **named)
 
     train, procedures.train = procedures.train, counting  # in a fork
     for cfg in cells:
@@ -476,19 +466,17 @@ def _all(cells, trained):
 def unmeasured():
     """More than half of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "latency_of", lambda *_: 1.0)
+        patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
         patch.setattr(running, "reset_peak_memory", lambda *_: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def left_alone(config, unmeasured, tmp_path_factory, script):
-    """Three cells, of which two stand on the first; and what they leave."""
-    fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0", "recipe.roi.steps=4")
-    cells, out = (
-        [config(*TINY), *(config(*TINY, *fast, f"ablation={row}") for row in ("c4", "fpn"))],
-        tmp_path_factory.mktemp("w"),
-    )
+    """Three runs, of which two build on the first; and what they leave."""
+    fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0")
+    cells = [config(*SHORT), *(config(*SHORT, *fast, f"ablation={row}") for row in ("c4", "fpn"))]
+    out = tmp_path_factory.mktemp("w")
     for cfg in _below(out, cells):
         running.run(cfg)
     return cells, script("drills/kills").contents(out)
@@ -503,11 +491,11 @@ def test_two_sweeps_over_the_same_cells_train_each_once(left_alone, script, tmp_
     context = multiprocessing.get_context("fork")
     trained = context.Queue()
     sweeps = [context.Process(target=_all, args=(_below(tmp_path, cells), trained)) for _ in range(2)]
-    for one in sweeps:
-        one.start()
-    for one in sweeps:
-        one.join(120)
-    assert [one.exitcode for one in sweeps] == [0, 0]
+    for sweep in sweeps:
+        sweep.start()
+    for sweep in sweeps:
+        sweep.join(120)
+    assert [sweep.exitcode for sweep in sweeps] == [0, 0]
     assert trained.qsize() == 3
     assert script("drills/kills").contents(tmp_path) == whole
 
@@ -582,8 +570,8 @@ def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
 def test_what_a_kill_left_beside_a_finished_record_is_gone_after_the_next_start(cell):
     """As of skip.json, which is written when all else is done."""
     cfg = cell()
-    folder = running.run_folder(cfg, running.run(cfg)["fingerprint"])
-    left = folder / ".skip.json.123-host.json"
-    left.write_text("{")
+    folder = run_folder(cfg, running.run(cfg)["fingerprint"])
+    leftover = folder / ".skip.json.123-host.json"
+    leftover.write_text("{")
     running.run(cfg)
-    assert not left.exists()
+    assert not leftover.exists()
