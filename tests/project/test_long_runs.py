@@ -4,7 +4,7 @@ import mmap
 
 import pytest
 
-from fpn_ablate.cli.run import main
+from fpn_ablate.cli.main import main
 from fpn_ablate.runs import run as running
 from fpn_ablate.sweep import jobs
 
