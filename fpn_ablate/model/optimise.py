@@ -1,6 +1,6 @@
-"""Replace modules of a built detector by faster ones that compute the same; what they are lies in ops/.
+"""Replace modules of a built detector by the faster ones of ops/, which compute the same.
 
-The oneDNN layers of the second stage's box head and the sparse RoIAlign are no replacements: they are built in.
+Heads and pooler also call ops/ directly: `Linear`, `conv3x3_at` and `roi_align` are not put in here.
 """
 
 from torch import nn
@@ -10,7 +10,7 @@ from fpn_ablate.model.ops.onednn import Conv2d
 
 
 def optimise(model: nn.Module, fold: bool = False) -> nn.Module:
-    """Give every `nn.Conv2d` the products of oneDNN; with `fold`, fold frozen batch norms into the convolutions before them.
+    """Make every `nn.Conv2d` a `Conv2d` of oneDNN; with `fold`, fold frozen batch norms into the convolutions before them.
 
     Names, weights and state dicts stay.
     """
