@@ -637,9 +637,9 @@ def _run(options: argparse.Namespace) -> None:
     for case in cases(options.large, device):
         results["cases"][case.name] = measure(case, device, options.seconds, 3, results["peak"])
         print(case_table(case.name, results["cases"][case.name]), flush=True)
+        if options.out:
+            save_text(options.out, json.dumps(results, indent=1) + "\n")
     print(machine_lines(results))
-    if options.out:
-        save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
         text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results))
         save_text(options.readme, text)
