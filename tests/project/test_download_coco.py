@@ -1,4 +1,4 @@
-"""scripts/download_coco.sh against a server of small zips: goes on where it stopped, unpacks nothing that is not whole."""
+"""Run scripts/download_coco.sh against a server of small zips: it resumes, and unpacks complete zips only."""
 
 import hashlib
 import http.server
@@ -39,7 +39,7 @@ def originals():
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` and ranges of them; breaks off after `cut` bytes of a body, while that is set."""
+    """Serve `files` and ranges of them; break off after `cut` bytes of a body if that is set."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -73,7 +73,7 @@ def server():
 
 @pytest.fixture
 def script(server, tmp_path):
-    """`script(*arguments)` -> (exit code, what it printed, what it complained of), with the server's own sizes and sums."""
+    """Return a function: arguments -> exit code, stdout, stderr of the script with the server's sizes and sums."""
     rows = [
         f"{path} {len(data)} {hashlib.md5(data).hexdigest()} 20000 {COUNTS.get(Path(path).stem, 0)}"
         for path, data in server.files.items()
@@ -127,7 +127,7 @@ def test_the_command_at_the_end_is_one_that_the_program_takes(script, tmp_path, 
 def test_a_broken_connection_is_gone_on_from(script, server, tmp_path):
     server.cut = 4000  # less than the images' zips
     code, _, said = script("--yes", "--keep-zips", tmp_path)
-    assert code == 1 and "val2017.zip: curl ended with code 18. Fix: give the same command again" in said
+    assert code == 1 and "val2017.zip: curl ended with code 18. Fix: run the same command again" in said
     assert (tmp_path / "val2017.zip.part").stat().st_size == 4000
     server.cut = None
     server.asked.clear()
@@ -191,16 +191,16 @@ def test_the_disk_is_looked_at_first(script, server, tmp_path, option):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 2, "which folder?"),
-        (("--yes",), 2, "which folder?"),
-        (("--force", "x"), 2, "--force: there is no such option"),
+        ((), 2, "FOLDER is missing"),
+        (("--yes",), 2, "FOLDER is missing"),
+        (("--force", "x"), 2, "--force: unknown option"),
         (("one", "two"), 2, "two folders: one and two"),
-        ((str(SCRIPT),), 1, "cannot be written. Fix: another folder"),
+        ((str(SCRIPT),), 1, "cannot be written. Fix: use another folder"),
     ],
 )
 def test_wrong_arguments_stop_before_anything_is_fetched(script, server, arguments, code, message):
-    found, _, said = script(*arguments)
-    assert found == code and message in said and server.asked == []
+    exit_code, _, said = script(*arguments)
+    assert exit_code == code and message in said and server.asked == []
 
 
 def test_nothing_is_fetched_before_the_terms_are_accepted(script, server, tmp_path):
