@@ -22,7 +22,7 @@ def write(file: Path) -> None:
 
     register()  # Hydra loads its own plugins anew when it looks for ours
     Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"].launch = launch
-    main(["-m", "ablation=fpn,c4", "recipe=smoke", f"out={file.parent / 'results'}"])
+    assert main(["-m", "ablation=fpn,c4", "recipe=smoke", f"out={file.parent / 'results'}"]) == 130
 
 
 def read(file: Path) -> None:

@@ -211,6 +211,18 @@ def test_checkout_and_editable_install_read_the_same_configuration(installed: En
     for program, arguments in (("python", composed), ("fpn-ablate", composed[2:])):
         assert bare.run(program, arguments, tmp_path).stdout == of_wheel
     assert "single_level" in of_wheel
+    _read_job_in_a_fresh_interpreter(bare, tmp_path)
+
+
+def test_a_job_of_the_wheel_runs_in_a_fresh_interpreter(installed: Environment, tmp_path: Path) -> None:
+    _read_job_in_a_fresh_interpreter(installed, tmp_path)
+
+
+def _read_job_in_a_fresh_interpreter(environment: Environment, folder: Path) -> None:
+    """Pickle a job as submitit's and Ray's launchers do; a new process of the same environment must be able to read it."""
+    helper, file = str(ROOT / "tests" / "helpers" / "pickled_job.py"), str(folder / "job.pickle")
+    environment.run("python", [helper, "write", file], folder)
+    assert environment.run("python", [helper, "read", file], folder).stdout.split() == ["run_job", "single_level", "False"]
 
 
 LOCK = (ROOT / "requirements.lock").read_text()

@@ -15,7 +15,7 @@ def test_a_fresh_interpreter_reads_what_launchers_send_to_a_job(tmp_path):
 
     def python(*arguments):
         done = subprocess.run([sys.executable, HELPER, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True)
-        assert done.returncode in (0, 130), done.stderr
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     python("write", tmp_path / "job.pickle")
