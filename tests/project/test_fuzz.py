@@ -1,4 +1,4 @@
-"""A few cases of scripts/drills/fuzz.py, which has thousands; and that it would notice what it looks for."""
+"""Run a few cases of scripts/drills/fuzz.py, which has thousands, and check that it notices faults."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_a_case_is_decided_by_seed_kind_and_number():
 
 
 MUTANTS = {
-    # What is left out of the program: (kind, numbers of cases among which one must be lost, where, what stands there instead)
+    # Fault of the program: (kind, number of cases among which one must be lost, module, attribute, its replacement)
     "annotations are dropped": ("annotations", 40, annotations, "_faults", lambda *_: []),
     "empty boxes are let through": ("annotations", 60, examine, "is_empty", lambda boxes: boxes[:, 0] < -1e300),
     "boxes outside of pictures are taken": ("proposals", 60, fixed_proposals, "MARGIN", 1e38),
@@ -68,7 +68,7 @@ def test_a_fault_of_the_program_is_noticed(fuzz, monkeypatch, mutant):
     assert fuzz.try_kind(kind, range(count), seed=0).lost
 
 
-def test_what_hangs_or_cannot_be_shown_is_lost():
+def test_a_case_that_hangs_or_has_a_bad_message_is_lost():
     with pytest.raises(Hang), within(0.05):
         while True:
             pass
@@ -78,7 +78,7 @@ def test_what_hangs_or_cannot_be_shown_is_lost():
     check_message("one line\n\tand é")
 
 
-# --- what the fuzz found, each by itself
+# --- faults that the fuzz has found
 
 
 def test_messages_hold_no_control_characters_and_no_half_characters():
@@ -94,27 +94,30 @@ def test_a_value_in_a_message_is_short_whatever_it_is():
 
 
 def test_many_findings_are_counted_and_a_file_of_faults_is_left(tmp_path):
-    found = Findings()
-    found.extend(Finding("box-empty", "f", n) for n in range(Findings.LIMIT + 5))
-    found.append(Finding("box-outside", "f"))
-    assert len(found) == Findings.LIMIT + 1 and examine.counts(found) == {"box-empty": Findings.LIMIT + 5, "box-outside": 1}
-    assert "and 5 more" in str(found[Findings.LIMIT - 1])
-    text = examine.summary(found, 3)
+    findings = Findings()
+    findings.extend(Finding("box-empty", "f", n) for n in range(Findings.LIMIT + 5))
+    findings.append(Finding("box-outside", "f"))
+    assert len(findings) == Findings.LIMIT + 1 and examine.counts(findings) == {
+        "box-empty": Findings.LIMIT + 5,
+        "box-outside": 1,
+    }
+    assert "and 5 more" in str(findings[Findings.LIMIT - 1])
+    text = examine.summary(findings, 3)
     assert f"{Findings.LIMIT + 5} box-empty" in text and f"... and {Findings.LIMIT + 3} more" in text
     file = tmp_path / "instances.json"
     file.write_text(json.dumps({"images": [{}], "categories": [{}], "annotations": [5] * (2 * Findings.LIMIT)}))
-    _, found = annotations.read(file)
-    assert f"{Findings.LIMIT:,} further entries of `annotations` were not looked at" in "\n".join(map(str, found))
+    _, findings = annotations.read(file)
+    assert f"{Findings.LIMIT:,} further entries of `annotations` were not looked at" in "\n".join(map(str, findings))
 
 
 @pytest.mark.parametrize("width", [1000])
 def test_a_dictionary_that_stands_in_many_places_is_read_once(width):
     with within(5):
-        found = unpickle.read(wide_pickle(width))
+        content = unpickle.read(wide_pickle(width))
     for _ in range(4):
-        assert len(found) == width
-        found = found["0007"]
-    assert found == {}
+        assert len(content) == width
+        content = content["0007"]
+    assert content == {}
 
 
 def test_an_archive_that_unpacks_to_much_is_refused_and_one_of_proposals_is_not(tmp_path):
@@ -141,13 +144,13 @@ def test_a_formula_behind_a_semicolon_is_quoted_and_a_row_of_ours_is_not():
 
 @pytest.mark.slow
 def test_a_hundred_megabytes_of_rubbish(tmp_path):
-    """Refused within seconds, and with a message of a few lines."""
+    """Check that the file is refused within seconds and with a short message."""
     file = tmp_path / "instances.json"
     head = b'{"images": [{}], "categories": [{}], "annotations": ['
     long = [bytes(10**8), b"[" * 10**8, b"9" * 10**8]
     for content in (*long, head + b"5," * (5 * 10**7) + b"5]}", head + b"{}," * (3 * 10**7) + b"1]}"):
         file.write_bytes(content)
         with within(120):
-            _, found = annotations.read(file)
-        assert found and len(found) < 5 * Findings.LIMIT
-        check_message(examine.summary(found, 10))
+            _, findings = annotations.read(file)
+        assert findings and len(findings) < 5 * Findings.LIMIT
+        check_message(examine.summary(findings, 10))
