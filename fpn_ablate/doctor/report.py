@@ -1,17 +1,17 @@
-"""What a user needs to know of a data set before a sweep: python -m fpn_ablate doctor data=coco data.root=PATH ...
+"""Report on a data set before a sweep: `python -m fpn_ablate doctor data=coco data.root=PATH ...`.
 
-Both splits as the run would see them. `examine` gives all of it as one dictionary, which `--json` writes:
+It examines both splits as the run would see them. `examine` returns one dictionary, which `--json` writes:
 
     format          1; raised when a key changes its meaning
-    data, generated, invalid, keep_empty      what was examined, and how bad boxes and empty images are treated
+    data, generated, invalid, keep_empty      the data set, and how bad boxes and empty images are treated
     recipe          {name, short_side, max_side}
     sound           whether a run would start
-    refused         reasons that lie in neither split alone
-    warnings        [{kind, split, text}]: nothing for which a run is refused; `split` is train, val or null (both)
-    splits          {train, val}: null values where the annotation file cannot be read
+    refused         reasons that concern both splits
+    warnings        [{kind, split, text}]: no reasons to refuse a run; `split` is train, val or null (both)
+    splits          {train, val}: null values if the annotation file cannot be read
       annotations, image_folder    paths; null for generated pictures
-      findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], as data/findings.py names them
-      repairs       {what: how many} boxes that data.invalid changes
+      findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], see data/checks/findings.py
+      repairs       {kind of repair: boxes} that data.invalid changes
       images, images_used, images_without_objects, objects, crowd, crowd_share
       objects_an_image    {mean, median, max, above_100}
       sizes         native and input: {bounds, small, medium, large, sqrt_area}; aspect_ratio (height / width),
@@ -21,7 +21,7 @@ Both splits as the run would see them. `examine` gives all of it as one dictiona
     shared_images   {by_name_and_size: [{file_name, train, val}], by_content: [{train, val}]}, ids of images in both splits
     anchors         row of conf/ablation -> {levels, ratios, recall}: of the validation objects at the recipe's input size,
                     recall[all | small | medium | large] = {objects, iou50, iou70, mean_best_iou}: the share whose best anchor
-                    has at least that IoU; by native size, as AR and AP of tables; null shares where there is no object
+                    has at least that IoU; by native size, as AR and AP of tables; null without objects
 
 Objects are annotations that are not crowd. Only `sound` decides the exit code.
 """
@@ -36,22 +36,22 @@ from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Coco, Config
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.doctor import facts
-from fpn_ablate.doctor.recall import Anchors, anchors_of, best_iou, input_sizes
+from fpn_ablate.doctor.recall import AnchorSet, anchors_of, best_iou, input_sizes
 from fpn_ablate.doctor.splits import Split, splits_of
 from fpn_ablate.evaluation.coco import AREAS
 
 FORMAT = 1
 
 
-def examine(cells: Mapping[str, Config]) -> dict[str, Any]:
-    """The facts on the data that these rows (name -> configuration, equal but for the neck) share.
+def examine(rows: Mapping[str, Config]) -> dict[str, Any]:
+    """Examine the data that rows share (row -> configuration; they differ in the neck alone).
 
     Raises:
         UserError: data.root is no folder.
     """
-    cfg = next(iter(cells.values()))
+    cfg = next(iter(rows.values()))
     splits, reasons = splits_of(cfg)
-    anchors = {row: anchors_of(cell) for row, cell in cells.items()}
+    anchors = {row: anchors_of(row_cfg) for row, row_cfg in rows.items()}
     finest = min(stride for levels, _ in anchors.values() for stride, _ in levels)
     is_coco = isinstance(cfg.data, Coco)
     report = {
@@ -68,7 +68,7 @@ def examine(cells: Mapping[str, Config]) -> dict[str, Any]:
         "anchors": {},
     }
     train, val = splits
-    # Generated pictures of the two splits are drawn from seeds of their own.
+    # Generated pictures of the two splits cannot coincide: their seeds differ.
     if is_coco and train.table is not None and val.table is not None:
         report["shared_images"] = facts.shared_images(train, val)
     if val.table is not None:
@@ -78,46 +78,49 @@ def examine(cells: Mapping[str, Config]) -> dict[str, Any]:
 
 
 def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any]:
+    """Collect the facts of one split; null values if its file cannot be read."""
     refused = set(map(id, split.refused))
-    found = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
-    head = {"annotations": split.file, "image_folder": split.folder, "findings": found, "repairs": split.repairs}
+    findings = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
+    head = {"annotations": split.file, "image_folder": split.folder, "findings": findings, "repairs": split.repairs}
     if split.table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))
-    table, categories = split.table, facts.categories_of(split.table)
+    table, categories = split.table, facts.category_facts(split.table)
     sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
     return {
         **head,
-        **facts.images_of(split),
-        "sizes": facts.sizes_of(table, sizes, split.bounds, finest_stride),
+        **facts.image_facts(split),
+        "sizes": facts.size_facts(table, sizes, split.bounds, finest_stride),
         "categories": categories,
         "imbalance": facts.imbalance(categories),
-        "duplicates": facts.duplicates_of(table),
+        "duplicates": facts.duplicate_facts(table),
     }
 
 
-def _recalls(val: Split, cfg: Config, rows: Mapping[str, Anchors]) -> dict[str, Any]:
+def _recalls(val: Split, cfg: Config, rows: Mapping[str, AnchorSet]) -> dict[str, Any]:
+    """Compute how well the anchors of each row cover the objects, by size."""
     table = val.table
     assert table is not None
-    objects = facts.objects_of(table)
+    objects = facts.object_mask(table)
     sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
     boxes = torch.from_numpy(facts.input_boxes(table, sizes)[objects])
     images = torch.from_numpy(sizes[table.image_index[objects]])
-    names = facts.size_names(table.areas[objects], val.bounds)
-    best = {what: best_iou(boxes, images, what).numpy() for what in dict.fromkeys(rows.values())}
+    classes = facts.size_classes(table.areas[objects], val.bounds)
+    best = {anchor_set: best_iou(boxes, images, anchor_set).numpy() for anchor_set in dict.fromkeys(rows.values())}
     return {
         row: {
-            "levels": [{"stride": stride, "anchor_sizes": list(sides)} for stride, sides in what[0]],
-            "ratios": list(what[1]),
+            "levels": [{"stride": stride, "anchor_sizes": list(sides)} for stride, sides in levels],
+            "ratios": list(ratios),
             "recall": {
-                "all": _recall(best[what]),
-                **{area: _recall(best[what][names == k]) for k, area in enumerate(AREAS[1:])},
+                "all": _recall(best[levels, ratios]),
+                **{area: _recall(best[levels, ratios][classes == k]) for k, area in enumerate(AREAS[1:])},
             },
         }
-        for row, what in rows.items()
+        for row, (levels, ratios) in rows.items()
     }
 
 
 def _recall(best: np.ndarray) -> dict[str, Any]:
+    """Summarise the best IoUs of some objects."""
     if not len(best):
         return {"objects": 0, "iou50": None, "iou70": None, "mean_best_iou": None}
     shares = {f"iou{round(100 * t)}": round(float((best >= t).mean()), 6) for t in (0.5, 0.7)}
@@ -125,58 +128,56 @@ def _recall(best: np.ndarray) -> dict[str, Any]:
 
 
 def _warnings(report: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    found: list[tuple[str, str | None, str]] = []
+    """Return the warnings of both splits, of images that they share, and of anchors."""
+    warnings: list[tuple[str, str | None, str]] = []
     for name, split in report["splits"].items():
         if split["images"] is not None:
-            found += [(kind, name, text) for kind, text in _split_warnings(split)]
+            warnings += [(kind, name, text) for kind, text in _split_warnings(split)]
     if shared := report["shared_images"]:
         by_content, by_name = shared["by_content"], shared["by_name_and_size"]
         if by_content:
-            ids = facts.named(f"{pair['train']} = {pair['val']}" for pair in by_content)
+            ids = facts.list_first(f"{pair['train']} = {pair['val']}" for pair in by_content)
             text = f"images of val that are in train too, byte for byte: {len(by_content)} (ids train = val: {ids})"
-            found.append(("shared-content", None, f"{text}: scores would be too good; take them out of one split"))
-        # What has the same bytes has been said.
+            warnings.append(("shared-content", None, f"{text}: scores would be too high; remove them from one split"))
+        # Images with the same bytes are reported above.
         others = [pair for pair in by_name if {k: pair[k] for k in ("train", "val")} not in by_content]
         if others:
-            names = facts.named(pair["file_name"] for pair in others)
+            names = facts.list_first(pair["file_name"] for pair in others)
             text = f"file names with the same size in both splits, but with other bytes: {len(others)} ({names})"
-            found.append(("shared-name", None, f"{text}; are they other versions of the same pictures?"))
+            warnings.append(("shared-name", None, f"{text}; are they other versions of the same pictures?"))
     for area in AREAS[1:]:
-        poor: dict[float, list[str]] = {}  # rows of the same anchors share a line
+        poor: dict[float, list[str]] = {}  # rows with the same anchors share a warning
         for row, anchors in report["anchors"].items():
             recall = anchors["recall"][area]
             if recall["objects"] and recall["iou50"] < 0.5:
                 poor.setdefault(recall["iou50"], []).append(row)
         for share, rows in poor.items():
             text = f"{share:.0%} of the {area} objects have an anchor with IoU >= 0.5 in {', '.join(rows)}"
-            found.append(
-                (
-                    "anchors",
-                    "val",
-                    f"{text}; a larger recipe.short_side, other rpn.anchor_sizes or a row of finer stride helps",
-                )
-            )
-    return [{"kind": kind, "split": split, "text": text} for kind, split, text in found]
+            fix = "a larger recipe.short_side, other rpn.anchor_sizes or a row of finer stride helps"
+            warnings.append(("anchors", "val", f"{text}; {fix}"))
+    return [{"kind": kind, "split": split, "text": text} for kind, split, text in warnings]
 
 
 def _split_warnings(split: dict[str, Any]) -> list[tuple[str, str]]:
-    found = []
+    """Return kind and text of the warnings of one split."""
+    warnings = []
     if missing := [category["name"] for category in split["categories"] if not category["objects"]]:
-        found.append(("category-without-objects", f"categories without an object: {facts.named(missing)}"))
+        warnings.append(("category-without-objects", f"categories without an object: {facts.list_first(missing)}"))
     duplicates, crowded = split["duplicates"], split["objects_an_image"]
     if ids := duplicates["annotation_ids"]:
-        text = f"annotations that repeat image, category and box of another: {len(ids)} (ids {facts.named(ids)})"
-        found.append(("duplicate-annotations", f"{text}; one of each can be found at most: remove the others"))
+        text = f"annotations that repeat image, category and box of another: {len(ids)} (ids {facts.list_first(ids)})"
+        warnings.append(("duplicate-annotations", f"{text}; only one of each can be matched: remove the others"))
     if names := duplicates["shared_file_names"]:
-        found.append(("duplicate-file-names", f"file names that several images have: {len(names)} ({facts.named(names)})"))
-    if above := crowded[f"above_{facts.DETECTIONS}"]:
-        text = f"images with more than {facts.DETECTIONS} objects: {above} (the fullest has {crowded['max']})"
-        found.append(("crowded", f"{text}: AR100, and AP of one category, cannot count all of them"))
+        text = f"file names that several images share: {len(names)} ({facts.list_first(names)})"
+        warnings.append(("duplicate-file-names", text))
+    if above := crowded[f"above_{facts.MAX_DETECTIONS}"]:
+        text = f"images with more than {facts.MAX_DETECTIONS} objects: {above} (maximum {crowded['max']})"
+        warnings.append(("crowded", f"{text}: AR100, and AP of one category, cannot count all of them"))
     sizes = split["sizes"]
     if tiny := sizes["below_one_pixel"]:
         text = f"objects less than a pixel high or wide in the input: {tiny}"
-        found.append(("below-one-pixel", f"{text}: they cannot be seen; raise recipe.short_side, or take them out"))
+        warnings.append(("below-one-pixel", f"{text}: they are invisible; raise recipe.short_side, or remove them"))
     if tiny := sizes["below_finest_stride"]:
         text = f"objects smaller in the input than a cell of the finest level ({sizes['finest_stride']} pixels): {tiny}"
-        found.append(("below-finest-stride", f"{text}; a larger recipe.short_side helps"))
-    return found
+        warnings.append(("below-finest-stride", f"{text}; a larger recipe.short_side helps"))
+    return warnings

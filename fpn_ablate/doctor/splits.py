@@ -1,4 +1,4 @@
-"""The two splits of a run's data as tables, with everything for which the run would be refused.
+"""Read both splits of a run's data as tables, with every problem for which the run would be refused.
 
 N images, M annotations of a split.
 """
@@ -22,10 +22,10 @@ class Split:
     """A split as a run would see it.
 
     Attributes:
-        table: what can be read of it, bad boxes repaired as data.invalid says (left out, where the run would be refused for
-            them); None where the file cannot be read at all.
-        used: (N,) bool, the images that a run hands out: not those without objects where data.keep_empty=false.
-        file_bytes: (N,) int64, 0 where there is no file; None for generated pictures.
+        table: the readable annotations, bad boxes repaired as data.invalid says, or left out if the run would be refused for
+            them; None if the file is unreadable.
+        used: (N,) bool, the images that a run uses: with data.keep_empty=false only those with objects.
+        file_bytes: (N,) int64, 0 for a missing file; None for generated pictures.
         bounds: where small ends and large begins, in square native pixels.
     """
 
@@ -42,7 +42,7 @@ class Split:
 
 
 def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
-    """Training and validation split, and reasons to refuse them that lie in neither alone.
+    """Return training and validation split, and reasons to refuse them that concern both.
 
     Raises:
         UserError: data.root is no folder.
@@ -50,35 +50,37 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
     if not isinstance(cfg.data, Coco):
         pairs = zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode), strict=True)
         return [_generated(name, dataset) for name, dataset in pairs], []
-    root, found = coco.root_of(cfg.data), []
+    root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
-        found.append(_read(name, examine(root / files.annotations, root / files.images), cfg.data.invalid, keep_empty))
-    tables = [split.table for split in found]
+        splits.append(_read(name, examine(root / files.annotations, root / files.images), cfg.data.invalid, keep_empty))
+    tables = [split.table for split in splits]
     reason = None if None in tables else coco.unfit(cfg.data, *tables)
-    return found, [reason] if reason else []
+    return splits, [reason] if reason else []
 
 
 def _read(name: str, report: Report, invalid: str, keep_empty: bool) -> Split:
+    """Make a split from the findings in its files."""
     refused = report.at(BROKEN, BOX) if invalid == "error" else report.at(BROKEN)
     table, repairs, used = None, {}, np.zeros(0, bool)
     if report.annotations is not None and len(report.annotations.image_ids):
-        known = (report.annotations.image_index >= 0) & (report.annotations.labels > 0)
-        table, repairs = coco.repaired(_only(report.annotations, known), "drop" if invalid == "error" else invalid)
+        valid = (report.annotations.image_index >= 0) & (report.annotations.labels > 0)
+        table, repairs = coco.repaired(_only(report.annotations, valid), "drop" if invalid == "error" else invalid)
         used = np.ones(len(table.image_ids), bool)
         if not keep_empty:
             used = np.bincount(table.image_index[~table.crowd], minlength=len(used)) > 0
-    where = (report.annotations_file, report.image_folder, report.findings, refused)
+    files = (report.annotations_file, report.image_folder, report.findings, refused)
     repairs = {} if invalid == "error" and refused else repairs
-    return Split(name, table, used, coco.CocoDataset.area_bounds, *where, repairs, report.file_bytes)
+    return Split(name, table, used, coco.CocoDataset.area_bounds, *files, repairs, report.file_bytes)
 
 
 def _only(table: Annotations, mask: np.ndarray) -> Annotations:
-    """The annotations where `mask` (M,) is true; all images."""
+    """Keep the annotations where `mask` (M,) is true, and all images."""
     columns = ("ids", "image_index", "labels", "boxes", "areas", "crowd")
     return replace(table, **{column: getattr(table, column)[mask] for column in columns})
 
 
 def _generated(name: str, dataset: DetectionDataset) -> Split:
+    """Make a split from a generated set."""
     truth = dataset.coco()
     images, rows = truth["images"], truth["annotations"]
     position = {image["id"]: n for n, image in enumerate(images)}

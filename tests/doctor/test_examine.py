@@ -135,20 +135,20 @@ def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
     corners[100:200, 1] = corners[100:200, 0] + 2
     corners[200:300] = corners[200:300].round()
     objects = corners.reshape(-1, 4)
-    what = recall.anchors_of(cfg)
+    anchor_set = recall.anchors_of(cfg)
     levels = build_detector(cfg, parts=()).neck.levels
     expected = brute_force(objects, size, levels, ([s * 256 / 800 for s in cfg.rpn.anchor_sizes], cfg.rpn.anchor_ratios))
-    found = recall.best_iou(objects, torch.tensor([size]).expand(600, 2), what)
-    torch.testing.assert_close(found, expected)
+    best = recall.best_iou(objects, torch.tensor([size]).expand(600, 2), anchor_set)
+    torch.testing.assert_close(best, expected)
 
 
 def test_objects_in_parts_are_objects_at_once(config, monkeypatch):
-    what = recall.anchors_of(config())
+    anchor_set = recall.anchors_of(config())
     corners = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values * 64
     sizes = torch.full((50, 2), 64)
-    expected = recall.best_iou(corners.reshape(-1, 4), sizes, what)
-    monkeypatch.setattr(recall, "AT_ONCE", 7)
-    assert torch.equal(recall.best_iou(corners.reshape(-1, 4), sizes, what), expected)
+    expected = recall.best_iou(corners.reshape(-1, 4), sizes, anchor_set)
+    monkeypatch.setattr(recall, "OBJECTS_AT_ONCE", 7)
+    assert torch.equal(recall.best_iou(corners.reshape(-1, 4), sizes, anchor_set), expected)
 
 
 def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
@@ -160,8 +160,8 @@ def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
     table = splits_of(cfg)[0][0].table
     sizes = recall.input_sizes(table.sizes, resize)
     assert [tuple(size) for size in sizes] == [item.image.shape[1:] for item in items]
-    found = torch.from_numpy(facts.input_boxes(table, sizes))
-    torch.testing.assert_close(found, torch.cat([item.boxes for item in items]))
+    boxes_of_input = torch.from_numpy(facts.input_boxes(table, sizes))
+    torch.testing.assert_close(boxes_of_input, torch.cat([item.boxes for item in items]))
 
 
 def test_a_coarse_row_cannot_see_small_objects(config, make):
@@ -169,12 +169,12 @@ def test_a_coarse_row_cannot_see_small_objects(config, make):
     report = examined(
         config, make(split(TRAIN), split(tiny, ONE, 11)), "recipe.short_side=96", "recipe.max_side=160", rows=ROWS
     )
-    found = {row: entry["recall"] for row, entry in report["anchors"].items()}
-    assert set(found) == set(ROWS)
-    assert found["fpn"] == found["bottom_up"] == found["no_lateral"]
-    assert found["c5"]["small"]["iou50"] == 0 < found["finest"]["small"]["iou50"]
-    assert found["finest"]["all"]["mean_best_iou"] >= found["fpn"]["all"]["mean_best_iou"]
-    assert found["c5"]["large"] == {"objects": 0, "iou50": None, "iou70": None, "mean_best_iou": None}
+    recalls = {row: entry["recall"] for row, entry in report["anchors"].items()}
+    assert set(recalls) == set(ROWS)
+    assert recalls["fpn"] == recalls["bottom_up"] == recalls["no_lateral"]
+    assert recalls["c5"]["small"]["iou50"] == 0 < recalls["finest"]["small"]["iou50"]
+    assert recalls["finest"]["all"]["mean_best_iou"] >= recalls["fpn"]["all"]["mean_best_iou"]
+    assert recalls["c5"]["large"] == {"objects": 0, "iou50": None, "iou70": None, "mean_best_iou": None}
     assert any("0% of the small objects" in w["text"] and "c5" in w["text"] for w in report["warnings"])
 
 
@@ -235,6 +235,6 @@ def test_real_sets_are_counted_as_the_evaluation_counts_them(config):
     cfg = config("data=coco", f"data.root={REAL / 'facemask'}")
     entries = splits_of(cfg)[0][1]
     truth = json.loads((REAL / "facemask/annotations/instances_val.json").read_text())
-    found = facts.sizes_of(entries.table, entries.table.sizes, entries.bounds, 4)["native"]
+    counts = facts.size_facts(entries.table, entries.table.sizes, entries.bounds, 4)["native"]
     areas = np.array([a["area"] for a in truth["annotations"] if not a["iscrowd"]])
-    assert found["small"] == (areas < 32**2).sum() and found["large"] == (areas > 96**2).sum()
+    assert counts["small"] == (areas < 32**2).sum() and counts["large"] == (areas > 96**2).sum()
