@@ -1,8 +1,9 @@
-"""What only a GPU can show."""
+"""Check on a GPU what a CPU cannot show: runs on CUDA, repeatability, bf16, and steps without waiting."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from settings import JOINT, ROWS, SCRATCH
 
 from fpn_ablate.engine.optim import build_optimizer
 from fpn_ablate.model.build import build_detector
@@ -16,7 +17,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
+GPU = (*SCRATCH, "device=cuda")
+TASKS = {
+    "fast_rcnn": ("task=fast_rcnn",),
+    "joint": JOINT,
+    **{name: ("task=faster_rcnn", f"task.training={name}") for name in ("separate", "four_step")},
+}
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def batch():
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
-    cfg = config(f"ablation={row}", "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+    cfg = config(f"ablation={row}", *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path), "workers": workers}))
     assert outcome["status"] == "finished"
     assert outcome["environment"]["device"] == torch.cuda.get_device_name(0)
@@ -39,23 +45,20 @@ def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("task", ["task=fast_rcnn", *(f"task=faster_rcnn,{t}" for t in ("separate", "four_step", "joint"))])
+@pytest.mark.parametrize("task", TASKS)
 def test_a_two_stage_smoke_row_runs_on_the_gpu(config, tmp_path, task, row):
-    name, _, training = task.partition(",")
-    scratch = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
-    training = [f"task.training={training}"] if training else []
-    cfg = config(f"ablation={row}", name, *training, "device=cuda", *scratch)
+    cfg = config(f"ablation={row}", *TASKS[task], *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     assert outcome["status"] == "finished"
     assert outcome["cost"]["latency_ms"] > 0
 
 
-END_TO_END = ("task=faster_rcnn", "task.training=joint", "deterministic=true")
+REPEATED = [*((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")), (*JOINT, "deterministic=true")]
 
 
-@pytest.mark.parametrize("what", [*([f"neck.upsample={way}"] for way in ("nearest", "bilinear", "deconv")), END_TO_END])
-def test_the_same_cell_twice_is_the_same_bit_for_bit(config, tmp_path, what):
-    cfg = config(*what, "device=cuda", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+@pytest.mark.parametrize("overrides", REPEATED)
+def test_the_same_run_twice_is_the_same_bit_for_bit(config, tmp_path, overrides):
+    cfg = config(*overrides, *GPU)
     states = []
     for attempt in ("a", "b"):
         running.run(cfg.model_copy(update={"out": str(tmp_path / attempt)}))
@@ -79,16 +82,16 @@ def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
     initialise(model, 0)
     model.cuda()
     images, targets = batch
-    found = {}
+    results = {}
     for enabled in (False, True):
         with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
             losses = model.losses(images, targets, torch_generator(0, "sampling", device="cuda"))
             proposals = model.eval().propose(images, targets.sizes)
         assert {v.dtype for v in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
-        found[enabled] = {name: float(v.detach()) for name, v in losses.items()}, proposals
-    for name, value in found[False][0].items():
-        assert found[True][0][name] == pytest.approx(value, rel=0.05), name
-    best = [found[enabled][1].scores[:, :20].mean() for enabled in (False, True)]
+        results[enabled] = {name: float(v.detach()) for name, v in losses.items()}, proposals
+    for name, value in results[False][0].items():
+        assert results[True][0][name] == pytest.approx(value, rel=0.05), name
+    best = [results[enabled][1].scores[:, :20].mean() for enabled in (False, True)]
     assert float(best[0]) == pytest.approx(float(best[1]), abs=0.02)
 
 
@@ -98,9 +101,9 @@ def test_the_gpu_computes_what_the_cpu_computes(config, batch):
     model.eval()
     images, targets = batch
     torch.backends.cudnn.allow_tf32 = False
-    here = model.cuda().propose(images, targets.sizes)
-    there = model.cpu().propose(images.cpu(), targets.sizes.cpu())
-    torch.testing.assert_close(here.scores[:, :50].cpu(), there.scores[:, :50], rtol=1e-3, atol=1e-3)
+    on_gpu = model.cuda().propose(images, targets.sizes)
+    on_cpu = model.cpu().propose(images.cpu(), targets.sizes.cpu())
+    torch.testing.assert_close(on_gpu.scores[:, :50].cpu(), on_cpu.scores[:, :50], rtol=1e-3, atol=1e-3)
 
 
 def test_generators_live_on_their_device():
@@ -110,9 +113,9 @@ def test_generators_live_on_their_device():
 
 
 def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
-    """Forward, backward and the optimiser: a loss is read at the logging interval alone (train.train).
+    """Forward, backward and optimiser: `engine.train` reads a loss only to log or save.
 
-    Not so Fast R-CNN: how many RoIs each of several levels gets (`RoIPooler`) is known on the GPU alone, so every step waits.
+    Fast R-CNN waits at every step: only the GPU knows how many RoIs each level gets (`RoIPooler`).
     """
     cfg = config()
     model = build_detector(cfg)
@@ -127,7 +130,7 @@ def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
 
-    step()  # what is made once: anchors, constants, the optimiser's state
+    step()  # the first makes anchors, constants and the optimiser's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
