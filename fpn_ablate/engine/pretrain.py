@@ -157,7 +157,7 @@ def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterat
 
 @contextmanager
 def _cores_left_to(workers: int) -> Iterator[None]:
-    """Use fewer threads, one for each busy worker: if a thread shares a core with a worker, all other threads wait for it."""
+    """Use one thread fewer for each busy worker: a thread that shares a core with a worker delays all other threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - workers))
     try:

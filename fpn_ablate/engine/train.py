@@ -114,9 +114,9 @@ def _backward(
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Accumulate the gradients of one update over the `parts` of its batch; return its losses and image ids.
 
-    The losses of a part are means over the samples of that part; the losses of the update are means over the parts. The paper's
-    8 GPUs with 2 images each compute the same. It equals the mean over the whole batch if each image yields its full number of
-    samples, as nearly always. Batch norm that is not frozen takes its statistics from one part.
+    The losses of a part are means over its samples; the losses of the update are means over the parts, as on the paper's 8 GPUs
+    with 2 images each. These equal the means over the whole batch if each image yields its full number of samples, as nearly
+    always. Batch norm that is not frozen takes its statistics from one part.
     """
     losses: dict[str, Tensor] = {}
     image_ids = []
