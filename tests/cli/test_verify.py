@@ -1,7 +1,7 @@
 """`python -m fpn_ablate verify`: what each row is, on the terminal and in a README."""
 
 import pytest
-from settings import ROWS
+from settings import JOINT, ROWS
 
 from fpn_ablate.cli.verify import fill_verify_blocks, markdown
 from fpn_ablate.model.summary import RowFacts, row_facts
@@ -95,7 +95,7 @@ def test_the_command_fills_a_readme_with_what_it_prints(cli, tmp_path, config):
     arguments = "recipe=smoke ablation=c4,fpn task=faster_rcnn task.training=joint --size 64x96"
     code, printed, _ = cli("verify", *arguments.split(), "--markdown")
     assert code == 0
-    cfg = config("ablation=c4", "task=faster_rcnn", "task.training=joint")
+    cfg = config("ablation=c4", *JOINT)
     assert markdown({"c4": row_facts(cfg, size=(64, 96))}, (64, 96)).splitlines()[2] in printed
     path = tmp_path / "README.md"
     path.write_text(f"<!-- verify: {arguments} -->\n<!-- /verify -->\n")

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import yaml
+from settings import JOINT
 
 from fpn_ablate.engine.optim import base_learning_rate, learning_rate_factor
 from fpn_ablate.utils.paths import EXPERIMENTS
@@ -66,8 +67,7 @@ def differing(a, b, where=""):
 
 def test_what_later_recipes_change_is_what_they_say(config):
     paper, modern, theirs = (
-        config("task=faster_rcnn", "task.training=joint", f"recipe={name}", *COCO).model_dump()
-        for name in ("paper2017", "modern", "torchvision")
+        config(*JOINT, f"recipe={name}", *COCO).model_dump() for name in ("paper2017", "modern", "torchvision")
     )
     schedule = {"recipe.name", "recipe.steps", "recipe.roi.steps", "recipe.schedule.drops"}
     assert differing(paper, modern) == schedule | {"recipe.roi.pooling", "task.roi.pooling"}

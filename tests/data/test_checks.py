@@ -1,3 +1,5 @@
+"""Faults of a COCO-format set: each is found, named and refused, and nothing else is."""
+
 import json
 import os
 import subprocess

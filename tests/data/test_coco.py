@@ -1,3 +1,5 @@
+"""COCO-format sets as training data: what is read, mended, refused, and sent to workers."""
+
 import json
 import logging
 import pickle

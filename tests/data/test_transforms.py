@@ -1,3 +1,5 @@
+"""From samples to a batch: resize, flip, pad."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from settings import JOINT
 from torch import nn
 
 from fpn_ablate.model import anchors
@@ -35,7 +36,7 @@ def operations(module: nn.Module, *inputs) -> tuple[object, int]:
 )
 def test_the_cost_of_each_part_is_that_of_its_layers_at_work(config, overrides):
     """On real tensors with real RoIs, by hooks on the layers; where the verifier has shapes alone and torch's counter."""
-    cfg = config(*overrides, "task=faster_rcnn", "task.training=joint")
+    cfg = config(*overrides, *JOINT)
     model = build_detector(cfg, num_classes=CLASSES)
     initialise(model, 0)
     model.eval()
@@ -87,7 +88,7 @@ def test_networks_that_share_nothing_cost_what_both_cost(config, row):
         (("ablation=c4", "task=faster_rcnn"), "conv5", "RPN C4"),
         (("ablation=c5", "task=faster_rcnn"), "2fc", "RPN C5"),
         (("ablation=fpn", "task=faster_rcnn"), "2fc", "RPN {Pk}"),
-        (("ablation=finest", "task=faster_rcnn", "task.training=joint"), "2fc", "RPN P2"),
+        (("ablation=finest", *JOINT), "2fc", "RPN P2"),
     ],
 )
 def test_head_and_proposals_are_called_as_in_the_paper(config, overrides, head, proposals):
@@ -96,7 +97,7 @@ def test_head_and_proposals_are_called_as_in_the_paper(config, overrides, head, 
 
 
 def test_size_and_classes_count(config):
-    cfg = config("task=faster_rcnn", "task.training=joint")
+    cfg = config(*JOINT)
     small, wide = (row_facts(cfg, size=(256, width)) for width in (256, 512))
     many = row_facts(cfg, size=(256, 256), num_classes=2 * CLASSES)
     levels = build_detector(cfg).neck.levels
@@ -109,10 +110,7 @@ def test_size_and_classes_count(config):
 def test_the_neck_adds_far_more_than_5_percent_and_the_whole_is_far_cheaper_than_c4(config):
     """The reference figures (46, 63, 164 and 814 GMAC) are those of the first ResNet, which strides in a 1x1; torchvision's
     strides in the 3x3 behind it and has 6 % more to do in the trunk, 10 % in conv5 as a head."""
-    fpn, c4 = (
-        row_facts(config("recipe=paper2017", f"ablation={row}", "task=faster_rcnn", "task.training=joint"), size=(800, 1024))
-        for row in ("fpn", "c4")
-    )
+    fpn, c4 = (row_facts(config("recipe=paper2017", f"ablation={row}", *JOINT), size=(800, 1024)) for row in ("fpn", "c4"))
     assert fpn.gflops_neck / 2 == pytest.approx(46, rel=0.02)
     assert fpn.gflops_backbone / 2 == pytest.approx(1.06 * 63, rel=0.005)
     assert fpn.gflops / 2 == pytest.approx(164 + 0.06 * 63, rel=0.01)

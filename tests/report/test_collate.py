@@ -1,8 +1,11 @@
+"""Tables made of records: which rows, means and intervals, what is refused, what the footer says."""
+
 import math
 
 import numpy as np
 import pytest
 import yaml
+from settings import ROWS
 
 from fpn_ablate.engine import procedures
 from fpn_ablate.report.collate.collate import collate
@@ -11,8 +14,6 @@ from fpn_ablate.report.collate.table import SOURCES, file_name
 from fpn_ablate.report.output import write
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
-
-ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 
 
 def only_table(runs):

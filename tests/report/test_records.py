@@ -1,3 +1,5 @@
+"""Records and ledgers: what is read, what is skipped with a reason, and what survives the way to a CSV and back."""
+
 import csv
 import itertools
 import json

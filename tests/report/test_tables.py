@@ -1,3 +1,5 @@
+"""Tables as text: Markdown, CSV, LaTeX and the terminal."""
+
 import csv
 import io
 import math

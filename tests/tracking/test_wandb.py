@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from settings import SHORT
 
 from fpn_ablate.cli.main import main
 from fpn_ablate.runs import identity
@@ -33,10 +34,6 @@ KNOWN = {
     "config": {"neck": {"top_down": True}, "log": {"project": "pyramids"}},
 }
 RESULT = {"status": "finished", "error": None, "metrics": {"AR100": 0.5, "AR100_l": None}, "cost": {"train_s": 3.0}}
-TINY = (
-    *("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false", "device=cpu", "log.every=1"),
-    *("recipe.steps=4", "recipe.batch_size=2", "recipe.eval_images=3", "data.train_images=4", "rpn.samples=16"),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -288,7 +285,7 @@ def test_a_copy_that_cannot_be_started_is_one_line(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def alone(config, tmp_path_factory):
     """A cell without a copy: its configuration, its record, its folder."""
-    cfg = config(*TINY, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
+    cfg = config(*SHORT, "log.wandb=disabled").model_copy(update={"out": str(tmp_path_factory.mktemp("alone"))})
     outcome = running.run(cfg)
     return cfg, outcome, layout.run_folder(cfg, outcome["fingerprint"])
 
