@@ -1,4 +1,4 @@
-"""What a run leaves for the page beside its record: exhibits, detections, metrics and pictures."""
+"""What a run leaves for the page beside its record: artifacts, detections, metrics and pictures."""
 
 import json
 from pathlib import Path
