@@ -95,7 +95,7 @@ def test_workers_change_nothing(config, pictures):
 
 
 def first_ones(labels, count, fraction, generator):
-    """In place of chance: the first positives, then the first negatives."""
+    """Sample without chance: the first positives, then the first negatives."""
     rank = torch.arange(labels.shape[1]) + len(labels[0]) * torch.where(labels == 1, 0, torch.where(labels == 0, 1, 2))
     idxs = rank.argsort(1)[:, :count]
     return idxs, labels.gather(1, idxs) >= 0
@@ -116,7 +116,7 @@ def images_seen(model, monkeypatch):
 
 @pytest.mark.parametrize("task", ["rpn", "faster_rcnn"])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, task):
-    """Where each image gives its full number of samples, the mean over parts is that over all."""
+    """The mean over parts equals that over all images where each image yields its full number of samples."""
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_ones)
     pictures = load(World(height=64, width=64, objects=(3, 5), distractors=(0, 2)), 6, 1)[0]

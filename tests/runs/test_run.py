@@ -39,7 +39,7 @@ def cell(config, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """A finished cell: its configuration, its record, its folder."""
+    """A finished run: its configuration, record and folder."""
     cfg = config(*SHORT).model_copy(update={"out": str(tmp_path_factory.mktemp("results"))})
     outcome = running.run(cfg)
     return cfg, outcome, run_folder(cfg, outcome["fingerprint"])
@@ -358,7 +358,7 @@ def test_pictures_are_rendered_ahead_where_training_will_ask_for_all(cell, monke
 
 
 def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
-    """All of it frozen, so the weights at the end are those of the file."""
+    """All of the backbone is frozen, so the weights at the end are those of the file."""
     _, _, weights = backbone
     overrides = [o for o in SHORT if not o.startswith("backbone.")]
     cfg = config(*overrides, f"backbone.weights={weights.path}", "backbone.freeze_at=5", "ablation=c5")
@@ -529,8 +529,8 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alon
     def begin(folder):
         return Forked(_below(folder, cells))
 
-    found = drills.signal_repeatedly(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
-    assert found.tries == 6 and found.findings == []
+    tally = drills.signal_repeatedly(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
+    assert tally.tries == 6 and tally.findings == []
 
 
 @pytest.mark.slow
@@ -568,7 +568,7 @@ def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
 
 
 def test_what_a_kill_left_beside_a_finished_record_is_gone_after_the_next_start(cell):
-    """As of skip.json, which is written when all else is done."""
+    """Such as a temporary file of skip.json, which is written last."""
     cfg = cell()
     folder = run_folder(cfg, running.run(cfg)["fingerprint"])
     leftover = folder / ".skip.json.123-host.json"
