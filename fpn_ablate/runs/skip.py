@@ -24,7 +24,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.paths import PACKAGE, RECORD
-from fpn_ablate.utils.stamps import _stamp, is_recent, stamps_of
+from fpn_ablate.utils.stamps import stamp_of, is_recent, stamps_of
 
 if TYPE_CHECKING:
     from fpn_ablate.engine.inputs import Inputs
@@ -86,7 +86,7 @@ def _entry_record(folder: Path, request: str) -> dict[str, Any] | None:
         entry = json.loads((folder / FILE).read_text())
         record = json.loads((folder / RECORD).read_text())
         complete = all((folder / name).stat().st_size == size for name, size in entry["kept"].items())
-        unchanged = entry["asked"] == request and all(_stamp(path)[0] == stamp for path, stamp in entry["read"].items())
+        unchanged = entry["asked"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["read"].items())
         if complete and unchanged and (record["status"], record["fingerprint"]) == ("finished", entry["fingerprint"]):
             return record
     return None

@@ -13,8 +13,8 @@ RECENT = 2.0
 
 def stamps_of(paths: Iterable[Path | str]) -> dict[str, tuple[str, int]]:
     """Return, by absolute path, a digest of each file's or folder's current state and the time of its last change (ns)."""
-    _stamp.cache_clear()
-    return {path: _stamp(path) for path in map(os.path.abspath, paths)}
+    stamp_of.cache_clear()
+    return {path: stamp_of(path) for path in map(os.path.abspath, paths)}
 
 
 def is_recent(stamps: dict[str, tuple[str, int]], begun: float) -> bool:
@@ -23,7 +23,7 @@ def is_recent(stamps: dict[str, tuple[str, int]], begun: float) -> bool:
 
 
 @lru_cache
-def _stamp(path: str) -> tuple[str, int]:
+def stamp_of(path: str) -> tuple[str, int]:
     """Return the digest and time of one path; for a folder, of the files in it."""
     if os.path.isdir(path):
         with os.scandir(path) as entries:
