@@ -116,8 +116,9 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is no part of a run
     values.pop("hydra", None)
-    parts = (o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, _name_of_value(key, value)) for key, value in parts)
+    # As in Hydra, the last value of a key that is given twice counts.
+    last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
+    pairs = sorted((key, _name_of_value(key, value)) for key, value in last_values.items())
     for group in ("ablation", "task", "recipe"):
         if not (values | {"ablation": choices.get("ablation")}).get(group):
             raise UserError(f"{group}: missing; give {group}=...")

@@ -24,7 +24,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.paths import PACKAGE, RECORD
-from fpn_ablate.utils.stamps import stamp_of, is_recent, stamps_of
+from fpn_ablate.utils.stamps import is_recent, stamp_of, stamps_of
 
 if TYPE_CHECKING:
     from fpn_ablate.engine.inputs import Inputs

@@ -10,6 +10,7 @@ from fpn_ablate.utils.errors import UserError
     [
         (["neck.upsample=bilinear", "rpn.samples=8"], "fpn+upsample=bilinear", "smoke+rpn.samples=8"),
         (["backbone.freeze_at=3"], "fpn", "smoke+backbone.freeze_at=3"),
+        (["backbone.freeze_at=3", "backbone.freeze_at=1"], "fpn", "smoke+backbone.freeze_at=1"),
         (["factors=[neck,backbone]", "backbone.freeze_at=3"], "fpn+backbone.freeze_at=3", "smoke"),
         (["factors=[neck,backbone]", "backbone=resnet50", "ablation=c4"], "c4+backbone=resnet50", "smoke"),
         (["factors=[neck,backbone]", "backbone.weights=a/b.pth"], "fpn+backbone.weights=b.pth", "smoke"),
