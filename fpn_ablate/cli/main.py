@@ -47,7 +47,10 @@ Options:
   --help, --version"""
 
 # Options of Hydra that take the next word as their value.
-_WITH_VALUE = {"--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--experimental-rerun"}
+_WITH_VALUE = {
+    *("--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i"),
+    "--experimental-rerun",
+}
 _CONFIG_DIR = ("--config-dir", "-cd")
 
 
