@@ -63,23 +63,23 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _map(_multiply(_cells(x), weight.flatten(1), bias), x)
+        return _map(_multiply(to_cells(x), weight.flatten(1), bias), x)
 
     @staticmethod
     @once_differentiable  # else a second derivative would be 0, with a warning
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        by_x, by_weight, by_bias = _gradients(ctx, _cells(grad), _cells(x), weight.flatten(1))
+        by_x, by_weight, by_bias = _gradients(ctx, to_cells(grad), to_cells(x), weight.flatten(1))
         return None if by_x is None else _map(by_x, x), None if by_weight is None else by_weight.view_as(weight), by_bias
 
 
-def _cells(x: Tensor) -> Tensor:
+def to_cells(x: Tensor) -> Tensor:
     """Reshape a map (N, C, H, W) to its cells (N * H * W, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _map(cells: Tensor, like: Tensor) -> Tensor:
-    """Undo `_cells`: reshape cells to a map of the number of images and the size of `like`.
+    """Undo `to_cells`: reshape cells to a map of the number of images and the size of `like`.
 
     The result is a new tensor in the same memory, not a view: an in-place activation would copy the base of a view.
     """

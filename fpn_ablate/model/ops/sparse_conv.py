@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpn_ablate.model.ops.constants import constant
-from fpn_ablate.model.ops.onednn import linear
+from fpn_ablate.model.ops.onednn import linear, to_cells
 
 
 class LazyConv:
@@ -27,7 +27,7 @@ class LazyConv:
         image, in_map = cell // (height * width), cell % (height * width)
         y, x, inside = _neighbours(in_map // width, in_map % width, height, width)
         rows = (image[:, None, None] * height + y) * width + x
-        return conv3x3_at(_gather([_cells(self.x)], rows, inside), self.conv)
+        return conv3x3_at(_gather([to_cells(self.x)], rows, inside), self.conv)
 
 
 def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -59,7 +59,7 @@ def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
             rows = torch.where(rows >= end, rows - end + begin + len(unique_rows), rows)
             rows[in_map] = begin + position
         else:
-            tables.append(_cells(m))
+            tables.append(to_cells(m))
         begin += len(tables[-1])
     return _gather(tables, rows, inside)
 
@@ -70,11 +70,6 @@ def _neighbours(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | int)
     y, x = y[..., None, None] + step[:, None], x[..., None, None] + step
     height, width = (v[..., None, None] if isinstance(v, Tensor) else v for v in (height, width))
     return y, x, (y >= 0) & (y < height) & (x >= 0) & (x < width)
-
-
-def _cells(x: Tensor) -> Tensor:
-    """Reshape a map (N, C, H, W) to its cells (N * H * W, C)."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _gather(tables: Sequence[Tensor], rows: Tensor, inside: Tensor) -> Tensor:
