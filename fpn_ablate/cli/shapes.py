@@ -10,7 +10,7 @@ from fpn_ablate.data.shapes.world import World
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
-    """Write what is asked for.
+    """Export the set, or write a sample sheet.
 
     Raises:
         UserError: the disk does not take it.

@@ -19,9 +19,9 @@ It examines both splits as the run would see them. `examine` returns one diction
       categories    [{id, name, objects, images}], imbalance: most frequent / rarest that has objects
       duplicates    {annotations, annotation_ids, file_names, shared_file_names}
     shared_images   {by_name_and_size: [{file_name, train, val}], by_content: [{train, val}]}, ids of images in both splits
-    anchors         row of conf/ablation -> {levels, ratios, recall}: of the validation objects at the recipe's input size,
-                    recall[all | small | medium | large] = {objects, iou50, iou70, mean_best_iou}: the share whose best anchor
-                    has at least that IoU; by native size, as AR and AP of tables; null without objects
+    anchors         row of the task's table, or of --config-dir -> {levels, ratios, recall}: of the validation objects at the
+                    recipe's input size; recall[all | small | medium | large] = {objects, iou50, iou70, mean_best_iou}: the
+                    share whose best anchor has at least that IoU; by native size, as AR and AP of tables; null without objects
 
 Objects are annotations that are not crowd. Only `sound` decides the exit code.
 """

@@ -1,7 +1,7 @@
 """3x3 convolutions at sampled cells only, exact and with their gradients.
 
 Shape letters: N images, C channels, H x W cells, S sampled cells an image, K cells of all images. Cells are numbered row by row
-over a map, and on over the levels where there are several.
+over a map, and consecutively across levels where there are several.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class LazyConv:
         self.shape, self.device = x.shape, x.device
 
     def at(self, cell: Tensor) -> Tensor:
-        """Return the convolution (K, C) at cells (K,), which are numbered on over the images."""
+        """Return the convolution (K, C) at cells (K,), which are numbered consecutively across images."""
         height, width = self.shape[-2:]
         image, in_map = cell // (height * width), cell % (height * width)
         y, x, inside = _neighbours(in_map // width, in_map % width, height, width)
@@ -36,7 +36,7 @@ def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
-    """Return the 3x3 cells around each of `cell` (N, S), which are numbered on over the levels: (N * S, 9 C), 0 outside a map.
+    """Return the 3x3 cells around each of `cell` (N, S), numbered consecutively across levels: (N * S, 9 C), 0 outside a map.
 
     Lazy maps are convolved here, each cell that several patches share only once.
     """

@@ -12,7 +12,7 @@ from fpn_ablate.report.collate.table import Row
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows that a definition lists, keyed by their first name, and the second half of the A/A control."""
+    """The rows that a definition lists, keyed by their first name, and the row trained again with control seeds (A/A)."""
 
     definition: Definition
     rows: Mapping[str, Row]

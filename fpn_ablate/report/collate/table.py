@@ -121,7 +121,7 @@ class Table:
     Attributes:
         same_data: evaluated on the paper's data.
         verdicts: on the claims of this table.
-        control: the second half of the A/A control, if it has been run.
+        control: the row trained again with the control seeds (A/A), if there is one.
         best: (row, metric) of the best cells, where the intervals of all differences say so.
         unfair: rows of several settings stand together, on request; no claim is judged then.
     """
