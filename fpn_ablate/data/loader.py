@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -130,7 +130,7 @@ def _loader(dataset: DetectionDataset, batches: Iterable[list[Index]], resize: R
             _Prepared(dataset, resize),
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=partial(collate, divisor=32),
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             # Without a generator of its own, the loader would seed its workers from the global one.
             generator=torch.Generator().manual_seed(0),

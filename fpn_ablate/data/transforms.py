@@ -17,6 +17,8 @@ from torchvision.transforms.v2 import functional as v2
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.structures.batch import Batch, Sample
 
+DIVISOR = 32  # sides of a batch's images are padded to a multiple of it
+
 
 @dataclass(frozen=True)
 class Item:
@@ -103,13 +105,13 @@ def prepare(sample: Sample, resize: Resize, flip: bool) -> Item:
     return Item(image, boxes[:objects], labels, crowd, sample.image_id, proposals)
 
 
-def collate(items: Sequence[Item], divisor: int = 32) -> Batch:
+def collate(items: Sequence[Item]) -> Batch:
     """Stack items as a batch, padded to common shapes. Either all items have proposals or none has.
 
-    Images are padded with 0 at the right and the bottom to a multiple of `divisor`, objects to the largest G and proposals to
+    Images are padded with 0 at the right and the bottom to a multiple of DIVISOR, objects to the largest G and proposals to
     the largest P (which may be 0).
     """
-    height, width = (math.ceil(max(item.image.shape[axis] for item in items) / divisor) * divisor for axis in (1, 2))
+    height, width = (math.ceil(max(item.image.shape[axis] for item in items) / DIVISOR) * DIVISOR for axis in (1, 2))
     count, objects = len(items), max(len(item.boxes) for item in items)
     batch = Batch(
         images=torch.zeros(count, 3, height, width, dtype=reduce(torch.promote_types, (item.image.dtype for item in items))),

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.data.transforms import Resize
+from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector, rpn_settings
 
 OBJECTS_AT_ONCE = 1 << 16  # with 15 anchors each, some tens of megabytes
-PADDING = 32  # images are padded to a multiple of it (data.transforms.collate)
 # (stride, side lengths of its anchors) of each level, and the aspect ratios. Equal for rows with the same anchors.
 AnchorSet = tuple[tuple[tuple[int, tuple[float, ...]], ...], tuple[float, ...]]
 
@@ -42,7 +41,7 @@ def best_iou(objects: Tensor, sizes: Tensor, anchor_set: AnchorSet) -> Tensor:
 
     Among anchors of one shape, the best is the one with the nearest centre: width and height of the intersection never grow
     with the distance along their axis. So A anchors per object and level are compared, not the whole grid. Each image is
-    padded to a multiple of 32 alone; in a batch with a larger image it has a few more cells beyond its right and lower border.
+    padded as if alone; in a batch with a larger image it has a few more cells beyond its right and lower border.
 
     Args:
         objects: (M, 4) XYXY in pixels of the input.
@@ -59,7 +58,7 @@ def best_iou(objects: Tensor, sizes: Tensor, anchor_set: AnchorSet) -> Tensor:
 
 def _nearest(objects: Tensor, sizes: Tensor, stride: int, sides: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Return one level's anchors (M, A, 4) at the cell whose centre, (column, row) * stride, is nearest to the object's."""
-    padded = -(-sizes // PADDING) * PADDING
+    padded = -(-sizes // DIVISOR) * DIVISOR
     last = (-(-padded // stride) - 1).flip(-1)  # (M, 2) last column and row
     centre = (objects[:, :2] + objects[:, 2:]) / 2
     cell = torch.minimum((centre / stride).round().clamp(min=0), last)

@@ -105,9 +105,9 @@ def test_batch_equals_singles():
         sample(64, 64, [(8, 8, 16, 16)], [False], 7),
     ]
     items = [prepare(s, Resize(48, 80), s.image_id == 7) for s in samples]
-    batch = collate(items, divisor=16)
+    batch = collate(items)
     assert batch.image_ids == [5, 6, 7]
-    assert batch.images.shape == (3, 3, 80, 80) and batch.images.dtype == torch.uint8
+    assert batch.images.shape == (3, 3, 96, 96) and batch.images.dtype == torch.uint8
     assert batch.boxes.shape == (3, 3, 4) and batch.labels.dtype == torch.int64
     for n, (item, one) in enumerate(zip(items, samples, strict=True)):
         h, w = item.image.shape[1:]
