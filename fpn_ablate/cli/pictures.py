@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 
 from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.evaluation.display import MIN_SCORE
 from fpn_ablate.report.formats.plots import STYLE
 from fpn_ablate.runs.draw import FinishedRun, draw
 from fpn_ablate.utils.files import write_atomically
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser = command_parser("pictures", ABOUT)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--count", type=int, default=4, help="images, spread over those evaluated (default 4)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--threshold", type=float, default=MIN_SCORE, help="lowest score of a detection (default %(default)s)")
     parser.add_argument("--root", help="where the data set lies now, if not where the runs found it")
     parser.add_argument("--out", type=Path, default=Path("pictures.png"), help=".png, .pdf or .svg (default pictures.png)")
     options = parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from fpn_ablate.config.schema import Config, Shapes
 from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine.inputs import load_data, world
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.formats.grid import clean
 from fpn_ablate.store import record
 from fpn_ablate.structures.batch import DetectionDataset, Sample
@@ -23,7 +24,6 @@ from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import DETECTIONS
 
-PROPOSALS = 20  # best per image, whatever their scores, which are not comparable with a class's threshold
 WIDTH = 2.6  # inches per column
 # Okabe and Ito; the first three suit the generated set's red, green and blue. With more classes they repeat; names differ.
 COLOURS = ("#D55E00", "#009E73", "#0072B2", "#E69F00", "#56B4E9", "#CC79A7")
@@ -85,7 +85,7 @@ class FinishedRun:
         selected = np.flatnonzero(self.detections.image_ids == image_id)
         selected = selected[np.argsort(self.detections.scores[selected], kind="stable")]
         if self.detections.labels is None:
-            return selected[-PROPOSALS:]
+            return selected[-MAX_PROPOSALS:]
         return selected[self.detections.scores[selected] >= threshold]
 
 
@@ -110,7 +110,7 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
     return dataset
 
 
-def draw(runs: Sequence[FinishedRun], count: int = 4, threshold: float = 0.5) -> Figure:
+def draw(runs: Sequence[FinishedRun], count: int = 4, threshold: float = MIN_SCORE) -> Figure:
     """Draw `count` images, evenly spread over those evaluated.
 
     Raises:
@@ -130,7 +130,7 @@ def draw(runs: Sequence[FinishedRun], count: int = 4, threshold: float = 0.5) ->
             _picture(axis, sample, run, threshold, names)
     title = "GENERATED DATA" if dataset.generated else clean(dataset.name)
     figure.suptitle(title, fontsize=11, fontweight="bold", color=COLOURS[0] if dataset.generated else "black")
-    legend = f"boxes with score >= {threshold:g} (of proposals: the best {PROPOSALS}); dashed: ground truth"
+    legend = f"boxes with score >= {threshold:g} (of proposals: the best {MAX_PROPOSALS}); dashed: ground truth"
     figure.supxlabel(legend, fontsize=7)
     return figure
 

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.utils.files import UNREADABLE, safe_name
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
-MAX_IMAGES, MAX_PROPOSALS, MIN_SCORE = 8, 20, 0.5  # images; best proposals of each; lowest score of a detection
+MAX_IMAGES = 8
 Boxes = dict[str, dict[str, Any]]  # layer -> wandb's boxes, as fractions of the image's width and height
 
 

@@ -14,8 +14,9 @@ from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
 from fpn_ablate.engine.inputs import load_data
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.evaluation.display import MAX_PROPOSALS
 from fpn_ablate.runs import run as running
-from fpn_ablate.runs.draw import COLOURS, PROPOSALS, FinishedRun, draw
+from fpn_ablate.runs.draw import COLOURS, FinishedRun, draw
 from fpn_ablate.store.layout import run_folder
 
 STEP = ("recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
@@ -116,7 +117,7 @@ def test_of_proposals_the_best_are_drawn_whatever_the_threshold(folders):
     run = FinishedRun.load(folders["rpn"])
     panel = grid(draw([run], count=1, threshold=1.0), 2)[0, 1]
     first = run.detections.image_ids == 1
-    best = np.argsort(run.detections.scores[first], kind="stable")[-PROPOSALS:]
+    best = np.argsort(run.detections.scores[first], kind="stable")[-MAX_PROPOSALS:]
     assert np.allclose([box[:4] for box in drawn(panel)], run.detections.boxes[first][best])
     assert texts(panel) == []
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fpn_ablate.tracking.wandb_media import MAX_PROPOSALS, images_with_boxes
+from fpn_ablate.evaluation.display import MAX_PROPOSALS
+from fpn_ablate.tracking.wandb_media import images_with_boxes
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 

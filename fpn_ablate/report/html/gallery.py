@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.collate.table import Row, Table
 from fpn_ablate.report.formats import series
 from fpn_ablate.utils.files import UNREADABLE, safe_name
@@ -24,7 +25,6 @@ from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
 # Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
 SPREAD, EVEN, SHEET = 16, 8, 12
-MAX_PROPOSALS, MIN_SCORE = 20, 0.5  # boxes to draw: best proposals of an image, lowest score of a detection
 ID = re.compile(r"-?\d{1,20}", re.ASCII)
 MAX_PIXELS = 4_000_000  # of a small copy; runs.artifacts makes far smaller ones
 MAX_BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
