@@ -15,7 +15,7 @@ from fpn_ablate.utils.files import save_text
 
 ABOUT = """Examine both splits of a data set as a run with these key=value would see them; or one annotation file, with its
 images where their folder is given. Exit code 0: sound, 1: a training would be refused, 2: bad arguments."""
-OVERRIDE = re.compile(r"[+~]*[a-z][\w./@]*=")  # key=value, as for a run
+OVERRIDE = re.compile(r"[+~]*[a-z][\w./@]*=|~[a-z]")  # key=value or ~key, as for a run
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -39,8 +39,12 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int:
     from fpn_ablate.config.composition import compose_rows
     from fpn_ablate.doctor.report import examine
+    from fpn_ablate.sweep.checks import check_backbone
 
-    report = examine({cfg.row: cfg for cfg in compose_rows(options.what, config_dir)})
+    rows = {cfg.row: cfg for cfg in compose_rows(options.what, config_dir)}
+    for cfg in rows.values():
+        check_backbone(cfg.backbone)
+    report = examine(rows)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     if options.json == "-":
         print(text, end="")

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
+    command = None
     try:
         command, rest, config_dir = split_command(arguments)
         if command is None and {"--help", "-h"} & set(rest):
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return import_module(f"fpn_ablate.cli.{command or 'run'}").main(rest, config_dir)
     except (UserError, OSError) as error:
+        if command is None and not isinstance(error, UserError):
+            raise  # a job's, with HYDRA_FULL_ERROR=1: its traceback was asked for
         print(printable(str(error)), file=sys.stderr)
         return 2
 

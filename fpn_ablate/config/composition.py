@@ -18,7 +18,7 @@ from fpn_ablate.config.overrides import normalise
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
-from fpn_ablate.utils.paths import CONF, EXPERIMENTS, MODEL, ROOT
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT
 
 DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
 # The table of a task, or of a way to train Faster R-CNN, where none is named; others have a table of their own name.
@@ -74,16 +74,16 @@ def _chosen_rows(overrides: Sequence[str]) -> list[str]:
 def _rows_of_table(table: str) -> list[str]:
     """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation where the table has no file."""
     file = EXPERIMENTS / f"{table}.yaml"
-    if file.exists():
-        params = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
-        return params["ablation"].split(",")
+    if file.exists() and file.name != CLAIMS:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]["ablation"].split(",")
     return sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
 
 
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
     register()
     others = [o for o in overrides if not o.startswith("ablation=")]
-    path = [f"hydra.searchpath=[file://{ROOT},timm://,file://{config_dir}]"] if config_dir else []
+    folders = [_quoted(source) for source in (f"file://{ROOT}", "timm://", f"file://{config_dir}")]  # as conf/config.yaml's
+    path = [f"hydra.searchpath=[{','.join(folders)}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return [
@@ -94,6 +94,11 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
         raise UserError(error) from None
     except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type
         raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None
+
+
+def _quoted(text: str) -> str:
+    """Quote a text as Hydra's grammar of overrides does: a folder may have commas and parentheses in its name."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:

@@ -22,7 +22,7 @@ def load_saved_config(path: Path) -> Config:
     """
     try:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
         raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
 
 
@@ -41,10 +41,10 @@ def validate(values: dict[str, Any]) -> Config:
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
     tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", *_tags(Backbone), *_tags(TimmBackbone)}
-    where = [str(part) for depth, part in enumerate(problem["loc"]) if not depth or str(part) not in tags]
-    key = ".".join(where)
+    group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
+    key = ".".join([*group, *(part for part in inner if part not in tags)])
     if problem["type"] == "extra_forbidden":
-        return unknown_key(key, next((str(part) for part in problem["loc"] if str(part) in tags), None))
+        return unknown_key(key, next((part for part in inner if part in tags), None))
     if problem["type"] == "value_error":
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.files import UNREADABLE, write_atomically
-from fpn_ablate.utils.paths import MODEL, RECORD
+from fpn_ablate.utils.paths import CONFIG, MODEL, RECORD
 from fpn_ablate.weights import unpickle
 
-VERSION = "1"  # of our safetensors; increased when names or shapes change their meaning
+VERSION = "2"  # of our safetensors; increased when names, shapes or settings change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 _EXPECTED = "expected a dictionary of tensors, as torch.save(model.state_dict())"
@@ -118,15 +118,20 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a configuration that decides what a detector computes with given weights, as {dotted key: value}.
 
-    The configuration of an older run may have fewer keys.
+    Keys that the configuration lacks, as that of an older run may, are left out.
     """
     chosen = {
         "neck": None,
         "rpn": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
         "recipe": ("short_side", "max_side", "antialias"),
     }
-    groups = {group: [key for key in keys or values[group] if key in values[group]] for group, keys in chosen.items()}
-    settings = {f"{group}.{key}": values[group][key] for group, keys in groups.items() for key in keys}
+    groups = {group: values.get(group, {}) for group in chosen}
+    settings = {
+        f"{group}.{key}": groups[group][key]
+        for group, keys in chosen.items()
+        for key in keys or groups[group]
+        if key in groups[group]
+    }
     pooling = (
         "pooling",
         "sampling_ratio",
@@ -142,7 +147,7 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _run_facts(path: Path) -> dict[str, str]:
     """Return facts of a run's weights from its config.yaml and record; none for other files."""
-    config, record = path.with_name("config.yaml"), path.with_name(RECORD)
+    config, record = path.with_name(CONFIG), path.with_name(RECORD)
     if path.name != MODEL or not config.is_file():
         return {}
     try:
@@ -158,9 +163,9 @@ def _run_facts(path: Path) -> dict[str, str]:
             "settings": json.dumps(inference_settings(values), sort_keys=True),
             **({"classes": json.dumps(classes)} if classes else {}),
         }
-    except (*UNREADABLE, yaml.YAMLError):
+    except (*UNREADABLE, yaml.YAMLError) as error:
         raise UserError(
-            f"{config.name} or {RECORD} in its folder cannot be read; rename the file to read it without them"
+            f"{config.name} or {RECORD} in its folder cannot be read ({first_line(error)}); to do without, rename the weights"
         ) from None
 
 

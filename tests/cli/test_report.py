@@ -5,6 +5,7 @@ import pytest
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import live
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 NAME = "table1_rpn-shapes-quick"
 
@@ -85,3 +86,12 @@ def test_tables_may_be_chosen_and_the_page_shows_them_alone(cli, put, runs, tmp_
     assert 'id="t2"' not in page.read_text()
     code, _, err = cli("report", runs, "--out", tmp_path, "--table", "none")
     assert code == 2 and "there are own-shapes-quick" in err
+
+
+def test_a_folder_that_is_named_twice_has_its_claims_judged_once(cli, filled, tmp_path):
+    """As the process that keeps the page does, which is given all folders of the sweep."""
+    texts = []
+    for options in ([], ["--experiments", EXPERIMENTS]):
+        assert cli("report", filled, "--out", tmp_path, *options)[0] == 0
+        texts.append((tmp_path / "tables" / f"{NAME}-claims.csv").read_text())
+    assert texts[0] == texts[1]

@@ -3,7 +3,8 @@
 import pytest
 from settings import JOINT, ROWS
 
-from fpn_ablate.cli.verify import fill_verify_blocks, markdown
+from fpn_ablate.cli.verify import fill_verify_blocks
+from fpn_ablate.cli.verify_text import markdown
 from fpn_ablate.model.summary import RowFacts, row_facts
 from fpn_ablate.utils.errors import UserError
 
@@ -110,3 +111,24 @@ def test_the_second_stage_is_shown_where_there_is_one(cli):
     assert code == 0
     assert "conv5" in shown and "RPN C4" in shown and "64 x 64" in shown
     assert "conv5" not in cli("verify", "recipe=smoke", "ablation=c4")[1]
+
+
+@pytest.mark.parametrize("command", ["verify", "doctor"])
+def test_a_backbone_of_timm_that_a_run_would_refuse_is_refused(cli, command):
+    pytest.importorskip("timm")
+    code, out, err = cli(command, "recipe=smoke", "ablation=fpn", "backbone=timm/gcvit_xxtiny", "data.train_images=1")
+    assert (code, out) == (2, "") and err.startswith("backbone=timm/gcvit_xxtiny: fails on an image of 64 x 96")
+
+
+def test_a_table_without_a_file_of_its_own_shows_all_rows(cli):
+    for table in ("claims", "mine"):
+        assert set(ROWS) <= set(rows_of(cli("verify", "recipe=smoke", f"table={table}")[1]))
+
+
+@pytest.mark.parametrize("name", ["a,b", "a (b)", "a'b", "a b", "a[b]", "a=b"])
+def test_a_folder_of_ones_own_may_have_any_name(cli, mine, name):
+    folder = mine.rename(mine.with_name(name))
+    assert list(rows_of(cli("verify", "recipe=smoke", "ablation=mine", "--config-dir", folder)[1])) == ["mine"]
+    readme = folder / "README.md"
+    readme.write_text("<!-- verify: recipe=smoke ablation=mine -->\n<!-- /verify -->\n")
+    assert cli("verify", "--readme", readme, "--config-dir", folder)[0] == 0 and "| mine |" in readme.read_text()

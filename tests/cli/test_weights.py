@@ -35,7 +35,7 @@ def test_a_file_of_torchvision_comes_in_and_goes_out_again(cli, torchvision_file
     assert code == 0 and "torchvision detector, resnet18, row fpn, 3 classes" in said
     stored = read(own)
     assert stored.facts["source"] == "torchvision detector" and stored.facts["num_classes"] == "3"
-    assert (stored.facts["format"], stored.facts["version"], stored.facts["row"]) == ("fpn_ablate", "1", "fpn")
+    assert (stored.facts["format"], stored.facts["version"], stored.facts["row"]) == ("fpn_ablate", "2", "fpn")
     code, said, _ = cli("weights", "export", own, out, "--to", "torchvision")
     assert code == 0
     assert "FasterRCNN(resnet_fpn_backbone(backbone_name='resnet18', weights=None), num_classes=4)" in said

@@ -102,7 +102,7 @@ def test_what_a_run_has_left_is_read_again(config, values, tmp_path):
     assert load_saved_config(file) == config()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a: [", "neck: 5", "head: {}", "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "neck: 5", "head: {}", "\x00", "[" * 5000])
 def test_a_damaged_file_of_a_run_is_refused_by_name(tmp_path, text):
     file = tmp_path / "config.yaml"
     file.write_text(text)
