@@ -19,8 +19,8 @@ from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.locks import exclusive
+from fpn_ablate.utils.paths import PROPOSALS
 
-FILE = "proposals.npz"
 MARGIN = 1.0  # pixels by which rounding may put a box outside its image
 MAX_COMPRESSION = 100
 Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation; validation twice if nothing is trained
@@ -65,13 +65,13 @@ class FixedProposals:
     @staticmethod
     def cached(folder: Path, make: Callable[[], "FixedProposals"], splits: Splits, count: int | None) -> "FixedProposals":
         """Read the cache in the folder of a finished run; without one, `make` and save. Concurrent runs wait for the first."""
-        with exclusive(folder / f".{FILE}.lock", f"{folder / FILE}"):
-            if not (folder / FILE).exists():
-                for leftover in folder.glob(f".{FILE}.[0-9]*"):  # of a process that was killed while writing
+        with exclusive(folder / f".{PROPOSALS}.lock", f"{folder / PROPOSALS}"):
+            if not (folder / PROPOSALS).exists():
+                for leftover in folder.glob(f".{PROPOSALS}.[0-9]*"):  # of a process that was killed while writing
                     leftover.unlink(missing_ok=True)
                 proposals = make()
-                write_atomically(folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(proposals)))
-        return FixedProposals.load(folder / FILE, splits, count, "remove it, and the next run makes it again")
+                write_atomically(folder / PROPOSALS, lambda temporary: np.savez_compressed(temporary, **vars(proposals)))
+        return FixedProposals.load(folder / PROPOSALS, splits, count, "remove it, and the next run makes it again")
 
     @staticmethod
     def load(path: Path, splits: Splits, count: int | None, fix: str) -> "FixedProposals":

@@ -28,10 +28,10 @@ from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, b
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.recall import match_boxes
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.store.bootstrap_store import RESAMPLED, save
+from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.files import save_text, write_atomically
-from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, RESAMPLED, TRUTH
 
 THUMBNAILS = 200  # images
 THUMBNAIL_SIDE = 320  # pixels at most

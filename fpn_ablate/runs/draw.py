@@ -22,7 +22,7 @@ from fpn_ablate.store import record
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import DETECTIONS
+from fpn_ablate.utils.paths import CONFIG, DETECTIONS
 
 WIDTH = 2.6  # inches per column
 # Okabe and Ito; the first three suit the generated set's red, green and blue. With more classes they repeat; names differ.
@@ -51,7 +51,7 @@ class FinishedRun:
         if content["status"] != "finished":
             raise UserError(f"{folder}: the run is {content['status']}, not finished; start it again to continue it")
         try:
-            cfg = load_saved_config(folder / "config.yaml")
+            cfg = load_saved_config(folder / CONFIG)
             detections = DetectionSet.load(folder / DETECTIONS)
             if not len(detections.image_ids) == len(detections.scores) == len(detections.boxes.reshape(-1, 4)):
                 raise ValueError("its arrays differ in length")

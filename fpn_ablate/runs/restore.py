@@ -14,6 +14,7 @@ from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.lookup import find_run
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import CONFIG
 
 LoadedSplits = dict[str, Splits]  # cache: several runs share a data set
 
@@ -27,7 +28,7 @@ def load_finished(folder: Path, splits: LoadedSplits) -> tuple[Config, dict[str,
     content = record.read(folder) or {}
     if content.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
-    cfg = load_saved_config(folder / "config.yaml")
+    cfg = load_saved_config(folder / CONFIG)
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
     key = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if key not in splits:

@@ -21,7 +21,6 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.cost import end_to_end_latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.engine.evaluate import evaluate, predict
-from fpn_ablate.engine.fixed_proposals import FILE as PROPOSALS
 from fpn_ablate.engine.inputs import Inputs, prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
@@ -29,7 +28,6 @@ from fpn_ablate.runs import artifacts, skip
 from fpn_ablate.runs.oom import train_with_oom_retry
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
-from fpn_ablate.store.bootstrap_store import RESAMPLED
 from fpn_ablate.store.layout import REQUIRED, run_lock
 from fpn_ablate.store.lookup import find_run, is_finished
 from fpn_ablate.tracking.wandb_client import wandb_loggers
@@ -38,7 +36,7 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, MODEL, RECORD
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, RECORD, RESAMPLED
 
 OPTIONAL = (RESAMPLED, ARTIFACTS)  # files of a run beside REQUIRED; missing if the disk was full
 
@@ -88,7 +86,7 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         status, error = "failed", f"{type(problem).__name__}: {problem}"
         text = traceback.format_exc()
         with suppress(UserError):
-            save_text(run.folder / "error.txt", text)
+            save_text(run.folder / ERROR, text)
         raise
     finally:
         with signals.defer_interrupts():
@@ -206,5 +204,5 @@ def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a finished run no longer needs: checkpoints, an old error, temporary files of killed processes."""
-    for leftover in (*folder.glob(TEMPORARY), *(folder / name for name in (*procedures.RESUME_FILES, "error.txt"))):
+    for leftover in (*folder.glob(TEMPORARY), *(folder / name for name in (*procedures.RESUME_FILES, ERROR))):
         leftover.unlink(missing_ok=True)

@@ -23,13 +23,12 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
 from fpn_ablate.utils.hashing import digest
-from fpn_ablate.utils.paths import PACKAGE, RECORD
+from fpn_ablate.utils.paths import CONFIG, PACKAGE, RECORD, SKIP
 from fpn_ablate.utils.stamps import is_recent, stamp_of, stamps_of
 
 if TYPE_CHECKING:
     from fpn_ablate.engine.inputs import Inputs
 
-FILE = "skip.json"
 # Keys of INCIDENTAL that decide all the same, once a machine gives `auto` its meaning.
 _DECIDING = ("device", "deterministic")
 # GPUs whose names only torch knows: of WSL, Tegra and AMD.
@@ -76,14 +75,14 @@ def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, start: flo
         sizes = {name: (folder / name).stat().st_size for name in (RECORD, *REQUIRED)}
         content = {"asked": request, "fingerprint": fingerprint, "kept": sizes, "read": {p: s for p, (s, _) in stamps.items()}}
         text = json.dumps(content, indent=1) + "\n"
-        if not (folder / FILE).is_file() or (folder / FILE).read_text() != text:
-            save_text(folder / FILE, text)
+        if not (folder / SKIP).is_file() or (folder / SKIP).read_text() != text:
+            save_text(folder / SKIP, text)
 
 
 def _entry_record(folder: Path, request: str) -> dict[str, Any] | None:
     """Return a folder's record if its skip entry is of this request and no file has changed since; None otherwise."""
     with suppress(*UNREADABLE):
-        entry = json.loads((folder / FILE).read_text())
+        entry = json.loads((folder / SKIP).read_text())
         record = json.loads((folder / RECORD).read_text())
         complete = all((folder / name).stat().st_size == size for name, size in entry["kept"].items())
         unchanged = entry["asked"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["read"].items())
@@ -145,4 +144,4 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
         yield Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     elif weights not in ("none", "pretrain"):
         path = locate(Path(weights))
-        yield from (path, *(sibling for name in ("config.yaml", RECORD) if (sibling := path.with_name(name)).exists()))
+        yield from (path, *(sibling for name in (CONFIG, RECORD) if (sibling := path.with_name(name)).exists()))

@@ -15,7 +15,7 @@ from fpn_ablate.store.layout import run_folder
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import METRICS
+from fpn_ablate.utils.paths import CONFIG, METRICS
 from fpn_ablate.weights import backbone
 
 
@@ -85,7 +85,7 @@ class Run:
     def write_config(self) -> None:
         """Write config.yaml."""
         text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
-        save_text(self.folder / "config.yaml", text)
+        save_text(self.folder / CONFIG, text)
 
     def open_loggers(self) -> None:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fpn_ablate.utils.files import UNREADABLE, write_atomically
+from fpn_ablate.utils.paths import RESAMPLED
 
-RESAMPLED = "resampled.npz"
 _ONE_RUN = "resampled"  # name of the array in a run's file; beside a ledger it is the run's fingerprint
 SCALE, UNDEFINED = 50_000, 65_535  # values are 16-bit integers in steps of 0.002 percentage points
 

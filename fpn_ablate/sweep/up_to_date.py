@@ -12,19 +12,18 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
 from fpn_ablate.utils.hashing import digest
-from fpn_ablate.utils.paths import PACKAGE, PICTURES, RECORD
+from fpn_ablate.utils.paths import PACKAGE, PICTURES, RECORD, SKIP
 
 FOLDER = ".written"  # below the folder of all runs
 MAX_MARKERS = 20
 # The packages that compute and draw.
 _PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "altair", "vl-convert-python", "jinja2", "rich")
 # Files in a run's folder that no table or page reads; they may be written after the sweep has ended.
-_IGNORED = ("wandb", skip.FILE, ".")
+_IGNORED = ("wandb", SKIP, ".")
 
 
 def source_digest(runs: Path, experiments: Iterable[Path]) -> str | None:

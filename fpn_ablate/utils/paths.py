@@ -10,6 +10,8 @@ EXPERIMENTS = ROOT / "experiments"
 CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but the claims about their tables
 
 # Files in a run's folder.
-RECORD, METRICS, DETECTIONS, ARTIFACTS, MODEL = "record.json", "metrics.jsonl", "detections.npz", "artifacts.npz", "model.pt"
+CONFIG, RECORD, METRICS, ERROR, SKIP = "config.yaml", "record.json", "metrics.jsonl", "error.txt", "skip.json"
+DETECTIONS, ARTIFACTS, PROPOSALS, MODEL = "detections.npz", "artifacts.npz", "proposals.npz", "model.pt"
+RESAMPLED = "resampled.npz"  # beside a ledger too, for all its runs
 # Small copies of evaluated images, shared by all runs: `<out>/runs/.pictures/<set>/`, with their ground truth in `truth.json`.
 PICTURES, TRUTH = ".pictures", "truth.json"

@@ -11,11 +11,11 @@ import torch
 from settings import JOINT, SHORT
 
 from fpn_ablate.engine import procedures
-from fpn_ablate.engine.fixed_proposals import FILE
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
+from fpn_ablate.utils.paths import PROPOSALS
 
 FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
 FOUR_STEP = ("task=faster_rcnn", "task.training=four_step")
@@ -131,7 +131,7 @@ def test_jobs_that_start_together_make_the_source_once(cell):
     cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
     together(cells)
     (source,) = runs(cells[0], procedures.SOURCES)
-    (dump,) = Path(cells[0].out).rglob(FILE)
+    (dump,) = Path(cells[0].out).rglob(PROPOSALS)
     made = [record["proposals"]["fingerprint"] for record in runs(cells[0]) if record["task"] == "fast_rcnn"]
     assert made == [source["fingerprint"]] * 2
     lines = [json.loads(line)["step"] for line in (dump.parent / "metrics.jsonl").read_text().splitlines()]
@@ -175,7 +175,7 @@ def test_the_same_cell_in_another_table_is_taken_over(cell, trainings):
 
 def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_path):
     running.run(cell(FAST, "ablation=c4"))
-    (dump,) = Path(cell().out).rglob(FILE)
+    (dump,) = Path(cell().out).rglob(PROPOSALS)
     with np.load(dump) as kept:
         assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), procedures.SOURCES)}
         assert str(kept["row"]) == "fpn"
@@ -196,7 +196,7 @@ def changed(path, other, **arrays):
 
 def test_what_a_file_must_not_hold_is_refused_before_anything_is_trained(cell, tmp_path, trainings):
     running.run(cell(FAST, "ablation=c4"))
-    (dump,) = Path(cell().out).rglob(FILE)
+    (dump,) = Path(cell().out).rglob(PROPOSALS)
     with np.load(dump) as kept:
         boxes, ids, images = kept["val_boxes"], kept["val_ids"], kept["val_images"]
     nan, flipped = boxes.copy(), boxes.copy()
@@ -287,7 +287,7 @@ def test_the_source_is_called_after_its_neck(cell):
 
 def test_another_file_is_another_cell(cell, tmp_path):
     running.run(cell(FAST, "ablation=c4"))
-    (dump,) = Path(cell().out).rglob(FILE)
+    (dump,) = Path(cell().out).rglob(PROPOSALS)
     with np.load(dump) as kept:
         other = dict(kept)
     other["val_boxes"] = other["val_boxes"] + 1

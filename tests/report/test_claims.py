@@ -11,9 +11,9 @@ from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import tables as formats
 from fpn_ablate.report.formats.grid import WITHIN_NOISE, grid
-from fpn_ablate.store.bootstrap_store import RESAMPLED, save
+from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import EXPERIMENTS
+from fpn_ablate.utils.paths import EXPERIMENTS, RESAMPLED
 
 ROWS = {"c4": 0.45, "c5": 0.26, "fpn": 0.60, "bottom_up": 0.46, "no_lateral": 0.40, "finest": 0.55}
 

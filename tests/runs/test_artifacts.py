@@ -15,10 +15,10 @@ from fpn_ablate.evaluation.coco import DetectionSet, average_recall
 from fpn_ablate.runs import artifacts, restore
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
-from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates
+from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, RESAMPLED, TRUTH
 
 THREE = (*TINY, "recipe.eval_images=3")
 TASKS = {"rpn": [], "c4": ["ablation=c4"], "joint": [*JOINT, "recipe.roi.steps=2", "task.roi.score_thresh=0.0"]}

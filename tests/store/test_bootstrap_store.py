@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates, save
+from fpn_ablate.store.bootstrap_store import Replicates, save
+from fpn_ablate.utils.paths import RESAMPLED
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from fpn_ablate.config.factors import flatten
-from fpn_ablate.store.bootstrap_store import RESAMPLED, Replicates
+from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import RECORD, RESAMPLED
 
 FOLDERS = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # an absolute path up to its last part
 # What a spreadsheet takes for the beginning of a formula; in many countries a semicolon separates the cells.
@@ -51,7 +52,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             files, results = [], _read_ledger(path)
             replicates |= Replicates.beside(path)
         elif path.exists():
-            files, root = (sorted(path.rglob("record.json")), path) if path.is_dir() else ([path], path.parent)
+            files, root = (sorted(path.rglob(RECORD)), path) if path.is_dir() else ([path], path.parent)
             results = [_read_record(file, root) for file in files]
         else:
             raise UserError(f"{path}: no such folder or file; give a folder of runs, as results/runs, or a ledger.csv")

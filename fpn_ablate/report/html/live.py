@@ -23,7 +23,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.locks import lock
-from fpn_ablate.utils.paths import EXPERIMENTS
+from fpn_ablate.utils.paths import EXPERIMENTS, RECORD
 
 NAME, SWITCH = "report.html", "FPN_ABLATE_PAGE"
 # Seconds between two pages: at least PAUSE, and at least SHARE times as long as the last page took.
@@ -114,4 +114,4 @@ def _locks(runs: Path) -> Path:
 
 def _newest_record(runs: Path) -> int:
     """Return the newest record's time in nanoseconds: cheap, and it changes when a run begins or ends."""
-    return max((file.stat().st_mtime_ns for file in runs.glob("*/*/*/*/record.json")), default=0)
+    return max((file.stat().st_mtime_ns for file in runs.glob(f"*/*/*/*/{RECORD}")), default=0)

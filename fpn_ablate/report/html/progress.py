@@ -12,7 +12,7 @@ from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.table import Table
 from fpn_ablate.store.plan import Plan
 from fpn_ablate.utils.files import safe_name
-from fpn_ablate.utils.paths import METRICS
+from fpn_ablate.utils.paths import CONFIG, METRICS
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
 
@@ -109,15 +109,15 @@ def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
     """Read the state of a run in progress from its metrics.jsonl; None if no folder of it is newer than the plan."""
     parts = [safe_name(part) for part in (cell.table, cell.recipe, cell.row)]
     begun = time_of(plan.started).timestamp()
-    folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / "config.yaml").is_file()]
-    folders = [folder for folder in folders if (folder / "config.yaml").stat().st_mtime >= begun - 1]
+    folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / CONFIG).is_file()]
+    folders = [folder for folder in folders if (folder / CONFIG).stat().st_mtime >= begun - 1]
     if not folders:
         return None
-    folder = max(folders, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
+    folder = max(folders, key=lambda folder: (folder / CONFIG).stat().st_mtime)
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         step = max(int(json.loads(line)["step"]) for line in lines[-2:] if line.endswith("}"))
-        spent = (folder / METRICS).stat().st_mtime - (folder / "config.yaml").stat().st_mtime
+        spent = (folder / METRICS).stat().st_mtime - (folder / CONFIG).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return State("running", "starting")
     rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
