@@ -26,6 +26,7 @@ from fpn_ablate.sweep import up_to_date
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import clear_leftovers
+from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
 from fpn_ablate.utils.paths import EXPERIMENTS, PICTURES
 
@@ -88,7 +89,7 @@ def _publish(cells: list[Config], out: Path) -> None:
     frame, errors = load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
-    sources = state and up_to_date.digest([state, sorted(only), sorted(settings), live.is_enabled()])
+    sources = state and digest([state, sorted(only), sorted(settings), live.is_enabled()])
     tables = collate(frame, only, experiments, settings, errors)
     for table in tables:
         with warn_instead(f"{table.name} is not shown", unpublished):
