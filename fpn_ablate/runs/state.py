@@ -43,7 +43,7 @@ class Run:
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
-        self.facts = _fingerprint_inputs(self.cfg, self.inputs)
+        self.facts = _facts(self.cfg, self.inputs)
         self.folder = run_folder(self.cfg, self.fingerprint)
 
     @property
@@ -105,7 +105,7 @@ class Run:
             logger.close(exit_code=exit_code)
 
 
-def _fingerprint_inputs(cfg: Config, inputs: Inputs) -> dict[str, Any]:
+def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     """Return everything that decides a run's figures."""
     device, data = inputs.device, inputs.training.digest + inputs.validation.digest
     machine = (environment.device_name(device), is_deterministic(cfg.deterministic, device))
