@@ -15,7 +15,7 @@ from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.proposals import index_of
 from fpn_ablate.engine.evaluate import propose
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.structures.batch import DetectionDataset
+from fpn_ablate.structures.batch import DetectionDataset, Splits
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.locks import exclusive
@@ -23,7 +23,6 @@ from fpn_ablate.utils.paths import PROPOSALS
 
 MARGIN = 1.0  # pixels by which rounding may put a box outside its image
 MAX_COMPRESSION = 100
-Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation; validation twice if nothing is trained
 DTYPE_KINDS = {"ids": "iu", "boxes": "f", "images": "iu"}  # as numpy's dtype.kind
 
 

@@ -11,10 +11,10 @@ import torch
 
 from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes, Task
 from fpn_ablate.data import coco, shapes
-from fpn_ablate.engine.fixed_proposals import FixedProposals, Splits
+from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain
 from fpn_ablate.model.build import build_detector
-from fpn_ablate.structures.batch import DetectionDataset
+from fpn_ablate.structures.batch import DetectionDataset, Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import set_deterministic
 from fpn_ablate.utils.stamps import is_recent, stamps_of
@@ -76,7 +76,7 @@ def _pretrain(cfg: Config, device: torch.device) -> Pretrained:
     return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, Path(cfg.out) / "backbones", device, cfg.workers)
 
 
-def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> tuple[DetectionDataset, DetectionDataset]:
+def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
     """Load training and validation split, or validation twice if nothing is trained.
 
     Raises:
@@ -104,13 +104,13 @@ class _CachedSet:
 
     key: tuple[Any, ...]
     stamps: dict[str, tuple[str, int]]
-    splits: tuple[DetectionDataset, DetectionDataset]
+    splits: tuple[coco.CocoDataset, coco.CocoDataset]
 
 
 _cache: list[_CachedSet] = []  # at most one: the rows of a sweep share a set, and reading COCO takes 16 s
 
 
-def _load_coco(data: Coco, mode: str) -> tuple[DetectionDataset, DetectionDataset]:
+def _load_coco(data: Coco, mode: str) -> tuple[coco.CocoDataset, coco.CocoDataset]:
     """Load both splits, or return the cached ones if no file has changed since."""
     key, start = (mode, data, coco.root_of(data).resolve()), time.time()
     with suppress(OSError):

@@ -8,11 +8,11 @@ import torch
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine import procedures
-from fpn_ablate.engine.fixed_proposals import Splits
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.lookup import find_run
+from fpn_ablate.structures.batch import Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CONFIG
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpn_ablate.config.schema import INCIDENTAL, Coco, Config, TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
 from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
@@ -129,10 +129,10 @@ def _machine(device: str) -> list[str] | None:
 
 def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     """Yield the files and picture folders that a run's identity depends on, except the weights of pre-training."""
-    from fpn_ablate.weights.files import locate  # loads torch
+    from fpn_ablate.data.coco import CocoDataset  # loads torch, as the next
+    from fpn_ablate.weights.files import locate
 
-    if isinstance(cfg.data, Coco):
-        yield from (path for split in inputs.splits for path in split.files)
+    yield from (path for split in inputs.splits if isinstance(split, CocoDataset) for path in split.files)
     if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights

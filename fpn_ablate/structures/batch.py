@@ -64,3 +64,6 @@ class DetectionDataset(Protocol):
     def coco(self) -> dict[str, Any]:
         """Return the ground truth as a COCO instances dictionary, in native pixels and native category ids."""
         ...
+
+
+Splits = tuple[DetectionDataset, DetectionDataset]  # training and validation; validation twice if nothing is trained
