@@ -1,6 +1,6 @@
 """Report on a data set before a sweep: `python -m fpn_ablate doctor data=coco data.root=PATH ...`.
 
-It examines both splits as the run would see them. `examine` returns one dictionary, which `--json` writes:
+It examines both splits as the run would see them. `describe_data` returns one dictionary, which `--json` writes:
 
     format          1; raised when a key changes its meaning
     data, generated, invalid, keep_empty      the data set, and how bad boxes and empty images are treated
@@ -43,8 +43,8 @@ from fpn_ablate.evaluation.coco import AREAS
 FORMAT = 1
 
 
-def examine(rows: Mapping[str, Config]) -> dict[str, Any]:
-    """Examine the data that rows share (row -> configuration; they differ in the neck alone).
+def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
+    """Describe the data that rows share (row -> configuration; they differ in the neck alone).
 
     Raises:
         UserError: data.root is no folder.

@@ -15,7 +15,7 @@ from fpn_ablate.cli.doctor_text import show
 from fpn_ablate.data import coco
 from fpn_ablate.data.transforms import Resize, prepare
 from fpn_ablate.doctor import facts, recall
-from fpn_ablate.doctor.report import examine
+from fpn_ablate.doctor.report import describe_data
 from fpn_ablate.doctor.splits import splits_of
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_detector
@@ -33,7 +33,7 @@ ONE = ("val/a.png",)
 
 
 def examined(config, *overrides, rows=("fpn",)):
-    return examine({row: config("data=coco", f"ablation={row}", *overrides) for row in rows})
+    return describe_data({row: config("data=coco", f"ablation={row}", *overrides) for row in rows})
 
 
 def kinds(report):
@@ -184,7 +184,7 @@ BAD = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [50, 0, 30, 40], 0), (1, 1, [5, 5, 0, 5],
 @pytest.mark.parametrize(("invalid", "sound", "objects"), [("error", False, 1), ("clip", True, 2), ("drop", True, 1)])
 def test_what_the_run_would_refuse_is_refused(config, make, invalid, sound, objects, capsys):
     cfg = config("data=coco", make(split(BAD), split(VAL, ONE, first=11)), f"data.invalid={invalid}")
-    report = examine({"fpn": cfg})
+    report = describe_data({"fpn": cfg})
     assert report["sound"] == sound
     assert report["splits"]["train"]["objects"] == objects
     assert {f["kind"]: f["refused"] for f in report["splits"]["train"]["findings"]} == {
@@ -206,7 +206,7 @@ def test_splits_that_do_not_fit_together_are_refused_as_in_a_run(config, make):
     cfg = config("data=coco", make(split(TRAIN), val))
     with pytest.raises(coco.UserError) as refused:
         coco.load(cfg.data)
-    report = examine({"fpn": cfg})
+    report = describe_data({"fpn": cfg})
     assert not report["sound"] and report["refused"] == [str(refused.value)]
 
 
@@ -221,7 +221,7 @@ def test_a_set_with_little_to_count_is_still_told_of(config, make, tmp_path, tra
 
 
 def test_generated_pictures_are_examined_too(config, capsys):
-    report = examine({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
+    report = describe_data({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
     assert report["sound"] and report["generated"] and report["shared_images"] is None
     assert report["splits"]["val"]["images"] == 3
     assert report["splits"]["train"]["sizes"]["native"]["bounds"][0] == pytest.approx((32 * 64 / 480) ** 2)

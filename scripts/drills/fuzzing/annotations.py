@@ -99,12 +99,12 @@ class Annotations:
 
     def _examine_splits(self) -> None:
         from fpn_ablate.cli.doctor_text import show
-        from fpn_ablate.doctor.report import examine
+        from fpn_ablate.doctor.report import describe_data
 
         split = {"annotations": self.file.name, "images": "images"}
         data = {"name": "coco", "label": None, "root": str(self.folder), "train": split, "val": split, "invalid": "clip",
                 "keep_empty": False}  # fmt: skip
-        report = examine({"fpn": configuration({"data": data})})
+        report = describe_data({"fpn": configuration({"data": data})})
         json.dumps(report, ensure_ascii=False, allow_nan=False).encode()  # the file that --json writes
         check_message(run_command(lambda: show(report))[1], 10 * LONGEST)  # 50 findings for each level and split
 
