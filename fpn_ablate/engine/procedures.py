@@ -22,6 +22,7 @@ from fpn_ablate.model import build, init
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.store import record
+from fpn_ablate.store.layout import SOURCES
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.structures.instances import BatchDetections, Proposals
 from fpn_ablate.utils.errors import UserError, first_line
@@ -29,7 +30,6 @@ from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights import backbone
 
-SOURCES = "sources"  # the table of runs that only serve other runs
 CHECKPOINT, CHECKPOINT4 = "checkpoint.pt", "checkpoint-4.pt"
 STEP3 = "step3.pt"  # weights of step 3, which a four-step run keeps during step 4
 RESUME_FILES = (CHECKPOINT, CHECKPOINT4, STEP3)

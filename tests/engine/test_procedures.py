@@ -13,7 +13,7 @@ from settings import JOINT, SHORT
 from fpn_ablate.engine import procedures
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
-from fpn_ablate.store.layout import run_folder
+from fpn_ablate.store.layout import SOURCES, run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS
 
@@ -113,7 +113,7 @@ def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
     outcome = running.run(cell(FAST, "ablation=c4"))
     assert outcome["proposals"]["fingerprint"] == first["fingerprint"]
     assert trainings == [(True, False), (False, True)]
-    assert not runs(cell(), procedures.SOURCES)
+    assert not runs(cell(), SOURCES)
     assert outcome["built_on"] == [[first["fingerprint"], first["cost"]["train_s"]]]
 
 
@@ -130,7 +130,7 @@ def together(cells):
 def test_jobs_that_start_together_make_the_source_once(cell):
     cells = [cell(FAST, f"ablation={row}") for row in ("c4", "bottom_up")]
     together(cells)
-    (source,) = runs(cells[0], procedures.SOURCES)
+    (source,) = runs(cells[0], SOURCES)
     (dump,) = Path(cells[0].out).rglob(PROPOSALS)
     made = [record["proposals"]["fingerprint"] for record in runs(cells[0]) if record["task"] == "fast_rcnn"]
     assert made == [source["fingerprint"]] * 2
@@ -177,12 +177,12 @@ def test_the_file_says_where_it_comes_from_and_belongs_to_its_data(cell, tmp_pat
     running.run(cell(FAST, "ablation=c4"))
     (dump,) = Path(cell().out).rglob(PROPOSALS)
     with np.load(dump) as kept:
-        assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), procedures.SOURCES)}
+        assert str(kept["fingerprint"]) in {record["fingerprint"] for record in runs(cell(), SOURCES)}
         assert str(kept["row"]) == "fpn"
     taken = dump.rename(tmp_path / "taken.npz")
     given = f"task.proposals.file='{taken}'"
     outcome = running.run(cell(FAST, "ablation=c4", given, "seed=7"))  # no RPN is trained: it comes from the file
-    assert len(runs(cell(), procedures.SOURCES)) == 1
+    assert len(runs(cell(), SOURCES)) == 1
     assert outcome["proposals"]["row"] == "fpn"
     with pytest.raises(UserError, match=r"taken\.npz.*other train data"):
         running.run(cell(FAST, "ablation=c4", given, "data.seed=1"))
@@ -253,7 +253,7 @@ def test_a_source_that_diverges_is_named(cell, monkeypatch):
 def test_a_source_whose_weights_are_gone_or_damaged(cell, trainings):
     cfg = cell(FAST, "ablation=c4")
     first = running.run(cfg)
-    (source,) = (path.parent for path in Path(cfg.out).rglob(f"{procedures.SOURCES}/**/model.pt"))
+    (source,) = (path.parent for path in Path(cfg.out).rglob(f"{SOURCES}/**/model.pt"))
     (source / "model.pt").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"model\.pt: cannot be read .*; remove its folder"):
         running.run(cell(FAST, "ablation=bottom_up"))
@@ -319,9 +319,9 @@ def test_four_steps_share_the_trunk_of_the_second(cell):
         # A frozen batch norm counts no batches.
         assert of_fourth and all(torch.equal(of_fourth[name], of_second[name]) for name in of_fourth)
     assert not equal(weights(shared, "roi."), weights(second, "roi."))  # trained again
-    rpn, fast = sorted(runs(cfg, procedures.SOURCES), key=lambda record: record["task"] != "rpn")
+    rpn, fast = sorted(runs(cfg, SOURCES), key=lambda record: record["task"] != "rpn")
     assert rpn["task"] == "rpn" and fast["fingerprint"] == json.loads((second / "record.json").read_text())["fingerprint"]
-    (first,) = Path(cfg.out, "runs").glob(f"{procedures.SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
+    (first,) = Path(cfg.out, "runs").glob(f"{SOURCES}/*/*/*-{rpn['fingerprint'][:8]}")
     assert not equal(weights(shared, "rpn."), weights(first, "rpn."))
 
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from settings import ROWS
 
-from fpn_ablate.engine import procedures
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.collate.table import SOURCES, file_name
+from fpn_ablate.report.collate.table import file_name
 from fpn_ablate.report.output import write
+from fpn_ablate.store.layout import SOURCES
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
@@ -112,7 +112,6 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
 def test_sources_of_proposals_are_no_table_but_stay_in_the_ledger(runs, put, tmp_path):
     put()
     put("fpn", 1, table=SOURCES)
-    assert procedures.SOURCES == SOURCES
     assert [table.name for table in write(runs, tmp_path / "out")] == ["table1_rpn-shapes-quick"]
     assert load(tmp_path / "out" / "ledger.csv")["table"].tolist() == [SOURCES, "table1_rpn"]
 

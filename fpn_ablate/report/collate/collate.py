@@ -13,7 +13,8 @@ from fpn_ablate.report.collate.cells import Cell, Contrast
 from fpn_ablate.report.collate.claims import judge, load_claims
 from fpn_ablate.report.collate.compare import Comparison
 from fpn_ablate.report.collate.definition import Definition, Effect, Metric, RowSpec, find_definition
-from fpn_ablate.report.collate.table import SOURCES, Claim, EffectRow, Key, Record, Row, Table, file_name
+from fpn_ablate.report.collate.table import Claim, EffectRow, Key, Record, Row, Table, file_name
+from fpn_ablate.store.layout import SOURCES
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 

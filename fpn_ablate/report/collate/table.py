@@ -14,7 +14,6 @@ Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
 GENERATED = "GENERATED DATA: not comparable with COCO"
 UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
-SOURCES = "sources"  # not a table: the runs that other runs learned from. Their records are kept in the ledger
 
 
 @dataclass(frozen=True)
