@@ -73,7 +73,8 @@ def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, start: flo
             stamps |= stamps_of([inputs.pretrained.path])
         folder = run_folder(cfg, fingerprint)
         sizes = {name: (folder / name).stat().st_size for name in (RECORD, *REQUIRED)}
-        content = {"asked": request, "fingerprint": fingerprint, "kept": sizes, "read": {p: s for p, (s, _) in stamps.items()}}
+        digests = {path: stamp for path, (stamp, _) in stamps.items()}
+        content = {"request": request, "fingerprint": fingerprint, "sizes": sizes, "stamps": digests}
         text = json.dumps(content, indent=1) + "\n"
         if not (folder / SKIP).is_file() or (folder / SKIP).read_text() != text:
             save_text(folder / SKIP, text)
@@ -84,8 +85,8 @@ def _entry_record(folder: Path, request: str) -> dict[str, Any] | None:
     with suppress(*UNREADABLE):
         entry = json.loads((folder / SKIP).read_text())
         record = json.loads((folder / RECORD).read_text())
-        complete = all((folder / name).stat().st_size == size for name, size in entry["kept"].items())
-        unchanged = entry["asked"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["read"].items())
+        complete = all((folder / name).stat().st_size == size for name, size in entry["sizes"].items())
+        unchanged = entry["request"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["stamps"].items())
         if complete and unchanged and (record["status"], record["fingerprint"]) == ("finished", entry["fingerprint"]):
             return record
     return None
