@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fpn_ablate.utils.files import save_text
 
-FOLDER = ".plans"
+PLANS = ".plans"
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
 MAX_AGE = timedelta(days=7)  # a plan of another machine, whose processes cannot be checked, counts as active for this long
 
@@ -42,7 +42,7 @@ class Plan:
 
 def write_plan(runs: Path, planned: Iterable[PlannedRun], code: str = "") -> Path:
     """Write the plan of this process's sweep, and remove those of this machine's dead processes. Raises UserError, OSError."""
-    folder, host = runs / FOLDER, socket.gethostname()
+    folder, host = runs / PLANS, socket.gethostname()
     for file in folder.glob("*.json"):
         plan = _read(file)
         if plan and plan.host == host and not _is_active(plan):
@@ -56,7 +56,7 @@ def write_plan(runs: Path, planned: Iterable[PlannedRun], code: str = "") -> Pat
 
 def active_plans(runs: Path, this_host: bool = False) -> list[Plan]:
     """Read the plans of running sweeps; with `this_host` only those of this machine, whose processes can be checked."""
-    plans = [_read(file) for file in sorted((runs / FOLDER).glob("*.json"))]
+    plans = [_read(file) for file in sorted((runs / PLANS).glob("*.json"))]
     return [plan for plan in plans if plan and _is_active(plan) and not (this_host and plan.host != socket.gethostname())]
 
 
@@ -67,7 +67,7 @@ def remove_plan(runs: Path) -> None:
 
 def plan_file(runs: Path) -> Path:
     """Return the file of this process's sweep. With suffix `.jobs` it is the folder that `fpn_ablate.sweep.jobs` uses."""
-    return runs / FOLDER / f"{socket.gethostname()}-{os.getpid()}.json"
+    return runs / PLANS / f"{socket.gethostname()}-{os.getpid()}.json"
 
 
 def _remove(file: Path) -> None:
@@ -77,7 +77,7 @@ def _remove(file: Path) -> None:
 
 def has_leftover_plan(runs: Path) -> bool:
     """Return whether this machine has a plan that nobody removed: its sweep is running, or was killed."""
-    return any((runs / FOLDER).glob(f"{socket.gethostname()}-*.json"))
+    return any((runs / PLANS).glob(f"{socket.gethostname()}-*.json"))
 
 
 def _read(file: Path) -> Plan | None:

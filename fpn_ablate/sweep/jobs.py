@@ -29,7 +29,7 @@ from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 
 # Environment variables that the sweep sets for its jobs: the folder of marker files, and the sweep's process id.
-FOLDER, SWEEP = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"
+FOLDER_VARIABLE, SWEEP_VARIABLE = "FPN_ABLATE_JOBS", "FPN_ABLATE_SWEEP"
 STOP = "stop"  # name of the marker file
 Job = Sequence[str]  # a job's overrides
 
@@ -89,8 +89,8 @@ def job_scope(number: int, on_failure: str) -> Iterator[None]:
         NotStarted: on_failure=stop, and another row has failed; nothing was done.
         Stopped: a signal asked the process to stop; in a worker of joblib `Interrupted`.
     """
-    folder = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
-    worker = SWEEP in os.environ and os.environ[SWEEP] != str(os.getpid())
+    folder = Path(os.environ[FOLDER_VARIABLE]) if FOLDER_VARIABLE in os.environ else None
+    worker = SWEEP_VARIABLE in os.environ and os.environ[SWEEP_VARIABLE] != str(os.getpid())
     if folder and (folder / STOP).exists():
         raise NotStarted("not started: on_failure=stop, and another row has failed")
     try:

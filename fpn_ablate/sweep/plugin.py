@@ -8,13 +8,13 @@ from hydra.core.plugins import Plugins
 
 from fpn_ablate.config import composition
 
-FOLDER = Path(__file__).with_name("plugins")
+PLUGINS = Path(__file__).with_name("plugins")
 
 
 def register() -> None:
     """Put the sweeper on Hydra's path; you can call it as often as you like."""
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
     composition.register()
     # Hydra looks for plugins once in a process: by name, where a configuration was composed before this call.
     Plugins.instance().register(import_module("hydra_plugins.fpn_ablate_sweeper").TableSweeper)

@@ -77,7 +77,7 @@ def publish(cells: Iterable[Config]) -> None:
             plan.remove_plan(Path(out, "runs"))
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
                 # Two sweeps that end at once would each write a ledger without the other's records.
-                with exclusive(Path(out, "runs", plan.FOLDER, ".locks", "tables"), f"the tables of {out}"):
+                with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
                     places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
                     clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out))

@@ -47,14 +47,14 @@ class TableSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         with as_hydra_error():
             check_writable(self.config.out)  # before Hydra writes its own file there
-        os.environ[jobs.FOLDER], os.environ[jobs.SWEEP] = str(self.launcher.folder), str(os.getpid())
+        os.environ |= {jobs.FOLDER_VARIABLE: str(self.launcher.folder), jobs.SWEEP_VARIABLE: str(os.getpid())}
         try:
             with signals.reraise_as_stopped():
                 returns = super().sweep(arguments)
                 self.launcher.raise_first_failure()
             return returns
         finally:
-            del os.environ[jobs.FOLDER], os.environ[jobs.SWEEP]
+            del os.environ[jobs.FOLDER_VARIABLE], os.environ[jobs.SWEEP_VARIABLE]
             publish(self.cells)
 
     def is_done(self) -> bool:

@@ -18,7 +18,7 @@ from fpn_ablate.utils.files import UNREADABLE, save_text
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.paths import PACKAGE, PICTURES, RECORD, SKIP
 
-FOLDER = ".written"  # below the folder of all runs
+MARKERS = ".written"  # below the folder of all runs
 MAX_MARKERS = 20
 # The packages that compute and draw.
 _PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "altair", "vl-convert-python", "jinja2", "rich")
@@ -51,12 +51,12 @@ def mark_written(runs: Path, sources: str | None, written: Iterable[Path]) -> No
         if sources is not None:
             text = json.dumps({str(file.resolve()): _sha(file) for file in written}, indent=1) + "\n"
             save_text(_marker(runs, sources), text)
-            for old in sorted((runs / FOLDER).glob("*.json"), key=os.path.getmtime)[:-MAX_MARKERS]:
+            for old in sorted((runs / MARKERS).glob("*.json"), key=os.path.getmtime)[:-MAX_MARKERS]:
                 old.unlink()
 
 
 def _marker(runs: Path, sources: str) -> Path:
-    return runs / FOLDER / f"{sources}.json"
+    return runs / MARKERS / f"{sources}.json"
 
 
 def _sha(file: Path) -> str:

@@ -60,7 +60,7 @@ def test_the_end_takes_a_plan_away_and_the_next_sweep_those_of_the_dead(runs, sw
     sweep.kill()
     sweep.wait()
     file = plan.write_plan(runs, PLANNED)
-    assert list((runs / plan.FOLDER).iterdir()) == [file]
+    assert list((runs / plan.PLANS).iterdir()) == [file]
     plan.remove_plan(runs)
     assert not plan.has_leftover_plan(runs)
 

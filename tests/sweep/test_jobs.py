@@ -17,8 +17,8 @@ from fpn_ablate.utils.signals import Stopped
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(jobs.FOLDER, str(tmp_path / "jobs"))
-    monkeypatch.setenv(jobs.SWEEP, str(os.getpid()))
+    monkeypatch.setenv(jobs.FOLDER_VARIABLE, str(tmp_path / "jobs"))
+    monkeypatch.setenv(jobs.SWEEP_VARIABLE, str(os.getpid()))
     return tmp_path / "jobs"
 
 

@@ -107,7 +107,7 @@ def save(tables: list[Table], out: Path, runs: Path | None = None, flat: Iterabl
 
 
 def _locks(runs: Path) -> Path:
-    folder = runs / plan.FOLDER / ".locks"
+    folder = runs / plan.PLANS / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
