@@ -69,12 +69,12 @@ class HydraUserError(ConfigCompositionException):
 
 
 @contextmanager
-def as_hydra_error(leave: bool = False) -> Iterator[None]:
-    """Re-raise a UserError as `HydraUserError`; with `leave`, print it and exit with code 2."""
+def as_hydra_error(exit_on_error: bool = False) -> Iterator[None]:
+    """Re-raise a UserError as `HydraUserError`; with `exit_on_error`, print it and exit with code 2."""
     try:
         yield
     except UserError as error:
-        if leave:
+        if exit_on_error:
             print(error, file=sys.stderr)
             raise SystemExit(2) from None
         raise HydraUserError(str(error)) from None

@@ -43,7 +43,7 @@ def run_job(composed: DictConfig) -> None:
     signals.install_handlers()  # in a worker of joblib or a job of SLURM for good: its other jobs must not begin either
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
-    with as_hydra_error(leave=single):
+    with as_hydra_error(exit_on_error=single):
         cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
         check_backbone(cfg.backbone)
         check_writable(cfg.out)

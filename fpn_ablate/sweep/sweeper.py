@@ -21,7 +21,7 @@ from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
 
 
-class Lean(Callback):
+class DropJobConfigs(Callback):
     """Drop the two copies of a job's configuration, some 150 KiB, that Hydra keeps until the sweep ends."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
