@@ -59,12 +59,12 @@ def build_neck(neck: FPNNeck | SingleLevelNeck, backbone: Backbone) -> nn.Module
 
 
 def build_roi(
-    roi: RoI, backbone: Backbone, behind: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
+    roi: RoI, backbone: Backbone, removed: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
 ) -> RoIHeads:
     """Build the second stage on `levels`.
 
     Args:
-        behind: stages of the backbone that the neck does not read.
+        removed: stages of the backbone that the neck does not read.
     """
     scale = short_side / PAPER_SHORT_SIDE
     conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
@@ -76,7 +76,7 @@ def build_roi(
         canonical_level=roi.canonical_level,
         canonical_box_size=roi.canonical_box_size * scale,
     )
-    head = Conv5(behind["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
+    head = Conv5(removed["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
     settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
     return RoIHeads(pooler, head, num_classes, settings)
 
@@ -107,9 +107,9 @@ def build_detector(
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
     neck = build_neck(cfg.neck, backbone)
-    behind = backbone.truncate(neck.deepest)
+    removed = backbone.truncate(neck.deepest)
     rpn = RPN(neck.levels, row_rpn_settings(cfg, short_side)) if "rpn" in parts else None
-    roi = build_roi(cfg.task.roi, backbone, behind, neck.levels, num_classes, short_side) if "roi" in parts else None
+    roi = build_roi(cfg.task.roi, backbone, removed, neck.levels, num_classes, short_side) if "roi" in parts else None
     if roi and isinstance(roi.box_head, Conv5) and not any(True for _ in roi.box_head.parameters()):
         raise UserError(
             f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"

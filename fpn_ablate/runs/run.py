@@ -62,8 +62,8 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
             skip.print_finished(cfg, run.folder)
             _remove_leftovers(run.folder)
             return saved
-        twin = find_run(cfg.out, cfg.seed, run.fingerprint)
-        return _copy_cached_run(run, twin) if twin else _run_and_record(run)
+        cached = find_run(cfg.out, cfg.seed, run.fingerprint)
+        return _copy_cached_run(run, cached) if cached else _run_and_record(run)
 
 
 def _run_and_record(run: Run) -> dict[str, Any]:
@@ -173,14 +173,14 @@ def _make_artifacts(run: Run, trained: procedures.Trained, detections: Detection
         return {}
 
 
-def _copy_cached_run(run: Run, twin: Path) -> dict[str, Any]:
+def _copy_cached_run(run: Run, cached: Path) -> dict[str, Any]:
     """Copy the files and the record of the same run in another table, under this table's names."""
-    log_line(f"{run.title}: copied from the same run in {twin}")
-    for name in (*REQUIRED, *(name for name in OPTIONAL if (twin / name).exists())):
-        write_atomically(run.folder / name, partial(shutil.copyfile, twin / name))
+    log_line(f"{run.title}: copied from the same run in {cached}")
+    for name in (*REQUIRED, *(name for name in OPTIONAL if (cached / name).exists())):
+        write_atomically(run.folder / name, partial(shutil.copyfile, cached / name))
     run.write_config()
     names = {key: value for key, value in run.describe().items() if key in ("setting", "table", "recipe", "row", "config")}
-    outcome = (record.read(twin) or {}) | names
+    outcome = (record.read(cached) or {}) | names
     record.write(run.folder, outcome)
     _remove_leftovers(run.folder)  # of an earlier attempt in this table
     for logger in wandb_loggers(outcome, run.folder, run.cfg.log.wandb):

@@ -84,8 +84,8 @@ def expected_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     width, conv5 = backbone.levels[STAGES.index("c4") - 1].channels, f"{STAGE}c5."
     expected = {f"backbone.{name}": shape for name, shape in shapes.items()}
     if row == "c4":
-        behind = {name: shape for name, shape in expected.items() if name.startswith(conv5)}
-        expected = {name: shape for name, shape in expected.items() if name not in behind}
+        head_shapes = {name: shape for name, shape in expected.items() if name.startswith(conv5)}
+        expected = {name: shape for name, shape in expected.items() if name not in head_shapes}
     if row == "fpn":
         width = _side(tensors, "neck.", "weight", 0, 256)
         expected |= _shapes("neck.", lambda: FPN(backbone.levels, channels=width))
@@ -96,7 +96,7 @@ def expected_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
         rows = _side(tensors, SCORES, "bias", 0, 1)
         classes = rows - 1 if rows > 1 else max(1, _side(tensors, DELTAS, "bias", 0, 4) // 4)
         if row == "c4":
-            expected |= {f"{CONV5}{name.removeprefix(conv5)}": shape for name, shape in behind.items()}
+            expected |= {f"{CONV5}{name.removeprefix(conv5)}": shape for name, shape in head_shapes.items()}
             out = backbone.out_channels
         else:
             out = _side(tensors, "roi.box_head.fc6", "weight", 0, 1024)

@@ -201,12 +201,12 @@ def test_truncation_hands_back_the_stages_that_it_takes_out(name, deepest, dropp
     backbone = randomised(BACKBONES[name]())
     with torch.no_grad():
         whole = backbone(IMAGES)
-        behind = backbone.truncate(deepest)
+        removed = backbone.truncate(deepest)
         features = backbone(IMAGES)
-        assert list(behind) == dropped
+        assert list(removed) == dropped
         assert list(features) == [level for level in whole if level not in dropped]
         x = features[deepest]
-        for stage, module in behind.items():
+        for stage, module in removed.items():
             x = module(x)
             torch.testing.assert_close(x, whole[stage])
 

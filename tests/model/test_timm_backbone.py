@@ -83,9 +83,9 @@ def test_swin_takes_any_size_and_hands_out_channels_first():
         expected, maps = features_of(net), backbone(IMAGES)
         for level, value in expected.items():
             torch.testing.assert_close(maps[level], value)
-        behind = backbone.truncate("c4")
-        torch.testing.assert_close(behind["c5"](backbone(IMAGES)["c4"]), expected["c5"])
-    assert isinstance(behind["c5"], ChannelsLast)
+        removed = backbone.truncate("c4")
+        torch.testing.assert_close(removed["c5"](backbone(IMAGES)["c4"]), expected["c5"])
+    assert isinstance(removed["c5"], ChannelsLast)
 
 
 @pytest.mark.parametrize("model", ["resnext50_32x4d", "convnext_tiny", "vgg16_bn", SWIN, "mobilenetv3_small_050"])
