@@ -9,10 +9,9 @@ from fpn_ablate.cli.parser import command_parser
 from fpn_ablate.config.composition import compose_rows
 from fpn_ablate.config.schema import Config
 from fpn_ablate.sweep.checks import check_backbone
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
-
-BLOCK = re.compile(r"(?P<open><!-- verify:(?P<arguments>.*?)-->\n)(?P<text>.*?)(?P<close><!-- /verify -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -46,19 +45,16 @@ def fill_verify_blocks(text: str, config_dir: Path | None = None) -> str:
     Raises:
         UserError: a block is not closed, or there is none.
     """
-    blocks = len(BLOCK.findall(text))
-    if not blocks or blocks != text.count("<!-- verify:"):
-        raise UserError("a '<!-- verify: ARGUMENTS -->' must end its line and have a '<!-- /verify -->' after it")
 
-    from fpn_ablate.cli.verify_text import markdown
-    from fpn_ablate.model.summary import row_facts
+    def table(arguments: str) -> str:
+        from fpn_ablate.cli.verify_text import markdown
+        from fpn_ablate.model.summary import row_facts
 
-    def filled(block: re.Match) -> str:
-        options = _options(block["arguments"].split())
+        options = _options(arguments.split())
         facts = {cfg.row: row_facts(cfg, size=options.size) for cfg in _checked_rows(options, config_dir)}
-        return block["open"] + markdown(facts, options.size) + block["close"]
+        return markdown(facts, options.size)
 
-    return BLOCK.sub(filled, text)
+    return fill_blocks(text, "verify: ARGUMENTS", table)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """Write the tables, plots, ledger and page of a folder of runs, and fill the tables of a README."""
 
-import re
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,11 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.table import Key, Table
 from fpn_ablate.report.formats import figures, plots, tables
 from fpn_ablate.report.html import live
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text, write_atomically
 from fpn_ablate.utils.paths import EXPERIMENTS
 
-MARKER = re.compile(r"(?P<open><!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(?P<close><!-- /table -->)", re.DOTALL)
-OPENING = re.compile(r"<!-- table: (\S+) -->")
 Source = str | Path | Iterable[str | Path] | pd.DataFrame
 
 
@@ -76,15 +74,7 @@ def readme(text: str, collated: Iterable[Table]) -> str:
     Raises:
         UserError: there is no block, or a block is not closed, or names no table or several.
     """
-    collated = list(collated)
-    filled = MARKER.sub(lambda match: match["open"] + _block(match["name"], collated) + match["close"], text)
-    openings, blocks = OPENING.findall(text), [match["name"] for match in MARKER.finditer(text)]
-    if openings != blocks:
-        broken = next((name for name in openings if name not in blocks), openings[-1])
-        raise UserError(f"'<!-- table: {broken} -->' must end its line and have a '<!-- /table -->' after it")
-    if not blocks:
-        raise UserError("no '<!-- table: NAME -->' ... '<!-- /table -->' block to fill")
-    return filled
+    return fill_blocks(text, "table: NAME", partial(_block, collated=list(collated)))
 
 
 def _block(name: str, collated: list[Table]) -> str:

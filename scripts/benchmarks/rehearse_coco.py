@@ -38,7 +38,7 @@ from fpn_ablate.evaluation.coco import DetectionSet, Engine, average_precision, 
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.runs.environment import machine
-from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.files import save_text
 
 CPU = torch.device("cpu")
@@ -304,7 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
-        save_text(options.readme, fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results)))
+        text = fill_blocks(options.readme.read_text(encoding="utf-8"), BLOCK, lambda _: markdown(results))
+        save_text(options.readme, text)
     return int(any("failed" in figures for figures in results["steps"].values()))
 
 

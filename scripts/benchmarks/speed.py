@@ -58,7 +58,7 @@ from fpn_ablate.model.summary import CLASSES
 from fpn_ablate.runs.environment import environment, machine
 from fpn_ablate.structures.batch import Batch
 from fpn_ablate.structures.levels import Features
-from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.seeding import torch_generator
@@ -628,7 +628,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.readme:
         if not options.readme.is_file():
             raise UserError(f"--readme {options.readme}: no such file")
-        fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # fail now, not after minutes of work
+        fill_blocks(options.readme.read_text(encoding="utf-8"), BLOCK, str)  # fail now, not after minutes of work
     torch.set_num_threads(options.threads or (1 if device.type == "cpu" else torch.get_num_threads()))
     commit = environment(device)["commit"]
     results: dict[str, Any] = {"machine": {**machine(device), "torchvision": torchvision.__version__, "commit": commit}}
@@ -641,7 +641,7 @@ def _run(options: argparse.Namespace) -> None:
             save_text(options.out, json.dumps(results, indent=1) + "\n")
     print(machine_lines(results))
     if options.readme:
-        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results))
+        text = fill_blocks(options.readme.read_text(encoding="utf-8"), BLOCK, lambda _: markdown(results))
         save_text(options.readme, text)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from fpn_ablate.runs.environment import environment, machine
-from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.readme:
-            fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, "")  # fail now, not after minutes of work
+            fill_blocks(options.readme.read_text(encoding="utf-8"), BLOCK, str)  # fail now, not after minutes of work
         results = measure(options.recipe, options.jobs, options.device)
     except (OSError, UserError) as error:
         print(error, file=sys.stderr)
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         save_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.readme:
-        text = fill_block(options.readme.read_text(encoding="utf-8"), BLOCK, markdown(results))
+        text = fill_blocks(options.readme.read_text(encoding="utf-8"), BLOCK, lambda _: markdown(results))
         save_text(options.readme, text)
     return 0
 

@@ -84,11 +84,11 @@ def test_blocks_are_filled_and_all_else_stays():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["no block", "<!-- verify: x -->\n", "<!-- verify: x -->\n<!-- verify: y -->\n<!-- /verify -->", "<!-- verify: x -->"],
+    ("text", "message"),
+    [("no block", "no '<!-- verify: ARGUMENTS -->'"), ("<!-- verify: x -->\n", "'<!-- verify: x -->' must end its line")],
 )
-def test_a_block_that_is_not_closed_is_refused(text):
-    with pytest.raises(UserError, match="verify: ARGUMENTS"):
+def test_a_block_that_is_missing_or_not_closed_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
         fill_verify_blocks(text)
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fpn_ablate.model.ops.onednn import linear
-from fpn_ablate.utils.blocks import fill_block
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.blocks import fill_blocks
 
 CPU = torch.device("cpu")
 PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0, "copy, read and written (GB/s)": 10.0}
@@ -128,18 +127,11 @@ def test_a_readme_without_a_block_is_refused_before_anything_is_measured(bench, 
     assert bench.main(["--readme", str(tmp_path / "none.md"), "--device", "cpu"]) == 2
 
 
-def test_a_block_must_be_the_only_one():
-    block = "<!-- x -->\n<!-- /x -->\n"
-    assert fill_block(f"a\n{block}", "x", "b\n") == "a\n<!-- x -->\nb\n<!-- /x -->\n"
-    with pytest.raises(UserError, match="one block"):
-        fill_block(block + block, "x", "b\n")
-
-
 @pytest.mark.parametrize(("name", "block", "figures"), [("speed", "bench", "bench-cpu"), ("sweep", "sweep", "sweep-cpu")])
 def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, figures):
     results = Path(__file__).parents[2] / "results"
     text, content = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
-    assert fill_block(text, block, script(f"benchmarks/{name}").markdown(content)) == text
+    assert fill_blocks(text, block, lambda _: script(f"benchmarks/{name}").markdown(content)) == text
 
 
 @pytest.mark.slow

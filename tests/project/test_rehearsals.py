@@ -12,7 +12,7 @@ import torch
 
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.coco import load
-from fpn_ablate.utils.blocks import fill_block
+from fpn_ablate.utils.blocks import fill_blocks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCALE = 0.002
@@ -72,7 +72,7 @@ def test_a_readmes_table_is_that_of_the_figures(rehearsal):
     file, text = root / "results" / "reference" / "rehearsal.json", (root / "results" / "README.md").read_text(encoding="utf-8")
     results = json.loads(file.read_text())
     assert set(rehearsal.STEPS) == set(results["steps"]) and results["scale"] == 1
-    assert fill_block(text, rehearsal.BLOCK, rehearsal.markdown(results)) == text
+    assert fill_blocks(text, rehearsal.BLOCK, lambda _: rehearsal.markdown(results)) == text
 
 
 def test_a_step_that_fails_is_reported(rehearsal, tmp_path, capsys, monkeypatch):
