@@ -25,7 +25,6 @@ from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import Diverged, UserError
-from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
 from fpn_ablate.utils.paths import RECORD
 
 
@@ -205,37 +204,6 @@ def test_a_record_that_cannot_be_read_is_no_record(tmp_path):
     assert record.read(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    "fault", [OSError("disk full"), RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos")]
-)
-def test_a_file_is_whole_or_not_there(tmp_path, fault):
-    path = tmp_path / "deep" / "file.txt"
-    write_atomically(path, lambda temporary: temporary.write_text("old"))
-
-    def break_off(temporary):
-        temporary.write_text("ne")
-        raise fault
-
-    with pytest.raises(UserError, match=r"file\.txt: cannot be written .*make room"):
-        write_atomically(path, break_off)
-    assert path.read_text() == "old"
-    with path.open() as reader:  # who has the old one open reads on in it
-        write_atomically(path, lambda temporary: temporary.write_text("new"))
-        assert (reader.read(), path.read_text()) == ("old", "new")
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-
-
-def test_a_text_with_a_name_that_is_no_utf8_is_kept(tmp_path):
-    save_text(tmp_path / "error.txt", "é \udcff")
-    assert (tmp_path / "error.txt").read_text(encoding="utf-8") == "é \\udcff"
-
-
-def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):
-    write_atomically(tmp_path / "ours", lambda temporary: temporary.write_text("x"))
-    (tmp_path / "plain").write_text("x")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
 def test_missing_weights_are_refused_before_anything_is_written(cell):
     cfg = cell("backbone.weights=nowhere.pth")
     with pytest.raises(UserError, match=r"backbone.weights=nowhere.pth: no such file"):
@@ -258,15 +226,6 @@ def test_a_coco_set_gives_a_record_under_its_own_name(config, tmp_path):
     outcome = running.run(cfg)
     assert (outcome["status"], outcome["data"], outcome["generated"]) == ("finished", "herbarium", True)
     assert outcome["images"]["count"] == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("fpn+upsample=bilinear", "fpn+upsample-bilinear"), ("../../x", "-..-x"), ("", "unnamed"), ("..", "unnamed")],
-)
-def test_names_of_folders_stay_inside(text, expected):
-    assert safe_name(text) == expected
-    assert len(safe_name(text * 100)) <= 80
 
 
 # ------------------------------------------------------------------------------------------------------------ pre-training
@@ -537,28 +496,6 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alon
 def test_the_drills_lose_nothing(script, tmp_path):
     for drill in ("chaos", "together"):
         assert script("drills/kills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
-
-
-def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def cut(temporary):
-        temporary.write_text("ha")
-        names.append(temporary.name)
-        raise Killed
-
-    names = []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
-        write_atomically(tmp_path / "ledger.csv", cut)
-    others = [".hidden", ".notes.txt.2024-01-05.txt", ".x.2.y", "ledger.csv"]
-    for name in others:
-        (tmp_path / name).touch()
-    clear_leftovers([tmp_path, tmp_path / "nowhere"])
-    assert (tmp_path / names[0]).exists()
-    clear_leftovers([tmp_path], age=-1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == others
 
 
 @pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "null"])

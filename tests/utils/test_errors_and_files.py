@@ -1,0 +1,84 @@
+"""Files are written whole or not at all, with safe names; the first line of an error; the digest of a value."""
+
+from pathlib import Path
+
+import pytest
+
+from fpn_ablate.utils.errors import Diverged, UserError, first_line
+from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
+from fpn_ablate.utils.hashing import digest
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError("disk full"), RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos")]
+)
+def test_a_file_is_whole_or_not_there(tmp_path, fault):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def break_off(temporary):
+        temporary.write_text("ne")
+        raise fault
+
+    with pytest.raises(UserError, match=r"file\.txt: cannot be written .*make room"):
+        write_atomically(path, break_off)
+    assert path.read_text() == "old"
+    with path.open() as reader:  # who has the old one open reads on in it
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+        assert (reader.read(), path.read_text()) == ("old", "new")
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_text_with_a_name_that_is_no_utf8_is_kept(tmp_path):
+    save_text(tmp_path / "error.txt", "é \udcff")
+    assert (tmp_path / "error.txt").read_text(encoding="utf-8") == "é \\udcff"
+
+
+def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):
+    write_atomically(tmp_path / "ours", lambda temporary: temporary.write_text("x"))
+    (tmp_path / "plain").write_text("x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def cut(temporary):
+        temporary.write_text("ha")
+        names.append(temporary.name)
+        raise Killed
+
+    names = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
+        write_atomically(tmp_path / "ledger.csv", cut)
+    others = [".hidden", ".notes.txt.2024-01-05.txt", ".x.2.y", "ledger.csv"]
+    for name in others:
+        (tmp_path / name).touch()
+    clear_leftovers([tmp_path, tmp_path / "nowhere"])
+    assert (tmp_path / names[0]).exists()
+    clear_leftovers([tmp_path], age=-1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("fpn+upsample=bilinear", "fpn+upsample-bilinear"), ("../../x", "-..-x"), ("", "unnamed"), ("..", "unnamed")],
+)
+def test_names_of_folders_stay_inside(text, expected):
+    assert safe_name(text) == expected
+    assert len(safe_name(text * 100)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(UserError("a: broken\nand why"), "a: broken"), (Diverged(""), "Diverged"), (KeyError("x"), "'x'")]
+)
+def test_an_error_has_a_first_line_in_any_case(error, line):
+    assert first_line(error) == line
+
+
+def test_equal_values_have_one_digest_whatever_the_order_of_their_keys():
+    assert digest({"a": 1, "b": [2, None]}) == digest({"b": [2, None], "a": 1})
+    assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"a": 1.5}, [["a", 1]], None)}) == 5
+    assert len(digest(None)) == 16
