@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -48,15 +47,15 @@ class FinishedRun:
         content = record.read(folder)
         if not content:
             raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
-        if content["status"] != "finished":
-            raise UserError(f"{folder}: the run is {content['status']}, not finished; start it again to continue it")
+        if content.get("status") != "finished":
+            raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
+        cfg = load_saved_config(folder / CONFIG)
         try:
-            cfg = load_saved_config(folder / CONFIG)
             detections = DetectionSet.load(folder / DETECTIONS)
             if not len(detections.image_ids) == len(detections.scores) == len(detections.boxes.reshape(-1, 4)):
                 raise ValueError("its arrays differ in length")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, yaml.YAMLError, UserError) as error:
-            raise UserError(f"{folder}: config.yaml or detections.npz cannot be read ({error})") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{folder / DETECTIONS}: cannot be read ({error})") from None
         if root is not None:
             if isinstance(cfg.data, Shapes):
                 raise UserError(f"--root: {folder} is on generated data, which have no folder; leave out --root")
