@@ -42,8 +42,8 @@ def quoted() -> list[str]:
     lines = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
     parts = [part for line in lines for part in re.split(r"&&|\|\|?|;", line.split(" #")[0])]
-    found = [re.search(r"(?:python3? -m (?=fpn_ablate)|^\s*(?:\S*/)?(?=fpn-ablate\b)).*", part) for part in parts]
-    return sorted({match[0].strip().removeprefix("python3").removeprefix("python").strip() for match in found if match})
+    matches = [re.search(r"(?:python3? -m (?=fpn_ablate)|^\s*(?:\S*/)?(?=fpn-ablate\b)).*", part) for part in parts]
+    return sorted({match[0].strip().removeprefix("python3").removeprefix("python").strip() for match in matches if match})
 
 
 def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
@@ -121,8 +121,8 @@ def check_run(arguments: list[str], config_dir: Path | None) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in product(*(choices(override) for override in parsed)):
             composed = compose("config", [*job, *more], return_hydra_config=True)
-            own = [override for override in job if not override.startswith("hydra")]
-            cell_config(without_hydra(composed), composed.hydra.runtime.choices, own)
+            overrides_of_job = [override for override in job if not override.startswith("hydra")]
+            cell_config(without_hydra(composed), composed.hydra.runtime.choices, overrides_of_job)
 
 
 @functools.cache
@@ -153,6 +153,8 @@ def test_a_quoted_command_is_accepted(command: str, tmp_path: Path, monkeypatch:
     name, arguments, config_dir = split_command(arguments)
     if name:
         check_command(name, arguments, config_dir)
+    elif arguments == ["--help"]:
+        assert main(arguments) == 0
     else:
         check_run(arguments, config_dir)
 
