@@ -26,7 +26,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """
     parser = command_parser("doctor", ABOUT)
     parser.add_argument("what", nargs="*", metavar="key=value | FILE", help="as for a run; or ANNOTATIONS [IMAGES]")
-    parser.add_argument("--json", metavar="FILE", help="write the facts there; -: to standard output, in place of the text")
+    parser.add_argument("--json", metavar="FILE", help="write the facts as JSON; - prints them instead of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
     options = parser.parse_intermixed_args(arguments)
     if options.json is not None and not Path(options.json).name:

@@ -11,7 +11,7 @@ from fpn_ablate.report.formats.plots import STYLE
 from fpn_ablate.runs.draw import FinishedRun, draw
 from fpn_ablate.utils.files import write_atomically
 
-ABOUT = "Draw what finished runs detect: a line an image, the ground truth in front, then one column a run."
+ABOUT = "Draw what finished runs detect, one line per image: the ground truth, then one column per run."
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--count", type=int, default=4, help="images, spread over those evaluated (default 4)")
     parser.add_argument("--threshold", type=float, default=MIN_SCORE, help="lowest score of a detection (default %(default)s)")
-    parser.add_argument("--root", help="where the data set lies now, if not where the runs found it")
+    parser.add_argument("--root", help="the data set's folder, if it has moved")
     parser.add_argument("--out", type=Path, default=Path("pictures.png"), help=".png, .pdf or .svg (default pictures.png)")
     options = parser.parse_args(arguments)
     kind = options.out.suffix[1:].lower()

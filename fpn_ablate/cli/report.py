@@ -71,8 +71,8 @@ def _parser() -> Parser:
     parser.add_argument("source", nargs="+", type=Path, help="folders of runs, as results/runs, or a ledger.csv")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where to write (default: results)")
     parser.add_argument("--readme", type=Path, help="fill the '<!-- table: NAME -->' blocks of this file")
-    parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table (may be given again)")
-    parser.add_argument("--watch", action="store_true", help="only the page, again and again while a sweep is under way")
+    parser.add_argument("--table", action="append", default=[], metavar="NAME", help="only this table (repeatable)")
+    parser.add_argument("--watch", action="store_true", help="keep the page up to date while a sweep runs")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --readme would change")
     parser.add_argument("--experiments", type=Path, action="append", default=[], help="a further folder of table definitions")
     parser.add_argument(

@@ -60,7 +60,7 @@ def fill_verify_blocks(text: str, config_dir: Path | None = None) -> str:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("verify", main.__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run; ablation=ROW,ROW chooses rows")
-    parser.add_argument("--size", type=_size, default="800x1000", metavar="HxW", help="of the image (default: %(default)s)")
+    parser.add_argument("--size", type=_size, default="800x1000", metavar="HxW", help="image size (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the cost alone, as a Markdown table in GMAC")
     parser.add_argument(
         "--readme", type=Path, help="fill the '<!-- verify: ARGUMENTS -->' blocks of this file with such tables"

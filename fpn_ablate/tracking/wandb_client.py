@@ -63,7 +63,7 @@ class Wandb:
             exit_status = self._child.wait(self.close_timeout)
         except subprocess.TimeoutExpired:
             log_once(
-                f"the wandb copy takes longer and continues in the background; {LOG} in the run's folder will tell its outcome"
+                f"the wandb copy takes longer and continues in the background; {LOG} in the run's folder will show the result"
             )
             return
         messages = self._messages()
