@@ -62,7 +62,8 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     rows = _chosen_rows(overrides)
     if not rows:
         added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
-        rows = list(dict.fromkeys([*_rows_of_table(_compose([DEFAULT_ROW], overrides, config_dir)[0].table), *added]))
+        table = _compose([DEFAULT_ROW], overrides, config_dir)[0].table
+        rows = list(dict.fromkeys([*_rows_of_table(table, config_dir), *added]))
     return _compose(rows, overrides, config_dir)
 
 
@@ -71,11 +72,14 @@ def _chosen_rows(overrides: Sequence[str]) -> list[str]:
     return chosen[-1] if chosen else []
 
 
-def _rows_of_table(table: str) -> list[str]:
-    """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation where the table has no file."""
-    file = EXPERIMENTS / f"{table}.yaml"
-    if file.exists() and file.name != CLAIMS:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]["ablation"].split(",")
+def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
+    """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation if it names none."""
+    for folder in ([config_dir / "experiments"] if config_dir else []) + [EXPERIMENTS]:
+        file = folder / f"{table}.yaml"
+        if file.exists() and file.name != CLAIMS:
+            rows = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.ablation")
+            if isinstance(rows, str):
+                return rows.split(",")
     return sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
 
 
@@ -90,7 +94,7 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
                 cell_config(hydra_compose("config", [*others, *path, f"ablation={row}"]), {"ablation": row}, others)
                 for row in rows
             ]
-    except CompactHydraException as error:
+    except (CompactHydraException, yaml.YAMLError) as error:
         raise UserError(error) from None
     except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type
         raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None

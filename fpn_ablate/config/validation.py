@@ -23,7 +23,11 @@ def load_saved_config(path: Path) -> Config:
     try:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration ({error})") from None
+        problems = str(error).splitlines() or [type(error).__name__]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{path}: cannot be read as a configuration of this version ({'; '.join(problems[:3])}{more})"
+        ) from None
 
 
 def validate(values: dict[str, Any]) -> Config:
@@ -59,7 +63,7 @@ def unknown_key(key: str, variant: str | None = None) -> str:
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
-    near = difflib.get_close_matches(name, allowed, n=1)
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.75)
     hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
     return f"{where}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"

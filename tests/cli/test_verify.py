@@ -132,3 +132,19 @@ def test_a_folder_of_ones_own_may_have_any_name(cli, mine, name):
     readme = folder / "README.md"
     readme.write_text("<!-- verify: recipe=smoke ablation=mine -->\n<!-- /verify -->\n")
     assert cli("verify", "--readme", readme, "--config-dir", folder)[0] == 0 and "| mine |" in readme.read_text()
+
+
+def test_a_table_of_ones_own_has_its_rows(cli, mine):
+    (mine / "experiments").mkdir()
+    (mine / "experiments" / "own.yaml").write_text(
+        '# @package _global_\ntable: own\nhydra: {mode: MULTIRUN, sweeper: {params: {ablation: "fpn,c4"}}}\n'
+    )
+    printed = cli("verify", "recipe=smoke", "+experiments=own", "--config-dir", mine)[1]
+    assert list(rows_of(printed)) == ["fpn", "c4", "mine"]
+
+
+@pytest.mark.parametrize("command", ["verify", "doctor"])
+def test_a_broken_file_of_ones_own_is_refused_by_name(cli, mine, command):
+    (mine / "ablation" / "bad.yaml").write_text("neck: [\n :::")
+    code, out, err = cli(command, "recipe=smoke", "ablation=bad", "--config-dir", mine)
+    assert (code, out) == (2, "") and "bad.yaml" in err and "Traceback" not in err
