@@ -93,6 +93,15 @@ def put(runs: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def filled(runs: Path, put: Callable[..., Path]) -> Path:
+    """A folder with the records of two rows at two seeds."""
+    for row in ("c4", "fpn"):
+        for seed in range(2):
+            put(row, seed)
+    return runs
+
+
 @pytest.fixture(scope="session")
 def ours():
     """`ours(3, "backbone=resnet18")` -> our Detector of 3 classes, with random weights."""

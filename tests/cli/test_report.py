@@ -10,14 +10,6 @@ from fpn_ablate.utils.paths import EXPERIMENTS
 NAME = "table1_rpn-shapes-quick"
 
 
-@pytest.fixture
-def filled(runs, put):
-    for row in ("c4", "fpn"):
-        for seed in range(2):
-            put(row, seed)
-    return runs
-
-
 def test_the_table_is_shown_written_and_put_into_a_readme(cli, filled, tmp_path):
     page, out = tmp_path / "README.md", tmp_path / "out"
     page.write_text(f"# x\n<!-- table: {NAME} -->\n<!-- /table -->\n")

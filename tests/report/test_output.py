@@ -11,14 +11,6 @@ from fpn_ablate.utils.errors import UserError
 NAME = "table1_rpn-shapes-quick"
 
 
-@pytest.fixture
-def filled(runs, put):
-    for row in ("c4", "fpn"):
-        for seed in range(2):
-            put(row, seed)
-    return runs
-
-
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
