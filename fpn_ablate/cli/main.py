@@ -85,13 +85,15 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
     The command is the first word that has no `=` and is no option's value.
 
     Raises:
-        UserError: there is no such command, or no such folder.
+        UserError: there is no such command, no such folder, or there are two.
     """
     command, rest, config_dir = None, [], None
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
         if name in _CONFIG_DIR:
+            if config_dir:
+                raise UserError("--config-dir is given twice; put what both folders hold into one")
             config_dir = _folder(value if equals else next(remaining, ""))
         elif command is None and argument in _WITH_VALUE:
             rest += [argument, *islice(remaining, 1)]

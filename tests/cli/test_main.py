@@ -77,6 +77,12 @@ def test_a_folder_of_ones_own_that_is_none_is_refused(cli, called, tmp_path, com
     assert re.match(r"--config-dir (nowhere|file|\(nothing\)): no such folder; give one with", err)
 
 
+@pytest.mark.parametrize("command", [[], ["verify"]], ids=["run", "verify"])
+def test_two_folders_of_ones_own_are_refused(cli, mine, command):
+    code, out, err = cli("--config-dir", mine, *command, f"--config-dir={mine}")
+    assert (code, out) == (2, "") and err.startswith("--config-dir is given twice")
+
+
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
