@@ -4,9 +4,10 @@ Hydra composes `conf/` into a plain dictionary, which `validation.validate` turn
 alone, so that each is written once.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 # Numbers are strict: `recipe.steps=true` would be one step otherwise. Upper limits are far beyond use: a slip of a few zeros is
 # refused at once, and not noticed by a machine that has run out of memory or processes.
@@ -34,6 +35,51 @@ Side = Annotated[int, Field(strict=True, ge=32, le=8192)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # a record could not hold them
+
+
+class UserPart(BaseModel):
+    """A part whose class is the user's: `class: necks.PathAggregation` is a class in necks.py below `--config-dir`.
+
+    All other keys are arguments of the class, which `config.user_parts` checks. The folder comes from the command line alone: no
+    value of a file or of a record can set it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+    _folder: Path | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any) -> None:
+        self._folder = (context or {}).get("config_dir")
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder that `--config-dir` named; None without one."""
+        return self._folder
+
+    @property
+    def label(self) -> str:
+        """Return the class as the configuration names it."""
+        return self.class_
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this part alone."""
+        return self.class_.rpartition(".")[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the keys that are arguments of the class."""
+        return dict(self.model_extra or {})
+
+
+def _whose(value: Any) -> str:
+    return "user" if isinstance(value, UserPart) or (isinstance(value, dict) and "class" in value) else "built-in"
+
+
+def _or_user(built_in: Any, user: type[UserPart] = UserPart) -> Any:
+    """Return the type of a part: one of ours, or with a key `class` one of the user's."""
+    return Annotated[Annotated[built_in, Tag("built-in")] | Annotated[user, Tag("user")], Discriminator(_whose)]
 
 
 class Shapes(Strict):
@@ -142,7 +188,22 @@ class TimmBackbone(Strict):
         return self
 
 
-AnyBackbone = Backbone | TimmBackbone
+class UserBackbone(UserPart):
+    """A user's backbone. The keys are those of `Backbone`, and the arguments of the class."""
+
+    weights: str
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
+    frozen_bn: bool
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "UserBackbone":
+        _refuse_frozen_chance(self)
+        if self.weights == "imagenet":
+            raise ValueError(f"{self.class_} has no ImageNet weights: use weights=pretrain, none, or a FILE")
+        return self
+
+
+AnyBackbone = Backbone | TimmBackbone | UserBackbone
 
 
 def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
@@ -174,16 +235,34 @@ class FPNNeck(Strict):
             )
         return self
 
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        name = "bottom_up" if not self.top_down else "fpn" if self.lateral else "no_lateral"
+        return name if self.output == "pyramid" else f"{name}+output={self.output}"
+
 
 class SingleLevelNeck(Strict):
+    """One backbone map; see `fpn_ablate.model.necks.single_level.SingleLevel`."""
+
     name: Literal["single_level"]
     level: Literal["c2", "c3", "c4", "c5"]
 
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return self.level
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck
+AnyNeck = BuiltInNeck | UserPart
+
 
 class RPNConfig(Strict):
-    """The RPN; see `fpn_ablate.model.heads.rpn.RPNSettings`. Pairs are (training, test)."""
+    """The RPN; see `fpn_ablate.model.heads.rpn.RPN`. Pairs are (training, test)."""
 
     name: Literal["rpn"]
+    head: _or_user(Literal["conv"])  # type: ignore[valid-type]
     anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]
@@ -195,6 +274,7 @@ class RPNConfig(Strict):
     pre_nms_topk_single: tuple[Many, Many]
     post_nms_topk: tuple[Many, Many]
     nms_thresh: Share
+    box_loss_beta: NotNegative
 
     @model_validator(mode="after")
     def _thresholds(self) -> "RPNConfig":
@@ -210,9 +290,9 @@ class RPNTask(Strict):
 
 
 class RoI(Strict):
-    """The second stage; see `fpn_ablate.model.heads.roi.RoISettings`. Pairs are (training, test)."""
+    """The second stage; see `fpn_ablate.model.heads.roi.RoIHeads`. Pairs are (training, test)."""
 
-    head: Literal["auto", "2fc", "conv5"]
+    head: _or_user(Literal["auto", "2fc", "conv5"])  # type: ignore[valid-type]
     canonical_level: Cells
     canonical_box_size: Extent
     pooling: Literal["align", "align_v2", "pool"]
@@ -234,7 +314,7 @@ class RoI(Strict):
 class ProposalSource(Strict):
     """Whose RPN makes the proposals: one with the neck `neck`, or a `file` that another run has made."""
 
-    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    neck: _or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     file: str | None
 
 
@@ -299,7 +379,8 @@ class RoIRecipe(Strict):
 
 
 class Recipe(Strict):
-    """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on."""
+    """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on.
+    `fast`: put in the faster modules of `fpn_ablate.model.optimise`, which compute the same."""
 
     name: str
     short_side: Side
@@ -315,6 +396,7 @@ class Recipe(Strict):
     flip: bool
     group_by_aspect: bool
     bf16: bool
+    fast: bool
     eval_batch_size: Batch
     eval_images: Positive | None
     checkpoint_every: Positive
@@ -352,8 +434,8 @@ class Config(Strict):
     deterministic: bool | Literal["auto"]
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
-    backbone: AnyBackbone = Field(discriminator="name")
-    neck: FPNNeck | SingleLevelNeck = Field(discriminator="name")
+    backbone: _or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
+    neck: _or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     rpn: RPNConfig
     task: Task = Field(discriminator="name")
     recipe: Recipe
@@ -366,8 +448,22 @@ class Config(Strict):
             return 0
         if self.task.name == "rpn":
             return self.recipe.steps
-        four_step = self.task.name == "faster_rcnn" and self.task.training == "four_step"
-        return self.recipe.roi.steps + (self.recipe.steps if four_step else 0)
+        return self.recipe.roi.steps + (self.recipe.steps if self.procedure == "four_step" else 0)
+
+    @property
+    def procedure(self) -> str:
+        """Return the name of the procedure that trains the cell (`fpn_ablate.engine.procedures`)."""
+        return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
+
+    @property
+    def user_parts(self) -> dict[str, UserPart]:
+        """Return the user's parts by their dotted keys."""
+        parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck, "rpn.head": self.rpn.head}
+        if isinstance(self.task, FastRCNNTask):
+            parts["task.proposals.neck"] = self.task.proposals.neck
+        if not isinstance(self.task, RPNTask):
+            parts["task.roi.head"] = self.task.roi.head
+        return {key: part for key, part in parts.items() if isinstance(part, UserPart)}
 
     @model_validator(mode="after")
     def _starts(self) -> "Config":
@@ -411,7 +507,7 @@ class Config(Strict):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
 
-    def _fits_anchors(self, neck: FPNNeck | SingleLevelNeck) -> None:
+    def _fits_anchors(self, neck: AnyNeck) -> None:
         if isinstance(neck, FPNNeck) and neck.output == "pyramid":
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
             if len(self.rpn.anchor_sizes) < len(names):

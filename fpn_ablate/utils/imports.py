@@ -1,0 +1,51 @@
+"""Follow the imports of Python files without running them."""
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+
+def closure(
+    modules: Iterable[str], roots: Mapping[str, Path], skip: Callable[[str], bool] = lambda module: False
+) -> dict[str, Path]:
+    """Return {module: file} of `modules` and of all that they import, lazy and type-only imports included.
+
+    Args:
+        modules: dotted names.
+        roots: the folder of each top-level package to follow, as {"fpn_ablate": PACKAGE}. Other packages are left out.
+        skip: modules to leave out, with what only they import.
+
+    Raises:
+        SyntaxError, UnicodeDecodeError: a file is not Python.
+    """
+    files: dict[str, Path] = {}
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        file = _file_of(module, roots)
+        if file and module not in files and not skip(module):
+            files[module] = file
+            pending += imports_of(file, module)
+    return files
+
+
+def imports_of(file: Path, module: str) -> Iterator[str]:
+    """Yield the dotted names that a file imports, as `module`; of `from a import b` both `a` and `a.b`."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*parents, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def _file_of(module: str, roots: Mapping[str, Path]) -> Path | None:
+    top, *rest = module.split(".")
+    if top not in roots:
+        return None
+    base = roots[top].joinpath(*rest)
+    candidates = [base / "__init__.py", *([base.with_name(f"{base.name}.py")] if rest else [])]
+    return next((file for file in candidates if file.is_file()), None)
