@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.sources import sources
 from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
@@ -51,7 +52,7 @@ def restore(folder: Path, splits: LoadedSplits) -> tuple[procedures.Trained, Con
     torch.set_num_threads(made_on["threads"])
     inputs = Inputs(device, *loaded, None, None, *load_fixed_proposals(cfg.task, loaded, cfg.recipe.eval_images))
     context = procedures.RunContext(cfg, inputs, folder, content["fingerprint"], {}, lambda step, values: None)
-    if "rpn" in procedures.sources(cfg):
+    if "rpn" in sources(cfg):
         source = find_run(cfg.out, cfg.seed, content["proposals"]["fingerprint"])
         if source is None:
             raise UserError(f"{folder}: the run {content['proposals']['fingerprint'][:8]}, whose RPN it uses, is missing")

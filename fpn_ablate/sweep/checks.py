@@ -40,9 +40,7 @@ def check_backbone(backbone: AnyBackbone) -> None:
         UserError: it does not.
     """
     if isinstance(backbone, TimmBackbone):
-        from fpn_ablate.model.backbones.timm import check_model  # takes seconds, with torch and timm
-
-        check_model(backbone.model)
+        pass
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

@@ -1,0 +1,5 @@
+"""(stub until the loader is merged)"""
+
+
+def build(part, key, *positional):
+    raise NotImplementedError
