@@ -14,7 +14,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -83,7 +83,7 @@ def load_class(part: UserPart, key: str) -> type:
         classes = [n for n, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
         raise UserError(f"{_where(part, key)}: {file} has no class {name}.{_nearest(name, classes)}")
     if not isinstance(cls, type):
-        raise UserError(f"{_where(part, key)}: {name} in {file} is no class, but a {type(cls).__name__}; name a class")
+        raise UserError(f"{_where(part, key)}: {name} in {file} is no class; name one")
     return cls
 
 
@@ -94,8 +94,8 @@ def typed_arguments(part: UserPart, key: str) -> dict[str, Any]:
         The given keys; the class has defaults for the others. Lists become tuples where the class wants tuples.
 
     Raises:
-        UserError: as `load_class`; a key is unknown, missing or of a wrong type; or the constructor does not fit. It lists every
-            problem, one a line.
+        UserError: as `load_class`; a key is unknown, missing or of a wrong type; or the constructor does not fit. Every problem
+            is listed, one a line.
     """
     types, required = _signature(part, key, load_class(part, key))
     problems = [f"{key}.{name}: missing; set {key}.{name}=..." for name in required if name not in part.arguments]
@@ -139,7 +139,8 @@ def files(part: UserPart, key: str = "") -> dict[str, Path]:
     """Return {module below the folder: file} of a part's class and of all that it imports from the folder. None is imported.
 
     Raises:
-        UserError: no folder is given, a file is missing or no Python, lies elsewhere, or imports another one by an absolute name.
+        UserError: no folder is given; a file is missing, is no Python or lies elsewhere; or it imports another by an absolute
+            name.
     """
     where, module = _where(part, key), part.class_.rpartition(".")[0]
     if part.folder is None:
@@ -289,9 +290,10 @@ def _model(part: UserPart, key: str, cls: type, parameter: Parameter) -> type[Ba
         hint = typing.get_type_hints(holder, globalns=scope, include_extras=True)["value"]
         return create_model("Key", __config__=_STRICT, value=(hint, ...))
     except (PydanticUserError, NameError, TypeError, SyntaxError, AttributeError) as error:
+        reason = first_line(error).partition(". ")[0]
         raise UserError(
             f"{_where(part, key)}: the argument {parameter.name} of {cls.__name__} has a type that no key can have "
-            f"({first_line(error)}): use int, float, bool, str, Literal, or tuples, lists and dictionaries of them"
+            f"({reason}): use int, float, bool, str, Literal, or tuples, lists or dictionaries of them"
         ) from None
 
 
@@ -304,7 +306,7 @@ def _as_user_error(part: UserPart, key: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [f for f in frames if part.folder and Path(f.filename).is_relative_to(part.folder)]
+        lines = [f for f in frames if part.folder and Path(f.filename).is_relative_to(part.folder.resolve())]
         line = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
         text = re.sub(rf"{_ROOT}_\w+", "", first_line(error))
         raise UserError(f"{_where(part, key)}: {line}{type(error).__name__}: {text}") from error
@@ -313,9 +315,7 @@ def _as_user_error(part: UserPart, key: str) -> Iterator[None]:
 def _dotted(key: str, value: Any, location: Sequence[int | str]) -> str:
     """Extend a key by a location in its value, without the names of types that pydantic puts in between."""
     for step in location:
-        if isinstance(value, dict) and step in value:
-            key, value = f"{key}.{step}", value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+        with suppress(LookupError, TypeError):
             key, value = f"{key}.{step}", value[step]
     return key
 
