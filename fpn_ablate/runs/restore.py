@@ -47,8 +47,8 @@ def restore(
     """Load the network of a finished run, with its configuration and device. The arguments are those of `load_finished`.
 
     Raises:
-        UserError: as `load_finished`; the run was made on another device; or it has a user's part, and `config_dir` does not hold
-            the files that it was made from.
+        UserError: as `load_finished`; the run was made on another device; or it has a user's part whose files are not in
+            `config_dir` as they were.
     """
     cfg, content, loaded = load_finished(folder, splits, config_dir)
     user_parts.refuse_changed(cfg.user_parts, content, folder)
