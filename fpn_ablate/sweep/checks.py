@@ -43,12 +43,7 @@ def check_parts(cfg: Config) -> None:
         return
     from fpn_ablate.model import build  # takes seconds, with torch and timm
 
-    if hasattr(build, "check"):
-        build.check(cfg)
-    elif isinstance(cfg.backbone, TimmBackbone):
-        from fpn_ablate.model.backbones.timm import check_model
-
-        check_model(cfg.backbone.model)
+    build.check(cfg)
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:
