@@ -33,6 +33,24 @@ def select_setting(
     return records if allow_unfair else selected, [groups[key] for key in sorted(groups)]
 
 
+def select_code(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """Select the records of one setting that agree on the code of their parts, and return them with a line on each other.
+
+    Rows with other parts share a setting, so it does not hold the code of parts. Of each part's module the newest counts.
+    """
+    current: dict[str, str] = {}
+    selected, left_out = [], []
+    for record in sorted(records, key=_age, reverse=True):
+        parts = {key: sha for key, sha in record.items() if key.startswith("parts.") and sha is not None}
+        others = [key.removeprefix("parts.") for key, sha in parts.items() if current.get(key, sha) != sha]
+        if others:
+            left_out.append(f"row '{record['row']}', seed {record['seed']}: made with other code of {', '.join(others)}")
+        else:
+            current |= parts
+            selected.append(record)
+    return selected, sorted(left_out)
+
+
 def select_records(records: list[Record], defined: Collection[str]) -> tuple[list[Record], list[str]]:
     """Select the records of one setting to show, and return them with a line on each kind of record left out.
 
