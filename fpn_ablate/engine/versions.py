@@ -40,13 +40,13 @@ def part_versions(cfg: Config) -> dict[str, dict[str, str]]:
         parts["task.proposals.neck"] = cfg.task.proposals.neck
     if not isinstance(cfg.task, RPNTask):
         parts["task.roi.head"] = cfg.task.roi.head
-    return {key: _digests(_without_core(_part_files(key, part))) for key, part in parts.items()}
+    return {key: _part_version(key, part, _core()) for key, part in parts.items()}
 
 
 def pretraining_version(backbone: AnyBackbone) -> str:
     """Hash the code that decides the pre-trained weights of a backbone."""
     files = _follow(["fpn_ablate.engine.pretrain"], _listed_modules(), NOT_IN_PRETRAINING)
-    return digest(_digests(files | _part_files("backbone", backbone)))
+    return digest([_digests(files), _part_version("backbone", backbone, files)])
 
 
 @lru_cache
@@ -54,21 +54,18 @@ def _core() -> dict[str, Path]:
     return _follow(CORE, _listed_modules())
 
 
-def _part_files(key: str, part: Any) -> dict[str, Path]:
-    """Return {module: file} of a part's code: its own, and all that it imports from this package or the user's folder."""
+def _part_version(key: str, part: Any, core: Collection[str]) -> dict[str, str]:
+    """Hash the code of a part: its own, and all that it imports from this package but `core`."""
     if isinstance(part, UserPart):
-        files = user_parts.files(part)
-        imported = [name for module, file in files.items() for name in imports_of(file, module)]
-        return _follow(imported) | {f"{part.class_} {module}": file for module, file in files.items()}
-    from fpn_ablate.model import parts  # loads torch
+        own = {part.class_: user_parts.content_digest(part)}
+        modules = [name for module, file in user_parts.files(part).items() for name in imports_of(file, module)]
+    else:
+        from fpn_ablate.model import parts  # loads torch
 
-    lists = {"backbone": parts.BACKBONES, "rpn.head": parts.RPN_HEADS, "task.roi.head": parts.BOX_HEADS}
-    names = ("2fc", "conv5") if part == "auto" else (getattr(part, "name", part),)
-    return _follow(lists.get(key, parts.NECKS)[name].__module__ for name in names)
-
-
-def _without_core(files: Mapping[str, Path]) -> dict[str, Path]:
-    return {module: file for module, file in files.items() if module not in _core()}
+        lists = {"backbone": parts.BACKBONES, "rpn.head": parts.RPN_HEADS, "task.roi.head": parts.BOX_HEADS}
+        names = ("2fc", "conv5") if part == "auto" else (getattr(part, "name", part),)
+        own, modules = {}, [lists.get(key, parts.NECKS)[name].__module__ for name in names]
+    return own | _digests({module: file for module, file in _follow(modules).items() if module not in core})
 
 
 def _follow(modules: Iterable[str], parts: Collection[str] = (), others: Collection[str] = ()) -> dict[str, Path]:

@@ -58,9 +58,6 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return the keys of the record that are known before training."""
         cfg = self.cfg
-        parts = {
-            key: {"class": part.label, "content": user_parts.content_digest(part)} for key, part in cfg.user_parts.items()
-        }
         return {
             "fingerprint": self.fingerprint,
             "setting": identity.comparison_key(self.facts, cfg.factors),
@@ -77,7 +74,7 @@ class Run:
             "config": identity.portable(cfg),
             "environment": environment.environment(self.inputs.device),
             "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
-            **({"user_parts": parts} if parts else {}),
+            **({"user_parts": user_parts.describe(cfg.user_parts)} if cfg.user_parts else {}),
         }
 
     def unmeasured_record(self) -> dict[str, Any]:
