@@ -40,8 +40,8 @@ class Strict(BaseModel):
 class UserPart(BaseModel):
     """A part whose class is the user's: `class: necks.PathAggregation` is a class in necks.py below `--config-dir`.
 
-    All other keys are arguments of the class, which `config.user_parts` checks. The folder comes from the command line alone: no
-    value of a file or of a record can set it.
+    All other keys are arguments of the class, which `config.user_parts` checks. The folder comes from the command line alone:
+    no value of a file or of a record can set it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, serialize_by_alias=True)

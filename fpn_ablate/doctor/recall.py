@@ -12,7 +12,7 @@ from torch import Tensor
 from fpn_ablate.config.schema import Config
 from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.build import build_detector, rpn_settings
+from fpn_ablate.model.build import build_backbone, build_neck
 
 OBJECTS_AT_ONCE = 1 << 16  # with 15 anchors each, some tens of megabytes
 # (stride, side lengths of its anchors) of each level, and the aspect ratios. Equal for rows with the same anchors.
@@ -22,11 +22,11 @@ AnchorSet = tuple[tuple[tuple[int, tuple[float, ...]], ...], tuple[float, ...]]
 def anchors_of(cfg: Config) -> AnchorSet:
     """Return the anchors of a row's RPN at the recipe's input size."""
     with torch.device("meta"):  # the neck publishes its levels
-        levels = build_detector(cfg, parts=()).neck.levels
-    settings = rpn_settings(cfg.rpn, cfg.recipe.short_side)
-    sizes = anchors.sizes_per_level(levels, settings.sizes)
+        levels = build_neck(cfg.neck, build_backbone(cfg.backbone).levels).levels
+    sizes = [anchors.scaled(size, cfg.recipe.short_side) for size in cfg.rpn.anchor_sizes]
+    sizes = anchors.sizes_per_level(levels, sizes)
     pairs = zip(levels, sizes, strict=False)
-    return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(settings.ratios)
+    return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(cfg.rpn.anchor_ratios)
 
 
 def input_sizes(sizes: np.ndarray, resize: Resize) -> np.ndarray:

@@ -22,7 +22,6 @@ from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.engine.train import read_checkpoint
 from fpn_ablate.engine.versions import pretraining_version
 from fpn_ablate.model.build import build_backbone
-from fpn_ablate.model.detectors.two_stage import normalise
 from fpn_ablate.model.init import initialise
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -66,8 +65,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         sizes = torch.tensor([images.shape[-2:]] * len(images), device=images.device)
-        x = normalise(images, sizes, self.backbone.mean, self.backbone.std)
-        return self.classes(self.backbone(x)["c5"].mean((2, 3)))
+        c5 = self.backbone(self.backbone.normalise(images, sizes))["c5"]
+        return self.classes(c5.mean((2, 3)))
 
 
 def load_or_pretrain(

@@ -1,10 +1,9 @@
 """Training procedures: rpn, fast_rcnn, separate, joint, four_step. Each trains one network or several that build on each other.
 
-A run does not train again what another run trains (the RPN whose proposals Fast R-CNN learns from): `sources` names those runs,
-and `runs.run` finishes them first, as it does any row of a table.
+A run does not train again what another run trains (the RPN whose proposals Fast R-CNN learns from): `config.sources` names
+those runs, and `runs.run` finishes them first, as it does any row of a table.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpn_ablate.config.schema import Config, FPNNeck, RPNTask, SingleLevelNeck
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.sources import sources
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.inputs import Inputs
@@ -21,8 +21,8 @@ from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, train
 from fpn_ablate.model import build, init
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.optimise import optimise
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import SOURCES
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.structures.instances import BatchDetections, Proposals
 from fpn_ablate.utils.errors import UserError, first_line
@@ -80,21 +80,6 @@ class Trained:
     proposals: dict[str, Any] | None = None
 
 
-def sources(cfg: Config) -> dict[str, Config]:
-    """Return the runs that a run builds on, by their role: `rpn`, or `second` (the second of the four steps)."""
-    procedure, task = _procedure_of(cfg), cfg.task
-    if cfg.mode == "evaluate":
-        return {}
-    if procedure == "fast_rcnn" and not task.proposals.file:
-        neck = task.proposals.neck
-        return {"rpn": _source(cfg, task=RPNTask(name="rpn"), neck=neck, row=_row_of(neck))}
-    if procedure == "separate":
-        return {"rpn": _source(cfg, task=RPNTask(name="rpn"))}
-    if procedure == "four_step":
-        return {"second": _source(cfg, task=task.model_copy(update={"training": "separate"}))}
-    return {}
-
-
 def prepare_proposals(context: RunContext) -> ProposalSupply:
     """Return the proposals that a run learns from, made by its source's RPN unless another run has cached them."""
     inputs = context.inputs
@@ -110,20 +95,20 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
         return _propose(context, rpn, source["row"], source["fingerprint"])
 
     fixed = FixedProposals.cached(folder, make, inputs.splits, context.cfg.recipe.eval_images)
-    return ProposalSupply(fixed, rpn if _procedure_of(context.cfg) == "separate" else None)
+    return ProposalSupply(fixed, rpn if context.cfg.procedure == "separate" else None)
 
 
 def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
     """Train by the procedure of the run's task; with mode=evaluate, load the weights to evaluate instead."""
-    procedure = _load_evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[_procedure_of(context.cfg)]
+    procedure = _load_evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[context.cfg.procedure]
     return _as_trained(context, supply, procedure(context, supply))
 
 
 def restore(context: RunContext, supply: ProposalSupply) -> Trained:
     """Load a finished run from its weights."""
-    parts = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(_procedure_of(context.cfg), ("rpn", "roi"))
-    model = _load(context, context.cfg, context.folder, parts)
-    if _procedure_of(context.cfg) == "four_step":
+    heads = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(context.cfg.procedure, ("rpn", "roi"))
+    model = _load(context, context.cfg, context.folder, heads)
+    if context.cfg.procedure == "four_step":
         _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
     return _as_trained(context, supply, model)
 
@@ -134,29 +119,10 @@ def logged_steps(folder: Path, cfg: Config) -> int:
     return before + checkpointed_steps(folder / name)
 
 
-def _procedure_of(cfg: Config) -> str:
-    """Return the name of the procedure that trains a task."""
-    return cfg.task.training if cfg.task.name == "faster_rcnn" else cfg.task.name
-
-
-def _source(cfg: Config, **changes: Any) -> Config:
-    """Return a run of the same row with `changes`; its name omits +training=..., since runs of several procedures share it."""
-    row = re.sub(r"\+training=\w+", "", cfg.row)
-    return cfg.model_copy(update={"table": SOURCES, "row": row, **changes})
-
-
-def _row_of(neck: FPNNeck | SingleLevelNeck) -> str:
-    """Return the name in conf/ablation of the row with this neck."""
-    if isinstance(neck, SingleLevelNeck):
-        return neck.level
-    name = "bottom_up" if not neck.top_down else "fpn" if neck.lateral else "no_lateral"
-    return name if neck.output == "pyramid" else f"{name}+output={neck.output}"
-
-
 def _load_evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
     """Load the detector of the file that is evaluated."""
     assert context.inputs.checkpoint
-    model = _build_initialised(context, build.PARTS[context.cfg.task.name])
+    model = _build_initialised(context, build.HEADS[context.cfg.task.name])
     model.load_state_dict(context.inputs.checkpoint.tensors, strict=False)  # only batch counters are missing
     return model
 
@@ -240,19 +206,21 @@ def _with_train_proposals(context: RunContext, fixed: FixedProposals) -> WithPro
     return WithProposals(context.inputs.training, fixed.train_ids, fixed.train_boxes, context.cfg.task.roi.proposals[0])
 
 
-def _build_initialised(context: RunContext, parts: tuple[str, ...], cfg: Config | None = None) -> Detector:
-    """Build `parts` of the row's network (or of that of `cfg`) with starting weights, on the run's device."""
+def _build_initialised(context: RunContext, heads: tuple[str, ...], cfg: Config | None = None) -> Detector:
+    """Build the row's network (or that of `cfg`) with these heads and starting weights, on the run's device."""
     cfg = cfg or context.cfg
-    model = build.build_detector(cfg, num_classes=len(context.inputs.training.categories), parts=parts)
+    model = build.build_detector(cfg, num_classes=len(context.inputs.training.categories), heads=heads)
     init.initialise(model, cfg.seed)
     if context.inputs.weights is not None:
         backbone.load_backbone(model, context.inputs.weights)
-    return model.to(context.inputs.device, memory_format=torch.channels_last)  # a step takes a quarter less time, on a CPU too
+    device = context.inputs.device
+    model = model.to(device, memory_format=torch.channels_last)  # a step takes a quarter less time, on a CPU too
+    return optimise(model, device) if cfg.recipe.fast else model
 
 
-def _load(context: RunContext, cfg: Config, folder: Path, parts: tuple[str, ...]) -> Detector:
+def _load(context: RunContext, cfg: Config, folder: Path, heads: tuple[str, ...]) -> Detector:
     """Load the network of a finished run."""
-    model = _build_initialised(context, parts, cfg)
+    model = _build_initialised(context, heads, cfg)
     try:
         model.load_state_dict(torch.load(folder / MODEL, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a file that is not one of its own

@@ -123,7 +123,7 @@ def _backward(
     for batch in parts:
         batch = batch.to(device)
         with autocast(recipe.bf16, device):
-            part_losses = model.losses(batch.images, batch_targets(batch), sampling, batch_proposals(batch))
+            part_losses = model.losses(batch.images, batch_targets(batch), lambda what: sampling, batch_proposals(batch))
         shares = {name: loss / recipe.accumulate for name, loss in part_losses.items()}
         torch.stack(list(shares.values())).sum().backward()
         losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}

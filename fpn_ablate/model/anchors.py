@@ -11,6 +11,14 @@ from torch import Tensor
 
 from fpn_ablate.structures.levels import Level
 
+# The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with that of the input.
+PAPER_SHORT_SIDE = 800
+
+
+def scaled(size: float, short_side: int) -> float:
+    """Return a size in pixels of the paper's images in pixels of an input with this short side."""
+    return size * short_side / PAPER_SHORT_SIDE
+
 
 def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[list[float]]:
     """Return the anchor sizes of each level: one size a level of a pyramid, all sizes on a single map.

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from fpn_ablate.model.precision import full_precision
+
 # exp() of a larger width or height delta is a box far beyond any image; Detectron's bound.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
@@ -45,8 +47,8 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes of deltas (..., 4) and of anchors that broadcast to them: (..., 4), always fp32."""
-    deltas = deltas.float()
+    """Return the boxes of deltas (..., 4) and of anchors that broadcast to them: (..., 4), in fp32 at least."""
+    deltas = full_precision(deltas)
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     center = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
     half = anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() / 2

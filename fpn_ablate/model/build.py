@@ -1,118 +1,145 @@
 """Build the modules of a row from its validated configuration. Weights follow: `init.initialise`, `weights.backbone`."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from torch import nn
+import torch
 
-from fpn_ablate.config.schema import AnyBackbone, Config, FPNNeck, RoI, RPNConfig, SingleLevelNeck, TimmBackbone
+from fpn_ablate.config import user_parts
+from fpn_ablate.config.schema import AnyBackbone, AnyNeck, Config, RoI, RPNConfig, TimmBackbone, UserPart
+from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
-from fpn_ablate.model.backbones.registry import BACKBONES
-from fpn_ablate.model.backbones.timm import timm_backbone
-from fpn_ablate.model.backbones.torchvision import stride_to_1x1
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.box_head import Conv5, TwoFC
-from fpn_ablate.model.heads.roi import RoIHeads, RoISettings
+from fpn_ablate.model.heads.box_head import Conv5Stage
+from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
-from fpn_ablate.model.heads.rpn import RPN, RPNSettings
-from fpn_ablate.model.necks.registry import NECKS
-from fpn_ablate.model.optimise import optimise
+from fpn_ablate.model.heads.rpn import RPN
+from fpn_ablate.model.necks.base import Neck
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
-# The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with recipe.short_side.
-PAPER_SHORT_SIDE = 800
+# Configurations whose parts have been checked in this process.
+_checked: set[str] = set()
 # Heads of each task's network. With task.training=separate the RPN of Faster R-CNN is another network.
-PARTS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
+HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
 
-def rpn_settings(rpn: RPNConfig, short_side: int, post_nms_topk: tuple[int, int] | None = None) -> RPNSettings:
-    """Return the RPN's numbers for inputs of `short_side` pixels; `post_nms_topk` replaces the configured one."""
-    return RPNSettings(
-        sizes=tuple(size * short_side / PAPER_SHORT_SIDE for size in rpn.anchor_sizes),
-        ratios=rpn.anchor_ratios,
-        anchor_grid=rpn.anchor_grid,
-        positive_iou=rpn.positive_iou,
-        negative_iou=rpn.negative_iou,
-        samples=rpn.samples,
-        positive_fraction=rpn.positive_fraction,
-        pre_nms_topk=rpn.pre_nms_topk,
-        pre_nms_topk_single=rpn.pre_nms_topk_single,
-        post_nms_topk=post_nms_topk or rpn.post_nms_topk,
-        nms_thresh=rpn.nms_thresh,
-    )
-
-
-def build_backbone(cfg: AnyBackbone) -> Backbone:
+def build_backbone(config: AnyBackbone) -> Backbone:
     """Build the backbone with every stage trainable and batch norms that are not frozen."""
-    if isinstance(cfg, TimmBackbone):
-        return timm_backbone(cfg.model)
-    backbone = BACKBONES[cfg.name]()
-    if cfg.stride_in_1x1:
-        stride_to_1x1(backbone)
-    return backbone
+    if isinstance(config, UserPart):
+        return user_parts.build(config, "backbone")
+    return BACKBONES[config.name](config)
 
 
-def build_neck(neck: FPNNeck | SingleLevelNeck, backbone: Backbone) -> nn.Module:
+def build_neck(config: AnyNeck, levels: Sequence[Level]) -> Neck:
     """Build the neck on a backbone's levels."""
-    return NECKS[neck.name](backbone.levels, **neck.model_dump(exclude={"name"}))
+    if isinstance(config, UserPart):
+        return user_parts.build(config, "neck", levels)
+    return NECKS[config.name](levels, config)
 
 
-def build_roi(
-    roi: RoI, backbone: Backbone, removed: dict[str, nn.Module], levels: Sequence[Level], num_classes: int, short_side: int
-) -> RoIHeads:
-    """Build the second stage on `levels`.
+def build_rpn(config: RPNConfig, levels: Sequence[Level], short_side: int) -> RPN:
+    """Build the RPN on a neck's levels, for images with this short side in pixels."""
+    user = isinstance(config.head, UserPart)
+    head = partial(user_parts.build, config.head, "rpn.head") if user else RPN_HEADS[config.head]
+    return RPN(levels, config, short_side, head)
 
-    Args:
-        removed: stages of the backbone that the neck does not read.
-    """
-    scale = short_side / PAPER_SHORT_SIDE
-    conv5 = roi.head == "conv5" or (roi.head == "auto" and [level.name for level in levels] == ["c4"])
+
+def build_roi(roi: RoI, levels: Sequence[Level], num_classes: int, short_side: int, conv5: Conv5Stage) -> RoIHeads:
+    """Build the second stage on a neck's levels."""
+    kind = roi.head
+    if kind == "auto":
+        kind = "conv5" if [level.name for level in levels] == ["c4"] else "2fc"
+    built_in = None if isinstance(kind, UserPart) else BOX_HEADS[kind]
     pooler = RoIPooler(
         levels,
-        resolution=roi.conv5_resolution if conv5 else roi.resolution,
+        resolution=roi.conv5_resolution if built_in and built_in.backbone_stage else roi.resolution,
         pooling=roi.pooling,
         sampling_ratio=roi.sampling_ratio,
         canonical_level=roi.canonical_level,
-        canonical_box_size=roi.canonical_box_size * scale,
+        canonical_box_size=anchors.scaled(roi.canonical_box_size, short_side),
     )
-    head = Conv5(removed["c5"], backbone.out_channels) if conv5 else TwoFC(pooler.in_channels, pooler.resolution, roi.fc_dim)
-    settings = RoISettings(**roi.model_dump(include=set(RoISettings.__dataclass_fields__)))
-    return RoIHeads(pooler, head, num_classes, settings)
+    shape = pooler.in_channels, pooler.resolution
+    if built_in:
+        box_head = built_in.from_config(roi, *shape, conv5)
+    else:
+        box_head = user_parts.build(kind, "task.roi.head", *shape)
+    return RoIHeads(pooler, box_head, num_classes, roi)
 
 
-def row_rpn_settings(cfg: Config, short_side: int) -> RPNSettings:
-    """Return the numbers of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
-    joint = cfg.task.name == "faster_rcnn" and cfg.task.training == "joint"
-    return rpn_settings(cfg.rpn, short_side, cfg.task.roi.proposals if joint else None)
+def check(cfg: Config) -> None:
+    """Check the contracts of a row's parts that are not built-in: a user's, and a network of timm.
+
+    Raises:
+        UserError: a part cannot be built, or breaks its contract; it names the part's key.
+    """
+    parts, timm = cfg.user_parts, isinstance(cfg.backbone, TimmBackbone)
+    if not parts and not timm:
+        return
+    key = repr((cfg.backbone, cfg.neck, cfg.rpn, cfg.task, user_parts.describe(parts)))
+    if key in _checked:
+        return
+    where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
+    with torch.device("meta"):
+        backbone = build_backbone(cfg.backbone)
+        if timm or "backbone" in parts:
+            contracts.check_backbone(backbone, where.get("backbone", f"backbone={cfg.backbone.label}"))
+        sizes = len(cfg.rpn.anchor_sizes)
+        if "neck" in parts:
+            rpn = sizes if cfg.procedure != "fast_rcnn" else None
+            contracts.check_neck(build_neck(cfg.neck, backbone.levels), backbone.levels, where["neck"], rpn)
+        if "task.proposals.neck" in parts:
+            neck = build_neck(cfg.task.proposals.neck, backbone.levels)
+            contracts.check_neck(neck, backbone.levels, where["task.proposals.neck"], sizes)
+        levels = build_neck(cfg.neck, backbone.levels).levels
+        if "rpn.head" in parts:
+            rpn = build_rpn(cfg.rpn, levels, cfg.recipe.short_side)
+            per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
+            contracts.check_rpn_head(rpn.head, levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+        if "task.roi.head" in parts:
+            roi = build_roi(cfg.task.roi, levels, 1, cfg.recipe.short_side, (None, 0))
+            contracts.check_box_head(roi.box_head, roi.in_channels, roi.pooler.resolution, where["task.roi.head"])
+    _checked.add(key)
+
+
+def row_rpn(cfg: Config) -> RPNConfig:
+    """Return the configuration of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
+    if cfg.procedure == "joint":
+        return cfg.rpn.model_copy(update={"post_nms_topk": cfg.task.roi.proposals})
+    return cfg.rpn
 
 
 def build_detector(
-    cfg: Config, *, num_classes: int = 1, parts: Sequence[str] | None = None, short_side: int | None = None
+    cfg: Config, *, num_classes: int = 1, heads: Sequence[str] | None = None, short_side: int | None = None
 ) -> Detector:
     """Build the detector of a row; its weights are not initialised yet.
 
     Args:
         num_classes: K of the second stage.
-        parts: the heads to build, of "rpn" and "roi"; by default those of the task's network.
+        heads: the heads to build, of "rpn" and "roi"; by default those of the task's network.
         short_side: of the images, in pixels; by default the recipe's.
 
     Raises:
-        UserError: conv5 is the head, and the backbone has only pooling there.
+        UserError: as `check`; or conv5 is the head, and the backbone has only pooling there.
     """
-    parts = PARTS[cfg.task.name] if parts is None else parts
+    check(cfg)
+    heads = HEADS[cfg.task.name] if heads is None else heads
     short_side = short_side or cfg.recipe.short_side
     backbone = build_backbone(cfg.backbone)
     if cfg.backbone.frozen_bn:
         freeze_batch_norm(backbone)
     backbone.freeze(cfg.backbone.freeze_at)
-    neck = build_neck(cfg.neck, backbone)
+    neck = build_neck(cfg.neck, backbone.levels)
     removed = backbone.truncate(neck.deepest)
-    rpn = RPN(neck.levels, row_rpn_settings(cfg, short_side)) if "rpn" in parts else None
-    roi = build_roi(cfg.task.roi, backbone, removed, neck.levels, num_classes, short_side) if "roi" in parts else None
-    if roi and isinstance(roi.box_head, Conv5) and not any(True for _ in roi.box_head.parameters()):
-        raise UserError(
-            f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"
-        )
-    # timm's blocks need not list their layers in the order in which they run.
-    return optimise(Detector(backbone, neck, rpn, roi), fold=not isinstance(cfg.backbone, TimmBackbone))
+    rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
+    roi = None
+    if "roi" in heads:
+        conv5 = removed.get("c5"), backbone.out_channels
+        roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, conv5)
+        if roi.box_head.backbone_stage and not any(True for _ in roi.box_head.parameters()):
+            raise UserError(
+                f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"
+            )
+    return Detector(backbone, neck, rpn, roi)

@@ -1,22 +1,56 @@
-"""Replace modules of a built detector by the faster ones of ops/, which compute the same.
+"""Replace modules of a detector by faster variants, which compute the same.
 
-Heads and pooler also call ops/ directly: `Linear`, `conv3x3_at` and `roi_align` are not put in here.
+Everything that is done for speed alone is put in here; without this call the model runs as model/ says, from the papers.
 """
 
+import torch
 from torch import nn
 
+from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads.box_head import TwoFC
+from fpn_ablate.model.heads.roi_pooler import RoIPooler
+from fpn_ablate.model.heads.rpn import RPN, RPNHead
+from fpn_ablate.model.ops.box_head import FastTwoFC
 from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
-from fpn_ablate.model.ops.onednn import Conv2d
+from fpn_ablate.model.ops.onednn import Conv2d, Linear
+from fpn_ablate.model.ops.replace import variant
+from fpn_ablate.model.ops.roi_pooler import FastRoIPooler
+from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
+from fpn_ablate.model.ops.sparse_conv import LazyConv2d
 
 
-def optimise(model: nn.Module, fold: bool = False) -> nn.Module:
-    """Make every `nn.Conv2d` a `Conv2d` of oneDNN; with `fold`, fold frozen batch norms into the convolutions before them.
+def optimise(detector: Detector, device: torch.device) -> Detector:
+    """Put in the variants that are faster on `device`; names, parameters and state dict stay.
 
-    Names, weights and state dicts stay.
+    A variant replaces exactly the class that it was written for. A user's part keeps its modules but for plain convolutions,
+    and tells what may be done to it: `Backbone.runs_in_order`, `Neck.final_convs`.
     """
-    if fold:
-        fold_batch_norm(model)
-    for module in model.modules():
+    if detector.backbone.runs_in_order:
+        fold_batch_norm(detector.backbone)
+        if detector.roi and detector.roi.box_head.backbone_stage:
+            fold_batch_norm(detector.roi.box_head)
+    _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and type(detector.rpn.head) is RPNHead else FastRPN)
+    if device.type == "cuda":
+        return detector
+    if isinstance(detector.rpn, SparseRPN) and detector.roi is None:
+        for name in detector.neck.final_convs:
+            conv = detector.neck.get_submodule(name)
+            if type(conv) is nn.Conv2d:
+                lazy = variant(conv, LazyConv2d)
+                lazy.max_cells = detector.rpn.max_sampled_cells
+                detector.neck.set_submodule(name, lazy)
+    for name, module in list(detector.named_modules()):
         if type(module) is nn.Conv2d:
-            module.__class__ = Conv2d
-    return model
+            detector.set_submodule(name, variant(module, Conv2d))
+    _replace(detector, "roi.pooler", RoIPooler, FastRoIPooler)
+    _replace(detector, "roi.box_head", TwoFC, FastTwoFC)
+    for name in ("scores", "deltas"):
+        _replace(detector, f"roi.predictor.{name}", nn.Linear, Linear)
+    return detector
+
+
+def _replace(detector: Detector, name: str, plain: type[nn.Module], fast: type[nn.Module]) -> None:
+    """Replace the module of this name, if there is one of exactly the class `plain`."""
+    module = dict(detector.named_modules()).get(name)
+    if type(module) is plain:
+        detector.set_submodule(name, variant(module, fast))

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fpn_ablate.config.schema import Config, FPNNeck, SingleLevelNeck
-from fpn_ablate.model.build import PAPER_SHORT_SIDE, PARTS, build_detector
+from fpn_ablate.config.schema import Config
+from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
+from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.box_head import Conv5
 from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.init import initialise
+from fpn_ablate.model.necks.base import Neck
+from fpn_ablate.utils.seeding import torch_generator
 
 PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
 ROIS = 1000  # an image, as the paper tests
@@ -27,7 +29,7 @@ class RowFacts:
         feature: the maps that the heads read, in the paper's words: {Pk}, P2, C4.
         anchors: of the row's RPN; 0 without one.
         reach: the backbone maps that the finest level depends on.
-        head: "2fc", "conv5", or "" without a second stage.
+        head: "2fc", "conv5", a class of the user's, or "" without a second stage.
         proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
         params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
             share nothing. A second stage is counted with the paper's 80 classes.
@@ -65,21 +67,21 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
     """
     with torch.device("meta"):
         models = [
-            build_detector(cfg, num_classes=num_classes, parts=parts, short_side=PAPER_SHORT_SIDE).eval()
-            for parts in _networks(cfg)
+            build_detector(cfg, num_classes=num_classes, heads=heads, short_side=PAPER_SHORT_SIDE).eval()
+            for heads in _networks(cfg)
         ]
         costs, anchors = zip(*(cost_by_part(model, size) for model in models), strict=True)
     gflops = {part: sum(cost[part] for cost in costs) / 1e9 for part in costs[0]}
     parameters = [p for model in models for p in model.parameters()]
-    is_fpn = isinstance(cfg.neck, FPNNeck)
+    neck = models[0].neck
     return RowFacts(
-        feature=_feature(cfg.neck),
+        feature=neck.label,
         anchors=sum(anchors),
-        lateral=is_fpn and cfg.neck.lateral,
-        top_down=is_fpn and cfg.neck.top_down,
+        lateral=neck.has_lateral,
+        top_down=neck.has_top_down,
         reach=finest_level_reach(cfg),
-        head=next(("conv5" if isinstance(m.roi.box_head, Conv5) else "2fc" for m in models if m.roi), ""),
-        proposals=_proposals(cfg),
+        head=next((m.roi.box_head.label for m in models if m.roi), ""),
+        proposals=_proposals(cfg, neck),
         params=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         gflops=round(sum(gflops.values()), 2),
@@ -91,7 +93,7 @@ def _networks(cfg: Config) -> list[tuple[str, ...]]:
     """Return the heads of each network that runs at test time."""
     if cfg.task.name == "faster_rcnn" and cfg.task.training == "separate":
         return [("rpn",), ("roi",)]
-    return [PARTS[cfg.task.name]]
+    return [HEADS[cfg.task.name]]
 
 
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
@@ -110,8 +112,7 @@ def _head_cost(roi: RoIHeads) -> int:
     """Count the second stage's operations after RoI pooling, which cannot run without values."""
     pooled = torch.empty(ROIS, roi.in_channels, roi.pooler.resolution, roi.pooler.resolution)
     hidden, cost = _count_flops(roi.box_head, pooled)
-    # Not the predictor as a whole: it switches off autocast, which the meta device does not know.
-    return cost + sum(_count_flops(layer, hidden)[1] for layer in roi.predictor.children())
+    return cost + _count_flops(roi.predictor, hidden)[1]
 
 
 def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
@@ -120,29 +121,27 @@ def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
     return out, counter.get_total_flops()
 
 
-def _feature(neck: FPNNeck | SingleLevelNeck) -> str:
-    if isinstance(neck, FPNNeck):
-        return "{Pk}" if neck.output == "pyramid" else neck.output.upper()
-    return neck.level.upper()
-
-
-def _proposals(cfg: Config) -> str:
+def _proposals(cfg: Config, neck: Neck) -> str:
+    """Return the source of the second stage's proposals."""
     if cfg.task.name == "rpn":
         return ""
     if cfg.task.name == "fast_rcnn":
-        return "file" if cfg.task.proposals.file else f"RPN {_feature(cfg.task.proposals.neck)}"
-    return f"RPN {_feature(cfg.neck)}"
+        if cfg.task.proposals.file:
+            return "file"
+        with torch.device("meta"):
+            neck = build_neck(cfg.task.proposals.neck, build_backbone(cfg.backbone).levels)
+    return f"RPN {neck.label}"
 
 
 def finest_level_reach(cfg: Config) -> list[str]:
     """Return those of c2..c5 that get a gradient from the neck's finest level."""
     with torch.device("meta"):  # only the neck needs values, and a backbone takes seconds to fill
-        model = build_detector(cfg, parts=())
-    neck = model.neck.to_empty(device="cpu")
+        levels = build_backbone(cfg.backbone).levels
+    neck, generator = build_neck(cfg.neck, levels), torch_generator(0, "reach")
     initialise(neck, seed=0)
     features = {
-        level.name: torch.ones(1, level.channels, 64 // level.stride, 64 // level.stride, requires_grad=True)
-        for level in model.backbone.levels
+        level.name: torch.rand(1, level.channels, 64 // level.stride, 64 // level.stride, generator=generator).requires_grad_()
+        for level in levels[: [level.name for level in levels].index(neck.deepest) + 1]
     }
     finest = next(iter(neck(features).values()))
     finest.square().sum().backward()

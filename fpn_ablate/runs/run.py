@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.cost import end_to_end_latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.engine.evaluate import evaluate, predict
@@ -104,7 +105,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     """Train and evaluate; return the measured keys of the record."""
     cfg, inputs, recipe = run.cfg, run.inputs, run.cfg.recipe
     facts = row_facts(cfg)
-    sources = {role: _finish_source(run, source) for role, source in procedures.sources(cfg).items()}
+    sources = {role: _finish_source(run, source) for role, source in sources_of(cfg).items()}
     run.open_loggers()
     context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log)
     times = [time.monotonic()]

@@ -6,7 +6,6 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
-SOURCES = "sources"  # no table: the runs that only serve other runs. The ledger keeps their records
 REQUIRED = (METRICS, MODEL, DETECTIONS)  # files of every finished run, beside config.yaml and record.json
 
 

@@ -11,7 +11,6 @@ from fpn_ablate.config.schema import AnyBackbone, TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.box_head import Conv5
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.weights.files import Stored, read
 from fpn_ablate.weights.layout import shapes_of
@@ -37,7 +36,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
     if source != "imagenet":
         return _from_file(cfg, Path(source))
     if isinstance(cfg, TimmBackbone):
-        return timm_backbone(cfg.model, pretrained=True).state_dict()
+        return timm_backbone(cfg, pretrained=True).state_dict()
     try:
         state = torchvision.models.get_model_weights(cfg.name).DEFAULT.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:  # no network, or a file damaged by the download
@@ -53,18 +52,18 @@ def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
         if not path.exists():
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
         if isinstance(cfg, TimmBackbone):
-            return timm_weights(cfg.model, path, read(path).tensors)
+            return timm_weights(cfg, path, read(path).tensors)
         shapes = shapes_of(build_backbone(cfg).state_dict())
-        return backbone_of(read(path), cfg.name, shapes, cfg.stride_in_1x1)
+        return backbone_of(read(path), cfg.label, shapes, getattr(cfg, "stride_in_1x1", False))
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
-    """Load `state` into the backbone, and its conv5 into the box head where that is conv5."""
+    """Load `state` into the backbone, and the stage that the box head holds into that."""
     _load_matching(detector.backbone, state)
-    if detector.roi and isinstance(detector.roi.box_head, Conv5):
-        prefix = "stages.c5."
+    if detector.roi and (stage := detector.roi.box_head.backbone_stage):
+        prefix = f"stages.{stage}."
         _load_matching(
             detector.roi.box_head.stage, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )

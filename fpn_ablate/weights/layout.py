@@ -6,11 +6,12 @@ from functools import cache
 import torch
 from torch import Size, Tensor, nn
 
+from fpn_ablate.config import schema
 from fpn_ablate.model.backbones.base import STAGES, Backbone
-from fpn_ablate.model.backbones.registry import BACKBONES
 from fpn_ablate.model.heads.box_head import Predictor, TwoFC
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.fpn import FPN
+from fpn_ablate.model.parts import BACKBONES
 from fpn_ablate.weights.convert import DELTAS, SCORES, backbone_part
 from fpn_ablate.weights.names import CONV5, STAGE
 
@@ -48,10 +49,20 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f", and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
+def _backbone_config(name: str) -> schema.Backbone:
+    return schema.Backbone(name=name, weights="none", freeze_at=0, frozen_bn=False, stride_in_1x1=False)
+
+
+def _full_pyramid(channels: int) -> schema.FPNNeck:
+    """Return the neck of other programs' detectors."""
+    switches = {"top_down": True, "lateral": True, "upsample": "nearest", "smooth": "all"}
+    return schema.FPNNeck(name="fpn", channels=channels, output="pyramid", p6="subsample", **switches)
+
+
 @cache
 def _backbone(name: str) -> tuple[Backbone, Shapes]:
     with torch.device("meta"):
-        backbone = BACKBONES[name]()
+        backbone = BACKBONES[name](_backbone_config(name))
     return backbone, shapes_of(backbone.state_dict())
 
 
@@ -63,7 +74,7 @@ def backbone_name(tensors: Mapping[str, Tensor]) -> str:
         shapes = _backbone(name)[1]
         return len(shapes.keys() & actual.keys()) / len(shapes.keys() | actual.keys()), len(shapes.items() & actual.items())
 
-    return max(BACKBONES, key=similarity)
+    return max((name for name in BACKBONES if name != "timm"), key=similarity)
 
 
 def row_of(tensors: Mapping[str, Tensor]) -> str | None:
@@ -88,7 +99,7 @@ def expected_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
         expected = {name: shape for name, shape in expected.items() if name not in head_shapes}
     if row == "fpn":
         width = _side(tensors, "neck.", "weight", 0, 256)
-        expected |= _shapes("neck.", lambda: FPN(backbone.levels, channels=width))
+        expected |= _shapes("neck.", lambda: FPN(backbone.levels, _full_pyramid(width)))
     if any(name.startswith("rpn.") for name in tensors):
         anchors = _side(tensors, "rpn.head.objectness", "weight", 0, 3)
         expected |= _shapes("rpn.head.", lambda: RPNHead(width, anchors))

@@ -4,22 +4,23 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fpn_ablate.config.schema import TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.layout import misfit, shapes_of
 
 
-def timm_weights(model: str, path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def timm_weights(config: TimmBackbone, path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict in timm's names or in ours, such as a whole detector's, as the backbone's in our names.
 
     Raises:
-        UserError: it does not fit timm's `model`; `path` is for the message.
+        UserError: it does not fit timm's network; `path` is for the message.
     """
-    network = timm_backbone(model).state_dict()
+    network = timm_backbone(config).state_dict()
     state = {name.removeprefix("backbone."): value for name, value in state.items()}  # a whole detector's
     renamed = {name: state[candidate] for name in network for candidate in _candidates(name) if candidate in state}
     if problem := misfit(shapes_of(network), shapes_of(renamed)):
-        raise UserError(f"{path} does not fit backbone=timm/{model}: {problem}")
+        raise UserError(f"{path} does not fit backbone={config.label}: {problem}")
     return renamed
 
 

@@ -13,7 +13,8 @@ from settings import JOINT, SHORT
 from fpn_ablate.engine import procedures
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
-from fpn_ablate.store.layout import SOURCES, run_folder
+from fpn_ablate.config.sources import SOURCES, sources
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS
 
@@ -277,7 +278,7 @@ def test_a_source_that_another_sweep_ends_just_now_is_not_made_again(cell, train
 
 def test_the_source_is_called_after_its_neck(cell):
     def source(*overrides):
-        return procedures.sources(cell(FAST, *overrides))["rpn"].row
+        return sources(cell(FAST, *overrides))["rpn"].row
 
     assert source() == "fpn"
     assert source("task.proposals.neck.top_down=false") == "bottom_up"

@@ -5,6 +5,7 @@ conv1 (the stem) is left out of the pyramid, as in the paper, for its memory.
 Shape letters: N images of H x W pixels.
 """
 
+import torch
 from torch import Tensor, nn
 
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
@@ -17,12 +18,18 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Five stages.
+    """Five stages that run one after the other: "stem", "c2", "c3", "c4", "c5".
+
+    Args:
+        stages: by name. The maps of C2..C5 have strides 4, 8, 16 and 32, and ceil(side / stride) cells.
+        channels: widths of C2..C5.
+        mean, std: of the images that it reads, RGB in 0..1.
+        runs_in_order: True if every block lists its layers in the order in which they run; a faster variant then folds a frozen
+            batch norm into the convolution that is listed before it.
 
     Attributes:
         levels: C2..C5.
         out_channels: the width of C5, the classifier's input.
-        mean, std: of the images that it reads, RGB in 0..1.
     """
 
     def __init__(
@@ -31,12 +38,23 @@ class Backbone(nn.Module):
         channels: tuple[int, int, int, int],
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
+        runs_in_order: bool = False,
     ) -> None:
         super().__init__()
+        self.runs_in_order = runs_in_order
         self.stages = nn.ModuleDict(stages)
         self.levels = tuple(Level(name, width) for name, width in zip(STAGES[1:], channels, strict=True))
         self.out_channels = channels[-1]
         self.mean, self.std = tuple(mean), tuple(std)
+        for name, values in (("_mean", mean), ("_std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None] * 255, persistent=False)
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalise images (N, 3, H, W) in 0..255 to mean 0 and deviation 1; outside `sizes` (N, 2) to 0."""
+        x = (images - self._mean) / self._std
+        inside_y = torch.arange(images.shape[2], device=images.device) < sizes[:, :1]
+        inside_x = torch.arange(images.shape[3], device=images.device) < sizes[:, 1:]
+        return x * (inside_y[:, None, :, None] & inside_x[:, None, None, :])
 
     def forward(self, images: Tensor) -> Features:
         """Return {"c2": ..., "c5": ...} of normalised images (N, 3, H, W)."""
@@ -51,6 +69,12 @@ class Backbone(nn.Module):
     def truncate(self, deepest: str) -> dict[str, nn.Module]:
         """Take out the stages behind `deepest` ("c4"), which the neck does not read, and return them: {"c5": ...}."""
         return {name: self.stages.pop(name) for name in STAGES[STAGES.index(deepest) + 1 :]}
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw the weights of convolutions as He et al. (see `init.initialise`)."""
+        if is_convolution := parameter.dim() > 1 and isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
+        return is_convolution
 
     def freeze(self, freeze_at: int) -> None:
         """Exclude the first `freeze_at` stages from training, their batch statistics included; 0 freezes none.

@@ -2,7 +2,11 @@
 
 from torch import Tensor, nn
 
+from fpn_ablate.config import schema
 from fpn_ablate.model.backbones.base import STAGES, Backbone
+
+CHANNELS = (24, 48, 96, 192)  # of C2..C5
+DEPTHS = {"small": 1, "small_deep": 2}  # blocks a stage
 
 
 class SmallBlock(nn.Module):
@@ -26,9 +30,9 @@ class SmallBlock(nn.Module):
         return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def small_resnet(depth: int = 1, channels: tuple[int, int, int, int] = (24, 48, 96, 192)) -> Backbone:
-    """Build a ResNet of `depth` basic blocks a stage."""
-    first = channels[0]
+def small_resnet(config: schema.Backbone) -> Backbone:
+    """Build a ResNet of one basic block a stage, or of two ("small_deep")."""
+    depth, first = DEPTHS[config.name], CHANNELS[0]
     stem = nn.Sequential(
         nn.Conv2d(3, first, 5, 2, 2, bias=False),
         nn.BatchNorm2d(first),
@@ -36,7 +40,7 @@ def small_resnet(depth: int = 1, channels: tuple[int, int, int, int] = (24, 48, 
         nn.MaxPool2d(3, 2, 1),
     )
     stages: dict[str, nn.Module] = {"stem": stem}
-    for name, before, after, stride in zip(STAGES[1:], (first, *channels), channels, (1, 2, 2, 2), strict=False):
+    for name, before, after, stride in zip(STAGES[1:], (first, *CHANNELS), CHANNELS, (1, 2, 2, 2), strict=False):
         blocks = [SmallBlock(before, after, stride)] + [SmallBlock(after, after, 1) for _ in range(depth - 1)]
         stages[name] = nn.Sequential(*blocks) if depth > 1 else blocks[0]
-    return Backbone(stages, channels)
+    return Backbone(stages, CHANNELS, runs_in_order=True)

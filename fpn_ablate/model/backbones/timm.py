@@ -9,13 +9,12 @@ Shape letters: N images of H x W pixels or cells, C channels.
 
 import difflib
 from collections import OrderedDict
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from fpn_ablate.config.schema import TimmBackbone
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.utils.errors import UserError, first_line
 
@@ -23,7 +22,6 @@ STRIDES = (4, 8, 16, 32)
 # For networks that are built for one image size: accept any size, with the same windows, shifted in every second block.
 ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 ADVICE = "Take a network with stages (ResNeXt, ConvNeXt, VGG, Swin, EfficientNet, ...), not a plain ViT"
-PROBES = ((64, 96), (160, 128))  # height, width: multiples of 32, as batches are padded to
 
 
 class ChannelsLast(nn.Sequential):
@@ -36,13 +34,14 @@ class ChannelsLast(nn.Sequential):
         return super().forward(x).permute(0, 3, 1, 2)
 
 
-def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
-    """Build timm's `model` as a backbone, with random weights or, with `pretrained`, with timm's, which are downloaded.
+def timm_backbone(config: TimmBackbone, pretrained: bool = False) -> Backbone:
+    """Build timm's `config.model` as a backbone, with random weights or, with `pretrained`, with timm's, which are downloaded.
 
     Raises:
         UserError: timm or the model is missing, or the model has no sequence of maps of strides 4, 8, 16 and 32.
     """
-    net, config = _network(model, pretrained)
+    model = config.model
+    net, weights = _network(model, pretrained)
     info = net.feature_info
     if missing := [str(stride) for stride in STRIDES if stride not in info.reduction()]:
         raise UserError(
@@ -62,31 +61,7 @@ def timm_backbone(model: str, pretrained: bool = False) -> Backbone:
         for stage, (first, last) in cuts.items()
     }
     channels = dict(zip(info.reduction(), info.channels(), strict=True))
-    return Backbone(stages, tuple(channels[stride] for stride in STRIDES), mean=config.mean, std=config.std)
-
-
-@lru_cache
-def check_model(model: str) -> None:
-    """Check that a model of timm can be a backbone, before anything is trained.
-
-    Raises:
-        UserError: it cannot.
-    """
-    with torch.device("meta"):  # shapes alone
-        backbone = timm_backbone(model).eval()
-        for height, width in PROBES:
-            try:
-                shapes = {name: tuple(x.shape) for name, x in backbone(torch.empty(1, 3, height, width)).items()}
-            except Exception as error:  # a network of timm may raise anything at a size that it was not made for
-                reason = first_line(error)
-                raise UserError(f"backbone=timm/{model}: fails on an image of {height} x {width}: {reason}") from None
-            for level in backbone.levels:
-                expected = (1, level.channels, height // level.stride, width // level.stride)
-                if shapes[level.name] != expected:
-                    raise UserError(
-                        f"backbone=timm/{model}: {level.name} of an image of {height} x {width} has shape "
-                        f"{shapes[level.name]}; timm's description of the model says {expected}. {ADVICE}"
-                    )
+    return Backbone(stages, tuple(channels[stride] for stride in STRIDES), mean=weights.mean, std=weights.std)
 
 
 def _timm() -> ModuleType:

@@ -1,11 +1,10 @@
 """Cut torchvision's ResNets and MobileNetV2 into the stages of a `Backbone`, with the names of their weights unchanged."""
 
-from collections.abc import Callable
-
 import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+from fpn_ablate.config import schema
 from fpn_ablate.model.backbones.base import Backbone
 
 # First layer of each stage of MobileNetV2's features, and the one after its last. Slices keep the numbers of the layers.
@@ -27,21 +26,21 @@ def has_stride_in_1x1(backbone: nn.Module) -> bool:
     return any(isinstance(m, Bottleneck) and m.conv1.stride != (1, 1) for m in backbone.modules())
 
 
-def torchvision_resnet(name: str) -> Callable[[], Backbone]:
-    """Return a function that builds torchvision's ResNet `name` as a backbone."""
+def torchvision_resnet(config: schema.Backbone) -> Backbone:
+    """Build torchvision's ResNet `config.name`."""
+    net = getattr(torchvision.models, config.name)(weights=None)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    # A stage is as wide as its last convolution, which basic and bottleneck blocks name differently.
+    last = [m for m in net.layer4.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+    stages = {"stem": stem, "c2": net.layer1, "c3": net.layer2, "c4": net.layer3, "c5": net.layer4}
+    backbone = Backbone(stages, (last // 8, last // 4, last // 2, last), runs_in_order=True)
+    if config.stride_in_1x1:
+        stride_to_1x1(backbone)
+    return backbone
 
-    def build() -> Backbone:
-        net = getattr(torchvision.models, name)(weights=None)
-        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        # A stage is as wide as its last convolution, which basic and bottleneck blocks name differently.
-        last = [m for m in net.layer4.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
-        stages = {"c2": net.layer1, "c3": net.layer2, "c4": net.layer3, "c5": net.layer4}
-        return Backbone({"stem": stem, **stages}, (last // 8, last // 4, last // 2, last))
 
-    return build
-
-
-def mobilenet_v2() -> Backbone:
+def torchvision_mobilenet(config: schema.Backbone) -> Backbone:
     """Build torchvision's MobileNetV2, cut where its stride doubles."""
     net = torchvision.models.mobilenet_v2(weights=None).features
-    return Backbone({name: net[a:b] for name, (a, b) in MOBILENET_CUTS.items()}, (24, 32, 96, 320))
+    stages = {name: net[a:b] for name, (a, b) in MOBILENET_CUTS.items()}
+    return Backbone(stages, (24, 32, 96, 320), runs_in_order=True)

@@ -3,48 +3,86 @@
 Shape letters: M RoIs, C channels, S x S bins, K classes.
 """
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn_ablate.model.ops.onednn import Linear, linear
+from fpn_ablate.config.schema import RoI
+from fpn_ablate.model.precision import autocast_off, full_precision
+
+# The backbone's stage C5, None if the neck reads it, and its width.
+Conv5Stage = tuple[nn.Module | None, int]
 
 
-class FlattenLinear(Linear):
-    """Fully connected layer on maps (M, C, S, S), with its weights in the order of these dimensions."""
+class BoxHead(nn.Module):
+    """Base of box heads: `forward` maps pooled features (M, C, S, S) to (M, out_channels).
+
+    Attributes:
+        backbone_stage: name of the backbone's stage that it holds as `stage`, whose weights it starts from; None: none.
+        label: its name in tables.
+    """
+
+    out_channels: int
+    backbone_stage: str | None = None
+
+    @property
+    def label(self) -> str:
+        return type(self).__name__
+
+    @classmethod
+    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+        """Construct a built-in head for pooled features of C = in_channels and S = resolution."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_contiguous():
-            return super().forward(x.flatten(1))
-        # Channels last, as `roi_align` returns. Reorder the weights, which are fewer, and not the maps.
-        weight = self.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        return linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
+        raise NotImplementedError
 
 
-class TwoFC(nn.Module):
+class TwoFC(BoxHead):
     """Two fully connected layers with ReLU on the pooled features, shared over all levels."""
+
+    label = "2fc"
 
     def __init__(self, in_channels: int, resolution: int, fc_dim: int) -> None:
         super().__init__()
         self.out_channels = fc_dim
-        self.fc6 = FlattenLinear(in_channels * resolution**2, fc_dim)
-        self.fc7 = Linear(fc_dim, fc_dim)
+        self.fc6 = nn.Linear(in_channels * resolution**2, fc_dim)
+        self.fc7 = nn.Linear(fc_dim, fc_dim)
+
+    @classmethod
+    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+        return cls(in_channels, resolution, config.fc_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (M, C, S, S) to (M, fc_dim)."""
-        return F.relu(self.fc7(F.relu(self.fc6(x))))
+        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
 
 
-class Conv5(nn.Module):
+class Conv5(BoxHead):
     """Run all layers of conv5 on the pooled C4, then average: the head of baseline (a), as in He et al."""
+
+    label = "conv5"
+    backbone_stage = "c5"
 
     def __init__(self, stage: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.stage, self.out_channels = stage, out_channels
 
+    @classmethod
+    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+        return cls(*conv5)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (M, C, S, S) to (M, out_channels)."""
         return self.stage(x).mean((2, 3))
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw the weights of convolutions as He et al., as in a backbone."""
+        if is_convolution := parameter.dim() > 1 and isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
+        return is_convolution
 
 
 class Predictor(nn.Module):
@@ -52,11 +90,17 @@ class Predictor(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.scores = Linear(in_channels, num_classes + 1)
-        self.deltas = Linear(in_channels, num_classes * 4)
+        self.scores = nn.Linear(in_channels, num_classes + 1)
+        self.deltas = nn.Linear(in_channels, num_classes * 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (M, C) to scores (M, K + 1) and deltas (M, K, 4), in fp32: a bf16 score has 8 bits, and many RoIs would tie."""
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+        with autocast_off():
+            x = full_precision(x)
             return self.scores(x), self.deltas(x).unflatten(1, (-1, 4))  # `view` cannot infer a size where M is 0
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw Gaussian weights: 0.01 for scores, 0.001 for deltas (Detectron)."""
+        if is_weight := parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.001 if layer is self.deltas else 0.01, generator=generator)
+        return is_weight

@@ -4,49 +4,30 @@ Shape letters: N images, P proposals, G ground-truth boxes, S sampled RoIs an im
 C channels. Labels are 1..K; 0 is background.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from fpn_ablate.config.schema import RoI
 from fpn_ablate.model import boxes
-from fpn_ablate.model.heads.box_head import Predictor
+from fpn_ablate.model.heads.box_head import BoxHead, Predictor
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.matching import IGNORED, POSITIVE, match, sample
-from fpn_ablate.model.ops.constants import constant
+from fpn_ablate.model.precision import full_precision
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features
 
 
-@dataclass(frozen=True)
-class RoISettings:
-    """Numbers of the second stage. `proposals`: how many of the best are used in (training, test)."""
-
-    proposals: tuple[int, int] = (2000, 1000)
-    samples: int = 512
-    positive_fraction: float = 0.25
-    positive_iou: float = 0.5
-    box_weights: tuple[float, ...] = (10, 10, 5, 5)
-    box_loss_beta: float = 1.0
-    score_thresh: float = 0.05
-    nms_thresh: float = 0.5
-    detections: int = 100
-
-
 class RoIHeads(nn.Module):
-    """Pooling, box head and predictor, with their losses and their detections.
+    """Pooling, box head and predictor, with their losses and their detections."""
 
-    Args:
-        box_head: maps what `pooler` returns for M RoIs to (M, box_head.out_channels).
-    """
-
-    def __init__(self, pooler: RoIPooler, box_head: nn.Module, num_classes: int, settings: RoISettings) -> None:
+    def __init__(self, pooler: RoIPooler, box_head: BoxHead, num_classes: int, config: RoI) -> None:
         super().__init__()
-        self.pooler, self.box_head, self.settings = pooler, box_head, settings
+        self.pooler, self.box_head, self.config = pooler, box_head, config
         self.predictor = Predictor(box_head.out_channels, num_classes)
         self.in_channels = pooler.in_channels
+        self.register_buffer("_box_weights", torch.tensor(config.box_weights), persistent=False)
 
     def forward(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (N, S, K + 1) and deltas (N, S, K, 4) of RoIs (N, S, 4)."""
@@ -59,8 +40,7 @@ class RoIHeads(nn.Module):
         """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs."""
         rois, labels, matched_idxs, sampled_mask = self.sample(proposals, targets, generator)
         scores, deltas = self(features, rois)
-        with torch.autocast(rois.device.type, enabled=False):
-            return self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
+        return self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
 
     @torch.no_grad()
     def sample(
@@ -72,8 +52,8 @@ class RoIHeads(nn.Module):
             rois (N, S, 4), labels (N, S) in 0..K, matched_idxs (N, S) into the objects, sampled_mask (N, S) bool: False where
             an image has fewer RoIs to sample than S.
         """
-        s = self.settings
-        topk = s.proposals[0]
+        config = self.config
+        topk = config.proposals[0]
         candidates = torch.cat([proposals.boxes[:, :topk], targets.boxes], 1)
         valid = torch.cat([proposals.valid[:, :topk], targets.valid], 1)
         matched_idxs, matches = match(
@@ -81,12 +61,12 @@ class RoIHeads(nn.Module):
             targets.boxes,
             targets.valid,
             targets.crowd,
-            positive_iou=s.positive_iou,
-            negative_iou=s.positive_iou,
+            positive_iou=config.positive_iou,
+            negative_iou=config.positive_iou,
             allow_low_quality_matches=False,
         )
         matches.masked_fill_(~valid, IGNORED)
-        idxs, sampled_mask = sample(matches, s.samples, s.positive_fraction, generator)
+        idxs, sampled_mask = sample(matches, config.samples, config.positive_fraction, generator)
         matched_idxs = matched_idxs.gather(1, idxs)
         positive = matches.gather(1, idxs) == POSITIVE
         labels = torch.zeros_like(matched_idxs)
@@ -113,8 +93,8 @@ class RoIHeads(nn.Module):
             class_idxs = (labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
             target = boxes.encode(gt_boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)), rois)
             # A padding RoI has no size and no target: a NaN here would be a NaN in the gradients.
-            target = torch.where(positive[..., None], target * self._box_weights(target), 0)
-            delta, beta = deltas.gather(2, class_idxs)[:, :, 0], self.settings.box_loss_beta
+            target = torch.where(positive[..., None], target * self._box_weights, 0)
+            delta, beta = deltas.gather(2, class_idxs)[:, :, 0], self.config.box_loss_beta
             box_loss = F.smooth_l1_loss(delta, target, beta=beta, reduction="none").sum(-1)
         return {
             "roi_class": torch.where(sampled_mask, class_loss, 0).sum() / normaliser,
@@ -124,32 +104,28 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, proposals: Proposals, sizes: Tensor) -> BatchDetections:
         """Detect in images of `sizes` (N, 2): every class of every RoI above the score threshold, NMS per class."""
-        topk = self.settings.proposals[1]
+        topk = self.config.proposals[1]
         rois, valid = proposals.boxes[:, :topk], proposals.valid[:, :topk]
         scores, deltas = self(features, rois)
-        with torch.autocast(rois.device.type, enabled=False):
-            scores = scores.float().softmax(-1)[..., 1:]
-            box = boxes.decode(deltas.float() / self._box_weights(rois), rois[:, :, None])
-            box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
-            return self._suppress(box, scores, valid)
-
-    def _box_weights(self, like: Tensor) -> Tensor:
-        return constant(tuple(self.settings.box_weights), like.device, like.dtype)
+        scores = full_precision(scores).softmax(-1)[..., 1:]
+        box = boxes.decode(deltas / self._box_weights, rois[:, :, None])
+        box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
+        return self._suppress(box, scores, valid)
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:
         """Apply score threshold and NMS to boxes (N, P, K, 4) with scores (N, P, K) and valid (N, P); best first."""
-        s, (n, _, num_classes) = self.settings, scores.shape
-        image, roi, label = ((scores > s.score_thresh) & valid[..., None]).nonzero(as_tuple=True)
+        config, (n, _, num_classes) = self.config, scores.shape
+        image, roi, label = ((scores > config.score_thresh) & valid[..., None]).nonzero(as_tuple=True)
         box, score = box[image, roi, label], scores[image, roi, label]
         nonempty = boxes.area(box) > 0
         image, label, box, score = image[nonempty], label[nonempty], box[nonempty], score[nonempty]
         # One call for all images and classes. An offset keeps groups apart; fp32 could not hold it to a fraction of a pixel.
-        keep = batched_nms(box.double(), score.double(), image * num_classes + label, s.nms_thresh)
+        keep = batched_nms(box.double(), score.double(), image * num_classes + label, config.nms_thresh)
         keep = keep[image[keep].argsort(stable=True)]  # image by image, best first within one
         image, label, box, score = image[keep], label[keep], box[keep], score[keep]
         count = torch.bincount(image, minlength=n)
         rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
-        topk = min(s.detections, int(count.max())) if len(image) else 0
+        topk = min(config.detections, int(count.max())) if len(image) else 0
         best = rank < topk
         place = image[best], rank[best]
         out = BatchDetections(

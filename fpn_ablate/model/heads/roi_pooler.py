@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import torch
 import torchvision.ops
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpn_ablate.model.boxes import area
-from fpn_ablate.model.ops.roi_align import roi_align
+from fpn_ablate.model.precision import full_precision
 from fpn_ablate.structures.levels import Features, Level
+
+COARSEST_STRIDE = 32
 
 
 def roi_level(boxes: Tensor, canonical_level: int = 4, canonical_box_size: float = 224) -> Tensor:
@@ -24,11 +26,11 @@ def roi_level(boxes: Tensor, canonical_level: int = 4, canonical_box_size: float
     return torch.floor(canonical_level + torch.log2(scale) + 1e-6).long()
 
 
-class RoIPooler:
+class RoIPooler(nn.Module):
     """Pool each RoI from the level that Eq. 1 gives it, or from the only level.
 
     Args:
-        levels: of the neck. P6 serves the RPN alone (Sec. 4.1) and is left out.
+        levels: of the neck. Those coarser than P5 serve the RPN alone (Sec. 4.1) and are left out.
         resolution: S.
         pooling: "pool" (RoIPool, the paper's), "align" (RoIAlign) or "align_v2" (detectron2's RoIAlign, shifted by half a cell,
             since a cell's value belongs to its centre).
@@ -45,7 +47,8 @@ class RoIPooler:
         canonical_level: int = 4,
         canonical_box_size: float = 224,
     ) -> None:
-        self.levels = [level for level in levels if level.name != "p6"]
+        super().__init__()
+        self.levels = [level for level in levels if level.stride <= COARSEST_STRIDE]
         self.resolution, self.pooling, self.sampling_ratio = resolution, pooling, sampling_ratio
         self.canonical_level, self.canonical_box_size = canonical_level, canonical_box_size
 
@@ -61,16 +64,15 @@ class RoIPooler:
         k = roi_level(boxes, self.canonical_level, self.canonical_box_size)
         return (k - finest).clamp(0, len(self.levels) - 1)
 
-    def __call__(self, features: Features, boxes: Tensor) -> Tensor:
+    def forward(self, features: Features, boxes: Tensor) -> Tensor:
         """Pool boxes (N, P, 4) to (N * P, C, S, S), in the order of the boxes whatever their levels."""
         n, p = boxes.shape[:2]
         image = torch.arange(n, device=boxes.device).repeat_interleave(p)
         boxes = boxes.flatten(0, 1)
-        level_idxs = self.assign(boxes)
-        if self.pooling != "pool" and self.sampling_ratio and not boxes.is_cuda:
-            maps, strides = zip(*((features[level.name].float(), level.stride) for level in self.levels), strict=True)
-            aligned = self.pooling == "align_v2"
-            return roi_align(maps, strides, image, level_idxs, boxes, self.resolution, self.sampling_ratio, aligned)
+        return self.pool(features, image, self.assign(boxes), boxes)
+
+    def pool(self, features: Features, image: Tensor, level_idxs: Tensor, boxes: Tensor) -> Tensor:
+        """Pool boxes (M, 4), each from its `image` (M,) and level (M,), to (M, C, S, S)."""
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         if len(self.levels) == 1:
             return self._pool(features[self.levels[0].name], rois, self.levels[0].stride)
@@ -83,8 +85,8 @@ class RoIPooler:
         return torch.empty_like(pooled).index_copy(0, torch.cat(level_rois), pooled)
 
     def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
-        # Coordinates need more than bf16's 8 bits.
-        x = x.float()
+        x = full_precision(x)
+        rois = rois.to(x.dtype)
         if self.pooling == "pool":
             return torchvision.ops.roi_pool(x, rois, self.resolution, 1 / stride)
         return torchvision.ops.roi_align(

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
+from fpn_ablate.config.schema import SingleLevelNeck
+from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.structures.levels import Features, Level
 
 
-class SingleLevel(nn.Module):
-    """Return the backbone map `level`, "c2" to "c5", and read none deeper."""
+class SingleLevel(Neck):
+    """Return the backbone map `config.level`, "c2" to "c5", and read none deeper."""
 
-    def __init__(self, in_levels: Sequence[Level], level: str) -> None:
+    def __init__(self, in_levels: Sequence[Level], config: SingleLevelNeck) -> None:
         super().__init__()
-        self.levels = tuple(spec for spec in in_levels if spec.name == level)
-        self.deepest = level
+        self.levels = tuple(spec for spec in in_levels if spec.name == config.level)
+        self.deepest = config.level
 
     def forward(self, features: Features) -> Features:
         return {spec.name: features[spec.name] for spec in self.levels}

@@ -16,6 +16,12 @@ class Deconvolution(nn.ConvTranspose2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
 
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw Xavier weights: each output pixel of a 4x4 kernel of stride 2 sees 4 of its 16 taps."""
+        bound = (6 / (4 * (self.in_channels + self.out_channels))) ** 0.5
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        return True
+
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
         return super().forward(x)[..., : size[0], : size[1]]
 

@@ -6,10 +6,13 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model.ops.onednn import Conv2d
+from fpn_ablate.model.ops.replace import variant
 
 
 class FoldedConv2d(Conv2d):
     """A convolution that applies the frozen batch norm behind it in its own weights and bias."""
+
+    _norm: tuple[FrozenBatchNorm2d]  # in a tuple, so that it is not registered as a module of the convolution
 
     def forward(self, x: Tensor) -> Tensor:
         (norm,) = self._norm
@@ -30,23 +33,13 @@ class FoldedBatchNorm2d(FrozenBatchNorm2d):
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Make each convolution apply the frozen batch norm right behind it.
 
-    Works where blocks list their layers in the order in which they run, as torchvision's and ours do. Names, weights and
-    gradients stay.
+    Works where blocks list their layers in the order in which they run. Names, weights and gradients stay.
     """
-    for parent in module.modules():
-        children = list(parent.children())
-        for conv, norm in pairwise(children):
-            if type(conv) in (nn.Conv2d, Conv2d) and type(norm) is FrozenBatchNorm2d:
-                conv.__class__, norm.__class__ = FoldedConv2d, FoldedBatchNorm2d
-                conv._norm = (norm,)  # in a tuple, so that it is not registered as a module of the convolution
-    return module
-
-
-def unfold_batch_norm(module: nn.Module) -> nn.Module:
-    """Undo `fold_batch_norm`."""
-    for m in module.modules():
-        if isinstance(m, FoldedConv2d):
-            m.__class__ = nn.Conv2d
-        elif isinstance(m, FoldedBatchNorm2d):
-            m.__class__ = FrozenBatchNorm2d
+    for parent in list(module.modules()):
+        for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
+                folded = variant(conv, FoldedConv2d)
+                folded._norm = (variant(norm, FoldedBatchNorm2d),)
+                parent.set_submodule(name, folded)
+                parent.set_submodule(norm_name, folded._norm[0])
     return module

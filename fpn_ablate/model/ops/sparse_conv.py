@@ -5,21 +5,31 @@ over a map, and consecutively across levels where there are several.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fpn_ablate.model.ops.constants import constant
-from fpn_ablate.model.ops.onednn import linear, to_cells
+from fpn_ablate.model.ops.onednn import Conv2d, linear, to_cells
+
+# A map is lazy if it has at least so many cells for each of `max_cells`. Where most cells are read, gathering them costs more
+# than convolving the whole map. `max_cells` is about twice what is read: neighbourhoods overlap.
+LAZY_RATIO = 1.25
 
 
-class LazyConv:
-    """A map (N, C, H, W) and a 3x3 convolution over it that is computed only at the cells that are read."""
+class LazyMap:
+    """A map (N, C, H, W) with a 3x3 convolution over it that is computed at the cells that are read.
+
+    Whoever uses it as a tensor gets the whole convolution.
+    """
 
     def __init__(self, x: Tensor, conv: nn.Conv2d) -> None:
         self.x, self.conv = x, conv
         self.shape, self.device = x.shape, x.device
+        self.whole: Tensor | None = None
 
     def at(self, cell: Tensor) -> Tensor:
         """Return the convolution (K, C) at cells (K,), which are numbered consecutively across images."""
@@ -29,13 +39,47 @@ class LazyConv:
         rows = (image[:, None, None] * height + y) * width + x
         return conv3x3_at(_gather([to_cells(self.x)], rows, inside), self.conv)
 
+    def dense(self) -> Tensor:
+        """Return the whole convolution (N, C, H, W)."""
+        if self.whole is None:
+            self.whole = Conv2d.forward(self.conv, self.x)
+        return self.whole
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dense(), name)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.dense()[key]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*tree_map(_as_tensor, args), **tree_map(_as_tensor, kwargs or {}))
+
+
+def _as_tensor(x: Any) -> Any:
+    return x.dense() if isinstance(x, LazyMap) else x
+
+
+class LazyConv2d(Conv2d):
+    """A 3x3 convolution that returns large maps as `LazyMap` in training, for losses that read few cells.
+
+    Attributes:
+        max_cells: of each image at most so many cells are read.
+    """
+
+    max_cells: int
+
+    def forward(self, x: Tensor) -> Tensor | LazyMap:
+        large = x.shape[2] * x.shape[3] >= LAZY_RATIO * self.max_cells
+        return LazyMap(x, self) if large and self.training and torch.is_grad_enabled() else super().forward(x)
+
 
 def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
     """Apply a 3x3 convolution of stride 1 to the patches (K, 9 C) of `gather_3x3`: (K, out)."""
     return linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
-def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
+def gather_3x3(maps: Sequence[Tensor | LazyMap], cell: Tensor) -> Tensor:
     """Return the 3x3 cells around each of `cell` (N, S), numbered consecutively across levels: (N * S, 9 C), 0 outside a map.
 
     Lazy maps are convolved here, each cell that several patches share only once.
@@ -51,7 +95,7 @@ def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
     rows = len(cell) * first[..., None, None] + (images * height + y) * width + x  # in the table of all cells, map by map
     tables, begin = [], 0
     for m in maps:
-        if isinstance(m, LazyConv):
+        if isinstance(m, LazyMap) and m.whole is None:
             end = begin + len(cell) * m.shape[-2] * m.shape[-1]
             in_map = inside & (rows >= begin) & (rows < end)
             unique_rows, position = rows[in_map].unique(return_inverse=True)
@@ -59,7 +103,7 @@ def gather_3x3(maps: Sequence[Tensor | LazyConv], cell: Tensor) -> Tensor:
             rows = torch.where(rows >= end, rows - end + begin + len(unique_rows), rows)
             rows[in_map] = begin + position
         else:
-            tables.append(to_cells(m))
+            tables.append(to_cells(_as_tensor(m)))
         begin += len(tables[-1])
     return _gather(tables, rows, inside)
 

@@ -1,0 +1,78 @@
+"""RPN that computes its head at the sampled anchors only, and tries the best boxes first in NMS.
+
+Shape letters: N images, A anchors a cell, Ri anchors of level i, S sampled anchors an image, K boxes of one image.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fpn_ablate.model import boxes
+from fpn_ablate.model.heads.rpn import RPN
+from fpn_ablate.model.ops.onednn import linear
+from fpn_ablate.model.ops.sparse_conv import conv3x3_at, gather_3x3
+from fpn_ablate.model.precision import autocast_off, full_precision
+from fpn_ablate.structures.levels import Features
+
+
+class FastRPN(RPN):
+    """`RPN` that selects proposals of all images together."""
+
+    def select(
+        self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        # On a GPU all boxes at once: a second try would have to wait until the host knows how many the first one kept.
+        return self._select(levels, sizes, pre, topk, topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(levels))
+
+    def _select(
+        self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int, count: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Select as `RPN.select`.
+
+        NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
+        `count` of all levels together are tried first, then more for the images where NMS keeps too few.
+        """
+        best = []
+        for score, delta, anchor in levels:
+            top, idxs = score.topk(min(pre, count, score.shape[1]), dim=1)
+            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
+            best.append((boxes.clip(box, sizes), top))
+        total, lengths = sum(min(pre, len(anchor)) for *_, anchor in levels), [[len(top[0]) for _, top in best]] * len(sizes)
+        if count < total:
+            lowest = torch.cat([top for _, top in best], 1).topk(count).values[:, -1:]
+            lengths = torch.stack([(top >= lowest).sum(1) for _, top in best], 1).tolist()
+        kept = [
+            self.suppress([(b[i, :k], t[i, :k]) for (b, t), k in zip(best, lengths[i], strict=True)], topk)
+            for i in range(len(sizes))
+        ]
+        incomplete = [i for i, (_, score) in enumerate(kept) if len(score) < topk]
+        if incomplete and count < total:
+            fewest = max(min(len(kept[i][1]) for i in incomplete), 1)
+            more = count * topk // fewest + topk // 8 + 1
+            their_levels = [(score[incomplete], delta[incomplete], anchor) for score, delta, anchor in levels]
+            for i, best_of_more in zip(incomplete, self._select(their_levels, sizes[incomplete], pre, topk, more), strict=True):
+                kept[i] = best_of_more
+        return kept
+
+
+class SparseRPN(FastRPN):
+    """`RPN` with an `RPNHead` that is computed at the sampled anchors alone.
+
+    The losses read 256 of an image's many thousand anchors, and nothing else of the head's output has a gradient.
+    """
+
+    @property
+    def max_sampled_cells(self) -> int:
+        """Return how many cells of an image the losses read at most: the 3x3 around each sampled anchor."""
+        return 9 * self.config.samples
+
+    def predict_at(self, features: Features, idxs: Tensor) -> tuple[Tensor, Tensor]:
+        head, num_anchors = self.head, self.head.objectness.out_channels
+        cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
+        hidden = F.relu(conv3x3_at(gather_3x3(list(features.values()), cell), head.conv))
+        with autocast_off():
+            hidden = full_precision(hidden)
+            objectness = linear(hidden, head.objectness.weight.flatten(1), head.objectness.bias)
+            deltas = linear(hidden, head.deltas.weight.flatten(1), head.deltas.bias).view(-1, num_anchors, 4)
+        row = torch.arange(len(anchor), device=anchor.device)
+        return objectness[row, anchor].view_as(idxs), deltas[row, anchor].view(*idxs.shape, 4)
