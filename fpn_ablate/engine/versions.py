@@ -18,8 +18,8 @@ from fpn_ablate.utils.paths import PACKAGE
 
 # Each row runs these, and what they import. The RPN's module also holds a part, its built-in head.
 CORE = tuple(f"fpn_ablate.{module}" for module in ("engine.evaluate", "engine.procedures", "model.heads.rpn", "utils.seeding"))
-# Values are in the configuration, and parts count where they are used. Bookkeeping and summaries decide no figure.
-NOT_HASHED = ("config", "engine.versions", "model.parts", "model.summary", "store", "utils")
+# Values are in the configuration, and parts count where they are used. Bookkeeping, checks and summaries decide no figure.
+NOT_HASHED = ("config", "engine.versions", "model.contracts", "model.parts", "model.summary", "store", "utils")
 # Pre-training takes only a helper from the first, and builds none of the second.
 NOT_IN_PRETRAINING = ("engine.train", "model.heads")
 

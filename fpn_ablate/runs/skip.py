@@ -104,8 +104,7 @@ def request_digest(cfg: Config) -> str | None:
         return None
     config = cfg.model_dump(mode="json", exclude=set(INCIDENTAL) - set(_DECIDING))
     places = [str(Path(cfg.out).resolve()), str(Path.cwd()), str(Path.home())]  # paths may be relative
-    contents = {key: user_parts.content_digest(part) for key, part in cfg.user_parts.items()}
-    return digest([config, places, machine, _program(), contents])
+    return digest([config, places, machine, _program(), user_parts.describe(cfg.user_parts)])
 
 
 @lru_cache
