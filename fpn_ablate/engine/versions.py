@@ -16,8 +16,11 @@ from fpn_ablate.utils.hashing import digest, source_digest
 from fpn_ablate.utils.imports import closure, imports_of
 from fpn_ablate.utils.paths import PACKAGE
 
-# Each row runs these, and what they import. The RPN's module also holds a part, its built-in head.
-CORE = tuple(f"fpn_ablate.{module}" for module in ("engine.evaluate", "engine.procedures", "model.heads.rpn", "utils.seeding"))
+# Each row runs these, and what they import. The modules of heads hold built-in parts, and code that all rows use.
+CORE = tuple(
+    f"fpn_ablate.{module}"
+    for module in ("engine.evaluate", "engine.procedures", "model.heads.box_head", "model.heads.rpn", "utils.seeding")
+)
 # Values are in the configuration, and parts count where they are used. Bookkeeping, checks and summaries decide no figure.
 NOT_HASHED = ("config", "engine.versions", "model.contracts", "model.parts", "model.summary", "store", "utils")
 # Pre-training takes only a helper from the first, and builds none of the second.

@@ -9,6 +9,7 @@ from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
 from fpn_ablate.engine import versions
 from fpn_ablate.utils.hashing import digest
 
+
 def portable(cfg: Config) -> dict[str, Any]:
     """Return the configuration without paths, which differ between machines; digests identify the files' contents.
 

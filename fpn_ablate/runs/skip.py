@@ -1,8 +1,8 @@
 """Skip finished runs without importing torch or reading data and weights.
 
 Each start that ends with a finished run writes `skip.json` into the run's folder (`write_skip_entry`): a digest of the request
-(configuration, folders, machine, code, the user's parts) and a stamp of each file that was read. While none of them changes, the run is the same
-(`finished_record`). In any doubt the run is not skipped; `runs.run` then reads everything and decides.
+(configuration, folders, machine, code, user's parts) and a stamp of each file that was read. While none of them changes, the
+run is the same (`finished_record`). In any doubt the run is not skipped; `runs.run` then reads everything and decides.
 """
 
 import hashlib
