@@ -157,12 +157,13 @@ def test_the_code_of_a_users_part_is_part_of_the_request_and_a_doubt_where_it_ca
     assert skipped(user) is None and skipped(with_part(None)) is None
 
 
-def test_a_users_file_that_was_edited_during_the_run_gets_no_entry(entered, finished, tmp_path):
+def test_a_users_file_that_was_edited_during_the_run_gets_no_entry(entered, finished, tmp_path, monkeypatch):
     cfg, folder = entered
     (tmp_path / "necks.py").write_text("class PathAggregation: ...\n")
     part = UserPart.model_validate({"class": "necks.PathAggregation"}, context={"config_dir": tmp_path})
     (folder / "skip.json").unlink()
-    skip.write_skip_entry(cfg.model_copy(update={"neck": part}), finished[1], finished[2]["fingerprint"], time.time() - LATER)
+    monkeypatch.setattr(skip, "is_recent", lambda stamps, start: str(tmp_path / "necks.py") in stamps)
+    skip.write_skip_entry(cfg.model_copy(update={"neck": part}), finished[1], finished[2]["fingerprint"], time.time())
     assert not (folder / "skip.json").exists()
 
 
