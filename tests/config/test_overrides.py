@@ -42,6 +42,7 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
         ),
         (["task.trainin=joint"], "Did you mean task.training?"),
         (["head.samples=3"], "head.samples: there is no such key"),
+        (["neck.class=necks.Mine"], "neck.class=necks.Mine: say where its file lies, with --config-dir FOLDER"),
     ],
 )
 def test_a_key_that_does_not_exist_is_refused_with_the_nearest(arguments, message):
