@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from settings import ROWS, TINY
+from settings import JOINT, ROWS, TINY
 from user_folder import write
 from users_network import FILES
 
@@ -23,24 +23,19 @@ def records(table):
     return {r["row"]: r for r in (json.loads(file.read_text()) for file in Path("results/runs", table).rglob("record.json"))}
 
 
-@pytest.mark.parametrize(
-    ("row", "task", "key", "name"),
-    [
-        ("pan", "rpn", "neck", "necks.PathAggregation"),
-        ("five", "rpn", "backbone", "backbones.FiveConvolutions"),
-        ("two_conv", "rpn", "rpn.head", "heads.TwoConvolutions"),
-        ("four_conv", "fast_rcnn", "task.roi.head", "heads.FourConvolutions"),
-    ],
-)
-def test_a_part_of_the_users_makes_a_row_that_says_so(cli, mine, row, task, key, name):
-    code, out, err = cli("--config-dir", mine, *SHORT, f"ablation={row}", f"task={task}", "factors=[neck,backbone,rpn.head,task.roi.head]")
+def test_a_network_of_the_users_parts_runs_and_says_whose_they_are(cli, mine):
+    code, _, err = cli("--config-dir", mine, *SHORT, *JOINT, "ablation=everything")
     assert code == 0, err
-    record = records("table1_rpn" if task == "rpn" else "table2_fast_rcnn")[row]
-    assert record["status"] == "finished"
-    assert record["user_parts"][key]["class"] == name
-    assert f"{row}: the user's" in out.replace("\n", " ") and name in out
+    record = records("joint")["everything"]
+    classes = {
+        "backbone": "backbones.FiveConvolutions",
+        "neck": "necks.PathAggregation",
+        "rpn.head": "heads.TwoConvolutions",
+        "task.roi.head": "heads.FourConvolutions",
+    }
+    assert (record["status"], {key: part["class"] for key, part in record["user_parts"].items()}) == ("finished", classes)
     (table,) = Path("results/tables").glob("*.md")
-    assert name in table.read_text()
+    assert all(f"{name}" in table.read_text() for name in ("everything: the user's", *classes.values()))
 
 
 def facts(mine, *overrides):
@@ -51,7 +46,7 @@ def test_labels_of_a_row_are_asked_of_its_parts(mine):
     pan, fpn = facts(mine, "ablation=pan", "recipe=smoke"), facts(mine, "recipe=smoke")
     assert (pan.feature, pan.lateral, pan.top_down, pan.reach) == ("{Pk}", True, True, ["c2", "c3", "c4", "c5"])
     assert pan.anchors == fpn.anchors
-    assert facts(mine, "ablation=four_conv", "task=fast_rcnn", "recipe=smoke").head == "4conv"
+    assert facts(mine, "ablation=fourconv", "task=fast_rcnn", "recipe=smoke").head == "4conv"
     proposals = facts(mine, "task=fast_rcnn", "neck@task.proposals.neck=pan", "recipe=smoke").proposals
     assert proposals == "RPN {Pk}"
 
@@ -62,12 +57,15 @@ def test_a_neck_with_maps_that_are_rounded_down_is_refused(cli, mine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "table"), [("rpn", "table1_rpn"), ("fast_rcnn", "table2_fast_rcnn"), ("faster_rcnn", "table3_faster_rcnn")])
+@pytest.mark.parametrize(
+    ("task", "table"), [("rpn", "table1_rpn"), ("fast_rcnn", "table2_fast_rcnn"), ("faster_rcnn", "table3_faster_rcnn")]
+)
 def test_the_users_rows_stand_beside_the_papers(cli, mine, task, table):
-    heads = "two_conv" if task == "rpn" else "four_conv"
+    heads = "twoconv" if task == "rpn" else "fourconv"
     rows = ",".join([*ROWS, "pan", "five", heads])
-    arguments = ("-m", "recipe=smoke", "log.wandb=disabled", "out=results", f"ablation={rows}", f"task={task}")
-    code, out, err = cli("--config-dir", mine, *arguments, "factors=[neck,backbone,rpn.head,task.roi.head]")
+    factors = "factors=[neck,backbone,rpn.head,task.roi.head]"
+    arguments = ("-m", "recipe=smoke", "log.wandb=disabled", "out=results", factors, f"ablation={rows}", f"task={task}")
+    code, out, err = cli("--config-dir", mine, *arguments)
     assert code == 0, err
     assert {row: r["status"] for row, r in records(table).items()} == dict.fromkeys(rows.split(","), "finished")
     assert all(row in out for row in rows.split(","))

@@ -1,6 +1,6 @@
-"""A folder for --config-dir with a part of each kind: a PANet-like neck, five plain convolutions, a box head of four and an RPN head.
+"""A folder for --config-dir with a part of each kind: a PANet-like neck, a backbone of five convolutions, a head of each stage.
 
-`ablation=pan`, `five`, `four_conv`, `two_conv`.
+`ablation=pan`, `five`, `fourconv` and `twoconv` have one of them, `ablation=everything` all.
 """
 
 FILES = {
@@ -42,8 +42,8 @@ FILES = {
             def __init__(self, *, width: int = 4):
                 widths = [width, width, 2 * width, 4 * width, 8 * width]
                 convs = [nn.Conv2d(before, after, 3, 2, 1) for before, after in zip([3, *widths], widths)]
-                stages = {name: nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()) for name, conv in zip(STAGES, convs)}
-                super().__init__(stages, tuple(widths[1:]))
+                layers = [nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()) for conv in convs]
+                super().__init__(dict(zip(STAGES, layers)), tuple(widths[1:]))
     """,
     "heads.py": """
         from torch import nn
@@ -77,6 +77,12 @@ FILES = {
     "backbone/five.yaml": "class: backbones.FiveConvolutions\nweights: pretrain\nfreeze_at: 2\nfrozen_bn: true\n",
     "ablation/pan.yaml": "# @package _global_\ndefaults: [{override /neck: pan}]\n",
     "ablation/five.yaml": "# @package _global_\ndefaults: [{override /backbone: five}]\n",
-    "ablation/two_conv.yaml": "# @package _global_\nrpn: {head: {class: heads.TwoConvolutions}}\n",
-    "ablation/four_conv.yaml": "# @package _global_\ntask: {roi: {head: {class: heads.FourConvolutions, width: 8}}}\n",
+    "ablation/everything.yaml": """
+        # @package _global_
+        defaults: [{override /neck: pan}, {override /backbone: five}]
+        rpn: {head: {class: heads.TwoConvolutions}}
+        task: {roi: {head: {class: heads.FourConvolutions, width: 8}}}
+    """,
+    "ablation/twoconv.yaml": "# @package _global_\nrpn: {head: {class: heads.TwoConvolutions}}\n",
+    "ablation/fourconv.yaml": "# @package _global_\ntask: {roi: {head: {class: heads.FourConvolutions, width: 8}}}\n",
 }
