@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fpn_ablate.model.detectors.two_stage import STD
+from fpn_ablate.model.backbones.base import STD
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
