@@ -1,6 +1,7 @@
 """Make again what the page shows of finished runs beside their figures: `python -m fpn_ablate artifacts results/runs`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fpn_ablate.cli.each_run import update_runs
@@ -12,4 +13,4 @@ It works on any machine; activation maps take the device that the run was made o
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """Make the artifacts of each run below the given folders; 2 if a run cannot be read."""
-    return update_runs(arguments, "artifacts", ABOUT, remake_artifacts)
+    return update_runs(arguments, "artifacts", ABOUT, partial(remake_artifacts, config_dir=config_dir))

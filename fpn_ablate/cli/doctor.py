@@ -39,11 +39,11 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int:
     from fpn_ablate.config.composition import compose_rows
     from fpn_ablate.doctor.report import describe_data
-    from fpn_ablate.sweep.checks import check_backbone
+    from fpn_ablate.sweep.checks import check_parts
 
     rows = {cfg.row: cfg for cfg in compose_rows(options.what, config_dir)}
     for cfg in rows.values():
-        check_backbone(cfg.backbone)
+        check_parts(cfg)
     report = describe_data(rows)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     if options.json == "-":

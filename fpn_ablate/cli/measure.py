@@ -12,4 +12,4 @@ new figures go into the runs' records."""
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """Measure each run below the given folders; 2 if one cannot be measured here."""
-    return update_runs(arguments, "measure", ABOUT, Latencies().update)
+    return update_runs(arguments, "measure", ABOUT, Latencies(config_dir).update)

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     if options.count < 1 or not 0 <= options.threshold <= 1 or kind not in ("png", "pdf", "svg"):
         parser.error("--count is at least 1, --threshold from 0 to 1, and --out ends in .png, .pdf or .svg")
     with matplotlib.rc_context(STYLE):
-        sheet = draw([FinishedRun.load(folder, options.root) for folder in options.runs], options.count, options.threshold)
+        runs = [FinishedRun.load(folder, options.root, config_dir) for folder in options.runs]
+        sheet = draw(runs, options.count, options.threshold)
         write_atomically(options.out, lambda path: sheet.savefig(path, format=kind, dpi=200, facecolor="white"))
     print(f"written to {options.out}")
     return 0

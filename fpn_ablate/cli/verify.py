@@ -8,7 +8,7 @@ from pathlib import Path
 from fpn_ablate.cli.parser import command_parser
 from fpn_ablate.config.composition import compose_rows
 from fpn_ablate.config.schema import Config
-from fpn_ablate.sweep.checks import check_backbone
+from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
@@ -78,5 +78,5 @@ def _size(text: str) -> tuple[int, int]:
 def _checked_rows(options: argparse.Namespace, config_dir: Path | None) -> list[Config]:
     rows = compose_rows(options.overrides, config_dir)
     for cfg in rows:
-        check_backbone(cfg.backbone)
+        check_parts(cfg)
     return rows

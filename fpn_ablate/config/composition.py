@@ -12,7 +12,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fpn_ablate.config import timm_source
+from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.overrides import normalise
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
@@ -86,12 +86,18 @@ def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
     register()
     others = [o for o in overrides if not o.startswith("ablation=")]
+    named = [o for o in overrides if o.startswith("ablation=")]
     folders = [_quoted(source) for source in (f"file://{ROOT}", "timm://", f"file://{config_dir}")]  # as conf/config.yaml's
     path = [f"hydra.searchpath=[{','.join(folders)}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return [
-                cell_config(hydra_compose("config", [*others, *path, f"ablation={row}"]), {"ablation": row}, others)
+                cell_config(
+                    hydra_compose("config", [*others, *path, f"ablation={row}"]),
+                    {"ablation": row},
+                    [*named, *others],
+                    config_dir,
+                )
                 for row in rows
             ]
     except (CompactHydraException, yaml.YAMLError) as error:
@@ -105,15 +111,19 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """Validate what Hydra composed for a job, and name its row and its recipe.
+def cell_config(
+    composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str], config_dir: Path | None = None
+) -> Config:
+    """Validate what Hydra composed for a job, with the keys of the user's parts, and name its row and its recipe.
 
     A row is named after its file in conf/ablation and the factors that the overrides add to it, a recipe after all other
-    overrides: `fpn+upsample=bilinear`, `quick+steps=100`.
+    overrides: `fpn+upsample=bilinear`, `quick+steps=100`. If a neck of the user's is chosen and no row, the row is named after that
+    neck's file.
 
     Args:
         choices: the files that were chosen, by group.
         overrides: key=value, of the command line or of a sweep.
+        config_dir: the folder of the user's parts.
 
     Raises:
         UserError: a key or a value is wrong; every problem is listed.
@@ -134,7 +144,10 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     if not isinstance(name := values["recipe"].get("name"), str):
         raise UserError(f"recipe.name={name!r}: must be a text, after which tables are called")
     row, recipe = [str(choices["ablation"])], [name]
-    factors = declared_factors(values.get("factors"))
+    if "ablation" not in last_values and "neck" in last_values and "class" in (values.get("neck") or ()):
+        row = [last_values["neck"]]
+        pairs = [pair for pair in pairs if pair[0] != "neck"]
+    factors = declared_factors(values.get("factors"), config_dir)
     task = values["task"]
     if values.get("mode") == "evaluate":
         factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
@@ -151,7 +164,9 @@ def cell_config(composed: DictConfig, choices: dict[str, Any], overrides: Sequen
     values["table"] = values["table"] or TABLES.get(procedure, procedure)
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
-    return validate(values)
+    cfg = validate(values, config_dir)
+    user_parts.check_keys(cfg)
+    return cfg
 
 
 def _name_of_value(key: str, value: str) -> str:
@@ -164,15 +179,15 @@ def _name_of_value(key: str, value: str) -> str:
     return {"True": "true", "False": "false"}.get(name, name)  # Hydra writes the jobs of a sweep so
 
 
-def declared_factors(declared: Any) -> list[str]:
-    """Return the declared factors.
+def declared_factors(declared: Any, config_dir: Path | None = None) -> list[str]:
+    """Return the declared factors. With a `config_dir`, keys of a user's part may be among them.
 
     Raises:
         UserError: one is no key, or a key in which the rows of a table cannot differ.
     """
     factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
     for factor in factors:
-        if factor not in set(keys()):
+        if factor not in set(keys()) and not (config_dir and under(factor, user_parts.POSITIONAL)):
             raise UserError(f"factors: {unknown_key(factor)}")
         if factor.split(".")[0] not in _MODEL:
             raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")

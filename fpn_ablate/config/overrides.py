@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fpn_ablate.config.factors import under
 from fpn_ablate.config.schema import TASKS
+from fpn_ablate.config.user_parts import POSITIONAL
 from fpn_ablate.config.validation import keys, unknown_key
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
@@ -19,7 +21,8 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
     """Check the arguments of a run, and put them as Hydra reads them.
 
     Unknown keys are refused here: for a misspelt one Hydra would advise `+neck.topdown=true`, which it accepts and nothing
-    reads. `experiments=table1` is completed to the one file whose name begins so, and `-m` may stand anywhere.
+    reads. `experiments=table1` is completed to the one file whose name begins so, and `-m` may stand anywhere. With a
+    `config_dir`, keys of parts that may be the user's are checked after composition instead (`user_parts.check_keys`).
 
     Raises:
         UserError: a key does not exist, or does not go with the task; a group's file has no name; several of Hydra's modes.
@@ -38,12 +41,24 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
             raise UserError(f"{key}={nameless[0]}: give the name of a file in conf/{key}, as {_first_file(key)}")
         if key == "experiments":
             argument = f"+experiments={','.join(_experiment_file(name) for name in value.split(','))}"
+        elif config_dir and _is_of_part(key):
+            argument = add_if_missing(argument)
         elif key not in valid_keys and not key.startswith(("hydra.", "hydra/")):
             others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     # Hydra's parser reads no keys behind an option that stands among them.
     return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
+
+
+def add_if_missing(override: str) -> str:
+    """Let an override of a part's key also add the key, which the file of a user's part may omit: `++neck.depth=3`."""
+    return f"++{override}" if _is_of_part(override.partition("=")[0]) else override
+
+
+def _is_of_part(key: str) -> bool:
+    """Return True if a key, without `+` or `~` in front, lies in a part that can be the user's."""
+    return key not in POSITIONAL and under(key, POSITIONAL)
 
 
 def _refuse_several_modes(arguments: Sequence[str]) -> None:

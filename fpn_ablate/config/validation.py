@@ -3,25 +3,28 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.config.schema import Backbone, Config, TimmBackbone
+from fpn_ablate.config.schema import Backbone, Config, TimmBackbone, UserPart
 from fpn_ablate.utils.errors import UserError, short_repr
 
 
-def load_saved_config(path: Path) -> Config:
+def load_saved_config(path: Path, config_dir: Path | None = None) -> Config:
     """Read the config.yaml that a run has left.
+
+    Args:
+        config_dir: the folder that this command line names for classes of the user's. Without it none of them can be imported.
 
     Raises:
         UserError: it cannot be read, or is not a configuration of this version.
     """
     try:
-        return validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return validate(yaml.safe_load(path.read_text(encoding="utf-8")), config_dir)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
         problems = str(error).splitlines() or [type(error).__name__]
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -30,25 +33,36 @@ def load_saved_config(path: Path) -> Config:
         ) from None
 
 
-def validate(values: dict[str, Any]) -> Config:
-    """Validate a nested dictionary.
+def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:
+    """Validate a nested dictionary; the arguments of a user's classes are checked by `user_parts.check_keys`.
+
+    Args:
+        config_dir: the folder of the user's classes.
 
     Raises:
         UserError: it lists every problem, one a line.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context={"config_dir": config_dir.resolve() if config_dir else None})
     except ValidationError as error:
         raise UserError("\n".join(dict.fromkeys(_explain(problem) for problem in error.errors()))) from None
 
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", *_tags(Backbone), *_tags(TimmBackbone)}
+    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", "built-in", "user"}
+    tags |= {*_tags(Backbone), *_tags(TimmBackbone)}
     group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
     key = ".".join([*group, *(part for part in inner if part not in tags)])
     if problem["type"] == "extra_forbidden":
-        return unknown_key(key, next((part for part in inner if part in tags), None))
+        return unknown_key(key, next((part for part in inner if part in tags - {"built-in"}), None))
+    if problem["type"] == "string_pattern_mismatch" and key.endswith(".class"):
+        return f"{key}={short_repr(problem['input'])}: write FILE.CLASS, as necks.PathAggregation of the file necks.py"
+    return explain(key, problem)
+
+
+def explain(key: str, problem: Any) -> str:
+    """Put an error of pydantic into words."""
     if problem["type"] == "value_error":
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":
@@ -63,9 +77,15 @@ def unknown_key(key: str, variant: str | None = None) -> str:
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
+    where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
+    return no_such_key(where, parent, name, allowed)
+
+
+def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str]) -> str:
+    """Return the message that `parent` has no key `name`, with the keys that it has and the nearest of them."""
+    allowed = sorted(allowed)
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.75)
     hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
     return f"{where}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
 
 
@@ -75,12 +95,21 @@ def keys(model: type[BaseModel] = Config, prefix: str = "", variant: str | None 
         if model is Config and name == "row":
             continue  # a row is named after its file and the switches added to it
         yield prefix + name
-        options = [field.annotation]
-        if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
-            options = list(typing.get_args(field.annotation))
-        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        models = [option for option in _options(field.annotation) if not issubclass(option, UserPart)]
         for option in [m for m in models if len(models) > 1 and variant in _tags(m)] or models:
             yield from keys(option, f"{prefix}{name}.", variant)
+
+
+def _options(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models of a union, however it is nested."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from _options(typing.get_args(annotation)[0])
+    elif origin is typing.Union or isinstance(annotation, types.UnionType):
+        for option in typing.get_args(annotation):
+            yield from _options(option)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
 
 
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:

@@ -64,7 +64,8 @@ def prepare(cfg: Config) -> Inputs:
     if cfg.mode == "evaluate":
         with torch.device("meta"):
             model = build_detector(cfg, num_classes=len(splits[1].categories))
-        weights = read_evaluated(Path(cfg.weights), model, splits[1], inference_settings(cfg.model_dump(mode="json")))
+        settings = inference_settings(cfg.model_dump(mode="json"))
+        weights = read_evaluated(Path(cfg.weights), model, splits[1], settings, cfg.user_parts)
         return Inputs(device, *splits, None, None, *proposals, weights)
     pretrained = _pretrain(cfg, device) if cfg.backbone.weights == "pretrain" else None
     state = backbone_weights(cfg.backbone, pretrained.path if pretrained else None)

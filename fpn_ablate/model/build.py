@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
 from fpn_ablate.config import user_parts
-from fpn_ablate.config.schema import AnyBackbone, AnyNeck, Config, RoI, RPNConfig, UserPart
-from fpn_ablate.model import anchors
+from fpn_ablate.config.schema import AnyBackbone, AnyNeck, Config, RoI, RPNConfig, TimmBackbone, UserPart
+from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -18,6 +20,8 @@ from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
+# Configurations whose parts have been checked in this process.
+_checked: set[str] = set()
 # Heads of each task's network. With task.training=separate the RPN of Faster R-CNN is another network.
 HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 
@@ -65,6 +69,41 @@ def build_roi(roi: RoI, levels: Sequence[Level], num_classes: int, short_side: i
     return RoIHeads(pooler, box_head, num_classes, roi)
 
 
+def check(cfg: Config) -> None:
+    """Check the contracts of a row's parts that are not built-in: a user's, and a network of timm.
+
+    Raises:
+        UserError: a part cannot be built, or breaks its contract; it names the part's key.
+    """
+    parts, timm = cfg.user_parts, isinstance(cfg.backbone, TimmBackbone)
+    if not parts and not timm:
+        return
+    key = repr((cfg.backbone, cfg.neck, cfg.rpn, cfg.task, user_parts.describe(parts)))
+    if key in _checked:
+        return
+    where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
+    with torch.device("meta"):
+        backbone = build_backbone(cfg.backbone)
+        if timm or "backbone" in parts:
+            contracts.check_backbone(backbone, where.get("backbone", f"backbone={cfg.backbone.label}"))
+        sizes = len(cfg.rpn.anchor_sizes)
+        if "neck" in parts:
+            rpn = sizes if cfg.procedure != "fast_rcnn" else None
+            contracts.check_neck(build_neck(cfg.neck, backbone.levels), backbone.levels, where["neck"], rpn)
+        if "task.proposals.neck" in parts:
+            neck = build_neck(cfg.task.proposals.neck, backbone.levels)
+            contracts.check_neck(neck, backbone.levels, where["task.proposals.neck"], sizes)
+        levels = build_neck(cfg.neck, backbone.levels).levels
+        if "rpn.head" in parts:
+            rpn = build_rpn(cfg.rpn, levels, cfg.recipe.short_side)
+            per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
+            contracts.check_rpn_head(rpn.head, levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+        if "task.roi.head" in parts:
+            roi = build_roi(cfg.task.roi, levels, 1, cfg.recipe.short_side, (None, 0))
+            contracts.check_box_head(roi.box_head, roi.in_channels, roi.pooler.resolution, where["task.roi.head"])
+    _checked.add(key)
+
+
 def row_rpn(cfg: Config) -> RPNConfig:
     """Return the configuration of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
     if cfg.procedure == "joint":
@@ -83,8 +122,9 @@ def build_detector(
         short_side: of the images, in pixels; by default the recipe's.
 
     Raises:
-        UserError: conv5 is the head, and the backbone has only pooling there; or a user's part cannot be built.
+        UserError: as `check`; or conv5 is the head, and the backbone has only pooling there.
     """
+    check(cfg)
     heads = HEADS[cfg.task.name] if heads is None else heads
     short_side = short_side or cfg.recipe.short_side
     backbone = build_backbone(cfg.backbone)

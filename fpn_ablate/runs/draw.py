@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config, Shapes
 from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine.inputs import load_data, world
@@ -38,18 +39,24 @@ class FinishedRun:
     detections: DetectionSet
 
     @staticmethod
-    def load(folder: Path, root: str | None = None) -> "FinishedRun":
-        """Read a run; `root` replaces data.root.
+    def load(folder: Path, root: str | None = None, config_dir: Path | None = None) -> "FinishedRun":
+        """Read a run.
+
+        Args:
+            root: replaces data.root.
+            config_dir: the user's parts in it must be those that the run was made from. None of them is imported.
 
         Raises:
-            UserError: the run has no record or is not finished, or a file cannot be read.
+            UserError: the run has no record or is not finished, a file cannot be read, or a part has changed.
         """
         content = record.read(folder)
         if not content:
             raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
         if content.get("status") != "finished":
             raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
-        cfg = load_saved_config(folder / CONFIG)
+        cfg = load_saved_config(folder / CONFIG, config_dir)
+        if config_dir:
+            user_parts.refuse_changed(cfg.user_parts, content, folder)
         try:
             detections = DetectionSet.load(folder / DETECTIONS)
             if not len(detections.image_ids) == len(detections.scores) == len(detections.boxes.reshape(-1, 4)):

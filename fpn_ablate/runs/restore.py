@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources
 from fpn_ablate.config.validation import load_saved_config
@@ -20,8 +21,12 @@ from fpn_ablate.utils.paths import CONFIG
 LoadedSplits = dict[str, Splits]  # cache: several runs share a data set
 
 
-def load_finished(folder: Path, splits: LoadedSplits) -> tuple[Config, dict[str, Any], Splits]:
-    """Load configuration, record and data of a finished run in a folder below <out>/runs. `splits` caches data sets.
+def load_finished(folder: Path, splits: LoadedSplits, config_dir: Path | None = None) -> tuple[Config, dict[str, Any], Splits]:
+    """Load configuration, record and data of a finished run in a folder below <out>/runs.
+
+    Args:
+        splits: a cache of data sets.
+        config_dir: the folder of the user's parts. None of them is imported here.
 
     Raises:
         UserError: the run is not finished, or files that it needs are missing.
@@ -29,7 +34,7 @@ def load_finished(folder: Path, splits: LoadedSplits) -> tuple[Config, dict[str,
     content = record.read(folder) or {}
     if content.get("status") != "finished":
         raise UserError(f"{folder}: no finished run")
-    cfg = load_saved_config(folder / CONFIG)
+    cfg = load_saved_config(folder / CONFIG, config_dir)
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
     key = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
     if key not in splits:
@@ -37,13 +42,17 @@ def load_finished(folder: Path, splits: LoadedSplits) -> tuple[Config, dict[str,
     return cfg, content, splits[key]
 
 
-def restore(folder: Path, splits: LoadedSplits) -> tuple[procedures.Trained, Config, torch.device]:
-    """Load the network of a finished run, with its configuration and device.
+def restore(
+    folder: Path, splits: LoadedSplits, config_dir: Path | None = None
+) -> tuple[procedures.Trained, Config, torch.device]:
+    """Load the network of a finished run, with its configuration and device. The arguments are those of `load_finished`.
 
     Raises:
-        UserError: as `load_finished`, or the run was made on another device.
+        UserError: as `load_finished`; the run was made on another device; or it has a user's part whose files are not in
+            `config_dir` as they were.
     """
-    cfg, content, loaded = load_finished(folder, splits)
+    cfg, content, loaded = load_finished(folder, splits, config_dir)
+    user_parts.refuse_changed(cfg.user_parts, content, folder)
     device, made_on = pick_device(cfg.device), content["environment"]
     if environment.device_name(device) != made_on["device"]:
         raise UserError(

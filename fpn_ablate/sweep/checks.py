@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
-from fpn_ablate.config.schema import INCIDENTAL, AnyBackbone, Config, TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import unwritable
 
@@ -33,14 +33,17 @@ def check_writable(out: str) -> None:
         raise UserError(f"out={unwritable(Path(out), error)}, out=FOLDER") from None
 
 
-def check_backbone(backbone: AnyBackbone) -> None:
-    """Check that timm has a network, and that it has the maps of a pyramid.
+def check_parts(cfg: Config) -> None:
+    """Check the parts of a row that are not ours: a backbone of timm, and classes of the user's.
 
     Raises:
-        UserError: it does not.
+        UserError: timm has no such network, or a part does not do what is asked of it.
     """
-    if isinstance(backbone, TimmBackbone):
-        pass
+    if not (isinstance(cfg.backbone, TimmBackbone) or cfg.user_parts):
+        return
+    from fpn_ablate.model import build  # takes seconds, with torch and timm
+
+    build.check(cfg)
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

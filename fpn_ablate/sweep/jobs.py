@@ -22,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config
+from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
-from fpn_ablate.sweep.checks import as_hydra_error, check_backbone, check_writable
+from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable
 from fpn_ablate.sweep.publish import publish
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -44,8 +45,9 @@ def run_job(composed: DictConfig) -> None:
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
     with as_hydra_error(exit_on_error=single):
-        cfg = cell_config(composed, context.runtime.choices, context.overrides.task)
-        check_backbone(cfg.backbone)
+        config_dir = folder_of(context.runtime.config_sources)
+        cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
+        check_parts(cfg)
         check_writable(cfg.out)
         number = 0 if single else context.job.num
         try:

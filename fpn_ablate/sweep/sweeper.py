@@ -11,11 +11,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config, without_hydra
+from fpn_ablate.config.overrides import add_if_missing
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.checks import as_hydra_error, check_backbone, check_writable, reject_duplicate_rows
+from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
 from fpn_ablate.sweep.publish import mark_killed, publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
@@ -57,6 +59,11 @@ class TableSweeper(BasicSweeper):
             del os.environ[jobs.FOLDER_VARIABLE], os.environ[jobs.SWEEP_VARIABLE]
             publish(self.cells)
 
+    def _parse_config(self) -> list[str]:
+        """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
+        params = super()._parse_config()
+        return [add_if_missing(param) for param in params] if folder_of(self.config.hydra.runtime.config_sources) else params
+
     def is_done(self) -> bool:
         """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.
 
@@ -85,8 +92,10 @@ class TableSweeper(BasicSweeper):
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             context = composed.hydra
             with as_hydra_error():
-                cells.append(cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task))
-                check_backbone(cells[-1].backbone)
+                config_dir = folder_of(context.runtime.config_sources)
+                cfg = cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task, config_dir)
+                check_parts(cfg)
+            cells.append(cfg)
         reject_duplicate_rows(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells

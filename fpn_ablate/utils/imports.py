@@ -8,7 +8,7 @@ from pathlib import Path
 def closure(
     modules: Iterable[str], roots: Mapping[str, Path], skip: Callable[[str], bool] = lambda module: False
 ) -> dict[str, Path]:
-    """Return {module: file} of `modules` and of all that they import, lazy and type-only imports included.
+    """Return {module: file} of `modules` and all that they import, with their packages, lazy and type-only imports.
 
     Args:
         modules: dotted names.
@@ -25,7 +25,7 @@ def closure(
         file = _file_of(module, roots)
         if file and module not in files and not skip(module):
             files[module] = file
-            pending += imports_of(file, module)
+            pending += [*imports_of(file, module), module.rpartition(".")[0]]  # a module's package runs before it
     return files
 
 

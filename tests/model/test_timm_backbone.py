@@ -15,7 +15,7 @@ from fpn_ablate.model.backbones.timm import ChannelsLast, timm_backbone
 from fpn_ablate.model.detectors.two_stage import normalise
 from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d
 from fpn_ablate.structures.instances import Targets
-from fpn_ablate.sweep.checks import check_backbone
+from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.backbone import backbone_weights, load_backbone
 
@@ -224,7 +224,7 @@ def test_resnext_has_a_conv5_head_and_vgg_has_none(config):
 )
 def test_what_cannot_be_a_backbone_is_refused(config, model, message):
     with pytest.raises(UserError, match=f"backbone=timm/{model}: {message}"):
-        check_backbone(config(f"backbone=timm/{model}").backbone)
+        check_parts(config(f"backbone=timm/{model}"))
 
 
 def test_without_timm_the_extra_is_named(monkeypatch):

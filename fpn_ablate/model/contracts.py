@@ -1,0 +1,152 @@
+"""Check that a part keeps its promises: levels, strides, sizes of maps, channels, and a gradient for every parameter.
+
+Everything is checked on the meta device, which knows shapes alone. Built-in parts have tests instead.
+
+Shape letters: N images of H x W pixels, C channels, Ri anchors of level i, M RoIs, S x S bins.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpn_ablate.model.backbones.base import Backbone
+from fpn_ablate.model.heads.box_head import BoxHead
+from fpn_ablate.model.necks.base import Neck
+from fpn_ablate.structures.levels import Level
+from fpn_ablate.utils.errors import UserError, first_line
+
+# Height and width of images: multiples of 32, as batches are padded to. The coarsest maps have odd sides.
+PROBES = ((96, 160), (64, 224))
+
+
+def check_backbone(backbone: Any, where: str) -> None:
+    """Check the maps C2..C5 of a backbone.
+
+    Args:
+        where: the part's key and value, for messages.
+
+    Raises:
+        UserError: it says what is wrong.
+    """
+    _check_type(backbone, Backbone, where)
+    for height, width in PROBES:
+        image = f"an image of {height} x {width}"
+        features = _call(backbone, torch.empty(2, 3, height, width), where, image)
+        _check_maps(features, backbone.levels, (height, width), where, image)
+    _check_gradients(backbone, features.values(), where)
+
+
+def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: int | None = None) -> None:
+    """Check the levels of a neck on a backbone's levels.
+
+    Args:
+        anchor_sizes: how many sizes of anchors the RPN has; None without an RPN.
+
+    Raises:
+        UserError: as `check_backbone`.
+    """
+    _check_type(neck, Neck, where)
+    names = [level.name for level in in_levels]
+    if neck.deepest not in names:
+        raise UserError(f"{where}: deepest is {neck.deepest!r}; name the last map that it reads, one of {', '.join(names)}")
+    levels = getattr(neck, "levels", ())
+    if not levels or not all(isinstance(level, Level) for level in levels):
+        raise UserError(f"{where}: levels is {levels!r}; set it to a tuple of Level(name, channels), finest first")
+    strides, widths = [level.stride for level in levels], {level.channels for level in levels}
+    if strides != sorted(set(strides)) or len(widths) > 1:
+        raise UserError(f"{where}: levels are {_list(levels)}; they must go from fine to coarse, and all have one width")
+    if anchor_sizes is not None and len(levels) > max(anchor_sizes, 1):
+        raise UserError(f"{where}: it has {len(levels)} levels and rpn.anchor_sizes {anchor_sizes} sizes: give one a level")
+    read = in_levels[: names.index(neck.deepest) + 1]
+    for height, width in PROBES:
+        image = f"the maps of an image of {height} x {width}"
+        features = {level.name: torch.empty(2, level.channels, *_cells(level, (height, width))) for level in read}
+        maps = _call(neck, features, where, image)
+        _check_maps(maps, levels, (height, width), where, image)
+    _check_gradients(neck, maps.values(), where)
+
+
+def check_rpn_head(head: Any, levels: Sequence[Level], num_anchors: int, where: str) -> None:
+    """Check the objectness (N, Ri) and deltas (N, Ri, 4) of an RPN's head on the levels that have anchors.
+
+    Raises:
+        UserError: as `check_backbone`.
+    """
+    _check_type(head, nn.Module, where)
+    maps = {level.name: torch.empty(2, level.channels, *_cells(level, PROBES[0])) for level in levels}
+    output = _call(head, maps, where, "a neck's maps")
+    anchors = [x.shape[2] * x.shape[3] * num_anchors for x in maps.values()]
+    expected = [[(2, r) for r in anchors], [(2, r, 4) for r in anchors]]
+    shapes = [[tuple(x.shape) for x in part] for part in output] if isinstance(output, tuple) else type(output).__name__
+    if shapes != expected:
+        raise UserError(
+            f"{where}: returns {shapes} for levels of {', '.join(map(str, anchors))} anchors in 2 images; "
+            f"the lists (objectness, deltas) must have the shapes {expected}"
+        )
+    _check_gradients(head, [x for part in output for x in part], where)
+
+
+def check_box_head(head: Any, in_channels: int, resolution: int, where: str) -> None:
+    """Check that a box head maps pooled features (M, C, S, S) to (M, out_channels).
+
+    Raises:
+        UserError: as `check_backbone`.
+    """
+    _check_type(head, BoxHead, where)
+    if not isinstance(out_channels := getattr(head, "out_channels", None), int):
+        raise UserError(f"{where}: out_channels is {out_channels!r}; set it to the number of channels that it returns")
+    pooled = torch.empty(3, in_channels, resolution, resolution)
+    output = _call(head, pooled, where, f"pooled features {tuple(pooled.shape)}")
+    if not isinstance(output, Tensor) or tuple(output.shape) != (3, out_channels):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{where}: returns {shape} for pooled features {tuple(pooled.shape)}, and not {(3, out_channels)}")
+    _check_gradients(head, [output], where)
+
+
+def _check_type(part: Any, base: type, where: str) -> None:
+    if not isinstance(part, base):
+        raise UserError(f"{where}: is a {type(part).__name__}; derive the class from {base.__module__}.{base.__name__}")
+
+
+def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
+    try:
+        with torch.enable_grad():
+            return module(x)
+    except Exception as error:  # a part may raise anything
+        raise UserError(f"{where}: fails on {what}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where: str, image: str) -> None:
+    names = [level.name for level in levels]
+    if not isinstance(maps, dict) or list(maps) != names:
+        got = ", ".join(maps) if isinstance(maps, dict) else type(maps).__name__
+        raise UserError(f"{where}: returns {got}; it must return a dictionary of the maps {', '.join(names)}, in this order")
+    for level in levels:
+        expected, shape = (2, level.channels, *_cells(level, size)), tuple(maps[level.name].shape)
+        if shape != expected:
+            raise UserError(
+                f"{where}: {level.name} of {image} has shape {shape}, and must have {expected}: "
+                f"{level.channels} channels, and ceil(side / {level.stride}) cells"
+            )
+
+
+def _check_gradients(module: nn.Module, outputs: Iterable[Tensor], where: str) -> None:
+    """Check that each trainable parameter has a gradient; one without is built for nothing."""
+    if not any(p.requires_grad for p in module.parameters()):
+        return
+    torch.stack([x.sum() for x in outputs]).sum().backward()
+    idle = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        raise UserError(f"{where}: no output depends on {', '.join(idle[:3])}{more}: leave out what is not used")
+
+
+def _cells(level: Level, size: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(math.ceil(side / level.stride) for side in size)
+
+
+def _list(levels: Sequence[Level]) -> str:
+    return ", ".join(f"{level.name} ({level.channels} channels)" for level in levels)
