@@ -10,10 +10,10 @@ import pytest
 import torch
 from settings import JOINT, SHORT
 
+from fpn_ablate.config.sources import SOURCES, sources
 from fpn_ablate.engine import procedures
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
-from fpn_ablate.config.sources import SOURCES, sources
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS

@@ -173,9 +173,9 @@ def what_a_row_sees(cfg, pictures, monkeypatch):
     model, states = fresh(cfg), []
     images, losses = images_seen(model, monkeypatch), model.losses
 
-    def spy(batch, targets, generator, proposals):
-        states.append(generator.get_state())
-        return losses(batch, targets, generator, proposals)
+    def spy(batch, targets, generators, proposals):
+        states.append(generators("rpn").get_state())
+        return losses(batch, targets, generators, proposals)
 
     monkeypatch.setattr(model, "losses", spy)
     fit(model, cfg, pictures)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fpn_ablate.model import build, init
-from fpn_ablate.model.ops.sparse_conv import LazyConv, conv3x3_at, gather_3x3
+from fpn_ablate.model.ops.sparse_conv import LazyConv2d, LazyMap, conv3x3_at, gather_3x3
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.utils.seeding import torch_generator
 
@@ -46,13 +46,13 @@ def test_some_cells_in_any_order_and_twice():
 
 
 @pytest.mark.parametrize("lazy", [(0,), (1,), (0, 1), (0, 1, 2)])
-def test_deferred_maps_are_as_if_convolved_before(lazy):
+def test_lazy_maps_are_as_if_convolved_before(lazy):
     """Values and gradients of two convolutions one after the other, the first of them at the cells that the second reads."""
     conv, head, cell = smoothing(), smoothing(), torch.tensor([[70, 0, 83, 0], [62, 63, 82, 6]])
     results = []
     for is_lazy in (False, True):
         levels = [x.requires_grad_() for x in maps()]
-        made = [LazyConv(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
+        made = [LazyMap(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
         out = conv3x3_at(gather_3x3(made, cell), head)
         results.append((out, torch.autograd.grad(out.square().sum(), [*levels, *conv.parameters()])))
     torch.testing.assert_close(results[1], results[0])
