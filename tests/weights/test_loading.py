@@ -224,7 +224,9 @@ def test_a_detector_of_detectron2_computes_what_it_is_taken_from(ours, tmp_path,
     mean = 255 * torch.tensor(MEAN).flip(0)
     bgr = (images.flip(1) - mean[:, None, None]) / torch.tensor(std)[:, None, None]
     first = F.conv2d(bgr, written[f"{trunk}stem.conv1.weight"], stride=2, padding=3)
-    torch.testing.assert_close(first, source.backbone.stages["stem"][0](source.backbone.normalise(images, sizes)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        first, source.backbone.stages["stem"][0](source.backbone.normalise(images, sizes)), rtol=1e-4, atol=1e-5
+    )
     load(model, path, Options(pixel_std=std), notes.append)
     for name, value in source.state_dict().items():
         if name == "backbone.stages.stem.0.weight":
