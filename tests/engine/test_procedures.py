@@ -89,6 +89,14 @@ def test_every_task_gives_detections_and_their_figures(cell, task, row):
     assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_fast_modules_every_module_is_plain(cell, monkeypatch, fast):
+    models, train = [], procedures.train
+    monkeypatch.setattr(procedures, "train", lambda model, *rest, **named: models.append(model) or train(model, *rest, **named))
+    running.run(cell(*JOINT, f"recipe.fast={fast}".lower()))
+    assert any(type(m).__module__.startswith("fpn_ablate.model.ops") for m in models[0].modules()) == fast
+
+
 def test_separate_is_fast_rcnn_on_the_rows_own_proposals(cell):
     fast, separate = cell(FAST, "ablation=fpn"), cell(SEPARATE, "ablation=fpn")
     a, b = running.run(fast), running.run(separate)
