@@ -4,7 +4,7 @@ Shape letters: N images, C channels, H x W cells, S sampled cells an image, K ce
 over a map, and consecutively across levels where there are several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ def _as_tensor(x: Any) -> Any:
     return x.dense() if isinstance(x, LazyMap) else x
 
 
+def _dense_operator(name: str) -> Callable[..., Any]:
+    return lambda x, *others: getattr(x.dense(), name)(*map(_as_tensor, others))
+
+
+# Python looks up operators in the class, without `__getattr__`.
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "neg", "len"):
+    setattr(LazyMap, f"__{_name}__", _dense_operator(f"__{_name}__"))
+
+
 class LazyConv2d(Conv2d):
     """A 3x3 convolution that returns large maps as `LazyMap` in training, for losses that read few cells.
 
@@ -72,6 +81,12 @@ class LazyConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor | LazyMap:
         large = x.shape[2] * x.shape[3] >= LAZY_RATIO * self.max_cells
         return LazyMap(x, self) if large and self.training and torch.is_grad_enabled() else super().forward(x)
+
+
+def is_plain_3x3(conv: nn.Conv2d) -> bool:
+    """Return whether `conv3x3_at` computes what `conv` does: 3x3, stride 1, padded with one 0."""
+    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
