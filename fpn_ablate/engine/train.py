@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ def train(
         Stopped: a signal asked this process to stop; the checkpoint holds the step that was in progress.
     """
     optimizer = build_optimizer(model, recipe.optimizer)
-    sampling = torch_generator(seed, "sampling", device=device)
-    start = _resume(checkpoint, model, optimizer, sampling) if checkpoint else 0
+    start = _resume(checkpoint, model, optimizer) if checkpoint else 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     batches = training_batches(
         dataset,
@@ -88,7 +88,7 @@ def train(
         rate = base * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        losses, image_ids = _backward(model, islice(batches, recipe.accumulate), recipe, device, sampling)
+        losses, image_ids = _backward(model, islice(batches, recipe.accumulate), recipe, device, (seed, step))
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
@@ -104,26 +104,31 @@ def train(
         optimizer.step()
         if checkpoint and saved:
             signals.cancel_deadline()
-            _save(checkpoint, done, model, optimizer, sampling)
+            _save(checkpoint, done, model, optimizer)
         if stop or saved:  # `cancel_deadline` also cancelled the timer of a signal that came after `stop` was read
             signals.raise_if_stopped()
 
 
 def _backward(
-    model: Detector, parts: Iterable[Batch], recipe: Recipe, device: torch.device, sampling: torch.Generator
+    model: Detector, parts: Iterable[Batch], recipe: Recipe, device: torch.device, key: tuple[int, int]
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Accumulate the gradients of one update over the `parts` of its batch; return its losses and image ids.
 
     The losses of a part are means over its samples; the losses of the update are means over the parts, as on the paper's 8 GPUs
     with 2 images each. These equal the means over the whole batch if each image yields its full number of samples, as nearly
     always. Batch norm that is not frozen takes its statistics from one part.
+
+    Args:
+        key: seed and step. The samples of a part depend on them and on its number alone: a resumed training needs no state, and
+            whatever process computes a part draws the same.
     """
     losses: dict[str, Tensor] = {}
     image_ids = []
-    for batch in parts:
+    for number, batch in enumerate(parts):
         batch = batch.to(device)
+        generators = partial(torch_generator, *key, number, device=device)
         with autocast(recipe.bf16, device):
-            part_losses = model.losses(batch.images, batch_targets(batch), lambda what: sampling, batch_proposals(batch))
+            part_losses = model.losses(batch.images, batch_targets(batch), generators, batch_proposals(batch))
         shares = {name: loss / recipe.accumulate for name, loss in part_losses.items()}
         torch.stack(list(shares.values())).sum().backward()
         losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}
@@ -143,24 +148,18 @@ def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) ->
     return values
 
 
-def _save(path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "sampling": generator.get_state(),
-    }
+def _save(path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer) -> None:
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-    """Load a checkpoint and return its number of steps; 0 without one. Order and flips are functions of the step: no state."""
+def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint and return its number of steps; 0 without one. Randomness is a function of the step: no state."""
     if not path.exists():
         return 0
     state = read_checkpoint(path)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["sampling"])
     return state["step"]
 
 

@@ -169,30 +169,41 @@ def test_the_model_is_given_all_of_a_batch_crowds_included():
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):
-    """Images of all steps, and the state of the sampling generator at each."""
-    model, states = fresh(cfg), []
+    """Images of all steps, and the seeds of the generators that draw the RPN's and the second stage's samples in each part."""
+    model, seeds = fresh(cfg), []
     images, losses = images_seen(model, monkeypatch), model.losses
 
     def spy(batch, targets, generators, proposals):
-        states.append(generators("rpn").get_state())
+        seeds.append((generators("rpn").initial_seed(), generators("roi").initial_seed()))
         return losses(batch, targets, generators, proposals)
 
     monkeypatch.setattr(model, "losses", spy)
     fit(model, cfg, pictures)
-    return images, states
+    return images, seeds
 
 
 def test_rows_at_one_seed_see_the_same_images_in_the_same_order_with_the_same_flips(config, pictures, monkeypatch):
     short = (*SHORT, "recipe.steps=3")
     rows = {row: what_a_row_sees(config(f"ablation={row}", *short), pictures, monkeypatch) for row in ROWS}
     assert len({tuple(images) for images, _ in rows.values()}) == 1
-    assert all(torch.equal(states[0], rows["fpn"][1][0]) for _, states in rows.values())
-    # Rows with the same anchors draw the same random keys at every step.
-    for row in ("bottom_up", "no_lateral"):
-        assert all(torch.equal(a, b) for a, b in zip(rows[row][1], rows["fpn"][1], strict=True))
+    assert all(seeds == rows["fpn"][1] for _, seeds in rows.values())
     other = what_a_row_sees(config(*short, "seed=1"), pictures, monkeypatch)
     assert other[0] != rows["fpn"][0]
-    assert not torch.equal(other[1][0], rows["fpn"][1][0])
+    assert not set(other[1]) & set(rows["fpn"][1])
+
+
+def test_each_part_of_each_step_draws_samples_of_its_own(config, pictures, monkeypatch):
+    """Nothing but seed, step, part and purpose: so it cannot matter which process computes a part, or whether it is resumed."""
+    _, seeds = what_a_row_sees(config(*SHORT, "recipe.accumulate=2", "recipe.steps=3"), pictures, monkeypatch)
+    assert len(seeds) == 6
+    assert len({seed for pair in seeds for seed in pair}) == 12
+    _, whole = what_a_row_sees(config(*SHORT, "recipe.steps=3"), pictures, monkeypatch)
+    assert whole == seeds[::2]  # a whole batch is part 0
+
+
+def test_a_checkpoint_holds_no_generator(config, pictures, tmp_path):
+    trained(config(*SHORT), pictures, checkpoint=tmp_path / "checkpoint.pt")
+    assert training.read_checkpoint(tmp_path / "checkpoint.pt").keys() == {"step", "model", "optimizer"}
 
 
 @pytest.mark.parametrize("frozen_bn", ["true", "false"])

@@ -4,7 +4,7 @@ Shape letters: N images, C channels, H x W cells, S sampled cells an image, K ce
 over a map, and consecutively across levels where there are several.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ LAZY_RATIO = 1.25
 class LazyMap:
     """A map (N, C, H, W) with a 3x3 convolution over it that is computed at the cells that are read.
 
-    Whoever uses it as a tensor gets the whole convolution.
+    torch's functions, attributes and slices get the whole convolution.
     """
 
     def __init__(self, x: Tensor, conv: nn.Conv2d) -> None:
@@ -58,15 +58,6 @@ class LazyMap:
 
 def _as_tensor(x: Any) -> Any:
     return x.dense() if isinstance(x, LazyMap) else x
-
-
-def _dense_operator(name: str) -> Callable[..., Any]:
-    return lambda x, *others: getattr(x.dense(), name)(*map(_as_tensor, others))
-
-
-# Python looks up operators in the class, without `__getattr__`.
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "neg", "len"):
-    setattr(LazyMap, f"__{_name}__", _dense_operator(f"__{_name}__"))
 
 
 class LazyConv2d(Conv2d):
