@@ -1,7 +1,7 @@
 """Charts of the page and of the figures: one function a chart, which returns a Vega-Lite specification, or why there is none.
 
-A specification holds its points (fpn_ablate.report.formats.series); its parameters are `highlight`, a row, and `choice`.
-Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
+A specification holds its points (fpn_ablate.report.formats.series); its parameters are `highlight`, a row as
+r0, r1, ..., and `choice`. Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def charts(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STE
 
 def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     """Plot AR@100 against the size of the object."""
-    points = series.recall_by_size(table)
+    points = _numbered(series.recall_by_size(table), colours)
     if not points:
         return "Recall against object size: no record has it. python -m fpn_ablate artifacts RUNS adds it."
     first, last = min(point["side"] for point in points), max(point["side"] for point in points)
@@ -66,19 +66,19 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     note = (
         "Line: mean over seeds; band: from the lowest seed to the highest. Dotted: the bounds between small, medium and large."
     )
-    spec = _spec(points, layers, {"x": x, "color": _colour(points, colours)})
+    spec = _spec(points, layers, {"x": x, "color": _colour(colours)})
     return Chart("recall", "Recall against object size", note, spec, _ends(points, "side", "px", "AR@100 %"))
 
 
 def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STEPS) -> Chart | str:
     """Plot one loss at a time against the step."""
-    points = series.losses(table, steps)
+    points = _numbered(series.losses(table, steps), colours)
     if not points:
         return "Learning curves: the folders of the runs, with their metrics.jsonl, are not on this disk."
     choices = tuple(dict.fromkeys(point["loss"] for point in points))
     tips = [_tip("label", "row"), _tip("loss"), _tip("step"), _tip("mean", "loss", ".4f"), *_seeds(".4f")]
     x = _number("step", "step", axis={"grid": False, "tickCount": 6})
-    spec = _spec(points, _band("loss", tips, dots=4), {"x": x, "color": _colour(points, colours)}, "loss", choices[0])
+    spec = _spec(points, _band("loss", tips, dots=4), {"x": x, "color": _colour(colours)}, "loss", choices[0])
     note = "Line: mean over seeds; band: from the lowest seed to the highest."
     summary = _ends([point for point in points if point["loss"] == choices[0]], "step", "steps", choices[0])
     return Chart("curves", "Learning curves", note, spec, summary, choices, "loss")
@@ -86,32 +86,26 @@ def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STE
 
 def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
     """Plot each row's main metric against its cost."""
-    points = series.costs(table)
+    points = _numbered(series.costs(table), colours)
     if not points:
         return "Cost against accuracy: no record has both."
     choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), series.first_metric(table).title
-    tips = [
-        _tip("label", "row"),
-        _tip("value", "cost", ",.2f"),
-        _tip("mean", title, ".1f"),
-        *_interval(".1f"),
-        _tip("n", "seeds"),
-    ]
-    right = {align: {"expr": f"datum.right ? {a} : {b}"} for align, a, b in (("align", "'right'", "'left'"), ("dx", -7, 7))}
-    text = {"y": _y(f"{title} (%)"), "text": {"field": "short"}, "color": {"value": INK}}
+    tips = [_tip("label", "row"), _tip("value", "cost", ",.2f"), _tip("mean", title, ".1f"), *_interval(".1f")]
+    side = {"align": {"expr": "datum.right ? 'right' : 'left'"}, "dx": {"expr": "datum.right ? -7 : 7"}}
+    y = _y(f"{title} (%)")
+    text = {"y": y, "text": {"field": "short"}, "color": {"value": INK}}
     layers = [
         *_intervals(points, {"strokeWidth": 1.5}, "y"),
-        {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": _y(f"{title} (%)"), "tooltip": tips}},
-        {"mark": {"type": "text", **right, "dy": -9, "fontSize": 11, "limit": 170}, "encoding": text},
+        {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": y, "tooltip": [*tips, _tip("n", "seeds")]}},
+        {"mark": {"type": "text", **side, "dy": -9, "fontSize": 11, "limit": 170}, "encoding": text},
     ]
     x = _number("value", None, scale={"zero": False, "nice": True, "padding": 16}, axis={"grid": False, "tickCount": 6})
-    encoding = {"x": x, "color": _colour(points, colours), "opacity": _when_highlighted(1, 0.15)}
+    encoding = {"x": x, "color": _colour(colours), "opacity": _when_highlighted(1, 0.15)}
     note = f"Up is better, left is cheaper. {title} with its 95 % interval where there is one."
     first = [point for point in points if point["cost"] == choices[0]]
     summary = "; ".join(f"{p['label']}: {p['value']:g} {choices[0]}, {title} {p['mean']:.1f}" for p in first)
-    return Chart(
-        "costs", "Cost against accuracy", note, _spec(points, layers, encoding, "cost", choices[0]), summary, choices, "cost"
-    )
+    spec = _spec(points, layers, encoding, "cost", choices[0])
+    return Chart("costs", "Cost against accuracy", note, spec, summary, choices, "cost")
 
 
 def effects(table: Table) -> Chart | str:
@@ -126,31 +120,16 @@ def effects(table: Table) -> Chart | str:
     tips = [_tip("title", "claim"), _tip("metric"), _tip("contrast"), _tip("mean", "ours", "+.1f"), *_interval("+.1f")]
     tips += [_tip("published", "published", "+.1f"), _tip("noise", "noise floor", ".1f"), _tip("verdict"), _tip("n", "seeds")]
     shade = {"condition": {"test": "datum.within", "value": 0.45}, "value": 1}
-    text = {
-        "type": "text",
-        "align": "left",
-        "baseline": "middle",
-        "dx": 4,
-        "dy": -11,
-        "fontSize": 11.5,
-        "limit": {"expr": "width"},
-    }
+    text = {"type": "text", "align": "left", "baseline": "middle", "fontSize": 11.5, "limit": {"expr": "width"}}
+    text |= {"dx": 4, "dy": -11}
     line = {"x": {"value": 0}, "text": {"field": "line"}}
     below = {"yOffset": 9}  # of the line's text
     ours = {"type": "point", "filled": True, "fill": "var(--c0)", "size": 70}
-    hollow = {
-        "type": "point",
-        "shape": "diamond",
-        "size": 80,
-        "stroke": "var(--c1)",
-        "strokeWidth": 1.8,
-        "fill": None,
-        "opacity": 1,
-    }
-    zero = {"x": {"datum": 0}, "y": {"value": 0}, "y2": {"value": {"expr": "height"}}}
+    hollow = {"type": "point", "shape": "diamond", "size": 80, "stroke": "var(--c1)", "strokeWidth": 1.8, "fill": None}
+    zero = {"x": _number("zero"), "y": {"value": 0}, "y2": {"value": {"expr": "height"}}}
     mean = _number("mean", "difference (points)", axis={"tickCount": 7})
     layers = [
-        {"data": {"values": [{}]}, "mark": {"type": "rule", "stroke": MUTED}, "encoding": zero},
+        {"data": {"values": [{"zero": 0}]}, "mark": {"type": "rule", "stroke": MUTED}, "encoding": zero},
         {"mark": text | {"stroke": BACKGROUND, "strokeWidth": 5, "strokeJoin": "round"}, "encoding": line},
         {"mark": text | {"fill": INK}, "encoding": line | {"tooltip": tips}},
         *_intervals(points, {"stroke": "var(--c0)", "strokeWidth": 2, **below}, "x", {"opacity": shade}),
@@ -163,7 +142,7 @@ def effects(table: Table) -> Chart | str:
         layers.insert(0, {"transform": [_valid("noise"), *ends], "mark": mark, "encoding": band})
     if published:
         encoding = {"x": _number("published"), "tooltip": tips}
-        layers.append({"transform": [_valid("published")], "mark": hollow | below, "encoding": encoding})
+        layers.append({"transform": [_valid("published")], "mark": hollow | below | {"opacity": 1}, "encoding": encoding})
     spec = _spec(points, layers, {"y": {"field": "at", "type": "ordinal", "axis": None, "sort": None}})
     note = "Dot and line: ours with its 95 % interval."
     if published:
@@ -210,9 +189,14 @@ def _y(title: str) -> Spec:
     return _number("mean", title, scale={"zero": False, "nice": True}, axis={"tickCount": 6})
 
 
-def _colour(points: list[Point], colours: Mapping[str, int]) -> Spec:
-    rows = list(dict.fromkeys(point["row"] for point in points))
-    scale = {"domain": rows, "range": [f"var(--c{colours[row]})" for row in rows]}
+def _numbered(points: list[Point], colours: Mapping[str, int]) -> list[Point]:
+    """Replace the names of rows by r0, r1, ...: vega groups by them, and breaks on names such as `__proto__`."""
+    numbers = {row: f"r{number}" for number, row in enumerate(colours)}
+    return [point | {"row": numbers[point["row"]]} for point in points]
+
+
+def _colour(colours: Mapping[str, int]) -> Spec:
+    scale = {"domain": [f"r{row}" for row in range(len(colours))], "range": [f"var(--c{c})" for c in colours.values()]}
     return {"field": "row", "type": "nominal", "scale": scale, "legend": None}
 
 

@@ -37,33 +37,25 @@ def render(table: Table) -> dict[str, bytes]:
 def figure(table: Table, chart: charts.Chart) -> charts.Spec:
     """Return a chart's specification with a title, a legend and the watermark, and with all its choices beside each other."""
     width = PANEL if len(chart.choices) > 1 else WIDTH
-    panels = [_panel(table, chart, choice, width) for choice in chart.choices or ("",)]
+    panels = [_panel(table, chart, choice, width) for choice in chart.choices or (None,)]
     letters = int(width * len(panels) / 5.2)  # of a line: a long recipe name would be cut off at both ends
     names = f"{table.definition.table} · data {table.data} · recipe {table.recipe}"
     title = {"text": wrap(clean(names), letters), "subtitle": wrap(clean(chart.note), letters), "anchor": "start"}
-    config = charts.CONFIG | {
-        "font": FONT,
-        "background": "white",
-        "title": {"fontSize": 10, "fontWeight": "normal", "subtitleFontSize": 8},
-    }
+    title |= {"fontSize": 10, "fontWeight": "normal", "subtitleFontSize": 8}
+    config = charts.CONFIG | {"font": FONT, "background": "white"}
     whole = {"hconcat": panels, "resolve": {"scale": {"color": "shared"}}} if len(panels) > 1 else panels[0]
     return whole | {"title": title, "config": config, "params": [{"name": "highlight", "value": ""}]}
 
 
-def _panel(table: Table, chart: charts.Chart, choice: str, width: int) -> charts.Spec:
+def _panel(table: Table, chart: charts.Chart, choice: str | None, width: int) -> charts.Spec:
     spec = {key: value for key, value in chart.spec.items() if key not in ("params", "autosize", "config")} | {"width": width}
-    if choice:
-        spec |= {"transform": [{"filter": {"field": chart.choice_field, "equal": choice}}], "title": clean(choice)}
+    if choice is not None:
+        shown = [point for point in spec["data"]["values"] if point[chart.choice_field] == choice]
+        spec |= {"data": {"values": shown}, "transform": [], "title": clean(choice)}
     if "color" in spec["encoding"]:
-        labels = json.dumps({point["row"]: point["label"] for point in spec["data"]["values"]})
-        legend = {
-            "orient": "bottom",
-            "columns": 2,
-            "title": None,
-            "labelLimit": 0,
-            "symbolOpacity": 1,
-            "labelExpr": f"{labels}[datum.value]",
-        }
+        labels = {point["row"]: point["label"] for point in spec["data"]["values"]}
+        legend = {"orient": "bottom", "columns": 2, "title": None, "labelLimit": 0, "symbolOpacity": 1}
+        legend |= {"values": list(labels), "labelExpr": f"{json.dumps(labels)}[datum.value]"}
         spec["encoding"] = spec["encoding"] | {"color": spec["encoding"]["color"] | {"legend": legend}}
     if table.watermark:
         mark = {"type": "text", "text": table.watermark, "angle": -14, "fontSize": width / 14}
@@ -76,7 +68,7 @@ def _panel(table: Table, chart: charts.Chart, choice: str, width: int) -> charts
 def _in_light_theme(spec: charts.Spec) -> str:
     """Replace the CSS variables by the page's light colours."""
     light = dict(re.findall(r"--(\w+): light-dark\((#\w+),", source("page.css"))) | {"bg": "#ffffff"}
-    return re.sub(r"var\(--(\w+)\)", lambda match: light[match[1]], json.dumps(spec))
+    return re.sub(r"var\(--(\w+)\)", lambda match: light.get(match[1], match[0]), json.dumps(spec))
 
 
 def _sorted_lines(match: "re.Match[bytes]") -> bytes:

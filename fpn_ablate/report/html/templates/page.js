@@ -102,7 +102,7 @@ for (const details of all(".values")) {
     const place = details.querySelector(".scroll");
     if (!details.open || place.firstChild) return;
     const points = json(details.closest("figure").querySelector("script")).data.values;
-    const keys = Object.keys(points[0]).filter((key) => !["label", "at", "line", "short", "right"].includes(key));
+    const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "right"].includes(key));
     const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
     const body = points.map((point) => line("td", keys.map((key) => point[key])));
     place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...body)));
