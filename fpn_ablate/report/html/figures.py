@@ -19,7 +19,7 @@ FONT = "DejaVu Sans"  # ships with matplotlib: the same bytes on every machine
 def render(table: Table) -> dict[str, bytes]:
     """Return {"recall.svg": ..., "recall.pdf": ..., "effects.svg": ...}, without charts for which the table has no data.
 
-    Equal tables give equal bytes under one version of vl-convert.
+    Equal tables give equal bytes under one version of vl-convert (PDF: if DejaVu has all letters).
     """
     import vl_convert
 
@@ -41,8 +41,9 @@ def figure(table: Table, chart: charts.Chart) -> charts.Spec:
     letters = int(width * len(panels) / 5.2)  # of a line: a long recipe name would be cut off at both ends
     names = f"{table.definition.table} · data {table.data} · recipe {table.recipe}"
     title = {"text": wrap(clean(names), letters), "subtitle": wrap(clean(chart.note), letters), "anchor": "start"}
-    title |= {"fontSize": 10, "fontWeight": "normal", "subtitleFontSize": 8}
-    config = charts.CONFIG | {"font": FONT, "background": "white"}
+    title |= {"fontSize": 10, "subtitleFontSize": 8}
+    # One font alone: those of a PDF would be in a random order.
+    config = charts.CONFIG | {"font": FONT, "background": "white", "title": {"fontWeight": "normal"}}
     whole = {"hconcat": panels, "resolve": {"scale": {"color": "shared"}}} if len(panels) > 1 else panels[0]
     return whole | {"title": title, "config": config, "params": [{"name": "highlight", "value": ""}]}
 
