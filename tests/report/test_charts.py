@@ -87,7 +87,8 @@ def test_one_seed_has_no_interval(put, runs):
     put("fpn", 2)
     table = collate(load(runs))[0]
     assert {p["low"] for p in series.effects(table)} == {None}
-    assert "(" not in charts.effects(table).summary.rsplit(":", 1)[1]
+    rules = [layer for layer in charts.effects(table).spec["layer"] if layer["mark"]["type"] == "rule"]
+    assert len(rules) == 1, "the line at 0 alone"
 
 
 def test_specifications_compile_without_a_warning_and_have_the_pages_colours(drawn, capfd):

@@ -31,7 +31,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its Vega-Lite specification and its texts. `summary` is the text alternative.
+    """A chart: its Vega-Lite specification and its texts. The points are its text alternative.
 
     The reader sets the specification's parameter `choice` to one of `choices`: points are shown whose `choice_field` is that.
     """
@@ -40,7 +40,6 @@ class Chart:
     title: str
     note: str
     spec: Spec
-    summary: str
     choices: tuple[str, ...] = ()
     choice_field: str = ""
 
@@ -67,7 +66,7 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
         "Line: mean over seeds; band: from the lowest seed to the highest. Dotted: the bounds between small, medium and large."
     )
     spec = _spec(points, layers, {"x": x, "color": _colour(colours)})
-    return Chart("recall", "Recall against object size", note, spec, _ends(points, "side", "px", "AR@100 %"))
+    return Chart("recall", "Recall against object size", note, spec)
 
 
 def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STEPS) -> Chart | str:
@@ -80,8 +79,7 @@ def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STE
     x = _number("step", "step", axis={"grid": False, "tickCount": 6})
     spec = _spec(points, _band("loss", tips, dots=4), {"x": x, "color": _colour(colours)}, "loss", choices[0])
     note = "Line: mean over seeds; band: from the lowest seed to the highest."
-    summary = _ends([point for point in points if point["loss"] == choices[0]], "step", "steps", choices[0])
-    return Chart("curves", "Learning curves", note, spec, summary, choices, "loss")
+    return Chart("curves", "Learning curves", note, spec, choices, "loss")
 
 
 def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
@@ -102,10 +100,8 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
     x = _number("value", None, scale={"zero": False, "nice": True, "padding": 16}, axis={"grid": False, "tickCount": 6})
     encoding = {"x": x, "color": _colour(colours), "opacity": _when_highlighted(1, 0.15)}
     note = f"Up is better, left is cheaper. {title} with its 95 % interval where there is one."
-    first = [point for point in points if point["cost"] == choices[0]]
-    summary = "; ".join(f"{p['label']}: {p['value']:g} {choices[0]}, {title} {p['mean']:.1f}" for p in first)
     spec = _spec(points, layers, encoding, "cost", choices[0])
-    return Chart("costs", "Cost against accuracy", note, spec, summary, choices, "cost")
+    return Chart("costs", "Cost against accuracy", note, spec, choices, "cost")
 
 
 def effects(table: Table) -> Chart | str:
@@ -150,8 +146,7 @@ def effects(table: Table) -> Chart | str:
         note += f" Hollow diamond: published{other}."
     note += " Grey: differences between equal rows; pale: an effect within them." if noise else ""
     note += " ✓ supported, ✗ contradicted, ? inconclusive." if table.verdicts else ""
-    summary = "; ".join(map(_effect_words, points))
-    return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)}, summary)
+    return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)})
 
 
 def _spec(points: list[Point], layers: list[Spec], encoding: Spec, choice_field: str = "", choice: str = "") -> Spec:
@@ -219,18 +214,3 @@ def _interval(form: str) -> list[Spec]:
 
 def _seeds(form: str) -> list[Spec]:
     return [_tip("low", "lowest seed", form), _tip("high", "highest seed", form), _tip("n", "seeds")]
-
-
-def _effect_words(point: Point) -> str:
-    between = "" if point["low"] is None else f" ({point['low']:+.1f} to {point['high']:+.1f})"
-    return f"{point['line']}: {point['mean']:+.1f}{between}"
-
-
-def _ends(points: list[Point], along: str, unit: str, metric: str) -> str:
-    """Describe the first and last value of each row in words."""
-    parts = []
-    for name in dict.fromkeys(point["row"] for point in points):
-        line = sorted((point for point in points if point["row"] == name), key=lambda point: point[along])
-        ends = [f"{point['mean']:.3g} at {point[along]:.0f} {unit}" for point in (line[0], line[-1])]
-        parts.append(f"{line[0]['label']}: {' to '.join(ends)}")
-    return f"{metric}: {'; '.join(parts)}"
