@@ -9,8 +9,8 @@ import pandas as pd
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.table import Key, Table
-from fpn_ablate.report.formats import figures, plots, tables
-from fpn_ablate.report.html import live
+from fpn_ablate.report.formats import plots, tables
+from fpn_ablate.report.html import figures, live
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text, write_atomically

@@ -21,7 +21,7 @@ from fpn_ablate.utils.paths import PACKAGE, PICTURES, RECORD, SKIP
 MARKERS = ".written"  # below the folder of all runs
 MAX_MARKERS = 20
 # The packages that compute and draw.
-_PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "altair", "vl-convert-python", "jinja2", "rich")
+_PACKAGES = ("numpy", "pandas", "scipy", "matplotlib", "vl-convert-python", "jinja2", "rich")
 # Files in a run's folder that no table or page reads; they may be written after the sweep has ended.
 _IGNORED = ("wandb", SKIP, ".")
 

@@ -55,7 +55,7 @@ def test_sorting_filtering_and_themes(browser):
     """One browser for all: it takes a second to start."""
     press_sorts_the_table(browser)
     the_gallery_is_filtered(browser)
-    the_theme_is_switched(browser)
+    the_theme_is_the_systems(browser)
     a_legend_sets_a_row_off(browser)
     a_choice_redraws_a_chart(browser)
     figures_are_a_table(browser)
@@ -92,20 +92,22 @@ def the_gallery_is_filtered(browser):
     assert browser.run("document.querySelectorAll('.card .predicted').length") > 0
 
 
-def the_theme_is_switched(browser):
-    ground = "getComputedStyle(document.body).backgroundColor"
+def the_theme_is_the_systems(browser):
+    """Charts too: their colours are the page's variables."""
+    style = "getComputedStyle(element)"
+    elements = "[document.body, document.querySelector('.chart svg text')]"
+    colours = f"{elements}.map((element) => {style}.backgroundColor + {style}.fill)"
     seen = []
-    for _ in range(3):
-        seen.append((browser.run("themeButton.textContent"), browser.run(ground)))
-        browser.run("themeButton.click()")
-    assert [name for name, _ in seen] == ["Theme: system", "Theme: light", "Theme: dark"]
-    assert seen[0][1] == seen[1][1] != seen[2][1]
+    for scheme in ("light", "dark"):
+        browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        seen.append(browser.run(colours))
+    assert all(light != dark for light, dark in zip(*seen, strict=True))
 
 
 def a_legend_sets_a_row_off(browser):
-    browser.run("document.querySelector('.legend [data-row=fpn]').click()")
-    assert browser.run("figures[0].view.signal('highlight')") == "fpn"
-    browser.run("document.querySelector('.legend [data-row=fpn]').click()")
+    browser.run("document.querySelector('.legend [data-row=r2]').click()")
+    assert browser.run("figures[0].view.signal('highlight')") == "r2"
+    browser.run("document.querySelector('.legend [data-row=r2]').click()")
     assert browser.run("figures[0].view.signal('highlight')") == ""
 
 
@@ -133,10 +135,13 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         browser.open(made.with_name("live.html"))
         browser.wait("figures.every((figure) => figure.view)")
         browser.run("document.querySelector('details[id]').open = true; scrollTo({top: 500, behavior: 'instant'})")
+        browser.run("document.querySelector('.results thead button').click()")
+        names = first_rows(browser)
         browser.run("document.querySelector('[data-filter=b]').click(); window.before = true; void setTimeout(reload)")
         browser.wait("window.before === undefined && document.readyState === 'complete' && scrollY === 500")
         assert browser.run("document.querySelector('details[id]').open")
         assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
+        assert first_rows(browser) == names
         assert browser.problems == []
 
 

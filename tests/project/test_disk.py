@@ -21,7 +21,8 @@ from PIL import Image
 from settings import TINY
 
 from fpn_ablate.cli.main import main
-from fpn_ablate.report.formats import figures, plots
+from fpn_ablate.report.formats import plots
+from fpn_ablate.report.html import figures
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder

@@ -80,7 +80,7 @@ def loaded(code: str, *watched: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-HEAVY = ("torch", "torchvision", "wandb", "matplotlib", "scipy", "altair", "vl_convert", "jinja2", "PIL")
+HEAVY = ("torch", "torchvision", "wandb", "matplotlib", "scipy", "vl_convert", "jinja2", "PIL")
 CONFIGURATION = ("hydra", "omegaconf", "pydantic")
 
 

@@ -24,7 +24,7 @@ from fpn_ablate.config.overrides import normalise
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.formats import figures
+from fpn_ablate.report.html import figures
 from fpn_ablate.report.output import readme
 from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.paths import CONF

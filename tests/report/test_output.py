@@ -20,7 +20,7 @@ def test_writing_twice_and_from_the_ledger_gives_equal_bytes(filled, tmp_path):
     first = contents(tmp_path / "a")
     assert set(first) == {f"tables/{NAME}{kind}" for kind in (".md", ".csv", ".tex", "-claims.csv")} | {
         f"plots/{NAME}.png", f"plots/{NAME}.svg", "ledger.csv",
-    } | {f"figures/{NAME}-{name}.{kind}" for name in ("effects", "cost") for kind in ("svg", "pdf")}  # fmt: skip
+    } | {f"figures/{NAME}-{name}.{kind}" for name in ("effects", "costs") for kind in ("svg", "pdf")}  # fmt: skip
     write(filled, tmp_path / "a")
     assert contents(tmp_path / "a") == first
     write(tmp_path / "a" / "ledger.csv", tmp_path / "b")

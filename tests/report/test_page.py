@@ -200,7 +200,7 @@ def test_the_command_stands_on_the_page(put, runs):
     for seed in (2, 3):
         put("fpn", seed, environment={"device": "cpu", "command": "python -m fpn_ablate -m +experiments=table1 'a=b c'"})
     shown = text_of(rendered(runs))
-    assert "python -m fpn_ablate -m +experiments=table1 'a=b c' copy 2 runs" in shown
+    assert "python -m fpn_ablate -m +experiments=table1 'a=b c' 2 runs" in shown
 
 
 BIG = """

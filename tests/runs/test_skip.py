@@ -214,7 +214,7 @@ SECOND = """
 import sys
 from fpn_ablate.cli.main import main
 code = main(sys.stdin.read().split())
-print("code", code, "loaded", sorted({"torch", "torchvision", "matplotlib", "altair"} & set(sys.modules)))
+print("code", code, "loaded", sorted({"torch", "torchvision", "matplotlib", "vl_convert"} & set(sys.modules)))
 """
 
 

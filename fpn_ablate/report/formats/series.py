@@ -130,14 +130,14 @@ def costs(table: Table) -> list[Point]:
         for kind, (key, scale) in COSTS.items():
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
-                point = {"row": row.row, "label": row_name(row), "short": _letter(row), "kind": kind, "n": cell.n}
-                figures = {"cost": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
+                point = {"row": row.row, "label": row_name(row), "short": _letter(row), "cost": kind, "n": cell.n}
+                figures = {"value": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
                 points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     for kind in COSTS:
-        of_kind = [point for point in points if point["kind"] == kind]
-        middle = (min(p["cost"] for p in of_kind) + max(p["cost"] for p in of_kind)) / 2 if of_kind else 0.0
+        of_kind = [point for point in points if point["cost"] == kind]
+        middle = (min(p["value"] for p in of_kind) + max(p["value"] for p in of_kind)) / 2 if of_kind else 0.0
         for point in of_kind:
-            point["right"] = point["cost"] > middle
+            point["right"] = point["value"] > middle
     return points
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats.grid import CHECK, VERDICT_HEADER, Grid, Line
+from fpn_ablate.report.formats.grid import VERDICT_HEADER, Grid, Line
 
-UNITS = {"k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
 
 
@@ -24,11 +23,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """A row with the lines below it. `sort` has the value of each column by which the groups are sorted."""
+    """A row with the lines below it."""
 
     kind: str
     lines: list[tuple[Line, list[Part]]]
-    sort: list[Any]
     row: Row | None = None
 
 
@@ -42,8 +40,7 @@ def groups(table: Table, content: Grid) -> list[Group]:
             grouped[-1].lines.append((line, parts))
         else:
             row = next(rows) if line.kind == "ours" else None
-            sort = [line.label, *map(sort_value, (*line.facts, *line.metrics))]
-            grouped.append(Group(line.kind, [(line, parts)], sort, row))
+            grouped.append(Group(line.kind, [(line, parts)], row))
     return grouped
 
 
@@ -64,17 +61,6 @@ def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
         named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
         rows.append(named | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
     return rows
-
-
-def sort_value(text: str) -> float | str:
-    """Return a cell's leading number (47k is 47,000), or its text if it has none."""
-    if text == CHECK:
-        return 1.0
-    match = NUMBER.match(text)
-    if not match:
-        return text
-    unit = text[match.end() : match.end() + 1]
-    return float(match[0].replace("−", "-")) * UNITS.get(unit, 1.0)
 
 
 def _parts(line: Line) -> list[Part]:

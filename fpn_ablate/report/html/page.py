@@ -33,7 +33,7 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
     has_charts = any(section["charts"] for section in sections)
-    style, scripts = _source("page.css"), [*([_vega()] if has_charts else []), _source("page.js")]
+    style, scripts = source("page.css"), [*([_vega()] if has_charts else []), source("page.js")]
     return _environment().get_template("page.html.j2").render(
         title=_title(tables),
         sections=sections,
@@ -147,8 +147,8 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _source(file: str) -> str:
-    """Read one of our files that goes into the page unchanged."""
+def source(file: str) -> str:
+    """Read one of the page's own files, which goes into it unchanged."""
     return (TEMPLATES / file).read_text(encoding="utf-8")
 
 

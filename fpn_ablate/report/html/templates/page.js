@@ -9,36 +9,16 @@ const make = (tag, attributes = {}, ...children) => {
   element.append(...children);
   return element;
 };
-// Browsers may refuse storage to a page opened from a file.
-const stored = (store, key, value) => {
-  try {
-    if (value !== undefined) store().setItem(key, value);
-    return store().getItem(key);
-  } catch { return null; }
-};
-const local = () => window.localStorage, session = () => window.sessionStorage;
-
-// Theme: that of the system, light or dark.
-const themes = ["system", "light", "dark"], themeButton = document.getElementById("theme");
-function setTheme(name) {
-  if (name === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
-  themeButton.textContent = `Theme: ${name}`;
-  themeButton.setAttribute("aria-label", `Theme: ${name}; press for another`);
-  stored(local, "fpn-ablate-theme", name);
-}
-let theme = stored(local, "fpn-ablate-theme");
-setTheme(theme = themes.includes(theme) ? theme : "system");
-themeButton.addEventListener("click", () => setTheme((theme = themes[(themes.indexOf(theme) + 1) % 3])));
 
 // Tables: a header's button sorts descending, ascending, then restores the order. Cells without a number come last.
-function sortTable(table, column, direction) {
+function sortTable(table) {
+  const [column, direction] = (table.dataset.sorted ?? "0 none").split(" ");
   const bodies = table.bodies ??= [...table.tBodies];
-  all("thead th", table).forEach((th, k) => th.setAttribute("aria-sort", k === column ? direction : "none"));
+  all("thead th", table).forEach((th, k) => th.ariaSort = k === Number(column) ? direction : "none");
   const value = (body) => {
-    if (body.dataset.sort) return JSON.parse(body.dataset.sort)[column];
-    const text = body.rows[0].cells[column].textContent;
-    return text.trim() !== "" && isFinite(text) ? Number(text) : text;
+    const text = body.rows[0].cells[column]?.textContent.trim() ?? "";
+    const [, number, unit] = /^([+-]?\d+(?:\.\d+)?)([kM]?)(?= |$)/.exec(text) ?? [];
+    return number === undefined ? text : number * ({ k: 1e3, M: 1e6 }[unit] ?? 1);
   };
   const sign = direction === "ascending" ? 1 : -1;
   const compare = (a, b) => {
@@ -46,14 +26,14 @@ function sortTable(table, column, direction) {
     if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
     return typeof x === "number" ? sign * (x - y) : sign * x.localeCompare(y);
   };
-  const free = bodies.filter((body) => !("fixed" in body.dataset));
-  const sorted = direction === "none" ? free : [...free].sort(compare);
-  table.append(...sorted, ...bodies.filter((body) => "fixed" in body.dataset));
+  const [fixed, free] = [true, false].map((wanted) => bodies.filter((body) => "fixed" in body.dataset === wanted));
+  table.append(...(direction === "none" ? free : free.sort(compare)), ...fixed);
 }
 for (const table of all("table[data-sortable]")) {
   all("thead th", table).forEach((th, column) => th.querySelector("button").addEventListener("click", () => {
     const next = { none: "descending", descending: "ascending", ascending: "none" };
-    sortTable(table, column, next[th.getAttribute("aria-sort")]);
+    table.dataset.sorted = `${column} ${next[th.ariaSort]}`;
+    sortTable(table);
   }));
 }
 
@@ -101,8 +81,8 @@ for (const details of all(".values")) {
   details.addEventListener("toggle", () => {
     const place = details.querySelector(".scroll");
     if (!details.open || place.firstChild) return;
-    const { points } = json(details.closest("figure").querySelector("script")).datasets;
-    const keys = Object.keys(points[0]).filter((key) => !["at", "line", "short", "right"].includes(key));
+    const points = json(details.closest("figure").querySelector("script")).data.values;
+    const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "right"].includes(key));
     const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
     const body = points.map((point) => line("td", keys.map((key) => point[key])));
     place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...body)));
@@ -175,37 +155,25 @@ function gallery(root) {
 }
 all("[data-gallery]").forEach(gallery);
 
-for (const button of all("[data-copy]")) button.addEventListener("click", async () => {
-  const code = button.parentElement.querySelector("code");
-  try { await navigator.clipboard.writeText(code.textContent); button.textContent = "copied"; }
-  catch { getSelection().selectAllChildren(code); button.textContent = "selected"; }
-});
-
-// While a sweep is running the page reloads itself and restores its state.
-const state = JSON.parse(stored(session, "fpn-ablate-state") ?? "null");
-all("details").forEach((details, k) => { if (state?.open.includes(k)) details.open = true; });
-all("select").forEach((select, k) => { if (state?.selects[k] < select.options.length) select.selectedIndex = state.selects[k]; });
-all("[data-filter], [data-more]").forEach((button, k) => { if (state?.filters) button.setAttribute("aria-pressed", String(state.filters.includes(k))); });
-all(".legend button").forEach((button, k) => { if (state?.rows?.includes(k)) button.setAttribute("aria-pressed", "true"); });
-all("table[data-sortable]").forEach((table, k) => { if (state?.sorts?.[k]) sortTable(table, ...state.sorts[k]); });
+// While a sweep is running the page reloads itself and restores its state; browsers restore the place.
+const kept = [["details", "open"], ["select", "selectedIndex"], ["[aria-pressed]", "ariaPressed"]];
+const states = () => kept.map(([selector, property]) => all(selector).map((element) => element[property]));
+const sorted = all("table[data-sortable]");
+if (history.state) {
+  kept.forEach(([selector, property], n) => all(selector).forEach((element, k) => {
+    element[property] = history.state.kept[n][k] ?? element[property];
+    if (element.selectedIndex < 0) element.selectedIndex = 0;  // its options have become fewer
+  }));
+  sorted.forEach((table, k) => { table.dataset.sorted = history.state.sorted[k] ?? "0 none"; sortTable(table); });
+  history.replaceState(null, "");
+}
 all("[data-gallery]").forEach((root) => root.show());
-if (state) requestAnimationFrame(() => scrollTo({ top: state.scroll, behavior: "instant" }));
-stored(session, "fpn-ablate-state", "null");
-const seconds = Number(document.body.dataset.reload);
-const places = (items, test) => items.flatMap((item, k) => test(item) ? [k] : []);
 function reload() {
   if (document.activeElement?.tagName === "SELECT" || String(getSelection())) return void setTimeout(reload, 5000);
-  stored(session, "fpn-ablate-state", JSON.stringify({
-    scroll: scrollY,
-    open: places(all("details"), (details) => details.open),
-    selects: all("select").map((select) => select.selectedIndex),
-    filters: places(all("[data-filter], [data-more]"), pressed),
-    rows: places(all(".legend button"), pressed),
-    sorts: all("table[data-sortable]").map((table) => all("thead th", table)
-      .map((th, k) => [k, th.getAttribute("aria-sort")]).find(([, direction]) => direction !== "none") ?? null),
-  }));
+  history.replaceState({ kept: states(), sorted: sorted.map((table) => table.dataset.sorted) }, "");
   location.reload();
 }
+const seconds = Number(document.body.dataset.reload);
 if (seconds) setTimeout(reload, seconds * 1000);
 
 // Printing: open the details. The charts have been drawn in idle time.
