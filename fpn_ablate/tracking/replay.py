@@ -36,7 +36,7 @@ def _is_copied(folder: Path, mode: str) -> bool:
 def _copy_status(folder: Path) -> str:
     marker = read_json(folder / MARKER)
     if not marker.get("complete"):
-        return f"no complete copy"
+        return "no complete copy"
     if marker["mode"] == "online" or synced(folder / marker["folder"]):
         return f"on wandb as {marker['id']}"
     return f"offline copy; to send it: wandb sync {os.path.normpath(folder / marker['folder'])}"

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ CLOSE_TIMEOUT = 10.0  # seconds for the remaining work after the run is over
 # Nothing may prompt, capture output or measure the system. Settings that the installed version lacks are skipped.
 SETTINGS = {
     "silent": True,
+    "show_errors": False,
     "console": "off",
     "save_code": False,
     "disable_code": True,
@@ -56,6 +58,9 @@ class Wandb(Thread):
         try:
             # Not in the thread: a loader's worker that is forked during an import may wait for ever for the lock of a module.
             import wandb  # noqa: F401
+
+            logging.getLogger("wandb").propagate = False  # to the terminal, in the end
+            logging.raiseExceptions = False  # a traceback for each line that a full disk does not take
         except Exception as error:
             self.failure = _in_words(error)
         else:
@@ -65,7 +70,7 @@ class Wandb(Thread):
         self.lines.put((step, values))
 
     def close(self, exit_code: int = 0, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Wait for the copy; kill wandb's service if it takes longer, since Python, too, waits for the service when it exits."""
+        """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
         self.lines.put(None)
         if self.ident:
             self.join(timeout)
