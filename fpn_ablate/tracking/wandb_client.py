@@ -35,6 +35,7 @@ SETTINGS = {
     "x_disable_stats": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "init_timeout": 20.0,  # seconds without a network until the copy is an offline one
     "finish_timeout_raises": True,
 }
 
@@ -119,16 +120,20 @@ class Wandb(Thread):
 
         settings = wandb.Settings(**{key: value for key, value in SETTINGS.items() if key in wandb.Settings.model_fields})
         arguments = init_arguments(self.description) | {"dir": self.folder, "settings": settings}
-        _remove_unsent(self.folder, arguments["id"])
+
+        def start(**mode: str) -> Any:
+            _remove_unsent(self.folder, arguments["id"])
+            wandb.setup(settings)  # `init` alone would print, and prompt, whatever its settings say
+            return wandb.init(**arguments, **mode)
+
         if self.mode == "online":
             try:
-                return wandb.init(**arguments, mode="online", resume="allow")
+                return start(mode="online", resume="allow")
             except Exception as error:
                 self.mode = "offline"
                 self.note = f"wandb: not online ({_in_words(error)}); this is an offline copy, which `wandb sync` sends"
                 wandb.teardown()  # the service still owns the id
-                _remove_unsent(self.folder, arguments["id"])
-        return wandb.init(**arguments, mode="offline")
+        return start(mode="offline")
 
 
 def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:

@@ -160,6 +160,9 @@ class FakeWandb(types.ModuleType):
             raise self.fault
         return self
 
+    def setup(self, settings):
+        assert settings
+
     def log(self, values, step):
         self.lines.append((step, values))
 
