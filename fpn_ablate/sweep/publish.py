@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.engine import versions
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load, write_ledger
@@ -41,7 +42,7 @@ def start_progress(cells: Iterable[Config]) -> None:
                 for cfg in cells
                 if cfg.out == out
             ]
-            plan.write_plan(Path(out, "runs"), planned, identity.core_version())
+            plan.write_plan(Path(out, "runs"), planned, versions.core_version())
             if live.is_enabled():
                 live.start(Path(out), _experiments())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
@@ -52,7 +53,7 @@ def mark_killed(cfg: Config, error: str) -> None:
 
     def running_record() -> dict[str, Any] | None:
         content = record.read(folder) or {}
-        return content if (content.get("status"), content.get("code")) == ("running", identity.core_version()) else None
+        return content if (content.get("status"), content.get("code")) == ("running", versions.core_version()) else None
 
     with warn_instead(f"the record of {cfg.row} seed {cfg.seed} does not say that it was killed"):
         for folder in layout.run_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
@@ -142,7 +143,7 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
         cfg, run = pairs[0]
         finished = [run for _, run in pairs if run["status"] == "finished"]
         newest = max((str(run.get("finished")) for run in finished), default="")
-        return run.get("code") == identity.core_version(), _matches_request(cfg, run), len(finished), newest
+        return run.get("code") == versions.core_version(), _matches_request(cfg, run), len(finished), newest
 
     def best(settings: dict[str, list[_Pair]]) -> str:
         names = list(settings)  # a single one needs no ranking, for which the code is hashed

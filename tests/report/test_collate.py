@@ -7,11 +7,11 @@ import pytest
 import yaml
 from settings import ROWS
 
+from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.collate.table import file_name
 from fpn_ablate.report.output import write
-from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
@@ -96,6 +96,19 @@ def test_code_version_is_named_where_nothing_else_differs(runs, put):
     put("c4", setting="other", environment={"commit": "fffffff", "device": "cpu"})
     (text,) = footer_of(only_table(runs), "left out")
     assert "environment.commit fffffff, here abc1234" in text and "neck" not in text
+
+
+def test_the_users_parts_are_named_by_row(runs, put):
+    put("pan", 0, user_parts={"neck": {"class": "necks.PathAggregation", "content": "1"}})
+    put("pan", 1, user_parts={"neck": {"class": "necks.PathAggregation", "content": "1"}})
+    put(
+        "wide",
+        0,
+        user_parts={"rpn.head": {"class": "heads.Wide", "content": "2"}, "backbone": {"class": "b.C", "content": "3"}},
+    )
+    put("fpn", 0)
+    (text,) = footer_of(only_table(runs), "user's parts")
+    assert text == ("pan: the user's neck necks.PathAggregation; wide: the user's backbone b.C, the user's RPN head heads.Wide")
 
 
 def test_tables_are_apart_by_table_recipe_and_data(runs, put):
