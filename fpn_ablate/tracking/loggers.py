@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -21,6 +22,15 @@ class Logger(Protocol):
     def close(self, exit_code: int = 0) -> None: ...
 
 
+def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield (step, values) of each line that `JsonLines` has written to a file, which may be missing or cut off."""
+    with suppress(FileNotFoundError), path.open(errors="replace") as file:
+        for line in file:
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                values = json.loads(line)
+                yield values.pop("step"), values
+
+
 class JsonLines:
     """Append-only file of metrics with one line a step.
 
@@ -29,15 +39,11 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, resume_from: int = 0) -> None:
-        lines = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    values = json.loads(line)
-                    if values["step"] <= resume_from and RATE in values:
-                        lines.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut off by a kill
+        lines = [
+            json.dumps({"step": step, **values}) + "\n"
+            for step, values in read_metrics(path)
+            if step <= resume_from and RATE in values
+        ]
         save_text(path, "".join(lines))
         self._file = path.open("a")
 

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from fpn_ablate.tracking.wandb_client import LOG, Wandb
-from fpn_ablate.tracking.wandb_process import FINISH_TIMEOUT, MARKER, read_json, synced
+from fpn_ablate.tracking.wandb_client import MARKER, Wandb, read_json, synced
 from fpn_ablate.utils.paths import RECORD
+
+TIMEOUT = 120.0  # seconds for a run: nothing waits for it
 
 
 def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
@@ -22,10 +23,7 @@ def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
     if record.get("status") != "finished":
         return f"skipped: not finished ({record.get('status', 'no record')})", True
     if force or not _is_copied(folder, mode):
-        (folder / MARKER).unlink(missing_ok=True)
-        copy = Wandb(record, folder, mode)
-        copy.close_timeout = FINISH_TIMEOUT + 5
-        copy.close()
+        Wandb(record, folder, mode).close(timeout=TIMEOUT)
     return _copy_status(folder), _is_copied(folder, mode)
 
 
@@ -38,7 +36,7 @@ def _is_copied(folder: Path, mode: str) -> bool:
 def _copy_status(folder: Path) -> str:
     marker = read_json(folder / MARKER)
     if not marker.get("complete"):
-        return f"no complete copy; see {folder / LOG}"
+        return "no complete copy"
     if marker["mode"] == "online" or synced(folder / marker["folder"]):
         return f"on wandb as {marker['id']}"
     return f"offline copy; to send it: wandb sync {os.path.normpath(folder / marker['folder'])}"

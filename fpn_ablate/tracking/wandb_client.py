@@ -1,88 +1,139 @@
-"""Start the process that copies a run to Weights & Biases, and wait for it briefly when the run ends."""
+"""Copy a run to Weights & Biases. A copy that fails, hangs or is killed costs a run one line of output and CLOSE_TIMEOUT."""
 
 import functools
+import hashlib
 import importlib.util
 import json
+import logging
 import os
-import subprocess
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
-from fpn_ablate.tracking.wandb_process import DESCRIPTION_KEYS, FAILED, NOTE
+from fpn_ablate.tracking.loggers import read_metrics
+from fpn_ablate.tracking.wandb_media import images_with_boxes
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.paths import PACKAGE
+from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.paths import METRICS, RECORD
 
-LOG = "wandb.log"  # output of the copying process, in the run's folder
+MARKER = "wandb.json"  # in the folder of a run: where its complete copy is
+CONFIG_KEYS = ("fingerprint", "data", "generated", "code", "environment")  # added to wandb's configuration, for its search
+CLOSE_TIMEOUT = 10.0  # seconds for the remaining work after the run is over
+# Nothing may prompt, capture output or measure the system. Settings that the installed version lacks are skipped.
+SETTINGS = {
+    "silent": True,
+    "show_errors": False,
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "init_timeout": 20.0,  # seconds without a network until the copy is an offline one
+    "finish_timeout_raises": True,
+}
 
 
-class Wandb:
-    """A logger whose copy on wandb is made from the run's files by another process.
-
-    The run waits for it only when it ends, for `close_timeout`. A copy that fails, hangs or is killed costs one line of output.
-    """
-
-    close_timeout = 5.0  # seconds
+class Wandb(Thread):
+    """A logger that hands each line to a thread of its own, since any call of wandb may block or raise."""
 
     def __init__(self, description: dict[str, Any], folder: Path, mode: str) -> None:
-        self.folder, self._child = folder, None
-        try:
-            self._child = self._start(json.dumps({key: description.get(key) for key in DESCRIPTION_KEYS}).encode(), mode)
-        except (OSError, ValueError, TypeError) as error:
-            self._warn(str(error))
+        """Begin a copy with what the run's file of metrics holds already.
 
-    def _start(self, description: bytes, mode: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "fpn_ablate.tracking.wandb_process", str(self.folder), mode]
-        # The child finds the same package, whatever its working directory.
-        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        with (self.folder / LOG).open("w") as log:
-            child = subprocess.Popen(
-                command,
-                bufsize=0,
-                env=variables,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C and a closed terminal must not reach it, nor may it prompt there
-            )
-        child.stdin.write(description + b"\n")
-        return child
+        Args:
+            description: `Run.describe`, or the record of a finished run.
+            mode: "online" or "offline".
+        """
+        super().__init__(name="wandb", daemon=True)
+        self.description, self.folder, self.mode = description, folder.resolve(), mode
+        self.failure = self.note = ""
+        self.lines: SimpleQueue[tuple[int, dict[str, float]] | None] = SimpleQueue()
+        for line in read_metrics(folder / METRICS):
+            self.lines.put(line)
+        try:
+            # Not in the thread: a loader's worker that is forked during an import may wait for ever for the lock of a module.
+            import wandb  # noqa: F401
+
+            logging.getLogger("wandb").propagate = False  # to the terminal, in the end
+            logging.raiseExceptions = False  # a traceback for each line that a full disk does not take
+        except Exception as error:
+            self.failure = _in_words(error)
+        else:
+            self.start()
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Do nothing: the other process reads what JsonLines writes."""
+        self.lines.put((step, values))
 
-    def close(self, exit_code: int = 0) -> None:
-        if self._child is None:
-            return
-        with suppress(OSError):  # it has exited already
-            self._child.stdin.write(b"over\n")
-            self._child.stdin.close()
+    def close(self, exit_code: int = 0, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
+        self.lines.put(None)
+        if self.ident:
+            self.join(timeout)
+        if self.is_alive():
+            _kill_service()
+            self.join(1.0)
+            self.failure = f"not done {timeout:.0f} s after the end of the run"
+        if self.failure:
+            retry = f"retry with: python -m fpn_ablate replay {self.folder}"
+            log_once(f"warning: no wandb copy ({self.failure}); the run's own files are complete; {retry}")
+        elif self.note:
+            log_once(self.note)
+
+    def run(self) -> None:
+        """Copy the run; the thread's function."""
+        import wandb
+
         try:
-            exit_status = self._child.wait(self.close_timeout)
-        except subprocess.TimeoutExpired:
-            log_once(
-                f"the wandb copy takes longer and continues in the background; {LOG} in the run's folder will show the result"
-            )
-            return
-        messages = self._messages()
-        if exit_status:
-            self._warn(messages.get(FAILED, f"its process ended with {exit_status}"))
-        elif NOTE in messages:
-            log_once(f"wandb: {messages[NOTE]}")
+            self._copy()
+        except BaseException as error:
+            self.failure = _in_words(error)
+            with suppress(BaseException):
+                wandb.teardown()  # the next run starts a new service
 
-    def _messages(self) -> dict[str, str]:
-        """Read the last note and the last failure from the log."""
-        try:
-            lines = (self.folder / LOG).read_text(errors="replace").splitlines()
-        except OSError:
-            return {}
-        return {kind: line.removeprefix(kind) for line in lines for kind in (NOTE, FAILED) if line.startswith(kind)}
+    def _copy(self) -> None:
+        (self.folder / MARKER).unlink(missing_ok=True)
+        run = self._open()
+        last = 0
+        for step, values in iter(self.lines.get, None):
+            if step >= max(run.starting_step, last):  # wandb may have lines of an earlier start already
+                run.log(values, step=step)
+            last = max(step, last)
+        record = read_json(self.folder / RECORD)
+        _send_result(run, self.folder, record, last)
+        finished = record.get("status") == "finished"
+        run.finish(exit_code=0 if finished else 1)
+        if finished:
+            place = os.path.relpath(Path(run.dir).parent, self.folder)
+            marker = {"id": run.id, "mode": self.mode, "folder": place, "complete": True}
+            save_text(self.folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
-    def _warn(self, reason: str) -> None:
-        retry = f"retry with: python -m fpn_ablate replay {self.folder}"
-        log_once(f"warning: no wandb copy ({reason}); the run's own files are complete; {retry}")
+    def _open(self) -> Any:
+        """Open a wandb run, offline also if online is not possible."""
+        (self.folder / "wandb").mkdir(exist_ok=True)  # without it wandb would write to a temporary folder
+        import wandb
+
+        settings = wandb.Settings(**{key: value for key, value in SETTINGS.items() if key in wandb.Settings.model_fields})
+        arguments = init_arguments(self.description) | {"dir": self.folder, "settings": settings}
+
+        def start(**mode: str) -> Any:
+            _remove_unsent(self.folder, arguments["id"])
+            wandb.setup(settings)  # `init` alone would print, and prompt, whatever its settings say
+            return wandb.init(**arguments, **mode)
+
+        if self.mode == "online":
+            try:
+                return start(mode="online", resume="allow")
+            except Exception as error:
+                self.mode = "offline"
+                self.note = f"wandb: not online ({_in_words(error)}); this is an offline copy, which `wandb sync` sends"
+                wandb.teardown()  # the service still owns the id
+        return start(mode="offline")
 
 
 def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
@@ -93,6 +144,77 @@ def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[
         log_once("no wandb copy: wandb is not installed (pip install wandb, or log.wandb=disabled)")
         return []
     return [Wandb(description, folder, mode)]
+
+
+def run_id(description: dict[str, Any]) -> str:
+    """Return an id of a run in its table: the same run may be in several tables, each of which is a wandb group."""
+    place = json.dumps([description[key] for key in ("table", "recipe", "row")])
+    return f"{description['fingerprint']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+def init_arguments(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's names for wandb.init, within its limits: 64 characters for a tag and a job type, 128 for the others."""
+    tags = [run["task"], run["recipe"], run["data"], *(["generated data"] if run.get("generated") else [])]
+    return {
+        "project": run["config"].get("log", {}).get("project", "fpn_ablate")[:128],
+        "id": run_id(run),
+        # wandb averages over a group, so a group has one data set and one recipe.
+        "group": " ".join((run["table"], run["data"], run["recipe"]))[:128],
+        "job_type": run["row"][:64],
+        "name": f"{run['row'][:100]}-seed{run['seed']}",
+        "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),
+        "config": run["config"] | {key: run.get(key) for key in CONFIG_KEYS},
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if the file is missing or unreadable."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def synced(copy: Path) -> bool:
+    """Return whether `wandb sync` has sent an offline copy."""
+    return any(copy.glob("*.wandb.synced"))
+
+
+def _remove_unsent(folder: Path, identifier: str) -> None:
+    """Remove older copies of this run that were not sent: the new one is complete, and both would be sent."""
+    for old in (folder / "wandb").glob(f"*run-*-{identifier}"):
+        if not synced(old):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _send_result(run: Any, folder: Path, record: dict[str, Any], step: int) -> None:
+    """Send the metrics as summary, and the pictures in the run's folder."""
+    import wandb
+
+    media: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in sorted(folder.iterdir()) if _is_picture(path)}
+    if images := images_with_boxes(folder, record):
+        media["detections"] = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
+    if media:
+        run.log(media, step=max(step, run.starting_step))
+    values = record.get("metrics", {}) | {f"cost/{name}": value for name, value in record.get("cost", {}).items()}
+    summary = {name: value for name, value in values.items() if value is not None}
+    run.summary.update({**summary, "status": record.get("status"), "error": record.get("error")})
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix in (".png", ".jpg") and not path.name.startswith(".")
+
+
+def _kill_service() -> None:
+    import wandb
+
+    with suppress(Exception):  # wandb has no public way to it
+        wandb.setup()._connection._proc._process.kill()
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @functools.cache

@@ -44,7 +44,7 @@ TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILI
 
 def run(out: Path, **changes: str | None) -> tuple[int, str]:
     """Run the sweep and return its exit code and output; `changes` to the environment, None removes a variable."""
-    # wandb's copy and the live page are other processes. tests/tracking/test_wandb.py fills the disk of the copy.
+    # wandb's service and the live page are other processes. tests/tracking/test_wandb.py fills the disk of the copy.
     merged = os.environ | {"WANDB_MODE": "disabled", live.SWITCH: "off"} | changes
     variables = {name: value for name, value in merged.items() if value is not None}
     command = [sys.executable, "-m", "fpn_ablate", *ARGUMENTS, f"out={out}"]

@@ -94,7 +94,6 @@ def steps(count: int, out: Path) -> dict:
     running.Run.log = log
     (file,) = out.rglob(RECORD)
     record, folder = json.loads(file.read_text()), file.parent
-    time.sleep(3)  # the copy for wandb ends a moment after the run
     sizes = {
         "metrics.jsonl": (folder / METRICS).stat().st_size,
         "wandb, offline": sum(file.stat().st_size for file in (folder / "wandb").rglob("*") if file.is_file()),

@@ -106,7 +106,7 @@ def test_a_light_module_loads_nothing_heavy(module: str) -> None:
 
 
 def test_every_module_can_be_imported_without_timm_and_wandb() -> None:
-    """timm is an extra, and wandb's process alone needs wandb: both are imported when they are asked for."""
+    """timm is an extra and wandb takes a second to load: both are imported when they are asked for."""
     code = (
         "import pkgutil, importlib, fpn_ablate\n"
         "sys.modules['timm'] = sys.modules['wandb'] = None  # importing them fails\n"
