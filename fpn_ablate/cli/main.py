@@ -40,7 +40,7 @@ Commands (COMMAND --help says more):
 {chr(10).join(f"  {name:<10} {about}" for name, about in COMMANDS.items())}
 
 Options:
-  --config-dir DIR   a folder with rows of your own: DIR/ablation/NAME.yaml
+  --config-dir DIR   a folder with rows, parts and tables of your own: DIR/ablation/NAME.yaml
   -m, --multirun     sweep: one run for each combination of values
   --cfg job          print a run's configuration and run nothing
   --hydra-help       list all options of Hydra

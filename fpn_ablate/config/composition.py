@@ -117,8 +117,8 @@ def cell_config(
     """Validate what Hydra composed for a job, with the keys of the user's parts, and name its row and its recipe.
 
     A row is named after its file in conf/ablation and the factors that the overrides add to it, a recipe after all other
-    overrides: `fpn+upsample=bilinear`, `quick+steps=100`. If a neck of the user's is chosen and no row, the row is named after that
-    neck's file.
+    overrides: `fpn+upsample=bilinear`, `quick+steps=100`. If a neck of the user's is chosen and no row, the row is named after
+    that neck's file.
 
     Args:
         choices: the files that were chosen, by group.

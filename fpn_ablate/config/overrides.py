@@ -43,6 +43,8 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
             argument = f"+experiments={','.join(_experiment_file(name) for name in value.split(','))}"
         elif config_dir and _is_of_part(key):
             argument = add_if_missing(argument)
+        elif _is_of_part(key) and key.endswith(".class"):
+            raise UserError(f"{key}={value}: say where its file lies, with --config-dir FOLDER")
         elif key not in valid_keys and not key.startswith(("hydra.", "hydra/")):
             others = [f"task={name}" for name in TASKS if key in keys(variant=name)]
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))

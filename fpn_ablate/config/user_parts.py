@@ -68,9 +68,9 @@ def load_class(part: UserPart, key: str) -> type:
     module_name, _, name = part.class_.rpartition(".")
     modules = files(part, key)
     package = f"{_ROOT}_{_loaded_digest(part, modules)}"
-    _Finder.packages[package] = modules
-    if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)
+    _finder.packages[package] = modules
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
     try:
         with _as_user_error(part, key):
             module = importlib.import_module(f"{package}.{module_name}")
@@ -149,9 +149,9 @@ def files(part: UserPart, key: str = "") -> dict[str, Path]:
     try:
         modules = closure([f"{_ROOT}.{module}"], {_ROOT: folder})
         imported = {name: set(imports_of(file, name)) for name, file in modules.items()}
-    except SyntaxError as error:
-        raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        if isinstance(error, SyntaxError) and error.lineno:
+            raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
         raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
     if f"{_ROOT}.{module}" not in modules:
         there = [".".join(file.relative_to(folder).with_suffix("").parts) for file in sorted(folder.glob("*.py"))]
@@ -214,14 +214,14 @@ def folder_of(config_sources: Sequence[Any]) -> Path | None:
 class _Finder(MetaPathFinder):
     """Find the modules of user parts: the files that `files` lists, and no others."""
 
-    packages: typing.ClassVar[dict[str, dict[str, Path]]] = {}
+    def __init__(self) -> None:
+        self.packages: dict[str, dict[str, Path]] = {}
 
-    @classmethod
-    def find_spec(cls, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = fullname.partition(".")
-        if package not in cls.packages:
+        if package not in self.packages:
             return None
-        modules = cls.packages[package]
+        modules = self.packages[package]
         if file := modules.get(module or "__init__"):
             is_package = file.name == "__init__.py"
             search = [] if is_package else None
@@ -230,6 +230,9 @@ class _Finder(MetaPathFinder):
         if not module or any(name.startswith(f"{module}.") for name in modules):
             return ModuleSpec(fullname, None, is_package=True)  # a folder without __init__.py
         return None
+
+
+_finder = _Finder()
 
 
 class _Source(SourceFileLoader):
@@ -262,7 +265,10 @@ def _is_sibling(top: str, folder: Path) -> bool:
 def _signature(part: UserPart, key: str, cls: type) -> tuple[dict[str, type[BaseModel]], list[str]]:
     """Return a model of each keyword-only argument, by name, and the names of those without a default."""
     where, given = _where(part, key), POSITIONAL.get(key, ())
-    parameters = inspect.signature(cls).parameters.values()
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except (TypeError, ValueError) as error:  # of a class in C
+        raise UserError(f"{where}: its constructor cannot be read ({first_line(error)}); give a class of your own") from None
     name, keywords = cls.__name__, [p for p in parameters if p.kind == Parameter.KEYWORD_ONLY]
     form = f"def __init__({', '.join(['self', *given, '*', 'KEY: TYPE = DEFAULT'])})"
     if any(p.kind == Parameter.VAR_KEYWORD for p in parameters):

@@ -17,22 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fpn_ablate.config.schema import AnyBackbone, Pretrain
+from fpn_ablate.config.schema import AnyBackbone, Pretrain, UserBackbone
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.engine.train import read_checkpoint
+from fpn_ablate.engine.versions import pretraining_version
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import safe_name, save_text, write_atomically
-from fpn_ablate.utils.hashing import code_version, digest
+from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive
 
-# The code that decides the weights.
-PARTS = (
-    *("data/shapes", "engine/pretrain.py", "model/backbones", "model/build.py", "model/detectors/two_stage.py"),
-    *("model/init.py", "model/ops", "model/optimise.py", "utils/seeding.py"),
-)
 CHECKPOINTS = 10  # per pre-training, equally spaced
 HELD_OUT = 1024  # pictures that measure the accuracy; training uses the pictures after them
 
@@ -81,7 +77,9 @@ def load_or_pretrain(
     workers: int = 0,
 ) -> Pretrained:
     """Return the weights of `backbone` pre-trained on `world`; train them if no run has. Concurrent jobs wait for the first."""
-    facts = [backbone.label, recipe.model_dump(), asdict(_world(world, recipe)), str(device), code_version(PARTS)]
+    arguments = backbone.arguments if isinstance(backbone, UserBackbone) else {}
+    network = [backbone.label, arguments, pretraining_version(backbone)]
+    facts = [network, recipe.model_dump(), asdict(_world(world, recipe)), str(device)]
     path = folder / f"{safe_name(backbone.label)}-{digest(facts)[:12]}.pt"
     with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}"):
         if not path.exists():

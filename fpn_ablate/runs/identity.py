@@ -4,21 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.config.factors import under
 from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
-from fpn_ablate.utils.hashing import code_version, digest
-
-# The code that can change a figure. Bookkeeping, reports, logging and the command line cannot.
-CORE = (
-    *("data", "evaluation/coco.py", "evaluation/recall.py", "structures", "utils/seeding.py", "weights"),
-    *(f"engine/{name}.py" for name in ("evaluate", "fixed_proposals", "inputs", "optim", "pretrain", "procedures", "train")),
-    *(f"model/{name}" for name in ("backbones", "detectors", "heads", "necks", "ops")),
-    *(f"model/{name}.py" for name in ("anchors", "boxes", "build", "init", "matching", "optimise")),
-)
-
-
-def core_version() -> str:
-    """Hash the code that decides a run's figures."""
-    return code_version(CORE)
+from fpn_ablate.engine import versions
+from fpn_ablate.utils.hashing import digest
 
 
 def portable(cfg: Config) -> dict[str, Any]:
@@ -56,7 +45,8 @@ def fingerprint_inputs(
         "weights": weights,
         "device": device,
         "deterministic": deterministic,
-        "code": core_version(),
+        "code": versions.core_version(),
+        "parts": versions.part_versions(cfg),
         **({} if proposals is None else {"proposals": proposals}),
     }
 
@@ -71,6 +61,7 @@ def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
     shared, factors = dict(facts), (*factors, "seed")
     for factor in factors:
         shared["config"] = _without(shared["config"], factor)
+    shared["parts"] = {key: files for key, files in facts["parts"].items() if not under(key, factors)}
     if {"backbone", "weights"} & set(factors):
         del shared["weights"]
     return digest(shared)

@@ -1,8 +1,8 @@
 """One run, from its configuration to its record: is it known? -> inputs -> build -> train -> predict -> evaluate -> record.
 
 A run finds out itself whether it is finished (then it returns its record), resumable (then it continues from its checkpoint) or
-new. So you can start a sweep again at any time, with any launcher. Code that can change a figure is listed in identity.CORE;
-nothing in this module can.
+new. So you can start a sweep again at any time, with any launcher. `engine.versions` finds the code that can change a
+figure; nothing in this module can.
 """
 
 import shutil

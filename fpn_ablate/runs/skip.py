@@ -1,8 +1,8 @@
 """Skip finished runs without importing torch or reading data and weights.
 
 Each start that ends with a finished run writes `skip.json` into the run's folder (`write_skip_entry`): a digest of the request
-(configuration, folders, machine, code) and a stamp of each file that was read. While none of them changes, the run is the same
-(`finished_record`). In any doubt the run is not skipped; `runs.run` then reads everything and decides.
+(configuration, folders, machine, code, user's parts) and a stamp of each file that was read. While none of them changes, the
+run is the same (`finished_record`). In any doubt the run is not skipped; `runs.run` then reads everything and decides.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
 from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line
@@ -93,13 +94,17 @@ def _entry_record(folder: Path, request: str) -> dict[str, Any] | None:
 
 
 def request_digest(cfg: Config) -> str | None:
-    """Hash everything that identifies a run, except the contents of files; None if that needs torch or timm."""
+    """Hash everything that identifies a run, except the contents of data and weights; None if that needs torch or timm.
+
+    Raises:
+        UserError: a file of a user's part cannot be read.
+    """
     machine = _machine(cfg.device)
     if machine is None or isinstance(cfg.backbone, TimmBackbone):
         return None
     config = cfg.model_dump(mode="json", exclude=set(INCIDENTAL) - set(_DECIDING))
     places = [str(Path(cfg.out).resolve()), str(Path.cwd()), str(Path.home())]  # paths may be relative
-    return digest([config, places, machine, _program()])
+    return digest([config, places, machine, _program(), user_parts.describe(cfg.user_parts)])
 
 
 @lru_cache
@@ -134,6 +139,8 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     from fpn_ablate.weights.files import locate
 
     yield from (path for split in inputs.splits if isinstance(split, CocoDataset) for path in split.files)
+    for part in cfg.user_parts.values():  # one that was edited during the run gets no entry
+        yield from user_parts.files(part).values()
     if cfg.task.name == "fast_rcnn" and cfg.task.proposals.file:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights

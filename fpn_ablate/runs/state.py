@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
@@ -59,6 +60,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "setting": identity.comparison_key(self.facts, cfg.factors),
             "code": self.facts["code"],
+            "parts": {module: sha for files in self.facts["parts"].values() for module, sha in files.items()},
             "weights": self.facts["weights"],
             "table": cfg.table,
             "recipe": cfg.recipe.name,
@@ -70,6 +72,7 @@ class Run:
             "config": identity.portable(cfg),
             "environment": environment.environment(self.inputs.device),
             "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
+            **({"user_parts": user_parts.describe(cfg.user_parts)} if cfg.user_parts else {}),
         }
 
     def unmeasured_record(self) -> dict[str, Any]:

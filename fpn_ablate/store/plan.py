@@ -34,7 +34,7 @@ class Plan:
     born: str  # start time of the process, in the system's ticks: its number may be reused later
     host: str
     started: str
-    code: str  # version of the core (runs.identity): results of another version are not this sweep's
+    code: str  # version of the core (engine.versions): results of another version are not this sweep's
     command: str
     cells: tuple[PlannedRun, ...]
 

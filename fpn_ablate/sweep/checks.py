@@ -39,11 +39,10 @@ def check_parts(cfg: Config) -> None:
     Raises:
         UserError: timm has no such network, or a part does not do what is asked of it.
     """
-    if not (isinstance(cfg.backbone, TimmBackbone) or cfg.user_parts):
-        return
-    from fpn_ablate.model import build  # takes seconds, with torch and timm
+    if isinstance(cfg.backbone, TimmBackbone) or cfg.user_parts:
+        from fpn_ablate.model import build  # takes seconds, with torch and timm
 
-    build.check(cfg)
+        build.check(cfg)
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.engine import versions
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load, write_ledger
@@ -41,7 +42,7 @@ def start_progress(cells: Iterable[Config]) -> None:
                 for cfg in cells
                 if cfg.out == out
             ]
-            plan.write_plan(Path(out, "runs"), planned, identity.core_version())
+            plan.write_plan(Path(out, "runs"), planned, versions.core_version())
             if live.is_enabled():
                 live.start(Path(out), _experiments())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
@@ -67,7 +68,7 @@ def _records(cfg: Config) -> list[tuple[Path, dict[str, Any]]]:
     """Read the records of a run of this version of the code, on any data, with their folders."""
     folders = layout.row_folder(cfg).glob(f"seed{cfg.seed}-*")
     records = ((folder, record.read(folder) or {}) for folder in folders)
-    return [(folder, content) for folder, content in records if content.get("code") == identity.core_version()]
+    return [(folder, content) for folder, content in records if content.get("code") == versions.core_version()]
 
 
 def publish(cells: Iterable[Config]) -> None:
@@ -149,7 +150,7 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
         cfg, run = pairs[0]
         finished = [run for _, run in pairs if run["status"] == "finished"]
         newest = max((str(run.get("finished")) for run in finished), default="")
-        return run.get("code") == identity.core_version(), _matches_request(cfg, run), len(finished), newest
+        return run.get("code") == versions.core_version(), _matches_request(cfg, run), len(finished), newest
 
     def best(settings: dict[str, list[_Pair]]) -> str:
         names = list(settings)  # a single one needs no ranking, for which the code is hashed

@@ -4,9 +4,8 @@ import ast
 import hashlib
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
-
-from fpn_ablate.utils.paths import PACKAGE
 
 
 def digest(value: Any) -> str:
@@ -15,13 +14,12 @@ def digest(value: Any) -> str:
 
 
 @lru_cache
-def code_version(parts: tuple[str, ...]) -> str:
-    """Hash the syntax trees of files and folders of the package, without docstrings, comments and formatting."""
-    sources = []
-    for part in parts:
-        files = [PACKAGE / part] if part.endswith(".py") else sorted((PACKAGE / part).rglob("*.py"))
-        sources += [(str(f.relative_to(PACKAGE)), _without_docstrings(f.read_text())) for f in files]
-    return digest(sources)
+def source_digest(file: Path) -> str:
+    """Hash the syntax tree of a Python file, without docstrings, comments and formatting.
+
+    It is cached, since a process runs the code that it has imported, whatever the file holds later.
+    """
+    return digest(_without_docstrings(file.read_text(encoding="utf-8")))
 
 
 def _without_docstrings(source: str) -> str:

@@ -42,6 +42,7 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
         ),
         (["task.trainin=joint"], "Did you mean task.training?"),
         (["head.samples=3"], "head.samples: there is no such key"),
+        (["neck.class=necks.Mine"], "neck.class=necks.Mine: say where its file lies, with --config-dir FOLDER"),
     ],
 )
 def test_a_key_that_does_not_exist_is_refused_with_the_nearest(arguments, message):
@@ -58,3 +59,30 @@ def test_a_file_may_choose_the_task_that_a_key_goes_with(tmp_path):
 def test_all_else_stays_as_it_was_typed(mode):
     plain = [*mode, "hydra.verbose=true", "hydra/launcher=joblib", "ablation=fpn", "~neck.p6"]
     assert normalise(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        ("neck.depth=3", "++neck.depth=3"),
+        ("neck.top_down=false", "++neck.top_down=false"),
+        ("-m neck.depth=1,2", "-m ++neck.depth=1,2"),
+        ("+neck.depth=3", "+neck.depth=3"),
+        ("~neck.p6=conv", "~neck.p6=conv"),
+        ("task.roi.head.width=64", "++task.roi.head.width=64"),
+        ("rpn.head.width=64", "++rpn.head.width=64"),
+        ("neck=pan", "neck=pan"),
+        ("rpn.samples=8", "rpn.samples=8"),
+    ],
+)
+def test_keys_of_parts_that_may_be_the_users_are_added_where_they_are_missing(tmp_path, typed, passed):
+    assert normalise(typed.split(), tmp_path) == passed.split()
+    if "depth" in typed or "width" in typed:
+        with pytest.raises(UserError, match="there is no such key"):
+            normalise(typed.split())
+
+
+def test_other_keys_are_refused_at_once_with_a_folder_of_ones_own_too(tmp_path):
+    for key in ("nek.depth", "rpn.head_width", "recipe.step"):
+        with pytest.raises(UserError, match=f"{key}: there is no such key"):
+            normalise([f"{key}=1"], tmp_path)

@@ -1,4 +1,4 @@
-"""Write to a file all that a launcher sends to a job's process, or read it: `python pickled_job.py write|read FILE`."""
+"""Write to a file all that a launcher sends to a job's process, or read it: `python pickled_job.py write|read FILE [DIR]`."""
 
 import pickle
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write(file: Path) -> None:
+def write(file: Path, *config_dir: str) -> None:
     """Start a sweep of two rows whose launcher pickles a job as submitit's and Ray's do, and runs none."""
     import cloudpickle
     from hydra.core.plugins import Plugins
@@ -22,18 +22,22 @@ def write(file: Path) -> None:
 
     register()  # Hydra loads its own plugins anew when it looks for ours
     Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"].launch = launch
-    assert main(["-m", "ablation=fpn,c4", "recipe=smoke", f"out={file.parent / 'results'}"]) == 130
+    folder = [f"--config-dir={name}" for name in config_dir]
+    assert main(["-m", "ablation=fpn,c4", "recipe=smoke", f"out={file.parent / 'results'}", *folder]) == 130
 
 
 def read(file: Path) -> None:
-    """Compose a job's configuration from the file, as its process would before it calls the job; print its row."""
+    """Compose a job's configuration from the file, as its process would before it calls the job; print what it is."""
     content, state = pickle.loads(file.read_bytes())
     from hydra.core.singleton import Singleton
 
     Singleton.set_state(state)
     composed = content["hydra_context"].config_loader.load_sweep_config(content["config"], ["ablation=c4", "recipe=smoke"])
-    print(content["task_function"].__name__, composed.neck.name, "torch" in sys.modules)
+    from fpn_ablate.config.user_parts import folder_of
+
+    config_dir = folder_of(composed.hydra.runtime.config_sources)
+    print(content["task_function"].__name__, composed.neck.name, "torch" in sys.modules, config_dir)
 
 
 if __name__ == "__main__":
-    {"write": write, "read": read}[sys.argv[1]](Path(sys.argv[2]))
+    {"write": write, "read": read}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -26,6 +26,7 @@ from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.formats import figures
 from fpn_ablate.report.output import readme
+from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.paths import CONF
 from fpn_ablate.utils.paths import ROOT as SHIPPED
 
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LEDGER = ROOT / "results" / "reference" / "ledger.csv"
 # "`mine/ablation/thin.yaml`:" and the block that follows: files that the reader is told to write.
-FILES = dict(re.findall(r"`(\S+\.yaml)`:\n\n```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+FILES = dict(re.findall(r"`(\S+\.(?:yaml|py))`:\n\n```(?:yaml|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
@@ -122,7 +123,7 @@ def check_run(arguments: list[str], config_dir: Path | None) -> None:
         for job in product(*(choices(override) for override in parsed)):
             composed = compose("config", [*job, *more], return_hydra_config=True)
             overrides_of_job = [override for override in job if not override.startswith("hydra")]
-            cell_config(without_hydra(composed), composed.hydra.runtime.choices, overrides_of_job)
+            check_parts(cell_config(without_hydra(composed), composed.hydra.runtime.choices, overrides_of_job, config_dir))
 
 
 @functools.cache
@@ -140,7 +141,9 @@ def check_command(name: str, arguments: list[str], config_dir: Path | None) -> N
     options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     assert options <= options_of(name, *(arguments[:1] if name == "weights" else []))
     if name in ("verify", "doctor"):
-        compose_rows([argument for argument in arguments if "=" in argument and not argument.startswith("-")], config_dir)
+        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        for cfg in compose_rows(overrides, config_dir):
+            check_parts(cfg)
 
 
 @pytest.mark.parametrize("command", quoted())

@@ -150,3 +150,19 @@ def test_seeds_from_other_starting_weights_are_not_averaged(runs, put):
     table = table_of(runs)
     assert values(table) == {("mine", 1): 20}
     assert left_out(table) == ["row 'mine', seed 0: not the newest finished: weights a, here b"]
+
+
+def test_rows_of_one_table_share_the_code_of_their_parts(runs, put):
+    """An edit of fpn.py leaves c4 as it was, and rows made before it must not stand beside those made after it."""
+    old, new = ({"parts": {"necks.fpn": sha}, "finished": f"2026-11-2{sha}T00:00:00+00:00"} for sha in "12")
+    put("c4", 0, metrics={"AR100": 0.1}, parts={"necks.single_level": "0"})
+    put("fpn", 0, metrics={"AR100": 0.3}, **new)
+    put("fpn", 1, metrics={"AR100": 0.5}, **old)
+    put("bottom_up", 0, **old)
+    put("bottom_up", 1, **old)
+    table = table_of(runs)
+    assert values(table) == {("c4", 0): 10, ("fpn", 0): 30}
+    assert left_out(table) == [
+        "row 'bottom_up', seeds 0, 1: not the newest code of necks.fpn",
+        "row 'fpn', seed 1: not the newest code of necks.fpn",
+    ]

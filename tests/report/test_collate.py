@@ -98,6 +98,19 @@ def test_code_version_is_named_where_nothing_else_differs(runs, put):
     assert "environment.commit fffffff, here abc1234" in text and "neck" not in text
 
 
+def test_the_users_parts_are_named_by_row(runs, put):
+    put("pan", 0, user_parts={"neck": {"class": "necks.PathAggregation", "content": "1"}})
+    put("pan", 1, user_parts={"neck": {"class": "necks.PathAggregation", "content": "1"}})
+    put(
+        "wide",
+        0,
+        user_parts={"rpn.head": {"class": "heads.Wide", "content": "2"}, "backbone": {"class": "b.C", "content": "3"}},
+    )
+    put("fpn", 0)
+    (text,) = footer_of(only_table(runs), "user's parts")
+    assert text == ("pan: the user's neck necks.PathAggregation; wide: the user's backbone b.C, the user's RPN head heads.Wide")
+
+
 def test_tables_are_apart_by_table_recipe_and_data(runs, put):
     put(fingerprint="1")
     put(fingerprint="2", data="faces", generated=False)

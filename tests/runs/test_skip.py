@@ -13,6 +13,7 @@ from settings import TINY
 
 from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.config.schema import UserPart
 from fpn_ablate.engine import inputs
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
@@ -126,6 +127,44 @@ def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monk
             assert skipped(cfg) is None
     monkeypatch.chdir(tmp_path)
     assert skipped(cfg) is None
+
+
+def test_the_code_of_a_users_part_is_part_of_the_request_and_a_doubt_where_it_cannot_be_read(entered, finished, tmp_path):
+    cfg, _ = entered
+    (tmp_path / "necks.py").write_text("from .helper import WIDTH\nclass PathAggregation: ...\n")
+    (tmp_path / "helper.py").write_text("WIDTH = 1\n")
+
+    def with_part(folder):
+        part = UserPart.model_validate({"class": "necks.PathAggregation"}, context={"config_dir": folder})
+        return cfg.model_copy(update={"neck": part})
+
+    user = with_part(tmp_path)
+    # As if the finished run had this neck: an entry in the folder where it would be looked for.
+    skip.write_skip_entry(user, finished[1], finished[2]["fingerprint"], time.time() + LATER)
+    assert skipped(user)
+    for name in ("necks.py", "helper.py"):
+        content = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(f"{content}\nANOTHER = 1\n")
+        assert skipped(user) is None
+        (tmp_path / name).write_text(content)
+        assert skipped(user) is None  # written again, as any other file
+        skip.write_skip_entry(user, finished[1], finished[2]["fingerprint"], time.time() + LATER)
+        assert skipped(user)
+    before = skip.request_digest(user)
+    (tmp_path / "helper.py").write_text("WIDTH = 2\n")
+    assert skip.request_digest(user) != before
+    (tmp_path / "helper.py").write_text("WIDTH =")
+    assert skipped(user) is None and skipped(with_part(None)) is None
+
+
+def test_a_users_file_that_was_edited_during_the_run_gets_no_entry(entered, finished, tmp_path, monkeypatch):
+    cfg, folder = entered
+    (tmp_path / "necks.py").write_text("class PathAggregation: ...\n")
+    part = UserPart.model_validate({"class": "necks.PathAggregation"}, context={"config_dir": tmp_path})
+    (folder / "skip.json").unlink()
+    monkeypatch.setattr(skip, "is_recent", lambda stamps, start: str(tmp_path / "necks.py") in stamps)
+    skip.write_skip_entry(cfg.model_copy(update={"neck": part}), finished[1], finished[2]["fingerprint"], time.time())
+    assert not (folder / "skip.json").exists()
 
 
 def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):

@@ -23,7 +23,7 @@ def stop_file(tmp_path, monkeypatch):
 
 
 class Launcher:
-    """In place of joblib's, with two workers: jobs that are named `killed...` take the pool with them, the first time or always.
+    """In place of joblib's: jobs that are named `killed...` take the pool with them, the first time or always.
 
     The cells are the jobs' names.
     """

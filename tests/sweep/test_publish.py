@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 
+from fpn_ablate.engine import versions
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots
@@ -39,7 +40,7 @@ def leave(tmp_path):
     """Write the record that a run of a cell would leave."""
 
     def write(cfg, value, setting, day=1, device=CPU, code=None, **changes):
-        code = code or identity.core_version()
+        code = code or versions.core_version()
         folder = Path(cfg.out, "runs", cfg.table, cfg.recipe.name, cfg.row, f"seed{cfg.seed}-{setting}")
         record = {
             "format": 1, "status": "finished", "error": None, "fingerprint": f"{setting} {cfg.row} {cfg.seed}",
@@ -244,7 +245,7 @@ class UnderWay:
         self.file.parent.mkdir(parents=True)
 
     def write(self, status="running", code=None):
-        content = {"fingerprint": FINGERPRINT, "code": code or identity.core_version(), "status": status}
+        content = {"fingerprint": FINGERPRINT, "code": code or versions.core_version(), "status": status}
         self.file.write_text(json.dumps(content))
 
     def read(self):

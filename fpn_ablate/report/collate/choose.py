@@ -33,6 +33,26 @@ def select_setting(
     return records if allow_unfair else selected, [groups[key] for key in sorted(groups)]
 
 
+def select_code(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """Select the records of one setting that agree on the code of their parts, and return them with a line on all others.
+
+    A setting does not hold the code of parts in which rows may differ. The newest finished record of a part's code counts.
+    """
+    current: dict[str, str] = {}
+    selected: list[Record] = []
+    left_out: dict[tuple[str, str], set[int]] = {}
+    for record in sorted(records, key=_age, reverse=True):
+        parts = {key: sha for key, sha in record.items() if key.startswith("parts.") and sha is not None}
+        others = [key.removeprefix("parts.") for key, sha in parts.items() if current.get(key, sha) != sha]
+        if others:
+            text = f"not the newest code of {', '.join(sorted(others))}"
+            left_out.setdefault((record["row"], text), set()).add(record["seed"])
+        else:
+            current |= parts
+            selected.append(record)
+    return selected, _left_out_lines(left_out)
+
+
 def select_records(records: list[Record], defined: Collection[str]) -> tuple[list[Record], list[str]]:
     """Select the records of one setting to show, and return them with a line on each kind of record left out.
 
@@ -55,8 +75,7 @@ def select_records(records: list[Record], defined: Collection[str]) -> tuple[lis
                 same = f"the same experiment as row '{first['row']}', seed {first['seed']}"
                 same = f"the same experiment as row '{first['row']}'" if first["seed"] == record["seed"] else same
                 left_out.setdefault((row, same), set()).add(record["seed"])
-    lines = [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left_out.items())]
-    return list(selected.values()), lines
+    return list(selected.values()), _left_out_lines(left_out)
 
 
 def _select_in_row(records: list[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
@@ -93,6 +112,10 @@ def _unfair_message(groups: list[list[Record]]) -> str:
         f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
         "the records are kept, and python -m fpn_ablate report RUNS --allow-unfair shows them together"
     )
+
+
+def _left_out_lines(left_out: dict[tuple[str, str], set[int]]) -> list[str]:
+    return [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left_out.items())]
 
 
 def _seeds(seeds: Iterable[int]) -> str:

@@ -82,6 +82,7 @@ def _table(
     definition = find_definition(key[0], _metrics(records), experiments)
     other_ids = {id(record) for other in others for record in other}
     of_setting = [record for record in records if id(record) not in other_ids]
+    records, other_code = (records, []) if unfair else choose.select_code(records)
     records, left_out = choose.select_records(records, {name for spec in definition.rows for name in spec.names})
     records, control_records = _split_off_control(definition, records)
     replicates = _on_common_draws(attrs.get("replicates", {}), [*records, *control_records])
@@ -106,7 +107,7 @@ def _table(
         definition=definition,
         rows=rows,
         effects=effects,
-        footer=tuple(footer.lines(definition, rows, of_setting, others, left_out, unreadable, notes, unfair)),
+        footer=tuple(footer.lines(definition, rows, of_setting, others, [*other_code, *left_out], unreadable, notes, unfair)),
         verdicts=verdicts,
         control=comparison.control,
         best=frozenset() if unfair else all_rows.best(),

@@ -43,6 +43,7 @@ def lines(
         *comparison,
         ("device", _tally(finished, _device)),
         ("code", _tally(finished, _code)),
+        ("user's parts", _user_parts(finished)),
         ("proposals", _proposals(finished)),
         ("cost", _cost(finished)),
         ("effects", EFFECTS if definition.effects else ""),
@@ -125,6 +126,18 @@ def _code(record: Record) -> str | None:
     dirty = " with uncommitted changes" if record.get("environment.dirty") else ""
     torch = f", torch {record['environment.torch']}" if record.get("environment.torch") else ""
     return f"version {version}, " + (f"commit {commit}{dirty}" if commit else "outside a git checkout") + torch
+
+
+def _user_parts(records: list[Record]) -> str:
+    """Name the user's classes by row: pan: the user's neck necks.PathAggregation."""
+    keys = {"task.roi.head": "box head", "rpn.head": "RPN head", "task.proposals.neck": "neck for the proposals"}
+    rows: dict[str, dict[str, None]] = {}
+    for record in records:
+        for column, name in sorted(record.items()):
+            if column.startswith("user_parts.") and column.endswith(".class") and name is not None:
+                key = column.removeprefix("user_parts.").removesuffix(".class")
+                rows.setdefault(record["row"], {})[f"the user's {keys.get(key, key)} {name}"] = None
+    return "; ".join(f"{row}: {', '.join(parts)}" for row, parts in sorted(rows.items()))
 
 
 def _proposals(records: list[Record]) -> str:

@@ -1,0 +1,195 @@
+"""A neck of the user's from the command line: in a run, in sweeps, in workers, and behind finished runs."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from settings import JOINT, TINY
+from user_folder import BLOCKS, write
+
+from fpn_ablate.config import user_parts
+from fpn_ablate.config.composition import compose
+from fpn_ablate.runs import run as running
+from fpn_ablate.store import record
+from fpn_ablate.store.layout import run_folder
+
+HOUSE = ("-m", "recipe=smoke", "out=results")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return write(tmp_path / "mine")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The rows of the jobs that were started, in place of being run."""
+    cells = []
+    monkeypatch.setattr(running, "run", lambda cfg, number: cells.append(cfg))
+    return cells
+
+
+def rows(cells):
+    return [cfg.row for cfg in cells]
+
+
+def test_a_run_and_a_sweep_have_the_folder(cli, mine, started):
+    assert cli("recipe=smoke", "ablation=pan", "neck.depth=3", "--config-dir", mine)[0] == 0
+    assert cli("--config-dir", mine, *HOUSE, "ablation=fpn,pan")[0] == 0
+    assert cli("--config-dir", mine, *HOUSE, "neck=pan", "neck.depth=1,2")[0] == 0
+    assert rows(started) == ["pan+depth=3", "fpn", "pan", "pan+depth=1", "pan+depth=2"]
+    assert {cfg.neck.folder for cfg in started if cfg.user_parts} == {mine}
+
+
+def test_a_table_of_ones_own_sweeps_over_a_key_that_the_necks_file_omits(cli, mine, started):
+    params = '{ablation: pan, neck.depth: "1,2", neck.gain: 0.5}'
+    write(mine, {"experiments/depths.yaml": f"# @package _global_\ntable: depths\nhydra: {{sweeper: {{params: {params}}}}}\n"})
+    assert cli("--config-dir", mine, *HOUSE, "+experiments=depths")[0] == 0
+    assert cli("--config-dir", mine, *HOUSE, "+experiments=depths", "neck.depth=5")[0] == 0
+    assert [(cfg.table, cfg.neck.arguments["depth"], cfg.neck.arguments["gain"]) for cfg in started] == [
+        ("depths", depth, 0.5) for depth in (1, 2, 5)
+    ]
+
+
+@pytest.mark.parametrize("start", [[], ["-m"], ["verify"], ["doctor"]], ids=["run", "sweep", "verify", "doctor"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ablation=pan", "neck.dept=3"], r"neck.dept with neck.class=necks.PathAggregation: .*Did you mean neck.depth\?"),
+        (["ablation=pan", "neck.depth=x"], "neck.depth='x': input should be a valid integer"),
+        (["ablation=fpn", "neck.depth=3"], "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels"),
+        (["ablation=pan", "++neck.class=os.system"], "neck.class=os.system: there is no os.py in .*mine"),
+        (["ablation=pan", "++neck.class=necks.Pan"], "necks.py has no class Pan"),
+    ],
+)
+def test_wrong_keys_and_classes_stop_at_once(cli, mine, started, start, arguments, message):
+    code, out, err = cli(*start, "recipe=smoke", *arguments, "--config-dir", mine)
+    assert code not in (0, None) and re.search(message, out + err) and "Traceback" not in out + err
+    assert not started
+
+
+@pytest.mark.parametrize("start", [[], ["-m"], ["verify"], ["doctor"]], ids=["run", "sweep", "verify", "doctor"])
+def test_a_neck_that_breaks_its_contract_is_refused_before_anything_runs(cli, mine, started, start):
+    write(mine, {"blocks.py": BLOCKS.replace("after, 1)", "after, 1, stride=2)")})
+    code, out, err = cli(*start, "recipe=smoke", "ablation=pan", "--config-dir", mine)
+    assert code not in (0, None) and "neck.class=necks.PathAggregation: p2 of " in out + err
+    assert not started and "Traceback" not in out + err
+
+
+@pytest.mark.slow
+def test_workers_of_joblib_have_the_folder(cli, mine):
+    """In processes of their own."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1")
+    code, out, err = cli("--config-dir", mine, "-m", *TINY, *joblib, "ablation=pan", "neck.depth=1,2")
+    assert code == 0, out + err
+    made = [json.loads(file.read_text()) for file in Path("results").rglob("record.json")]
+    assert {(record["row"], record["status"]) for record in made} == {(f"pan+depth={n}", "finished") for n in (1, 2)}
+
+
+# Finished runs.
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished end-to-end run with the neck, and the folder of the neck."""
+    out = tmp_path_factory.mktemp("results")
+    mine = write(out / "mine")
+    cfg = compose([*TINY, *JOINT, "recipe.roi.steps=2", "task.roi.score_thresh=0.0", "ablation=pan", f"out={out}"], mine)
+    outcome = running.run(cfg)
+    folder = run_folder(cfg, outcome["fingerprint"])
+    record.write(folder, {"user_parts": user_parts.describe(cfg.user_parts), **outcome})
+    return folder, mine
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A copy of the run and of the neck's folder."""
+    folder, mine = trained
+    place = tmp_path / folder.relative_to(folder.parents[4])
+    shutil.copytree(folder, place)
+    return place, shutil.copytree(mine, tmp_path / "mine")
+
+
+def evaluate(folder, *more):
+    words = [*TINY, JOINT[0], "task.roi.score_thresh=0.0", "mode=evaluate", f"weights={folder}", "ablation=pan"]
+    return [word for word in words if not word.startswith("recipe.steps")] + [*more]
+
+
+def test_measure_and_artifacts_restore_the_network_with_the_folder(cli, finished):
+    folder, mine = finished
+    assert cli("measure", folder, "--config-dir", mine)[0] == 0
+    code, out, err = cli("artifacts", folder, "--config-dir", mine)
+    assert code == 0 and f"{folder}: made" in out and "stay as they were" not in err
+    assert cli("pictures", folder, "--config-dir", mine)[0] == 0
+
+
+def test_without_the_folder_they_say_what_to_give_and_pictures_need_none(cli, finished):
+    folder, _ = finished
+    code, _, err = cli("measure", folder)
+    assert code == 2 and "its neck is a class of the user's, necks.PathAggregation: give its folder, --config-dir FOLDER" in err
+    code, out, err = cli("artifacts", folder)
+    assert code == 0 and f"{folder}: made" in out
+    assert "activation maps stay as they were" in err and "--config-dir FOLDER" in err
+    assert cli("pictures", folder)[0] == 0
+
+
+def test_a_folder_that_has_changed_is_refused(cli, finished):
+    folder, mine = finished
+    write(mine, {"blocks.py": "raise ValueError('was imported')\n"})
+    for command, code in (("measure", 2), ("artifacts", 0), ("pictures", 2)):
+        got, out, err = cli(command, folder, "--config-dir", mine)
+        assert got == code and "was made from other files than those in" in err, command
+        assert "was imported" not in out + err
+
+
+def test_a_run_is_evaluated_with_the_files_that_it_was_made_from(cli, finished):
+    folder, mine = finished
+    assert cli(*evaluate(folder), "--config-dir", mine)[0] == 0
+    write(mine, {"blocks.py": BLOCKS + "\n    x = 3\n"})
+    code, out, err = cli(*evaluate(folder), "--config-dir", mine)
+    assert code not in (0, None) and f"{folder}: its neck, necks.PathAggregation, was made from other files" in out + err
+
+
+EVIL = """
+    open({marker!r}, "w")
+
+
+    class Evil:
+        def __init__(self, in_levels, *, channels: int = 8): ...
+
+
+    PathAggregation = Evil
+"""
+
+
+@pytest.mark.parametrize("name", ["os.system", "necks.Evil", "necks.PathAggregation", "evil.necks.Evil"])
+def test_no_class_that_a_record_or_configuration_names_is_ever_imported(cli, finished, monkeypatch, tmp_path, name):
+    folder, _ = finished
+    marker = tmp_path / "marker"
+    for place in (folder, tmp_path, tmp_path / "path", tmp_path / "evil"):
+        write(place, {"necks.py": EVIL.format(marker=str(marker))})
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    values, content = yaml.safe_load((folder / "config.yaml").read_text()), record.read(folder)
+    bad = {"class": name, "channels": 8, "folder": str(folder), "_folder": str(folder), "config_dir": str(folder)}
+    values["neck"] = bad
+    values["task"]["roi"]["head"] = values["rpn"]["head"] = {"class": name}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    digest = {"class": name, "content": "0" * 16, "folder": str(folder)}
+    record.write(folder, content | {"config": values, "user_parts": {"neck": digest, "rpn.head": digest}})
+
+    system = []
+    monkeypatch.setattr("os.system", system.append)
+    for command, expected in (("report", 0), ("measure", 2), ("artifacts", 0), ("pictures", 0)):
+        code, out, err = cli(command, folder)
+        assert code == expected and "Traceback" not in out + err
+        assert ("--config-dir FOLDER" in err) == (command in ("measure", "artifacts")), err
+    code, out, err = cli(*evaluate(folder)[:-1], "ablation=fpn")
+    assert code not in (0, None) and "does not fit the network" in out + err
+    code, out, err = cli(*evaluate(folder)[:-1], "rpn.head={class: necks.Evil}")
+    assert code not in (0, None) and "with --config-dir FOLDER" in out + err
+    assert not marker.exists() and not system and "necks" not in sys.modules
