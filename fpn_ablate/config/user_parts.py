@@ -154,7 +154,7 @@ def files(part: UserPart, key: str = "") -> dict[str, Path]:
             raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
         raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
     if f"{_ROOT}.{module}" not in modules:
-        there = [".".join(file.relative_to(folder).with_suffix("").parts) for file in sorted(folder.glob("*.py"))]
+        there = sorted(file.stem for file in folder.glob("*.py"))
         raise UserError(f"{where}: there is no {module.replace('.', '/')}.py in {folder}.{_nearest(module, there)}")
     for name, file in modules.items():
         if not file.resolve().is_relative_to(folder):

@@ -137,7 +137,8 @@ def _check_gradients(module: nn.Module, outputs: Iterable[Tensor], where: str) -
     """Check that each trainable parameter has a gradient; one without is built for nothing."""
     if not any(p.requires_grad for p in module.parameters()):
         return
-    torch.stack([x.sum() for x in outputs]).sum().backward()
+    with torch.enable_grad():
+        torch.stack([x.sum() for x in outputs]).sum().backward()
     idle = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""

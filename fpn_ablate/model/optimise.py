@@ -16,7 +16,7 @@ from fpn_ablate.model.ops.onednn import Conv2d, Linear
 from fpn_ablate.model.ops.replace import variant
 from fpn_ablate.model.ops.roi_pooler import FastRoIPooler
 from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
-from fpn_ablate.model.ops.sparse_conv import LazyConv2d
+from fpn_ablate.model.ops.sparse_conv import LazyConv2d, is_plain_3x3
 
 
 def optimise(detector: Detector, device: torch.device) -> Detector:
@@ -35,7 +35,7 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
     if isinstance(detector.rpn, SparseRPN) and detector.roi is None:
         for name in detector.neck.final_convs:
             conv = detector.neck.get_submodule(name)
-            if type(conv) is nn.Conv2d:
+            if type(conv) is nn.Conv2d and is_plain_3x3(conv):
                 lazy = variant(conv, LazyConv2d)
                 lazy.max_cells = detector.rpn.max_sampled_cells
                 detector.neck.set_submodule(name, lazy)

@@ -20,7 +20,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,9 +50,9 @@ from fpn_ablate.engine.train import autocast, batch_targets
 from fpn_ablate.model import build, init
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads import roi, rpn
-from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm, unfold_batch_norm
-from fpn_ablate.model.ops.onednn import Conv2d, linear
-from fpn_ablate.model.ops.sparse_conv import LazyConv
+from fpn_ablate.model.ops.onednn import linear
+from fpn_ablate.model.ops.sparse_conv import LazyMap
+from fpn_ablate.model.optimise import optimise
 from fpn_ablate.model.summary import CLASSES
 from fpn_ablate.runs.environment import environment, machine
 from fpn_ablate.structures.batch import Batch
@@ -138,21 +137,20 @@ def case_batch(case: Case) -> Batch:
 
 
 def our_model(case: Case, cfg: Config, batch: Batch) -> Detector:
-    """Build our detector with random weights.
+    """Build our detector with random weights and the faster modules.
 
     Frozen batch norms get the statistics of the batch. Without any, activations would grow from block to block.
     """
     model = build.build_detector(cfg, num_classes=case.classes)
     init.initialise(model, 0)
     model = model.to(batch.images.device, memory_format=torch.channels_last).train()
-    norms = [m for m in unfold_batch_norm(model.backbone).modules() if isinstance(m, FrozenBatchNorm2d)]
+    norms = [m for m in model.backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
     hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
     with torch.no_grad():
         model.features(batch.images, batch.sizes)
     for hook in hooks:
         hook.remove()
-    fold_batch_norm(model.backbone)
-    return model
+    return optimise(model, batch.images.device)
 
 
 def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
@@ -161,15 +159,13 @@ def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 class Pyramid(nn.Module):
-    """A copy of our backbone, with torch's own Conv2d as in torchvision's backbones, under torchvision's FPN."""
+    """A copy of our backbone, of plain modules as torchvision's backbones are, under torchvision's FPN."""
 
-    def __init__(self, ours: Detector) -> None:
+    def __init__(self, ours: Detector, cfg: Config) -> None:
         super().__init__()
         self.out_channels = ours.neck.levels[0].channels
-        self.body = unfold_batch_norm(deepcopy(ours.backbone))
-        for module in self.body.modules():
-            if isinstance(module, Conv2d):
-                module.__class__ = nn.Conv2d
+        self.body = build.build_detector(cfg, heads=()).backbone
+        self.body.load_state_dict(ours.backbone.state_dict())
         widths = [level.channels for level in ours.backbone.levels]
         self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
         for number, name in enumerate(ours.neck.lateral):
@@ -189,9 +185,9 @@ def _copy(ours: nn.Module, theirs: nn.Module, skip_rows: int = 0) -> None:
 
 def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
     """Build torchvision's Faster R-CNN with the settings and weights of ours; without a second stage where ours has none."""
-    rpn, settings = cfg.rpn, ours.rpn.settings
+    rpn = ours.rpn.config
     sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
-    (train_pre, test_pre), (train_post, test_post) = settings.pre_nms_topk, settings.post_nms_topk
+    (train_pre, test_pre), (train_post, test_post) = rpn.pre_nms_topk, rpn.post_nms_topk
     numbers = {
         "rpn_pre_nms_top_n_train": train_pre,
         "rpn_pre_nms_top_n_test": test_pre,
@@ -205,7 +201,7 @@ def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
     }
     anchors = AnchorGenerator(tuple(map(tuple, ours.rpn.level_sizes)), (tuple(rpn.anchor_ratios),) * len(ours.rpn.level_sizes))
     second = _second_stage(ours) if ours.roi else {"num_classes": case.classes + 1}
-    model = FasterRCNN(Pyramid(ours), rpn_anchor_generator=anchors, **sides, **numbers, **second)
+    model = FasterRCNN(Pyramid(ours, cfg), rpn_anchor_generator=anchors, **sides, **numbers, **second)
     _copy(ours.rpn.head.conv, model.rpn.head.conv[0][0])
     _copy(ours.rpn.head.objectness, model.rpn.head.cls_logits)
     _copy(ours.rpn.head.deltas, model.rpn.head.bbox_pred)
@@ -217,7 +213,7 @@ def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
 def _second_stage(ours: Detector) -> dict[str, Any]:
     """Return the arguments of torchvision's Faster R-CNN for its second stage, with our weights."""
     heads, pooler = ours.roi, ours.roi.pooler
-    s, hidden = heads.settings, heads.box_head.out_channels
+    s, hidden = heads.config, heads.box_head.out_channels
     pool = MultiScaleRoIAlign(
         [level.name.replace("p", "c") for level in pooler.levels],  # torchvision's FPN keeps the names of its inputs
         pooler.resolution,
@@ -307,15 +303,15 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     patches = torch.rand(n * cfg.rpn.samples, 9 * channels, device=device, requires_grad=training)
     pooled = None
     if model.roi:
-        count = model.roi.settings.samples if training else model.roi.settings.proposals[1]
+        count = model.roi.config.samples if training else model.roi.config.proposals[1]
         side = model.roi.pooler.resolution
         pooled = torch.rand(n * count, channels, side, side, device=device, requires_grad=training)
 
     def run() -> None:
         with autocast(cfg.recipe.bf16, device), torch.set_grad_enabled(training):
-            levels = (model.features_to_train if training else model.features)(batch.images, batch.sizes)
+            levels = model.features(batch.images, batch.sizes)
             counts = iter(cell_counts)
-            out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, LazyConv) else x for x in levels.values()]
+            out = [x.at(torch.arange(next(counts), device=device)) if isinstance(x, LazyMap) else x for x in levels.values()]
             if training:
                 hidden = linear(patches, head.conv.weight.flatten(1), head.conv.bias)
                 out += [linear(hidden, layer.weight.flatten(1), layer.bias) for layer in (head.objectness, head.deltas)]
@@ -334,8 +330,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
 
 def _sampled_cell_counts(model: Detector, batch: Batch, cfg: Config) -> list[int]:
     """Count the cells that a step reads of each lazily convolved map, finest first."""
-    counts, at = [], LazyConv.at
-    with patch.object(LazyConv, "at", lambda self, cell: counts.append(len(cell)) or at(self, cell)), torch.no_grad():
+    counts, at = [], LazyMap.at
+    with patch.object(LazyMap, "at", lambda self, cell: counts.append(len(cell)) or at(self, cell)):
         our_step(model, batch, cfg).losses()
     return counts
 
@@ -366,7 +362,7 @@ def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterato
 def our_step(model: Detector, batch: Batch, cfg: Config) -> Step:
     """Return a training step of our detector on the batch."""
     generator = torch_generator(0, "sampling", device=batch.images.device)
-    return Step(model, lambda: model.losses(batch.images, batch_targets(batch), generator), cfg)
+    return Step(model, lambda: model.losses(batch.images, batch_targets(batch), lambda _: generator), cfg)
 
 
 def _without_gradients(run: Run, context: Callable[[], torch.autocast]) -> object:
@@ -515,14 +511,14 @@ def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> 
     functions = [
         ("backbone and neck", model, "features"),
         ("RPN head, every cell", model.rpn.head, "forward"),
-        ("RPN head, sampled anchors", model.rpn.head, "forward_at"),
+        ("RPN head, sampled anchors", model.rpn, "predict_at"),
         *(("matching and sampling", module, name) for module in (rpn, roi) for name in ("match", "sample")),
         ("proposals, with NMS", model.rpn, "propose"),
         *([("backward", torch.Tensor, "backward"), ("optimiser", step, "step")] if step else []),
     ]
     if model.roi:
         functions += [
-            ("RoI pooling", model.roi, "pooler"),
+            ("RoI pooling", model.roi.pooler, "forward"),
             ("box head", model.roi.box_head, "forward"),
             ("box head", model.roi.predictor, "forward"),
             ("detections, with NMS", model.roi, "_suppress"),

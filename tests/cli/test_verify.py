@@ -117,7 +117,7 @@ def test_the_second_stage_is_shown_where_there_is_one(cli):
 def test_a_backbone_of_timm_that_a_run_would_refuse_is_refused(cli, command):
     pytest.importorskip("timm")
     code, out, err = cli(command, "recipe=smoke", "ablation=fpn", "backbone=timm/gcvit_xxtiny", "data.train_images=1")
-    assert (code, out) == (2, "") and err.startswith("backbone=timm/gcvit_xxtiny: fails on an image of 64 x 96")
+    assert (code, out) == (2, "") and err.startswith("backbone=timm/gcvit_xxtiny: fails on an image of 96 x 160")
 
 
 def test_a_table_without_a_file_of_its_own_shows_all_rows(cli):

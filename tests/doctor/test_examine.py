@@ -136,7 +136,7 @@ def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
     corners[200:300] = corners[200:300].round()
     objects = corners.reshape(-1, 4)
     anchor_set = recall.anchors_of(cfg)
-    levels = build_detector(cfg, parts=()).neck.levels
+    levels = build_detector(cfg, heads=()).neck.levels
     expected = brute_force(objects, size, levels, ([s * 256 / 800 for s in cfg.rpn.anchor_sizes], cfg.rpn.anchor_ratios))
     best = recall.best_iou(objects, torch.tensor([size]).expand(600, 2), anchor_set)
     torch.testing.assert_close(best, expected)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from settings import JOINT, SHORT
 
+from fpn_ablate.config.sources import SOURCES, sources
 from fpn_ablate.engine import procedures
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
-from fpn_ablate.config.sources import SOURCES, sources
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS
@@ -87,6 +87,14 @@ def test_every_task_gives_detections_and_their_figures(cell, task, row):
     detections = DetectionSet.load(folder_of(cfg, outcome) / "detections.npz")
     assert len(detections.boxes) and set(detections.labels) <= set(range(1, len(outcome["per_class"]) + 1))
     assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_fast_modules_every_module_is_plain(cell, monkeypatch, fast):
+    models, train = [], procedures.train
+    monkeypatch.setattr(procedures, "train", lambda model, *rest, **named: models.append(model) or train(model, *rest, **named))
+    running.run(cell(*JOINT, f"recipe.fast={fast}".lower()))
+    assert any(type(m).__module__.startswith("fpn_ablate.model.ops") for m in models[0].modules()) == fast
 
 
 def test_separate_is_fast_rcnn_on_the_rows_own_proposals(cell):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from parts import rpn_config
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.build import build_detector, rpn_settings
-from fpn_ablate.model.heads.rpn import RPN, RPNHead, RPNSettings
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.heads.rpn import RPN, RPNHead
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.structures.levels import Level
 
@@ -77,7 +78,7 @@ def test_torchvisions_generator_gives_the_same_anchors(levels):
     expected = theirs.grid_anchors(
         [m.shape[-2:] for m in maps], [[torch.tensor(lv.stride), torch.tensor(lv.stride)] for lv in levels]
     )
-    rpn = RPN(levels, RPNSettings(ratios=ratios))
+    rpn = RPN(levels, rpn_config(anchor_ratios=ratios))
     ours = rpn.anchors({lv.name: m for lv, m in zip(levels, maps, strict=True)})
     for mine, other, level_sizes in zip(ours, expected, sizes, strict=True):
         # Within a cell its sizes vary fastest, ours its ratios.
@@ -88,8 +89,7 @@ def test_torchvisions_generator_gives_the_same_anchors(levels):
 def test_each_planted_box_meets_its_own_score_and_deltas(levels, per_cell):
     """Level by level, cell by cell, anchor by anchor: plant a box at the place where (n, a, y, x) must be, and an output at
     (n, a, y, x); the flat index of the best IoU is the one that carries the output."""
-    settings = RPNSettings(sizes=(8, 16, 32), ratios=RATIOS)
-    rpn = RPN(levels, settings)
+    rpn = RPN(levels, rpn_config(anchor_sizes=(8, 16, 32), anchor_ratios=RATIOS))
     assert rpn.head.objectness.out_channels == per_cell
     shapes = {lv.name: (32 // lv.stride, 48 // lv.stride) for lv in levels}
     features = {name: torch.zeros(1, 8, *shape) for name, shape in shapes.items()}
@@ -143,15 +143,15 @@ def test_one_head_serves_all_levels():
 
 
 def test_the_papers_sizes_scale_with_the_short_side(config):
-    cfg = config()
-    assert rpn_settings(cfg.rpn, 800).sizes == tuple(cfg.rpn.anchor_sizes)
-    assert rpn_settings(cfg.rpn, 200).sizes == tuple(size / 4 for size in cfg.rpn.anchor_sizes)
-    assert build_detector(cfg).rpn.settings.sizes == rpn_settings(cfg.rpn, cfg.recipe.short_side).sizes
+    for side in (800, 200):
+        rpn = RPN(PYRAMID, rpn_config(), short_side=side)
+        assert rpn.level_sizes == [[size * side / 800] for size in SIZES]
+    assert build_detector(config()).rpn.level_sizes == [[size * 64 / 800] for size in SIZES]
 
 
 def test_anchors_follow_the_shape_of_the_maps():
     """They are kept for one shape; another shape must not meet the old ones."""
-    rpn = RPN(PYRAMID[:1], RPNSettings())
+    rpn = RPN(PYRAMID[:1], rpn_config())
     small, large = ({"p2": torch.zeros(1, 8, *shape)} for shape in ((2, 3), (3, 2)))
     first = rpn.anchors(small)[0].clone()
     assert not torch.equal(rpn.anchors(large)[0], first)

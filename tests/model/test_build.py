@@ -6,11 +6,10 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.model.build import build_detector, row_rpn_settings, rpn_settings
-from fpn_ablate.model.detectors.two_stage import MEAN, STD, normalise
+from fpn_ablate.model.backbones.base import MEAN, STD
+from fpn_ablate.model.build import build_backbone, build_detector, row_rpn
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.init import initialise
-from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d
 from fpn_ablate.model.summary import finest_level_reach, row_facts
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.utils.errors import UserError
@@ -60,7 +59,7 @@ def gradients(model):
     """Names of the parameters that are trained, and of those that get a gradient."""
     images, targets = batch()
     generator = torch.Generator().manual_seed(0)
-    sum(model.losses(images, targets, generator, None if model.rpn else proposals()).values()).backward()
+    sum(model.losses(images, targets, lambda purpose: generator, None if model.rpn else proposals()).values()).backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return trained, {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
@@ -142,22 +141,16 @@ def test_conv5_as_a_head_starts_as_the_backbone_does(config):
         assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
-def test_every_frozen_batch_norm_of_backbone_and_conv5_head_is_folded(config):
-    model = built(config("ablation=c4", *TASKS["fast_rcnn"]))
-    for part in (model.backbone, model.roi.box_head):
-        assert {type(m) for m in part.modules() if isinstance(m, FrozenBatchNorm2d)} == {FoldedBatchNorm2d}
-
-
 def test_what_is_built_is_what_is_asked_for(config):
-    for parts in (("rpn",), ("roi",), ("rpn", "roi")):
-        model = build_detector(config("task=fast_rcnn"), parts=parts)
-        assert [name for name in ("rpn", "roi") if getattr(model, name)] == list(parts)
+    for heads in (("rpn",), ("roi",), ("rpn", "roi")):
+        model = build_detector(config("task=fast_rcnn"), heads=heads)
+        assert [name for name in ("rpn", "roi") if getattr(model, name)] == list(heads)
 
 
-def test_normalised_images_have_imagenets_statistics_inside_and_0_outside():
+def test_normalised_images_have_imagenets_statistics_inside_and_0_outside(config):
     images = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
     sizes = torch.tensor([[8, 12], [5, 7]])
-    x = normalise(images, sizes)
+    x = build_backbone(config().backbone).normalise(images, sizes)
     expected = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(x[0], expected[0])
     torch.testing.assert_close(x[1, :, :5, :7], expected[1, :, :5, :7])
@@ -212,24 +205,6 @@ def test_the_verifiers_cost_is_that_of_the_convolutions_by_hand(config):
     assert wide.gflops - narrow.gflops == pytest.approx(cost(64) - cost(32), abs=0.02)
 
 
-def test_numbers_of_the_head_come_from_the_configuration(config):
-    cfg = config(
-        "rpn.samples=7",
-        "rpn.positive_fraction=0.25",
-        "rpn.positive_iou=0.6",
-        "rpn.negative_iou=0.2",
-        "rpn.nms_thresh=0.5",
-        "rpn.pre_nms_topk=[11,12]",
-        "rpn.pre_nms_topk_single=[13,14]",
-        "rpn.post_nms_topk=[15,16]",
-        "rpn.anchor_ratios=[1,3]",
-    )
-    s = rpn_settings(cfg.rpn, 800)
-    assert (s.samples, s.positive_fraction, s.positive_iou, s.negative_iou, s.nms_thresh) == (7, 0.25, 0.6, 0.2, 0.5)
-    assert (s.pre_nms_topk, s.pre_nms_topk_single, s.post_nms_topk) == ((11, 12), (13, 14), (15, 16))
-    assert s.ratios == (1, 3)
-
-
 # ---------------------------------------------------------------------------------------------------------- second stage
 
 
@@ -246,8 +221,8 @@ def test_numbers_of_the_second_stage_come_from_the_configuration(config):
         "detections": 14,
     }
     written = [f"task.roi.{key}={list(v) if isinstance(v, tuple) else v}".replace(" ", "") for key, v in values.items()]
-    settings = built(config(*TASKS["fast_rcnn"], *written)).roi.settings
-    assert settings.__dict__ == values
+    roi = built(config(*TASKS["fast_rcnn"], *written)).roi
+    assert {key: getattr(roi.config, key) for key in values} == values
 
 
 def test_pooling_and_width_of_the_second_stage_come_from_the_configuration(config):
@@ -266,15 +241,15 @@ def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(con
     for side in (800, 256, cfg.recipe.short_side):
         model = build_detector(cfg, short_side=side)
         assert model.roi.pooler.canonical_box_size == pytest.approx(224 * side / 800)
-        assert model.rpn.settings.sizes[3] / model.roi.pooler.canonical_box_size == pytest.approx(256 / 224)
+        assert model.rpn.level_sizes[3][0] / model.roi.pooler.canonical_box_size == pytest.approx(256 / 224)
     assert build_detector(cfg).roi.pooler.canonical_box_size == pytest.approx(224 * 64 / 800)
 
 
 def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
     written = ("task.roi.proposals=[21,22]", "rpn.post_nms_topk=[31,32]")
-    assert row_rpn_settings(config(*JOINT, *written), 64).post_nms_topk == (21, 22)
-    assert row_rpn_settings(config("task=faster_rcnn", *written), 64).post_nms_topk == (31, 32)
-    assert row_rpn_settings(config("task=fast_rcnn", *written), 64).post_nms_topk == (31, 32)
+    assert row_rpn(config(*JOINT, *written)).post_nms_topk == (21, 22)
+    assert row_rpn(config("task=faster_rcnn", *written)).post_nms_topk == (31, 32)
+    assert row_rpn(config("task=fast_rcnn", *written)).post_nms_topk == (31, 32)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +315,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
     assert all(torch.equal(head_state[n], state[n]) for n in head_state)
     assert "c5" not in model.backbone.stages
     norms = {type(m) for m in head.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)}
-    assert norms == {FoldedBatchNorm2d if frozen_bn else nn.BatchNorm2d}
+    assert norms == {FrozenBatchNorm2d if frozen_bn else nn.BatchNorm2d}
     assert all(p.requires_grad for p in head.parameters())
 
 

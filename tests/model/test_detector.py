@@ -15,8 +15,8 @@ RPN_LOSSES, ROI_LOSSES = ["rpn_objectness", "rpn_box"], ["roi_class", "roi_box"]
 def network(config):
     """`network("rpn", "roi")`: these parts of row fpn, with the same weights each time."""
 
-    def build(*parts, overrides=()):
-        model = build_detector(config(*JOINT, *overrides), num_classes=3, parts=parts)
+    def build(*heads, overrides=()):
+        model = build_detector(config(*JOINT, *overrides), num_classes=3, heads=heads)
         initialise(model, 0)
         for name, p in model.named_parameters():
             if name.startswith(("rpn", "roi.predictor")) and p.dim() > 1:
@@ -28,6 +28,12 @@ def network(config):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def generators(seed=0):
+    """One generator for all purposes, as in training."""
+    draw = generator(seed)
+    return lambda purpose: draw
 
 
 def batch():
@@ -53,7 +59,7 @@ def values(losses):
 def test_each_part_brings_its_losses_and_no_other(network, parts, names):
     model = network(*parts)
     images, targets = batch()
-    losses = model.losses(images, targets, generator(), None if "rpn" in parts else some_proposals())
+    losses = model.losses(images, targets, generators(), None if "rpn" in parts else some_proposals())
     assert list(losses) == names
     assert all(value > 0 for value in losses.values())
     assert (model.rpn is None, model.roi is None) == ("rpn" not in parts, "roi" not in parts)
@@ -61,33 +67,33 @@ def test_each_part_brings_its_losses_and_no_other(network, parts, names):
 
 def test_the_rpns_losses_are_the_same_bits_with_a_second_stage_as_without(network):
     images, targets = batch()
-    alone, together = (values(network(*parts).losses(images, targets, generator())) for parts in (("rpn",), ("rpn", "roi")))
+    alone, together = (values(network(*parts).losses(images, targets, generators())) for parts in (("rpn",), ("rpn", "roi")))
     assert alone == {name: together[name] for name in RPN_LOSSES}
 
 
 def test_the_second_stage_learns_from_given_proposals_or_from_the_rpns_own(network):
     """Both agree where the given ones are the RPN's own, as many as it makes to train on."""
     model, (images, targets) = network("rpn", "roi"), batch()
-    losses = values(model.losses(images, targets, generator()))
+    losses = values(model.losses(images, targets, generators()))
     same = model.propose(images, targets.sizes, to_train=True)
-    assert values(model.losses(images, targets, generator(), same)) == losses
+    assert values(model.losses(images, targets, generators(), same)) == losses
     fewer = model.propose(images, targets.sizes)
     assert fewer.boxes.shape[1] == 32 < same.boxes.shape[1] == 64
-    other = values(model.losses(images, targets, generator(), some_proposals()))
+    other = values(model.losses(images, targets, generators(), some_proposals()))
     assert {name: other[name] for name in RPN_LOSSES} == {name: losses[name] for name in RPN_LOSSES}
     assert all(other[name] != losses[name] for name in ROI_LOSSES)
 
 
 def test_proposals_are_needed_where_there_is_no_rpn(network):
     with pytest.raises(AssertionError, match="without an RPN needs proposals"):
-        network("roi").losses(*batch(), generator())
+        network("roi").losses(*batch(), generators())
 
 
 @pytest.mark.parametrize("kind", ["rpn", "roi"])
 def test_each_stages_losses_teach_backbone_and_neck_and_their_own_head_alone(network, kind):
     """Above all the second stage's do not reach the RPN through its proposals (approximate joint training)."""
     model, (images, targets) = network("rpn", "roi"), batch()
-    losses = model.losses(images, targets, generator())
+    losses = model.losses(images, targets, generators())
     sum(value for name, value in losses.items() if name.startswith(kind)).backward()
     reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {"backbone", "neck", kind}
@@ -96,10 +102,10 @@ def test_each_stages_losses_teach_backbone_and_neck_and_their_own_head_alone(net
 def test_the_generator_alone_decides_the_losses(network):
     model, (images, targets) = network("rpn", "roi"), batch()
     torch.manual_seed(1)
-    first = values(model.losses(images, targets, generator(5)))
+    first = values(model.losses(images, targets, generators(5)))
     torch.manual_seed(2)
-    assert values(model.losses(images, targets, generator(5))) == first
-    assert values(model.losses(images, targets, generator(6))) != first
+    assert values(model.losses(images, targets, generators(5))) == first
+    assert values(model.losses(images, targets, generators(6))) != first
 
 
 @pytest.mark.parametrize("overrides", [(), ("ablation=c4",), ("ablation=c5",)])

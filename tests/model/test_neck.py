@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import fpn_config, single_level_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -33,7 +34,7 @@ def features(height=64, width=96, seed=0, requires_grad=False):
 
 def neck(**switches):
     """A neck whose weights depend on their names alone, with biases that are not 0."""
-    model = FPN(LEVELS, channels=WIDTH, **switches)
+    model = FPN(LEVELS, fpn_config(channels=WIDTH, **switches))
     initialise(torch.nn.ModuleDict({"neck": model}), seed=1)
     for number, (name, p) in enumerate(sorted(model.named_parameters())):
         if name.endswith("bias"):
@@ -233,7 +234,7 @@ def test_odd_sizes_keep_the_size_of_each_map(upsample, height, width):
 
 def test_bilinear_upsampling_is_between_its_neighbours_and_centred():
     """A ramp stays a ramp: with the centres aligned, pixel 2i + 1/2 + 1/2 of the fine map lies between i and i + 1."""
-    model = FPN(LEVELS, channels=1, upsample="bilinear")
+    model = FPN(LEVELS, fpn_config(channels=1, upsample="bilinear"))
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     fine = model._upsample("p4", ramp, (16, 16))
     torch.testing.assert_close(fine[0, 0, 5, 1:-1], (torch.arange(16.0) / 2 - 0.25)[1:-1])
@@ -307,7 +308,7 @@ def test_bilinear_upsampling_works_in_deterministic_mode_and_in_training_after_i
 
 @pytest.mark.parametrize("level", ["c2", "c3", "c4", "c5"])
 def test_a_single_level_is_the_backbones_map_itself(level):
-    inputs, model = features(), SingleLevel(LEVELS, level)
+    inputs, model = features(), SingleLevel(LEVELS, single_level_config(level))
     out = model(inputs)
     assert list(out) == [level]
     assert out[level] is inputs[level]

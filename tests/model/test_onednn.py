@@ -7,7 +7,7 @@ from torch import nn
 
 from fpn_ablate.model.ops import onednn as module
 from fpn_ablate.model.ops.onednn import Conv2d, Linear, linear
-from fpn_ablate.model.optimise import optimise
+from fpn_ablate.model.ops.replace import variant
 
 
 def operands(rows=37, inner=53, out=19, dtype=torch.float32):
@@ -91,8 +91,7 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
     """With an activation in place behind it, which must not copy, and gradients of all."""
     torch.manual_seed(0)
     plain = nn.Conv2d(5, 4, 1, bias=bias).to(memory_format=torch.channels_last)
-    ours = optimise(nn.Sequential(nn.Conv2d(5, 4, 1, bias=bias)))[0]
-    ours.load_state_dict(plain.state_dict())
+    ours = variant(plain, Conv2d)
     calls, real = [], module._multiply
     monkeypatch.setattr(module, "_multiply", lambda *a: calls.append(1) or real(*a))
     results = []
@@ -119,13 +118,13 @@ def test_a_1x1_convolution_is_a_product(one_thread, bias, monkeypatch):
 def test_other_convolutions_stay_with_torch(one_thread, layer, x, monkeypatch):
     monkeypatch.setattr(module, "_multiply", lambda *a: pytest.fail("a product"))
     expected = layer(x)
-    torch.testing.assert_close(optimise(nn.Sequential(layer))(x), expected)
+    torch.testing.assert_close(variant(layer, Conv2d)(x), expected)
 
 
 def test_several_threads_stay_with_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(module, "_multiply", lambda *a: pytest.fail("a product"))
-    optimise(nn.Sequential(nn.Conv2d(5, 4, 1)))(images())
+    Conv2d(5, 4, 1)(images())
 
 
 def test_a_view_would_be_copied_by_an_activation_in_place(one_thread):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import roi_config
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
@@ -13,7 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from fpn_ablate.model import boxes
 from fpn_ablate.model.heads.box_head import TwoFC
-from fpn_ablate.model.heads.roi import RoIHeads, RoISettings
+from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.structures.levels import Level
@@ -33,9 +34,10 @@ def maps(images=1):
     return {lv.name: torch.randn(images, lv.channels, HEIGHT // lv.stride, WIDTH // lv.stride, generator=g) for lv in PYRAMID}
 
 
-def heads(num_classes=5, std=0.3, **settings):
+def heads(num_classes=5, std=0.3, **keys):
     """Weights that are not all alike, and large enough for scores of every size."""
-    model = RoIHeads(RoIPooler(PYRAMID, 7, canonical_box_size=CANONICAL), TwoFC(4, 7, 16), num_classes, RoISettings(**settings))
+    pooler = RoIPooler(PYRAMID, 7, canonical_box_size=CANONICAL)
+    model = RoIHeads(pooler, TwoFC(4, 7, 16), num_classes, roi_config(**keys))
     for number, p in enumerate(model.parameters()):
         nn.init.normal_(p, std=std, generator=generator(number))
     return model
@@ -79,7 +81,7 @@ def scene(images=4, num_classes=5, seed=0, numbers=(60, 35, 0, 50), objects=(4, 
 
 def torchvisions(ours, **changes):
     """torchvision's heads with the weights of ours. Its predictor has deltas for the background too, which nobody reads."""
-    s, k = ours.settings, ours.predictor.scores.out_features - 1
+    s, k = ours.config, ours.predictor.scores.out_features - 1
     pool = MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], 7, 2, canonical_scale=CANONICAL)
     head, predictor = TwoMLPHead(4 * 7 * 7, 16), FastRCNNPredictor(16, k + 1)
     head.load_state_dict(ours.box_head.state_dict())
@@ -353,9 +355,9 @@ def test_detections_are_torchvisions(images, num_classes, most):
 class Answering(RoIHeads):
     """Heads that give the boxes and scores that a test plants: deltas 0, so each RoI is its own box in every class."""
 
-    def __init__(self, probability, **settings):
+    def __init__(self, probability, **keys):
         k = probability.shape[-1]
-        super().__init__(RoIPooler(PYRAMID, 7), TwoFC(4, 7, 16), k, RoISettings(**settings))
+        super().__init__(RoIPooler(PYRAMID, 7), TwoFC(4, 7, 16), k, roi_config(**keys))
         rest = 1 - probability.sum(-1, keepdim=True)
         self.logits = torch.cat([rest, probability], -1).clamp(min=1e-12).log()
 
@@ -364,10 +366,10 @@ class Answering(RoIHeads):
         return self.logits[:, :number], torch.zeros(*rois.shape[:2], self.logits.shape[-1] - 1, 4)
 
 
-def detect(rois, probability, valid=None, size=(100, 100), **settings):
+def detect(rois, probability, valid=None, size=(100, 100), **keys):
     rois, probability = torch.tensor(rois), torch.tensor(probability)
     valid = torch.ones(rois.shape[:2], dtype=torch.bool) if valid is None else torch.tensor(valid)
-    model = Answering(probability, **settings)
+    model = Answering(probability, **keys)
     return model.detect({}, Proposals(rois, torch.ones(rois.shape[:2]), valid), torch.tensor([size] * len(rois)))
 
 

@@ -4,23 +4,26 @@ import math
 
 import pytest
 import torch
+from parts import rpn_config
 from torchvision.ops import box_iou, nms
 
 from fpn_ablate.model import boxes
-from fpn_ablate.model.heads.rpn import RPN, RPNSettings
+from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.matching import POSITIVE, match, sample
+from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Level
 
 LEVELS = tuple(Level(f"p{k}", 8) for k in (3, 4, 5))
 SIDES = (64, 96)
-SETTINGS = RPNSettings(
-    sizes=(12, 24, 48), samples=40, pre_nms_topk=(60, 30), pre_nms_topk_single=(100, 50), post_nms_topk=(50, 20)
-)
+CONFIG = {
+    **{"anchor_sizes": (12, 24, 48), "samples": 40},
+    **{"pre_nms_topk": (60, 30), "pre_nms_topk_single": (100, 50), "post_nms_topk": (50, 20)},
+}
 
 
-def rpn(settings=SETTINGS, levels=LEVELS):
-    model = RPN(levels, settings)
+def rpn(levels=LEVELS, kind=RPN, **keys):
+    model = kind(levels, rpn_config(**CONFIG | keys))
     for number, p in enumerate(model.parameters()):
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(number))
     return model
@@ -59,11 +62,11 @@ def generator(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
-def slow_losses(outputs, t, settings, draw):
+def slow_losses(outputs, t, config, draw):
     """The same draws; then every sampled anchor by itself, with plain mathematics."""
     every = torch.cat(outputs[2])
-    matched_idxs, labels = match(every, t.boxes, t.valid, t.crowd, settings.positive_iou, settings.negative_iou)
-    idxs, sampled_mask = sample(labels, settings.samples, settings.positive_fraction, draw)
+    matched_idxs, labels = match(every, t.boxes, t.valid, t.crowd, config.positive_iou, config.negative_iou)
+    idxs, sampled_mask = sample(labels, config.samples, config.positive_fraction, draw)
     logits, deltas = torch.cat(outputs[0], 1).detach(), torch.cat(outputs[1], 1).detach()
     objectness = box = count = 0
     for n in range(len(labels)):
@@ -75,7 +78,7 @@ def slow_losses(outputs, t, settings, draw):
             if positive:
                 target = boxes.encode(t.boxes[n, matched_idxs[n, r]], every[r])
                 for x in (deltas[n, r] - target).abs().tolist():
-                    beta = settings.box_loss_beta
+                    beta = config.box_loss_beta
                     box += 0.5 * x * x / beta if x < beta else x - 0.5 * beta
     return {"rpn_objectness": objectness / count, "rpn_box": box / count}
 
@@ -86,7 +89,7 @@ def test_losses_are_those_of_a_slow_loop_over_the_same_draws(seed, levels):
     model = rpn(levels=levels)
     outputs, t = raw(model), targets()
     losses = model.losses(maps(model), t, generator(seed))
-    expected = slow_losses(outputs, t, SETTINGS, generator(seed))
+    expected = slow_losses(outputs, t, model.config, generator(seed))
     assert expected["rpn_box"] > 0
     for name, value in expected.items():
         assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
@@ -95,19 +98,18 @@ def test_losses_are_those_of_a_slow_loop_over_the_same_draws(seed, levels):
 
 def test_positives_beyond_their_quota_count_for_nothing():
     """Room for all anchors, but for one positive an image alone."""
-    settings = RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=1e-6)
-    model = rpn(settings)
+    model = rpn(samples=10**6, positive_fraction=1e-6)
     outputs, t = raw(model), targets()
     every = torch.cat(outputs[2])
     assert (match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1] == POSITIVE).sum(1).max() > 1
     losses = model.losses(maps(model), t, generator())
-    for name, value in slow_losses(outputs, t, settings, generator()).items():
+    for name, value in slow_losses(outputs, t, model.config, generator()).items():
         assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
 
 
 def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples():
     """With room for every anchor nothing is left to chance."""
-    model = rpn(RPNSettings(sizes=(12, 24, 48), samples=10**6, positive_fraction=1.0))
+    model = rpn(samples=10**6, positive_fraction=1.0)
     features, t = maps(model), targets()
     every = torch.cat(model.anchors(features))
     labels = match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1]
@@ -147,7 +149,7 @@ def test_gradients_are_finite_where_some_images_have_only_padding():
 
 def test_nothing_to_sample_gives_losses_of_0():
     """One crowd over everything: all anchors inside are ignored."""
-    model = rpn(RPNSettings(sizes=(4, 4, 4), samples=40))
+    model = rpn(anchor_sizes=(4, 4, 4))
     t = Targets(
         torch.tensor([[[-99.0, -99, 999, 999]]]),
         torch.tensor([[1]]),
@@ -160,25 +162,20 @@ def test_nothing_to_sample_gives_losses_of_0():
 
 
 @pytest.mark.parametrize("levels", [LEVELS, LEVELS[:1]])
-def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_included(levels):
+def test_predictions_at_some_anchors_are_those_over_all_of_them_gradients_included(levels):
     """Every anchor of every image, in any order and some of them twice: corners and borders of each map among them."""
     dense, sparse = {}, {}
-    model = rpn(levels=levels)
-    for results, at_once in ((dense, True), (sparse, False)):
+    for results, kind in ((dense, RPN), (sparse, SparseRPN)):
+        model = rpn(levels, kind)
         features = {k: x.requires_grad_() for k, x in maps(model).items()}
         every = sum(x.shape[-2] * x.shape[-1] for x in features.values()) * model.head.objectness.out_channels
         idxs = torch.stack([torch.randperm(every, generator=generator(n)) for n in range(3)])
         idxs = torch.cat([idxs, idxs[:, :7]], 1)
-        if at_once:
-            objectness, deltas = (torch.cat(x, 1) for x in model.head(features))
-            score, delta = objectness.gather(1, idxs), deltas.gather(1, idxs[..., None].expand(-1, -1, 4))
-        else:
-            score, delta = model.head.forward_at(features, idxs)
-        model.zero_grad()
+        score, delta = model.predict_at(features, idxs)
         shares = torch.linspace(-1, 1, idxs.shape[1])
         ((score * shares).sum() + (delta.cos() * shares[:, None]).sum()).backward()
         results |= {"score": score, "delta": delta} | {k: x.grad for k, x in features.items()}
-        results |= {name: p.grad.clone() for name, p in model.named_parameters()}
+        results |= {name: p.grad for name, p in model.named_parameters()}
     for name, value in dense.items():
         torch.testing.assert_close(sparse[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -186,11 +183,11 @@ def test_the_head_at_some_anchors_is_the_head_over_all_of_them_gradients_include
 # -------------------------------------------------------------------------------------------------------------- proposals
 
 
-def slow_proposals(outputs, n, size, settings, mode):
+def slow_proposals(outputs, n, size, config, mode):
     """Sec. 4.1 with Detectron's numbers for one image, box by box."""
     kept = []
     for objectness, deltas, anchors in zip(*outputs, strict=True):
-        pre = (settings.pre_nms_topk_single if len(outputs[0]) == 1 else settings.pre_nms_topk)[mode]
+        pre = (config.pre_nms_topk_single if len(outputs[0]) == 1 else config.pre_nms_topk)[mode]
         order = sorted(range(len(anchors)), key=(-objectness[n].detach()).tolist().__getitem__)[:pre]
         level = []
         for r in order:
@@ -200,11 +197,11 @@ def slow_proposals(outputs, n, size, settings, mode):
             if x2 <= x1 or y2 <= y1:
                 continue
             box = torch.tensor([[x1, y1, x2, y2]])
-            if all(float(box_iou(box, other)) <= settings.nms_thresh for other, _ in level):
+            if all(float(box_iou(box, other)) <= config.nms_thresh for other, _ in level):
                 level.append((box, float(objectness[n, r].detach())))
         kept += level
     kept.sort(key=lambda pair: -pair[1])
-    kept = kept[: settings.post_nms_topk[mode]]
+    kept = kept[: config.post_nms_topk[mode]]
     return torch.cat([b for b, _ in kept]), torch.tensor([s for _, s in kept]).sigmoid()
 
 
@@ -213,13 +210,12 @@ def slow_proposals(outputs, n, size, settings, mode):
 @pytest.mark.parametrize("nms_thresh", [0.7, 0.2])
 def test_proposals_are_those_of_a_slow_loop(to_train, levels, nms_thresh):
     """`to_train` decides how many proposals there are, not the mode that the modules are in."""
-    settings = RPNSettings(**{**SETTINGS.__dict__, "nms_thresh": nms_thresh})
-    model = rpn(settings, levels).train(not to_train)
+    model = rpn(levels, nms_thresh=nms_thresh).train(not to_train)
     outputs, sizes = raw(model), targets().sizes
     proposals = model.propose(*outputs, sizes, to_train)
     assert proposals.boxes.shape[:2] == proposals.scores.shape == proposals.valid.shape
     for n in range(3):
-        box, score = slow_proposals(outputs, n, sizes[n], settings, 0 if to_train else 1)
+        box, score = slow_proposals(outputs, n, sizes[n], model.config, 0 if to_train else 1)
         valid = proposals.valid[n]
         assert not valid[len(score) :].any()
         torch.testing.assert_close(proposals.boxes[n][valid], box)
@@ -288,7 +284,7 @@ def test_padding_an_image_does_not_change_its_best_proposals():
 
 def test_levels_do_not_suppress_each_other():
     """The same box on two levels stays twice (Detectron: NMS by level)."""
-    model = rpn(RPNSettings(sizes=(16, 16, 16), ratios=(1,))).eval()
+    model = rpn(anchor_sizes=(16, 16, 16), anchor_ratios=(1,), pre_nms_topk=(2000, 1000)).eval()
     outputs = raw(model, images=1)
     zero = [torch.zeros_like(d) for d in outputs[1]]
     low = [torch.full_like(o, -20.0) for o in outputs[0]]
@@ -315,11 +311,11 @@ def scattered(spread, counts=(160, 40, 7), images=3):
 @pytest.mark.parametrize("pre", [30, 1000])
 def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
     """It tries several times where NMS suppresses nearly everything, and reads a few boxes where NMS suppresses little."""
-    model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]] * 3)
-    levels = scattered(spread)
-    whole = model._best(levels, sizes, pre, topk, count=10**6)
-    for count in (1, topk, 2 * topk):
-        for (kept, values), (box, score) in zip(model._best(levels, sizes, pre, topk, count), whole, strict=True):
+    plain, model = (rpn(kind=kind, nms_thresh=0.5) for kind in (RPN, FastRPN))
+    levels, sizes = scattered(spread), torch.tensor([[100, 100]] * 3)
+    whole = plain.select(levels, sizes, pre, topk)
+    for count in (1, topk, 2 * topk, 10**6):
+        for (kept, values), (box, score) in zip(model._select(levels, sizes, pre, topk, count), whole, strict=True):
             assert torch.equal(values, score)
             least = values[-1] if len(values) else 0  # others that score so little are as good
             assert {tuple(row) for row in kept[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
@@ -327,13 +323,13 @@ def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
 
 
 def test_nms_of_each_level_by_hand():
-    model, sizes = rpn(RPNSettings(nms_thresh=0.5)), torch.tensor([[100, 100]])
+    model, sizes = rpn(nms_thresh=0.5), torch.tensor([[100, 100]])
     levels, expected = scattered(60.0, images=1), []
     for score, _, box in levels:
         clipped = box.clamp(0, 100)
         solid = (clipped[:, 2:] > clipped[:, :2]).all(1)
         expected += score[0][solid][nms(clipped[solid], score[0][solid], 0.5)].tolist()
-    ((_, values),) = model._best(levels, sizes, 1000, 1000, 10**6)
+    ((_, values),) = model.select(levels, sizes, 1000, 1000)
     assert values.tolist() == sorted(expected, reverse=True)
 
 
@@ -344,5 +340,5 @@ def test_nms_reads_as_few_boxes_as_it_needs(monkeypatch):
     box = torch.arange(400.0)[:, None] * 10 + torch.tensor([0, 0, 5, 5])
     still = torch.zeros(1, 200, 4)
     levels = [(torch.linspace(1, 0.5, 200)[None], still, box[::2]), (torch.linspace(0.9, 0, 200)[None], still, box[1::2])]
-    rpn(RPNSettings())._best(levels, torch.tensor([[9000, 9000]]), 200, 40, 50)
+    rpn(kind=FastRPN).select(levels, torch.tensor([[9000, 9000]]), 200, 40)
     assert sum(looked_at) == 50

@@ -5,10 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fpn_ablate.model import build, init
-from fpn_ablate.model.ops.sparse_conv import LazyConv, conv3x3_at, gather_3x3
-from fpn_ablate.structures.instances import Targets
-from fpn_ablate.utils.seeding import torch_generator
+from fpn_ablate.model.ops.sparse_conv import LazyMap, conv3x3_at, gather_3x3
 
 SIZES = (9, 7), (4, 5), (1, 1)
 
@@ -46,40 +43,23 @@ def test_some_cells_in_any_order_and_twice():
 
 
 @pytest.mark.parametrize("lazy", [(0,), (1,), (0, 1), (0, 1, 2)])
-def test_deferred_maps_are_as_if_convolved_before(lazy):
+def test_lazy_maps_are_as_if_convolved_before(lazy):
     """Values and gradients of two convolutions one after the other, the first of them at the cells that the second reads."""
     conv, head, cell = smoothing(), smoothing(), torch.tensor([[70, 0, 83, 0], [62, 63, 82, 6]])
     results = []
     for is_lazy in (False, True):
         levels = [x.requires_grad_() for x in maps()]
-        made = [LazyConv(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
+        made = [LazyMap(x, conv) if is_lazy and i in lazy else conv(x) for i, x in enumerate(levels)]
         out = conv3x3_at(gather_3x3(made, cell), head)
         results.append((out, torch.autograd.grad(out.square().sum(), [*levels, *conv.parameters()])))
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_an_rpn_alone_smooths_what_it_looks_at(config, monkeypatch):
-    """Same losses and gradients as with whole maps, and P2 is not convolved over."""
-    cfg = config("task=rpn", "rpn.samples=8", "recipe.short_side=128", "backbone.freeze_at=0")
-    model = build.build_detector(cfg)
-    init.initialise(model, 0)
-    model = model.to(memory_format=torch.channels_last).train()
-    boxes = torch.tensor([[[10.0, 20, 60, 90], [70, 5, 120, 30]]] * 2)
-    yes = torch.ones(2, 2, dtype=torch.bool)
-    truth = Targets(boxes, yes.long(), yes, ~yes, torch.tensor([[128, 128]] * 2))
-    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 255
-    asked, at = [], LazyConv.at
-    monkeypatch.setattr(LazyConv, "at", lambda self, cell: asked.append(len(cell)) or at(self, cell))
-    convolved = []
-    model.neck.smooth["p2"].register_forward_hook(lambda *_: convolved.append("p2"))
-    results = []
-    for read in (None, model.rpn.max_sampled_cells):
-        monkeypatch.setattr(type(model.rpn), "max_sampled_cells", read or 10**6)
-        losses = model.losses(images, truth, torch_generator(0, "sampling"))
-        results.append((losses, torch.autograd.grad(sum(losses.values()), [p for p in model.parameters() if p.requires_grad])))
-        assert (convolved, bool(asked)) == (["p2"], read is not None)
-    assert max(asked) <= 2 * 9 * 8
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+def test_torchs_functions_and_slices_get_the_whole_convolution_of_a_lazy_map():
+    x, conv = maps()[0], smoothing()
+    whole = conv(x)
+    for use in (F.relu, lambda y: y[..., ::2], lambda y: y.mean(), lambda y: torch.add(whole, y)):
+        assert torch.equal(use(LazyMap(x, conv)), use(whole))
 
 
 def test_rows_outside_a_map_are_zero():

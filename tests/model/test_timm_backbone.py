@@ -4,16 +4,16 @@ import sys
 
 import pytest
 import torch
+from parts import backbone_config
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model import build, init
-from fpn_ablate.model.backbones.base import MEAN, STAGES
+from fpn_ablate.model.backbones.base import MEAN, STAGES, Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
-from fpn_ablate.model.backbones.registry import BACKBONES
-from fpn_ablate.model.backbones.timm import ChannelsLast, timm_backbone
-from fpn_ablate.model.detectors.two_stage import normalise
+from fpn_ablate.model.backbones.timm import ChannelsLast
 from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d
+from fpn_ablate.model.optimise import optimise
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.errors import UserError
@@ -25,6 +25,10 @@ SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=
 SMALL = ("test_resnet", "test_convnext", "test_byobnet", "test_efficientnet")
 SWIN = "swin_tiny_patch4_window7_224"
 IMAGES = torch.rand(1, 3, 64, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def timm_backbone(model: str) -> Backbone:
+    return build.build_backbone(backbone_config(f"timm/{model}"))
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -148,7 +152,8 @@ def test_layer_norm_is_frozen_by_its_stage_alone(config):
 
 def test_batch_norms_of_timm_are_not_folded(config):
     """Its blocks need not list their layers in the order in which they run."""
-    norms = [m for m in build.build_detector(config("backbone=timm/test_resnet")).modules() if isinstance(m, FrozenBatchNorm2d)]
+    network = optimise(build.build_detector(config("backbone=timm/test_resnet")), torch.device("cpu"))
+    norms = [m for m in network.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert norms and not any(isinstance(m, FoldedBatchNorm2d) for m in norms)
 
 
@@ -161,7 +166,7 @@ def test_every_part_learns_from_random_weights(config, model):
     valid = torch.tensor([[True], [True]])
     objects = torch.tensor([[[4.0, 4, 40, 40]], [[8.0, 8, 60, 50]]])
     targets = Targets(objects, valid.long(), valid, ~valid, torch.tensor([[64, 96], [64, 96]]))
-    sum(network.train().losses(images, targets, generator).values()).backward()
+    sum(network.train().losses(images, targets, lambda purpose: generator).values()).backward()
     parameters = dict(network.named_parameters())
     assert {n for n, p in parameters.items() if p.grad is None} == set()
     assert all(p.grad.isfinite().all() for p in parameters.values())
@@ -184,8 +189,7 @@ def test_images_are_normalised_as_the_network_was_trained(config):
     network.features(images, sizes)
     torch.testing.assert_close(seen[0][..., :32], torch.ones(1, 3, 64, 32))  # mean and deviation 0.5
     assert seen[0][..., 32:].abs().sum() == 0
-    assert timm_backbone("resnext50_32x4d").mean == BACKBONES["small"]().mean == MEAN
-    torch.testing.assert_close(seen[0], normalise(images, sizes, (0.5,) * 3, (0.5,) * 3))
+    assert timm_backbone("resnext50_32x4d").mean == MEAN
 
 
 TWO = ("ablation=c4", "task=faster_rcnn")
@@ -195,7 +199,7 @@ def test_the_conv5_head_is_timms_last_stage(config, tmp_path):
     net, path = randomised(timm.create_model("test_resnet")), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)
     cfg = config(*TWO, "backbone=timm/test_resnet", f"backbone.weights={path}")
-    network = build.build_detector(cfg, num_classes=3, parts=("roi",))
+    network = build.build_detector(cfg, num_classes=3, heads=("roi",))
     load_backbone(network, backbone_weights(cfg.backbone, None))
     x = torch.rand(2, network.roi.pooler.in_channels, 14, 14, dtype=torch.float64)
     with torch.no_grad():
@@ -205,11 +209,11 @@ def test_the_conv5_head_is_timms_last_stage(config, tmp_path):
 
 def test_resnext_has_a_conv5_head_and_vgg_has_none(config):
     with torch.device("meta"):
-        head = build.build_detector(config(*TWO, "backbone=timm/resnext50_32x4d"), parts=("roi",)).eval().roi.box_head
+        head = build.build_detector(config(*TWO, "backbone=timm/resnext50_32x4d"), heads=("roi",)).eval().roi.box_head
         assert head(torch.empty(5, 1024, 14, 14)).shape == (5, 2048)
         with pytest.raises(UserError, match=r"backbone=timm/vgg11 has only pooling behind C4.*task.roi.head=2fc"):
-            build.build_detector(config(*TWO, "backbone=timm/vgg11"), parts=("roi",))
-        build.build_detector(config(*TWO, "backbone=timm/vgg11", "task.roi.head=2fc"), parts=("roi",))
+            build.build_detector(config(*TWO, "backbone=timm/vgg11"), heads=("roi",))
+        build.build_detector(config(*TWO, "backbone=timm/vgg11", "task.roi.head=2fc"), heads=("roi",))
 
 
 @pytest.mark.parametrize(

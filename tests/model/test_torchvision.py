@@ -15,7 +15,6 @@ from torchvision.ops import MultiScaleRoIAlign
 from fpn_ablate.data.transforms import Resize, collate, prepare, to_native
 from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
-from fpn_ablate.model.detectors.two_stage import normalise
 from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.weights.loading import load
@@ -204,13 +203,13 @@ def test_losses_and_gradients_are_torchvisions_on_the_same_samples(sides, sizes,
     theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(512, 0.25)
     their_images = theirs.transform(their_input(samples)[0])[0].tensors
     # A difference of 1e-7 would flip ReLUs now and then, of the many at 800 px.
-    close(normalise(batch.images, batch.sizes), their_images, 1e-12)
+    close(ours.backbone.normalise(batch.images, batch.sizes), their_images, 1e-12)
     expected = theirs.train()(*their_input(samples))
     sum(expected.values()).backward()  # now: at 800 px both networks' activations would take 20 GB
     gradients = {to_ours(TORCHVISION, name): p.grad for name, p in theirs.named_parameters()}
     for name in ("weight", "bias"):  # of the background's box deltas, which ours lacks and nothing reads
         gradients[f"roi.predictor.deltas.{name}"] = gradients[f"roi.predictor.deltas.{name}"][4:]
-    losses = ours.train().losses(batch.images, batch_targets(batch), torch.Generator())
+    losses = ours.train().losses(batch.images, batch_targets(batch), lambda purpose: torch.Generator())
     names = {"rpn_objectness": "objectness", "rpn_box": "rpn_box_reg", "roi_class": "classifier", "roi_box": "box_reg"}
     assert set(losses) == set(names)
     for name, theirs_name in names.items():

@@ -9,6 +9,7 @@ from fpn_ablate.engine.optim import build_optimizer
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.necks.upsample import bilinear
+from fpn_ablate.model.optimise import optimise
 from fpn_ablate.runs import run as running
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.utils.seeding import torch_generator
@@ -77,15 +78,18 @@ def test_bilinear_is_the_librarys_and_repeats_in_either_mode():
     assert torch.equal(*grads)
 
 
-def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
-    model = build_detector(config())
+def fast(cfg):
+    model = build_detector(cfg)
     initialise(model, 0)
-    model.cuda()
-    images, targets = batch
+    return optimise(model.cuda(), torch.device("cuda"))
+
+
+def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
+    model, (images, targets) = fast(config()), batch
     results = {}
     for enabled in (False, True):
         with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
-            losses = model.losses(images, targets, torch_generator(0, "sampling", device="cuda"))
+            losses = model.losses(images, targets, lambda purpose: torch_generator(0, purpose, device="cuda"))
             proposals = model.eval().propose(images, targets.sizes)
         assert {v.dtype for v in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
         results[enabled] = {name: float(v.detach()) for name, v in losses.items()}, proposals
@@ -95,14 +99,14 @@ def test_bf16_is_close_to_fp32_and_losses_and_boxes_are_fp32(config, batch):
     assert float(best[0]) == pytest.approx(float(best[1]), abs=0.02)
 
 
-def test_the_gpu_computes_what_the_cpu_computes(config, batch):
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_the_gpu_computes_what_the_cpu_computes(config, batch, monkeypatch, is_fast):
     model = build_detector(config())
     initialise(model, 0)
-    model.eval()
     images, targets = batch
-    torch.backends.cudnn.allow_tf32 = False
-    on_gpu = model.cuda().propose(images, targets.sizes)
-    on_cpu = model.cpu().propose(images.cpu(), targets.sizes.cpu())
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    on_cpu = model.eval().propose(images.cpu(), targets.sizes.cpu())
+    on_gpu = (optimise(model.cuda(), images.device) if is_fast else model.cuda()).propose(images, targets.sizes)
     torch.testing.assert_close(on_gpu.scores[:, :50].cpu(), on_cpu.scores[:, :50], rtol=1e-3, atol=1e-3)
 
 
@@ -118,15 +122,13 @@ def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
     Fast R-CNN waits at every step: only the GPU knows how many RoIs each level gets (`RoIPooler`).
     """
     cfg = config()
-    model = build_detector(cfg)
-    initialise(model, 0)
-    model.cuda().train()
+    model = fast(cfg).train()
     optimizer, draw = build_optimizer(model, cfg.recipe.optimizer), torch_generator(0, "sampling", device="cuda")
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
-            losses = model.losses(*batch, draw)
+            losses = model.losses(*batch, lambda purpose: draw)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from settings import ROWS
 
+from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.collate.table import file_name
 from fpn_ablate.report.output import write
-from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from parts import backbone_config
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fpn_ablate.model.backbones.registry import BACKBONES
+from fpn_ablate.model.backbones.base import MEAN, STD
 from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1, stride_to_1x1
-from fpn_ablate.model.detectors.two_stage import MEAN, STD, normalise
+from fpn_ablate.model.build import build_backbone
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.convert import COCO_UNUSED, Options, backbone_part, convert, to_torchvision
@@ -223,7 +224,9 @@ def test_a_detector_of_detectron2_computes_what_it_is_taken_from(ours, tmp_path,
     mean = 255 * torch.tensor(MEAN).flip(0)
     bgr = (images.flip(1) - mean[:, None, None]) / torch.tensor(std)[:, None, None]
     first = F.conv2d(bgr, written[f"{trunk}stem.conv1.weight"], stride=2, padding=3)
-    torch.testing.assert_close(first, source.backbone.stages["stem"][0](normalise(images, sizes)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        first, source.backbone.stages["stem"][0](source.backbone.normalise(images, sizes)), rtol=1e-4, atol=1e-5
+    )
     load(model, path, Options(pixel_std=std), notes.append)
     for name, value in source.state_dict().items():
         if name == "backbone.stages.stem.0.weight":
@@ -351,7 +354,7 @@ def test_a_stride_that_cannot_be_moved_is_refused(config, overrides, message):
 
 def test_backbones_without_bottlenecks_are_left_alone():
     with torch.device("meta"):
-        net = BACKBONES["resnet18"]()
+        net = build_backbone(backbone_config("resnet18"))
     before = str(net)
     stride_to_1x1(net)
     assert str(net) == before and not has_stride_in_1x1(net)
@@ -362,11 +365,11 @@ def test_backbones_without_bottlenecks_are_left_alone():
 
 def test_a_stage_that_the_network_lacks_is_left_out_with_a_note(ours, torchvision_file):
     path, theirs = torchvision_file
-    for task, parts, left in (("rpn", ("rpn",), "roi"), ("fast_rcnn", ("roi",), "rpn")):
+    for task, heads, left in (("rpn", ("rpn",), "roi"), ("fast_rcnn", ("roi",), "rpn")):
         notes = []
         overrides = [o for o in PYRAMID if task != "rpn" or not o.startswith("task")]
         overrides = [o for o in overrides if not o.startswith(("task=", "task.training"))]
-        model = ours(3, "backbone=resnet18", f"task={task}", *overrides, parts=parts)
+        model = ours(3, "backbone=resnet18", f"task={task}", *overrides, heads=heads)
         load(model, path, log=notes.append)
         assert torch.equal(model.neck.lateral["p3"].weight, theirs["backbone.fpn.inner_blocks.1.0.weight"])
         assert sum(f"left out: {left}.*" in line for line in notes) == 1

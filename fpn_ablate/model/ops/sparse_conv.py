@@ -23,7 +23,7 @@ LAZY_RATIO = 1.25
 class LazyMap:
     """A map (N, C, H, W) with a 3x3 convolution over it that is computed at the cells that are read.
 
-    Whoever uses it as a tensor gets the whole convolution.
+    torch's functions, attributes and slices get the whole convolution.
     """
 
     def __init__(self, x: Tensor, conv: nn.Conv2d) -> None:
@@ -72,6 +72,12 @@ class LazyConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor | LazyMap:
         large = x.shape[2] * x.shape[3] >= LAZY_RATIO * self.max_cells
         return LazyMap(x, self) if large and self.training and torch.is_grad_enabled() else super().forward(x)
+
+
+def is_plain_3x3(conv: nn.Conv2d) -> bool:
+    """Return whether `conv3x3_at` computes what `conv` does: 3x3, stride 1, padded with one 0."""
+    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def conv3x3_at(patches: Tensor, conv: nn.Conv2d) -> Tensor:
