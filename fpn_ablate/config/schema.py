@@ -48,6 +48,7 @@ class UserPart(BaseModel):
 
     class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
     _folder: Path | None = PrivateAttr(None)
+    _loaded: tuple[type, str] | None = PrivateAttr(None)  # the class and the digest of its code, to which a run keeps
 
     def model_post_init(self, context: Any) -> None:
         self._folder = (context or {}).get("config_dir")

@@ -29,7 +29,7 @@ from pydantic.errors import PydanticUserError
 from fpn_ablate.config.schema import Config, UserPart
 from fpn_ablate.config.validation import explain, no_such_key
 from fpn_ablate.utils.errors import UserError, first_line, short_repr
-from fpn_ablate.utils.hashing import _without_docstrings, digest
+from fpn_ablate.utils.hashing import digest, without_docstrings
 from fpn_ablate.utils.imports import closure, imports_of
 
 # What a constructor is given before the keys, by the part's dotted key.
@@ -60,14 +60,16 @@ def build(part: UserPart, key: str, *positional: Any) -> Any:
 
 
 def load_class(part: UserPart, key: str) -> type:
-    """Import a user's class from the folder of `--config-dir`.
+    """Import a user's class from the folder of `--config-dir`, once a part: an edit during a run does not mix two versions.
 
     Raises:
         UserError: there is no such folder on this command line, no such file or class, or the file cannot be imported.
     """
+    if part._loaded:
+        return part._loaded[0]
     module_name, _, name = part.class_.rpartition(".")
     modules = files(part, key)
-    package = f"{_ROOT}_{_loaded_digest(part, modules)}"
+    package, content = f"{_ROOT}_{_loaded_digest(part, modules)}", content_digest(part)
     _finder.packages[package] = modules
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
@@ -84,6 +86,7 @@ def load_class(part: UserPart, key: str) -> type:
         raise UserError(f"{_where(part, key)}: {file} has no class {name}.{_nearest(name, classes)}")
     if not isinstance(cls, type):
         raise UserError(f"{_where(part, key)}: {name} in {file} is no class; name one")
+    part._loaded = cls, content
     return cls
 
 
@@ -166,12 +169,14 @@ def files(part: UserPart, key: str = "") -> dict[str, Path]:
 
 
 def content_digest(part: UserPart) -> str:
-    """Hash the code of a part's files, without docstrings, comments and formatting.
+    """Hash the code of a part's files, without docstrings, comments and formatting; once its class is loaded, as it was then.
 
     Raises:
         UserError: as `files`.
     """
-    return digest(sorted((name, _without_docstrings(file.read_text(encoding="utf-8"))) for name, file in files(part).items()))
+    if part._loaded:
+        return part._loaded[1]
+    return digest(sorted((name, without_docstrings(file.read_text(encoding="utf-8"))) for name, file in files(part).items()))
 
 
 def describe(parts: Mapping[str, UserPart]) -> dict[str, dict[str, str]]:

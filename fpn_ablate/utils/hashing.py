@@ -19,10 +19,10 @@ def source_digest(file: Path) -> str:
 
     It is cached, since a process runs the code that it has imported, whatever the file holds later.
     """
-    return digest(_without_docstrings(file.read_text(encoding="utf-8")))
+    return digest(without_docstrings(file.read_text(encoding="utf-8")))
 
 
-def _without_docstrings(source: str) -> str:
+def without_docstrings(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -155,7 +155,7 @@ def _run_facts(path: Path) -> dict[str, str]:
         backbone = values["backbone"]
         classes = list((json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}).get("per_class") or {})
         return {
-            "backbone": backbone.get("class") or (f"timm/{backbone['model']}" if backbone["name"] == "timm" else backbone["name"]),
+            "backbone": f"timm/{backbone['model']}" if "model" in backbone else backbone.get("class") or backbone["name"],
             "stride_in_1x1": str(backbone.get("stride_in_1x1", False)).lower(),
             "row": values["row"],
             "task": values["task"]["name"],

@@ -163,6 +163,15 @@ def test_a_changed_file_is_loaded_afresh_though_size_and_time_are_the_same(part,
     assert not list(mine.rglob("*.pyc"))
 
 
+def test_an_edit_during_a_run_changes_neither_its_class_nor_its_identity(part, mine):
+    write(mine, {"a.py": "class A:\n    x = 1"})
+    running = part("a.A")
+    before = user_parts.load_class(running, "neck"), user_parts.content_digest(running)
+    write(mine, {"a.py": "class A:\n    x = 2"})
+    assert (user_parts.load_class(running, "neck"), user_parts.content_digest(running)) == before
+    assert user_parts.content_digest(part("a.A")) != before[1]
+
+
 def test_a_file_that_failed_is_imported_anew_once_it_is_right(part, mine):
     write(mine, {"a.py": "from .b import x\nclass A: pass", "b.py": "import nosuchmodule"})
     refused(user_parts.load_class, part("a.A"), "neck")
@@ -304,7 +313,8 @@ def test_a_saved_configuration_is_bound_to_a_folder_only_where_one_is_given(mine
     cfg = compose(["ablation=pan", "recipe=smoke"], mine)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
     assert load_saved_config(tmp_path / "config.yaml").neck.folder is None
-    assert load_saved_config(tmp_path / "config.yaml", mine) == cfg
+    bound = load_saved_config(tmp_path / "config.yaml", mine)
+    assert (bound.model_dump(), bound.neck.folder) == (cfg.model_dump(), mine)
     assert load_saved_config(tmp_path / "config.yaml", mine).neck.folder == mine
 
 

@@ -54,7 +54,8 @@ class FPN(Neck):
         self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if config.upsample == "deconv" else {})
         merged = {"all": set(names), "merged": set(names) - {coarsest}, "none": set()}[config.smooth]
         self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
-        self.final_convs = [f"smooth.{n}" for n in self.smooth]
+        # A neck that is derived from this one may do more with these maps than return them.
+        self.final_convs = [f"smooth.{n}" for n in self.smooth] if type(self).forward is FPN.forward else ()
         self.p6 = config.p6 if config.output == "pyramid" else "none"
         self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})
         published = self.outputs + (["p6"] if self.p6 != "none" else [])
