@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.data.transforms import Item, Resize, collate, prepare
 from fpn_ablate.structures.batch import Batch, DetectionDataset
+from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import numpy_generator
-from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
 
 Index = tuple[int, bool]  # (position of an image in the set, flip it?)
 # Steps whose images are sorted by aspect ratio together. At COCO's sizes, 800 px and 16 images a batch, padding adds 79 %
@@ -98,7 +98,7 @@ class _CleanErrors:
     """Iterate over the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = kill_slow_workers(iter(batches))
+        self.batches = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -134,7 +134,7 @@ def _loader(dataset: DetectionDataset, batches: Iterable[list[Index]], resize: R
             pin_memory=torch.cuda.is_available(),
             # Without a generator of its own, the loader would seed its workers from the global one.
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=ignore_signals,
+            worker_init_fn=signals.outlive_signals,
         )
     )
 

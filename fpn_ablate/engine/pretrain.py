@@ -28,7 +28,6 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import safe_name, save_text, write_atomically
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive
-from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
 
 CHECKPOINTS = 10  # per pre-training, equally spaced
 HELD_OUT = 1024  # pictures that measure the accuracy; training uses the pictures after them
@@ -126,7 +125,6 @@ def _train(
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
-                signals.cancel_deadline()
                 _save(checkpoint, step, seconds_before + spent, states)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
@@ -147,9 +145,9 @@ def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterat
         recipe.batch_size,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=ignore_signals,
+        worker_init_fn=signals.outlive_signals,
     )
-    return kill_slow_workers(iter(loader))
+    return iter(loader)
 
 
 @contextmanager

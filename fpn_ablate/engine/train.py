@@ -112,9 +112,8 @@ def train(
             report(done, {**values, "lr": rate})
         optimizer.step()
         if checkpoint and saved:
-            signals.cancel_deadline()
             _save(checkpoint, done, model, optimizer)
-        if stop or saved:  # `cancel_deadline` also cancelled the timer of a signal that came after `stop` was read
+        if stop:
             signals.raise_if_stopped()
 
 

@@ -26,7 +26,6 @@ from fpn_ablate.engine.inputs import Inputs, prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, skip
-from fpn_ablate.runs.oom import train_with_oom_retry
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import REQUIRED, run_lock
@@ -34,7 +33,7 @@ from fpn_ablate.store.lookup import find_run, is_finished
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.errors import Diverged, UserError
+from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import TEMPORARY, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, RECORD, RESAMPLED
@@ -70,7 +69,6 @@ def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
 def _run_and_record(run: Run) -> dict[str, Any]:
     """Train and evaluate; write a record whatever happens."""
     run.started = record.now()
-    run.retried = (record.read(run.folder) or {}).get("retried")  # the checkpoint is of that attempt
     status, error, results = "interrupted", None, {}
     try:
         for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
@@ -112,7 +110,11 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     supply = procedures.prepare_proposals(context)
     times.append(time.monotonic())
     reset_peak_memory(inputs.device)
-    trained = train_with_oom_retry(run, context, supply)
+    try:
+        trained = procedures.train_or_load(context, supply)
+    except torch.cuda.OutOfMemoryError as error:
+        fix = f"set recipe.accumulate above {recipe.accumulate}, for all rows: the same update from fewer images at a time"
+        raise UserError(f"out of memory: {fix} ({first_line(error)})") from None
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     validation, count = trained.validation, recipe.eval_images

@@ -28,7 +28,6 @@ class Run:
         job: position of the run in its sweep, for the time left on the console.
         facts: everything that decides the figures (`identity.fingerprint_inputs`).
         built_on: fingerprint -> training seconds of the runs that it builds on.
-        retried: error of a first attempt that ran out of GPU memory, and `accumulate` of the second (`runs.oom`).
         resumed_at: steps that an earlier start has done; the times in the record do not include them.
     """
 
@@ -39,7 +38,6 @@ class Run:
     folder: Path = field(init=False)
     built_on: dict[str, float] = field(default_factory=dict)
     loggers: list[Logger] = field(default_factory=list)
-    retried: dict[str, Any] | None = None
     started: str | None = None
     resumed_at: int = 0
 
@@ -79,7 +77,7 @@ class Run:
 
     def unmeasured_record(self) -> dict[str, Any]:
         """Return the keys of the record that are not measured."""
-        return {**self.describe(), "started": self.started, **({"retried": self.retried} if self.retried else {})}
+        return {**self.describe(), "started": self.started}
 
     def write_running_record(self) -> None:
         """Write the record that a killed process leaves: status "running"."""

@@ -5,7 +5,6 @@ The report's page shows a sweep's progress from it. No run depends on it.
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -66,12 +65,12 @@ def remove_plan(runs: Path) -> None:
 
 
 def plan_file(runs: Path) -> Path:
-    """Return the file of this process's sweep. With suffix `.jobs` it is the folder that `fpn_ablate.sweep.jobs` uses."""
+    """Return the file of this process's sweep. With suffix `.stop` it is the one that `fpn_ablate.sweep.jobs` uses."""
     return runs / PLANS / f"{socket.gethostname()}-{os.getpid()}.json"
 
 
 def _remove(file: Path) -> None:
-    shutil.rmtree(file.with_suffix(".jobs"), ignore_errors=True)
+    file.with_suffix(".stop").unlink(missing_ok=True)
     file.unlink(missing_ok=True)
 
 

@@ -48,20 +48,27 @@ def start_progress(cells: Iterable[Config]) -> None:
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
+def has_ended(cfg: Config) -> bool:
+    """Return whether a run, of this version of the code, is finished or has failed."""
+    return any(content.get("status") in ("finished", "failed", "diverged") for _, content in _records(cfg))
+
+
 def mark_killed(cfg: Config, error: str) -> None:
     """Write into the record of a run whose process was killed that it has failed. Raises nothing."""
-
-    def running_record() -> dict[str, Any] | None:
-        content = record.read(folder) or {}
-        return content if (content.get("status"), content.get("code")) == ("running", versions.core_version()) else None
-
     with warn_instead(f"the record of {cfg.row} seed {cfg.seed} does not say that it was killed"):
-        for folder in layout.run_folder(cfg, "").parent.glob(f"seed{cfg.seed}-*"):
-            if (content := running_record()) is not None:
-                # Another sweep may be working on it, and holds its lock, or may just have finished it.
-                with suppress(Timeout), lock(run_lock(cfg.out, content["fingerprint"]), timeout=0):
-                    if (content := running_record()) is not None:
-                        record.write(folder, content | {"status": "failed", "error": error, "finished": record.now()})
+        for folder, content in _records(cfg):
+            # Another sweep may be working on it, and holds its lock, or may just have finished it.
+            with suppress(Timeout), lock(run_lock(cfg.out, content["fingerprint"]), timeout=0):
+                content = record.read(folder)
+                if content and content.get("status") == "running":
+                    record.write(folder, content | {"status": "failed", "error": error, "finished": record.now()})
+
+
+def _records(cfg: Config) -> list[tuple[Path, dict[str, Any]]]:
+    """Read the records of a run of this version of the code, on any data, with their folders."""
+    folders = layout.row_folder(cfg).glob(f"seed{cfg.seed}-*")
+    records = ((folder, record.read(folder) or {}) for folder in folders)
+    return [(folder, content) for folder, content in records if content.get("code") == versions.core_version()]
 
 
 def publish(cells: Iterable[Config]) -> None:

@@ -18,7 +18,7 @@ from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
-from fpn_ablate.sweep.publish import mark_killed, publish, start_progress
+from fpn_ablate.sweep.publish import publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
 
@@ -41,22 +41,20 @@ class TableSweeper(BasicSweeper):
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
-        folder = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".jobs")
-        self.launcher = jobs.RetryingLauncher(
-            self.launcher, folder, lambda number, error: mark_killed(self.launched[number], error)
-        )
+        stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
+        self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
     def sweep(self, arguments: list[str]) -> Any:
         with as_hydra_error():
             check_writable(self.config.out)  # before Hydra writes its own file there
-        os.environ |= {jobs.FOLDER_VARIABLE: str(self.launcher.folder), jobs.SWEEP_VARIABLE: str(os.getpid())}
+        os.environ[jobs.STOP] = str(self.launcher.stop_file)
         try:
             with signals.reraise_as_stopped():
                 returns = super().sweep(arguments)
                 self.launcher.raise_first_failure()
             return returns
         finally:
-            del os.environ[jobs.FOLDER_VARIABLE], os.environ[jobs.SWEEP_VARIABLE]
+            del os.environ[jobs.STOP]
             publish(self.cells)
 
     def _parse_config(self) -> list[str]:

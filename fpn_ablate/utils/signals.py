@@ -4,8 +4,7 @@ A step gets at most STEP_GRACE seconds; after that the checkpoint is the last re
 Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a job that it preempts, so `RequeueExit=143` in
 slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after Ctrl-C.
 
-Only the process that installed the handlers reacts. Its loader workers ignore signals (utils.workers); it forwards them, as
-SIGTERM, to joblib's workers.
+Only the process that installed the handlers reacts: its loader workers outlive the signal, and joblib's get it from there.
 """
 
 import multiprocessing
@@ -20,6 +19,7 @@ from types import FrameType
 # Seconds for the current step. Checkpoint and record must be written within 10 s of the signal: Docker kills then.
 STEP_GRACE = 7.0
 WORKER_GRACE = 2.5  # further seconds while joblib's workers run, each of which finishes a step
+LOADER_GRACE = 10  # seconds by which a loader's worker outlives a signal
 # Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
 _DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGALRM: signal.SIG_DFL}
 
@@ -37,7 +37,6 @@ class _State:
     handler_pid: int = 0  # the process that installed the handlers
     first_signal: int = 0  # number of the first signal received; 0: none
     deferring: bool = False  # the code that runs polls `pending_signal` itself, so do not raise
-    running_jobs: int = 0  # runs in progress in this process itself
 
 
 _state = _State()
@@ -53,7 +52,7 @@ def install_handlers() -> list[int]:
     numbers = [number for number, default in _DEFAULT_HANDLERS.items() if signal.getsignal(number) == default]
     _reset(os.getpid())
     for number in numbers:
-        signal.signal(number, _on_deadline if number == signal.SIGALRM else _on_signal)
+        signal.signal(number, _on_signal)
     return numbers
 
 
@@ -79,6 +78,7 @@ def pending_signal() -> int:
 def raise_if_stopped() -> None:
     """Raise `Stopped` if a signal has asked this process to stop."""
     if pending_signal():
+        cancel_deadline()
         raise Stopped(pending_signal())
 
 
@@ -121,44 +121,41 @@ def defer_interrupts() -> Iterator[None]:
         _state.deferring = before
 
 
-@contextmanager
-def running_job() -> Iterator[None]:
-    """Mark that a run is in progress in this process, so that its child processes are not taken for joblib's workers.
+def outlive_signals(worker: int = 0) -> None:
+    """Let a loader's worker process outlive its first signal by LOADER_GRACE; meant as a `worker_init_fn`.
 
-    Raises:
-        Stopped: a signal came before the run began.
+    A signal to the whole process group then leaves the worker alive until the training has finished its step. It ends with its
+    parent, however that ends: a second signal, such as Python sends to its children at exit, kills it.
     """
-    raise_if_stopped()
-    _state.running_jobs += 1
-    try:
-        yield
-    finally:
-        _state.running_jobs -= 1
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.alarm(LOADER_GRACE)
+        for signal_number in taken:
+            signal.signal(signal_number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    taken = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, on_signal)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.handler_pid:  # a fork: act as without the handlers
         signal.signal(number, _DEFAULT_HANDLERS[number])
         os.kill(os.getpid(), number)
-        return
-    repeated, _state.first_signal = bool(_state.first_signal), _state.first_signal or number
-    if repeated and number == signal.SIGTERM:
-        return
-    workers = () if _state.running_jobs else multiprocessing.active_children()
-    if not repeated:
+    elif not _state.first_signal:
+        _state.first_signal = number
+        # Workers of joblib are no daemons, as they have children of their own; those of a loader are.
+        workers = [child for child in multiprocessing.active_children() if not child.daemon]
         # Then every second, in case a `Stopped` is swallowed.
         signal.setitimer(signal.ITIMER_REAL, STEP_GRACE + WORKER_GRACE * bool(workers), 1.0)
         for worker in workers:
             worker.terminate()
-        if workers or _state.deferring:
-            return
-    raise Stopped(_state.first_signal)
-
-
-def _on_deadline(number: int, frame: FrameType | None) -> None:
-    if pending_signal():
-        raise Stopped(pending_signal())
+        if not workers and not _state.deferring:
+            raise Stopped(number)
+    elif number != signal.SIGTERM:  # which comes twice: to the group, and from the parent
+        raise Stopped(_state.first_signal)
 
 
 def _reset(process: int) -> None:
-    _state.handler_pid, _state.first_signal, _state.deferring, _state.running_jobs = process, 0, False, 0
+    _state.handler_pid, _state.first_signal, _state.deferring = process, 0, False

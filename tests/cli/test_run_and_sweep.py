@@ -150,7 +150,7 @@ def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn", "on_failure=stop")
     assert code not in (0, None) and "ValueError: no" in out + err
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "failed"}
-    assert not list(Path("results/runs/.plans").glob("*.jobs"))
+    assert not list(Path("results/runs/.plans").glob("*.stop"))
 
 
 def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeypatch):

@@ -53,8 +53,6 @@ BARE = {
     "store/bootstrap_store.py:_write": HANDED,
     "store/bootstrap_store.py:save": HANDED,
     "sweep/checks.py:check_writable": "UserError: test_no_room_is_told_before_anything_is_trained",
-    "sweep/jobs.py:_write_marker": "a sign between processes: left out",
-    "sweep/jobs.py:launch": "a folder of such signs: left out",
     "sweep/publish.py:mark_killed": "the record stays as it was: a warning",
     "tracking/loggers.py:__init__": "UserError of write_atomically; then test_a_line_that_is_not_taken_is_told",
     "tracking/wandb_client.py:_open": "no copy, a line: tests/tracking/test_wandb.py",

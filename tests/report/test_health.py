@@ -68,15 +68,6 @@ def test_figures_of_two_evaluators_do_not_stand_side_by_side(runs, put):
     assert "environment.evaluator pycocotools 2.0.10" in dict(table.footer)["left out"]
 
 
-def test_a_row_that_was_trained_in_parts_for_want_of_room_says_so(runs, put):
-    put(seed=0, retried={"after": "CUDA out of memory", "accumulate": 8})
-    put(seed=1)
-    (table,) = collate(load(runs))
-    assert [note for note in grid(table).notes if "parts" in note] == [
-        "fpn, seed 0: out of memory, trained again in 8 parts a step"
-    ]
-
-
 def test_the_cost_says_which_runs_count_from_an_interruption_on(runs, put):
     for seed in range(3):
         put(seed=seed, cost={"train_s": 60.0, "eval_s": 6.0, "resumed_at": 100 * (seed == 1)})

@@ -19,7 +19,7 @@ from fpn_ablate.config.validation import validate
 from fpn_ablate.data.shapes import dataset
 from fpn_ablate.engine import evaluate, inputs, pretrain, procedures
 from fpn_ablate.evaluation.coco import DetectionSet
-from fpn_ablate.runs import oom
+from fpn_ablate.report.collate.health import state
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
@@ -332,69 +332,14 @@ def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
 # ----------------------------------------------------------------------------------------------- faults, and several at once
 
 
-def full(free_parts, calls):
-    """In place of `train`: a GPU that has room for a batch in `free_parts` parts or more, found out in the second half."""
-    train = procedures.train
-
-    def on_a_small_gpu(model, dataset, recipe, device, *, steps, **named):
-        calls.append(recipe.accumulate)
-        if recipe.accumulate < free_parts:
-            train(model, dataset, recipe, device, steps=steps // 2, **named)
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        train(model, dataset, recipe, device, steps=steps, **named)
-
-    return on_a_small_gpu
-
-
-def test_a_gpu_without_room_gets_the_same_batches_in_parts_once_and_the_record_says_so(cell, unmeasured, monkeypatch, capsys):
-    four = ("recipe.batch_size=4", "recipe.flip=true")
-    in_parts = running.run(cell(*four, "recipe.accumulate=2"))
-    calls, cfg = [], cell(*four)
-    with monkeypatch.context() as patch:
-        patch.setattr(procedures, "train", full(2, calls))
-        outcome = running.run(cfg)
-    assert calls == [1, 2] and "retrying with recipe.accumulate=2" in capsys.readouterr().err
-    assert outcome["status"] == "finished" and outcome["config"]["recipe"]["accumulate"] == 1
-    assert outcome["retried"] == {"after": "CUDA out of memory. Tried to allocate 2 GiB", "accumulate": 2}
-    a, b = (Path(cfg.out).rglob(f"seed0-{result['fingerprint'][:8]}") for result in (outcome, in_parts))
-    (a,), (b,) = a, b
-    x, y = (torch.load(folder / "model.pt", weights_only=True) for folder in (a, b))
-    assert all(torch.equal(x[name], y[name]) for name in y)  # nothing of the first attempt is in it
-    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
-    assert running.run(cfg)["retried"] == outcome["retried"]  # the cell that was asked for is finished
-
-
-def test_a_second_attempt_that_is_killed_goes_on_as_such_and_one_that_has_no_room_is_the_last(cell, unmeasured, monkeypatch):
-    calls, cfg = [], cell("recipe.batch_size=4")
-    log = running.Run.log
-
-    def interrupt(self, step, values):
-        log(self, step, values)
-        if self.retried and step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(procedures, "train", full(2, calls))
-        patch.setattr(running.Run, "log", interrupt)
-        running.run(cfg)
-    with monkeypatch.context() as patch:
-        patch.setattr(procedures, "train", full(2, calls))
-        assert running.run(cfg)["retried"]["accumulate"] == 2
-    assert calls == [1, 2, 2]
-    with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
-        patch.setattr(procedures, "train", full(9, calls))
-        running.run(cfg.model_copy(update={"seed": 1}))
-    assert calls[3:] == [1, 2]
-    records = [json.loads(file.read_text()) for file in Path(cfg.out).rglob("record.json")]
-    (failed,) = [content for content in records if content["seed"] == 1]
-    assert failed["status"] == "failed" and failed["retried"]["accumulate"] == 2
-
-
-@pytest.mark.parametrize(
-    ("batch", "parts", "more"), [(16, 1, 8), (16, 8, 16), (16, 16, None), (3, 1, 3), (2, 1, 2), (1, 1, None)]
-)
-def test_a_batch_is_cut_as_on_the_papers_gpus(config, batch, parts, more):
-    assert oom.more_parts(config(f"recipe.batch_size={batch}", f"recipe.accumulate={parts}").recipe) == more
+def test_a_gpu_without_room_for_a_batch_fails_with_the_key_that_makes_batches_smaller(cell, monkeypatch):
+    monkeypatch.setattr(
+        procedures, "train", raising(torch.cuda.OutOfMemoryError("Tried to allocate 2 GiB"))
+    )
+    with pytest.raises(UserError, match=r"^out of memory: set recipe\.accumulate above 1, for all rows: .*Tried"):
+        running.run(cfg := cell())
+    (file,) = Path(cfg.out).rglob("record.json")
+    assert state(json.loads(file.read_text())) == "out of memory"
 
 
 def test_a_worker_that_loads_images_and_dies_of_the_same_signal_is_no_failure(cell, monkeypatch):

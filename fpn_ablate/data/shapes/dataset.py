@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
 from fpn_ablate.structures.batch import Sample
-from fpn_ablate.utils.workers import ignore_signals, kill_slow_workers
+from fpn_ablate.utils import signals
 
 Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
 
@@ -54,9 +54,9 @@ class ShapesDataset:
                 num_workers=min(processes, len(missing)),
                 collate_fn=_unchanged,
                 generator=torch.Generator(),  # otherwise the loader draws a number from the global one
-                worker_init_fn=ignore_signals,
+                worker_init_fn=signals.outlive_signals,
             )
-            self._samples.update(zip(missing, kill_slow_workers(iter(loader)), strict=True))
+            self._samples.update(zip(missing, loader, strict=True))
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample(index)[0]

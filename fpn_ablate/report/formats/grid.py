@@ -191,7 +191,7 @@ def _legend(table: Table) -> str:
 
 
 def _note(row: Row) -> str:
-    """Say how the seeds that did not finish ended, and which were trained again after running out of memory."""
+    """Say how the seeds that did not finish ended."""
     causes: dict[str, list[int]] = {}
     for seed, state in row.states.items():
         if state != "finished":
@@ -200,14 +200,7 @@ def _note(row: Row) -> str:
             causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
     parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
     remaining = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
-    parts = [*parts, *_retried(row)]
     return clean(f"{row.row}, {'; '.join(parts)}{remaining}") if parts else ""
-
-
-def _retried(row: Row) -> list[str]:
-    """List the seeds whose first attempt ran out of GPU memory."""
-    splits = {record["seed"]: record.get("retried.accumulate") for record in row.records}
-    return [f"seed {seed}: out of memory, trained again in {n} parts a step" for seed, n in splits.items() if n]
 
 
 def _metric_text(metric: Metric, cell: Cell, row: Row) -> str:
