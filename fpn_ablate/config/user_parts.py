@@ -43,11 +43,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def build(part: UserPart, key: str, *positional: Any) -> Any:
-    """Construct a user's part.
-
-    Args:
-        key: the part's dotted key, as `neck`.
-        positional: what the constructor gets before the keys (`POSITIONAL`).
+    """Construct a user's part: its class gets the positional arguments that `POSITIONAL` names, then the keys by name.
 
     Raises:
         UserError: as `typed_arguments`, or the constructor raises an error.
@@ -70,7 +66,7 @@ def load_class(part: UserPart, key: str) -> type:
     package = f"{_ROOT}_{digest([part.folder, sources])}"
     _finder.modules |= {f"{package}.{module}".removesuffix(".__init__"): source for module, source in sources.items()}
     if _finder not in sys.meta_path:
-        sys.meta_path.append(_finder)
+        sys.meta_path.insert(0, _finder)
     with _as_user_error(part, key):
         module = importlib.import_module(f"{package}.{module_name}")
     cls = getattr(module, name, None)
@@ -190,31 +186,28 @@ def _sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
     where, module = _where(part, key), part.class_.rpartition(".")[0]
     if part.folder is None:
         raise UserError(f"{where}: say where its file lies, with --config-dir FOLDER: {module.replace('.', '/')}.py in it")
-    folder = part.folder.resolve()
+    folder, sources = part.folder.resolve(), {}
     try:
-        modules = closure([f"{_ROOT}.{module}"], {_ROOT: folder})
-        imported = {name: sorted(set(imports_of(file, name))) for name, file in modules.items()}
-        texts = {name: file.read_text(encoding="utf-8") for name, file in modules.items()}
+        for name, file in closure([f"{_ROOT}.{module}"], {_ROOT: folder}).items():
+            if not file.resolve().is_relative_to(folder):
+                raise UserError(f"{where}: {file} leads out of {folder}; put the file itself there")
+            for other in imports_of(file, name):
+                if _lies_in(folder, other):
+                    fix = "use a relative one, as in from .blocks import Block"
+                    raise UserError(f"{where}: {file} imports {other} from {folder} by an absolute name: {fix}")
+            sources[name.removeprefix(_ROOT).removeprefix(".") or "__init__"] = file, file.read_text(encoding="utf-8")
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
         if isinstance(error, SyntaxError) and error.lineno:
             raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
         raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
-    if f"{_ROOT}.{module}" not in modules:
+    if module not in sources:
         there = ", ".join(sorted(file.name for file in folder.glob("*.py")))
         raise UserError(f"{where}: there is no {module.replace('.', '/')}.py in {folder}. Its files: {there or 'none'}")
-    for name, file in modules.items():
-        if not file.resolve().is_relative_to(folder):
-            raise UserError(f"{where}: {file} leads out of {folder}; put the file itself there")
-        if absolute := [other for other in imported[name] if _lies_in(folder, other)]:
-            raise UserError(
-                f"{where}: {file} imports {absolute[0]} from {folder} by an absolute name: use a relative one, "
-                "as in from .blocks import Block"
-            )
-    return {name.removeprefix(f"{_ROOT}.") if name != _ROOT else "__init__": (modules[name], texts[name]) for name in modules}
+    return sources
 
 
 def _lies_in(folder: Path, module: str) -> bool:
-    """Return True if Python would find a module of this absolute name in the folder, beside environments inside it."""
+    """Return True if Python finds, or could only find, a module of this absolute name in the folder."""
     top, *rest = module.split(".")
     if top in (_ROOT, "fpn_ablate"):
         return False
@@ -223,9 +216,11 @@ def _lies_in(folder: Path, module: str) -> bool:
     except (ImportError, ValueError):
         return False
     places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location else ())] if spec else []
-    paths = [path for path in (Path(place).resolve().joinpath(*rest) for place in places) if path.is_relative_to(folder)]
-    # .venv, python3.11 and site-packages are no names of modules.
-    return any(all(part.removesuffix(".py").isidentifier() for part in path.relative_to(folder).parts) for path in paths)
+    for path in (Path(place).resolve().joinpath(*rest) for place in places):
+        # An environment in the folder is none of its modules: .venv, python3.11 and site-packages cannot be their names.
+        if path.is_relative_to(folder) and all(p.removesuffix(".py").isidentifier() for p in path.relative_to(folder).parts):
+            return True
+    return False
 
 
 class _Finder(ExecutionLoader):
@@ -237,8 +232,10 @@ class _Finder(ExecutionLoader):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname in self.modules:
             file = self.modules[fullname][0]
-            search = [] if file.name == "__init__.py" else None
-            return importlib.util.spec_from_file_location(fullname, file, loader=self, submodule_search_locations=search)
+            # Made by hand: spec_from_file_location gives a package its folder, so that other files of it would be imported.
+            spec = ModuleSpec(fullname, self, origin=str(file), is_package=file.name == "__init__.py")
+            spec.has_location = True
+            return spec
         if any(name.startswith(f"{fullname}.") for name in self.modules):
             return ModuleSpec(fullname, None, is_package=True)  # a folder without __init__.py
         return None
