@@ -13,6 +13,7 @@ from fpn_ablate.config.composition import compose, compose_rows
 from fpn_ablate.config.schema import UserBackbone, UserPart
 from fpn_ablate.config.validation import load_saved_config, validate
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import PACKAGE
 
 SMALL = "channels: 8"
 
@@ -170,9 +171,11 @@ def test_no_import_of_the_folders_files_escapes_the_digest(part, tmp_path, monke
 def test_an_environment_in_the_folder_and_this_package_are_imported_by_their_names(part, mine, monkeypatch):
     packages = mine / "env/lib/python3.11/site-packages"
     write(packages, {"installed.py": "x = 1"})
-    write(mine, {"fpn_ablate/__init__.py": "", "types.py": "", "a.py": "import fpn_ablate, types, installed\nclass A: pass"})
+    write(mine, {"types.py": "", "a.py": "import types, installed\nclass A: pass"})
     monkeypatch.syspath_prepend(packages)
     assert set(user_parts.files(part("a.A"))) == {"a"}
+    checkout = PACKAGE.parent  # --config-dir .
+    assert "fpn_ablate.config.overrides" in user_parts.files(part("fpn_ablate.config.overrides.A", below=checkout))
 
 
 def test_without_a_folder_nothing_is_imported_wherever_the_file_lies(part, mine, monkeypatch):
