@@ -48,7 +48,8 @@ class UserPart(BaseModel):
 
     class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
     _folder: Path | None = PrivateAttr(None)
-    _loaded: tuple[type, str] | None = PrivateAttr(None)  # the class and the digest of its code, to which a run keeps
+    # The class and {module: (file, text)} of its code, to which a run keeps.
+    _loaded: tuple[type, dict[str, tuple[Path, str]]] | None = PrivateAttr(None)
 
     def model_post_init(self, context: Any) -> None:
         self._folder = (context or {}).get("config_dir")

@@ -13,6 +13,7 @@ from fpn_ablate.config.composition import compose, compose_rows
 from fpn_ablate.config.schema import UserBackbone, UserPart
 from fpn_ablate.config.validation import load_saved_config, validate
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import PACKAGE
 
 SMALL = "channels: 8"
 
@@ -86,9 +87,9 @@ NECK = "class A:\n    def __init__(self, {}): {}\n"
     ("text", "name", "message"),
     [
         ("x = 3", "a.B", "a.py has no class B"),
-        ("class Box: pass", "a.Bux", "a.py has no class Bux. Did you mean Box?"),
-        ("x = 3", "a.x", "x in {folder}/a.py is no class"),
-        ("x = 3", "neks.X", "there is no neks.py in {folder}. Did you mean necks?"),
+        ("class Box: pass", "a.Bux", "a.py has no class Bux. Its classes: Box"),
+        ("x = 3", "a.x", "{folder}/a.py has no class x. Its classes: none"),
+        ("x = 3", "neks.X", "there is no neks.py in {folder}. Its files: a.py, blocks.py, necks.py"),
         ("x = 3", "a.b.X", "there is no a/b.py in {folder}"),
         ("x = 3", "os.system", "there is no os.py in {folder}"),
         ("x = 3\nimport nosuchmodule", "a.A", "{folder}/a.py, line 2: ModuleNotFoundError: No module named 'nosuchmodule'"),
@@ -97,13 +98,24 @@ NECK = "class A:\n    def __init__(self, {}): {}\n"
         ("raise SystemExit(3)", "a.A", "{folder}/a.py, line 1: SystemExit: 3"),
         ("x = 3\nclass A: pass(", "a.A", "{folder}/a.py, line 2: invalid syntax"),
         ("x = '\0'", "a.A", "cannot be read as Python"),
-        ("from blocks import Block", "a.A", "{folder}/a.py imports blocks, which lies beside it: write from .blocks import"),
-        ("import blocks", "a.A", "write from .blocks import"),
-        (NECK.format("*, depth: int = 1", "pass"), "a.A", "A is given 1 positional arguments, (in_levels), and takes none"),
-        (NECK.format("in_levels, depth: int = 1", "pass"), "a.A", "and takes (in_levels, depth): write def __init__(self, in_"),
-        (NECK.format("in_levels, *more", "pass"), "a.A", "is given 1 positional arguments"),
-        (NECK.format("in_levels, **more", "pass"), "a.A", "A takes **kwargs, so its keys cannot be checked"),
-        (NECK.format("in_levels, *, depth=1", "pass"), "a.A", "the argument depth of A has no type: write depth: int"),
+        ("import blocks", "a.A", "a.py imports blocks from {folder} by an absolute name: use a relative one, as in from ."),
+        (
+            NECK.format("*, depth: int = 1", "pass"),
+            "a.A",
+            "A takes (*, depth: int = 1): write def __init__(self, in_levels, *, KEY",
+        ),
+        (
+            NECK.format("in_levels, depth: int = 1", "pass"),
+            "a.A",
+            "A takes (in_levels, depth: int = 1): write def __init__(self, in_levels, *",
+        ),
+        (NECK.format("in_levels, *more", "pass"), "a.A", "A takes (in_levels, *more): write"),
+        (NECK.format("in_levels, **more", "pass"), "a.A", "A takes (in_levels, **more): write"),
+        (
+            NECK.format("in_levels, *, depth=1", "pass"),
+            "a.A",
+            "A takes (in_levels, *, depth=1): write def __init__(self, in_levels, *, KEY: TYPE",
+        ),
         (
             NECK.format("in_levels, *, depth: 'Nowhere' = 1", "pass"),
             "a.A",
@@ -111,8 +123,10 @@ NECK = "class A:\n    def __init__(self, {}): {}\n"
         ),
         (NECK.format("in_levels, *, depth: type(ast) = 1", "pass"), "a.A", "a.py, line 2: NameError"),
         ("from torch import nn\n" + NECK.format("i, *, d: nn.Module = 1", "pass"), "a.A", "argument d of A has a type that no"),
-        ("from torch import nn\nclass A(nn.Module): pass", "a.A", "A takes **kwargs"),
+        ("from torch import nn\nclass A(nn.Module): pass", "a.A", "A takes (*args: Any, **kwargs: Any)"),
         (NECK.format("in_levels", "raise ValueError('why')"), "a.A", "{folder}/a.py, line 2: ValueError: why"),
+        ("import torch\n" + NECK.format("i", "torch.ones(1, device='meta').item()"), "a.A", "no .item(), no .to()"),
+        ("import torch\n" + NECK.format("i", "torch.ones(1, device='meta').tolist()"), "a.A", "on torch's meta device, where"),
         ("from collections import OrderedDict", "a.OrderedDict", "its constructor cannot be read"),
     ],
 )
@@ -134,6 +148,36 @@ def test_a_file_outside_the_folder_is_refused(part, mine, tmp_path):
     assert "a.py leads out of" in refused(user_parts.load_class, part("a.A"), "neck")
 
 
+@pytest.mark.parametrize("package", ["", "__init__.py"], ids=["namespace", "package"])
+@pytest.mark.parametrize(
+    ("depth", "line"),
+    [
+        (0, "from blocks import Block"),
+        (1, "from mine.blocks import Block"),
+        (1, "from mine import blocks"),
+        (2, "import above.mine.blocks"),
+    ],
+)
+def test_no_import_of_the_folders_files_escapes_the_digest(part, tmp_path, monkeypatch, package, depth, line):
+    folder = tmp_path / "above" / "mine"
+    write(folder, {"a.py": f"{line}\nclass A: pass", "blocks.py": "class Block: pass"} | ({package: ""} if package else {}))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend([folder, folder.parent, tmp_path][depth])
+    said = refused(user_parts.files, part("a.A", below=folder))
+    assert re.search(r"a.py imports [\w.]+ from .*mine by an absolute name: use a relative one", said)
+    assert not {"blocks", "mine", "above"} & set(sys.modules)
+
+
+def test_an_environment_in_the_folder_and_this_package_are_imported_by_their_names(part, mine, monkeypatch):
+    packages = mine / "env/lib/python3.11/site-packages"
+    write(packages, {"installed.py": "x = 1"})
+    write(mine, {"types.py": "", "a.py": "import types, installed\nclass A: pass"})
+    monkeypatch.syspath_prepend(packages)
+    assert set(user_parts.files(part("a.A"))) == {"a"}
+    checkout = PACKAGE.parent  # --config-dir .
+    assert "fpn_ablate.config.overrides" in user_parts.files(part("fpn_ablate.config.overrides.A", below=checkout))
+
+
 def test_without_a_folder_nothing_is_imported_wherever_the_file_lies(part, mine, monkeypatch):
     monkeypatch.chdir(mine)
     monkeypatch.syspath_prepend(mine)
@@ -153,23 +197,45 @@ def test_neither_the_path_nor_the_working_directory_is_searched(part, mine, monk
 
 
 def test_a_changed_file_is_loaded_afresh_though_size_and_time_are_the_same(part, mine):
-    def blocks(number):
+    def load(number):
         write(mine, {"a.py": "from .b import x\nclass A:\n    x = x", "b.py": f"x = {number}"})
         os.utime(mine / "b.py", (10**9, 10**9))
-        return user_parts.load_class(part("a.A"), "neck")
+        fresh = part("a.A")
+        return user_parts.load_class(fresh, "neck"), user_parts.content_digest(fresh)
 
-    first, again, changed = blocks(1), blocks(1), blocks(2)
-    assert first is again and (first.x, changed.x) == (1, 2)
+    first, again, changed = load(1), load(1), load(2)
+    assert first == again and first[1] != changed[1] and (first[0].x, changed[0].x) == (1, 2)
     assert not list(mine.rglob("*.pyc"))
 
 
-def test_an_edit_during_a_run_changes_neither_its_class_nor_its_identity(part, mine):
-    write(mine, {"a.py": "class A:\n    x = 1"})
+def test_a_run_keeps_to_the_files_that_it_has_loaded(part, mine):
+    write(mine, {"a.py": "class A:\n    def later(self):\n        from .b import x\n        return x", "b.py": "x = 1"})
     running = part("a.A")
-    before = user_parts.load_class(running, "neck"), user_parts.content_digest(running)
-    write(mine, {"a.py": "class A:\n    x = 2"})
-    assert (user_parts.load_class(running, "neck"), user_parts.content_digest(running)) == before
-    assert user_parts.content_digest(part("a.A")) != before[1]
+
+    def state():
+        return user_parts.load_class(running, "neck"), user_parts.content_digest(running), user_parts.files(running)
+
+    before = state()
+    write(mine, {"a.py": "class A(", "b.py": "x = 2"})
+    assert state() == before and before[0]().later() == 1
+    assert "a.py, line 1" in refused(user_parts.content_digest, part("a.A"))
+
+
+def test_what_is_imported_is_what_was_hashed(part, mine, monkeypatch):
+    """An edit between the two."""
+    write(mine, {"a.py": "from . import b\nclass A:\n    x = b.x", "b.py": "x = 1"})
+    unchanged, importing = user_parts.content_digest(part("a.A")), user_parts.importlib.import_module
+    monkeypatch.setattr(
+        user_parts.importlib, "import_module", lambda name: [write(mine, {"b.py": "x = 2"}), importing(name)][1]
+    )
+    loaded = part("a.A")
+    assert user_parts.load_class(loaded, "neck").x == 1 and user_parts.content_digest(loaded) == unchanged
+
+
+def test_modules_that_were_not_hashed_are_not_imported(part, mine):
+    text = "import importlib\nimportlib.import_module('.unused', __package__)\nclass A: pass"
+    write(mine, {"pkg/__init__.py": "", "pkg/a.py": text, "pkg/unused.py": ""})
+    assert "a.py, line 2: ModuleNotFoundError" in refused(user_parts.load_class, part("pkg.a.A"), "neck")
 
 
 def test_a_file_that_failed_is_imported_anew_once_it_is_right(part, mine):

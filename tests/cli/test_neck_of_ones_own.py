@@ -55,16 +55,18 @@ def test_a_table_of_ones_own_sweeps_over_a_key_that_the_necks_file_omits(cli, mi
     ]
 
 
-@pytest.mark.parametrize("start", [[], ["-m"], ["verify"], ["doctor"]], ids=["run", "sweep", "verify", "doctor"])
+WRONG = [
+    (["ablation=pan", "neck.dept=3"], r"neck.dept with neck.class=necks.PathAggregation: .*Did you mean neck.depth\?"),
+    (["ablation=pan", "neck.depth=x"], "neck.depth='x': input should be a valid integer"),
+    (["ablation=fpn", "neck.depth=3"], "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels"),
+    (["ablation=pan", "++neck.class=os.system"], "neck.class=os.system: there is no os.py in .*mine"),
+    (["ablation=pan", "++neck.class=necks.Pan"], "necks.py has no class Pan"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["ablation=pan", "neck.dept=3"], r"neck.dept with neck.class=necks.PathAggregation: .*Did you mean neck.depth\?"),
-        (["ablation=pan", "neck.depth=x"], "neck.depth='x': input should be a valid integer"),
-        (["ablation=fpn", "neck.depth=3"], "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels"),
-        (["ablation=pan", "++neck.class=os.system"], "neck.class=os.system: there is no os.py in .*mine"),
-        (["ablation=pan", "++neck.class=necks.Pan"], "necks.py has no class Pan"),
-    ],
+    ("start", "arguments", "message"),
+    [*(([], *wrong) for wrong in WRONG), *((start, *WRONG[0]) for start in (["-m"], ["verify"], ["doctor"]))],
 )
 def test_wrong_keys_and_classes_stop_at_once(cli, mine, started, start, arguments, message):
     code, out, err = cli(*start, "recipe=smoke", *arguments, "--config-dir", mine)
