@@ -91,15 +91,14 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
     path = [f"hydra.searchpath=[{','.join(folders)}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return [
-                cell_config(
-                    hydra_compose("config", [*others, *path, f"ablation={row}"]),
-                    {"ablation": row},
-                    [*named, *others],
-                    config_dir,
-                )
-                for row in rows
-            ]
+            cells = []
+            for row in rows:
+                composed = hydra_compose("config", [*others, *path, f"ablation={row}"])
+                try:
+                    cells.append(cell_config(composed, {"ablation": row}, [*named, *others], config_dir))
+                except UserError as error:
+                    raise UserError(f"ablation={row}: {error}" if len(rows) > 1 else str(error)) from None
+            return cells
     except (CompactHydraException, yaml.YAMLError) as error:
         raise UserError(error) from None
     except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type

@@ -457,14 +457,18 @@ class Config(Strict):
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
+        parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
+        fixed = isinstance(self.task, FastRCNNTask)
+        if not (fixed and self.task.proposals.file):
+            parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
+        return parts | ({} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head})
+
+    @property
     def user_parts(self) -> dict[str, UserPart]:
-        """Return the user's parts by their dotted keys."""
-        parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck, "rpn.head": self.rpn.head}
-        if isinstance(self.task, FastRCNNTask):
-            parts["task.proposals.neck"] = self.task.proposals.neck
-        if not isinstance(self.task, RPNTask):
-            parts["task.roi.head"] = self.task.roi.head
-        return {key: part for key, part in parts.items() if isinstance(part, UserPart)}
+        """Return those of `parts` whose class is the user's."""
+        return {key: part for key, part in self.parts.items() if isinstance(part, UserPart)}
 
     @model_validator(mode="after")
     def _starts(self) -> "Config":

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.config.schema import AnyBackbone, Pretrain, UserBackbone
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
-from fpn_ablate.engine.train import read_checkpoint
+from fpn_ablate.engine.train import place, read_checkpoint
 from fpn_ablate.engine.versions import pretraining_version
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
@@ -106,7 +106,7 @@ def _train(
     small_world = _world(world, recipe)
     model = Classifier(backbone)
     initialise(model, recipe.seed)
-    model.to(device, memory_format=torch.channels_last).train()
+    place(model, device).train()
     checkpoint = path.with_name(f"{path.stem}-checkpoint.pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)

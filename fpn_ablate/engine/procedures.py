@@ -17,7 +17,7 @@ from fpn_ablate.config.sources import sources
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.inputs import Inputs
-from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, train
+from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, place, train
 from fpn_ablate.model import build, init
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -213,9 +213,8 @@ def _build_initialised(context: RunContext, heads: tuple[str, ...], cfg: Config 
     init.initialise(model, cfg.seed)
     if context.inputs.weights is not None:
         backbone.load_backbone(model, context.inputs.weights)
-    device = context.inputs.device
-    model = model.to(device, memory_format=torch.channels_last)  # a step takes a quarter less time, on a CPU too
-    return optimise(model, device) if cfg.recipe.fast else model
+    model = place(model, context.inputs.device)
+    return optimise(model, context.inputs.device) if cfg.recipe.fast else model
 
 
 def _load(context: RunContext, cfg: Config, folder: Path, heads: tuple[str, ...]) -> Detector:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.factors import under
-from fpn_ablate.config.schema import AnyBackbone, Config, FastRCNNTask, RPNTask, UserPart
+from fpn_ablate.config.schema import AnyBackbone, Config, UserPart
 from fpn_ablate.utils.hashing import digest, source_digest
 from fpn_ablate.utils.imports import closure, imports_of
 from fpn_ablate.utils.paths import PACKAGE
@@ -19,12 +19,15 @@ from fpn_ablate.utils.paths import PACKAGE
 # Each row runs these, and what they import. The modules of heads hold built-in parts, and code that all rows use.
 CORE = tuple(
     f"fpn_ablate.{module}"
-    for module in ("engine.evaluate", "engine.procedures", "model.heads.box_head", "model.heads.rpn", "utils.seeding")
+    for module in (
+        *("config.sources", "engine.evaluate", "engine.procedures"),
+        *("model.heads.box_head", "model.heads.rpn", "utils.seeding"),
+    )
 )
 # Values are in the configuration, and parts count where they are used. Bookkeeping, checks and summaries decide no figure.
 NOT_HASHED = ("config", "engine.versions", "model.contracts", "model.parts", "model.summary", "store", "utils")
-# Pre-training takes only a helper from the first, and builds none of the second.
-NOT_IN_PRETRAINING = ("engine.train", "model.heads")
+# What is imported beside the code that pre-training runs.
+NOT_IN_PRETRAINING = ("data.shapes.dataset", "engine.train", "model.anchors", "model.detectors", "model.heads", "model.necks")
 
 
 def core_version() -> str:
@@ -38,12 +41,7 @@ def part_versions(cfg: Config) -> dict[str, dict[str, str]]:
     Raises:
         UserError: a file of a user's part cannot be read.
     """
-    parts: dict[str, Any] = {"backbone": cfg.backbone, "neck": cfg.neck, "rpn.head": cfg.rpn.head}
-    if isinstance(cfg.task, FastRCNNTask) and not cfg.task.proposals.file:
-        parts["task.proposals.neck"] = cfg.task.proposals.neck
-    if not isinstance(cfg.task, RPNTask):
-        parts["task.roi.head"] = cfg.task.roi.head
-    return {key: _part_version(key, part, _core()) for key, part in parts.items()}
+    return {key: _part_version(key, part, _core()) for key, part in cfg.parts.items()}
 
 
 def pretraining_version(backbone: AnyBackbone) -> str:

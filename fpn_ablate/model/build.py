@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import AnyBackbone, AnyNeck, Config, RoI, RPNConfig, TimmBackbone, UserPart
@@ -11,7 +13,6 @@ from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.box_head import Conv5Stage
 from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
@@ -29,29 +30,36 @@ HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
 def build_backbone(config: AnyBackbone) -> Backbone:
     """Build the backbone with every stage trainable and batch norms that are not frozen."""
     if isinstance(config, UserPart):
-        return user_parts.build(config, "backbone")
+        return _build_user_part(config, "backbone")
     return BACKBONES[config.name](config)
 
 
-def build_neck(config: AnyNeck, levels: Sequence[Level]) -> Neck:
-    """Build the neck on a backbone's levels."""
+def build_neck(config: AnyNeck, levels: Sequence[Level], key: str = "neck") -> Neck:
+    """Build the neck on a backbone's levels; `key` is its place in the configuration, for messages."""
     if isinstance(config, UserPart):
-        return user_parts.build(config, "neck", levels)
+        return _build_user_part(config, key, levels)
     return NECKS[config.name](levels, config)
 
 
 def build_rpn(config: RPNConfig, levels: Sequence[Level], short_side: int) -> RPN:
     """Build the RPN on a neck's levels, for images with this short side in pixels."""
     user = isinstance(config.head, UserPart)
-    head = partial(user_parts.build, config.head, "rpn.head") if user else RPN_HEADS[config.head]
+    head = partial(_build_user_part, config.head, "rpn.head") if user else RPN_HEADS[config.head]
     return RPN(levels, config, short_side, head)
 
 
-def build_roi(roi: RoI, levels: Sequence[Level], num_classes: int, short_side: int, conv5: Conv5Stage) -> RoIHeads:
-    """Build the second stage on a neck's levels."""
+def build_roi(
+    roi: RoI,
+    levels: Sequence[Level],
+    num_classes: int,
+    short_side: int,
+    backbone: Backbone,
+    conv5: nn.Module | None = None,
+) -> RoIHeads:
+    """Build the second stage on a neck's levels; `conv5` is the backbone's last stage where the neck does not read it."""
     kind = roi.head
     if kind == "auto":
-        kind = "conv5" if [level.name for level in levels] == ["c4"] else "2fc"
+        kind = "conv5" if conv5 and tuple(levels) == (backbone.levels[2],) else "2fc"
     built_in = None if isinstance(kind, UserPart) else BOX_HEADS[kind]
     pooler = RoIPooler(
         levels,
@@ -63,10 +71,17 @@ def build_roi(roi: RoI, levels: Sequence[Level], num_classes: int, short_side: i
     )
     shape = pooler.in_channels, pooler.resolution
     if built_in:
-        box_head = built_in.from_config(roi, *shape, conv5)
+        box_head = built_in.from_config(roi, *shape, (conv5, backbone.out_channels))
     else:
-        box_head = user_parts.build(kind, "task.roi.head", *shape)
+        box_head = _build_user_part(kind, "task.roi.head", *shape)
     return RoIHeads(pooler, box_head, num_classes, roi)
+
+
+def _build_user_part(config: UserPart, key: str, *positional: Any) -> Any:
+    """Construct a user's part; whatever its constructor draws, such as a random buffer, is the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return user_parts.build(config, key, *positional)
 
 
 def check(cfg: Config) -> None:
@@ -84,23 +99,24 @@ def check(cfg: Config) -> None:
     where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
     with torch.device("meta"):
         backbone = build_backbone(cfg.backbone)
-        if timm or "backbone" in parts:
-            contracts.check_backbone(backbone, where.get("backbone", f"backbone={cfg.backbone.label}"))
-        sizes = len(cfg.rpn.anchor_sizes)
+        levels, sizes = backbone.levels, len(cfg.rpn.anchor_sizes)
+        neck = build_neck(cfg.neck, levels)
+        rpn_neck, has_rpn = neck, cfg.procedure != "fast_rcnn"
         if "neck" in parts:
-            rpn = sizes if cfg.procedure != "fast_rcnn" else None
-            contracts.check_neck(build_neck(cfg.neck, backbone.levels), backbone.levels, where["neck"], rpn)
+            contracts.check_neck(neck, levels, where["neck"], sizes if has_rpn else None)
+        if "task.proposals.neck" in cfg.parts:
+            rpn_neck = build_neck(cfg.task.proposals.neck, levels, "task.proposals.neck")
         if "task.proposals.neck" in parts:
-            neck = build_neck(cfg.task.proposals.neck, backbone.levels)
-            contracts.check_neck(neck, backbone.levels, where["task.proposals.neck"], sizes)
-        levels = build_neck(cfg.neck, backbone.levels).levels
+            contracts.check_neck(rpn_neck, levels, where["task.proposals.neck"], sizes)
         if "rpn.head" in parts:
-            rpn = build_rpn(cfg.rpn, levels, cfg.recipe.short_side)
+            rpn = build_rpn(cfg.rpn, rpn_neck.levels, cfg.recipe.short_side)
             per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
-            contracts.check_rpn_head(rpn.head, levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+            contracts.check_rpn_head(rpn.head, rpn_neck.levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
         if "task.roi.head" in parts:
-            roi = build_roi(cfg.task.roi, levels, 1, cfg.recipe.short_side, (None, 0))
-            contracts.check_box_head(roi.box_head, roi.in_channels, roi.pooler.resolution, where["task.roi.head"])
+            roi = build_roi(cfg.task.roi, neck.levels, 1, cfg.recipe.short_side, backbone)
+            contracts.check_box_head(roi.box_head, roi.pooler.in_channels, roi.pooler.resolution, where["task.roi.head"])
+        if timm or "backbone" in parts:  # last, for it takes stages out
+            contracts.check_backbone(backbone, where.get("backbone", f"backbone={cfg.backbone.label}"))
     _checked.add(key)
 
 
@@ -136,8 +152,7 @@ def build_detector(
     rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:
-        conv5 = removed.get("c5"), backbone.out_channels
-        roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, conv5)
+        roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"))
         if roi.box_head.backbone_stage and not any(True for _ in roi.box_head.parameters()):
             raise UserError(
                 f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"

@@ -7,12 +7,13 @@ Shape letters: N images of H x W pixels, C channels, Ri anchors of level i, M Ro
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpn_ablate.model.backbones.base import Backbone
+from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.heads.box_head import BoxHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.structures.levels import Level
@@ -37,6 +38,10 @@ def check_backbone(backbone: Any, where: str) -> None:
         features = _call(backbone, torch.empty(2, 3, height, width), where, image)
         _check_maps(features, backbone.levels, (height, width), where, image)
     _check_gradients(backbone, features.values(), where)
+    for stages in (4, 3, 2):  # without the stages that a neck does not read
+        backbone.truncate(STAGES[stages - 1])
+        features = _call(backbone, torch.empty(2, 3, *PROBES[0]), where, f"an image, cut behind {STAGES[stages - 1]}")
+        _check_maps(features, backbone.levels[: stages - 1], PROBES[0], where, image)
 
 
 def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: int | None = None) -> None:
@@ -56,8 +61,10 @@ def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: 
     if not levels or not all(isinstance(level, Level) for level in levels):
         raise UserError(f"{where}: levels is {levels!r}; set it to a tuple of Level(name, channels), finest first")
     strides, widths = [level.stride for level in levels], {level.channels for level in levels}
-    if strides != sorted(set(strides)) or len(widths) > 1:
-        raise UserError(f"{where}: levels are {_list(levels)}; they must go from fine to coarse, and all have one width")
+    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(widths) > 1:
+        raise UserError(
+            f"{where}: levels are {_list(levels)}; each must have twice the stride of the one before, and all one width"
+        )
     if anchor_sizes is not None and len(levels) > max(anchor_sizes, 1):
         raise UserError(f"{where}: it has {len(levels)} levels and rpn.anchor_sizes {anchor_sizes} sizes: give one a level")
     read = in_levels[: names.index(neck.deepest) + 1]
@@ -80,7 +87,8 @@ def check_rpn_head(head: Any, levels: Sequence[Level], num_anchors: int, where: 
     output = _call(head, maps, where, "a neck's maps")
     anchors = [x.shape[2] * x.shape[3] * num_anchors for x in maps.values()]
     expected = [[(2, r) for r in anchors], [(2, r, 4) for r in anchors]]
-    shapes = [[tuple(x.shape) for x in part] for part in output] if isinstance(output, tuple) else type(output).__name__
+    lists = isinstance(output, tuple) and all(isinstance(part, list) for part in output)
+    shapes = [[_shape(x) for x in part] for part in output] if lists else type(output).__name__
     if shapes != expected:
         raise UserError(
             f"{where}: returns {shapes} for levels of {', '.join(map(str, anchors))} anchors in 2 images; "
@@ -100,9 +108,10 @@ def check_box_head(head: Any, in_channels: int, resolution: int, where: str) -> 
         raise UserError(f"{where}: out_channels is {out_channels!r}; set it to the number of channels that it returns")
     pooled = torch.empty(3, in_channels, resolution, resolution)
     output = _call(head, pooled, where, f"pooled features {tuple(pooled.shape)}")
-    if not isinstance(output, Tensor) or tuple(output.shape) != (3, out_channels):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{where}: returns {shape} for pooled features {tuple(pooled.shape)}, and not {(3, out_channels)}")
+    if _shape(output) != (3, out_channels):
+        raise UserError(
+            f"{where}: returns {_shape(output)} for pooled features {tuple(pooled.shape)}, and not {(3, out_channels)}"
+        )
     _check_gradients(head, [output], where)
 
 
@@ -116,7 +125,8 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         with torch.enable_grad():
             return module(x)
     except Exception as error:  # a part may raise anything
-        raise UserError(f"{where}: fails on {what}: {type(error).__name__}: {first_line(error)}") from error
+        hint = "; parts are checked on torch's meta device, which has shapes and no values" if "meta" in str(error) else ""
+        raise UserError(f"{where}: fails on {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
 
 
 def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where: str, image: str) -> None:
@@ -125,7 +135,7 @@ def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where
         got = ", ".join(maps) if isinstance(maps, dict) else type(maps).__name__
         raise UserError(f"{where}: returns {got}; it must return a dictionary of the maps {', '.join(names)}, in this order")
     for level in levels:
-        expected, shape = (2, level.channels, *_cells(level, size)), tuple(maps[level.name].shape)
+        expected, shape = (2, level.channels, *_cells(level, size)), _shape(maps[level.name])
         if shape != expected:
             raise UserError(
                 f"{where}: {level.name} of {image} has shape {shape}, and must have {expected}: "
@@ -143,6 +153,11 @@ def _check_gradients(module: nn.Module, outputs: Iterable[Tensor], where: str) -
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         raise UserError(f"{where}: no output depends on {', '.join(idle[:3])}{more}: leave out what is not used")
+
+
+def _shape(x: Any) -> tuple[int, ...] | str:
+    """Return a tensor's shape, or the name of the type of anything else."""
+    return tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _cells(level: Level, size: tuple[int, int]) -> tuple[int, ...]:

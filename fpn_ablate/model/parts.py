@@ -9,7 +9,7 @@ from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
-from fpn_ablate.model.heads.box_head import BoxHead, Conv5, TwoFC
+from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN
@@ -28,4 +28,4 @@ NECKS: dict[str, Callable[..., Neck]] = {"fpn": FPN, "single_level": SingleLevel
 # Constructed from the levels' width and the number of anchors a cell.
 RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
 # Constructed by their `from_config`.
-BOX_HEADS: dict[str, type[BoxHead]] = {"2fc": TwoFC, "conv5": Conv5}
+BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}

@@ -110,7 +110,7 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
 
 def _head_cost(roi: RoIHeads) -> int:
     """Count the second stage's operations after RoI pooling, which cannot run without values."""
-    pooled = torch.empty(ROIS, roi.in_channels, roi.pooler.resolution, roi.pooler.resolution)
+    pooled = torch.empty(ROIS, roi.pooler.in_channels, roi.pooler.resolution, roi.pooler.resolution)
     hidden, cost = _count_flops(roi.box_head, pooled)
     return cost + _count_flops(roi.predictor, hidden)[1]
 
@@ -137,7 +137,8 @@ def finest_level_reach(cfg: Config) -> list[str]:
     """Return those of c2..c5 that get a gradient from the neck's finest level."""
     with torch.device("meta"):  # only the neck needs values, and a backbone takes seconds to fill
         levels = build_backbone(cfg.backbone).levels
-    neck, generator = build_neck(cfg.neck, levels), torch_generator(0, "reach")
+    # Not in training: one image is too few for the statistics of a batch norm.
+    neck, generator = build_neck(cfg.neck, levels).eval(), torch_generator(0, "reach")
     initialise(neck, seed=0)
     features = {
         level.name: torch.rand(1, level.channels, 64 // level.stride, 64 // level.stride, generator=generator).requires_grad_()

@@ -23,7 +23,8 @@ def portable(cfg: Config) -> dict[str, Any]:
     if isinstance(cfg.task, RPNTask):
         del values["recipe"]["roi"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
-        values["task"]["proposals"]["file"] = Path(cfg.task.proposals.file).name
+        values["task"]["proposals"] = {"file": Path(cfg.task.proposals.file).name}
+        del values["rpn"]  # it makes no proposals
     return values
 
 

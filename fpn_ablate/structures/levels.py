@@ -3,6 +3,7 @@
 Shape letters: N images of H x W pixels.
 """
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,10 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Level:
-    """A feature map of one scale. Its name gives its stride 2^k: `p3` has stride 8."""
+    """A feature map of one scale. Its name gives its stride 2^k: `p3` has stride 8.
+
+    Raises:
+        ValueError: the name is not a letter and a number.
+    """
 
     name: str
     channels: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]\d", self.name):
+            raise ValueError(f"level {self.name!r}: call it a letter and k, after its stride 2^k, as p3")
 
     @property
     def stride(self) -> int:

@@ -122,7 +122,7 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
     """
     chosen = {
         "neck": None,
-        "rpn": ("anchor_sizes", "anchor_ratios", "anchor_grid"),
+        "rpn": ("head", "anchor_sizes", "anchor_ratios", "anchor_grid"),
         "recipe": ("short_side", "max_side", "antialias"),
     }
     groups = {group: values.get(group, {}) for group in chosen}
@@ -133,6 +133,7 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
         if key in groups[group]
     }
     pooling = (
+        "head",
         "pooling",
         "sampling_ratio",
         "resolution",

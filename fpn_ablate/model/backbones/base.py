@@ -68,7 +68,7 @@ class Backbone(nn.Module):
 
     def truncate(self, deepest: str) -> dict[str, nn.Module]:
         """Take out the stages behind `deepest` ("c4"), which the neck does not read, and return them: {"c5": ...}."""
-        return {name: self.stages.pop(name) for name in STAGES[STAGES.index(deepest) + 1 :]}
+        return {name: self.stages.pop(name) for name in list(self.stages)[STAGES.index(deepest) + 1 :]}
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw the weights of convolutions as He et al. (see `init.initialise`)."""

@@ -31,11 +31,6 @@ class BoxHead(nn.Module):
     def label(self) -> str:
         return type(self).__name__
 
-    @classmethod
-    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
-        """Construct a built-in head for pooled features of C = in_channels and S = resolution."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -53,6 +48,7 @@ class TwoFC(BoxHead):
 
     @classmethod
     def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+        """Construct the head for pooled features of C = in_channels and S = resolution."""
         return cls(in_channels, resolution, config.fc_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,6 +68,7 @@ class Conv5(BoxHead):
 
     @classmethod
     def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+        """Construct the head from the stage alone."""
         return cls(*conv5)
 
     def forward(self, x: Tensor) -> Tensor:

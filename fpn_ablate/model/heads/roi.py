@@ -14,7 +14,6 @@ from fpn_ablate.model import boxes
 from fpn_ablate.model.heads.box_head import BoxHead, Predictor
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.matching import IGNORED, POSITIVE, match, sample
-from fpn_ablate.model.precision import full_precision
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features
 
@@ -26,7 +25,6 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.pooler, self.box_head, self.config = pooler, box_head, config
         self.predictor = Predictor(box_head.out_channels, num_classes)
-        self.in_channels = pooler.in_channels
         self.register_buffer("_box_weights", torch.tensor(config.box_weights), persistent=False)
 
     def forward(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +105,7 @@ class RoIHeads(nn.Module):
         topk = self.config.proposals[1]
         rois, valid = proposals.boxes[:, :topk], proposals.valid[:, :topk]
         scores, deltas = self(features, rois)
-        scores = full_precision(scores).softmax(-1)[..., 1:]
+        scores = scores.softmax(-1)[..., 1:]
         box = boxes.decode(deltas / self._box_weights, rois[:, :, None])
         box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
         return self._suppress(box, scores, valid)

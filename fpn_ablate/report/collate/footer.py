@@ -94,7 +94,8 @@ def _repairs(record: Record) -> str | None:
 
 
 def _backbone(record: Record) -> str | None:
-    name, weights = record.get("config.backbone.name"), record.get("config.backbone.weights")
+    name = record.get("config.backbone.name") or record.get("config.backbone.class")
+    weights = record.get("config.backbone.weights")
     if name is None:
         return None
     timm = name == "timm"
