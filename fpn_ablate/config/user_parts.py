@@ -62,9 +62,9 @@ def load_class(part: UserPart, key: str) -> type:
     if part._loaded:
         return part._loaded[0]
     module_name, _, name = part.class_.rpartition(".")
-    sources = _sources(part, key)
-    package = f"{_ROOT}_{digest([part.folder, sources])}"
-    _finder.modules |= {f"{package}.{module}".removesuffix(".__init__"): source for module, source in sources.items()}
+    texts = sources(part, key)
+    package = f"{_ROOT}_{digest([part.folder, texts])}"
+    _finder.modules |= {f"{package}.{module}".removesuffix(".__init__"): source for module, source in texts.items()}
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     with _as_user_error(part, key):
@@ -74,7 +74,7 @@ def load_class(part: UserPart, key: str) -> type:
         classes = [n for n, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
         there = ", ".join(classes) or "none"
         raise UserError(f"{_where(part, key)}: {module.__file__} has no class {name}. Its classes: {there}")
-    part._loaded = cls, sources
+    part._loaded = cls, texts
     return cls
 
 
@@ -130,7 +130,38 @@ def files(part: UserPart) -> dict[str, Path]:
         UserError: no folder is given; a file is missing, is no Python or lies elsewhere; or it imports another by an absolute
             name.
     """
-    return {module: file for module, (file, _) in _sources(part).items()}
+    return {module: file for module, (file, _) in sources(part).items()}
+
+
+def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
+    """Return {module: (file, text)} of `files`; once the class is loaded, as they were then.
+
+    Raises:
+        UserError: as `files`.
+    """
+    if part._loaded:
+        return part._loaded[1]
+    where, module = _where(part, key), part.class_.rpartition(".")[0]
+    if part.folder is None:
+        raise UserError(f"{where}: say where its file lies, with --config-dir FOLDER: {module.replace('.', '/')}.py in it")
+    folder, texts = part.folder.resolve(), {}
+    try:
+        for name, file in closure([f"{_ROOT}.{module}"], {_ROOT: folder}).items():
+            if not file.resolve().is_relative_to(folder):
+                raise UserError(f"{where}: {file} leads out of {folder}; put the file itself there")
+            for other in imports_of(file, name):
+                if _lies_in(folder, other):
+                    fix = "use a relative one, as in from .blocks import Block"
+                    raise UserError(f"{where}: {file} imports {other} from {folder} by an absolute name: {fix}")
+            texts[name.removeprefix(_ROOT).removeprefix(".") or "__init__"] = file, file.read_text(encoding="utf-8")
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        if isinstance(error, SyntaxError) and error.lineno:
+            raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
+    if module not in texts:
+        there = ", ".join(sorted(file.name for file in folder.glob("*.py")))
+        raise UserError(f"{where}: there is no {module.replace('.', '/')}.py in {folder}. Its files: {there or 'none'}")
+    return texts
 
 
 def content_digest(part: UserPart) -> str:
@@ -139,7 +170,7 @@ def content_digest(part: UserPart) -> str:
     Raises:
         UserError: as `files`.
     """
-    return digest(sorted((module, without_docstrings(text)) for module, (_, text) in _sources(part).items()))
+    return digest(sorted((module, without_docstrings(text)) for module, (_, text) in sources(part).items()))
 
 
 def describe(parts: Mapping[str, UserPart]) -> dict[str, dict[str, str]]:
@@ -177,33 +208,6 @@ def refuse_changed(parts: Mapping[str, UserPart], record: Mapping[str, Any], sou
 def folder_of(config_sources: Sequence[Any]) -> Path | None:
     """Return the folder that `--config-dir` names, from `hydra.runtime.config_sources` of a job in any process."""
     return next((Path(source.path) for source in config_sources if source.provider == "command-line"), None)
-
-
-def _sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
-    """Return {module: (file, text)} of `files`; once the class is loaded, as they were then."""
-    if part._loaded:
-        return part._loaded[1]
-    where, module = _where(part, key), part.class_.rpartition(".")[0]
-    if part.folder is None:
-        raise UserError(f"{where}: say where its file lies, with --config-dir FOLDER: {module.replace('.', '/')}.py in it")
-    folder, sources = part.folder.resolve(), {}
-    try:
-        for name, file in closure([f"{_ROOT}.{module}"], {_ROOT: folder}).items():
-            if not file.resolve().is_relative_to(folder):
-                raise UserError(f"{where}: {file} leads out of {folder}; put the file itself there")
-            for other in imports_of(file, name):
-                if _lies_in(folder, other):
-                    fix = "use a relative one, as in from .blocks import Block"
-                    raise UserError(f"{where}: {file} imports {other} from {folder} by an absolute name: {fix}")
-            sources[name.removeprefix(_ROOT).removeprefix(".") or "__init__"] = file, file.read_text(encoding="utf-8")
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        if isinstance(error, SyntaxError) and error.lineno:
-            raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
-        raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
-    if module not in sources:
-        there = ", ".join(sorted(file.name for file in folder.glob("*.py")))
-        raise UserError(f"{where}: there is no {module.replace('.', '/')}.py in {folder}. Its files: {there or 'none'}")
-    return sources
 
 
 def _lies_in(folder: Path, module: str) -> bool:

@@ -59,7 +59,8 @@ def _part_version(key: str, part: Any, core: Collection[str]) -> dict[str, str]:
     """Hash the code of a part: its own, and all that it imports from this package but `core`."""
     if isinstance(part, UserPart):
         own = {part.class_: user_parts.content_digest(part)}
-        modules = [name for module, file in user_parts.files(part).items() for name in imports_of(file, module)]
+        sources = user_parts.sources(part).items()
+        modules = [name for module, (file, text) in sources for name in imports_of(file, module, text)]
     else:
         from fpn_ablate.model import parts  # loads torch
 

@@ -29,10 +29,14 @@ def closure(
     return files
 
 
-def imports_of(file: Path, module: str) -> Iterator[str]:
-    """Yield the dotted names that a file imports, as `module`; of `from a import b` both `a` and `a.b`."""
+def imports_of(file: Path, module: str, text: str | None = None) -> Iterator[str]:
+    """Yield the dotted names that a file imports, as `module`; of `from a import b` both `a` and `a.b`.
+
+    Args:
+        text: of the file, if it was read before.
+    """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if text is None else text, filename=str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -333,9 +333,7 @@ def test_a_run_starts_from_the_pre_trained_backbone(backbone, tmp_path, config):
 
 
 def test_a_gpu_without_room_for_a_batch_fails_with_the_key_that_makes_batches_smaller(cell, monkeypatch):
-    monkeypatch.setattr(
-        procedures, "train", raising(torch.cuda.OutOfMemoryError("Tried to allocate 2 GiB"))
-    )
+    monkeypatch.setattr(procedures, "train", raising(torch.cuda.OutOfMemoryError("Tried to allocate 2 GiB")))
     with pytest.raises(UserError, match=r"^out of memory: set recipe\.accumulate above 1, for all rows: .*Tried"):
         running.run(cfg := cell())
     (file,) = Path(cfg.out).rglob("record.json")
