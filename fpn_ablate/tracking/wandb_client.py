@@ -22,7 +22,8 @@ from fpn_ablate.utils.paths import METRICS, RECORD
 
 MARKER = "wandb.json"  # in the folder of a run: where its complete copy is
 CONFIG_KEYS = ("fingerprint", "data", "generated", "code", "environment")  # added to wandb's configuration, for its search
-CLOSE_TIMEOUT = 10.0  # seconds for the remaining work after the run is over
+# Seconds for the remaining work after the run is over; pictures may take a slow network a while.
+CLOSE_TIMEOUT = {"offline": 10.0, "online": 60.0}
 # Nothing may prompt, capture output or measure the system. Settings that the installed version lacks are skipped.
 SETTINGS = {
     "silent": True,
@@ -70,8 +71,9 @@ class Wandb(Thread):
     def log(self, step: int, values: dict[str, float]) -> None:
         self.lines.put((step, values))
 
-    def close(self, exit_code: int = 0, timeout: float = CLOSE_TIMEOUT) -> None:
+    def close(self, exit_code: int = 0, timeout: float | None = None) -> None:
         """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
+        timeout = timeout or CLOSE_TIMEOUT[self.mode]
         self.lines.put(None)
         if self.ident:
             self.join(timeout)
@@ -80,7 +82,8 @@ class Wandb(Thread):
             self.join(1.0)
             self.failure = f"not done {timeout:.0f} s after the end of the run"
         if self.failure:
-            retry = f"retry with: python -m fpn_ablate replay {self.folder}"
+            online = "--online " if self.mode == "online" else ""
+            retry = f"retry with: python -m fpn_ablate replay {online}{self.folder}"
             log_once(f"warning: no wandb copy ({self.failure}); the run's own files are complete; {retry}")
         elif self.note:
             log_once(self.note)
