@@ -16,6 +16,7 @@ from typing import Any
 
 from fpn_ablate.tracking.loggers import read_metrics
 from fpn_ablate.tracking.wandb_media import images_with_boxes
+from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import METRICS, RECORD
@@ -24,6 +25,7 @@ MARKER = "wandb.json"  # in the folder of a run: where its complete copy is
 CONFIG_KEYS = ("fingerprint", "data", "generated", "code", "environment")  # added to wandb's configuration, for its search
 # Seconds for the remaining work after the run is over; pictures may take a slow network a while.
 CLOSE_TIMEOUT = {"offline": 10.0, "online": 60.0}
+SIGNAL_TIMEOUT = 3.0  # after SIGTERM or Ctrl-C; the process has about ten seconds in all
 # Nothing may prompt, capture output or measure the system. Settings that the installed version lacks are skipped.
 SETTINGS = {
     "silent": True,
@@ -73,7 +75,7 @@ class Wandb(Thread):
 
     def close(self, exit_code: int = 0, timeout: float | None = None) -> None:
         """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
-        timeout = timeout or CLOSE_TIMEOUT[self.mode]
+        timeout = SIGNAL_TIMEOUT if signals.pending_signal() else timeout or CLOSE_TIMEOUT[self.mode]
         self.lines.put(None)
         if self.ident:
             self.join(timeout)
