@@ -222,7 +222,7 @@ def test_resnext_has_a_conv5_head_and_vgg_has_none(config):
         ("resnext50", r"timm \S+ has no such model. Did you mean timm/\w+"),
         ("resnet50.zzz", "timm has no such weights. It has: .*a1_in1k"),
         ("test_vit", "its maps have strides 16, 16, 16; a pyramid needs 4, 8, 16 and 32, and 4, 8, 32 is missing"),
-        ("test_maxvit", "fails on an image of 64 x 96"),
+        ("test_maxvit", "fails on an image of 96 x 160"),
         ("hrnet_w18_small", "timm extracts its features as a HighResolutionNetFeatures, which is not a sequence of modules"),
     ],
 )

@@ -222,7 +222,12 @@ def _read_job_in_a_fresh_interpreter(environment: Environment, folder: Path) -> 
     """Pickle a job as submitit's and Ray's launchers do; a new process of the same environment must be able to read it."""
     helper, file = str(ROOT / "tests" / "helpers" / "pickled_job.py"), str(folder / "job.pickle")
     environment.run("python", [helper, "write", file], folder)
-    assert environment.run("python", [helper, "read", file], folder).stdout.split() == ["run_job", "single_level", "False"]
+    assert environment.run("python", [helper, "read", file], folder).stdout.split() == [
+        "run_job",
+        "single_level",
+        "False",
+        "None",
+    ]
 
 
 LOCK = (ROOT / "requirements.lock").read_text()
