@@ -169,7 +169,7 @@ EVIL = """
 """
 
 
-@pytest.mark.parametrize("name", ["os.system", "necks.Evil", "necks.PathAggregation", "evil.necks.Evil"])
+@pytest.mark.parametrize("name", ["os.system", "necks.Evil", "evil.necks.Evil"])
 def test_no_class_that_a_record_or_configuration_names_is_ever_imported(cli, finished, monkeypatch, tmp_path, name):
     folder, _ = finished
     marker = tmp_path / "marker"

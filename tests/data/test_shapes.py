@@ -173,6 +173,7 @@ def statistics(world, pictures=400):
     return table
 
 
+@pytest.mark.slow
 def test_objects_and_distractors_share_hues_and_marks():
     """Neither a hue nor a mark, nor a pair of them without the time of day, says that a thing is an object."""
     table = statistics(WORLD)

@@ -105,6 +105,7 @@ def test_a_light_module_loads_nothing_heavy(module: str) -> None:
     assert not loaded(f"import fpn_ablate.{module}", *HEAVY)
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_without_timm_and_wandb() -> None:
     """timm is an extra and wandb takes a second to load: both are imported when they are asked for."""
     code = (

@@ -424,6 +424,7 @@ class Forked:
         return self.process.exitcode
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(left_alone, script, tmp_path):
     """The long one: `python scripts/drills/kills.py chaos`."""
     drills, (cells, whole) = script("drills/kills"), left_alone
