@@ -66,7 +66,7 @@ class UserPart(BaseModel):
 
     @property
     def row(self) -> str:
-        """Return the name of the row that differs from the default by this part alone."""
+        """Return the name of a source run's row with this neck: its class's, since a record has no other."""
         return self.class_.rpartition(".")[2]
 
     @property

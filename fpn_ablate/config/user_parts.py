@@ -296,9 +296,13 @@ def _as_user_error(part: UserPart, key: str) -> Iterator[None]:
         lines = [f for f in frames if part.folder and Path(f.filename).is_relative_to(part.folder.resolve())]
         line = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
         text = re.sub(rf"{_ROOT}_\w+", "", first_line(error))
-        meta = re.search(r"\b(register_)?meta\b", text)
-        hint = ". Parts are checked on torch's meta device, where tensors have no values: no .item(), no .to()" if meta else ""
-        raise UserError(f"{_where(part, key)}: {line}{type(error).__name__}: {text}{hint}") from error
+        raise UserError(f"{_where(part, key)}: {line}{type(error).__name__}: {text}{meta_hint(text)}") from error
+
+
+def meta_hint(text: str) -> str:
+    """Return what to add to an error of torch's that comes of the meta device; "" for any other."""
+    hint = ". Parts are checked on torch's meta device, where tensors have no values: no .item(), no .to()"
+    return hint if re.search(r"\b(register_)?meta\b", text) else ""
 
 
 def _dotted(key: str, value: Any, location: Sequence[int | str]) -> str:

@@ -107,7 +107,10 @@ class _CleanErrors:
         try:
             return next(self.batches)
         except UserError as error:
-            raise UserError(str(error).rpartition("UserError: ")[2].rstrip()) from None
+            message = str(error).rpartition("UserError: ")[2].rstrip()
+        # Not in the handler: the worker's error would keep the loader's iterator, and with it the worker processes, alive.
+        self.batches = iter(())
+        raise UserError(message)
 
 
 class _Prepared(Dataset):

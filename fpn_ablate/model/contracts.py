@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpn_ablate.config.user_parts import meta_hint
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.heads.box_head import BoxHead
 from fpn_ablate.model.necks.base import Neck
@@ -125,8 +126,8 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         with torch.enable_grad():
             return module(x)
     except Exception as error:  # a part may raise anything
-        hint = "; parts are checked on torch's meta device, which has shapes and no values" if "meta" in str(error) else ""
-        raise UserError(f"{where}: fails on {what}: {type(error).__name__}: {first_line(error)}{hint}") from error
+        text = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{where}: fails on {what}: {text}{meta_hint(text)}") from error
 
 
 def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where: str, image: str) -> None:

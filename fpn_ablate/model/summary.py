@@ -13,7 +13,6 @@ from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.init import initialise
-from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.utils.seeding import torch_generator
 
 PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
@@ -81,7 +80,7 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         top_down=neck.has_top_down,
         reach=finest_level_reach(cfg),
         head=next((m.roi.box_head.label for m in models if m.roi), ""),
-        proposals=_proposals(cfg, neck),
+        proposals=_proposals(cfg, models[0]),
         params=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         gflops=round(sum(gflops.values()), 2),
@@ -121,15 +120,16 @@ def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
     return out, counter.get_total_flops()
 
 
-def _proposals(cfg: Config, neck: Neck) -> str:
-    """Return the source of the second stage's proposals."""
+def _proposals(cfg: Config, model: Detector) -> str:
+    """Return the source of the second stage's proposals; `model` is the row's."""
     if cfg.task.name == "rpn":
         return ""
-    if cfg.task.name == "fast_rcnn":
-        if cfg.task.proposals.file:
-            return "file"
-        with torch.device("meta"):
-            neck = build_neck(cfg.task.proposals.neck, build_backbone(cfg.backbone).levels)
+    if cfg.task.name != "fast_rcnn":
+        return f"RPN {model.neck.label}"
+    if cfg.task.proposals.file:
+        return "file"
+    with torch.device("meta"):
+        neck = build_neck(cfg.task.proposals.neck, model.backbone.levels, "task.proposals.neck")
     return f"RPN {neck.label}"
 
 

@@ -87,9 +87,7 @@ def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
     try:
         try:
             net = timm.create_model(model, pretrained=pretrained, features_only=True, **ANY_SIZE)
-        except (
-            TypeError
-        ):  # most models lack these options and take any size; `contracts.check_backbone` rejects those that do not
+        except TypeError:  # most models lack these options and take any size; `contracts` refuses those that do not
             net = timm.create_model(model, pretrained=pretrained, features_only=True)
     except Exception as error:
         reason = first_line(error)
