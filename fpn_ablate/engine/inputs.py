@@ -99,30 +99,23 @@ def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, 
         training.render_all(processes)
 
 
-@dataclass(frozen=True)
-class _CachedSet:
-    """A COCO-format set, the configuration that it was read with, and the stamps of its files at that time."""
-
-    key: tuple[Any, ...]
-    stamps: dict[str, tuple[str, int]]
-    splits: tuple[coco.CocoDataset, coco.CocoDataset]
+# The COCO-format set that was read last, with the stamps of its files: the rows of a sweep share it, and reading takes 16 s.
+_cache: dict[tuple[Any, ...], tuple[dict[str, tuple[str, int]], Splits]] = {}
 
 
-_cache: list[_CachedSet] = []  # at most one: the rows of a sweep share a set, and reading COCO takes 16 s
-
-
-def _load_coco(data: Coco, mode: str) -> tuple[coco.CocoDataset, coco.CocoDataset]:
+def _load_coco(data: Coco, mode: str) -> Splits:
     """Load both splits, or return the cached ones if no file has changed since."""
     key, start = (mode, data, coco.root_of(data).resolve()), time.time()
-    with suppress(OSError):
-        if _cache and _cache[0].key == key and stamps_of(_cache[0].stamps) == _cache[0].stamps:
-            return _cache[0].splits
+    if key in _cache:
+        stamps, splits = _cache[key]
+        with suppress(OSError):  # a file is gone: the loader names it
+            if stamps_of(stamps) == stamps:
+                return splits
     _cache.clear()
     splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
-    with suppress(OSError):
-        stamps = stamps_of(path for split in splits for path in split.files)
-        if not is_recent(stamps, start):
-            _cache.append(_CachedSet(key, stamps, splits))
+    stamps = stamps_of(path for split in splits for path in split.files)
+    if not is_recent(stamps, start):
+        _cache[key] = stamps, splits
     return splits
 
 

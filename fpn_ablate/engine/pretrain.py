@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fpn_ablate.config.schema import AnyBackbone, Pretrain, UserBackbone
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
-from fpn_ablate.engine.train import place, read_checkpoint
+from fpn_ablate.engine.train import load_checkpoint, place, save_checkpoint
 from fpn_ablate.engine.versions import pretraining_version
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
@@ -111,7 +110,8 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    start, seconds_before = _resume(checkpoint, states)
+    content = load_checkpoint(checkpoint, states)
+    start, seconds_before = content["step"], content.get("seconds", 0.0)
     with signals.between_steps(), _cores_left_to(workers):
         for step, (images, labels) in enumerate(_batches(small_world, recipe, start, workers), start=start + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
@@ -125,7 +125,7 @@ def _train(
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
-                _save(checkpoint, step, seconds_before + spent, states)
+                save_checkpoint(checkpoint, states, step=step, seconds=seconds_before + spent)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
     seconds = round(seconds_before + time.monotonic() - started, 1)
@@ -159,21 +159,6 @@ def _cores_left_to(workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:
-    content = {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in states.items()}}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
-
-
-def _resume(path: Path, states: dict[str, Any]) -> tuple[int, float]:
-    """Load a checkpoint; return its steps and their time in seconds, or (0, 0) without one."""
-    if not path.exists():
-        return 0, 0.0
-    content = read_checkpoint(path)
-    for name, part in states.items():
-        part.load_state_dict(content[name])
-    return content["step"], content["seconds"]
 
 
 @torch.no_grad()

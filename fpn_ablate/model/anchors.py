@@ -67,11 +67,3 @@ def flatten_cells(x: Tensor, values: int) -> Tensor:
     """Reorder a head's output (N, A * values, Hi, Wi) to (N, Hi * Wi * A, values), the order of `grid`."""
     n, _, height, width = x.shape
     return x.view(n, -1, values, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, values)
-
-
-def count(levels: Sequence[Level], sizes: Sequence[float], ratios: Sequence[float], height: int, width: int) -> int:
-    """Count the anchors of an image of height x width pixels, with ceil-divided strides: the "# anchors" column of Table 1."""
-    return sum(
-        math.ceil(height / level.stride) * math.ceil(width / level.stride) * len(level_sizes) * len(ratios)
-        for level, level_sizes in zip(levels, sizes_per_level(levels, sizes), strict=False)
-    )

@@ -17,7 +17,7 @@ from fpn_ablate.model.heads.box_head import TwoFC
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.necks.fpn import FPN
-from fpn_ablate.model.ops import box_head, fold_batch_norm, onednn, roi_pooler, rpn, sparse_conv
+from fpn_ablate.model.ops import box_head, fold_batch_norm, onednn, roi_align, rpn, sparse_conv
 from fpn_ablate.model.ops.replace import variant
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.structures.instances import Proposals, Targets
@@ -175,7 +175,7 @@ def test_every_way_to_save_time_is_taken(plain, monkeypatch):
     count(sparse_conv.LazyMap, "dense", "whole lazy map")
     count(rpn.FastRPN, "select", "NMS")
     count(rpn.FastRPN, "_select", "tries of NMS")
-    count(roi_pooler, "roi_align", "RoIAlign")
+    count(roi_align, "roi_align", "RoIAlign")
     count(onednn, "_multiply", "product")
     count(onednn._Pointwise, "apply", "1x1 convolution")
     count(box_head, "_flat_linear", "box head in channels_last", lambda x, *_: not x.is_contiguous())
