@@ -11,9 +11,6 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.roi import RoIHeads
-from fpn_ablate.model.init import initialise
-from fpn_ablate.utils.seeding import torch_generator
 
 PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
 ROIS = 1000  # an image, as the paper tests
@@ -102,16 +99,11 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
     levels, cost["neck"] = _count_flops(model.neck, features)
     if model.rpn:
         (_, _, anchors), cost["rpn"] = _count_flops(model.rpn, levels)
-    if model.roi:
-        cost["head"] = _head_cost(model.roi)
+    if model.roi:  # after RoI pooling, which cannot run without values
+        pooler = model.roi.pooler
+        pooled = torch.empty(ROIS, pooler.in_channels, pooler.resolution, pooler.resolution)
+        _, cost["head"] = _count_flops(nn.Sequential(model.roi.box_head, model.roi.predictor), pooled)
     return cost, sum(map(len, anchors))
-
-
-def _head_cost(roi: RoIHeads) -> int:
-    """Count the second stage's operations after RoI pooling, which cannot run without values."""
-    pooled = torch.empty(ROIS, roi.pooler.in_channels, roi.pooler.resolution, roi.pooler.resolution)
-    hidden, cost = _count_flops(roi.box_head, pooled)
-    return cost + _count_flops(roi.predictor, hidden)[1]
 
 
 def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
@@ -135,15 +127,12 @@ def _proposals(cfg: Config, model: Detector) -> str:
 
 def finest_level_reach(cfg: Config) -> list[str]:
     """Return those of c2..c5 that get a gradient from the neck's finest level."""
-    with torch.device("meta"):  # only the neck needs values, and a backbone takes seconds to fill
+    with torch.device("meta"):
         levels = build_backbone(cfg.backbone).levels
-    # Not in training: one image is too few for the statistics of a batch norm.
-    neck, generator = build_neck(cfg.neck, levels).eval(), torch_generator(0, "reach")
-    initialise(neck, seed=0)
-    features = {
-        level.name: torch.rand(1, level.channels, 64 // level.stride, 64 // level.stride, generator=generator).requires_grad_()
-        for level in levels[: [level.name for level in levels].index(neck.deepest) + 1]
-    }
-    finest = next(iter(neck(features).values()))
-    finest.square().sum().backward()
-    return [name for name, x in features.items() if x.grad is not None and bool(x.grad.abs().sum() > 0)]
+        neck = build_neck(cfg.neck, levels)
+        features = {
+            level.name: torch.empty(2, level.channels, 64 // level.stride, 64 // level.stride, requires_grad=True)
+            for level in levels[: [level.name for level in levels].index(neck.deepest) + 1]
+        }
+        next(iter(neck(features).values())).sum().backward()
+    return [name for name, x in features.items() if x.grad is not None]
