@@ -14,6 +14,7 @@ from fpn_ablate.data import coco, shapes
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain
 from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.precision import set_tf32
 from fpn_ablate.structures.batch import DetectionDataset, Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import set_deterministic
@@ -56,7 +57,10 @@ def prepare(cfg: Config) -> Inputs:
     device = pick_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    set_deterministic(is_deterministic(cfg.deterministic, device))
+    deterministic = is_deterministic(cfg.deterministic, device)
+    refuse_random_order(cfg, device, deterministic)
+    set_deterministic(deterministic, fixed_shapes=isinstance(cfg.data, Shapes))
+    set_tf32()
     splits = load_data(cfg.data, cfg.recipe, cfg.mode)
     if isinstance(cfg.data, Shapes):
         _render_ahead(cfg.recipe, cfg.workers, *splits)
@@ -131,6 +135,20 @@ def world(data: Shapes | Coco, short_side: int) -> shapes.World:
 def is_deterministic(setting: bool | str, device: torch.device) -> bool:
     """Decide whether the same seed must give the same bits: `auto` means on a CPU."""
     return device.type == "cpu" if setting == "auto" else setting
+
+
+def refuse_random_order(cfg: Config, device: torch.device, deterministic: bool) -> None:
+    """Refuse a deterministic run with RoIPool on a GPU, whose gradients are added in no fixed order.
+
+    Raises:
+        UserError: it says what to set.
+    """
+    trains_roi = cfg.mode == "train" and cfg.procedure != "rpn"
+    if deterministic and device.type == "cuda" and trains_roi and cfg.task.roi.pooling == "pool":
+        raise UserError(
+            "deterministic=true with task.roi.pooling=pool: on a GPU, RoIPool adds gradients in no fixed order. "
+            "Set task.roi.pooling=align for all rows, or deterministic=auto"
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -31,6 +31,8 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
             fold_batch_norm(detector.roi.box_head)
     _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and type(detector.rpn.head) is RPNHead else FastRPN)
     if device.type == "cuda":
+        if isinstance(detector.rpn, FastRPN):
+            detector.rpn.one_nms = True
         return detector
     if isinstance(detector.rpn, SparseRPN) and detector.roi is None:
         for name in detector.neck.final_convs:

@@ -150,10 +150,15 @@ def test_the_papers_sizes_scale_with_the_short_side(config):
     assert build_detector(config()).rpn.level_sizes == [[size * 64 / 800] for size in SIZES]
 
 
-def test_anchors_follow_the_shape_of_the_maps():
-    """They are kept for one shape; another shape must not meet the old ones."""
+def test_anchors_follow_the_shape_of_the_maps(monkeypatch):
+    """They are kept for the last few shapes; another shape must not meet the old ones."""
+    monkeypatch.setattr("fpn_ablate.model.heads.rpn.MAX_GRIDS", 2)
     rpn = RPN(PYRAMID[:1], rpn_config())
     small, large = ({"p2": torch.zeros(1, 8, *shape)} for shape in ((2, 3), (3, 2)))
     first = rpn.anchors(small)[0].clone()
     assert not torch.equal(rpn.anchors(large)[0], first)
-    assert torch.equal(rpn.anchors(small)[0], first)
+    kept = rpn.anchors(small)[0]
+    assert torch.equal(kept, first)
+    rpn.anchors({"p2": torch.zeros(1, 8, 4, 4)})
+    rpn.anchors(large)
+    assert len(rpn._grids) == 2 and rpn.anchors(small)[0] is not kept

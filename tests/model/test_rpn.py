@@ -246,6 +246,20 @@ def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
             assert (kept[:, 2:] > kept[:, :2]).all()
 
 
+@pytest.mark.parametrize("topk", [10, 200])
+@pytest.mark.parametrize("spread", [5.0, 60.0])
+def test_one_nms_an_image_is_nms_of_each_level(topk, spread):
+    plain, model = (rpn(kind=kind, nms_thresh=0.5) for kind in (RPN, FastRPN))
+    model.one_nms = True
+    levels, sizes = scattered(spread), torch.tensor([[100, 100]] * 3)
+    pairs = zip(model.select(levels, sizes, 30, topk), plain.select(levels, sizes, 30, topk), strict=True)
+    for (box, values), (expected, score) in pairs:
+        assert torch.equal(values, score)
+        assert {tuple(row) for row in box[values > score[-1]].tolist()} == {
+            tuple(row) for row in expected[score > score[-1]].tolist()
+        }
+
+
 def test_nms_of_each_level_by_hand():
     model, sizes = rpn(nms_thresh=0.5), torch.tensor([[100, 100]])
     levels, expected = scattered(60.0, images=1), []
