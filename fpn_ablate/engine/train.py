@@ -148,7 +148,7 @@ def _backward(
 
 def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
     """Return the losses as floats, or raise `Diverged` for the first that is not finite."""
-    values = {name: float(loss) for name, loss in losses.items()}
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for a GPU
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(
