@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fpn_ablate.config.schema import AnyBackbone, Pretrain, UserBackbone
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
@@ -39,18 +41,6 @@ class Pretrained:
     path: Path
     accuracy: float
     seconds: float
-
-
-class _Pictures(Dataset):
-    def __init__(self, world: World, start: int, size: int) -> None:
-        self.world, self.start, self.size = world, start, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = classification_picture(self.world, self.start + index)
-        return torch.from_numpy(image).permute(2, 0, 1), label
 
 
 class Classifier(nn.Module):
@@ -137,17 +127,23 @@ def _train(
     checkpoint.unlink(missing_ok=True)
 
 
-def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterator[list[Tensor]]:
+def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of the steps from `start` (from 0) on."""
-    first, steps = HELD_OUT + start * recipe.batch_size, recipe.steps - start
     loader = DataLoader(
-        _Pictures(world, first, steps * recipe.batch_size),
+        range(HELD_OUT + start * recipe.batch_size, HELD_OUT + recipe.steps * recipe.batch_size),
         recipe.batch_size,
         num_workers=workers,
+        collate_fn=partial(_draw, world),
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=signals.outlive_signals,
     )
     return iter(loader)
+
+
+def _draw(world: World, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the pictures (N, 3, H, W) of these numbers, and their labels (N,)."""
+    images, labels = zip(*(classification_picture(world, number) for number in numbers), strict=True)
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
 
 
 @contextmanager
@@ -166,6 +162,6 @@ def _accuracy(model: Classifier, world: World, device: torch.device) -> float:
     """Return the share of held-out pictures that `model` classifies correctly."""
     model.eval()
     correct = 0
-    for images, labels in DataLoader(_Pictures(world, 0, HELD_OUT), 128):
+    for images, labels in DataLoader(range(HELD_OUT), 128, collate_fn=partial(_draw, world)):
         correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
     return correct / HELD_OUT

@@ -44,7 +44,7 @@ def test_a_small_table_by_hand():
     """Two rows, three columns, two sizes, two ratios: y slowest, then x, then size, then ratio."""
     cell = anchors.cell_anchors([4, 8], [1, 4])
     assert cell.tolist() == [[-2, -2, 2, 2], [-1, -4, 1, 4], [-4, -4, 4, 4], [-2, -8, 2, 8]]
-    table = anchors.grid(cell, 16, 2, 3)
+    table = anchors.grid(cell, (16, 16), 2, 3)
     expected = [
         [x + a, y + b, x + c, y + d]
         for y in (0, 16)
@@ -117,22 +117,6 @@ def test_each_planted_box_meets_its_own_score_and_deltas(levels, per_cell):
                     assert flat[index - start].tolist() == [1, 2, 3, 4]
                     assert flat.abs().sum() == 10
         start += rows * columns * per_cell
-
-
-def test_the_head_reads_objectness_and_deltas_in_that_order():
-    """Its convolutions, cell by cell: channel a of the objectness and 4a..4a+3 of the deltas belong to anchor a."""
-    torch.manual_seed(0)
-    head, x = RPNHead(8, 3), torch.randn(2, 8, 3, 4)
-    (objectness,), (deltas,) = head({"p2": x})
-    hidden = head.conv(x).relu()
-    raw_scores, raw_deltas = head.objectness(hidden), head.deltas(hidden)
-    for n in range(2):
-        for y in range(3):
-            for column in range(4):
-                for a in range(3):
-                    flat = (y * 4 + column) * 3 + a
-                    assert objectness[n, flat] == raw_scores[n, a, y, column]
-                    assert torch.equal(deltas[n, flat], raw_deltas[n, 4 * a : 4 * a + 4, y, column])
 
 
 def test_one_head_serves_all_levels():

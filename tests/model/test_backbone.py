@@ -138,12 +138,6 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(config, tmp_path, con
     assert str(path) in str(refused.value)
 
 
-def test_resnet_weights_do_not_fit_mobilenet(config, tmp_path):
-    path = file_of(torchvision.models.resnet18().state_dict(), tmp_path)
-    with pytest.raises(UserError, match="does not fit backbone=mobilenet_v2"):
-        backbone_weights(config("backbone=mobilenet_v2", f"backbone.weights={path}").backbone, None)
-
-
 @pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
 def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name):
     net = randomised(make(name))

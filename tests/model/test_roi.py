@@ -116,30 +116,6 @@ def dicts_of(t):
 # --------------------------------------------------------------------------------------------------------------- outputs
 
 
-@pytest.mark.parametrize("images", [1, 4])
-@pytest.mark.parametrize("num_classes", [1, 5])
-def test_outputs_are_torchvisions(images, num_classes):
-    model, (proposals, _) = heads(num_classes), scene(images)
-    theirs = torchvisions(model)
-    pooled = theirs.box_roi_pool(maps(images), list(proposals.boxes), SHAPES[:images])
-    scores, deltas = theirs.box_predictor(theirs.box_head(pooled))
-    ours = model(maps(images), proposals.boxes)
-    number = proposals.boxes.shape[1]
-    assert ours[0].shape == (images, number, num_classes + 1)
-    torch.testing.assert_close(ours[0].flatten(0, 1), scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours[1].flatten(0, 1), deltas.view(images * number, -1, 4)[:, 1:], rtol=0, atol=1e-4)
-
-
-def test_decoding_with_weights_is_torchvisions():
-    model, (proposals, _) = heads(), scene()
-    theirs = torchvisions(model)
-    deltas = torch.randn(4, proposals.boxes.shape[1], 5, 4, generator=generator(1)) * 4
-    deltas[:, ::7] *= 10  # some beyond the bound of the exponential
-    expected = theirs.box_coder.decode(deltas.flatten(0, 1).flatten(1), list(proposals.boxes)).view_as(deltas)
-    ours = boxes.decode(deltas / torch.tensor([10.0, 10, 5, 5]), proposals.boxes[:, :, None])
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-3)
-
-
 # ---------------------------------------------------------------------------------------------------------------- losses
 
 
