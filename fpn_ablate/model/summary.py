@@ -61,10 +61,10 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         num_classes: K of the second stage.
         size: (height, width) of the image that `anchors` and `gflops` are for.
     """
+    networks = [("rpn",), ("roi",)] if cfg.procedure == "separate" else [HEADS[cfg.task.name]]
     with torch.device("meta"):
         models = [
-            build_detector(cfg, num_classes=num_classes, heads=heads, short_side=PAPER_SHORT_SIDE).eval()
-            for heads in _networks(cfg)
+            build_detector(cfg, num_classes=num_classes, heads=heads, short_side=PAPER_SHORT_SIDE).eval() for heads in networks
         ]
         costs, anchors = zip(*(cost_by_part(model, size) for model in models), strict=True)
     gflops = {part: sum(cost[part] for cost in costs) / 1e9 for part in costs[0]}
@@ -83,13 +83,6 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         gflops=round(sum(gflops.values()), 2),
         **{f"gflops_{part}": round(value, 2) for part, value in gflops.items()},
     )
-
-
-def _networks(cfg: Config) -> list[tuple[str, ...]]:
-    """Return the heads of each network that runs at test time."""
-    if cfg.task.name == "faster_rcnn" and cfg.task.training == "separate":
-        return [("rpn",), ("roi",)]
-    return [HEADS[cfg.task.name]]
 
 
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
