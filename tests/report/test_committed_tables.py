@@ -74,7 +74,7 @@ def interval(values, drawn):
 
 
 def contrast(table, plus, minus, metric, less=None, scale=1.0):
-    """Subtract the mean of the rows `minus` from that of `plus`, seed by seed and draw by draw; `less`: the same of another metric."""
+    """Mean of the rows `plus` minus mean of the rows `minus`, by seed and by draw; `less`: minus the same of another metric."""
     sides = [(scale / len(plus), row) for row in plus] + [(-scale / len(minus), row) for row in minus]
     terms = [(w, row, metric) for w, row in sides] + [(-w, row, less) for w, row in sides if less]
     seeds = sorted(set.intersection(*({seed for row, seed in table if row == name} for _, name, _ in terms)))
