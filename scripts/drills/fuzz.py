@@ -33,7 +33,7 @@ from fuzzing.configs import Commands, Configs
 from fuzzing.draw import Draw
 from fuzzing.pictures import Pictures
 from fuzzing.proposals import Proposals
-from fuzzing.reports import Names, Records, Tables
+from fuzzing.reports import Links, Names, Plans, Records, Tables
 from fuzzing.weights import Weights
 from reliability import OUTCOMES, save
 
@@ -45,6 +45,7 @@ MEMORY = 4 << 30  # bytes of address space that all cases of a process may add
 KINDS: dict[str, Callable[[Path], Any]] = {
     **{"annotations": Annotations, "pictures": Pictures, "configs": Configs, "commands": Commands},
     **{"proposals": Proposals, "weights": Weights, "records": Records, "names": Names, "tables": Tables},
+    **{"plans": Plans, "links": Links},
 }
 
 
