@@ -181,27 +181,6 @@ def test_a_later_folder_defines_a_table_anew(runs, put, tmp_path):
         collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tittle": "x"}, "unknown key 'tittle'"),
-        ({"metrics": [{"key": "AP", "sacle": 1}]}, r"metrics\[0\].*'sacle'"),
-        ({"facts": [{"key": "a", "from": "b", "style": "bold"}]}, "style 'bold'"),
-        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' is listed twice"),
-        ({"rows": [{"row": False}]}, "quotation marks"),
-        ({"rows": [{"row": "a", "published": {"AQ": 1}}], "paper": {"reference": "x"}}, "'AQ'"),
-        ({"rows": [{"row": "a", "published": {"AP": "36,1"}}], "paper": {"reference": "x"}}, "must be a number"),
-        ({"rows": [{"row": "a", "published": {"AP": 36.1}}]}, "names no source"),
-    ],
-)
-def test_wrong_definition_is_refused_by_file_and_key(runs, put, tmp_path, change, message):
-    report = {"title": "t", "facts": [], "metrics": [{"key": "AP"}]} | change
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
-    put(table="mine")
-    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
-        collate(load(runs), experiments=[tmp_path])
-
-
 def test_same_data_as_the_paper_only_on_all_of_it(runs, put):
     cases = {"coco": 5000, "COCO2017": 5000, "facemask": 5000, "coco-minival": 4952}
     for data, count in cases.items():

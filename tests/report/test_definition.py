@@ -220,24 +220,32 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
-        ({"rows": [{"row": "a", "published_only": "yes", "published": {"AP": 1}}]}, "must be true or false"),
-        ({"rows": [{"row": []}]}, "row must be text"),
+        ({"tittle": "x"}, "unknown key 'tittle'; allowed: .*title"),
+        ({"metrics": [{"key": "AP", "sacle": 1}]}, r"metrics\[0\].*'sacle'"),
+        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' is listed twice"),
+        ({"metrics": [{"key": "AP", "from": 3}]}, r"metrics\[0\]\.from: must be text, found 3; put it in quotation marks"),
+        ({"facts": [{"key": "a", "from": "b", "style": "bold"}]}, "style: .* found 'bold'"),
+        ({"rows": [{"row": []}]}, "at least 1 item"),
+        ({"rows": [{"row": False}]}, "quotation marks"),
         ({"rows": [{"row": ["a", False]}]}, "quotation marks"),
         ({"rows": [{"row": ["a", "b"]}, {"row": "b"}]}, "row 'b' is listed twice"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\]: missing key 'minus'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "minus: .*a, b, c, d; found 'x'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"found \[\]"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "found 'ab'"),
+        ({"rows": [{"row": "a", "published": {"AQ": 1}}]}, "'AQ' is no column of AP"),
+        ({"rows": [{"row": "a", "published": {"AP": "36,1"}}]}, "must be a number, found '36,1'"),
+        ({"rows": [{"row": "a", "published": {"AP": 36.1}}], "paper": None}, "names no source"),
+        ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\].minus: field required"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "unknown row 'x'.* a, b, c, d"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"minus: .* found \[\]"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "plus: .* found 'ab'"),
         ({"facts": HEAD, "rows": [QUOTED, *ABCD], "effects": [{"title": "e", "plus": ["a"], "minus": ["he"]}]}, "'he'"),
-        ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "found 'b'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale must be a number"),
-        ({"metrics": [{"key": "AP", "from": 3}]}, "from must be text"),
+        ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "unknown row 'b'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale: must be a number, found '2'"),
+        ({"rows": ABCD, "control": {"row": "x", "seeds": [1]}}, "control: unknown row 'x'"),
     ],
-)  # fmt: skip
-def test_what_a_definition_cannot_mean_is_refused(ap, table_of, change, message):
+)
+def test_a_wrong_definition_is_refused_by_file_and_key(ap, table_of, change, message):
     ap("a", 1.0)
-    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: report.*{message}"):
         table_of(**change)
 
 

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.compare import Comparison
-from fpn_ablate.report.collate.definition import check_mapping, is_number, read_yaml, text_value
+from fpn_ablate.report.collate.definition import parse, read_yaml
 from fpn_ablate.report.collate.stats import LEVEL, holm, seeds_needed
 from fpn_ablate.report.collate.table import Claim, Verdict
 from fpn_ablate.utils.errors import UserError, short_repr
@@ -34,26 +33,13 @@ def load_claims(folders: Iterable[Path]) -> list[Claim]:
         if not isinstance(entries, list):
             raise UserError(f"{file}: must hold a list 'claims'")
         for number, entry in enumerate(entries):
-            claims += _parse(f"{file}: claims[{number}]", entry)
+            where = f"{file}: claims[{number}]"
+            metrics = entry.get("metrics") if isinstance(entry, dict) else None
+            if not isinstance(metrics, list) or not metrics:
+                raise UserError(f"{where}: metrics must be a list of names, found {short_repr(metrics)}")
+            shared = {key: value for key, value in entry.items() if key != "metrics"}
+            claims += [parse(Claim, where, shared | {"metric": metric}) for metric in metrics]
     return claims
-
-
-def _parse(where: str, entry: Any) -> list[Claim]:
-    entry = check_mapping(where, entry, {"table", "claim", "metrics", "plus", "minus"}, {"above", "below", "less", "ours"})
-    for key in ("metrics", "plus", "minus"):
-        if not isinstance(entry[key], list) or not entry[key] or not all(isinstance(name, str) for name in entry[key]):
-            raise UserError(f"{where}: {key} must be a list of names, found {short_repr(entry[key])}")
-    bounds = {key: entry[key] for key in ("above", "below") if key in entry}
-    if not bounds or not all(is_number(value) for value in bounds.values()):
-        raise UserError(f"{where}: needs 'above' or 'below', or both, as numbers")
-    if bounds.get("above", -math.inf) >= bounds.get("below", math.inf):
-        raise UserError(f"{where}: above must be less than below, found {bounds['above']} and {bounds['below']}")
-    less = text_value(where, entry, "less") if "less" in entry else None
-    table, text, ours = text_value(where, entry, "table"), text_value(where, entry, "claim"), entry.get("ours", False)
-    if type(ours) is not bool:
-        raise UserError(f"{where}: ours must be true or false, found {short_repr(ours)}")
-    rows = tuple(entry["plus"]), tuple(entry["minus"])
-    return [Claim(table, text, metric, *rows, **bounds, less=less, ours=ours) for metric in entry["metrics"]]
 
 
 def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...]:

@@ -150,15 +150,16 @@ def _control_row(
         return None
     spec = next(spec for spec in definition.rows if spec.names[0] == definition.control.row)
     label = f"{spec.label} again, other seeds (A/A control)"
-    return _row(RowSpec(spec.names, label), records[-1]["row"], records, definition, replicates, folders)
+    return _row(RowSpec(names=spec.names, label=label), records[-1]["row"], records, definition, replicates, folders)
 
 
 def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:
     paper = definition.paper
     if paper is None or any(record["generated"] for record in records):
         return False
+    names, images = {name.casefold() for name in paper.same_data.names}, paper.same_data.images
     counts = {record.get("images.count") for record in records if record["status"] == "finished"}
-    return data.casefold() in paper.same_names and (paper.same_images is None or counts == {paper.same_images})
+    return data.casefold() in names and (images is None or counts == {images})
 
 
 def _rows(
@@ -169,7 +170,7 @@ def _rows(
         by_row.setdefault(record["row"], []).append(record)
     names = [_row_name(spec, by_row) for spec in definition.rows]
     undefined = [name for name in by_row if name not in names]
-    specs = (*definition.rows, *(RowSpec((name,), name) for name in undefined))
+    specs = (*definition.rows, *(RowSpec(names=(name,)) for name in undefined))
     pairs = zip(specs, (*names, *undefined), strict=True)
     return tuple(
         _row(spec, name, [] if spec.published_only else by_row.get(name, []), definition, replicates, folders)

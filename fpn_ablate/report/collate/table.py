@@ -5,10 +5,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
-from fpn_ablate.report.collate.definition import Definition
+from fpn_ablate.report.collate.definition import Definition, Entry, Names, Number, Text
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
@@ -16,8 +18,7 @@ GENERATED = "GENERATED DATA: not comparable with COCO"
 UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Entry):
     """A statement that a difference of rows lies above and/or below a bound, in points.
 
     Attributes:
@@ -27,19 +28,25 @@ class Claim:
         ours: True if nobody has published the statement.
     """
 
-    table: str
-    text: str
-    metric: str
-    plus: tuple[str, ...]
-    minus: tuple[str, ...]
-    above: float = -math.inf
-    below: float = math.inf
-    less: str | None = None
+    table: Text
+    text: Text = Field(alias="claim")
+    metric: Text
+    plus: Names
+    minus: Names
+    above: Number = -math.inf
+    below: Number = math.inf
+    less: Text | None = None
     ours: bool = False
 
     @property
     def bounds(self) -> tuple[float, ...]:
         return tuple(bound for bound in (self.above, self.below) if math.isfinite(bound))
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.bounds or self.above >= self.below:
+            raise ValueError("needs 'above' or 'below', or both with above < below, as numbers")
+        return self
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fpn_ablate.report.collate.cells import Cell
-from fpn_ablate.report.collate.definition import Fact, Metric, Paper
+from fpn_ablate.report.collate.definition import Fact, Metric
 from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict
 
 CHECK = "✓"
@@ -170,7 +170,7 @@ def _effect_line(table: Table, effect: EffectRow) -> Line:
 def _paper_label(table: Table) -> str:
     paper = table.definition.paper
     if paper is None:
-        return Paper.name
+        return "paper"
     return clean(paper.name if table.same_data else f"{paper.name}: {paper.data}")
 
 
@@ -183,7 +183,7 @@ def _legend(table: Table) -> str:
     if not table.published:
         return ""
     paper = table.definition.paper
-    source = "the paper" if paper.name == Paper.name else paper.name
+    source = "the paper" if paper.name == "paper" else paper.name
     text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}"
     if table.same_data:
         return f"{text}."
