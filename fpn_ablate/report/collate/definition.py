@@ -21,9 +21,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _number(value: Any) -> float:
     """Refuse what is no finite number; the bare `no` is not 0, and an integer stays one."""
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if not _is_number(value):
         raise ValueError(f"must be a number, found {short_repr(value)}")
     return value
 
@@ -156,8 +160,8 @@ class Definition(Entry):
             for key, value in row.published.items():
                 if key not in columns:
                     raise ValueError(f"row '{row.names[0]}': published {short_repr(key)} is no column of {', '.join(columns)}")
-                if key in metrics and value is not None:
-                    _number(value)
+                if key in metrics and value is not None and not _is_number(value):
+                    raise ValueError(f"row '{row.names[0]}': published {key} must be a number or null, found {value!r}")
             if row.published_only and not row.published:
                 raise ValueError(f"row '{row.names[0]}': published_only may be true only with published values")
         if self.paper is None and any(row.published for row in self.rows):
