@@ -10,12 +10,17 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
-from fpn_ablate.report.collate.definition import Definition, Entry, Names, Number, Text
+from fpn_ablate.report.collate.definition import Definition, Entry, Metric, Names, Number, Text
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
 GENERATED = "GENERATED DATA: not comparable with COCO"
 UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
+
+
+def clean(text: Any) -> str:
+    """Return a text as one line without control characters; names and messages come from users and files."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
 
 
 class Claim(Entry):
@@ -96,6 +101,11 @@ class Row:
     published_only: bool = False
 
     @property
+    def name(self) -> str:
+        """Return the name as tables print it."""
+        return clean(f"({self.letter}) {self.label}" if self.letter else self.label)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Return the healthy, finished seeds: those in the means."""
         return tuple(seed for seed, state in self.states.items() if state == "finished")
@@ -163,6 +173,11 @@ class Table:
     def watermark(self) -> str:
         """Return the warning in at most four words, for pictures."""
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
+
+    @property
+    def main_metric(self) -> Metric | None:
+        """Return the first metric that is not a cost."""
+        return next((metric for metric in self.definition.metrics if metric.source is None), None)
 
     @property
     def published(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fpn_ablate.report.collate.cells import Cell
 from fpn_ablate.report.collate.definition import Fact, Metric
-from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict
+from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict, clean
 
 CHECK = "✓"
 WITHIN_NOISE = "†"
@@ -94,11 +94,6 @@ def grid(table: Table) -> Grid:
     )
 
 
-def clean(text: str) -> str:
-    """Return the text as one line without control characters; names and messages come from users and files."""
-    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
-
-
 def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
     definition = table.definition
     facts = tuple(_fact_text(fact, row.facts[fact.key]) for fact in definition.facts)
@@ -136,8 +131,7 @@ def _bounds(claim: Claim) -> str:
 
 
 def _label(table: Table, row: Row) -> str:
-    label = f"({row.letter}) {row.label}" if row.letter else row.label
-    return f"{label}, ours only" if table.published and not row.published else label
+    return f"{row.name}, ours only" if table.published and not row.published else row.name
 
 
 def _paper_line(table: Table, row: Row) -> Line:

@@ -8,9 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from fpn_ablate.report.collate.cells import Contrast
-from fpn_ablate.report.collate.definition import Metric
-from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats.grid import clean
+from fpn_ablate.report.collate.table import Row, Table, clean
 from fpn_ablate.utils.paths import METRICS
 
 Point = dict[str, Any]
@@ -44,19 +42,9 @@ def colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
     return by_table
 
 
-def row_name(row: Row) -> str:
-    """Return the name of a row as the table prints it."""
-    return clean(f"({row.letter}) {row.label}" if row.letter else row.label)
-
-
 def finished_rows(table: Table) -> list[Row]:
     """Return the rows with at least one finished seed."""
     return [row for row in table.rows if row.seeds]
-
-
-def first_metric(table: Table) -> Metric | None:
-    """Return the table's main metric: the first that is not a cost."""
-    return next((metric for metric in table.definition.metrics if metric.source is None), None)
 
 
 def recall_by_size(table: Table) -> list[Point]:
@@ -124,13 +112,13 @@ def effects(table: Table) -> list[Point]:
 
 def costs(table: Table) -> list[Point]:
     """Return each kind of cost against the first metric; `right` says if a point lies in the right half of its kind."""
-    metric, points = first_metric(table), []
+    metric, points = table.main_metric, []
     for row in finished_rows(table) if metric else ():
         cell = row.cells[metric.key].ours
         for kind, (key, scale) in COSTS.items():
             values = [v for record in _finished(row) if type(v := record.get(key)) in (int, float) and math.isfinite(v)]
             if values and cell.mean is not None:
-                point = {"row": row.row, "label": row_name(row), "short": _letter(row), "cost": kind, "n": cell.n}
+                point = {"row": row.row, "label": row.name, "short": _letter(row), "cost": kind, "n": cell.n}
                 figures = {"value": fmean(values) * scale, "mean": cell.mean, "low": cell.low, "high": cell.high}
                 points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     for kind in COSTS:
@@ -152,7 +140,7 @@ def _effect(title: str, sides: str, metric: str, difference: Contrast) -> Point:
 
 def _point(row: Row, values: list[float], digits: int = 2) -> Point:
     spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
-    return {"row": row.row, "label": row_name(row), **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
+    return {"row": row.row, "label": row.name, **{k: _rounded(v, digits) for k, v in spread.items()}, "n": len(values)}
 
 
 def _letter(row: Row) -> str:

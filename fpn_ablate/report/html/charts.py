@@ -87,7 +87,7 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
     points = _numbered(series.costs(table), colours)
     if not points:
         return "Cost against accuracy: no record has both."
-    choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), series.first_metric(table).title
+    choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), table.main_metric.title
     tips = [_tip("label", "row"), _tip("value", "cost", ",.2f"), _tip("mean", title, ".1f"), *_interval(".1f")]
     side = {"align": {"expr": "datum.right ? 'right' : 'left'"}, "dx": {"expr": "datum.right ? -7 : 7"}}
     y = _y(f"{title} (%)")

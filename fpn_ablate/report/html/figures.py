@@ -6,9 +6,8 @@ from functools import lru_cache
 from textwrap import wrap
 from typing import Any
 
-from fpn_ablate.report.collate.table import Table
+from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.report.formats import series
-from fpn_ablate.report.formats.grid import clean
 from fpn_ablate.report.html import charts
 from fpn_ablate.report.html.page import source
 

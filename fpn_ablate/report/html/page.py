@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.report.collate.claims import ICONS, VERDICTS
-from fpn_ablate.report.collate.table import Row, Table
+from fpn_ablate.report.collate.table import Row, Table, clean
 from fpn_ablate.report.formats import series
-from fpn_ablate.report.formats.grid import VERDICT_HEADER, clean, grid
+from fpn_ablate.report.formats.grid import VERDICT_HEADER, grid
 from fpn_ablate.report.html import charts, gallery, markup
 from fpn_ablate.report.html.charts import Chart
 from fpn_ablate.report.html.progress import Progress
@@ -69,7 +69,7 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "counts": [(word, count) for word in VERDICTS if (count := Counter(v.verdict for v in table.verdicts)[word])],
         "seeds": lambda row: markup.seeds(table, row),
         "colours": colours,
-        "names": {row.row: series.row_name(row) for row in table.rows},
+        "names": {row.row: row.name for row in table.rows},
         "charts": [item for item in charts_or_reasons if isinstance(item, Chart)],
         "missing": missing,
         "artifacts": artifacts,
