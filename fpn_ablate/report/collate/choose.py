@@ -15,11 +15,10 @@ def select_setting(
 ) -> tuple[list[Record], list[list[Record]]]:
     """Return the records of one setting and, grouped by setting, the others.
 
-    The setting is the one of `requested` that has records here; if none has, the newest. With `allow_unfair` the first list
-    holds all records; the second stays the same.
+    The setting is the one of `requested` that has records here; if none has, the newest.
 
     Raises:
-        UserError: several of `requested` have records, so rows meant for one table cannot be compared.
+        UserError: several of `requested` have records, so rows meant for one table cannot be compared; not if `allow_unfair`.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -29,8 +28,7 @@ def select_setting(
     chosen = matching or [max(groups, key=lambda key: (_newest(groups[key]), key))]
     if len(chosen) > 1 and not allow_unfair:
         raise UserError(_unfair_message([groups[key] for key in chosen]))
-    selected = groups.pop(chosen[0])
-    return records if allow_unfair else selected, [groups[key] for key in sorted(groups)]
+    return groups.pop(chosen[0]), [groups[key] for key in sorted(groups)]
 
 
 def select_code(records: list[Record]) -> tuple[list[Record], list[str]]:

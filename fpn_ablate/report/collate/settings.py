@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.schema import INCIDENTAL
@@ -32,29 +31,19 @@ def describe_differences(records: list[Record], others: list[Record], factors: b
 
     The declared factors are left out unless `factors` is set.
     """
-    differing = differing_keys(records, others, factors)
-    parts = [f"{key} {other}{separator}{value}" for key, (value, other) in list(differing.items())[:MAX_DIFFERENCES]]
-    if len(differing) > MAX_DIFFERENCES:
-        parts.append(f"and {len(differing) - MAX_DIFFERENCES} more keys")
-    return "; ".join(parts)
-
-
-def differing_keys(records: list[Record], others: list[Record], factors: bool = False) -> dict[str, tuple[Any, Any]]:
-    """Return {key: both values} of the keys for which two groups share no value; declared factors only if `factors`.
-
-    Keys lose their prefix `config.`.
-    """
     keys = sorted({key for record in (*records, *others) for key in record if key.startswith("config.")})
     declared = () if factors else declared_factors([*records, *others])
     keys = [key for key in keys if key.split(".")[1] not in NOT_IN_SETTING and not under(key, declared, "config.")]
-    differing = {}
+    parts = []
     if declared_factors(records) != declared_factors(others):
-        differing["factors"] = (", ".join(declared_factors(records)), ", ".join(declared_factors(others)))
+        parts.append(f"factors {', '.join(declared_factors(others))}{separator}{', '.join(declared_factors(records))}")
     for key in (*keys, *BEYOND_CONFIG):
         values, other_values = _values(records, key), _values(others, key)
         if not values & other_values:
-            differing[key.removeprefix("config.")] = (_join(sorted(values)), _join(sorted(other_values)))
-    return differing
+            parts.append(f"{key.removeprefix('config.')} {_join(other_values)}{separator}{_join(values)}")
+    if len(parts) > MAX_DIFFERENCES:
+        parts[MAX_DIFFERENCES:] = [f"and {len(parts) - MAX_DIFFERENCES} more keys"]
+    return "; ".join(parts)
 
 
 def declared_factors(records: Iterable[Record]) -> tuple[str, ...]:
@@ -66,5 +55,5 @@ def _values(records: list[Record], key: str) -> set[str]:
     return {json.dumps(record.get(key), sort_keys=True) for record in records}
 
 
-def _join(values: list[str]) -> str:
-    return "/".join(value.strip('"') if value != "null" else "unset" for value in values)
+def _join(values: set[str]) -> str:
+    return "/".join(value.strip('"') if value != "null" else "unset" for value in sorted(values))
