@@ -9,9 +9,8 @@ from settings import ROWS
 
 from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.collate.records import load
+from fpn_ablate.report.collate.records import load, write_ledger
 from fpn_ablate.report.collate.table import file_name
-from fpn_ablate.report.output import write
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
@@ -125,8 +124,9 @@ def test_tables_are_apart_by_table_recipe_and_data(runs, put):
 def test_sources_of_proposals_are_no_table_but_stay_in_the_ledger(runs, put, tmp_path):
     put()
     put("fpn", 1, table=SOURCES)
-    assert [table.name for table in write(runs, tmp_path / "out")] == ["table1_rpn-shapes-quick"]
-    assert load(tmp_path / "out" / "ledger.csv")["table"].tolist() == [SOURCES, "table1_rpn"]
+    assert only_table(runs).name == "table1_rpn-shapes-quick"
+    write_ledger(load(runs), tmp_path / "ledger.csv")
+    assert load(tmp_path / "ledger.csv")["table"].tolist() == [SOURCES, "table1_rpn"]
 
 
 def test_own_rows_stand_below_without_published_values(runs, put):

@@ -111,6 +111,11 @@ class Row:
         return tuple(seed for seed, state in self.states.items() if state == "finished")
 
     @property
+    def finished(self) -> list[Record]:
+        """Return the records of these seeds."""
+        return [record for record in self.records if record["seed"] in self.seeds]
+
+    @property
     def state(self) -> str:
         """Return `finished` if any seed is, `not run` without a record, else the state of all seeds (`failed` if mixed)."""
         if self.published_only:
@@ -173,6 +178,11 @@ class Table:
     def watermark(self) -> str:
         """Return the warning in at most four words, for pictures."""
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
+
+    @property
+    def finished_rows(self) -> list[Row]:
+        """Return the rows with at least one finished seed."""
+        return [row for row in self.rows if row.seeds]
 
     @property
     def main_metric(self) -> Metric | None:

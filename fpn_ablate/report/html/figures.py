@@ -7,7 +7,6 @@ from textwrap import wrap
 from typing import Any
 
 from fpn_ablate.report.collate.table import Table, clean
-from fpn_ablate.report.formats import series
 from fpn_ablate.report.html import charts
 from fpn_ablate.report.html.page import source
 
@@ -23,7 +22,7 @@ def render(table: Table) -> dict[str, bytes]:
     import vl_convert
 
     images = {}
-    for chart in charts.charts(table, series.colours([table])[table.name]):
+    for chart in charts.charts(table, charts.row_colours([table])[table.name]):
         if isinstance(chart, charts.Chart):
             _register_font()
             svg = vl_convert.vegalite_to_svg(_in_light_theme(figure(table, chart)), allowed_base_urls=[])

@@ -17,7 +17,6 @@ import numpy as np
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats import series
 from fpn_ablate.utils.files import UNREADABLE, safe_name
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
@@ -86,14 +85,14 @@ class TableArtifacts:
 
 def load_artifacts(table: Table, album: Album) -> TableArtifacts:
     """Load the artifacts of the seed that most rows have; of several such seeds, the smallest."""
-    rows = [row for row in series.finished_rows(table) if row.folders]
+    rows = [row for row in table.finished_rows if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
         absent = "no artifacts.npz is on this disk. python -m fpn_ablate artifacts RUNS makes it."
         return TableArtifacts(None, "", (), (f"Pictures: {absent if rows else 'no folder of its runs is on this disk.'}",))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
     loaded, missing = [], []
-    for row in series.finished_rows(table):
+    for row in table.finished_rows:
         try:
             folder = _folder(row, seed)
             artifacts = _load_run(row, folder)

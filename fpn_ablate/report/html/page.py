@@ -12,7 +12,6 @@ from typing import Any
 
 from fpn_ablate.report.collate.claims import ICONS, VERDICTS
 from fpn_ablate.report.collate.table import Row, Table, clean
-from fpn_ablate.report.formats import series
 from fpn_ablate.report.formats.grid import VERDICT_HEADER, grid
 from fpn_ablate.report.html import charts, gallery, markup
 from fpn_ablate.report.html.charts import Chart
@@ -26,8 +25,8 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     """Render the page of these tables. With `progress` it shows that first and reloads itself."""
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's tables first
     album = gallery.Album()
-    colours = series.colours(tables)
-    steps = max(12, min(series.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
+    colours = charts.row_colours(tables)
+    steps = max(12, min(charts.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
     has_charts = any(section["charts"] for section in sections)
