@@ -245,7 +245,7 @@ def test_claims_of_rows_that_a_users_own_table_lacks_are_not_run(runs, put, tmp_
     put()
     (made,) = collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
     assert {v.verdict for v in made.verdicts} == {"not run"}
-    assert any(cells[5] == "not run; the table has no row 'c4'" for cells in grid(made).verdicts)
+    assert any(cells["verdict"] == "not run; the table has no row 'c4'" for cells in grid(made).verdicts)
 
 
 def test_verdicts_stand_in_every_format(table):

@@ -51,7 +51,7 @@ class Grid:
     difference_label: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
-    verdicts: tuple[tuple[str, ...], ...]  # cells as VERDICT_HEADER names them
+    verdicts: tuple[dict[str, str], ...]  # by VERDICT_HEADER
     footer: tuple[tuple[str, str], ...]
 
 
@@ -97,30 +97,32 @@ def grid(table: Table) -> Grid:
 def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
     definition = table.definition
     facts = tuple(_fact_text(fact, row.facts[fact.key]) for fact in definition.facts)
-    metrics = tuple(_metric_text(metric, row.cells[metric.key], row) for metric in definition.metrics)
+    cells = [(metric, row.cells[metric.key]) for metric in definition.metrics]
+    metrics = tuple(_estimate_text(*cell, len(row.seeds)) if row.seeds else row.state for cell in cells)
     best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
     label = row.label if kind == "control" else _label(table, row)
     return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
 
 
-def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
+def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
     claim, contrast = verdict.claim, verdict.contrast
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
-    text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
     outcome = verdict.verdict + (f"; {verdict.reason}" if verdict.reason else "")
-    if contrast is None:
-        return text, clean(metric), "", "0", "", clean(outcome), ""
-    if verdict.verdict == "inconclusive" and not verdict.reason:
-        needed = verdict.seeds_needed
-        outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
-    if contrast.within_noise:
-        outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
-    published = "" if verdict.published is None else f"{verdict.published:+.1f}"
-    ours = contrast.ours
-    difference = f"{ours.mean:+z.1f}" + (f" ± {ours.half_width:.1f}" if ours.half_width is not None else "")
-    p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
-    return text, clean(metric), difference, str(ours.n), published, clean(outcome), p
+    ours = published = p = ""
+    if contrast is not None:
+        if verdict.verdict == "inconclusive" and not verdict.reason:
+            needed = verdict.seeds_needed
+            outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
+        if contrast.within_noise:
+            outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
+        published = "" if verdict.published is None else f"{verdict.published:+.1f}"
+        half_width = contrast.ours.half_width
+        ours = f"{contrast.ours.mean:+z.1f}" + (f" ± {half_width:.1f}" if half_width is not None else "")
+        p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    text = f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else "")
+    cells = text, metric, ours, str(contrast.ours.n if contrast else 0), published, outcome, p
+    return dict(zip(VERDICT_HEADER, map(clean, cells), strict=True))
 
 
 def _bounds(claim: Claim) -> str:
@@ -197,10 +199,6 @@ def _note(row: Row) -> str:
     return clean(f"{row.row}, {'; '.join(parts)}{remaining}") if parts else ""
 
 
-def _metric_text(metric: Metric, cell: Cell, row: Row) -> str:
-    return _estimate_text(metric, cell, len(row.seeds)) if row.seeds else row.state
-
-
 def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     ours = cell.ours
     if ours.mean is None:
@@ -223,15 +221,6 @@ def _fact_text(fact: Fact, value: Any) -> str:
         return ""
     if fact.style == "check" and value is True:
         return CHECK
-    if fact.style == "count" and type(value) in (int, float):
-        return _count(value)
+    if fact.style == "count" and type(value) in (int, float) and value >= 1000:  # as the paper does: 47250 is 47k
+        return f"{value / 1e6:.1f}M" if value >= 999_500 else f"{value / 1000:.0f}k"
     return clean(value)
-
-
-def _count(value: float) -> str:
-    """Write a count as the paper does: 47250 is 47k."""
-    for size, unit in ((999_500, "M"), (1000, "k")):
-        if value >= size:
-            scaled = value / (1_000_000 if unit == "M" else 1000)
-            return f"{scaled:.1f}M" if unit == "M" else f"{scaled:.0f}k"
-    return str(value)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats.grid import VERDICT_HEADER, Grid, Line
+from fpn_ablate.report.formats.grid import Grid, Line
 
 NUMBER = re.compile(r"[+−-]?\d+(\.\d+)?")
 
@@ -53,13 +53,12 @@ def seeds(table: Table, row: Row) -> list[tuple[int, str]]:
 def verdicts(table: Table, content: Grid) -> list[dict[str, Any]]:
     """Return the cells of each verdict by their header, with its word, icon and further text."""
     rows = []
-    for verdict, cells in zip(table.verdicts, content.verdicts, strict=True):
-        named = dict(zip(VERDICT_HEADER, cells, strict=True))
+    for verdict, named in zip(table.verdicts, content.verdicts, strict=True):
         more = named["verdict"].removeprefix(verdict.verdict).removeprefix("; ")
         removed = verdict.contrast.variance_removed if verdict.contrast and verdict.contrast.ours.n > 1 else None
-        named |= {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
-        named["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
-        rows.append(named | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
+        cells = named | {"word": verdict.verdict, "icon": ICONS[verdict.verdict], "more": more, "ours": _value(named["ours"])}
+        cells["removed"] = "" if removed is None else f"{100 * removed:.0f} %"
+        rows.append(cells | {"within": bool(verdict.contrast) and verdict.contrast.within_noise})
     return rows
 
 
