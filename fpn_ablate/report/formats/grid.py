@@ -1,6 +1,7 @@
 """Turn a table into a grid of plain text, which `tables` prints in each format."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,10 +27,17 @@ class Line:
     metrics: tuple[str, ...]
     differences: tuple[str, ...] = ()
     best: tuple[bool, ...] = ()  # metrics that are better than in all other rows (`Comparison.best`)
+    row: Row | None = None  # of kind "ours"
 
     @property
     def ours(self) -> bool:
         return self.kind in ("ours", "control", "effect")
+
+    @property
+    def state(self) -> str | None:
+        """Return the text in place of all metrics, as `not run`; None if there is a figure."""
+        text = self.metrics[0] if self.ours and len(set(self.metrics)) == 1 else "0"
+        return None if re.match(r"[+-]?\d", text) else text
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -101,7 +109,8 @@ def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"
     metrics = tuple(_estimate_text(*cell, len(row.seeds)) if row.seeds else row.state for cell in cells)
     best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
     label = row.label if kind == "control" else _label(table, row)
-    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
+    shown = row if kind == "ours" else None
+    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best, shown)
 
 
 def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:

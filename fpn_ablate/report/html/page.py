@@ -13,7 +13,7 @@ from typing import Any
 from fpn_ablate.report.collate.claims import ICONS, VERDICTS
 from fpn_ablate.report.collate.table import Row, Table, clean
 from fpn_ablate.report.formats.grid import VERDICT_HEADER, grid
-from fpn_ablate.report.html import charts, gallery, markup
+from fpn_ablate.report.html import charts, gallery
 from fpn_ablate.report.html.charts import Chart
 from fpn_ablate.report.html.progress import Progress
 
@@ -60,10 +60,9 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "id": f"t{number}",
         "table": table,
         "content": content,
-        "groups": markup.groups(table, content),
-        "verdicts": markup.verdicts(table, content),
+        "verdicts": list(zip(table.verdicts, content.verdicts, strict=True)),
         "counts": [(word, count) for word in VERDICTS if (count := Counter(v.verdict for v in table.verdicts)[word])],
-        "seeds": lambda row: markup.seeds(table, row),
+        "seeds": lambda row: [(s, row.states.get(s, "not run")) for s in sorted({*row.states, *table.definition.seeds})],
         "colours": colours,
         "names": {row.row: row.name for row in table.rows},
         "charts": [item for item in charts_or_reasons if isinstance(item, Chart)],
