@@ -21,7 +21,7 @@ _IGNORED = ("wandb", SKIP, ".")
 
 
 def source_digest(runs: Path, experiments: Iterable[Path]) -> str | None:
-    """Hash the state of all that tables and page are made from; None while a sweep is running, whose progress the page shows."""
+    """Hash the state of what tables and page are made from; None while a sweep is running, whose progress the page shows."""
     if plan.active_plans(runs):
         return None
     files = [file for file in runs.glob("*/*/*/*/*") if not file.name.startswith(_IGNORED)]

@@ -239,7 +239,7 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
         ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "plus: .* found 'ab'"),
         ({"facts": HEAD, "rows": [QUOTED, *ABCD], "effects": [{"title": "e", "plus": ["a"], "minus": ["he"]}]}, "'he'"),
         ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "unknown row 'b'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale: must be .* found '2'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale: .* found '2'"),
         ({"rows": ABCD, "control": {"row": "x", "seeds": [1]}}, "control: unknown row 'x'"),
     ],
 )

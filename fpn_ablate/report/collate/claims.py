@@ -15,7 +15,6 @@ from fpn_ablate.utils.paths import CLAIMS
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
 ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
-VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 
 
 def load_claims(folders: Iterable[Path]) -> list[Claim]:

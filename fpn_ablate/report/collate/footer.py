@@ -88,9 +88,9 @@ def _repairs(record: Record) -> str | None:
     splits: dict[str, list[str]] = {}
     for key, value in record.items():
         if key.startswith("repairs.") and value:
-            split, dot, repair = key.removeprefix("repairs.").partition(".")
-            splits.setdefault(split if dot else "", []).append(f"{repair or split} {value}")
-    return "; ".join(f"{split}: {', '.join(parts)}".removeprefix(": ") for split, parts in sorted(splits.items())) or None
+            _, split, repair = key.split(".", 2)
+            splits.setdefault(split, []).append(f"{repair} {value}")
+    return "; ".join(f"{split}: {', '.join(parts)}" for split, parts in sorted(splits.items())) or None
 
 
 def _backbone(record: Record) -> str | None:

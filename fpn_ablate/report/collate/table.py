@@ -180,6 +180,11 @@ class Table:
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
 
     @property
+    def all_rows(self) -> list[Row]:
+        """Return the rows, and the control."""
+        return [*self.rows, *([self.control] if self.control else [])]
+
+    @property
     def finished_rows(self) -> list[Row]:
         """Return the rows with at least one finished seed."""
         return [row for row in self.rows if row.seeds]

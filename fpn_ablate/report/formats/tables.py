@@ -151,14 +151,13 @@ def csv_text(table: Table) -> str:
     (`records.encode`).
     """
     definition = table.definition
-    rows = [*table.rows, *([table.control] if table.control else [])]
-    seeds = sorted({seed for row in rows for seed in row.states})
+    seeds = sorted({seed for row in table.all_rows for seed in row.states})
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
     columns += ["noise", *(f"seed_{seed}" for seed in seeds)]
     entries = []
-    for row in rows:
+    for row in table.all_rows:
         state = f"A/A control, {_state(row)}" if row is table.control else _state(row)
         entries.append(([row.row, row.letter, row.label, *row.facts.values()], state, row.cells))
     blank = [None for _ in definition.facts]
