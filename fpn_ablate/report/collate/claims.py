@@ -1,6 +1,5 @@
 """Judge the claims about a table's rows. The claims are data: experiments/claims.yaml."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,14 +53,18 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
         elif reason := _reason_not_to_judge(claim, contrast, comparison):
             verdicts[k] = Verdict(claim, "inconclusive", contrast, 1.0, reason=reason)
         else:
-            to_test[k] = contrast, _p_values(claim, contrast)
+            ours = contrast.ours  # a bound that a claim does not have is infinite, and decides nothing
+            p_true = max(ours.p_above(claim.above), ours.p_below(claim.below))
+            p_false = min(ours.p_below(claim.above), ours.p_above(claim.below))
+            to_test[k] = contrast, (p_true, p_false)
     two_sided = {k: min(1.0, 2 * min(sides)) for k, (_, sides) in to_test.items()}
     adjusted = dict(zip(two_sided, holm(list(two_sided.values())), strict=True))
     for k, (contrast, (p_true, p_false)) in to_test.items():
         if adjusted[k] < 1 - LEVEL:
             verdicts[k] = Verdict(claims[k], "supported" if p_true < p_false else "contradicted", contrast, adjusted[k])
         else:
-            needed = _seeds_needed(claims[k], contrast, len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k])
+            nearest = min(claims[k].bounds, key=lambda bound: abs(contrast.ours.mean - bound))
+            needed = seeds_needed(contrast.ours, nearest, len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k])
             verdicts[k] = Verdict(claims[k], "inconclusive", contrast, adjusted[k], needed)
     return tuple(verdicts[k] for k in range(len(claims)))
 
@@ -77,22 +80,3 @@ def _reason_not_to_judge(claim: Claim, contrast: Contrast, comparison: Compariso
     if min(means) < least:
         return f"a row has less than {least:g} %, so next to nothing is compared"
     return None
-
-
-def _p_values(claim: Claim, contrast: Contrast) -> tuple[float, float]:
-    """Return the one-sided p-values of "the claim is true" and of "the claim is false"."""
-    estimate = contrast.ours
-    p_true = max(
-        estimate.p_above(claim.above) if math.isfinite(claim.above) else 0.0,
-        estimate.p_below(claim.below) if math.isfinite(claim.below) else 0.0,
-    )
-    p_false = min(
-        estimate.p_below(claim.above) if math.isfinite(claim.above) else 1.0,
-        estimate.p_above(claim.below) if math.isfinite(claim.below) else 1.0,
-    )
-    return p_true, p_false
-
-
-def _seeds_needed(claim: Claim, contrast: Contrast, family: float) -> int | None:
-    """Return how many seeds would decide the claim at its nearest bound, corrected for the other claims."""
-    return seeds_needed(contrast.ours, min(claim.bounds, key=lambda bound: abs(contrast.ours.mean - bound)), family)

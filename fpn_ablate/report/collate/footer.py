@@ -88,7 +88,7 @@ def _repairs(record: Record) -> str | None:
     splits: dict[str, list[str]] = {}
     for key, value in record.items():
         if key.startswith("repairs.") and value:
-            _, split, repair = key.split(".", 2)
+            split, _, repair = key.removeprefix("repairs.").partition(".")
             splits.setdefault(split, []).append(f"{repair} {value}")
     return "; ".join(f"{split}: {', '.join(parts)}" for split, parts in sorted(splits.items())) or None
 
