@@ -40,14 +40,6 @@ def test_mean_and_deviation_are_numpys(runs, put):
     assert cell.ours.n == 4
 
 
-def test_undefined_seed_is_counted_out_not_averaged(runs, put):
-    for seed, value in enumerate((0.2, None, 0.4)):
-        put(seed=seed, metrics={"AR1k_s": value, "AR1k_l": None})
-    cells = row_of(only_table(runs), "fpn").cells
-    assert math.isclose(cells["AR1k_s"].ours.mean, 30) and cells["AR1k_s"].ours.n == 2
-    assert cells["AR1k_l"].ours.mean is None and cells["AR1k_l"].difference is None
-
-
 def test_states(runs, put):
     put("c4", 0)
     put("c4", 1, status="failed", error="out of memory")
@@ -69,18 +61,6 @@ def test_metrics_of_an_unfinished_seed_do_not_count(runs, put):
     assert row_of(only_table(runs), "fpn").cells["AR100"].ours.mean == 50
 
 
-def test_settings_are_not_mixed(runs, put):
-    def old(steps):
-        return {"setting": "01d0" * 4, "config": {"recipe": {"steps": steps}}, "finished": "2025-01-01T00:00:00+00:00"}
-
-    for row in ("fpn", "c4"):
-        put(row, 0, metrics={"AR100": 0.5})
-        put(row, 0, metrics={"AR100": 0.1}, fingerprint=f"old-{row}", **old(400))
-    table = only_table(runs)
-    assert row_of(table, "fpn").cells["AR100"].ours.mean == 50
-    assert footer_of(table, "left out") == ["2 records of another setting: recipe.steps 400, here 500"]
-
-
 def test_newest_finished_setting_is_shown_whatever_failed_later(runs, put):
     put(setting="a", fingerprint="1", finished="2026-01-02T00:00:00+01:00", metrics={"AR100": 0.2})
     put(setting="b", fingerprint="2", finished="2026-01-01T23:30:00Z", metrics={"AR100": 0.3})
@@ -88,13 +68,6 @@ def test_newest_finished_setting_is_shown_whatever_failed_later(runs, put):
     table = only_table(runs)
     assert table.setting == "b"
     assert len(footer_of(table, "left out")) == 2
-
-
-def test_code_version_is_named_where_nothing_else_differs(runs, put):
-    put("fpn", finished="2026-12-01T00:00:00Z")
-    put("c4", setting="other", environment={"commit": "fffffff", "device": "cpu"})
-    (text,) = footer_of(only_table(runs), "left out")
-    assert "environment.commit fffffff, here abc1234" in text and "neck" not in text
 
 
 def test_the_users_parts_are_named_by_row(runs, put):
@@ -144,30 +117,6 @@ def test_table_without_a_definition_shows_what_it_finds(runs, put):
         "AP", "AP_s", "AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l",
     ]  # fmt: skip
     assert [row.row for row in table.rows] == ["b"] and not table.published
-
-
-def test_another_table_needs_its_file_alone(runs, put, tmp_path):
-    definition = {
-        "table": "table2",
-        "report": {
-            "title": "Fast R-CNN",
-            "paper": {"reference": "Table 2"},
-            "facts": [{"key": "head", "from": "config.rpn"}],
-            "metrics": [{"key": "AP"}, {"key": "seconds", "scale": 1, "digits": 3}],
-            "rows": [
-                {"row": "fpn", "letter": "c", "published": {"head": "2fc", "AP": 33.9, "seconds": None}},
-                {"row": "new"},
-            ],
-        },
-    }
-    (tmp_path / "any_name.yaml").write_text(yaml.safe_dump(definition))
-    put("fpn", table="table2", metrics={"AP": 0.34, "seconds": 0.25}, config={"head": "2fc"})
-    put("new", table="table2", metrics={"AP": 0.36})
-    (table,) = collate(load(runs), experiments=[tmp_path])
-    fpn = row_of(table, "fpn")
-    assert fpn.facts == {"head": "2fc"}
-    assert fpn.cells["AP"].published == 33.9 and fpn.cells["seconds"].ours.mean == 0.25
-    assert row_of(table, "new").cells["AP"].published is None
 
 
 def test_a_later_folder_defines_a_table_anew(runs, put, tmp_path):

@@ -3,14 +3,13 @@
 import csv
 import io
 import math
-import re
 
 import pytest
 import yaml
 from rich.console import Console
 
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.collate.records import decode, load, write_ledger
+from fpn_ablate.report.collate.records import decode, load
 from fpn_ablate.report.formats import plots, tables
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.utils.errors import UserError
@@ -194,6 +193,12 @@ def test_a_column_may_come_from_any_key_and_only_numbers_count(ap, put, table_of
     assert [axis.get_title() for axis in plots.draw(table).axes] == ["AP"]
 
 
+def test_a_column_has_a_scale_and_digits(ap, table_of):
+    ap("fpn", 34.0)
+    table = table_of(metrics=[{"key": "AP", "scale": 1, "digits": 3}], rows=[{"row": "fpn", "published": {"AP": 0.339}}])
+    assert [line.metrics for line in grid(table).lines] == [("0.340",), ("0.339",)]
+
+
 def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_path):
     columns = {"title": "other", "facts": [{"key": "f", "from": "verify.feature"}], "metrics": [{"key": "AR100"}]}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"table": "other", "report": columns}))
@@ -275,18 +280,3 @@ def test_the_footer_says_whose_proposals(ap, put, table_of):
 def test_without_proposals_the_footer_says_nothing(ap, table_of):
     ap("a", 1.0)
     assert not {"proposals", "effects"} & set(dict(table_of().footer))
-
-
-CLASSES = ["traffic.light", "a\nb", "a,b;c", '"', "", " ", ".", "=1+1", "日本", "\x1b[31m", "Unnamed: 0", "x", "x.1"]
-
-
-def test_names_of_classes_are_harmless_in_the_ledger(runs, put, tmp_path):
-    scores = {name: number / 100 for number, name in enumerate(CLASSES)}
-    put("fpn", 0, per_class=scores)
-    put("c4", 0, per_class={"x": None})
-    write_ledger(load(runs), tmp_path / "ledger.csv")
-    (fpn,) = load(tmp_path / "ledger.csv").query("row == 'fpn'").to_dict("records")
-    assert {name: fpn[f"per_class.{name}"] for name in CLASSES} == scores
-    write_ledger(load(runs), tmp_path / "ledger.csv")
-    text = (tmp_path / "ledger.csv").read_text()
-    assert text.count("\n") == 3 and not re.search(r"[\x00-\x09\x0b-\x1f]", text)

@@ -34,14 +34,6 @@ def test_writing_twice_and_from_the_ledger_gives_equal_bytes(filled, tmp_path):
     assert contents(tmp_path / "b") == first
 
 
-def test_only_limits_tables_but_not_the_ledger(filled, put, tmp_path):
-    put(table="other", fingerprint="f")
-    written = write(filled, tmp_path / "out", only={("other", "quick", "shapes")})
-    assert [table.name for table in written] == ["other-shapes-quick"]
-    assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {"other-shapes-quick"}
-    assert len(load(tmp_path / "out" / "ledger.csv")) == 5
-
-
 def test_twins_stand_side_by_side_in_the_ledger(filled, put, tmp_path):
     """A table of the ledger is that of the runs, which chooses between them."""
     fingerprint = load(filled).query("row == 'fpn' and seed == 0")["fingerprint"].item()

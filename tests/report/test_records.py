@@ -155,10 +155,12 @@ def test_random_text_survives(tmp_path, runs, put):
     draw = random.Random(0)
     alphabet = "=+-@\"',;\n\r\t 01.eE[]{}nulltrue\\|\u00e9"
     texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 8))) for _ in range(300)]
-    put(config={f"k{number}": text for number, text in enumerate(texts)})
+    names = ["traffic.light", "a,b;c", "", " ", ".", "=1+1", "\x1b[31m", "Unnamed: 0", "x", "x.1", *texts]  # of classes
+    put(config={f"k{number}": text for number, text in enumerate(texts)}, per_class=dict.fromkeys(names, 0.5))
     write_ledger(load(runs), tmp_path / "ledger.csv")
     (line,) = load(tmp_path / "ledger.csv").to_dict("records")
     assert [line[f"config.k{number}"] for number in range(300)] == texts
+    assert {line[f"per_class.{name}"] for name in names} == {0.5}
     with Path(tmp_path / "ledger.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 2
 
