@@ -63,31 +63,21 @@ def select_records(records: list[Record], defined: Collection[str]) -> tuple[lis
     left_out: dict[tuple[str, str], set[int]] = {}
     selected: dict[str, Record] = {}
     for row in sorted(rows, key=lambda row: (row in defined, _newest(rows[row]), row), reverse=True):
-        current, replaced = _select_in_row(rows[row])
-        for record, other in replaced:
-            text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
-            left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
-        for record in current:
+        newest, *_ = ordered = sorted(rows[row], key=_age, reverse=True)
+        current: dict[int, Record] = {}
+        for record in ordered:
+            # Seeds with other factors must not be averaged with these.
+            same_factors = _factors(record) == _factors(newest)
+            other = current.setdefault(record["seed"], record) if same_factors else current.get(record["seed"], newest)
+            if other is not record:
+                text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
+                left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
+        for record in current.values():
             first = selected.setdefault(record["fingerprint"], record)
             if first is not record:
-                same = f"the same experiment as row '{first['row']}', seed {first['seed']}"
-                same = f"the same experiment as row '{first['row']}'" if first["seed"] == record["seed"] else same
-                left_out.setdefault((row, same), set()).add(record["seed"])
+                seed = "" if first["seed"] == record["seed"] else f", seed {first['seed']}"
+                left_out.setdefault((row, f"the same experiment as row '{first['row']}'{seed}"), set()).add(record["seed"])
     return list(selected.values()), _left_out_lines(left_out)
-
-
-def _select_in_row(records: list[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
-    """Return the selected records, one a seed, and each of the others with the record that replaces it."""
-    ordered = sorted(records, key=_age, reverse=True)
-    seeds: dict[int, Record] = {}
-    replaced = []
-    for record in ordered:
-        # Seeds with other factors must not be averaged with these.
-        same_factors = _factors(record) == _factors(ordered[0])
-        other = seeds.setdefault(record["seed"], record) if same_factors else seeds.get(record["seed"], ordered[0])
-        if other is not record:
-            replaced.append((record, other))
-    return list(seeds.values()), replaced
 
 
 def _factors(record: Record) -> Record:

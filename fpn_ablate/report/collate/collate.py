@@ -1,7 +1,7 @@
 """Collate records into tables: choose each table's records and fill its cells."""
 
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,25 +48,26 @@ def collate(
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]
     tables: list[Table] = []
-    folders = list(experiments)
-    try:
+    folders, claims = list(experiments), []
+    with _collected(errors):
         claims = load_claims(folders)
-    except UserError as error:
-        if errors is None:
-            raise
-        errors.append(str(error))
-        claims = []
     for key, name in zip(chosen, names, strict=True):
-        try:
+        with _collected(errors):
             if names.count(name) > 1:
                 raise UserError(f"two tables have the same file name '{name}', one of them {key}; rename one")
             tables.append(_table(key, groups[key], frame.attrs, folders, settings, claims, allow_unfair))
-        except UserError as error:
-            if errors is None:
-                raise
-            if str(error) not in errors:  # one wrong definition affects many tables
-                errors.append(str(error))
     return tables
+
+
+@contextmanager
+def _collected(errors: list[str] | None) -> Iterator[None]:
+    """Append a UserError to `errors`, once: a wrong definition affects many tables. Without the list it is raised."""
+    try:
+        yield
+    except UserError as error:
+        if errors is None:
+            raise
+        errors += [str(error)] if str(error) not in errors else []
 
 
 def _table(

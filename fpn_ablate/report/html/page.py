@@ -15,7 +15,7 @@ from fpn_ablate.report.collate.table import Record, Row, Table, clean
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.report.html import charts, gallery
 from fpn_ablate.report.html.charts import Chart
-from fpn_ablate.report.html.progress import Progress
+from fpn_ablate.report.html.progress import MARKS, Progress
 
 TEMPLATES = Path(__file__).with_name("templates")
 RELOAD = 15  # seconds between reloads while a sweep is running
@@ -101,7 +101,7 @@ def _environment() -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
-    environment.globals |= {"icons": ICONS}
+    environment.globals |= {"icons": ICONS, "marks": MARKS}
     return environment
 
 

@@ -27,10 +27,6 @@ class State:
     detail: str = ""
     share: float = 0.0
 
-    @property
-    def mark(self) -> str:
-        return MARKS[self.kind]
-
 
 @dataclass(frozen=True)
 class Board:
