@@ -1,6 +1,6 @@
 """Choose the records of a table: one setting, one configuration a row, one record a seed. Name what is left out."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 
 from fpn_ablate.config.factors import under
@@ -103,12 +103,8 @@ def _unfair_message(groups: list[list[Record]]) -> str:
 
 
 def _left_out_lines(left_out: dict[tuple[str, str], set[int]]) -> list[str]:
-    return [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left_out.items())]
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    seeds = sorted(seeds)
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    names = {key: f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}" for key, seeds in left_out.items()}
+    return [f"row '{row}', {names[row, text]}: {text}" for row, text in sorted(left_out)]
 
 
 def _newest(records: list[Record]) -> tuple[bool, datetime, str]:

@@ -180,6 +180,10 @@ class Table:
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
 
     @property
+    def difference_label(self) -> str:
+        return "Δ" if self.same_data else "Δ other data"
+
+    @property
     def all_rows(self) -> list[Row]:
         """Return the rows, and the control."""
         return [*self.rows, *([self.control] if self.control else [])]

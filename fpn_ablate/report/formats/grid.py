@@ -56,7 +56,6 @@ class Grid:
     header: tuple[str, ...]
     align_right: tuple[bool, ...]  # by column
     paper_label: str
-    difference_label: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
     verdicts: tuple[dict[str, str], ...]  # by VERDICT_HEADER
@@ -94,7 +93,6 @@ def grid(table: Table) -> Grid:
         header=("", *map(clean, titles)),
         align_right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
         paper_label=_paper_label(table),
-        difference_label=_difference_label(table),
         lines=tuple(lines),
         notes=tuple(notes),
         verdicts=tuple(_verdict(table, verdict) for verdict in table.verdicts),
@@ -146,9 +144,13 @@ def _label(table: Table, row: Row) -> str:
 
 
 def _paper_line(table: Table, row: Row) -> Line:
-    facts = [_paper_fact(fact, row) for fact in table.definition.facts]
-    cells = [(metric, row.cells[metric.key]) for metric in table.definition.metrics]
-    label = f"{_paper_label(table)} ({_difference_label(table)})"
+    definition, facts = table.definition, []
+    for fact in definition.facts:
+        text = _fact_text(fact, row.published.get(fact.key))
+        is_above = not row.published_only and text == _fact_text(fact, row.facts[fact.key])
+        facts.append("" if is_above else text)
+    cells = [(metric, row.cells[metric.key]) for metric in definition.metrics]
+    label = f"{_paper_label(table)} ({table.difference_label})"
     return Line(
         kind="published" if row.published_only else "paper",
         label=clean(f"{_label(table, row)}, {_paper_label(table)}, published only") if row.published_only else label,
@@ -177,10 +179,6 @@ def _paper_label(table: Table) -> str:
     if paper is None:
         return "paper"
     return clean(paper.name if table.same_data else f"{paper.name}: {paper.data}")
-
-
-def _difference_label(table: Table) -> str:
-    return "Δ" if table.same_data else "Δ other data"
 
 
 def _legend(table: Table) -> str:
@@ -217,12 +215,6 @@ def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> st
     text += f" ± {ours.half_width:.{metric.digits}f}" if ours.half_width is not None and metric.source is None else ""
     # If the metric is undefined for some seeds, column n is wrong for this cell.
     return text + (f" (n={ours.n})" if ours.n < seeds else "")
-
-
-def _paper_fact(fact: Fact, row: Row) -> str:
-    """Return the paper's entry, or an empty text if it equals the one printed above it."""
-    published = _fact_text(fact, row.published.get(fact.key))
-    return "" if published == _fact_text(fact, row.facts[fact.key]) and not row.published_only else published
 
 
 def _fact_text(fact: Fact, value: Any) -> str:

@@ -26,7 +26,7 @@ def show(table: Table, console: Console | None = None) -> None:
     """Print the table, never narrower than its figures need: a cut figure is worse than a wrapped line."""
     console = console or Console()
     content = grid(table)
-    rich_table = _rich_table(content)
+    rich_table = _rich_table(table, content)
     parts = [Text(content.title, style="bold")]
     parts += [Text(content.banner, style="bold yellow")] if content.banner else []
     parts += [Text(content.legend)] if content.legend else []
@@ -38,14 +38,14 @@ def show(table: Table, console: Console | None = None) -> None:
     console.print(Group(*parts, Text()))
 
 
-def _rich_table(content: Grid) -> RichTable:
+def _rich_table(table: Table, content: Grid) -> RichTable:
     rows: list[tuple[str, Sequence[str]]] = []
     for line in content.lines:
         label = content.paper_label if line.kind == "paper" else line.label
         values = (value.replace(" ± ", "±") for value in line.metrics)
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
-            rows.append(("dim", (content.difference_label, *("" for _ in line.facts), *line.differences)))
+            rows.append(("dim", (table.difference_label, *("" for _ in line.facts), *line.differences)))
     rich_table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     rich_table.add_column("", min_width=16)
     for number, title in enumerate(content.header[1:], start=1):
