@@ -1,15 +1,13 @@
 """What a definition can say beyond rows and columns: published rows, alternative names, effects, columns from elsewhere."""
 
-import csv
-import io
 import math
 
 import pytest
 import yaml
-from rich.console import Console
+from test_tables import csv_lines, printed
 
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.collate.records import decode, load
+from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots, tables
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.utils.errors import UserError
@@ -42,19 +40,8 @@ def ap(put):
 
 
 def every_format(table):
-    buffer = io.StringIO()
-    tables.show(table, Console(file=buffer, width=200))
-    return {
-        "terminal": buffer.getvalue(),
-        "md": tables.markdown(table),
-        "tex": tables.latex(table),
-        "csv": tables.csv_text(table),
-    }
-
-
-def csv_lines(table):
-    rows = list(csv.reader(io.StringIO(tables.csv_text(table))))
-    return [dict(zip(rows[0], map(decode, row), strict=True)) for row in rows[1:]]
+    texts = {"md": tables.markdown(table), "tex": tables.latex(table), "csv": tables.csv_text(table)}
+    return texts | {"terminal": printed(table, 200)}
 
 
 def state_of(table):
