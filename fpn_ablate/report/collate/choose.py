@@ -25,7 +25,7 @@ def select_setting(
         # The evaluator is not part of a run's setting, but figures of two evaluators must not stand side by side.
         groups.setdefault((record["setting"], str(record.get("environment.evaluator"))), []).append(record)
     matching = sorted(key for key in groups if key[0] in (requested or ()))
-    chosen = matching or [max(groups, key=lambda key: (_newest(groups[key]), key))]
+    chosen = matching or [max(groups, key=lambda key: (max(map(_age, groups[key])), key))]
     if len(chosen) > 1 and not allow_unfair:
         raise UserError(_unfair_message([groups[key] for key in chosen]))
     return groups.pop(chosen[0]), [groups[key] for key in sorted(groups)]
@@ -62,7 +62,7 @@ def select_records(records: list[Record], defined: Collection[str]) -> tuple[lis
         rows.setdefault(record["row"], []).append(record)
     left_out: dict[tuple[str, str], set[int]] = {}
     selected: dict[str, Record] = {}
-    for row in sorted(rows, key=lambda row: (row in defined, _newest(rows[row]), row), reverse=True):
+    for row in sorted(rows, key=lambda row: (row in defined, max(map(_age, rows[row])), row), reverse=True):
         newest, *_ = ordered = sorted(rows[row], key=_age, reverse=True)
         current: dict[int, Record] = {}
         for record in ordered:
@@ -105,11 +105,6 @@ def _unfair_message(groups: list[list[Record]]) -> str:
 def _left_out_lines(left_out: dict[tuple[str, str], set[int]]) -> list[str]:
     names = {key: f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}" for key, seeds in left_out.items()}
     return [f"row '{row}', {names[row, text]}: {text}" for row, text in sorted(left_out)]
-
-
-def _newest(records: list[Record]) -> tuple[bool, datetime, str]:
-    """Return the age of a group: that of its newest finished record or, if none has finished, of its newest record."""
-    return max(map(_age, records))
 
 
 def _age(record: Record) -> tuple[bool, datetime, str]:

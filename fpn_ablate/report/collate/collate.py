@@ -161,17 +161,14 @@ def _records_by_row(definition: Definition, records: list[Record]) -> list[tuple
     by_row: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["row"], r["seed"])):
         by_row.setdefault(record["row"], []).append(record)
-    named = [(spec, _row_name(spec, by_row)) for spec in definition.rows]
-    listed = {name for _, name in named}
-    named += [(RowSpec(names=(name,)), name) for name in by_row if name not in listed]
-    return [(spec, name, [] if spec.published_only else by_row.get(name, [])) for spec, name in named]
-
-
-def _row_name(spec: RowSpec, recorded: Collection[str]) -> str:
-    """Return the first of the row's names that has records, or its first name."""
-    if spec.published_only:
-        return f"{spec.names[0]} (published only)"  # a row of ours with the same name is shown below
-    return next((name for name in spec.names if name in recorded), spec.names[0])
+    rows = []
+    for spec in definition.rows:
+        if spec.published_only:  # a row of ours with the same name is shown below
+            rows.append((spec, f"{spec.names[0]} (published only)", []))
+        else:
+            name = next((name for name in spec.names if name in by_row), spec.names[0])
+            rows.append((spec, name, by_row.pop(name, [])))
+    return rows + [(RowSpec(names=(name,)), name, own) for name, own in by_row.items()]
 
 
 def _row(

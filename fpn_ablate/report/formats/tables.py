@@ -167,7 +167,8 @@ def csv_text(table: Table) -> str:
     for names, state, cells in entries:
         for metric in definition.metrics:
             cell = cells[metric.key]
-            line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, _unit(metric), state]
+            unit = "percent" if metric.scale == 100 else f"record times {metric.scale:g}"
+            line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, unit, state]
             line += [cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std, cell.published, cell.difference]
             line += [None if cell.difference is None else between, getattr(cell, "noise", None)]
             lines.append(line + [cell.values.get(seed) for seed in seeds])
@@ -235,7 +236,3 @@ def _state(row: Row) -> str:
     if len(set(row.states.values())) <= 1:
         return row.state
     return ", ".join(f"seed {seed} {state}" for seed, state in row.states.items())
-
-
-def _unit(metric: Metric) -> str:
-    return "percent" if metric.scale == 100 else f"record times {metric.scale:g}"
