@@ -15,7 +15,6 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fpn_ablate.report.collate.definition import Metric
 from fpn_ablate.report.collate.records import to_csv
 from fpn_ablate.report.collate.stats import Estimate
 from fpn_ablate.report.collate.table import Row, Table, Verdict
