@@ -1,13 +1,31 @@
 """Choose the records of a table: one setting, one configuration a row, one record a seed. Name what is left out."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from fpn_ablate.config.factors import under
+from fpn_ablate.config.schema import INCIDENTAL
 from fpn_ablate.report.collate.records import factors_of, time_of
-from fpn_ablate.report.collate.settings import declared_factors, describe_differences
 from fpn_ablate.report.collate.table import Record
 from fpn_ablate.utils.errors import UserError
+
+# Keys of a configuration that are not part of a setting.
+NOT_IN_SETTING = ("seed", *INCIDENTAL)
+# Keys beyond the configuration in which two settings can differ.
+BEYOND_CONFIG = (
+    "images.count",
+    "images.digest",
+    "weights",
+    "environment.evaluator",
+    "environment.version",
+    "environment.commit",
+    "environment.device",
+    "environment.torch",
+    "deterministic",
+    "code",
+)
+MAX_DIFFERENCES = 6
 
 
 def select_setting(
@@ -110,3 +128,36 @@ def _left_out_lines(left_out: dict[tuple[str, str], set[int]]) -> list[str]:
 def _age(record: Record) -> tuple[bool, datetime, str]:
     """Return a sort key: finished records after others, then by time."""
     return record["status"] == "finished", time_of(record.get("finished") or record.get("started")), record["folder"] or ""
+
+
+def describe_differences(records: list[Record], others: list[Record], factors: bool = False, separator: str = ", here ") -> str:
+    """Describe the keys for which two groups share no value, the others' value first; empty if there are none.
+
+    The declared factors are left out unless `factors` is set.
+    """
+    keys = sorted({key for record in (*records, *others) for key in record if key.startswith("config.")})
+    declared = () if factors else declared_factors([*records, *others])
+    keys = [key for key in keys if key.split(".")[1] not in NOT_IN_SETTING and not under(key, declared, "config.")]
+    parts = []
+    if declared_factors(records) != declared_factors(others):
+        parts.append(f"factors {', '.join(declared_factors(others))}{separator}{', '.join(declared_factors(records))}")
+    for key in (*keys, *BEYOND_CONFIG):
+        values, other_values = _values(records, key), _values(others, key)
+        if not values & other_values:
+            parts.append(f"{key.removeprefix('config.')} {_join(other_values)}{separator}{_join(values)}")
+    if len(parts) > MAX_DIFFERENCES:
+        parts[MAX_DIFFERENCES:] = [f"and {len(parts) - MAX_DIFFERENCES} more keys"]
+    return "; ".join(parts)
+
+
+def declared_factors(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the factors that any of the records declares."""
+    return tuple(sorted({factor for record in records for factor in factors_of(record)}))
+
+
+def _values(records: list[Record], key: str) -> set[str]:
+    return {json.dumps(record.get(key), sort_keys=True) for record in records}
+
+
+def _join(values: set[str]) -> str:
+    return "/".join(value.strip('"') if value != "null" else "unset" for value in sorted(values))

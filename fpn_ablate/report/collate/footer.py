@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 
 from fpn_ablate.report.collate.cells import Contrast
+from fpn_ablate.report.collate.choose import describe_differences
 from fpn_ablate.report.collate.definition import Definition
-from fpn_ablate.report.collate.settings import describe_differences
 from fpn_ablate.report.collate.table import GENERATED, Record, Row
 
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
