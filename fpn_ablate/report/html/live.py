@@ -27,7 +27,7 @@ from fpn_ablate.utils.paths import EXPERIMENTS
 
 NAME, SWITCH = "report.html", "FPN_ABLATE_PAGE"
 # Seconds between two pages: at least PAUSE, and at least SHARE times as long as the last page took.
-PAUSE, SHARE = 5.0, 4
+PAUSE, SHARE = 10.0, 4
 LOCK_TIMEOUT = 300.0  # seconds to wait for another process that writes the page
 POLL = 1.0  # seconds between two checks whether the sweep has ended
 
