@@ -89,7 +89,6 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         raise
     finally:
         with signals.defer_interrupts():
-            signals.cancel_deadline()
             outcome = {**run.unmeasured_record(), "status": status, "error": error, "metrics": {}, **results}
             outcome["finished"] = record.now()
             _write_outcome(run, outcome)

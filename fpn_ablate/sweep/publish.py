@@ -77,7 +77,6 @@ def publish(cells: Iterable[Config]) -> None:
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
     nothing is published: whoever sent it kills the process within seconds.
     """
-    signals.cancel_deadline()
     cells = list(cells)
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):

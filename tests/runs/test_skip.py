@@ -1,6 +1,5 @@
 """Finished runs are skipped by what is on the disk; in any doubt everything is read again."""
 
-import json
 import os
 import subprocess
 import sys
