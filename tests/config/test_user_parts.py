@@ -60,8 +60,8 @@ def test_a_class_is_constructed_with_what_we_give_and_its_keys_in_its_types(part
         ({"channels": "8"}, "neck.channels='8': input should be a valid integer"),
         ({"channels": 8.0}, "neck.channels=8.0: input should be a valid integer"),
         ({"channels": 8, "gain": True}, "neck.gain=True: input should be a valid number"),
-        ({"channels": 8, "gain": float("nan")}, "neck.gain=nan: input should be made of finite numbers"),
-        ({"channels": 8, "gain": 1e999}, "neck.gain=inf: input should be made of finite numbers"),
+        ({"channels": 8, "gain": float("nan")}, "neck.gain=nan: input should be a finite number"),
+        ({"channels": 8, "gain": 1e999}, "neck.gain=inf: input should be a finite number"),
         ({"channels": 8, "sizes": [1, "x"]}, "neck.sizes.1='x': input should be a valid integer"),
         ({"channels": 8, "kind": "c"}, "neck.kind='c': input should be 'a' or 'b'"),
         ({"channels": 8, "folder": "/"}, "neck.folder with neck.class=necks.PathAggregation: there is no such key"),
@@ -78,6 +78,10 @@ def test_every_problem_of_a_part_is_listed(part):
         "neck.depth",
         "neck.kinds",
     ]
+
+
+def files(part):
+    return {module: file for module, (file, _) in user_parts.sources(part).items()}
 
 
 NECK = "class A:\n    def __init__(self, {}): {}\n"
@@ -119,15 +123,15 @@ NECK = "class A:\n    def __init__(self, {}): {}\n"
         (
             NECK.format("in_levels, *, depth: 'Nowhere' = 1", "pass"),
             "a.A",
-            "the argument depth of A has a type that no key can",
+            "an argument of A has a type that no key can have (name 'Nowhere'",
         ),
         (NECK.format("in_levels, *, depth: type(ast) = 1", "pass"), "a.A", "a.py, line 2: NameError"),
-        ("from torch import nn\n" + NECK.format("i, *, d: nn.Module = 1", "pass"), "a.A", "argument d of A has a type that no"),
+        ("from torch import nn\n" + NECK.format("i, *, d: nn.Module = 1", "pass"), "a.A", "argument of A has a type that no"),
         ("from torch import nn\nclass A(nn.Module): pass", "a.A", "A takes (*args: Any, **kwargs: Any)"),
         (NECK.format("in_levels", "raise ValueError('why')"), "a.A", "{folder}/a.py, line 2: ValueError: why"),
         ("import torch\n" + NECK.format("i", "torch.ones(1, device='meta').item()"), "a.A", "no .item(), no .to()"),
         ("import torch\n" + NECK.format("i", "torch.ones(1, device='meta').tolist()"), "a.A", "on torch's meta device, where"),
-        ("from collections import OrderedDict", "a.OrderedDict", "its constructor cannot be read"),
+        ("from collections import OrderedDict", "a.OrderedDict", "no signature found"),
     ],
 )
 def test_a_class_that_cannot_be_a_part_is_refused_with_file_and_fix(part, mine, text, name, message):
@@ -163,7 +167,7 @@ def test_no_import_of_the_folders_files_escapes_the_digest(part, tmp_path, monke
     write(folder, {"a.py": f"{line}\nclass A: pass", "blocks.py": "class Block: pass"} | ({package: ""} if package else {}))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend([folder, folder.parent, tmp_path][depth])
-    said = refused(user_parts.files, part("a.A", below=folder))
+    said = refused(files, part("a.A", below=folder))
     assert re.search(r"a.py imports [\w.]+ from .*mine by an absolute name: use a relative one", said)
     assert not {"blocks", "mine", "above"} & set(sys.modules)
 
@@ -173,9 +177,9 @@ def test_an_environment_in_the_folder_and_this_package_are_imported_by_their_nam
     write(packages, {"installed.py": "x = 1"})
     write(mine, {"types.py": "", "a.py": "import types, installed\nclass A: pass"})
     monkeypatch.syspath_prepend(packages)
-    assert set(user_parts.files(part("a.A"))) == {"a"}
+    assert set(files(part("a.A"))) == {"a"}
     checkout = PACKAGE.parent  # --config-dir .
-    assert "fpn_ablate.config.overrides" in user_parts.files(part("fpn_ablate.config.overrides.A", below=checkout))
+    assert "fpn_ablate.config.overrides" in files(part("fpn_ablate.config.overrides.A", below=checkout))
 
 
 def test_without_a_folder_nothing_is_imported_wherever_the_file_lies(part, mine, monkeypatch):
@@ -213,7 +217,7 @@ def test_a_run_keeps_to_the_files_that_it_has_loaded(part, mine):
     running = part("a.A")
 
     def state():
-        return user_parts.load_class(running, "neck"), user_parts.content_digest(running), user_parts.files(running)
+        return user_parts.load_class(running, "neck"), user_parts.content_digest(running), files(running)
 
     before = state()
     write(mine, {"a.py": "class A(", "b.py": "x = 2"})
@@ -250,9 +254,8 @@ def test_files_are_the_class_and_what_it_imports_from_the_folder(part, mine):
     write(
         mine, {"unused.py": "", "pkg/__init__.py": f"open({str(marker)!r}, 'w')", "pkg/a.py": "from . import b", "pkg/b.py": ""}
     )
-    files = user_parts.files(part("necks.PathAggregation"))
-    assert files == {"necks": mine / "necks.py", "blocks": mine / "blocks.py"}
-    assert set(user_parts.files(part("pkg.a.A"))) == {"pkg", "pkg.a", "pkg.b"}
+    assert files(part("necks.PathAggregation")) == {"necks": mine / "necks.py", "blocks": mine / "blocks.py"}
+    assert set(files(part("pkg.a.A"))) == {"pkg", "pkg.a", "pkg.b"}
     assert not marker.exists()
 
 
@@ -390,8 +393,8 @@ def test_a_finished_run_goes_with_the_files_that_it_was_made_from(part, mine, tm
     user_parts.refuse_changed(parts, record, tmp_path)
     user_parts.refuse_changed({}, {}, tmp_path)
     unbound = {"neck": part("necks.PathAggregation", below=None)}
-    assert re.search(r"give its folder, --config-dir FOLDER", refused(user_parts.refuse_changed, unbound, record, tmp_path))
+    assert "its files as they were when the run was made" in refused(user_parts.refuse_changed, unbound, record, tmp_path)
     for other in ({}, {"user_parts": None}, {"user_parts": [1]}, {"user_parts": {"neck": {"class": "necks.PathAggregation"}}}):
-        assert "was made from other files than those in" in refused(user_parts.refuse_changed, parts, other, tmp_path)
+        assert "its files as they were when the run was made" in refused(user_parts.refuse_changed, parts, other, tmp_path)
     write(mine, {"blocks.py": BLOCKS + "\n    x = 3\n"})
-    assert "was made from other files than those in" in refused(user_parts.refuse_changed, parts, record, tmp_path)
+    assert "its files as they were when the run was made" in refused(user_parts.refuse_changed, parts, record, tmp_path)
