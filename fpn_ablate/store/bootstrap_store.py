@@ -3,9 +3,8 @@
 B replicates. The array of a run has B records with one field a metric.
 """
 
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,33 +72,19 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
             file, name = self._sources[fingerprint]
             try:
                 with np.load(file, allow_pickle=False) as content:
-                    # A ledger's file is opened once for all its runs.
-                    names = [name] if name == _ONE_RUN else [n for n, source in self._sources.items() if source == (file, n)]
-                    arrays = {n: content[n] for n in names}
-                if any(packed.dtype.names is None or packed.ndim != 1 for packed in arrays.values()):
+                    packed = content[name]
+                if packed.dtype.names is None or packed.ndim != 1:
                     raise ValueError("no records of metrics")
             except UNREADABLE:
                 raise KeyError(fingerprint) from None
-            self._cache |= {fingerprint if name == _ONE_RUN else n: packed for n, packed in arrays.items()}
+            self._cache[fingerprint] = packed
         return self._cache[fingerprint]
 
     def write(self, path: Path, fingerprints: Iterable[str]) -> None:
         """Write the replicates of these runs to one file, if any run has them; the same runs give the same bytes."""
         arrays = {}
         for name in sorted({name for name in fingerprints if name in self._sources}):
-            try:
+            with suppress(KeyError):
                 arrays[name] = self._packed(name)
-            except KeyError:
-                continue
         if arrays:
-            write_atomically(path, partial(_write, arrays=arrays))
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write as np.savez_compressed does, but without the time of writing."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+            write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
