@@ -13,16 +13,15 @@ from matplotlib.patches import Rectangle
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config, Shapes
-from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine.inputs import load_data, world
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.formats.grid import clean
-from fpn_ablate.store import record
+from fpn_ablate.runs.restore import read_finished
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import CONFIG, DETECTIONS
+from fpn_ablate.utils.paths import DETECTIONS
 
 WIDTH = 2.6  # inches per column
 # Okabe and Ito; the first three suit the generated set's red, green and blue. With more classes they repeat; names differ.
@@ -49,12 +48,7 @@ class FinishedRun:
         Raises:
             UserError: the run has no record or is not finished, a file cannot be read, or a part has changed.
         """
-        content = record.read(folder)
-        if not content:
-            raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
-        if content.get("status") != "finished":
-            raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
-        cfg = load_saved_config(folder / CONFIG, config_dir)
+        cfg, content = read_finished(folder, config_dir)
         if config_dir:
             user_parts.refuse_changed(cfg.user_parts, content, folder)
         try:
