@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,13 +88,14 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
     register()
     others = [o for o in overrides if not o.startswith("ablation=")]
     named = [o for o in overrides if o.startswith("ablation=")]
-    folders = [_quoted(source) for source in (f"file://{ROOT}", "timm://", f"file://{config_dir}")]  # as conf/config.yaml's
-    path = [f"hydra.searchpath=[{','.join(folders)}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
+            if config_dir:  # as Hydra's own option puts it there
+                search_path = GlobalHydra.instance().config_loader().get_search_path()
+                search_path.prepend("command-line", f"file://{config_dir}", "schema")
             cells = []
             for row in rows:
-                composed = hydra_compose("config", [*others, *path, f"ablation={row}"])
+                composed = hydra_compose("config", [*others, f"ablation={row}"])
                 try:
                     cells.append(cell_config(composed, {"ablation": row}, [*named, *others], config_dir))
                 except UserError as error:
@@ -103,11 +105,6 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
         raise UserError(error) from None
     except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type
         raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None
-
-
-def _quoted(text: str) -> str:
-    """Quote a text as Hydra's grammar of overrides does: a folder may have commas and parentheses in its name."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def cell_config(

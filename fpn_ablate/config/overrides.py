@@ -14,7 +14,7 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 # Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
 # Options of which Hydra takes one at most; several end in a traceback.
-MODES = {"--multirun": "-m", "--run": "-r", "--cfg": "-c", "--info": "-i", "--shell-completion": "-sc"}
+MODES = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
 
 
 def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[str]:
@@ -27,7 +27,9 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
     Raises:
         UserError: a key does not exist, or does not go with the task; a group's file has no name; several of Hydra's modes.
     """
-    _refuse_several_modes(arguments)
+    modes = [argument for argument in arguments if argument.partition("=")[0] in MODES]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)}: give one of them; --cfg job shows one configuration, without -m")
     variant = None if config_dir else _task_of(arguments)
     valid_keys, result = {*keys(variant=variant), "ablation"}, []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -50,7 +52,7 @@ def normalise(arguments: Sequence[str], config_dir: Path | None = None) -> list[
             raise UserError(f"{key} goes with {' or '.join(others)}, not with task={variant}" if others else unknown_key(key))
         result.append(argument)
     # Hydra's parser reads no keys behind an option that stands among them.
-    return sorted(result, key=lambda argument: MODES.get(argument, argument) != "-m")
+    return sorted(result, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def add_if_missing(override: str) -> str:
@@ -61,14 +63,6 @@ def add_if_missing(override: str) -> str:
 def _is_of_part(key: str) -> bool:
     """Return True if a key, without `+` or `~` in front, lies in a part that can be the user's."""
     return key not in POSITIONAL and under(key, POSITIONAL)
-
-
-def _refuse_several_modes(arguments: Sequence[str]) -> None:
-    options = (argument.partition("=")[0] for argument in arguments)
-    given = {MODES.get(option, option) for option in options} & set(MODES.values())
-    if len(given) > 1:
-        names = " and ".join(sorted(name for name, short in MODES.items() if short in given))
-        raise UserError(f"{names}: give one of them; --cfg job shows one configuration, without -m")
 
 
 def _first_file(group: str) -> str:

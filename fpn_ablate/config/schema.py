@@ -132,15 +132,28 @@ class Coco(Strict):
     keep_empty: bool
 
 
-class Backbone(Strict):
-    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
-    downloaded), or a file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained. `stride_in_1x1`: where
-    a bottleneck halves the resolution (see `fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
+class _BackboneKeys(BaseModel):
+    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (downloaded), or a
+    file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
 
-    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
     frozen_bn: bool
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "_BackboneKeys":
+        if self.weights == "none" and (self.freeze_at or self.frozen_bn):
+            raise ValueError(
+                "weights=none starts from random weights, which must not stay frozen: "
+                "set backbone.freeze_at=0 backbone.frozen_bn=false"
+            )
+        return self
+
+
+class Backbone(Strict, _BackboneKeys):
+    """`stride_in_1x1`: where a bottleneck halves the resolution (`fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
+
+    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
     stride_in_1x1: Annotated[bool, Field(strict=True)]
 
     @property
@@ -149,8 +162,7 @@ class Backbone(Strict):
         return self.name
 
     @model_validator(mode="after")
-    def _trainable(self) -> "Backbone":
-        _refuse_frozen_chance(self)
+    def _has_weights(self) -> "Backbone":
         if self.weights == "imagenet" and self.name in ("small", "small_deep"):
             raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
         return self
@@ -162,15 +174,12 @@ class Backbone(Strict):
         return self
 
 
-class TimmBackbone(Strict):
-    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. The keys are those of `Backbone`;
-    "imagenet" stands for the weights that timm has for `model`, and a file's names are timm's."""
+class TimmBackbone(Strict, _BackboneKeys):
+    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. "imagenet" stands for the weights that
+    timm has for `model`, and a file's names are timm's."""
 
     name: Literal["timm"]
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    weights: str
-    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
-    frozen_bn: bool
 
     @property
     def label(self) -> str:
@@ -184,36 +193,18 @@ class TimmBackbone(Strict):
             raise ValueError("say which: backbone=timm/MODEL, as timm/resnext50_32x4d")
         return value
 
-    @model_validator(mode="after")
-    def _trainable(self) -> "TimmBackbone":
-        _refuse_frozen_chance(self)
-        return self
 
-
-class UserBackbone(UserPart):
-    """A user's backbone. The keys are those of `Backbone`, and the arguments of the class."""
-
-    weights: str
-    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
-    frozen_bn: bool
+class UserBackbone(UserPart, _BackboneKeys):
+    """A user's backbone: its further keys are arguments of the class."""
 
     @model_validator(mode="after")
-    def _trainable(self) -> "UserBackbone":
-        _refuse_frozen_chance(self)
+    def _has_weights(self) -> "UserBackbone":
         if self.weights == "imagenet":
             raise ValueError(f"{self.class_} has no ImageNet weights: use weights=pretrain, none, or a FILE")
         return self
 
 
 AnyBackbone = Backbone | TimmBackbone | UserBackbone
-
-
-def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
-    if backbone.weights == "none" and (backbone.freeze_at or backbone.frozen_bn):
-        raise ValueError(
-            "weights=none starts from random weights, which must not stay frozen: "
-            "set backbone.freeze_at=0 backbone.frozen_bn=false"
-        )
 
 
 class FPNNeck(Strict):

@@ -26,9 +26,8 @@ def test_a_sweep_may_be_asked_for_anywhere(option):
 
 @pytest.mark.parametrize("arguments", [["-m", "--cfg", "job"], ["--cfg=job", "seed=1,2", "--multirun"], ["-m", "-c", "job"]])
 def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
-    with pytest.raises(UserError, match=r"^--cfg and --multirun: give one of them"):
+    with pytest.raises(UserError, match=r"^-\S+ and -\S+: give one of them"):
         normalise(arguments)
-    assert normalise(["-m", "--multirun"]) == ["-m", "--multirun"]
 
 
 @pytest.mark.parametrize(
