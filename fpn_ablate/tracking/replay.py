@@ -22,21 +22,17 @@ def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
     record = read_json(folder / RECORD)
     if record.get("status") != "finished":
         return f"skipped: not finished ({record.get('status', 'no record')})", True
-    if force or not _is_copied(folder, mode):
+    if force or not _copy(folder, mode)[1]:
         Wandb(record, folder, mode).close(timeout=TIMEOUT)
-    return _copy_status(folder), _is_copied(folder, mode)
+    return _copy(folder, mode)
 
 
-def _is_copied(folder: Path, mode: str) -> bool:
+def _copy(folder: Path, mode: str) -> tuple[str, bool]:
+    """Return a line about a run's copy, and whether it is one for this mode."""
     marker = read_json(folder / MARKER)
-    sent = marker.get("mode") == "online" or (bool(marker) and synced(folder / marker["folder"]))
-    return bool(marker.get("complete")) and (sent or (mode == "offline" and (folder / marker["folder"]).is_dir()))
-
-
-def _copy_status(folder: Path) -> str:
-    marker = read_json(folder / MARKER)
-    if not marker.get("complete"):
-        return "no complete copy"
-    if marker["mode"] == "online" or synced(folder / marker["folder"]):
-        return f"on wandb as {marker['id']}"
-    return f"offline copy; to send it: wandb sync {os.path.normpath(folder / marker['folder'])}"
+    if not marker:
+        return "no complete copy", False
+    copy = folder / marker["folder"]
+    if marker["mode"] == "online" or synced(copy):
+        return f"on wandb as {marker['id']}", True
+    return f"offline copy; to send it: wandb sync {os.path.normpath(copy)}", mode == "offline" and copy.is_dir()

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -115,7 +114,7 @@ class Wandb(Thread):
         run.finish(exit_code=0 if finished else 1)
         if finished:
             place = os.path.relpath(Path(run.dir).parent, self.folder)
-            marker = {"id": run.id, "mode": self.mode, "folder": place, "complete": True}
+            marker = {"id": run.id, "mode": self.mode, "folder": place}
             save_text(self.folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
     def _open(self) -> Any:
@@ -142,11 +141,8 @@ class Wandb(Thread):
 
 
 def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
-    """Start one logger, or none if wandb is switched off, also by its own WANDB_MODE, or not installed."""
+    """Start one logger, or none if wandb is switched off, also by its own WANDB_MODE."""
     if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
-        return []
-    if importlib.util.find_spec("wandb") is None:
-        log_once("no wandb copy: wandb is not installed (pip install wandb, or log.wandb=disabled)")
         return []
     return [Wandb(description, folder, mode)]
 
@@ -194,21 +190,15 @@ def _remove_unsent(folder: Path, identifier: str) -> None:
 
 
 def _send_result(run: Any, folder: Path, record: dict[str, Any], step: int) -> None:
-    """Send the metrics as summary, and the pictures in the run's folder."""
+    """Send the metrics as summary, and the first images with boxes."""
     import wandb
 
-    media: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in sorted(folder.iterdir()) if _is_picture(path)}
     if images := images_with_boxes(folder, record):
-        media["detections"] = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
-    if media:
-        run.log(media, step=max(step, run.starting_step))
+        pictures = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
+        run.log({"detections": pictures}, step=max(step, run.starting_step))
     values = record.get("metrics", {}) | {f"cost/{name}": value for name, value in record.get("cost", {}).items()}
     summary = {name: value for name, value in values.items() if value is not None}
     run.summary.update({**summary, "status": record.get("status"), "error": record.get("error")})
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix in (".png", ".jpg") and not path.name.startswith(".")
 
 
 def _kill_service() -> None:
