@@ -26,10 +26,9 @@ from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.files import clear_leftovers
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
-from fpn_ablate.utils.paths import EXPERIMENTS, PICTURES
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 
 def start_progress(cells: Iterable[Config]) -> None:
@@ -85,8 +84,6 @@ def publish(cells: Iterable[Config]) -> None:
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
                 # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
-                    places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
-                    clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
 

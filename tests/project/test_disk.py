@@ -176,11 +176,11 @@ def failing(number: int):
     ("number", "fix"),
     [
         (errno.ENOSPC, "make room, then run the same command again"),
-        (errno.EDQUOT, "make room within the quota or the limit, then run the same command again"),
-        (errno.EFBIG, "make room within the quota or the limit, then run the same command again"),
+        (errno.EDQUOT, "make room, then run the same command again"),
+        (errno.EFBIG, "make room, then run the same command again"),
         (errno.EROFS, "make it writable, or choose another path"),
         (errno.EACCES, "make it writable, or choose another path"),
-        (errno.EIO, "choose another path"),
+        (errno.EIO, "make it writable, or choose another path"),
     ],
 )
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "mkdir"])
