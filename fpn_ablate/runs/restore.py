@@ -14,7 +14,7 @@ from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
-from fpn_ablate.store.lookup import find_run
+from fpn_ablate.store.layout import find_run
 from fpn_ablate.structures.batch import Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CONFIG

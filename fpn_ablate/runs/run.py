@@ -28,8 +28,7 @@ from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, skip
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import REQUIRED, run_lock
-from fpn_ablate.store.lookup import find_run, is_finished
+from fpn_ablate.store.layout import REQUIRED, find_run, is_finished, run_lock
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -74,7 +73,8 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
-        run.write_running_record()
+        # The record that a killed process leaves.
+        record.write(run.folder, run.describe() | {"status": "running", "error": None, "metrics": {}})
         results = _train_and_evaluate(run)
         status = "finished"
     except Diverged as problem:
@@ -89,8 +89,7 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         raise
     finally:
         with signals.defer_interrupts():
-            outcome = {**run.unmeasured_record(), "status": status, "error": error, "metrics": {}, **results}
-            outcome["finished"] = record.now()
+            outcome = {**run.describe(), "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
             _write_outcome(run, outcome)
     _remove_leftovers(run.folder)
     log_line(f"{run.title}: finished, {run.folder}")
