@@ -81,7 +81,8 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
-    monkeypatch.setattr(Console, "spent", [])
+    monkeypatch.setattr(Console, "done", 0)
+    monkeypatch.setattr(Console, "seconds", 0.0)
     monkeypatch.setenv(loggers.CELLS, "6")
 
     def last():
@@ -100,8 +101,7 @@ def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
 
 
-def test_a_log_file_gets_a_line_at_every_tenth(capsys, monkeypatch):
-    monkeypatch.setattr(Console, "spent", [])
+def test_a_log_file_gets_a_line_at_every_tenth(capsys):
     console = Console("fpn seed 0", 1000)
     for step in range(1, 1001):
         console.log(step, {"loss": 1.0})
