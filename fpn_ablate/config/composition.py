@@ -49,7 +49,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     Raises:
         UserError: a key or a value does not exist.
     """
-    overrides = normalise(overrides, config_dir)
+    overrides = normalise(overrides)
     return _compose(_chosen_rows(overrides)[:1] or [DEFAULT_ROW], overrides, config_dir)[0]
 
 
@@ -59,7 +59,7 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     Raises:
         UserError: as `compose`.
     """
-    overrides = normalise(overrides, config_dir)
+    overrides = normalise(overrides)
     rows = _chosen_rows(overrides)
     if not rows:
         added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []

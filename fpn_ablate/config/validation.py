@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.config.schema import Backbone, Config, TimmBackbone, UserPart
+from fpn_ablate.config.schema import TASKS, Backbone, Config, TimmBackbone, UserPart
 from fpn_ablate.utils.errors import UserError, short_repr
 
 
@@ -78,7 +78,8 @@ def unknown_key(key: str, variant: str | None = None) -> str:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
-    return no_such_key(where, parent, name, allowed)
+    tasks = [f"task={task}" for task in TASKS if variant in TASKS and key in keys(variant=task)]
+    return no_such_key(where, parent, name, allowed) + (f". It goes with {' or '.join(tasks)}" if tasks else "")
 
 
 def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str]) -> str:

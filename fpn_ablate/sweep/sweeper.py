@@ -49,8 +49,7 @@ class TableSweeper(BasicSweeper):
 
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
-        params = super()._parse_config()
-        return [add_if_missing(param) for param in params] if folder_of(self.config.hydra.runtime.config_sources) else params
+        return [add_if_missing(param) for param in super()._parse_config()]
 
     def is_done(self) -> bool:
         """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.

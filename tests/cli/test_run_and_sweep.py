@@ -24,7 +24,7 @@ def records(folder="results/runs"):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["neck.topdown=true"], r"neck.topdown: there is no such key. Did you mean neck.top_down\? Allowed in neck: channels"),
+        (["neck.topdown=true"], r"neck.topdown with neck=fpn: .*Did you mean neck.top_down\? Allowed in neck: channels"),
         (["+neck.topdown=true"], r"Did you mean neck.top_down\?"),
         (["++neck.topdown=true"], r"Did you mean neck.top_down\?"),
         (["+row=mine"], r"row: there is no such key"),
