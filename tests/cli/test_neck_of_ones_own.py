@@ -1,7 +1,6 @@
 """A neck of the user's from the command line: in a run, in sweeps, in workers, and behind finished runs."""
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -55,23 +54,11 @@ def test_a_table_of_ones_own_sweeps_over_a_key_that_the_necks_file_omits(cli, mi
     ]
 
 
-WRONG = [
-    (["ablation=pan", "neck.dept=3"], r"neck.dept with neck.class=necks.PathAggregation: .*Did you mean neck.depth\?"),
-    (["ablation=pan", "neck.depth=x"], "neck.depth='x': input should be a valid integer"),
-    (["ablation=fpn", "neck.depth=3"], "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels"),
-    (["ablation=pan", "++neck.class=os.system"], "neck.class=os.system: there is no os.py in .*mine"),
-    (["ablation=pan", "++neck.class=necks.Pan"], "necks.py has no class Pan"),
-]
-
-
-@pytest.mark.parametrize(
-    ("start", "arguments", "message"),
-    [*(([], *wrong) for wrong in WRONG), *((start, *WRONG[0]) for start in (["-m"], ["verify"], ["doctor"]))],
-)
-def test_wrong_keys_and_classes_stop_at_once(cli, mine, started, start, arguments, message):
-    code, out, err = cli(*start, "recipe=smoke", *arguments, "--config-dir", mine)
-    assert code not in (0, None) and re.search(message, out + err) and "Traceback" not in out + err
-    assert not started
+@pytest.mark.parametrize("start", [[], ["-m"], ["verify"], ["doctor"]], ids=["run", "sweep", "verify", "doctor"])
+def test_a_wrong_key_stops_at_once(cli, mine, started, start):
+    code, out, err = cli(*start, "recipe=smoke", "ablation=pan", "neck.dept=3", "--config-dir", mine)
+    assert code not in (0, None) and "Traceback" not in out + err and not started
+    assert "neck.dept with neck.class=necks.PathAggregation: there is no such key. Did you mean neck.depth?" in out + err
 
 
 @pytest.mark.parametrize("start", [[], ["-m"], ["verify"], ["doctor"]], ids=["run", "sweep", "verify", "doctor"])

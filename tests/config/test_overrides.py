@@ -37,9 +37,12 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
         ("head.samples=3", "head.samples: there is no such key"),
         ("+row=mine", "row: there is no such key"),
         ("report.title=x", "report.title: there is no such key"),
+        ("neck=null", "neck=null: give the name of a file in conf/neck, as neck=fpn"),
+        ("neck=[1]", "neck=[1]: give the name of a file in conf/neck"),
+        ("task={}", "task={}: give the name of a file in conf/task"),
     ],
 )
-def test_a_group_that_does_not_exist_is_refused_with_the_nearest(argument, message):
+def test_a_group_or_a_name_in_one_that_cannot_be_is_refused(argument, message):
     with pytest.raises(UserError, match=re.escape(message)):
         normalise(["-m", argument])
 
