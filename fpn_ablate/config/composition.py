@@ -161,7 +161,8 @@ def cell_config(
     values["row"] = "+".join(row)
     values["recipe"]["name"] = "+".join(recipe)
     cfg = validate(values, config_dir)
-    user_parts.check_keys(cfg)
+    for key, part in cfg.user_parts.items():
+        user_parts.typed_arguments(part, key)
     return cfg
 
 

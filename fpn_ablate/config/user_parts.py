@@ -28,7 +28,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from fpn_ablate.config.schema import Config, UserPart
+from fpn_ablate.config.schema import UserPart
 from fpn_ablate.config.validation import explain, no_such_key
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.hashing import digest, without_docstrings
@@ -110,22 +110,6 @@ def typed_arguments(part: UserPart, key: str) -> dict[str, Any]:
     raise UserError("\n".join(dict.fromkeys(lines)))
 
 
-def check_keys(cfg: Config) -> None:
-    """Import the classes of a configuration's user parts, and check their keys.
-
-    Raises:
-        UserError: as `typed_arguments`, of all parts.
-    """
-    problems = []
-    for key, part in cfg.user_parts.items():
-        try:
-            typed_arguments(part, key)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
     """Return {module below the folder: (file, text)} of a part's class and of all that it imports from the folder.
 
@@ -151,8 +135,6 @@ def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
                     raise UserError(f"{where}: {file} imports {other} from {folder} by an absolute name: {fix}")
             texts[name.removeprefix(_ROOT).removeprefix(".") or "__init__"] = file, file.read_text(encoding="utf-8")
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        if isinstance(error, SyntaxError) and error.lineno:
-            raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
         raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
     if module not in texts:
         there = ", ".join(sorted(file.name for file in folder.glob("*.py")))

@@ -34,7 +34,7 @@ def load_saved_config(path: Path, config_dir: Path | None = None) -> Config:
 
 
 def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:
-    """Validate a nested dictionary; the arguments of a user's classes are checked by `user_parts.check_keys`.
+    """Validate a nested dictionary; the arguments of a user's classes are checked by `user_parts.typed_arguments`.
 
     Args:
         config_dir: the folder of the user's classes.
