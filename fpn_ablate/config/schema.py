@@ -14,11 +14,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, T
 Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # integers that every reader of JSON and CSV keeps exactly
-Images = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # generated pictures are kept in memory
 Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Many = Annotated[
-    int, Field(strict=True, gt=0, le=10**6)
-]  # anchors, proposals, detections: tensors of this length are allocated
+Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # anchors, proposals, detections, generated pictures: all in memory
 Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
 Cells = Annotated[int, Field(strict=True, gt=0, le=64)]
 Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
@@ -89,8 +86,8 @@ class Shapes(Strict):
 
     name: Literal["shapes"]
     seed: Seed
-    train_images: Images
-    val_images: Images
+    train_images: Many
+    val_images: Many
     aspect: Annotated[float, Field(strict=True, ge=0.25, le=4)]
     objects: tuple[Things, Things]
     distractors: tuple[Things, Things]

@@ -1,6 +1,5 @@
 """Draw detections of finished runs side by side: a line per image, the ground truth in front, then a column per run."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from fpn_ablate.runs.restore import read_finished
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import UNREADABLE
 from fpn_ablate.utils.paths import DETECTIONS
 
 WIDTH = 2.6  # inches per column
@@ -53,9 +53,7 @@ class FinishedRun:
             user_parts.refuse_changed(cfg.user_parts, content, folder)
         try:
             detections = DetectionSet.load(folder / DETECTIONS)
-            if not len(detections.image_ids) == len(detections.scores) == len(detections.boxes.reshape(-1, 4)):
-                raise ValueError("its arrays differ in length")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise UserError(f"{folder / DETECTIONS}: cannot be read ({error})") from None
         if root is not None:
             if isinstance(cfg.data, Shapes):
@@ -103,10 +101,6 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
     _, dataset = load_data(first.cfg.data, first.cfg.recipe, first.cfg.mode)
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those on which {first.folder} was evaluated")
-    for run in runs:
-        labels = run.detections.labels
-        if labels is not None and not set(labels) <= set(range(1, len(dataset.categories) + 1)):
-            raise UserError(f"{run.folder}: detections of classes that {dataset.name} does not have")
     return dataset
 
 
