@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.overrides import normalise
-from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
+from fpn_ablate.config.schema import INCIDENTAL, Coco, Config, UserPart
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT
@@ -131,39 +131,37 @@ def cell_config(
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is no part of a run
     values.pop("hydra", None)
+    if not choices.get("ablation"):
+        raise UserError("ablation: missing; give ablation=...")
+    values |= {"row": "", "table": values.get("table") or ""}  # named below
+    evaluates = values.get("mode") == "evaluate"
+    if evaluates and "training" in (values.get("task") or ()):
+        values["task"]["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
+    cfg = validate(values, config_dir)
+    for key, part in cfg.user_parts.items():
+        user_parts.typed_arguments(part, key)
+    _check_factors(cfg.factors, config_dir)
+    # A table of files, or of one file's network under several switches.
+    factors = (*cfg.factors, *(["weights"] if evaluates else []))
+
     # As in Hydra, the last value of a key that is given twice counts.
     last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, _name_of_value(key, value)) for key, value in last_values.items())
-    for group in ("ablation", "task", "recipe"):
-        if not (values | {"ablation": choices.get("ablation")}).get(group):
-            raise UserError(f"{group}: missing; give {group}=...")
-    if not isinstance(name := values["recipe"].get("name"), str):
-        raise UserError(f"recipe.name={name!r}: must be a text, after which tables are called")
-    row, recipe = [str(choices["ablation"])], [name]
-    if "ablation" not in last_values and "neck" in last_values and "class" in (values.get("neck") or ()):
-        row = [last_values["neck"]]
-        pairs = [pair for pair in pairs if pair[0] != "neck"]
-    factors = declared_factors(values.get("factors"), config_dir)
-    task = values["task"]
-    if values.get("mode") == "evaluate":
-        factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
-        values["table"] = values["table"] or f"evaluated_{task.get('name')}"
-        if "training" in task:
-            task["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
-    for key, value in pairs:
+    row, recipe = [str(choices["ablation"])], [cfg.recipe.name]
+    if "ablation" not in last_values and "neck" in last_values and isinstance(cfg.neck, UserPart):
+        row = [last_values.pop("neck")]
+    for key, value in sorted((key, _name_of_value(key, value)) for key, value in last_values.items()):
         group = key.split(".")[0]
         if under(key, factors):
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    procedure = str(task.get("training", task.get("name")))
-    values["table"] = values["table"] or TABLES.get(procedure, procedure)
-    values["row"] = "+".join(row)
-    values["recipe"]["name"] = "+".join(recipe)
-    cfg = validate(values, config_dir)
-    for key, part in cfg.user_parts.items():
-        user_parts.typed_arguments(part, key)
-    return cfg
+    names = {
+        "table": cfg.table or (f"evaluated_{cfg.task.name}" if evaluates else TABLES.get(cfg.procedure, cfg.procedure)),
+        "row": "+".join(row),
+        "factors": factors,
+        "recipe": cfg.recipe.model_copy(update={"name": "+".join(recipe)}),
+    }
+    return cfg.model_copy(update=names)
 
 
 def _name_of_value(key: str, value: str) -> str:
@@ -176,19 +174,17 @@ def _name_of_value(key: str, value: str) -> str:
     return {"True": "true", "False": "false"}.get(name, name)  # Hydra writes the jobs of a sweep so
 
 
-def declared_factors(declared: Any, config_dir: Path | None = None) -> list[str]:
-    """Return the declared factors. With a `config_dir`, keys of a user's part may be among them.
+def _check_factors(factors: Sequence[str], config_dir: Path | None) -> None:
+    """Check the declared factors. With a `config_dir`, keys of a user's part may be among them.
 
     Raises:
         UserError: one is no key, or a key in which the rows of a table cannot differ.
     """
-    factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
     for factor in factors:
         if factor not in set(keys()) and not (config_dir and under(factor, user_parts.POSITIONAL)):
             raise UserError(f"factors: {unknown_key(factor)}")
         if factor.split(".")[0] not in _MODEL:
             raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")
-    return factors
 
 
 def data_name(cfg: Config) -> str:

@@ -31,8 +31,8 @@ def records(folder="results/runs"):
         (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
         (["experiments=table99"], r"experiments/table99[\s\S]*table1_rpn"),
         (["recipe.short_side=${nope}"], r"recipe.short_side: Interpolation key 'nope' not found"),
-        (["++recipe.name=null"], r"recipe.name=None: must be a text"),
-        (["~task"], r"task: missing; give task=..."),
+        (["++recipe.name=null"], r"recipe.name=None: input should be a valid string"),
+        (["~task"], r"task: missing; set task=..."),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
     ],
 )
