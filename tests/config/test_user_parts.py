@@ -312,17 +312,8 @@ def test_rows_have_plain_names(mine, overrides, row):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["ablation=pan", "neck.dept=3"],
-            "neck.dept with neck.class=necks.PathAggregation: there is no such key. Did you mean",
-        ),
-        (["ablation=pan", "neck.depth=x"], "neck.depth='x': input should be a valid integer"),
-        (
-            ["ablation=fpn", "neck.depth=3"],
-            "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels, lateral",
-        ),
-        (["ablation=fpn", "neck.topdown=3"], "Did you mean neck.top_down?"),
-        (["ablation=fpn", "recipe.step=3"], "Did you mean recipe.steps?"),
+        (["ablation=pan", "neck.dept=3"], "neck.dept with neck.class=necks.PathAggregation: there is no such key."),
+        (["ablation=fpn", "neck.depth=3"], "neck.depth with neck=fpn: there is no such key. Allowed in neck: channels"),
         (["neck=pam"], "neck/pam"),
         (["ablation=pan", "factors=[nek]"], "factors: nek: there is no such key"),
     ],

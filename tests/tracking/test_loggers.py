@@ -19,24 +19,21 @@ def write(path, *steps, resume_from=0):
     sink.close()
 
 
-def test_one_line_a_step(tmp_path):
+def test_one_line_a_step_at_once(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
-    write(path, 1, 2)
-    assert lines(path) == [{"step": 1, "loss": 0.1, "lr": 0.5}, {"step": 2, "loss": 0.2, "lr": 0.5}]
-
-
-def test_lines_are_on_disk_before_the_run_ends(tmp_path):
-    sink = JsonLines(tmp_path / "m.jsonl")
-    sink.log(1, {"loss": 2.0})
-    assert lines(tmp_path / "m.jsonl") == [{"step": 1, "loss": 2.0}]
+    sink = JsonLines(path)
+    for step in (1, 2):
+        sink.log(step, {"loss": step / 10, "lr": 0.5})
+        assert lines(path)[-1] == {"step": step, "loss": step / 10, "lr": 0.5}
     sink.close()
 
 
-def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("resume_from", "steps"), [(2, [1, 2, 3, 4, 5]), (0, [3, 4, 5])])
+def test_a_resumed_run_drops_what_lies_past_its_checkpoint_and_a_new_one_everything(tmp_path, resume_from, steps):
     path = tmp_path / "m.jsonl"
     write(path, 1, 2, 3, 4)
-    write(path, 3, 4, 5, resume_from=2)
-    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
+    write(path, 3, 4, 5, resume_from=resume_from)
+    assert [line["step"] for line in lines(path)] == steps
 
 
 def test_a_run_killed_in_its_evaluation_writes_the_line_of_that_once(tmp_path):
@@ -61,13 +58,6 @@ def test_a_kill_while_lines_are_dropped_costs_none(tmp_path, monkeypatch):
         patch.setattr("os.fsync", killed)
         JsonLines(path, 1)
     assert [line["step"] for line in lines(path)] == [1, 2]
-
-
-def test_a_new_run_begins_a_new_file(tmp_path):
-    path = tmp_path / "m.jsonl"
-    write(path, 1, 2)
-    write(path, 1)
-    assert [line["step"] for line in lines(path)] == [1]
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
