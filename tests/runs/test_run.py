@@ -376,40 +376,6 @@ def test_two_sweeps_over_the_same_cells_train_each_once(left_alone, script, tmp_
     assert script("drills/kills").contents(tmp_path) == whole
 
 
-class Forked:
-    """A sweep in a fork of this process, for the drill."""
-
-    def __init__(self, cells):
-        self.process = multiprocessing.get_context("fork").Process(target=self._lead, args=(cells,))
-        self.process.start()
-        self.pid = self.process.pid
-        os.setpgid(self.pid, self.pid)
-
-    @staticmethod
-    def _lead(cells):
-        for cfg in cells:
-            running.run(cfg)
-
-    def poll(self):
-        return self.process.exitcode
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(left_alone, script, tmp_path):
-    """The long one: `python scripts/drills/kills.py chaos`."""
-    drills, (cells, whole) = script("drills/kills"), left_alone
-
-    def begin(folder):
-        return Forked(_below(folder, cells))
-
-    tally = drills.signal_repeatedly(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
-    assert tally.tries == 6 and tally.findings == []
-
-
 @pytest.mark.slow
 def test_the_drills_lose_nothing(script, tmp_path):
     for drill in ("chaos", "together"):
