@@ -3,7 +3,8 @@
 B replicates. The array of a run has B records with one field a metric.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,15 +25,11 @@ def save(path: Path, replicates: Mapping[str, np.ndarray]) -> None:
     np.savez_compressed(path, **{_ONE_RUN: packed})
 
 
-class Replicates(Mapping[str, dict[str, np.ndarray]]):
-    """Replicates of runs, {fingerprint: {metric: (B,) fractions}}, read on first access; KeyError if a run's cannot be read.
+class Replicates(UserDict):
+    """Replicates of runs, {fingerprint: {metric: (B,) fractions}}, read on access; KeyError if a run's cannot be read.
 
-    Args:
-        sources: {fingerprint: (file, name of the array in it)}.
+    It holds {fingerprint: (file, name of the array in it)}.
     """
-
-    def __init__(self, sources: Mapping[str, tuple[Path, str]]) -> None:
-        self._sources, self._cache = dict(sources), {}
 
     @staticmethod
     def of_runs(runs: Iterable[tuple[str, Path]]) -> "Replicates":
@@ -49,17 +46,8 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
         except UNREADABLE:
             return Replicates({})
 
-    def __or__(self, other: "Replicates") -> "Replicates":
-        return Replicates(self._sources | other._sources)
-
     def __deepcopy__(self, memo: dict) -> "Replicates":
         return self  # pandas copies a frame's attributes with every selection
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
 
     def __getitem__(self, fingerprint: str) -> dict[str, np.ndarray]:
         packed = self._packed(fingerprint)
@@ -68,22 +56,20 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
 
     def _packed(self, fingerprint: str) -> np.ndarray:
         """Return a run's array of records; KeyError if it cannot be read."""
-        if fingerprint not in self._cache:
-            file, name = self._sources[fingerprint]
-            try:
-                with np.load(file, allow_pickle=False) as content:
-                    packed = content[name]
-                if packed.dtype.names is None or packed.ndim != 1:
-                    raise ValueError("no records of metrics")
-            except UNREADABLE:
-                raise KeyError(fingerprint) from None
-            self._cache[fingerprint] = packed
-        return self._cache[fingerprint]
+        file, name = self.data[fingerprint]
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                packed = content[name]
+            if packed.dtype.names is None or packed.ndim != 1:
+                raise ValueError("no records of metrics")
+        except UNREADABLE:
+            raise KeyError(fingerprint) from None
+        return packed
 
     def write(self, path: Path, fingerprints: Iterable[str]) -> None:
         """Write the replicates of these runs to one file, if any run has them; the same runs give the same bytes."""
         arrays = {}
-        for name in sorted({name for name in fingerprints if name in self._sources}):
+        for name in sorted({name for name in fingerprints if name in self}):
             with suppress(KeyError):
                 arrays[name] = self._packed(name)
         if arrays:
