@@ -26,11 +26,8 @@ def load_saved_config(path: Path, config_dir: Path | None = None) -> Config:
     try:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")), config_dir)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
-        problems = str(error).splitlines() or [type(error).__name__]
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{path}: cannot be read as a configuration of this version ({'; '.join(problems[:3])}{more})"
-        ) from None
+        problems = "; ".join(str(error).splitlines()[:3]) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a configuration of this version ({problems})") from None
 
 
 def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:

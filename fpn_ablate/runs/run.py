@@ -191,16 +191,16 @@ def _copy_cached_run(run: Run, cached: Path) -> dict[str, Any]:
 
 def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
     """Write the final record and close the loggers."""
-    is_success = outcome["status"] == "finished"
     try:
         record.write(run.folder, outcome)
     except UserError as problem:  # a full disk must not hide why the run failed
-        if is_success:
+        if outcome["status"] == "finished":
             with suppress(UserError):  # otherwise the page would show the run as running forever
                 record.write(run.folder, outcome | {"status": "failed", "error": str(problem), "metrics": {}})
             raise
     finally:
-        run.close_loggers(exit_code=0 if is_success else 1)
+        for logger in run.loggers:
+            logger.close()
 
 
 def _remove_leftovers(folder: Path) -> None:

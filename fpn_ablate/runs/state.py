@@ -91,11 +91,6 @@ class Run:
         for logger in self.loggers:
             logger.log(step, values)
 
-    def close_loggers(self, exit_code: int) -> None:
-        """Close the loggers; the exit code tells whether the run is finished (0)."""
-        for logger in self.loggers:
-            logger.close(exit_code=exit_code)
-
 
 def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     """Return everything that decides a run's figures."""

@@ -19,7 +19,7 @@ RATE = "lr"  # in every line of a training, and not in that of an evaluation
 class Logger(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def close(self, exit_code: int = 0) -> None: ...
+    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -55,7 +55,7 @@ class JsonLines:
         except OSError as error:
             raise unwritable(Path(self._file.name), error) from None
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self) -> None:
         with suppress(OSError):  # `log` has raised for the line that could not be written
             self._file.close()
 
@@ -99,6 +99,6 @@ class Console:
         minutes, seconds = divmod(int(Console.seconds / Console.done * steps), 60)
         return f"{minutes}:{seconds:02d}"
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self) -> None:
         if sys.stderr.isatty() and self.last:
             log_line("", sys.stderr)

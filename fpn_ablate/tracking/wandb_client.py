@@ -73,7 +73,7 @@ class Wandb(Thread):
     def log(self, step: int, values: dict[str, float]) -> None:
         self.lines.put((step, values))
 
-    def close(self, exit_code: int = 0, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
         timeout = SIGNAL_TIMEOUT if signals.pending_signal() else timeout or CLOSE_TIMEOUT[self.mode]
         self.lines.put(None)

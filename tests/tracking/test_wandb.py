@@ -279,7 +279,7 @@ def test_a_run_does_not_notice_what_happens_to_its_copy(alone, tmp_path, monkeyp
     cfg = cfg.model_copy(update={"log": cfg.log.model_copy(update={"wandb": "offline"})})
     with monkeypatch.context() as patch:
         patch.setattr(running.Run, "log", strike)
-        patch.setattr(Wandb.close, "__defaults__", (0, 1.0))
+        patch.setattr(Wandb.close, "__defaults__", (1.0,))
         outcome = running.run(cfg)
     folder = layout.run_folder(cfg, outcome["fingerprint"])
     the_same(folder, outcome, alone)

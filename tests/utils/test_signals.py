@@ -168,8 +168,7 @@ print("end", flush=True)
 
 @pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
 def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_path, monkeypatch, error, status):
-    row = SimpleNamespace(folder=tmp_path, title="fpn seed 0", describe=dict)
-    row.write_config, row.close_loggers = (lambda: None), (lambda exit_code: None)
+    row = SimpleNamespace(folder=tmp_path, title="fpn seed 0", describe=dict, loggers=[], write_config=lambda: None)
 
     def carry_out(run):
         if error:
