@@ -41,7 +41,11 @@ class Run:
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
-        self.facts = _facts(self.cfg, self.inputs)
+        cfg, inputs = self.cfg, self.inputs
+        data = inputs.training.digest + inputs.validation.digest
+        weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
+        machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
+        self.facts = identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=inputs.proposals_digest)
         self.folder = run_folder(self.cfg, self.fingerprint)
 
     @property
@@ -90,12 +94,3 @@ class Run:
         """Log named values at a step."""
         for logger in self.loggers:
             logger.log(step, values)
-
-
-def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
-    """Return everything that decides a run's figures."""
-    device, data = inputs.device, inputs.training.digest + inputs.validation.digest
-    machine = (environment.device_name(device), is_deterministic(cfg.deterministic, device))
-    proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
-    weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
-    return identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=proposals)
