@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.overrides import normalise
-from fpn_ablate.config.schema import INCIDENTAL, Coco, Config, UserPart
+from fpn_ablate.config.parts import UserPart
+from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT

@@ -28,7 +28,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 from typing_extensions import TypedDict
 
-from fpn_ablate.config.schema import UserPart
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.validation import explain, no_such_key
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.hashing import digest, without_docstrings

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.config.schema import TASKS, Backbone, Config, TimmBackbone, UserPart
+from fpn_ablate.config.parts import Backbone, TimmBackbone, UserPart
+from fpn_ablate.config.schema import TASKS, Config
 from fpn_ablate.utils.errors import UserError, short_repr
 
 

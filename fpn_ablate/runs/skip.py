@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpn_ablate.config import user_parts
-from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
+from fpn_ablate.config.parts import TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
-from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
+from fpn_ablate.config.parts import TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import unwritable
 

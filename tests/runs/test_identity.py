@@ -5,7 +5,9 @@ import shutil
 import pytest
 from settings import SCRATCH
 
-from fpn_ablate.config.schema import INCIDENTAL, Config, Strict, UserPart
+from fpn_ablate.config.base import Strict
+from fpn_ablate.config.parts import UserPart
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.engine import procedures, versions
 from fpn_ablate.model import parts
 from fpn_ablate.runs import identity

@@ -12,7 +12,7 @@ from settings import TINY
 
 from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
-from fpn_ablate.config.schema import UserPart
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.engine import inputs
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
