@@ -35,7 +35,7 @@ class TableSweeper(BasicSweeper):
         self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
     def sweep(self, arguments: list[str]) -> Any:
-        with as_hydra_error():
+        with as_hydra_error(exit_on_error=True):
             check_writable(self.config.out)  # before Hydra writes its own file there
         os.environ[jobs.STOP] = str(self.launcher.stop_file)
         try:
@@ -75,15 +75,15 @@ class TableSweeper(BasicSweeper):
     def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
         assert self.hydra_context is not None and self.config is not None
         cells = []
-        for overrides in batch:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            context = composed.hydra
-            with as_hydra_error():
+        with as_hydra_error(exit_on_error=True):
+            for overrides in batch:
+                composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                context = composed.hydra
                 config_dir = folder_of(context.runtime.config_sources)
                 cfg = cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task, config_dir)
                 check_parts(cfg)
-            cells.append(cfg)
-        reject_duplicate_rows(cells)
+                cells.append(cfg)
+            reject_duplicate_rows(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells
         return cells
