@@ -53,6 +53,8 @@ class FinishedRun:
             user_parts.refuse_changed(cfg.user_parts, content, folder)
         try:
             detections = DetectionSet.load(folder / DETECTIONS)
+            if not len(detections.image_ids) == len(detections.boxes) == len(detections.scores):
+                raise ValueError("its arrays differ in length")
         except UNREADABLE as error:
             raise UserError(f"{folder / DETECTIONS}: cannot be read ({error})") from None
         if root is not None:
@@ -101,6 +103,9 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
     _, dataset = load_data(first.cfg.data, first.cfg.recipe, first.cfg.mode)
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those on which {first.folder} was evaluated")
+    for run in runs:
+        if run.detections.labels is not None and run.detections.labels.max(initial=0) > len(dataset.categories):
+            raise UserError(f"{run.folder}: detections of classes that {dataset.name} does not have")
     return dataset
 
 

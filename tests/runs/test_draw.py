@@ -165,6 +165,10 @@ def test_what_is_not_a_finished_run_is_refused(copy, tmp_path, capsys):
     replace_in_record(folder, status="interrupted")
     assert "the run is interrupted, not finished" in complaint(capsys, folder, *out)
     replace_in_record(folder, status="finished")
+    replace_detections(folder, labels=np.full(len(FinishedRun.load(folder).detections.boxes), 4))
+    assert "detections of classes that shapes does not have" in complaint(capsys, folder, *out)
+    replace_detections(folder, scores=np.zeros(1, np.float32))
+    assert "cannot be read (its arrays differ in length)" in complaint(capsys, folder, *out)
     (folder / "detections.npz").write_bytes(b"PK\x03\x04cut off")
     assert "cannot be read" in complaint(capsys, folder, *out)
 
