@@ -5,18 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import command_parser
-from fpn_ablate.runs.restore import LoadedSplits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE
 from fpn_ablate.utils.paths import RECORD
 
 
-def update_runs(arguments: Sequence[str], command: str, about: str, update: Callable[[Path, LoadedSplits], str]) -> int:
-    """Call `update(folder, splits)` for each run and print the line that it returns; 2 if a run could not be updated.
+def update_runs(arguments: Sequence[str], command: str, about: str, update: Callable[[Path], str]) -> int:
+    """Call `update(folder)` for each run and print the line that it returns; 2 if a run could not be updated.
 
     Args:
-        update: raises UserError, or what reading a damaged file raises, where a run is to be left as it is. `splits` caches
-            the data sets that have been loaded (`runs.restore.load_finished`).
+        update: raises UserError, or what reading a damaged file raises, where a run is to be left as it is.
     """
     parser = command_parser(command, about)
     parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
@@ -24,11 +22,10 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
     files = sorted(file for folder in options.runs for file in folder.rglob(RECORD))
     if not files:
         raise UserError(f"no {RECORD} below {', '.join(map(str, options.runs))}; give results/runs, or a run's folder")
-    splits: LoadedSplits = {}
     failures = 0
     for folder in (file.parent for file in files):
         try:
-            print(update(folder, splits))
+            print(update(folder))
         except (UserError, *UNREADABLE) as error:
             print(f"left as it was: {folder}: {error}", file=sys.stderr)
             failures += 1

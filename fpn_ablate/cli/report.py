@@ -8,7 +8,6 @@ from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats import tables
 from fpn_ablate.report.html import live
 from fpn_ablate.utils.errors import UserError
@@ -39,7 +38,10 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         raise UserError(f"no records found in {looked}; a run writes its record.json when it ends")
     errors: list[str] = []
     collated = collate(frame, experiments=folders, errors=errors, allow_unfair=options.allow_unfair)
-    chosen = _chosen(collated, options.table)
+    chosen = [table for table in collated if not options.table or {table.name, table.definition.table} & {*options.table}]
+    for name in options.table:
+        if not any(name in (table.name, table.definition.table) for table in chosen):
+            raise UserError(f"--table {name}: there is none; there are {', '.join(table.name for table in collated)}")
     for table in () if options.check else chosen:
         tables.show(table)
     for error in errors:
@@ -56,14 +58,6 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         save_text(options.readme, filled)
     print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
     return 2 if errors else 0
-
-
-def _chosen(collated: list[Table], names: list[str]) -> list[Table]:
-    """Select the tables of these names (of a file or of a table); all if there are no names."""
-    for name in names:
-        if not any(name in (table.name, table.definition.table) for table in collated):
-            raise UserError(f"--table {name}: there is none; there are {', '.join(table.name for table in collated)}")
-    return [table for table in collated if not names or {table.name, table.definition.table} & set(names)]
 
 
 def _parser() -> Parser:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         UserError: a key or a value does not exist.
     """
     folder = ["--config-dir", str(config_dir)] if config_dir else []
-    sys.argv[1:] = [*normalise(arguments, config_dir), *folder]
+    sys.argv[1:] = [*normalise(arguments), *folder]
     register()
     unpublished.clear()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
@@ -48,7 +50,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     Raises:
         UserError: a key or a value does not exist.
     """
-    overrides = normalise(overrides, config_dir)
+    overrides = normalise(overrides)
     return _compose(_chosen_rows(overrides)[:1] or [DEFAULT_ROW], overrides, config_dir)[0]
 
 
@@ -58,7 +60,7 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     Raises:
         UserError: as `compose`.
     """
-    overrides = normalise(overrides, config_dir)
+    overrides = normalise(overrides)
     rows = _chosen_rows(overrides)
     if not rows:
         added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
@@ -87,13 +89,14 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
     register()
     others = [o for o in overrides if not o.startswith("ablation=")]
     named = [o for o in overrides if o.startswith("ablation=")]
-    folders = [_quoted(source) for source in (f"file://{ROOT}", "timm://", f"file://{config_dir}")]  # as conf/config.yaml's
-    path = [f"hydra.searchpath=[{','.join(folders)}]"] if config_dir else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
+            if config_dir:  # as Hydra's own option puts it there
+                search_path = GlobalHydra.instance().config_loader().get_search_path()
+                search_path.prepend("command-line", f"file://{config_dir}", "schema")
             cells = []
             for row in rows:
-                composed = hydra_compose("config", [*others, *path, f"ablation={row}"])
+                composed = hydra_compose("config", [*others, f"ablation={row}"])
                 try:
                     cells.append(cell_config(composed, {"ablation": row}, [*named, *others], config_dir))
                 except UserError as error:
@@ -103,11 +106,6 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
         raise UserError(error) from None
     except (TypeError, ValueError, LookupError) as error:  # Hydra and names, of values of a wrong type
         raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None
-
-
-def _quoted(text: str) -> str:
-    """Quote a text as Hydra's grammar of overrides does: a folder may have commas and parentheses in its name."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def cell_config(
@@ -134,38 +132,37 @@ def cell_config(
     assert isinstance(values, dict)
     values.pop("report", None)  # how a table looks is no part of a run
     values.pop("hydra", None)
+    if not choices.get("ablation"):
+        raise UserError("ablation: missing; give ablation=...")
+    values |= {"row": "", "table": values.get("table") or ""}  # named below
+    evaluates = values.get("mode") == "evaluate"
+    if evaluates and "training" in (values.get("task") or ()):
+        values["task"]["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
+    cfg = validate(values, config_dir)
+    for key, part in cfg.user_parts.items():
+        user_parts.typed_arguments(part, key)
+    _check_factors(cfg.factors, config_dir)
+    # A table of files, or of one file's network under several switches.
+    factors = (*cfg.factors, *(["weights"] if evaluates else []))
+
     # As in Hydra, the last value of a key that is given twice counts.
     last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    pairs = sorted((key, _name_of_value(key, value)) for key, value in last_values.items())
-    for group in ("ablation", "task", "recipe"):
-        if not (values | {"ablation": choices.get("ablation")}).get(group):
-            raise UserError(f"{group}: missing; give {group}=...")
-    if not isinstance(name := values["recipe"].get("name"), str):
-        raise UserError(f"recipe.name={name!r}: must be a text, after which tables are called")
-    row, recipe = [str(choices["ablation"])], [name]
-    if "ablation" not in last_values and "neck" in last_values and "class" in (values.get("neck") or ()):
-        row = [last_values["neck"]]
-        pairs = [pair for pair in pairs if pair[0] != "neck"]
-    factors = declared_factors(values.get("factors"), config_dir)
-    task = values["task"]
-    if values.get("mode") == "evaluate":
-        factors = values["factors"] = [*factors, "weights"]  # a table of files, or of one file's network under several switches
-        values["table"] = values["table"] or f"evaluated_{task.get('name')}"
-        if "training" in task:
-            task["training"] = "joint"  # however it was trained, it is one network now, whose RPN makes its proposals
-    for key, value in pairs:
+    row, recipe = [str(choices["ablation"])], [cfg.recipe.name]
+    if "ablation" not in last_values and "neck" in last_values and isinstance(cfg.neck, UserPart):
+        row = [last_values.pop("neck")]
+    for key, value in sorted((key, _name_of_value(key, value)) for key, value in last_values.items()):
         group = key.split(".")[0]
         if under(key, factors):
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    procedure = str(task.get("training", task.get("name")))
-    values["table"] = values["table"] or TABLES.get(procedure, procedure)
-    values["row"] = "+".join(row)
-    values["recipe"]["name"] = "+".join(recipe)
-    cfg = validate(values, config_dir)
-    user_parts.check_keys(cfg)
-    return cfg
+    names = {
+        "table": cfg.table or (f"evaluated_{cfg.task.name}" if evaluates else TABLES.get(cfg.procedure, cfg.procedure)),
+        "row": "+".join(row),
+        "factors": factors,
+        "recipe": cfg.recipe.model_copy(update={"name": "+".join(recipe)}),
+    }
+    return cfg.model_copy(update=names)
 
 
 def _name_of_value(key: str, value: str) -> str:
@@ -178,19 +175,17 @@ def _name_of_value(key: str, value: str) -> str:
     return {"True": "true", "False": "false"}.get(name, name)  # Hydra writes the jobs of a sweep so
 
 
-def declared_factors(declared: Any, config_dir: Path | None = None) -> list[str]:
-    """Return the declared factors. With a `config_dir`, keys of a user's part may be among them.
+def _check_factors(factors: Sequence[str], config_dir: Path | None) -> None:
+    """Check the declared factors. With a `config_dir`, keys of a user's part may be among them.
 
     Raises:
         UserError: one is no key, or a key in which the rows of a table cannot differ.
     """
-    factors = [item for item in declared if isinstance(item, str)] if isinstance(declared, list) else []
     for factor in factors:
         if factor not in set(keys()) and not (config_dir and under(factor, user_parts.POSITIONAL)):
             raise UserError(f"factors: {unknown_key(factor)}")
         if factor.split(".")[0] not in _MODEL:
             raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")
-    return factors
 
 
 def data_name(cfg: Config) -> str:

@@ -4,84 +4,36 @@ Hydra composes `conf/` into a plain dictionary, which `validation.validate` turn
 alone, so that each is written once.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import Field, model_validator
 
-# Numbers are strict: `recipe.steps=true` would be one step otherwise. Upper limits are far beyond use: a slip of a few zeros is
-# refused at once, and not noticed by a machine that has run out of memory or processes.
+from fpn_ablate.config.base import Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.parts import (
+    AnyNeck,
+    Backbone,
+    BuiltInNeck,
+    FPNNeck,
+    RoI,
+    RPNConfig,
+    SingleLevelNeck,
+    TimmBackbone,
+    UserBackbone,
+    UserPart,
+    or_user,
+)
+
+# More numbers, as in `base`.
 Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # integers that every reader of JSON and CSV keeps exactly
-Images = Annotated[int, Field(strict=True, gt=0, le=10**6)]  # generated pictures are kept in memory
 Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Many = Annotated[
-    int, Field(strict=True, gt=0, le=10**6)
-]  # anchors, proposals, detections: tensors of this length are allocated
 Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
-Cells = Annotated[int, Field(strict=True, gt=0, le=64)]
-Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
 Workers = Annotated[int, Field(strict=True, ge=0, le=1024)]
 Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e30)]  # what fp32 holds
-Extent = Annotated[float, Field(strict=True, ge=0.001, le=10**5)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
 Grey = Annotated[float, Field(strict=True, ge=0, le=255)]
 Side = Annotated[int, Field(strict=True, ge=32, le=8192)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # a record could not hold them
-
-
-class UserPart(BaseModel):
-    """A part whose class is the user's: `class: necks.PathAggregation` is a class in necks.py below `--config-dir`.
-
-    All other keys are arguments of the class, which `config.user_parts` checks. The folder comes from the command line alone:
-    no value of a file or of a record can set it.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
-
-    class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
-    _folder: Path | None = PrivateAttr(None)
-    # The class and {module: (file, text)} of its code, to which a run keeps.
-    _loaded: tuple[type, dict[str, tuple[Path, str]]] | None = PrivateAttr(None)
-
-    def model_post_init(self, context: Any) -> None:
-        self._folder = (context or {}).get("config_dir")
-
-    @property
-    def folder(self) -> Path | None:
-        """Return the folder that `--config-dir` named; None without one."""
-        return self._folder
-
-    @property
-    def label(self) -> str:
-        """Return the class as the configuration names it."""
-        return self.class_
-
-    @property
-    def row(self) -> str:
-        """Return the name of a source run's row with this neck: its class's, since a record has no other."""
-        return self.class_.rpartition(".")[2]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Return the keys that are arguments of the class."""
-        return dict(self.model_extra or {})
-
-
-def _whose(value: Any) -> str:
-    return "user" if isinstance(value, UserPart) or (isinstance(value, dict) and "class" in value) else "built-in"
-
-
-def _or_user(built_in: Any, user: type[UserPart] = UserPart) -> Any:
-    """Return the type of a part: one of ours, or with a key `class` one of the user's."""
-    return Annotated[Annotated[built_in, Tag("built-in")] | Annotated[user, Tag("user")], Discriminator(_whose)]
 
 
 class Shapes(Strict):
@@ -89,8 +41,8 @@ class Shapes(Strict):
 
     name: Literal["shapes"]
     seed: Seed
-    train_images: Images
-    val_images: Images
+    train_images: Many
+    val_images: Many
     aspect: Annotated[float, Field(strict=True, ge=0.25, le=4)]
     objects: tuple[Things, Things]
     distractors: tuple[Things, Things]
@@ -132,191 +84,16 @@ class Coco(Strict):
     keep_empty: bool
 
 
-class Backbone(Strict):
-    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (torchvision's,
-    downloaded), or a file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained. `stride_in_1x1`: where
-    a bottleneck halves the resolution (see `fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
-
-    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
-    weights: str
-    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
-    frozen_bn: bool
-    stride_in_1x1: Annotated[bool, Field(strict=True)]
-
-    @property
-    def label(self) -> str:
-        """Return the name that `backbone=` takes."""
-        return self.name
-
-    @model_validator(mode="after")
-    def _trainable(self) -> "Backbone":
-        _refuse_frozen_chance(self)
-        if self.weights == "imagenet" and self.name in ("small", "small_deep"):
-            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
-        return self
-
-    @model_validator(mode="after")
-    def _bottlenecks(self) -> "Backbone":
-        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
-            raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
-        return self
-
-
-class TimmBackbone(Strict):
-    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. The keys are those of `Backbone`;
-    "imagenet" stands for the weights that timm has for `model`, and a file's names are timm's."""
-
-    name: Literal["timm"]
-    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    weights: str
-    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
-    frozen_bn: bool
-
-    @property
-    def label(self) -> str:
-        """Return the name that `backbone=` takes."""
-        return f"timm/{self.model}"
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _given(cls, value: Any) -> Any:
-        if value == "???":
-            raise ValueError("say which: backbone=timm/MODEL, as timm/resnext50_32x4d")
-        return value
-
-    @model_validator(mode="after")
-    def _trainable(self) -> "TimmBackbone":
-        _refuse_frozen_chance(self)
-        return self
-
-
-class UserBackbone(UserPart):
-    """A user's backbone. The keys are those of `Backbone`, and the arguments of the class."""
-
-    weights: str
-    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
-    frozen_bn: bool
-
-    @model_validator(mode="after")
-    def _trainable(self) -> "UserBackbone":
-        _refuse_frozen_chance(self)
-        if self.weights == "imagenet":
-            raise ValueError(f"{self.class_} has no ImageNet weights: use weights=pretrain, none, or a FILE")
-        return self
-
-
-AnyBackbone = Backbone | TimmBackbone | UserBackbone
-
-
-def _refuse_frozen_chance(backbone: AnyBackbone) -> None:
-    if backbone.weights == "none" and (backbone.freeze_at or backbone.frozen_bn):
-        raise ValueError(
-            "weights=none starts from random weights, which must not stay frozen: "
-            "set backbone.freeze_at=0 backbone.frozen_bn=false"
-        )
-
-
-class FPNNeck(Strict):
-    """The switches of the pyramid; see `fpn_ablate.model.necks.fpn.FPN`."""
-
-    name: Literal["fpn"]
-    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
-    top_down: bool
-    lateral: bool
-    output: Literal["pyramid", "p2", "p3", "p4", "p5"]
-    upsample: Literal["nearest", "bilinear", "deconv"]
-    smooth: Literal["all", "merged", "none"]
-    p6: Literal["subsample", "conv", "none"]
-
-    @model_validator(mode="after")
-    def _connected(self) -> "FPNNeck":
-        if not self.top_down and not self.lateral:
-            raise ValueError(
-                "top_down=false with lateral=false connects P2..P4 to nothing: switch at most one of them off "
-                "(a single backbone map is ablation=c4 or ablation=c5)"
-            )
-        return self
-
-    @property
-    def row(self) -> str:
-        """Return the name of the row that differs from the default by this neck alone."""
-        name = "bottom_up" if not self.top_down else "fpn" if self.lateral else "no_lateral"
-        return name if self.output == "pyramid" else f"{name}+output={self.output}"
-
-
-class SingleLevelNeck(Strict):
-    """One backbone map; see `fpn_ablate.model.necks.single_level.SingleLevel`."""
-
-    name: Literal["single_level"]
-    level: Literal["c2", "c3", "c4", "c5"]
-
-    @property
-    def row(self) -> str:
-        """Return the name of the row that differs from the default by this neck alone."""
-        return self.level
-
-
-BuiltInNeck = FPNNeck | SingleLevelNeck
-AnyNeck = BuiltInNeck | UserPart
-
-
-class RPNConfig(Strict):
-    """The RPN; see `fpn_ablate.model.heads.rpn.RPN`. Pairs are (training, test)."""
-
-    name: Literal["rpn"]
-    head: _or_user(Literal["conv"])  # type: ignore[valid-type]
-    anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
-    anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
-    anchor_grid: Literal["exact", "torchvision"]
-    positive_iou: Share
-    negative_iou: Share
-    samples: Many
-    positive_fraction: Share
-    pre_nms_topk: tuple[Many, Many]
-    pre_nms_topk_single: tuple[Many, Many]
-    post_nms_topk: tuple[Many, Many]
-    nms_thresh: Share
-    box_loss_beta: NotNegative
-
-    @model_validator(mode="after")
-    def _thresholds(self) -> "RPNConfig":
-        if self.negative_iou > self.positive_iou:
-            raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
-        return self
-
-
 class RPNTask(Strict):
     """Table 1: the RPN alone, class-agnostic proposals."""
 
     name: Literal["rpn"]
 
 
-class RoI(Strict):
-    """The second stage; see `fpn_ablate.model.heads.roi.RoIHeads`. Pairs are (training, test)."""
-
-    head: _or_user(Literal["auto", "2fc", "conv5"])  # type: ignore[valid-type]
-    canonical_level: Cells
-    canonical_box_size: Extent
-    pooling: Literal["align", "align_v2", "pool"]
-    sampling_ratio: Annotated[int, Field(strict=True, ge=0, le=64)]
-    resolution: Cells
-    conv5_resolution: Cells
-    fc_dim: Width
-    proposals: tuple[Many, Many]
-    samples: Many
-    positive_fraction: Share
-    positive_iou: PositiveShare
-    box_weights: tuple[Extent, Extent, Extent, Extent]
-    box_loss_beta: NotNegative
-    score_thresh: Share
-    nms_thresh: Share
-    detections: Many
-
-
 class ProposalSource(Strict):
     """Whose RPN makes the proposals: one with the neck `neck`, or a `file` that another run has made."""
 
-    neck: _or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
+    neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     file: str | None
 
 
@@ -436,8 +213,8 @@ class Config(Strict):
     deterministic: bool | Literal["auto"]
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
-    backbone: _or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
-    neck: _or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
+    backbone: or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
+    neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     rpn: RPNConfig
     task: Task = Field(discriminator="name")
     recipe: Recipe

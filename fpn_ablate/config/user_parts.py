@@ -7,7 +7,6 @@ directory is searched. torch is imported only by the user's files.
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 import sys
 import traceback
@@ -19,14 +18,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # that of `typing` lacks what pydantic needs before Python 3.12
+)
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticUserError
+from pydantic_core import to_json
+from typing_extensions import TypedDict
 
-from fpn_ablate.config.schema import Config, UserPart
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.validation import explain, no_such_key
-from fpn_ablate.utils.errors import UserError, first_line, short_repr
+from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.hashing import digest, without_docstrings
 from fpn_ablate.utils.imports import closure, imports_of
 
@@ -39,7 +43,7 @@ POSITIONAL = {
     "rpn.head": ("channels", "num_anchors"),
 }
 _ROOT = "_fpn_ablate_user"  # the first part of the names of the packages, and the folder's name in `closure`
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
 
 def build(part: UserPart, key: str, *positional: Any) -> Any:
@@ -88,56 +92,32 @@ def typed_arguments(part: UserPart, key: str) -> dict[str, Any]:
         UserError: as `load_class`; a key is unknown, missing or of a wrong type; or the constructor does not fit. Every problem
             is listed, one a line.
     """
-    types, required = _keyword_types(part, key, load_class(part, key))
-    problems = [f"{key}.{name}: missing; set {key}.{name}=..." for name in required if name not in part.arguments]
-    converted = {}
-    for name, value in part.arguments.items():
-        if name not in types:
-            allowed = [*(field.alias or name for name, field in type(part).model_fields.items()), *types]
-            problems.append(no_such_key(f"{key}.{name} with {key}.class={part.class_}", key, name, allowed))
-            continue
-        try:
-            converted |= types[name].validate_json(json.dumps({name: value}, allow_nan=False))
-        except ValidationError as error:
-            problems += [explain(_dotted(key, part.arguments, e["loc"]), e) for e in error.errors()]
-        except (TypeError, ValueError, RecursionError):
-            problems.append(f"{key}.{name}={short_repr(value)}: input should be made of finite numbers, texts, lists and keys")
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    return converted
+    keys, names = _keys_of(part, key, load_class(part, key))
+    try:
+        return keys.validate_json(to_json(part.arguments, inf_nan_mode="constants"))  # strict, but a list may be a tuple
+    except ValidationError as error:
+        problems = error.errors()
+    except ValueError as error:
+        raise UserError(f"{_where(part, key)}: its keys cannot be read ({first_line(error)})") from None
+    allowed = [*(field.alias or name for name, field in type(part).model_fields.items()), *names]
+    lines = []
+    for problem in problems:
+        name, *location = problem["loc"]
+        if problem["type"] == "extra_forbidden" and not location:
+            lines.append(no_such_key(f"{key}.{name} with {key}.class={part.class_}", key, name, allowed))
+        else:
+            lines.append(explain(_dotted(f"{key}.{name}", part.arguments.get(name), location), problem))
+    raise UserError("\n".join(dict.fromkeys(lines)))
 
 
-def check_keys(cfg: Config) -> None:
-    """Import the classes of a configuration's user parts, and check their keys.
+def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
+    """Return {module below the folder: (file, text)} of a part's class and of all that it imports from the folder.
 
-    Raises:
-        UserError: as `typed_arguments`, of all parts.
-    """
-    problems = []
-    for key, part in cfg.user_parts.items():
-        try:
-            typed_arguments(part, key)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def files(part: UserPart) -> dict[str, Path]:
-    """Return {module below the folder: file} of a part's class and of all that it imports from the folder. None is imported.
+    None is imported. Once the class is loaded, the texts are those that were.
 
     Raises:
         UserError: no folder is given; a file is missing, is no Python or lies elsewhere; or it imports another by an absolute
             name.
-    """
-    return {module: file for module, (file, _) in sources(part).items()}
-
-
-def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
-    """Return {module: (file, text)} of `files`; once the class is loaded, as they were then.
-
-    Raises:
-        UserError: as `files`.
     """
     if part._loaded:
         return part._loaded[1]
@@ -155,8 +135,6 @@ def sources(part: UserPart, key: str = "") -> dict[str, tuple[Path, str]]:
                     raise UserError(f"{where}: {file} imports {other} from {folder} by an absolute name: {fix}")
             texts[name.removeprefix(_ROOT).removeprefix(".") or "__init__"] = file, file.read_text(encoding="utf-8")
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        if isinstance(error, SyntaxError) and error.lineno:
-            raise UserError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
         raise UserError(f"{where}: a file in {folder} cannot be read as Python ({first_line(error)})") from None
     if module not in texts:
         there = ", ".join(sorted(file.name for file in folder.glob("*.py")))
@@ -168,7 +146,7 @@ def content_digest(part: UserPart) -> str:
     """Hash the code of a part's files, without docstrings, comments and formatting; once its class is loaded, as it was then.
 
     Raises:
-        UserError: as `files`.
+        UserError: as `sources`.
     """
     return digest(sorted((module, without_docstrings(text)) for module, (_, text) in sources(part).items()))
 
@@ -177,7 +155,7 @@ def describe(parts: Mapping[str, UserPart]) -> dict[str, dict[str, str]]:
     """Return what a record says of a run's user parts: {dotted key: {"class": ..., "content": digest}}.
 
     Raises:
-        UserError: as `files`.
+        UserError: as `sources`.
     """
     return {key: {"class": part.class_, "content": content_digest(part)} for key, part in parts.items()}
 
@@ -194,14 +172,10 @@ def refuse_changed(parts: Mapping[str, UserPart], record: Mapping[str, Any], sou
     """
     recorded = record.get("user_parts")
     for key, part in parts.items():
-        if part.folder is None:
+        if part.folder is None or not isinstance(recorded, dict) or recorded.get(key) != describe({key: part})[key]:
             raise UserError(
-                f"{source}: its {key} is a class of the user's, {part.class_}: give its folder, --config-dir FOLDER"
-            )
-        if not isinstance(recorded, dict) or recorded.get(key) != describe({key: part})[key]:
-            raise UserError(
-                f"{source}: its {key}, {part.class_}, was made from other files than those in {part.folder}: "
-                "give the folder as it was, or train the row again"
+                f"{source}: its {key} is a class of the user's, {part.class_}: give --config-dir FOLDER with its files as they "
+                "were when the run was made, or train the row again"
             )
 
 
@@ -254,34 +228,31 @@ class _Finder(ExecutionLoader):
 _finder = _Finder()
 
 
-def _keyword_types(part: UserPart, key: str, cls: type) -> tuple[dict[str, TypeAdapter[dict[str, Any]]], list[str]]:
-    """Return the types of the keyword-only arguments, each that of {name: value}, and the names of those without a default."""
+def _keys_of(part: UserPart, key: str, cls: type) -> tuple[TypeAdapter[dict[str, Any]], list[str]]:
+    """Return the type of {name: value} of the keyword-only arguments of a class, and their names."""
     where, given, name = _where(part, key), POSITIONAL[key], cls.__name__
-    try:
+    with _as_user_error(part, key):  # a class in C may have none
         signature = inspect.signature(cls)
-    except (TypeError, ValueError) as error:  # of a class in C
-        raise UserError(f"{where}: its constructor cannot be read ({first_line(error)}); give a class of your own") from None
     parameters = list(signature.parameters.values())
-    keywords = [p for p in parameters if p.kind == Parameter.KEYWORD_ONLY and p.annotation is not Parameter.empty]
+    keywords = {p.name: p for p in parameters if p.kind == Parameter.KEYWORD_ONLY and p.annotation is not Parameter.empty}
     positional = [p for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     if len(positional) != len(given) or len(positional) + len(keywords) != len(parameters):
         form = f"def __init__({', '.join(['self', *given, '*', 'KEY: TYPE = DEFAULT'])})"
         raise UserError(f"{where}: {name} takes {signature}: write {form}, with every key by its name and with its type")
-    if taken := [p.name for p in keywords if p.name in type(part).model_fields]:
+    if taken := [n for n in keywords if n in type(part).model_fields]:
         raise UserError(f"{where}: {taken[0]} is a key of every {key}, which is not passed on: call the argument otherwise")
-    scope, types = getattr(inspect.unwrap(cls.__init__), "__globals__", {}), {}
-    for parameter in keywords:
-        try:
-            holder = SimpleNamespace(__annotations__={"value": parameter.annotation})
-            hint = typing.get_type_hints(holder, globalns=scope, include_extras=True)["value"]
-            types[parameter.name] = TypeAdapter(dict[str, hint], config=_STRICT)
-        except (PydanticUserError, NameError, TypeError, SyntaxError, AttributeError) as error:
-            raise UserError(
-                f"{where}: the argument {parameter.name} of {name} has a type that no key can have "
-                f"({first_line(error).partition('. ')[0]}): use int, float, bool, str, Literal, or tuples, lists or "
-                "dictionaries of them"
-            ) from None
-    return types, [p.name for p in keywords if p.default is Parameter.empty]
+    try:
+        # Those of the keywords alone: a positional argument's type may be imported for type checkers only.
+        holder = SimpleNamespace(__annotations__={n: p.annotation for n, p in keywords.items()})
+        scope = getattr(inspect.unwrap(cls.__init__), "__globals__", {})
+        hints = typing.get_type_hints(holder, globalns=scope, include_extras=True)
+        fields = {n: NotRequired[h] if keywords[n].default is not Parameter.empty else h for n, h in hints.items()}
+        return TypeAdapter(with_config(_STRICT)(TypedDict("Keys", fields))), list(keywords)
+    except (PydanticUserError, NameError, TypeError, SyntaxError, AttributeError) as error:
+        raise UserError(
+            f"{where}: an argument of {name} has a type that no key can have ({first_line(error).partition('. ')[0]}): "
+            "use int, float, bool, str, Literal, or tuples, lists or dictionaries of them"
+        ) from None
 
 
 @contextmanager

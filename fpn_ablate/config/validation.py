@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.config.schema import Backbone, Config, TimmBackbone, UserPart
+from fpn_ablate.config.parts import Backbone, TimmBackbone, UserPart
+from fpn_ablate.config.schema import TASKS, Config
 from fpn_ablate.utils.errors import UserError, short_repr
 
 
@@ -26,15 +27,12 @@ def load_saved_config(path: Path, config_dir: Path | None = None) -> Config:
     try:
         return validate(yaml.safe_load(path.read_text(encoding="utf-8")), config_dir)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
-        problems = str(error).splitlines() or [type(error).__name__]
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{path}: cannot be read as a configuration of this version ({'; '.join(problems[:3])}{more})"
-        ) from None
+        problems = "; ".join(str(error).splitlines()[:3]) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a configuration of this version ({problems})") from None
 
 
 def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:
-    """Validate a nested dictionary; the arguments of a user's classes are checked by `user_parts.check_keys`.
+    """Validate a nested dictionary; the arguments of a user's classes are checked by `user_parts.typed_arguments`.
 
     Args:
         config_dir: the folder of the user's classes.
@@ -78,7 +76,8 @@ def unknown_key(key: str, variant: str | None = None) -> str:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
-    return no_such_key(where, parent, name, allowed)
+    tasks = [f"task={task}" for task in TASKS if variant in TASKS and key in keys(variant=task)]
+    return no_such_key(where, parent, name, allowed) + (f". It goes with {' or '.join(tasks)}" if tasks else "")
 
 
 def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str]) -> str:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fpn_ablate.config.schema import AnyBackbone, Pretrain, UserBackbone
+from fpn_ablate.config.parts import AnyBackbone, UserBackbone
+from fpn_ablate.config.schema import Pretrain
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
 from fpn_ablate.engine.train import load_checkpoint, place, save_checkpoint
 from fpn_ablate.engine.versions import pretraining_version

@@ -11,7 +11,8 @@ from typing import Any
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.factors import under
-from fpn_ablate.config.schema import AnyBackbone, Config, UserPart
+from fpn_ablate.config.parts import AnyBackbone, UserPart
+from fpn_ablate.config.schema import Config
 from fpn_ablate.utils.hashing import digest, source_digest
 from fpn_ablate.utils.imports import closure, imports_of
 from fpn_ablate.utils.paths import PACKAGE

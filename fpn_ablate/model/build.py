@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fpn_ablate.config import user_parts
-from fpn_ablate.config.schema import AnyBackbone, AnyNeck, Config, RoI, RPNConfig, TimmBackbone, UserPart
+from fpn_ablate.config.parts import AnyBackbone, AnyNeck, RoI, RPNConfig, TimmBackbone, UserPart
+from fpn_ablate.config.schema import Config
 from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm

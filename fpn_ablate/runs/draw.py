@@ -1,6 +1,5 @@
 """Draw detections of finished runs side by side: a line per image, the ground truth in front, then a column per run."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,16 @@ from matplotlib.patches import Rectangle
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config, Shapes
-from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine.inputs import load_data, world
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.formats.grid import clean
-from fpn_ablate.store import record
+from fpn_ablate.runs.restore import read_finished
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import CONFIG, DETECTIONS
+from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.paths import DETECTIONS
 
 WIDTH = 2.6  # inches per column
 # Okabe and Ito; the first three suit the generated set's red, green and blue. With more classes they repeat; names differ.
@@ -49,19 +48,14 @@ class FinishedRun:
         Raises:
             UserError: the run has no record or is not finished, a file cannot be read, or a part has changed.
         """
-        content = record.read(folder)
-        if not content:
-            raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
-        if content.get("status") != "finished":
-            raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
-        cfg = load_saved_config(folder / CONFIG, config_dir)
+        cfg, content = read_finished(folder, config_dir)
         if config_dir:
             user_parts.refuse_changed(cfg.user_parts, content, folder)
         try:
             detections = DetectionSet.load(folder / DETECTIONS)
-            if not len(detections.image_ids) == len(detections.scores) == len(detections.boxes.reshape(-1, 4)):
+            if not len(detections.image_ids) == len(detections.boxes) == len(detections.scores):
                 raise ValueError("its arrays differ in length")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise UserError(f"{folder / DETECTIONS}: cannot be read ({error})") from None
         if root is not None:
             if isinstance(cfg.data, Shapes):
@@ -110,8 +104,7 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those on which {first.folder} was evaluated")
     for run in runs:
-        labels = run.detections.labels
-        if labels is not None and not set(labels) <= set(range(1, len(dataset.categories) + 1)):
+        if run.detections.labels is not None and run.detections.labels.max(initial=0) > len(dataset.categories):
             raise UserError(f"{run.folder}: detections of classes that {dataset.name} does not have")
     return dataset
 

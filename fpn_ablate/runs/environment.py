@@ -5,21 +5,18 @@ import platform
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from fpn_ablate import __version__
 from fpn_ablate.evaluation.coco import evaluator_name
 from fpn_ablate.store.plan import COMMAND
 from fpn_ablate.utils.paths import PACKAGE
 
-if TYPE_CHECKING:
-    import torch
 
-
-def environment(device: "torch.device") -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """Describe where a run takes place, for its record. Outside a git checkout the commit is None."""
-    import torch
-
     commit, dirty = _git()
     return {
         "device": device_name(device),
@@ -37,16 +34,12 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 def _cuda() -> dict[str, Any]:
     """Return the versions that a GPU's results depend on, and where fp32 is computed in TF32 (`precision.set_tf32`)."""
-    from torch import backends, version
-
-    tf32 = {"convolutions": backends.cudnn.allow_tf32, "products": backends.cuda.matmul.allow_tf32}
-    return {"cuda": version.cuda, "cudnn": backends.cudnn.version(), "tf32": tf32}
+    tf32 = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "tf32": tf32}
 
 
-def machine(device: "torch.device") -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Describe what measured times depend on: processor, cores, memory and versions, and a GPU's name if `device` is one."""
-    import torch
-
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         **({"GPU": device_name(device)} if device.type == "cuda" else {}),
@@ -60,11 +53,9 @@ def machine(device: "torch.device") -> dict[str, Any]:
 
 
 @lru_cache
-def device_name(device: "torch.device") -> str:
+def device_name(device: torch.device) -> str:
     """Return a GPU's product name, or "cpu (PROCESSOR)"."""
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.get_device_name(device)
     return f"cpu ({processor()})"
 

@@ -1,5 +1,6 @@
 """Load finished runs: configuration, record, data and weights."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,50 @@ from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
-from fpn_ablate.store.lookup import find_run
+from fpn_ablate.store.layout import find_run
 from fpn_ablate.structures.batch import Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CONFIG
 
-LoadedSplits = dict[str, Splits]  # cache: several runs share a data set
+_load_data = lru_cache(maxsize=4)(load_data)  # several runs share a data set
 
 
-def load_finished(folder: Path, splits: LoadedSplits, config_dir: Path | None = None) -> tuple[Config, dict[str, Any], Splits]:
-    """Load configuration, record and data of a finished run in a folder below <out>/runs.
+def read_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config, dict[str, Any]]:
+    """Read configuration and record of a finished run.
 
     Args:
-        splits: a cache of data sets.
         config_dir: the folder of the user's parts. None of them is imported here.
 
     Raises:
-        UserError: the run is not finished, or files that it needs are missing.
+        UserError: the run is not finished, or a file cannot be read.
     """
-    content = record.read(folder) or {}
+    content = record.read(folder)
+    if not content:
+        raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
     if content.get("status") != "finished":
-        raise UserError(f"{folder}: no finished run")
-    cfg = load_saved_config(folder / CONFIG, config_dir)
+        raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
+    return load_saved_config(folder / CONFIG, config_dir), content
+
+
+def load_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config, dict[str, Any], Splits]:
+    """Load configuration, record and data of a finished run in a folder below <out>/runs.
+
+    Raises:
+        UserError: as `read_finished`; or the data are missing or broken.
+    """
+    cfg, content = read_finished(folder, config_dir)
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
-    key = str((cfg.mode, cfg.data, cfg.recipe.short_side, cfg.recipe.max_side, cfg.recipe.eval_images))
-    if key not in splits:
-        splits[key] = load_data(cfg.data, cfg.recipe, cfg.mode)
-    return cfg, content, splits[key]
+    return cfg, content, _load_data(cfg.data, cfg.recipe, cfg.mode)
 
 
-def restore(
-    folder: Path, splits: LoadedSplits, config_dir: Path | None = None
-) -> tuple[procedures.Trained, Config, torch.device]:
+def restore(folder: Path, config_dir: Path | None = None) -> tuple[procedures.Trained, Config, torch.device]:
     """Load the network of a finished run, with its configuration and device. The arguments are those of `load_finished`.
 
     Raises:
         UserError: as `load_finished`; the run was made on another device; or it has a user's part whose files are not in
             `config_dir` as they were.
     """
-    cfg, content, loaded = load_finished(folder, splits, config_dir)
+    cfg, content, loaded = load_finished(folder, config_dir)
     user_parts.refuse_changed(cfg.user_parts, content, folder)
     device, made_on = pick_device(cfg.device), content["environment"]
     if environment.device_name(device) != made_on["device"]:

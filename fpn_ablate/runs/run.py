@@ -28,8 +28,7 @@ from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, skip
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import REQUIRED, run_lock
-from fpn_ablate.store.lookup import find_run, is_finished
+from fpn_ablate.store.layout import REQUIRED, find_run, is_finished, run_lock
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -74,7 +73,8 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
-        run.write_running_record()
+        # The record that a killed process leaves.
+        record.write(run.folder, run.describe() | {"status": "running", "error": None, "metrics": {}})
         results = _train_and_evaluate(run)
         status = "finished"
     except Diverged as problem:
@@ -89,9 +89,7 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         raise
     finally:
         with signals.defer_interrupts():
-            signals.cancel_deadline()
-            outcome = {**run.unmeasured_record(), "status": status, "error": error, "metrics": {}, **results}
-            outcome["finished"] = record.now()
+            outcome = {**run.describe(), "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
             _write_outcome(run, outcome)
     _remove_leftovers(run.folder)
     log_line(f"{run.title}: finished, {run.folder}")
@@ -193,16 +191,16 @@ def _copy_cached_run(run: Run, cached: Path) -> dict[str, Any]:
 
 def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
     """Write the final record and close the loggers."""
-    is_success = outcome["status"] == "finished"
     try:
         record.write(run.folder, outcome)
     except UserError as problem:  # a full disk must not hide why the run failed
-        if is_success:
+        if outcome["status"] == "finished":
             with suppress(UserError):  # otherwise the page would show the run as running forever
                 record.write(run.folder, outcome | {"status": "failed", "error": str(problem), "metrics": {}})
             raise
     finally:
-        run.close_loggers(exit_code=0 if is_success else 1)
+        for logger in run.loggers:
+            logger.close()
 
 
 def _remove_leftovers(folder: Path) -> None:

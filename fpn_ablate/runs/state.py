@@ -11,7 +11,6 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
 from fpn_ablate.runs import environment, identity
-from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
 from fpn_ablate.tracking.wandb_client import wandb_loggers
@@ -42,7 +41,11 @@ class Run:
     resumed_at: int = 0
 
     def __post_init__(self) -> None:
-        self.facts = _facts(self.cfg, self.inputs)
+        cfg, inputs = self.cfg, self.inputs
+        data = inputs.training.digest + inputs.validation.digest
+        weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
+        machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
+        self.facts = identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=inputs.proposals_digest)
         self.folder = run_folder(self.cfg, self.fingerprint)
 
     @property
@@ -54,7 +57,7 @@ class Run:
         return f"{self.cfg.row} seed {self.cfg.seed}"
 
     def describe(self) -> dict[str, Any]:
-        """Return the keys of the record that are known before training."""
+        """Return the keys of the record that are not measured."""
         cfg = self.cfg
         return {
             "fingerprint": self.fingerprint,
@@ -73,20 +76,12 @@ class Run:
             "environment": environment.environment(self.inputs.device),
             "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
             **({"user_parts": user_parts.describe(cfg.user_parts)} if cfg.user_parts else {}),
+            "started": self.started,
         }
-
-    def unmeasured_record(self) -> dict[str, Any]:
-        """Return the keys of the record that are not measured."""
-        return {**self.describe(), "started": self.started}
-
-    def write_running_record(self) -> None:
-        """Write the record that a killed process leaves: status "running"."""
-        record.write(self.folder, self.unmeasured_record() | {"status": "running", "error": None, "metrics": {}})
 
     def write_config(self) -> None:
         """Write config.yaml."""
-        text = yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False)
-        save_text(self.folder / CONFIG, text)
+        save_text(self.folder / CONFIG, yaml.safe_dump(self.cfg.model_dump(mode="json"), sort_keys=False))
 
     def open_loggers(self) -> None:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""
@@ -99,17 +94,3 @@ class Run:
         """Log named values at a step."""
         for logger in self.loggers:
             logger.log(step, values)
-
-    def close_loggers(self, exit_code: int) -> None:
-        """Close the loggers; the exit code tells whether the run is finished (0)."""
-        for logger in self.loggers:
-            logger.close(exit_code=exit_code)
-
-
-def _facts(cfg: Config, inputs: Inputs) -> dict[str, Any]:
-    """Return everything that decides a run's figures."""
-    device, data = inputs.device, inputs.training.digest + inputs.validation.digest
-    machine = (environment.device_name(device), is_deterministic(cfg.deterministic, device))
-    proposals = inputs.proposals_digest if cfg.task.name == "fast_rcnn" else None
-    weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
-    return identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=proposals)

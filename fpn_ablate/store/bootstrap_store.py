@@ -3,9 +3,9 @@
 B replicates. The array of a run has B records with one field a metric.
 """
 
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections import UserDict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,11 @@ def save(path: Path, replicates: Mapping[str, np.ndarray]) -> None:
     np.savez_compressed(path, **{_ONE_RUN: packed})
 
 
-class Replicates(Mapping[str, dict[str, np.ndarray]]):
-    """Replicates of runs, {fingerprint: {metric: (B,) fractions}}, read on first access; KeyError if a run's cannot be read.
+class Replicates(UserDict):
+    """Replicates of runs, {fingerprint: {metric: (B,) fractions}}, read on access; KeyError if a run's cannot be read.
 
-    Args:
-        sources: {fingerprint: (file, name of the array in it)}.
+    It holds {fingerprint: (file, name of the array in it)}.
     """
-
-    def __init__(self, sources: Mapping[str, tuple[Path, str]]) -> None:
-        self._sources, self._cache = dict(sources), {}
 
     @staticmethod
     def of_runs(runs: Iterable[tuple[str, Path]]) -> "Replicates":
@@ -50,17 +46,8 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
         except UNREADABLE:
             return Replicates({})
 
-    def __or__(self, other: "Replicates") -> "Replicates":
-        return Replicates(self._sources | other._sources)
-
     def __deepcopy__(self, memo: dict) -> "Replicates":
         return self  # pandas copies a frame's attributes with every selection
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
 
     def __getitem__(self, fingerprint: str) -> dict[str, np.ndarray]:
         packed = self._packed(fingerprint)
@@ -69,37 +56,21 @@ class Replicates(Mapping[str, dict[str, np.ndarray]]):
 
     def _packed(self, fingerprint: str) -> np.ndarray:
         """Return a run's array of records; KeyError if it cannot be read."""
-        if fingerprint not in self._cache:
-            file, name = self._sources[fingerprint]
-            try:
-                with np.load(file, allow_pickle=False) as content:
-                    # A ledger's file is opened once for all its runs.
-                    names = [name] if name == _ONE_RUN else [n for n, source in self._sources.items() if source == (file, n)]
-                    arrays = {n: content[n] for n in names}
-                if any(packed.dtype.names is None or packed.ndim != 1 for packed in arrays.values()):
-                    raise ValueError("no records of metrics")
-            except UNREADABLE:
-                raise KeyError(fingerprint) from None
-            self._cache |= {fingerprint if name == _ONE_RUN else n: packed for n, packed in arrays.items()}
-        return self._cache[fingerprint]
+        file, name = self.data[fingerprint]
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                packed = content[name]
+            if packed.dtype.names is None or packed.ndim != 1:
+                raise ValueError("no records of metrics")
+        except UNREADABLE:
+            raise KeyError(fingerprint) from None
+        return packed
 
     def write(self, path: Path, fingerprints: Iterable[str]) -> None:
         """Write the replicates of these runs to one file, if any run has them; the same runs give the same bytes."""
         arrays = {}
-        for name in sorted({name for name in fingerprints if name in self._sources}):
-            try:
+        for name in sorted({name for name in fingerprints if name in self}):
+            with suppress(KeyError):
                 arrays[name] = self._packed(name)
-            except KeyError:
-                continue
         if arrays:
-            write_atomically(path, partial(_write, arrays=arrays))
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write as np.savez_compressed does, but without the time of writing."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+            write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))

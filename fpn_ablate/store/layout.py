@@ -1,8 +1,10 @@
-"""Paths of runs, of their files and of their locks."""
+"""Paths of runs, of their files and of their locks; finished runs are found by them."""
 
 from pathlib import Path
+from typing import Any
 
 from fpn_ablate.config.schema import Config
+from fpn_ablate.store import record
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
@@ -21,3 +23,16 @@ def row_folder(cfg: Config) -> Path:
 def run_lock(out: str | Path, fingerprint: str) -> Path:
     """Return the lock file of a run, the same for all tables that contain the run."""
     return Path(out, "runs", ".locks", fingerprint)
+
+
+def find_run(out: str | Path, seed: int, fingerprint: str) -> Path | None:
+    """Find the folder of a finished run below `out`, in any table, with all its required files."""
+    for folder in sorted(Path(out, "runs").glob(f"*/*/*/seed{seed}-{fingerprint[:8]}")):
+        if is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in REQUIRED):
+            return folder
+    return None
+
+
+def is_finished(content: dict[str, Any] | None, fingerprint: str) -> bool:
+    """Return whether a record says that the run of this fingerprint is finished."""
+    return bool(content) and content.get("status") == "finished" and content.get("fingerprint") == fingerprint

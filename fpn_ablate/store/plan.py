@@ -1,6 +1,7 @@
 """The plan of a sweep: its runs, in a file that exists while the sweep does: `<out>/runs/.plans/<host>-<process>.json`.
 
-The report's page shows a sweep's progress from it. No run depends on it.
+The sweep holds a lock beside it, which ends with the process however that ends. The report's page shows a sweep's progress from
+its plan. No run depends on it.
 """
 
 import json
@@ -8,14 +9,16 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock
+
 from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.locks import lock
 
 PLANS = ".plans"
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
-MAX_AGE = timedelta(days=7)  # a plan of another machine, whose processes cannot be checked, counts as active for this long
 
 
 @dataclass(frozen=True)
@@ -30,48 +33,47 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    process: int
-    born: str  # start time of the process, in the system's ticks: its number may be reused later
-    host: str
     started: str
     code: str  # version of the core (engine.versions): results of another version are not this sweep's
     command: str
     cells: tuple[PlannedRun, ...]
 
 
+_held: dict[Path, FileLock] = {}  # locks of the plans of this process
+
+
 def write_plan(runs: Path, planned: Iterable[PlannedRun], code: str = "") -> Path:
-    """Write the plan of this process's sweep, and remove those of this machine's dead processes. Raises UserError, OSError."""
-    folder, host = runs / PLANS, socket.gethostname()
-    for file in folder.glob("*.json"):
-        plan = _read(file)
-        if plan and plan.host == host and not _is_active(plan):
-            _remove(file)
-    started = _now().isoformat(timespec="seconds")
-    plan = Plan(os.getpid(), _start_time(os.getpid()), host, started, code, os.environ.get(COMMAND, ""), tuple(planned))
+    """Write the plan of this process's sweep, and remove those of dead processes. Raises UserError, OSError."""
     file = plan_file(runs)
+    for other in file.parent.glob("*.json"):
+        if not _is_active(other):
+            _remove(other)
+    if file not in _held:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _held[file] = lock(file.with_suffix(".lock"))
+        _held[file].acquire()
+    plan = Plan(datetime.now(UTC).isoformat(timespec="seconds"), code, os.environ.get(COMMAND, ""), tuple(planned))
     save_text(file, json.dumps(asdict(plan)))
     return file
 
 
 def active_plans(runs: Path, this_host: bool = False) -> list[Plan]:
-    """Read the plans of running sweeps; with `this_host` only those of this machine, whose processes can be checked."""
-    plans = [_read(file) for file in sorted((runs / PLANS).glob("*.json"))]
-    return [plan for plan in plans if plan and _is_active(plan) and not (this_host and plan.host != socket.gethostname())]
+    """Read the plans of running sweeps; with `this_host` only those of this machine."""
+    files = sorted((runs / PLANS).glob(f"{socket.gethostname()}-*.json" if this_host else "*.json"))
+    return [plan for file in files if (plan := _read(file)) and _is_active(file)]
 
 
 def remove_plan(runs: Path) -> None:
     """Remove the plan of this process's sweep."""
-    _remove(plan_file(runs))
+    file = plan_file(runs)
+    _remove(file)
+    if file in _held:
+        _held.pop(file).release()
 
 
 def plan_file(runs: Path) -> Path:
     """Return the file of this process's sweep. With suffix `.stop` it is the one that `fpn_ablate.sweep.jobs` uses."""
     return runs / PLANS / f"{socket.gethostname()}-{os.getpid()}.json"
-
-
-def _remove(file: Path) -> None:
-    file.with_suffix(".stop").unlink(missing_ok=True)
-    file.unlink(missing_ok=True)
 
 
 def has_leftover_plan(runs: Path) -> bool:
@@ -87,26 +89,15 @@ def _read(file: Path) -> Plan | None:
         return None
 
 
-def _is_active(plan: Plan) -> bool:
-    if plan.host != socket.gethostname():
-        return _now() - datetime.fromisoformat(plan.started) < MAX_AGE
+def _is_active(file: Path) -> bool:
+    """Return whether the process that wrote a plan is alive: it holds the plan's lock."""
     try:
-        os.kill(plan.process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # a process of another user
-    return _start_time(plan.process) == plan.born
+        with lock(file.with_suffix(".lock"), timeout=0):
+            return False
+    except OSError:  # a timeout is one
+        return True
 
 
-def _start_time(process: int) -> str:
-    """Return a process's start time in ticks since boot; "" on systems without /proc."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]  # starttime
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _remove(file: Path) -> None:
+    for suffix in (".stop", ".json", ".lock"):
+        file.with_suffix(suffix).unlink(missing_ok=True)

@@ -17,10 +17,10 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     save_text(folder / RECORD, text)
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """Read a run's record; None if it is missing or unreadable, and the run is then done again."""
+def read(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
+    """Read a run's record, or another JSON object in its folder; None if it is missing or unreadable: it is made again."""
     with suppress(OSError, ValueError, RecursionError):
-        content = json.loads((folder / RECORD).read_text())
+        content = json.loads((folder / name).read_text())
         return content if isinstance(content, dict) else None
     return None
 

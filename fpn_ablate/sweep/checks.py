@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
-from fpn_ablate.config.schema import INCIDENTAL, Config, TimmBackbone
+from fpn_ablate.config.parts import TimmBackbone
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import unwritable
 
@@ -49,19 +50,17 @@ def reject_duplicate_rows(cells: Sequence[Config]) -> None:
     """Refuse two rows with the same configuration, which would fill two lines of a table with one result.
 
     Raises:
-        HydraUserError: two rows are the same, or two files of weights would be one row.
+        UserError: two rows are the same, or two files of weights would be one row.
     """
     seen: dict[str, Config] = {}
     named: dict[tuple[str, str, str, int], Config] = {}
     for cfg in cells:
         other = named.setdefault((cfg.table, cfg.recipe.name, cfg.row, cfg.seed), cfg)
         if other.weights != cfg.weights:
-            raise HydraUserError(
-                f"weights={other.weights} and {cfg.weights} are both the row {cfg.row}: give the files other names"
-            )
+            raise UserError(f"weights={other.weights} and {cfg.weights} are both the row {cfg.row}: give the files other names")
         twin = seen.setdefault(cfg.model_dump_json(exclude={*INCIDENTAL, "row"}), cfg)
         if twin.row != cfg.row:
-            raise HydraUserError(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")
+            raise UserError(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")
 
 
 class HydraUserError(ConfigCompositionException):

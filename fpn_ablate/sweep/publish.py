@@ -26,10 +26,9 @@ from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.files import clear_leftovers
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
-from fpn_ablate.utils.paths import EXPERIMENTS, PICTURES
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 
 def start_progress(cells: Iterable[Config]) -> None:
@@ -77,7 +76,6 @@ def publish(cells: Iterable[Config]) -> None:
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
     nothing is published: whoever sent it kills the process within seconds.
     """
-    signals.cancel_deadline()
     cells = list(cells)
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):
@@ -86,8 +84,6 @@ def publish(cells: Iterable[Config]) -> None:
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
                 # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
-                    places = [Path(out, name) for name in ("", "tables", "plots", "figures", "backbones")]
-                    clear_leftovers([*places, *Path(out, "runs", PICTURES).glob("*")])
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out))
 
 
@@ -124,39 +120,31 @@ def _publish(cells: list[Config], out: Path) -> None:
 
 
 unpublished: list[str] = []  # warnings of the last `publish` of this process
-_Pair = tuple[Config, dict[str, Any]]  # a cell and one of its records, flat
 
 
 def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[str]:
     """Return the settings (`runs.identity.comparison_key`) of these cells' flat `records`.
 
     Cells that share all but the declared factors share a setting. If they have records of several settings (of an older
-    version, of another machine), the one of this code and of the requested device is taken, then the one with most finished
-    cells, then the newest.
+    version, of another machine), that of a run which is certainly this cell is taken, then one of this code, of the requested
+    device, then of a finished run, then the newest.
     """
-    groups: dict[str, dict[str, list[_Pair]]] = {}
+    best: dict[str, tuple] = {}
     for cfg in cells:
         config = _relevant(flatten({"config": identity.portable(cfg)}))
         shared = {key: value for key, value in config.items() if not under(key, cfg.factors, "config.")}
         shared.pop("config.seed")
         place = [cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed]
+        group = json.dumps([*place[:3], shared], sort_keys=True)
+        certain = (skip.finished_record(cfg) or {}).get("fingerprint")
         for run in records:
-            same_place = [run[key] for key in ("table", "recipe", "data", "row", "seed")] == place
-            if same_place and _relevant(run) == config:
-                group = groups.setdefault(json.dumps([*place[:3], shared], sort_keys=True), {})
-                group.setdefault(run["setting"], []).append((cfg, run))
-
-    def rank(pairs: list[_Pair]) -> tuple:
-        cfg, run = pairs[0]
-        finished = [run for _, run in pairs if run["status"] == "finished"]
-        newest = max((str(run.get("finished")) for run in finished), default="")
-        return run.get("code") == versions.core_version(), _matches_request(cfg, run), len(finished), newest
-
-    def best(settings: dict[str, list[_Pair]]) -> str:
-        names = list(settings)  # a single one needs no ranking, for which the code is hashed
-        return names[0] if len(names) == 1 else max(names, key=lambda name: (*rank(settings[name]), name))
-
-    return set(map(best, groups.values()))
+            if [run[key] for key in ("table", "recipe", "data", "row", "seed")] == place and _relevant(run) == config:
+                rank = (
+                    *(run["fingerprint"] == certain, run.get("code") == versions.core_version(), _is_requested(cfg, run)),
+                    *(run["status"] == "finished", str(run.get("finished")), run["setting"]),
+                )
+                best[group] = max(best.get(group, rank), rank)
+    return {rank[-1] for rank in best.values()}
 
 
 def _relevant(run: dict[str, Any]) -> dict[str, Any]:
@@ -165,15 +153,10 @@ def _relevant(run: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key.split(".")[1] not in INCIDENTAL}
 
 
-def _matches_request(cfg: Config, record: dict[str, Any]) -> bool:
+def _is_requested(cfg: Config, record: dict[str, Any]) -> bool:
     """Return True if a record is of the device and the determinism that a cell asks for."""
-    if finished := skip.finished_record(cfg):
-        return record["fingerprint"] == finished["fingerprint"]
-    device = cfg.device
-    if device == "auto" and "torch" in sys.modules:  # else the jobs ran in other processes, perhaps on other machines
-        device = "cuda" if sys.modules["torch"].cuda.is_available() else "cpu"
     kind = "cpu" if str(record.get("environment.device")).startswith("cpu") else "cuda"
-    return device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
+    return cfg.device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
 
 
 def _experiments() -> list[Path]:

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config, without_hydra
 from fpn_ablate.config.overrides import add_if_missing
@@ -21,13 +18,6 @@ from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable,
 from fpn_ablate.sweep.publish import publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
-
-
-class DropJobConfigs(Callback):
-    """Drop the two copies of a job's configuration, some 150 KiB, that Hydra keeps until the sweep ends."""
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        job_return.cfg = job_return.hydra_cfg = None
 
 
 class TableSweeper(BasicSweeper):
@@ -45,7 +35,7 @@ class TableSweeper(BasicSweeper):
         self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
     def sweep(self, arguments: list[str]) -> Any:
-        with as_hydra_error():
+        with as_hydra_error(exit_on_error=True):
             check_writable(self.config.out)  # before Hydra writes its own file there
         os.environ[jobs.STOP] = str(self.launcher.stop_file)
         try:
@@ -59,8 +49,7 @@ class TableSweeper(BasicSweeper):
 
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
-        params = super()._parse_config()
-        return [add_if_missing(param) for param in params] if folder_of(self.config.hydra.runtime.config_sources) else params
+        return [add_if_missing(param) for param in super()._parse_config()]
 
     def is_done(self) -> bool:
         """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.
@@ -86,15 +75,15 @@ class TableSweeper(BasicSweeper):
     def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
         assert self.hydra_context is not None and self.config is not None
         cells = []
-        for overrides in batch:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            context = composed.hydra
-            with as_hydra_error():
+        with as_hydra_error(exit_on_error=True):
+            for overrides in batch:
+                composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                context = composed.hydra
                 config_dir = folder_of(context.runtime.config_sources)
                 cfg = cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task, config_dir)
                 check_parts(cfg)
-            cells.append(cfg)
-        reject_duplicate_rows(cells)
+                cells.append(cfg)
+            reject_duplicate_rows(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells
         return cells

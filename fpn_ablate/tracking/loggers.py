@@ -19,7 +19,7 @@ RATE = "lr"  # in every line of a training, and not in that of an evaluation
 class Logger(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def close(self, exit_code: int = 0) -> None: ...
+    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
@@ -55,7 +55,7 @@ class JsonLines:
         except OSError as error:
             raise unwritable(Path(self._file.name), error) from None
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self) -> None:
         with suppress(OSError):  # `log` has raised for the line that could not be written
             self._file.close()
 
@@ -63,18 +63,22 @@ class JsonLines:
 class Console:
     """A progress line with the time left for the run and for the sweep. A log file gets a line at every tenth of the steps."""
 
-    spent: ClassVar[list[tuple[float, int]]] = []  # (seconds, steps) of earlier runs in the same process
+    # Of this process, over all its runs.
+    seconds: ClassVar[float] = 0.0
+    done: ClassVar[int] = 0  # steps in `seconds`
 
     def __init__(self, title: str, steps: int, job: int = 0) -> None:
         self.title, self.steps, self.job = title, steps, job
         self.cells = int(os.environ.get(CELLS, "1"))
-        self.first: tuple[int, float] | None = None
-        self.now: tuple[int, float] = (0, 0.0)
+        self.last: tuple[int, float] | None = None
         self.tenth = -1
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self.now = step, time.monotonic()
-        self.first = self.first or self.now
+        now = time.monotonic()
+        if self.last:
+            Console.done += step - self.last[0]
+            Console.seconds += now - self.last[1]
+        self.last = step, now
         live, tenth = sys.stderr.isatty(), 10 * step // max(self.steps, 1)
         if not live and tenth == self.tenth:
             return
@@ -88,16 +92,13 @@ class Console:
 
     def _time_for(self, steps: int) -> str:
         """Estimate the minutes and seconds that `steps` more take, at the mean pace so far."""
-        spans = [*self.spent, self._span()]
-        seconds, done = (sum(column) for column in zip(*spans, strict=True))
         if not steps:
             return "0:00"
-        return "?" if not done else f"{int(seconds / done * steps) // 60}:{int(seconds / done * steps) % 60:02d}"
+        if not Console.done:
+            return "?"
+        minutes, seconds = divmod(int(Console.seconds / Console.done * steps), 60)
+        return f"{minutes}:{seconds:02d}"
 
-    def _span(self) -> tuple[float, int]:
-        return (self.now[1] - self.first[1], self.now[0] - self.first[0]) if self.first else (0.0, 0)
-
-    def close(self, exit_code: int = 0) -> None:
-        self.spent.append(self._span())
-        if sys.stderr.isatty() and self.first:
+    def close(self) -> None:
+        if sys.stderr.isatty() and self.last:
             log_line("", sys.stderr)

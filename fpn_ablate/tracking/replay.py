@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from fpn_ablate.tracking.wandb_client import MARKER, Wandb, read_json, synced
-from fpn_ablate.utils.paths import RECORD
+from fpn_ablate.store import record
+from fpn_ablate.tracking.wandb_client import MARKER, Wandb, synced
 
 TIMEOUT = 120.0  # seconds for a run: nothing waits for it
 
@@ -19,24 +19,20 @@ def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
     Returns:
         A line for the user, and False if a finished run has no complete copy.
     """
-    record = read_json(folder / RECORD)
-    if record.get("status") != "finished":
-        return f"skipped: not finished ({record.get('status', 'no record')})", True
-    if force or not _is_copied(folder, mode):
-        Wandb(record, folder, mode).close(timeout=TIMEOUT)
-    return _copy_status(folder), _is_copied(folder, mode)
+    content = record.read(folder) or {}
+    if content.get("status") != "finished":
+        return f"skipped: not finished ({content.get('status', 'no record')})", True
+    if force or not _copy(folder, mode)[1]:
+        Wandb(content, folder, mode).close(timeout=TIMEOUT)
+    return _copy(folder, mode)
 
 
-def _is_copied(folder: Path, mode: str) -> bool:
-    marker = read_json(folder / MARKER)
-    sent = marker.get("mode") == "online" or (bool(marker) and synced(folder / marker["folder"]))
-    return bool(marker.get("complete")) and (sent or (mode == "offline" and (folder / marker["folder"]).is_dir()))
-
-
-def _copy_status(folder: Path) -> str:
-    marker = read_json(folder / MARKER)
-    if not marker.get("complete"):
-        return "no complete copy"
-    if marker["mode"] == "online" or synced(folder / marker["folder"]):
-        return f"on wandb as {marker['id']}"
-    return f"offline copy; to send it: wandb sync {os.path.normpath(folder / marker['folder'])}"
+def _copy(folder: Path, mode: str) -> tuple[str, bool]:
+    """Return a line about a run's copy, and whether it is one for this mode."""
+    marker = record.read(folder, MARKER)
+    if not marker:
+        return "no complete copy", False
+    copy = folder / marker["folder"]
+    if marker["mode"] == "online" or synced(copy):
+        return f"on wandb as {marker['id']}", True
+    return f"offline copy; to send it: wandb sync {os.path.normpath(copy)}", mode == "offline" and copy.is_dir()

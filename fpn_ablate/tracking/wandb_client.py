@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -14,12 +13,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from fpn_ablate.store import record
 from fpn_ablate.tracking.loggers import read_metrics
 from fpn_ablate.tracking.wandb_media import images_with_boxes
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import METRICS, RECORD
+from fpn_ablate.utils.paths import METRICS
 
 MARKER = "wandb.json"  # in the folder of a run: where its complete copy is
 CONFIG_KEYS = ("fingerprint", "data", "generated", "code", "environment")  # added to wandb's configuration, for its search
@@ -73,7 +73,7 @@ class Wandb(Thread):
     def log(self, step: int, values: dict[str, float]) -> None:
         self.lines.put((step, values))
 
-    def close(self, exit_code: int = 0, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Wait for the copy; if it takes longer, kill wandb's service, for which Python would wait again when it exits."""
         timeout = SIGNAL_TIMEOUT if signals.pending_signal() else timeout or CLOSE_TIMEOUT[self.mode]
         self.lines.put(None)
@@ -109,13 +109,13 @@ class Wandb(Thread):
             if step >= max(run.starting_step, last):  # wandb may have lines of an earlier start already
                 run.log(values, step=step)
             last = max(step, last)
-        record = read_json(self.folder / RECORD)
-        _send_result(run, self.folder, record, last)
-        finished = record.get("status") == "finished"
+        content = record.read(self.folder) or {}
+        _send_result(run, self.folder, content, last)
+        finished = content.get("status") == "finished"
         run.finish(exit_code=0 if finished else 1)
         if finished:
             place = os.path.relpath(Path(run.dir).parent, self.folder)
-            marker = {"id": run.id, "mode": self.mode, "folder": place, "complete": True}
+            marker = {"id": run.id, "mode": self.mode, "folder": place}
             save_text(self.folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
     def _open(self) -> Any:
@@ -142,11 +142,8 @@ class Wandb(Thread):
 
 
 def wandb_loggers(description: dict[str, Any], folder: Path, mode: str) -> list[Wandb]:
-    """Start one logger, or none if wandb is switched off, also by its own WANDB_MODE, or not installed."""
+    """Start one logger, or none if wandb is switched off, also by its own WANDB_MODE."""
     if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
-        return []
-    if importlib.util.find_spec("wandb") is None:
-        log_once("no wandb copy: wandb is not installed (pip install wandb, or log.wandb=disabled)")
         return []
     return [Wandb(description, folder, mode)]
 
@@ -172,15 +169,6 @@ def init_arguments(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is missing or unreadable."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def synced(copy: Path) -> bool:
     """Return whether `wandb sync` has sent an offline copy."""
     return any(copy.glob("*.wandb.synced"))
@@ -193,22 +181,16 @@ def _remove_unsent(folder: Path, identifier: str) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _send_result(run: Any, folder: Path, record: dict[str, Any], step: int) -> None:
-    """Send the metrics as summary, and the pictures in the run's folder."""
+def _send_result(run: Any, folder: Path, result: dict[str, Any], step: int) -> None:
+    """Send the metrics as summary, and the first images with boxes."""
     import wandb
 
-    media: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in sorted(folder.iterdir()) if _is_picture(path)}
-    if images := images_with_boxes(folder, record):
-        media["detections"] = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
-    if media:
-        run.log(media, step=max(step, run.starting_step))
-    values = record.get("metrics", {}) | {f"cost/{name}": value for name, value in record.get("cost", {}).items()}
+    if images := images_with_boxes(folder, result):
+        pictures = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
+        run.log({"detections": pictures}, step=max(step, run.starting_step))
+    values = result.get("metrics", {}) | {f"cost/{name}": value for name, value in result.get("cost", {}).items()}
     summary = {name: value for name, value in values.items() if value is not None}
-    run.summary.update({**summary, "status": record.get("status"), "error": record.get("error")})
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix in (".png", ".jpg") and not path.name.startswith(".")
+    run.summary.update({**summary, "status": result.get("status"), "error": result.get("error")})
 
 
 def _kill_service() -> None:

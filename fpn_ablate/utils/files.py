@@ -6,11 +6,10 @@ import os
 import re
 import socket
 import struct
-import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -75,30 +74,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def clear_leftovers(folders: Iterable[Path], age: float = 3600) -> None:
-    """Remove temporary files that killed writes of this machine left directly in these folders.
-
-    Files younger than `age` seconds may still be written and stay. Only exact names match: the folders may hold other files.
-    """
-    pattern = re.compile(rf"\..+(\.[^.]+)\.\d+-{re.escape(socket.gethostname())}\1")
-    for file in (file for folder in folders for file in folder.glob(TEMPORARY)):
-        with suppress(OSError):
-            if pattern.fullmatch(file.name) and time.time() - file.stat().st_mtime > age:
-                file.unlink()
-
-
 def unwritable(path: Path, error: BaseException) -> UserError:
     """Turn an error of the disk, or of a library that writes to it, into a UserError that names the fix."""
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
-    if number in (errno.EDQUOT, errno.EFBIG):
-        fix = "make room within the quota or the limit, then run the same command again"
-    elif number in (errno.ENOSPC, None):
-        fix = "make room, then run the same command again"
-    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        fix = "make it writable, or choose another path"
-    else:
-        fix = "choose another path"
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+    fix = "make room, then run the same command again" if full else "make it writable, or choose another path"
     return UserError(f"{path}: cannot be written ({reason}); {fix}")
 
 

@@ -1,8 +1,8 @@
 """Handle SIGTERM and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
 
-A step gets at most STEP_GRACE seconds; after that the checkpoint is the last regular one. A second Ctrl-C does not wait.
-Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a job that it preempts, so `RequeueExit=143` in
-slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after Ctrl-C.
+A second Ctrl-C does not wait for the step. Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a
+job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after
+Ctrl-C. A run that is killed within its step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
 
 Only the process that installed the handlers reacts: its loader workers outlive the signal, and joblib's get it from there.
 """
@@ -16,12 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# Seconds for the current step. Checkpoint and record must be written within 10 s of the signal: Docker kills then.
-STEP_GRACE = 7.0
-WORKER_GRACE = 2.5  # further seconds while joblib's workers run, each of which finishes a step
 LOADER_GRACE = 10  # seconds by which a loader's worker outlives a signal
 # Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
-_DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGALRM: signal.SIG_DFL}
+_DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 class Stopped(KeyboardInterrupt):
@@ -47,10 +44,11 @@ def install_handlers() -> list[int]:
 
     Return none outside the main thread, or if this process has installed them before.
     """
+    global _state
     if _state.handler_pid == os.getpid() or threading.current_thread() is not threading.main_thread():
         return []
     numbers = [number for number, default in _DEFAULT_HANDLERS.items() if signal.getsignal(number) == default]
-    _reset(os.getpid())
+    _state = _State(os.getpid())
     for number in numbers:
         signal.signal(number, _on_signal)
     return numbers
@@ -59,15 +57,14 @@ def install_handlers() -> list[int]:
 @contextmanager
 def handling_signals() -> Iterator[None]:
     """Install the handlers for the duration of the context."""
+    global _state
     numbers = install_handlers()
     try:
         yield
     finally:
-        if numbers:
-            cancel_deadline()
-            for number in numbers:
-                signal.signal(number, _DEFAULT_HANDLERS[number])
-            _reset(0)
+        for number in numbers:
+            signal.signal(number, _DEFAULT_HANDLERS[number])
+        _state = _State() if numbers else _state
 
 
 def pending_signal() -> int:
@@ -78,7 +75,6 @@ def pending_signal() -> int:
 def raise_if_stopped() -> None:
     """Raise `Stopped` if a signal has asked this process to stop."""
     if pending_signal():
-        cancel_deadline()
         raise Stopped(pending_signal())
 
 
@@ -94,12 +90,6 @@ def reraise_as_stopped() -> Iterator[None]:
         if pending_signal():
             raise Stopped(pending_signal()) from error
         raise
-
-
-def cancel_deadline() -> None:
-    """Cancel the timer that ends a step after its grace period: the shutdown has begun and must not be interrupted."""
-    if pending_signal():  # otherwise a timer, if there is one, is not ours
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager
@@ -133,7 +123,6 @@ def outlive_signals(worker: int = 0) -> None:
         for signal_number in taken:
             signal.signal(signal_number, signal.SIG_DFL)
 
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     taken = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, on_signal)
@@ -147,15 +136,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         _state.first_signal = number
         # Workers of joblib are no daemons, as they have children of their own; those of a loader are.
         workers = [child for child in multiprocessing.active_children() if not child.daemon]
-        # Then every second, in case a `Stopped` is swallowed.
-        signal.setitimer(signal.ITIMER_REAL, STEP_GRACE + WORKER_GRACE * bool(workers), 1.0)
         for worker in workers:
             worker.terminate()
         if not workers and not _state.deferring:
             raise Stopped(number)
-    elif number != signal.SIGTERM:  # which comes twice: to the group, and from the parent
+    elif number == signal.SIGINT:  # SIGTERM comes twice: to the group, and from the parent
         raise Stopped(_state.first_signal)
-
-
-def _reset(process: int) -> None:
-    _state.handler_pid, _state.first_signal, _state.deferring = process, 0, False

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import AnyBackbone, TimmBackbone
+from fpn_ablate.config.parts import AnyBackbone, TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.detectors.two_stage import Detector

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fpn_ablate.config.schema import UserPart
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.user_parts import refuse_changed
 from fpn_ablate.evaluation.coco import unique_names
 from fpn_ablate.model.detectors.two_stage import Detector

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Size, Tensor, nn
 
-from fpn_ablate.config import schema
+from fpn_ablate.config import parts
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.heads.box_head import Predictor, TwoFC
 from fpn_ablate.model.heads.rpn import RPNHead
@@ -49,14 +49,14 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f", and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def _backbone_config(name: str) -> schema.Backbone:
-    return schema.Backbone(name=name, weights="none", freeze_at=0, frozen_bn=False, stride_in_1x1=False)
+def _backbone_config(name: str) -> parts.Backbone:
+    return parts.Backbone(name=name, weights="none", freeze_at=0, frozen_bn=False, stride_in_1x1=False)
 
 
-def _full_pyramid(channels: int) -> schema.FPNNeck:
+def _full_pyramid(channels: int) -> parts.FPNNeck:
     """Return the neck of other programs' detectors."""
     switches = {"top_down": True, "lateral": True, "upsample": "nearest", "smooth": "all"}
-    return schema.FPNNeck(name="fpn", channels=channels, output="pyramid", p6="subsample", **switches)
+    return parts.FPNNeck(name="fpn", channels=channels, output="pyramid", p6="subsample", **switches)
 
 
 @cache

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fpn_ablate.config.schema import TimmBackbone
+from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.layout import misfit, shapes_of

@@ -21,15 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
+from kills import contents, differences
+from reliability import OUTCOMES, save
 
 from fpn_ablate.report.html import live
-from fpn_ablate.runs.environment import machine
-from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import DETECTIONS, MODEL, RECORD
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.paths import RECORD
 
-OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
 ROWS = ("c4", "fpn")
 ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "device=cpu")
 # KiB. Without a backbone the disk is full at once, after the plan, or in pre-training. With one (2.7 MiB) it is full at the
@@ -38,8 +36,6 @@ ARGUMENTS = ("-m", "recipe=smoke", f"ablation={','.join(ROWS)}", "threads=1", "d
 WITHOUT_BACKBONE = (16, 80, 1500)
 WITH_BACKBONE = (2900, 3600, 4800, 6500, 7000, 7200, 7500, 8400, 9200, 10400)
 ROOM = "64m"
-# Lines of a table with durations.
-TIMES = re.compile(r"^.*(training [\d.]+ (s|min|h)|pre-training).*$", re.MULTILINE)
 
 
 def run(out: Path, **changes: str | None) -> tuple[int, str]:
@@ -50,23 +46,6 @@ def run(out: Path, **changes: str | None) -> tuple[int, str]:
     command = [sys.executable, "-m", "fpn_ablate", *ARGUMENTS, f"out={out}"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
-
-
-def contents(out: Path) -> dict[str, object]:
-    """Collect what a disturbance must not change: metrics, weights and detections of each row, and the tables."""
-    items: dict[str, object] = {}
-    for file in sorted(out.glob(f"runs/*/*/*/*/{RECORD}")):
-        record = json.loads(file.read_text())
-        name = f"{record['table']}/{record['row']}"
-        items[f"{name} status"], items[f"{name} metrics"] = record["status"], record["metrics"]
-        if record["status"] == "finished":
-            state = torch.load(file.with_name(MODEL), weights_only=True)
-            items[f"{name} weights"] = {key: value.numpy().tobytes() for key, value in state.items()}
-            with np.load(file.with_name(DETECTIONS)) as arrays:
-                items[f"{name} detections"] = {key: arrays[key].tobytes() for key in arrays.files}
-            items[f"{name} metrics.jsonl"] = file.with_name("metrics.jsonl").read_text()
-    tables = sorted(file for kind in ("md", "csv", "tex") for file in (out / "tables").glob(f"*.{kind}"))
-    return items | {file.name: TIMES.sub("", file.read_text()) for file in tables}
 
 
 @contextmanager
@@ -85,9 +64,11 @@ def remount(folder: Path, options: str) -> None:
 
 def problems(undisturbed: dict[str, object], out: Path, code: int) -> list[str]:
     """List how the results differ from those of an undisturbed sweep."""
-    results = contents(out)
-    differing = [name for name in undisturbed if results.get(name) != undisturbed[name]]
-    return [*([f"exit code {code}"] if code else []), *(f"{name} differs" for name in differing)]
+    try:
+        differing = [f"{name} differs" for name in differences(undisturbed, contents(out))]
+    except (UserError, OSError, ValueError, KeyError) as error:
+        differing = [f"not complete ({error})"]
+    return [*([f"exit code {code}"] if code else []), *differing]
 
 
 def message_problems(text: str, fix: str = "make room") -> list[str]:
@@ -140,8 +121,8 @@ def read_only(undisturbed: dict[str, object], scratch: Path) -> Iterator[tuple[s
         yield "a finished sweep", [*findings, *problems(undisturbed, out, 0)]
         command = [sys.executable, "-m", "fpn_ablate", "report", str(out / "runs"), "--out", str(scratch / "elsewhere")]
         code = subprocess.run(command, capture_output=True, text=True).returncode
-        tables = contents(scratch / "elsewhere")
-        findings = [name for name in tables if tables[name] != undisturbed[name]] or ([] if tables else ["no tables"])
+        here, there = ({f.name: f.read_text() for f in (of / "tables").iterdir()} for of in (out, scratch / "elsewhere"))
+        findings = [*differences(here, there), *([] if here else ["no tables"])]
         yield "its tables, written elsewhere", [*findings, *([f"exit code {code}"] if code else [])]
 
 
@@ -179,18 +160,10 @@ DRILLS: dict[str, tuple[str, str, Callable]] = {
 }
 
 
-def save(folder: Path, name: str, tries: list[dict]) -> None:
-    """Write the outcome of the tries so far."""
-    fault, how, _ = DRILLS[name]
-    outcome = {"fault": fault, "tries": len(tries), "lost": sum(bool(attempt["findings"]) for attempt in tries), "how": how}
-    outcome |= {"command": f"python scripts/drills/disk.py {name}", "machine": machine(torch.device("cpu")), "each": tries}
-    save_text(folder / f"{name}.json", json.dumps(outcome, indent=1) + "\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drills/disk.py", description=__doc__.splitlines()[0])
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"of {', '.join(DRILLS)} (default: all)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcomes (default results/reference/reliability)")
+    parser.add_argument("--out", type=Path, default=OUTCOMES, help="default: results/reference/reliability")
     options = parser.parse_args(argv)
     lost = 0
     with ExitStack() as stack:
@@ -202,11 +175,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         undisturbed = contents(scratch / "undisturbed")
         for name in options.drills or DRILLS:
             tries: list[dict] = []
-            for title, findings in DRILLS[name][-1](undisturbed, scratch):
+            fault, how, attempts = DRILLS[name]
+            for title, findings in attempts(undisturbed, scratch):
                 print(f"{name}: {title}: {'; '.join(findings) or 'nothing lost'}", flush=True)
                 tries.append({"try": title, "findings": findings})
-                save(options.out, name, tries)
-            lost += sum(bool(attempt["findings"]) for attempt in tries)
+                bad = sum(bool(attempt["findings"]) for attempt in tries)
+                outcome = {"fault": fault, "tries": len(tries), "lost": bad, "how": how, "each": tries}
+                save(options.out / f"{name}.json", f"python scripts/drills/disk.py {name}", outcome)
+            lost += bad
     return int(lost > 0)
 
 

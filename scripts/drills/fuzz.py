@@ -14,7 +14,6 @@ Writes results/reference/reliability/fuzz_<kind>.json.
 import argparse
 import contextlib
 import gc
-import json
 import logging
 import resource
 import sys
@@ -34,20 +33,19 @@ from fuzzing.configs import Commands, Configs
 from fuzzing.draw import Draw
 from fuzzing.pictures import Pictures
 from fuzzing.proposals import Proposals
-from fuzzing.reports import Names, Records, Tables
+from fuzzing.reports import Links, Names, Plans, Records, Tables
 from fuzzing.weights import Weights
+from reliability import OUTCOMES, save
 
-from fpn_ablate.runs.environment import machine
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import save_text
 
 LIMIT = 60.0  # seconds a case may take
 MEMORY = 4 << 30  # bytes of address space that all cases of a process may add
-OUT = Path(__file__).parents[2] / "results" / "reference" / "reliability"
 
 KINDS: dict[str, Callable[[Path], Any]] = {
     **{"annotations": Annotations, "pictures": Pictures, "configs": Configs, "commands": Commands},
     **{"proposals": Proposals, "weights": Weights, "records": Records, "names": Names, "tables": Tables},
+    **{"plans": Plans, "links": Links},
 }
 
 
@@ -89,10 +87,8 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2000, help="cases of each kind (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="run the case of this number alone, with its traceback")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcomes (default results/reference/reliability)")
+    parser.add_argument("--out", type=Path, default=OUTCOMES, help="default: results/reference/reliability")
     options = parser.parse_args()
-    import torch
-
     limit_memory()
     logging.disable(logging.WARNING)
     if options.only is not None:
@@ -116,10 +112,9 @@ def main() -> int:
             "tries": options.cases,
             "lost": len(outcome.lost),
             "how": f"{KINDS[name].how}; {ways}",
-            "command": f"python scripts/drills/fuzz.py {name} --cases {options.cases} --seed {options.seed}",
-            "machine": machine(torch.device("cpu")),
         }
-        save_text(options.out / f"fuzz_{name}.json", json.dumps(content, indent=1) + "\n")
+        command = f"python scripts/drills/fuzz.py {name} --cases {options.cases} --seed {options.seed}"
+        save(options.out / f"fuzz_{name}.json", command, content)
         lost += len(outcome.lost)
     return int(lost > 0)
 

@@ -8,6 +8,7 @@
     preempted-joblib, ctrl-c-joblib    the same for a sweep with two joblib workers
     together      two sweeps over the same 6 runs at the same time: 6 trainings in all
     worker        one of two joblib workers is killed: the sweep finishes by itself
+    wandb         wandb's service is killed or stopped at 12 moments of a sweep: its results do not change
 
 A signal goes to the whole process group of the sweep, as SLURM and a terminal send it. Each drill writes its outcome to
 results/reference/reliability/<drill>.json; scripts/drills/reliability.py makes the page from them. All run on a CPU, where the
@@ -36,17 +37,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from reliability import OUTCOMES, save
 
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.formats.tables import csv_text, latex, markdown
-from fpn_ablate.runs.environment import environment, machine
-from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
-ROOT = Path(__file__).resolve().parents[2]
-OUTCOMES = ROOT / "results" / "reference" / "reliability"
 # Table 1 and Table 2: pre-training, three RPNs, proposals of one of them, three second stages on these.
 CELLS = ["-m", "recipe=smoke", "device=cpu", "threads=1", "task=rpn,fast_rcnn", "ablation=c4,fpn,bottom_up"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -70,9 +68,9 @@ class Tally:
 def start(out: Path, extra: Sequence[str] = ()) -> subprocess.Popen:
     """Start the sweep in a process group of its own, writing below `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"WANDB_MODE": "disabled", "FPN_ABLATE_PAGE": "off", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"FPN_ABLATE_PAGE": "off", "OMP_NUM_THREADS": "1"}
     with (out / "log.txt").open("a") as log:
-        command = [sys.executable, "-m", "fpn_ablate", *CELLS, *extra, "out=results"]
+        command = [sys.executable, "-m", "fpn_ablate", *CELLS, "log.wandb=disabled", *extra, "out=results"]
         return subprocess.Popen(command, cwd=out, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
@@ -94,7 +92,7 @@ def contents(out: Path) -> dict[str, Any]:
             np.asarray(getattr(detections, f.name)).tobytes() for f in dataclasses.fields(detections)
         ]
         items[f"{name}/metrics"] = (folder / METRICS).read_text()
-        items[f"{name}/files"] = sorted(path.name for path in folder.iterdir())
+        items[f"{name}/files"] = sorted(path.name for path in folder.iterdir() if not path.name.startswith("wandb"))
     return items | tables(out)
 
 
@@ -296,7 +294,7 @@ def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         out = work / f"sweep{sweeps}"
         process = start(out, JOBLIB)
         _wait(process, rng.uniform(0.2, 0.8) * (options.within or took))
-        workers = _workers(process.pid)
+        workers = _children(process.pid, "LokyProcess")
         if process.poll() is None and workers:
             os.kill(rng.choice(workers), signal.SIGKILL)
             tries += 1
@@ -308,9 +306,30 @@ def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return outcome("one of joblib's two workers is killed", tries, findings, how)
 
 
-def _workers(parent: int) -> list[int]:
-    """Return the ids of joblib's worker processes below a sweep."""
-    pgrep = subprocess.run(["pgrep", "-P", str(parent), "-f", "LokyProcess"], capture_output=True, text=True)
+def wandb_service(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Kill wandb's service, and stop it as if it hung, in turns."""
+    copies = ["log.wandb=offline"]
+    (expected, took), rng, findings, tries, sweeps = undisturbed(work / "whole", copies), random.Random(options.seed), [], 0, 0
+    while tries < (options.tries or 12):
+        out = work / f"sweep{sweeps}"
+        process = start(out, copies)
+        while process.poll() is None and tries < (options.tries or 12):
+            _wait(process, rng.uniform(0, 0.2) * (options.within or took))
+            for service in _children(process.pid, "wandb-core"):
+                with suppress(ProcessLookupError):
+                    os.kill(service, (signal.SIGKILL, signal.SIGSTOP)[tries % 2])
+                    tries += 1
+        code = process.wait()
+        findings += [f"sweep {sweeps}: exit code {code}"] * (code != 0)
+        findings += [f"sweep {sweeps}: {name} differs" for name in differences(expected, contents(out / "results"))]
+        sweeps += 1
+    how = f"{sweeps} sweeps went on to exit code 0; {EQUAL}"
+    return outcome("wandb's service is killed or hangs (SIGKILL and SIGSTOP in turns)", tries, findings, how)
+
+
+def _children(parent: int, name: str) -> list[int]:
+    """Return the ids of the processes of this name that a sweep has started."""
+    pgrep = subprocess.run(["pgrep", "-P", str(parent), "-f", name], capture_output=True, text=True)
     return [int(line) for line in pgrep.stdout.split()]
 
 
@@ -319,7 +338,14 @@ def outcome(fault: str, tries: int, findings: Sequence[str], how: str) -> dict[s
     return {"fault": fault, "tries": tries, "lost": len(findings), "how": how, "findings": list(findings)}
 
 
-DRILLS = {"chaos": chaos, "preempted": preempted, "ctrl-c": ctrl_c, "together": together, "worker": worker}
+DRILLS = {
+    "chaos": chaos,
+    "preempted": preempted,
+    "ctrl-c": ctrl_c,
+    "together": together,
+    "worker": worker,
+    "wandb": wandb_service,
+}
 DRILLS |= {f"{name}-joblib": partial(DRILLS[name], extra=JOBLIB) for name in ("preempted", "ctrl-c")}
 
 
@@ -338,14 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
     with tempfile.TemporaryDirectory() as work:
         result = DRILLS[options.drill](options, Path(work))
-    result |= {
-        "command": f"python scripts/drills/kills.py {shlex.join(arguments)}",
-        "machine": machine(torch.device("cpu")),
-        "commit": environment(torch.device("cpu"))["commit"],
-    }
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    save_text(options.json or OUTCOMES / f"{options.drill}.json", text)
-    print(text)
+    file = options.json or OUTCOMES / f"{options.drill}.json"
+    print(save(file, f"python scripts/drills/kills.py {shlex.join(arguments)}", result))
     return int(result["lost"] > 0)
 
 

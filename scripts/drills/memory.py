@@ -19,16 +19,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+from reliability import OUTCOMES, save
 
 from fpn_ablate.cli.main import main as fpn_ablate
 from fpn_ablate.report.html import live
 from fpn_ablate.runs import run as running
-from fpn_ablate.runs.environment import machine
-from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import METRICS, RECORD
 
-OUT = Path(__file__).resolve().parents[2] / "results" / "reference" / "reliability"
 # As small as a run can be: tensor sizes do not matter here.
 TINY = (
     *("recipe=smoke", "device=cpu", "threads=1", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false"),
@@ -166,16 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drills/memory.py", description=__doc__.splitlines()[0])
     parser.add_argument("drill", choices=["steps", "jobs"])
     parser.add_argument("--count", type=int, help="steps (default 20000) or jobs (default 200)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the outcome (default results/reference/reliability)")
+    parser.add_argument("--out", type=Path, default=OUTCOMES, help="default: results/reference/reliability")
     options = parser.parse_args(argv)
     os.environ.setdefault(live.SWITCH, "off")  # the page takes another process and seconds
     drill, default = {"steps": (steps, 20_000), "jobs": (jobs, 200)}[options.drill]
     with tempfile.TemporaryDirectory() as scratch:
         outcome = drill(options.count or default, Path(scratch))
-    outcome |= {"command": f"python scripts/drills/memory.py {options.drill}", "machine": machine(torch.device("cpu"))}
-    text = json.dumps(outcome, indent=1) + "\n"
-    save_text(options.out / f"memory_{options.drill}.json", text)
-    print(text, end="")
+    file = options.out / f"memory_{options.drill}.json"
+    print(save(file, f"python scripts/drills/memory.py {options.drill}", outcome), end="")
     return int(outcome["lost"] > 0)
 
 

@@ -1,4 +1,4 @@
-"""Write results/RELIABILITY.md from the drills' outcomes, one JSON file each in results/reference/reliability/.
+"""Write results/RELIABILITY.md from the drills' outcomes, one JSON file each in results/reference/reliability/ (`save`).
 
     python scripts/drills/reliability.py            write the page
     python scripts/drills/reliability.py --check    exit code 1 if the page does not match the files
@@ -12,7 +12,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from fpn_ablate.runs.environment import environment, machine
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
@@ -27,6 +31,15 @@ Each file names the command that made it and the machine.
 | fault | tries | lost | how |
 | --- | ---: | ---: | --- |
 """
+
+
+def save(file: Path, command: str, outcome: dict[str, Any]) -> str:
+    """Write the outcome of a drill, with its command, this machine and the commit; return the text."""
+    cpu = torch.device("cpu")
+    outcome = outcome | {"command": command, "machine": machine(cpu), "commit": environment(cpu)["commit"]}
+    text = json.dumps(outcome, indent=1, ensure_ascii=False) + "\n"
+    save_text(file, text)
+    return text
 
 
 def read(file: Path) -> dict:

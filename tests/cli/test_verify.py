@@ -3,10 +3,8 @@
 import pytest
 from settings import JOINT, ROWS
 
-from fpn_ablate.cli.verify import fill_verify_blocks
 from fpn_ablate.cli.verify_text import markdown
 from fpn_ablate.model.summary import RowFacts, row_facts
-from fpn_ablate.utils.errors import UserError
 
 FACTS = RowFacts("{Pk}", 9, True, True, ["c2"], "2fc", "RPN {Pk}", 1_500_000, 1, 20.0, 10.0, 5.0, 0.0, 5.0)
 
@@ -70,26 +68,6 @@ def test_markdown_is_in_multiply_adds_and_leaves_out_parts_that_no_row_has():
         "neck / backbone": "50%",
     }
     assert "GMAC" in text and "800 x 1024" in text
-
-
-def test_blocks_are_filled_and_all_else_stays():
-    block = "<!-- verify: recipe=smoke ablation={} --size 64x64 -->\n{}<!-- /verify -->\n"
-    text = "a\n" + block.format("c4", "old\n") + "b\n" + block.format("c5", "") + "c"
-    filled = fill_verify_blocks(text)
-    tables = [line for line in filled.splitlines() if line.startswith("| c")]
-    assert [line.split()[1] for line in tables] == ["c4", "c5"]
-    assert filled.startswith("a\n<!-- verify: recipe=smoke ablation=c4") and filled.endswith("<!-- /verify -->\nc")
-    assert "old" not in filled and "\nb\n" in filled
-    assert fill_verify_blocks(filled) == filled
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("no block", "no '<!-- verify: ARGUMENTS -->'"), ("<!-- verify: x -->\n", "'<!-- verify: x -->' must end its line")],
-)
-def test_a_block_that_is_missing_or_not_closed_is_refused(text, message):
-    with pytest.raises(UserError, match=message):
-        fill_verify_blocks(text)
 
 
 def test_the_command_fills_a_readme_with_what_it_prints(cli, tmp_path, config):

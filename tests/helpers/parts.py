@@ -4,7 +4,8 @@ from functools import cache
 from typing import Any
 
 from fpn_ablate.config.composition import compose
-from fpn_ablate.config.schema import AnyBackbone, Config, FPNNeck, RoI, RPNConfig, SingleLevelNeck
+from fpn_ablate.config.parts import AnyBackbone, FPNNeck, RoI, RPNConfig, SingleLevelNeck
+from fpn_ablate.config.schema import Config
 
 
 @cache

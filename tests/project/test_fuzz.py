@@ -20,7 +20,7 @@ from fpn_ablate.weights import unpickle
 
 FEW = {"annotations": 10, "pictures": 30, "configs": 6, "proposals": 20, "weights": 30}
 MORE = {"annotations": 300, "pictures": 300, "configs": 300, "commands": 60, "proposals": 300, "weights": 300, "records": 40,
-        "names": 40, "tables": 60}  # fmt: skip
+        "names": 40, "tables": 60, "plans": 60, "links": 30}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -113,9 +113,7 @@ def check_run(arguments: list[str], config_dir: Path | None) -> None:
     assert {argument for argument in arguments if argument.startswith("-")} <= {"-m", "--multirun", "--cfg"}
     # Launchers are Hydra plugins, and not all of them are installed.
     overrides = [
-        o
-        for o in normalise(arguments, config_dir)
-        if "=" in o and not o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
+        o for o in normalise(arguments) if "=" in o and not o.lstrip("+").startswith(("hydra/launcher", "hydra.launcher"))
     ]
     parsed = OverridesParser.create().parse_overrides(overrides)
     assert "-m" in arguments or not any(override.is_sweep_override() for override in parsed)

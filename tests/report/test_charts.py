@@ -8,7 +8,6 @@ from artifact_files import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.formats import series
 from fpn_ablate.report.html import charts
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
@@ -25,15 +24,11 @@ def table(put, runs):
 
 @pytest.fixture
 def drawn(table):
-    return {chart.key: chart for chart in charts.charts(table, series.colours([table])[table.name])}
+    return {chart.key: chart for chart in charts.charts(table, charts.row_colours([table])[table.name])}
 
 
 def points(chart):
     return chart.spec["data"]["values"]
-
-
-def test_all_four_are_there(drawn):
-    assert list(drawn) == ["recall", "effects", "costs", "curves"]
 
 
 def test_recall_by_size_is_that_of_the_records(drawn, table):
@@ -46,7 +41,7 @@ def test_recall_by_size_is_that_of_the_records(drawn, table):
         assert (point["low"], point["high"]) == pytest.approx((min(values), max(values)), abs=0.006)
         assert (point["n"], point["objects"]) == (3, number)
     assert found[0]["size"] == "4–6 px" and found[-1]["size"] == "over 91 px"
-    assert series.size_bounds(table) == [16.0, 45.25]
+    assert drawn["recall"].spec["layer"][0]["data"]["values"] == [{"side": 16.0}, {"side": 45.25}]
 
 
 def test_learning_curves_are_the_lines_of_the_runs(drawn, table):
@@ -86,12 +81,14 @@ def test_one_seed_has_no_interval(put, runs):
     put("c4", 2)
     put("fpn", 2)
     table = collate(load(runs))[0]
-    assert {p["low"] for p in series.effects(table)} == {None}
-    rules = [layer for layer in charts.effects(table).spec["layer"] if layer["mark"]["type"] == "rule"]
+    chart = charts.effects(table)
+    assert {p["low"] for p in points(chart)} == {None}
+    rules = [layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "rule"]
     assert len(rules) == 1, "the line at 0 alone"
 
 
 def test_specifications_compile_without_a_warning_and_have_the_pages_colours(drawn, capfd):
+    assert list(drawn) == ["recall", "effects", "costs", "curves"]
     for chart in drawn.values():
         svg = vl_convert.vegalite_to_svg(chart.spec | {"width": 500}, show_warnings=True)
         assert "var(--c0)" in svg
@@ -104,7 +101,7 @@ def test_a_row_keeps_its_colour_in_every_table(put, runs):
     for row in ("own", "fpn"):
         put(row, 2, table="own")
     tables = collate(load(runs))
-    found = series.colours(tables)
+    found = charts.row_colours(tables)
     first, second = (found[table.name] for table in tables)
     assert first["fpn"] == second["fpn"]
     assert len(set(first.values())) == len(first) == 2
@@ -115,8 +112,8 @@ def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):
     for number in range(19):
         put(f"row {number}", 2, table="own")
     table = collate(load(runs))[0]
-    assert len(series.colours([table])[table.name]) == 19
-    assert len({p["row"] for p in series.costs(table)}) == 19
+    colours = charts.row_colours([table])[table.name]
+    assert len(colours) == len({p["row"] for p in points(charts.costs(table, colours))}) == 19
 
 
 @pytest.mark.parametrize(
@@ -126,5 +123,4 @@ def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):
 def test_a_record_whose_bins_do_not_fit_is_left_out(put, runs, broken):
     put("c4", 2, by_size=by_size() | broken)
     table = collate(load(runs))[0]
-    assert series.recall_by_size(table) == []
     assert isinstance(charts.recall(table, {}), str)

@@ -61,8 +61,8 @@ def rows_of(effect, generator, names=("a", "b", "c"), seeds=3, images=100):
 
 def verdicts(effect, bounds, repetitions=REPETITIONS):
     generator = np.random.default_rng(1)
-    definition = Definition("t", "", (), (Metric("AP", "AP"),))
-    claims = [Claim("t", "", "AP", (plus,), (minus,), **bounds) for plus, minus in (("b", "a"), ("c", "a"))]
+    definition = Definition(table="t", title="", facts=(), metrics=(Metric(key="AP"),))
+    claims = [Claim(table="t", text="", metric="AP", plus=[plus], minus=["a"], **bounds) for plus in ("b", "c")]
     words = []
     for _ in range(repetitions):
         comparison = Comparison(definition, rows_of(effect, generator))

@@ -1,16 +1,13 @@
 """What a definition can say beyond rows and columns: published rows, alternative names, effects, columns from elsewhere."""
 
-import csv
-import io
 import math
-import re
 
 import pytest
 import yaml
-from rich.console import Console
+from test_tables import csv_lines, printed
 
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.collate.records import decode, load, write_ledger
+from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots, tables
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.utils.errors import UserError
@@ -43,19 +40,8 @@ def ap(put):
 
 
 def every_format(table):
-    buffer = io.StringIO()
-    tables.show(table, Console(file=buffer, width=200))
-    return {
-        "terminal": buffer.getvalue(),
-        "md": tables.markdown(table),
-        "tex": tables.latex(table),
-        "csv": tables.csv_text(table),
-    }
-
-
-def csv_lines(table):
-    rows = list(csv.reader(io.StringIO(tables.csv_text(table))))
-    return [dict(zip(rows[0], map(decode, row), strict=True)) for row in rows[1:]]
+    texts = {"md": tables.markdown(table), "tex": tables.latex(table), "csv": tables.csv_text(table)}
+    return texts | {"terminal": printed(table, 200)}
 
 
 def state_of(table):
@@ -104,16 +90,13 @@ def test_a_row_of_ours_with_the_name_of_a_published_one_is_shown_below(ap, table
 
 def test_of_several_names_the_first_with_records_stands(ap, table_of):
     rows = [{"row": ["a", "b", "c"], "published": {"AP": 1.0}}]
-    ap("c", 30.0)
-    assert state_of(table_of(rows=rows)) == [("c", "finished", [30.0])]
-    ap("b", 20.0)
-    assert state_of(table_of(rows=rows)) == [("b", "finished", [20.0]), ("c", "finished", [30.0])]
-    assert [row.published for row in table_of(rows=rows).rows] == [{"AP": 1.0}, {}]
-
-
-def test_without_records_the_first_name_is_what_was_not_run(ap, table_of):
     ap("other", 30.0)
-    assert state_of(table_of(rows=[{"row": ["a", "b"]}]))[0] == ("a", "not run", [])
+    assert state_of(table_of(rows=rows)) == [("a", "not run", []), ("other", "finished", [30.0])]
+    ap("c", 30.0)
+    assert state_of(table_of(rows=rows))[0] == ("c", "finished", [30.0])
+    ap("b", 20.0)
+    assert state_of(table_of(rows=rows))[:2] == [("b", "finished", [20.0]), ("c", "finished", [30.0])]
+    assert [row.published for row in table_of(rows=rows).rows] == [{"AP": 1.0}, {}, {}]
 
 
 def effects_of(table):
@@ -194,6 +177,12 @@ def test_a_column_may_come_from_any_key_and_only_numbers_count(ap, put, table_of
     assert [axis.get_title() for axis in plots.draw(table).axes] == ["AP"]
 
 
+def test_a_column_has_a_scale_and_digits(ap, table_of):
+    ap("fpn", 34.0)
+    table = table_of(metrics=[{"key": "AP", "scale": 1, "digits": 3}], rows=[{"row": "fpn", "published": {"AP": 0.339}}])
+    assert [line.metrics for line in grid(table).lines] == [("0.340",), ("0.339",)]
+
+
 def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_path):
     columns = {"title": "other", "facts": [{"key": "f", "from": "verify.feature"}], "metrics": [{"key": "AR100"}]}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"table": "other", "report": columns}))
@@ -220,24 +209,32 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
-        ({"rows": [{"row": "a", "published_only": "yes", "published": {"AP": 1}}]}, "must be true or false"),
-        ({"rows": [{"row": []}]}, "row must be text"),
+        ({"tittle": "x"}, "unknown key 'tittle'; allowed: .*title"),
+        ({"metrics": [{"key": "AP", "sacle": 1}]}, r"metrics\[0\].*'sacle'"),
+        ({"metrics": [{"key": "AP"}, {"key": "AP"}]}, "'AP' is listed twice"),
+        ({"metrics": [{"key": "AP", "from": 3}]}, r"metrics\[0\]\.from: must be text, found 3; put it in quotation marks"),
+        ({"facts": [{"key": "a", "from": "b", "style": "bold"}]}, "style: .* found 'bold'"),
+        ({"rows": [{"row": []}]}, "at least 1 item"),
+        ({"rows": [{"row": False}]}, "quotation marks"),
         ({"rows": [{"row": ["a", False]}]}, "quotation marks"),
         ({"rows": [{"row": ["a", "b"]}, {"row": "b"}]}, "row 'b' is listed twice"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\]: missing key 'minus'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "minus: .*a, b, c, d; found 'x'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"found \[\]"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "found 'ab'"),
+        ({"rows": [{"row": "a", "published": {"AQ": 1}}]}, "'AQ' is no column of AP"),
+        ({"rows": [{"row": "a", "published": {"AP": "36,1"}}]}, "AP must be a number or null, found '36,1'"),
+        ({"rows": [{"row": "a", "published": {"AP": 36.1}}], "paper": None}, "names no source"),
+        ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\].minus: field required"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "unknown row 'x'.* a, b, c, d"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"minus: .* found \[\]"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": "ab", "minus": ["c"]}]}, "plus: .* found 'ab'"),
         ({"facts": HEAD, "rows": [QUOTED, *ABCD], "effects": [{"title": "e", "plus": ["a"], "minus": ["he"]}]}, "'he'"),
-        ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "found 'b'"),
-        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale must be a number"),
-        ({"metrics": [{"key": "AP", "from": 3}]}, "from must be text"),
+        ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "unknown row 'b'"),
+        ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale: .* found '2'"),
+        ({"rows": ABCD, "control": {"row": "x", "seeds": [1]}}, "control: unknown row 'x'"),
     ],
-)  # fmt: skip
-def test_what_a_definition_cannot_mean_is_refused(ap, table_of, change, message):
+)
+def test_a_wrong_definition_is_refused_by_file_and_key(ap, table_of, change, message):
     ap("a", 1.0)
-    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: report.*{message}"):
         table_of(**change)
 
 
@@ -267,18 +264,3 @@ def test_the_footer_says_whose_proposals(ap, put, table_of):
 def test_without_proposals_the_footer_says_nothing(ap, table_of):
     ap("a", 1.0)
     assert not {"proposals", "effects"} & set(dict(table_of().footer))
-
-
-CLASSES = ["traffic.light", "a\nb", "a,b;c", '"', "", " ", ".", "=1+1", "日本", "\x1b[31m", "Unnamed: 0", "x", "x.1"]
-
-
-def test_names_of_classes_are_harmless_in_the_ledger(runs, put, tmp_path):
-    scores = {name: number / 100 for number, name in enumerate(CLASSES)}
-    put("fpn", 0, per_class=scores)
-    put("c4", 0, per_class={"x": None})
-    write_ledger(load(runs), tmp_path / "ledger.csv")
-    (fpn,) = load(tmp_path / "ledger.csv").query("row == 'fpn'").to_dict("records")
-    assert {name: fpn[f"per_class.{name}"] for name in CLASSES} == scores
-    write_ledger(load(runs), tmp_path / "ledger.csv")
-    text = (tmp_path / "ledger.csv").read_text()
-    assert text.count("\n") == 3 and not re.search(r"[\x00-\x09\x0b-\x1f]", text)

@@ -40,7 +40,7 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert (failed.kind, failed.text, failed.detail) == ("failed", "diverged @ step 120", "loss is not finite at step 120")
     assert states["FPN", 2].text == "step 100 of 500, 4 min left" and states["FPN", 2].share == 0.2
     assert states["FPN", 3].kind == "waiting"
-    assert found.cells == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
+    assert found.count() == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
 
 
 def test_what_older_code_has_finished_is_waiting_now(put, runs):

@@ -35,7 +35,8 @@ def full(put, runs):
     """Two rows and two seeds with all that a run leaves."""
     for row, strength in (("c4", 0.2), ("fpn", 0.9)):
         for seed in (2, 3):
-            record = {"by_size": by_size(strength / 2), "pictures": NAME}
+            environment = make_record()["environment"] | {"command": "python -m fpn_ablate -m +experiments=table1 'a=b c'"}
+            record = {"by_size": by_size(strength / 2), "pictures": NAME, "environment": environment}
             leave(put(row, seed, **record), strength)
     return runs
 
@@ -55,10 +56,10 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
         assert chart in shown
     assert made.count('alt="Activation of P') == 8
     assert "stride 4, 16 × 16" in shown
-
-
-def test_an_equal_folder_gives_an_equal_page(full):
-    assert rendered(full) == rendered(full)
+    assert "python -m fpn_ablate -m +experiments=table1 'a=b c' 4 runs" in shown
+    pictures = re.findall(r"data:image/webp;base64,[^\"]*", made)
+    assert pictures and len(pictures) == len(set(pictures)), "each is embedded once"
+    assert rendered(full) == made
 
 
 @pytest.mark.parametrize("key", ["row", "table", "recipe"])
@@ -155,20 +156,6 @@ def test_no_picture_from_outside_of_its_folder_comes_onto_the_page(full):
     assert "data:image/webp" in rendered(full)
 
 
-def test_a_picture_that_unpacks_to_much_is_left_out(full):
-    from PIL import Image
-
-    file = full / ".pictures" / NAME / "1.jpg"
-    Image.new("L", (3_000, 2_000)).save(file, quality=1)
-    gallery_of = gallery.Album({NAME: file.parent})
-    assert gallery_of.add(NAME, "1") is None and gallery_of.add(NAME, "2") is not None
-
-
-def test_each_picture_is_embedded_once(full):
-    found = re.findall(r"data:image/webp;base64,[^\"]*", rendered(full))
-    assert found and len(found) == len(set(found))
-
-
 def test_boxes_of_other_data_are_not_drawn_on_these_pictures(full, put):
     """Rows of two data sets stand together only on request, and their pictures not even then."""
     leave(put("finest", 2, by_size=by_size(), pictures="another-set"), 0.5)
@@ -194,13 +181,6 @@ def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
 def test_a_sweep_without_a_record_has_a_page_too():
     progress = Progress((Board("Table 1", (2,), (("FPN", (State("waiting", "waiting"),)),)),), (), "now")
     assert "0 of 1 runs done" in text_of(page.render([], progress=progress))
-
-
-def test_the_command_stands_on_the_page(put, runs):
-    for seed in (2, 3):
-        put("fpn", seed, environment={"device": "cpu", "command": "python -m fpn_ablate -m +experiments=table1 'a=b c'"})
-    shown = text_of(rendered(runs))
-    assert "python -m fpn_ablate -m +experiments=table1 'a=b c' 2 runs" in shown
 
 
 BIG = """

@@ -67,7 +67,7 @@ def test_the_legend_fits_the_figure(runs, put, panels):
         put(row, seed)
     (table,) = collate(load(runs))
     metrics = table.definition.metrics[:panels]
-    figure = plots.draw(replace(table, definition=replace(table.definition, metrics=metrics)))
+    figure = plots.draw(replace(table, definition=table.definition.model_copy(update={"metrics": metrics})))
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1

@@ -98,8 +98,8 @@ def test_ledger_is_byte_stable_and_merges_by_fingerprint(runs, put, tmp_path):
         ({"status": "done"}, "'status' must be one of"),
         ({"table": None}, "'table' must be text"),
         ({"generated": None}, "'generated' must be true or false"),
-        ({"metrics": {"AR100": "0.5"}}, "'metrics.AR100' must be a number"),
-        ({"metrics": {"AR100": 1e999}}, "must be finite"),
+        ({"metrics": {"AR100": "0.5"}}, "'metrics.AR100' must be a finite number"),
+        ({"metrics": {"AR100": 1e999}}, "must be a finite number"),
         ({"environment": {"device": ["cpu"]}}, "'environment.device' must be one value"),
         ({"config": {"factors": "neck"}}, "'config.factors' must be a list of text"),
         ({"config": {"factors": [1]}}, "'config.factors' must be a list of text"),
@@ -145,20 +145,16 @@ def test_ledger_with_an_unreadable_line_is_not_overwritten(runs, put, tmp_path):
     assert ledger.read_text() == broken
 
 
-def test_ledger_names_no_folder_of_the_machine(runs, put, tmp_path):
-    put()
-    write_ledger(load(runs.resolve()), tmp_path / "ledger.csv")
-    assert str(tmp_path) not in (tmp_path / "ledger.csv").read_text()
-
-
 def test_random_text_survives(tmp_path, runs, put):
     draw = random.Random(0)
     alphabet = "=+-@\"',;\n\r\t 01.eE[]{}nulltrue\\|\u00e9"
     texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 8))) for _ in range(300)]
-    put(config={f"k{number}": text for number, text in enumerate(texts)})
+    names = ["traffic.light", "a,b;c", "", " ", ".", "=1+1", "\x1b[31m", "Unnamed: 0", "x", "x.1", *texts]  # of classes
+    put(config={f"k{number}": text for number, text in enumerate(texts)}, per_class=dict.fromkeys(names, 0.5))
     write_ledger(load(runs), tmp_path / "ledger.csv")
     (line,) = load(tmp_path / "ledger.csv").to_dict("records")
     assert [line[f"config.k{number}"] for number in range(300)] == texts
+    assert {line[f"per_class.{name}"] for name in names} == {0.5}
     with Path(tmp_path / "ledger.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 2
 
@@ -172,7 +168,8 @@ def test_a_ledger_names_no_machines_paths(put, runs, tmp_path):
     record = json.loads(file.read_text())
     record["environment"]["command"] = command
     file.write_text(json.dumps(record))
-    write_ledger(load(runs), tmp_path / "ledger.csv")
+    write_ledger(load(runs.resolve()), tmp_path / "ledger.csv")
+    assert str(tmp_path) not in (tmp_path / "ledger.csv").read_text()
     (kept,) = load(tmp_path / "ledger.csv")["environment.command"]
     assert "/home" not in kept and "/tmp" not in kept and "~" not in kept
     assert "data.root=…/bccd" in kept and "backbone.weights=…/w.pth" in kept and "seed=1,2 neck.p6=true" in kept

@@ -134,13 +134,9 @@ def test_anchors_are_printed_as_in_the_paper(runs, put):
     assert [line.facts[1] for line in lines if line.ours] == ["47k", "12k", "200k", "200k", "200k", "750k"]
     # Equal to what stands above: not printed twice.
     assert {line.facts for line in lines if not line.ours} == {("",) * 5}
-
-
-def test_paper_differs_in_anchors(runs, put):
     put("c4", verify={"anchors": 40000, "feature": "C4"})
     (table,) = collate(load(runs))
-    ours, paper = grid(table).lines[:2]
-    assert (ours.facts[1], paper.facts[1]) == ("40k", "47k")
+    assert [line.facts[1] for line in grid(table).lines[:2]] == ["40k", "47k"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])

@@ -36,7 +36,7 @@ def finished(config, tmp_path_factory):
 
 def evaluated(folder):
     """Data, ground truth and detections of a finished run."""
-    trained, cfg, _ = restore.restore(folder, {})
+    trained, cfg, _ = restore.restore(folder)
     data = trained.validation
     return data, ground_truth(data, cfg.recipe.eval_images), DetectionSet.load(folder / DETECTIONS)
 
@@ -75,7 +75,7 @@ def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_are_those_of_the_neck(finished, name):
-    trained, cfg, device = restore.restore(finished[name], {})
+    trained, cfg, device = restore.restore(finished[name])
     with np.load(finished[name] / ARTIFACTS) as content:
         maps = {key: content[key] for key in content.files if key.startswith("level_")}
         assert content["image_ids"].shape == content["values"].shape == (3,)

@@ -5,11 +5,12 @@ import shutil
 import pytest
 from settings import SCRATCH
 
-from fpn_ablate.config.schema import INCIDENTAL, Config, Strict, UserPart
+from fpn_ablate.config.base import Strict
+from fpn_ablate.config.parts import UserPart
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.engine import procedures, versions
 from fpn_ablate.model import parts
 from fpn_ablate.runs import identity
-from fpn_ablate.sweep.checks import HydraUserError, reject_duplicate_rows
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.imports import imports_of
 
@@ -335,11 +336,3 @@ def test_pretraining_follows_its_code_and_that_of_its_backbone(package, config, 
         edited(package / name)
         before, former = versions.pretraining_version(backbone), before
         assert before != former, name
-
-
-def test_two_rows_that_are_one_configuration_are_refused(config):
-    fpn, same = config(), config("neck.top_down=true")
-    assert fpn.row != same.row
-    with pytest.raises(HydraUserError, match=r"rows fpn and fpn\+top_down=true are the same configuration"):
-        reject_duplicate_rows([fpn, config("ablation=c4"), same])
-    reject_duplicate_rows([fpn, config("seed=1"), config("ablation=c4"), fpn])

@@ -42,7 +42,7 @@ def finished(config, tmp_path_factory):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_restored_run_detects_what_it_detected(finished, name):
     folder = finished[name]
-    trained, cfg, device = restore.restore(folder, {})
+    trained, cfg, device = restore.restore(folder)
     detections = predict(trained.predict, trained.validation, cfg.recipe, device, count=cfg.recipe.eval_images)
     saved = DetectionSet.load(folder / "detections.npz")
     assert len(saved.boxes)
@@ -51,7 +51,7 @@ def test_a_restored_run_detects_what_it_detected(finished, name):
 
 
 def test_separate_makes_its_own_proposals_for_the_latency(finished):
-    trained, _, _ = restore.restore(finished["separate"], {})
+    trained, _, _ = restore.restore(finished["separate"])
     splits = (trained.validation.dataset, trained.validation)
     bare, fixed = (next(evaluation_batches(split, batch_size=1, count=1, resize=Resize(64, 128))) for split in splits)
     assert bare.proposals is None and trained.model.rpn is None

@@ -24,7 +24,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.errors import Diverged, UserError
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import RECORD
 
 
@@ -127,18 +127,10 @@ def test_object_sizes_and_images_are_those_of_the_evaluated_set(finished):
 def test_a_finished_cell_returns_its_record_and_trains_nothing(finished, monkeypatch, capsys):
     cfg, _, folder = finished
     monkeypatch.setattr(procedures, "train", training_is_forbidden)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "skip.json"}
     assert running.run(cfg) == json.loads((folder / "record.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "finished before" in capsys.readouterr().out
-
-
-def test_another_place_or_more_workers_is_the_same_cell_and_another_seed_is_not(finished, monkeypatch):
-    cfg, _, _ = finished
-    monkeypatch.setattr(procedures, "train", training_is_forbidden)
-    running.run(cfg.model_copy(update={"threads": 1}))
-    with pytest.raises(AssertionError, match="something was trained"):
-        running.run(cfg.model_copy(update={"seed": 5}))
 
 
 def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(cell, monkeypatch):
@@ -155,18 +147,6 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
     assert running.run(cfg)["status"] == "finished"
     assert json.loads(file.read_text())["error"] is None
     assert not (file.parent / "error.txt").exists()
-
-
-def test_a_diverged_cell_says_so(cell, monkeypatch):
-    cfg = cell()
-    monkeypatch.setattr(procedures, "train", raising(Diverged("diverged at step 7: rpn_box is nan")))
-    with pytest.raises(Diverged):
-        running.run(cfg)
-    (file,) = Path(cfg.out).rglob("record.json")
-    assert (json.loads(file.read_text())["status"], json.loads(file.read_text())["error"]) == (
-        "diverged",
-        "diverged at step 7: rpn_box is nan",
-    )
 
 
 def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished, monkeypatch):
@@ -196,12 +176,6 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
     assert np.array_equal(x.boxes, y.boxes)
     texts = [(folder / "metrics.jsonl").read_text() for folder in (file.parent, whole_folder)]
     assert texts[0] == texts[1]
-
-
-def test_a_record_that_cannot_be_read_is_no_record(tmp_path):
-    assert record.read(tmp_path) is None
-    (tmp_path / "record.json").write_text('{"status": "fin')
-    assert record.read(tmp_path) is None
 
 
 def test_missing_weights_are_refused_before_anything_is_written(cell):
@@ -402,47 +376,13 @@ def test_two_sweeps_over_the_same_cells_train_each_once(left_alone, script, tmp_
     assert script("drills/kills").contents(tmp_path) == whole
 
 
-class Forked:
-    """A sweep in a fork of this process, for the drill."""
-
-    def __init__(self, cells):
-        self.process = multiprocessing.get_context("fork").Process(target=self._lead, args=(cells,))
-        self.process.start()
-        self.pid = self.process.pid
-        os.setpgid(self.pid, self.pid)
-
-    @staticmethod
-    def _lead(cells):
-        for cfg in cells:
-            running.run(cfg)
-
-    def poll(self):
-        return self.process.exitcode
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(left_alone, script, tmp_path):
-    """The long one: `python scripts/drills/kills.py chaos`."""
-    drills, (cells, whole) = script("drills/kills"), left_alone
-
-    def begin(folder):
-        return Forked(_below(folder, cells))
-
-    tally = drills.signal_repeatedly(begin, lambda n: tmp_path / f"round{n}", whole, 6, 0, 1.0, signal.SIGKILL)
-    assert tally.tries == 6 and tally.findings == []
-
-
 @pytest.mark.slow
 def test_the_drills_lose_nothing(script, tmp_path):
     for drill in ("chaos", "together"):
         assert script("drills/kills").main([drill, "--json", str(tmp_path / f"{drill}.json")]) == 0
 
 
-@pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "null"])
+@pytest.mark.parametrize("text", ["[1]", "", '{"status": "fin', "[" * 100_000, "null"])
 def test_a_record_that_is_none_is_read_as_if_there_were_none(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     assert record.read(tmp_path) is None

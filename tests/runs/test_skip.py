@@ -1,6 +1,5 @@
 """Finished runs are skipped by what is on the disk; in any doubt everything is read again."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from settings import TINY
 
 from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
-from fpn_ablate.config.schema import UserPart
+from fpn_ablate.config.parts import UserPart
 from fpn_ablate.engine import inputs
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
@@ -62,56 +61,40 @@ def rewritten(file: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("pattern", ["set/**/instances_train.json", "set/**/instances_val.json", "set/**/*.png", "weights.pth"])
-def test_a_file_that_was_written_again_is_a_doubt(entered, pattern):
-    cfg, _ = entered
-    rewritten(next(Path(cfg.data.root).parent.glob(pattern)))
-    assert skipped(cfg) is None
+@pytest.fixture
+def enter_again(finished):
+    """Write the skip entry as if no file had changed lately; with a configuration that differs from the run's."""
+    _, loaded, outcome, _ = finished
+    return lambda cfg: skip.write_skip_entry(cfg, loaded, outcome["fingerprint"], time.time() + LATER)
 
 
-def test_a_picture_more_or_less_is_a_doubt(entered, finished):
+READ = ("set/annotations/instances_train.json", "set/annotations/instances_val.json", "set/**/*.png", "weights.pth")
+MADE = ("model.pt", "detections.npz", "metrics.jsonl", "record.json")
+
+
+@pytest.mark.parametrize("pattern", [*READ, *(f"results/**/{name}" for name in (*MADE, "skip.json"))])
+def test_a_file_that_is_gone_cut_or_written_again_is_a_doubt(entered, enter_again, pattern):
     cfg, _ = entered
-    picture = next(Path(cfg.data.root).rglob("*.png"))
-    aside = picture.rename(Path(cfg.data.root, "aside.png"))
+    file = next(Path(cfg.data.root).parent.glob(pattern))
+    content = file.read_bytes()
+    file.unlink()
     assert skipped(cfg) is None
-    aside.rename(picture)
-    skip.write_skip_entry(cfg, finished[1], finished[2]["fingerprint"], time.time() + LATER)
+    file.write_bytes(content[: len(content) // 2])
+    assert skipped(cfg) is None
+    file.write_bytes(content)
+    enter_again(cfg)
     assert skipped(cfg)
-    (picture.parent / "another.png").write_bytes(b"")
-    assert skipped(cfg) is None
-    (picture.parent / "another.png").unlink()
+    if file.name != "skip.json":
+        rewritten(file)
+        assert skipped(cfg) is None
 
 
-@pytest.mark.parametrize("name", ["annotations/instances_train.json", "../weights.pth"])
-def test_a_file_that_is_gone_is_a_doubt(entered, name):
+def test_a_picture_more_is_a_doubt(entered):
     cfg, _ = entered
-    file = Path(cfg.data.root, name)
-    aside = file.rename(file.with_name("aside"))
+    another = next(Path(cfg.data.root).rglob("*.png")).with_name("another.png")
+    another.write_bytes(b"")
     assert skipped(cfg) is None
-    aside.rename(file)
-
-
-@pytest.mark.parametrize("name", ["model.pt", "detections.npz", "metrics.jsonl", "record.json", "skip.json"])
-def test_a_file_of_the_run_that_is_gone_or_cut_is_a_doubt(entered, name):
-    cfg, folder = entered
-    content = (folder / name).read_bytes()
-    (folder / name).unlink()
-    assert skipped(cfg) is None
-    (folder / name).write_bytes(content[: len(content) // 2])
-    assert skipped(cfg) is None
-    (folder / name).write_bytes(content)
-    assert skipped(cfg)
-
-
-@pytest.mark.parametrize("change", [{"status": "failed  "}, {"fingerprint": "0123456789abcdef"}])
-def test_another_record_of_the_same_length_is_a_doubt(entered, change):
-    cfg, folder = entered
-    content = (folder / "record.json").read_text()
-    ((key, value),) = change.items()
-    (folder / "record.json").write_text(content.replace(json.dumps(record.read(folder)[key]), json.dumps(value), 1))
-    assert len((folder / "record.json").read_text()) == len(content)
-    assert skipped(cfg) is None
-    (folder / "record.json").write_text(content)
+    another.unlink()
 
 
 def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monkeypatch, tmp_path):
@@ -121,63 +104,54 @@ def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monk
         assert skipped(cfg.model_copy(update=change)) is None, change
     for change in ({"threads": 7}, {"workers": 3}):
         assert skipped(cfg.model_copy(update=change)), change
-    for name, value in (("_machine", ["another"]), ("_machine", None), ("_program", ["another"])):
+    for name in ("_machine", "_program"):
         with monkeypatch.context() as patch:
-            patch.setattr(skip, name, lambda *device, value=value: value)
+            patch.setattr(skip, name, lambda: ["another"])
             assert skipped(cfg) is None
+
+
+def test_the_gpus_that_torch_sees_are_part_of_the_machine(monkeypatch):
+    before = skip._machine.__wrapped__()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert skip._machine.__wrapped__() != before
+
+
+def test_another_place_is_a_doubt(entered, monkeypatch, tmp_path):
+    cfg, _ = entered
     monkeypatch.chdir(tmp_path)
     assert skipped(cfg) is None
 
 
-def test_the_code_of_a_users_part_is_part_of_the_request_and_a_doubt_where_it_cannot_be_read(entered, finished, tmp_path):
-    cfg, _ = entered
+@pytest.fixture
+def user(entered, tmp_path):
+    """The configuration with a neck of the user's, which imports a helper."""
     (tmp_path / "necks.py").write_text("from .helper import WIDTH\nclass PathAggregation: ...\n")
     (tmp_path / "helper.py").write_text("WIDTH = 1\n")
-
-    def with_part(folder):
-        part = UserPart.model_validate({"class": "necks.PathAggregation"}, context={"config_dir": folder})
-        return cfg.model_copy(update={"neck": part})
-
-    user = with_part(tmp_path)
-    # As if the finished run had this neck: an entry in the folder where it would be looked for.
-    skip.write_skip_entry(user, finished[1], finished[2]["fingerprint"], time.time() + LATER)
-    assert skipped(user)
-    for name in ("necks.py", "helper.py"):
-        content = (tmp_path / name).read_text()
-        (tmp_path / name).write_text(f"{content}\nANOTHER = 1\n")
-        assert skipped(user) is None
-        (tmp_path / name).write_text(content)
-        assert skipped(user) is None  # written again, as any other file
-        skip.write_skip_entry(user, finished[1], finished[2]["fingerprint"], time.time() + LATER)
-        assert skipped(user)
-    before = skip.request_digest(user)
-    (tmp_path / "helper.py").write_text("WIDTH = 2\n")
-    assert skip.request_digest(user) != before
-    (tmp_path / "helper.py").write_text("WIDTH =")
-    assert skipped(user) is None and skipped(with_part(None)) is None
-
-
-def test_a_users_file_that_was_edited_during_the_run_gets_no_entry(entered, finished, tmp_path, monkeypatch):
-    cfg, folder = entered
-    (tmp_path / "necks.py").write_text("class PathAggregation: ...\n")
     part = UserPart.model_validate({"class": "necks.PathAggregation"}, context={"config_dir": tmp_path})
-    (folder / "skip.json").unlink()
-    monkeypatch.setattr(skip, "is_recent", lambda stamps, start: str(tmp_path / "necks.py") in stamps)
-    skip.write_skip_entry(cfg.model_copy(update={"neck": part}), finished[1], finished[2]["fingerprint"], time.time())
-    assert not (folder / "skip.json").exists()
+    return entered[0].model_copy(update={"neck": part})
 
 
-def test_a_machine_that_torch_alone_knows_is_a_doubt(monkeypatch):
-    assert skip._machine.__wrapped__("auto") and skip._machine.__wrapped__("cpu")
-    monkeypatch.setattr(skip, "_UNKNOWN", ("nul*",))  # as if /dev/null were such a device
-    assert skip._machine.__wrapped__("auto") is None
+@pytest.mark.parametrize("name", ["necks.py", "helper.py"])
+def test_the_code_of_a_users_part_is_part_of_the_request_and_a_doubt_where_it_cannot_be_read(user, enter_again, tmp_path, name):
+    enter_again(user)  # as if the finished run had this neck
+    assert skipped(user)
+    before, content = skip.request_digest(user), (tmp_path / name).read_text()
+    for other in (f"{content}\nANOTHER = 1\n", content, f"{content}\nWIDTH ="):  # `content`: written again, as any other file
+        (tmp_path / name).write_text(other)
+        assert skipped(user) is None
+    (tmp_path / name).write_text(f"{content}\nANOTHER = 1\n")
+    assert skip.request_digest(user) != before
+    unbound = UserPart.model_validate({"class": "necks.PathAggregation"})
+    assert skipped(user.model_copy(update={"neck": unbound})) is None
 
 
-def test_a_file_written_while_it_was_read_gets_no_entry(entered, finished):
+@pytest.mark.parametrize("part", [False, True])
+def test_a_file_written_while_it_was_read_gets_no_entry(entered, finished, user, tmp_path, part):
     cfg, folder = entered
     (folder / "skip.json").unlink()
-    rewritten(Path(cfg.data.root, "annotations/instances_train.json"))
-    skip.write_skip_entry(cfg, finished[1], finished[2]["fingerprint"], time.time())
+    if not part:
+        rewritten(Path(cfg.data.root, "annotations/instances_train.json"))
+    skip.write_skip_entry(user if part else cfg, finished[1], finished[2]["fingerprint"], time.time())
     assert not (folder / "skip.json").exists()
 
 

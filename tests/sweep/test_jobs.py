@@ -104,14 +104,11 @@ def test_a_pool_whose_workers_never_begin_is_not_tried_for_ever(launch, monkeypa
     assert len(plain.calls) == 4 and len(launcher.failed) == 2
 
 
-def test_the_failure_of_one_stops_no_other(stop_file):
+def test_after_a_failure_none_begins_where_that_is_asked_for(stop_file):
     with pytest.raises(ValueError), job_scope("continue"):
         raise ValueError
     with job_scope("continue"):
         pass
-
-
-def test_after_a_failure_none_begins_where_that_is_asked_for(stop_file):
     with pytest.raises(ValueError), job_scope("stop"):
         raise ValueError("no")
     with pytest.raises(NotStarted, match=r"on_failure=stop.*\(ValueError: no\)"), job_scope("stop"):

@@ -19,24 +19,21 @@ def write(path, *steps, resume_from=0):
     sink.close()
 
 
-def test_one_line_a_step(tmp_path):
+def test_one_line_a_step_at_once(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
-    write(path, 1, 2)
-    assert lines(path) == [{"step": 1, "loss": 0.1, "lr": 0.5}, {"step": 2, "loss": 0.2, "lr": 0.5}]
-
-
-def test_lines_are_on_disk_before_the_run_ends(tmp_path):
-    sink = JsonLines(tmp_path / "m.jsonl")
-    sink.log(1, {"loss": 2.0})
-    assert lines(tmp_path / "m.jsonl") == [{"step": 1, "loss": 2.0}]
+    sink = JsonLines(path)
+    for step in (1, 2):
+        sink.log(step, {"loss": step / 10, "lr": 0.5})
+        assert lines(path)[-1] == {"step": step, "loss": step / 10, "lr": 0.5}
     sink.close()
 
 
-def test_a_resumed_run_drops_what_lies_past_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("resume_from", "steps"), [(2, [1, 2, 3, 4, 5]), (0, [3, 4, 5])])
+def test_a_resumed_run_drops_what_lies_past_its_checkpoint_and_a_new_one_everything(tmp_path, resume_from, steps):
     path = tmp_path / "m.jsonl"
     write(path, 1, 2, 3, 4)
-    write(path, 3, 4, 5, resume_from=2)
-    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4, 5]
+    write(path, 3, 4, 5, resume_from=resume_from)
+    assert [line["step"] for line in lines(path)] == steps
 
 
 def test_a_run_killed_in_its_evaluation_writes_the_line_of_that_once(tmp_path):
@@ -63,13 +60,6 @@ def test_a_kill_while_lines_are_dropped_costs_none(tmp_path, monkeypatch):
     assert [line["step"] for line in lines(path)] == [1, 2]
 
 
-def test_a_new_run_begins_a_new_file(tmp_path):
-    path = tmp_path / "m.jsonl"
-    write(path, 1, 2)
-    write(path, 1)
-    assert [line["step"] for line in lines(path)] == [1]
-
-
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / "m.jsonl"
     write(path, 1)
@@ -81,7 +71,8 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
 def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
-    monkeypatch.setattr(Console, "spent", [])
+    monkeypatch.setattr(Console, "done", 0)
+    monkeypatch.setattr(Console, "seconds", 0.0)
     monkeypatch.setenv(loggers.CELLS, "6")
 
     def last():
@@ -100,8 +91,7 @@ def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
 
 
-def test_a_log_file_gets_a_line_at_every_tenth(capsys, monkeypatch):
-    monkeypatch.setattr(Console, "spent", [])
+def test_a_log_file_gets_a_line_at_every_tenth(capsys):
     console = Console("fpn seed 0", 1000)
     for step in range(1, 1001):
         console.log(step, {"loss": 1.0})

@@ -1,11 +1,9 @@
 """Files are written whole or not at all, with safe names; the first line of an error; the digest of a value."""
 
-from pathlib import Path
-
 import pytest
 
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
-from fpn_ablate.utils.files import clear_leftovers, safe_name, save_text, write_atomically
+from fpn_ablate.utils.files import safe_name, save_text, write_atomically
 from fpn_ablate.utils.hashing import digest
 
 
@@ -38,28 +36,6 @@ def test_files_can_be_read_by_whom_the_umask_allows(tmp_path):
     write_atomically(tmp_path / "ours", lambda temporary: temporary.write_text("x"))
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_what_killed_writes_have_left_is_cleared_away_once_nobody_can_be_at_it(tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def cut(temporary):
-        temporary.write_text("ha")
-        names.append(temporary.name)
-        raise Killed
-
-    names = []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as SIGKILL, which leaves no time for it
-        write_atomically(tmp_path / "ledger.csv", cut)
-    others = [".hidden", ".notes.txt.2024-01-05.txt", ".x.2.y", "ledger.csv"]
-    for name in others:
-        (tmp_path / name).touch()
-    clear_leftovers([tmp_path, tmp_path / "nowhere"])
-    assert (tmp_path / names[0]).exists()
-    clear_leftovers([tmp_path], age=-1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == others
 
 
 @pytest.mark.parametrize(

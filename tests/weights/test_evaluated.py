@@ -175,8 +175,7 @@ def test_a_setting_that_an_older_run_lacks_gives_no_warning(trained, evaluated, 
 def test_a_trained_run_keeps_its_training_split_after_an_evaluated_one_was_read(trained, evaluated):
     evaluated(trained[2])
     folder = next((trained[0] / "runs" / "evaluated_faster_rcnn").glob(f"*/fpn+weights-{trained[2].name}/*"))
-    splits = {}
-    _, _, (first, second) = load_finished(folder, splits)
+    _, _, (first, second) = load_finished(folder)
     assert first is second
-    _, _, (training, validation) = load_finished(trained[2], splits)
+    _, _, (training, validation) = load_finished(trained[2])
     assert training.digest != validation.digest

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fpn_ablate.config import schema
+from fpn_ablate.config import parts
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 
 CHANNELS = (24, 48, 96, 192)  # of C2..C5
@@ -30,7 +30,7 @@ class SmallBlock(nn.Module):
         return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def small_resnet(config: schema.Backbone) -> Backbone:
+def small_resnet(config: parts.Backbone) -> Backbone:
     """Build a ResNet of one basic block a stage, or of two ("small_deep")."""
     depth, first = DEPTHS[config.name], CHANNELS[0]
     stem = nn.Sequential(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import TimmBackbone
+from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.utils.errors import UserError, first_line
 

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from fpn_ablate.config import schema
+from fpn_ablate.config import parts
 from fpn_ablate.model.backbones.base import Backbone
 
 # First layer of each stage of MobileNetV2's features, and the one after its last. Slices keep the numbers of the layers.
@@ -26,7 +26,7 @@ def has_stride_in_1x1(backbone: nn.Module) -> bool:
     return any(isinstance(m, Bottleneck) and m.conv1.stride != (1, 1) for m in backbone.modules())
 
 
-def torchvision_resnet(config: schema.Backbone) -> Backbone:
+def torchvision_resnet(config: parts.Backbone) -> Backbone:
     """Build torchvision's ResNet `config.name`."""
     net = getattr(torchvision.models, config.name)(weights=None)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
@@ -39,7 +39,7 @@ def torchvision_resnet(config: schema.Backbone) -> Backbone:
     return backbone
 
 
-def torchvision_mobilenet(config: schema.Backbone) -> Backbone:
+def torchvision_mobilenet(config: parts.Backbone) -> Backbone:
     """Build torchvision's MobileNetV2, cut where its stride doubles."""
     net = torchvision.models.mobilenet_v2(weights=None).features
     stages = {name: net[a:b] for name, (a, b) in MOBILENET_CUTS.items()}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import RoI
+from fpn_ablate.config.parts import RoI
 from fpn_ablate.model.precision import autocast_off, full_precision
 
 # The backbone's stage C5, None if the neck reads it, and its width.

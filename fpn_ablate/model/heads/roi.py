@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from fpn_ablate.config.schema import RoI
+from fpn_ablate.config.parts import RoI
 from fpn_ablate.model import boxes
 from fpn_ablate.model.heads.box_head import BoxHead, Predictor
 from fpn_ablate.model.heads.roi_pooler import RoIPooler

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from fpn_ablate.config.schema import RPNConfig
+from fpn_ablate.config.parts import RPNConfig
 from fpn_ablate.model import anchors as anchor_grid
 from fpn_ablate.model import boxes
 from fpn_ablate.model.matching import POSITIVE, match, sample

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import FPNNeck
+from fpn_ablate.config.parts import FPNNeck
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.upsample import Deconvolution, bilinear
 from fpn_ablate.structures.levels import Features, Level

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fpn_ablate.config.schema import SingleLevelNeck
+from fpn_ablate.config.parts import SingleLevelNeck
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.structures.levels import Features, Level
 

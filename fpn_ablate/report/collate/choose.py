@@ -1,13 +1,31 @@
 """Choose the records of a table: one setting, one configuration a row, one record a seed. Name what is left out."""
 
+import json
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from fpn_ablate.config.factors import under
+from fpn_ablate.config.schema import INCIDENTAL
 from fpn_ablate.report.collate.records import factors_of, time_of
-from fpn_ablate.report.collate.settings import declared_factors, describe_differences
 from fpn_ablate.report.collate.table import Record
 from fpn_ablate.utils.errors import UserError
+
+# Keys of a configuration that are not part of a setting.
+NOT_IN_SETTING = ("seed", *INCIDENTAL)
+# Keys beyond the configuration in which two settings can differ.
+BEYOND_CONFIG = (
+    "images.count",
+    "images.digest",
+    "weights",
+    "environment.evaluator",
+    "environment.version",
+    "environment.commit",
+    "environment.device",
+    "environment.torch",
+    "deterministic",
+    "code",
+)
+MAX_DIFFERENCES = 6
 
 
 def select_setting(
@@ -15,22 +33,20 @@ def select_setting(
 ) -> tuple[list[Record], list[list[Record]]]:
     """Return the records of one setting and, grouped by setting, the others.
 
-    The setting is the one of `requested` that has records here; if none has, the newest. With `allow_unfair` the first list
-    holds all records; the second stays the same.
+    The setting is the one of `requested` that has records here; if none has, the newest.
 
     Raises:
-        UserError: several of `requested` have records, so rows meant for one table cannot be compared.
+        UserError: several of `requested` have records, so rows meant for one table cannot be compared; not if `allow_unfair`.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         # The evaluator is not part of a run's setting, but figures of two evaluators must not stand side by side.
         groups.setdefault((record["setting"], str(record.get("environment.evaluator"))), []).append(record)
     matching = sorted(key for key in groups if key[0] in (requested or ()))
-    chosen = matching or [max(groups, key=lambda key: (_newest(groups[key]), key))]
+    chosen = matching or [max(groups, key=lambda key: (max(map(_age, groups[key])), key))]
     if len(chosen) > 1 and not allow_unfair:
         raise UserError(_unfair_message([groups[key] for key in chosen]))
-    selected = groups.pop(chosen[0])
-    return records if allow_unfair else selected, [groups[key] for key in sorted(groups)]
+    return groups.pop(chosen[0]), [groups[key] for key in sorted(groups)]
 
 
 def select_code(records: list[Record]) -> tuple[list[Record], list[str]]:
@@ -64,32 +80,22 @@ def select_records(records: list[Record], defined: Collection[str]) -> tuple[lis
         rows.setdefault(record["row"], []).append(record)
     left_out: dict[tuple[str, str], set[int]] = {}
     selected: dict[str, Record] = {}
-    for row in sorted(rows, key=lambda row: (row in defined, _newest(rows[row]), row), reverse=True):
-        current, replaced = _select_in_row(rows[row])
-        for record, other in replaced:
-            text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
-            left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
-        for record in current:
+    for row in sorted(rows, key=lambda row: (row in defined, max(map(_age, rows[row])), row), reverse=True):
+        newest, *_ = ordered = sorted(rows[row], key=_age, reverse=True)
+        current: dict[int, Record] = {}
+        for record in ordered:
+            # Seeds with other factors must not be averaged with these.
+            same_factors = _factors(record) == _factors(newest)
+            other = current.setdefault(record["seed"], record) if same_factors else current.get(record["seed"], newest)
+            if other is not record:
+                text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
+                left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
+        for record in current.values():
             first = selected.setdefault(record["fingerprint"], record)
             if first is not record:
-                same = f"the same experiment as row '{first['row']}', seed {first['seed']}"
-                same = f"the same experiment as row '{first['row']}'" if first["seed"] == record["seed"] else same
-                left_out.setdefault((row, same), set()).add(record["seed"])
+                seed = "" if first["seed"] == record["seed"] else f", seed {first['seed']}"
+                left_out.setdefault((row, f"the same experiment as row '{first['row']}'{seed}"), set()).add(record["seed"])
     return list(selected.values()), _left_out_lines(left_out)
-
-
-def _select_in_row(records: list[Record]) -> tuple[list[Record], list[tuple[Record, Record]]]:
-    """Return the selected records, one a seed, and each of the others with the record that replaces it."""
-    ordered = sorted(records, key=_age, reverse=True)
-    seeds: dict[int, Record] = {}
-    replaced = []
-    for record in ordered:
-        # Seeds with other factors must not be averaged with these.
-        same_factors = _factors(record) == _factors(ordered[0])
-        other = seeds.setdefault(record["seed"], record) if same_factors else seeds.get(record["seed"], ordered[0])
-        if other is not record:
-            replaced.append((record, other))
-    return list(seeds.values()), replaced
 
 
 def _factors(record: Record) -> Record:
@@ -115,19 +121,43 @@ def _unfair_message(groups: list[list[Record]]) -> str:
 
 
 def _left_out_lines(left_out: dict[tuple[str, str], set[int]]) -> list[str]:
-    return [f"row '{row}', {_seeds(seeds)}: {text}" for (row, text), seeds in sorted(left_out.items())]
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    seeds = sorted(seeds)
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
-def _newest(records: list[Record]) -> tuple[bool, datetime, str]:
-    """Return the age of a group: that of its newest finished record or, if none has finished, of its newest record."""
-    return max(map(_age, records))
+    names = {key: f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}" for key, seeds in left_out.items()}
+    return [f"row '{row}', {names[row, text]}: {text}" for row, text in sorted(left_out)]
 
 
 def _age(record: Record) -> tuple[bool, datetime, str]:
     """Return a sort key: finished records after others, then by time."""
     return record["status"] == "finished", time_of(record.get("finished") or record.get("started")), record["folder"] or ""
+
+
+def describe_differences(records: list[Record], others: list[Record], factors: bool = False, separator: str = ", here ") -> str:
+    """Describe the keys for which two groups share no value, the others' value first; empty if there are none.
+
+    The declared factors are left out unless `factors` is set.
+    """
+    keys = sorted({key for record in (*records, *others) for key in record if key.startswith("config.")})
+    declared = () if factors else declared_factors([*records, *others])
+    keys = [key for key in keys if key.split(".")[1] not in NOT_IN_SETTING and not under(key, declared, "config.")]
+    parts = []
+    if declared_factors(records) != declared_factors(others):
+        parts.append(f"factors {', '.join(declared_factors(others))}{separator}{', '.join(declared_factors(records))}")
+    for key in (*keys, *BEYOND_CONFIG):
+        values, other_values = _values(records, key), _values(others, key)
+        if not values & other_values:
+            parts.append(f"{key.removeprefix('config.')} {_join(other_values)}{separator}{_join(values)}")
+    if len(parts) > MAX_DIFFERENCES:
+        parts[MAX_DIFFERENCES:] = [f"and {len(parts) - MAX_DIFFERENCES} more keys"]
+    return "; ".join(parts)
+
+
+def declared_factors(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return the factors that any of the records declares."""
+    return tuple(sorted({factor for record in records for factor in factors_of(record)}))
+
+
+def _values(records: list[Record], key: str) -> set[str]:
+    return {json.dumps(record.get(key), sort_keys=True) for record in records}
+
+
+def _join(values: set[str]) -> str:
+    return "/".join(value.strip('"') if value != "null" else "unset" for value in sorted(values))

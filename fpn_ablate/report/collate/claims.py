@@ -1,13 +1,11 @@
 """Judge the claims about a table's rows. The claims are data: experiments/claims.yaml."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.compare import Comparison
-from fpn_ablate.report.collate.definition import check_mapping, is_number, read_yaml, text_value
+from fpn_ablate.report.collate.definition import parse, read_yaml
 from fpn_ablate.report.collate.stats import LEVEL, holm, seeds_needed
 from fpn_ablate.report.collate.table import Claim, Verdict
 from fpn_ablate.utils.errors import UserError, short_repr
@@ -16,7 +14,6 @@ from fpn_ablate.utils.paths import CLAIMS
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
 ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
-VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 
 
 def load_claims(folders: Iterable[Path]) -> list[Claim]:
@@ -34,26 +31,13 @@ def load_claims(folders: Iterable[Path]) -> list[Claim]:
         if not isinstance(entries, list):
             raise UserError(f"{file}: must hold a list 'claims'")
         for number, entry in enumerate(entries):
-            claims += _parse(f"{file}: claims[{number}]", entry)
+            where = f"{file}: claims[{number}]"
+            metrics = entry.get("metrics") if isinstance(entry, dict) else None
+            if not isinstance(metrics, list) or not metrics:
+                raise UserError(f"{where}: metrics must be a list of names, found {short_repr(metrics)}")
+            shared = {key: value for key, value in entry.items() if key != "metrics"}
+            claims += [parse(Claim, where, shared | {"metric": metric}) for metric in metrics]
     return claims
-
-
-def _parse(where: str, entry: Any) -> list[Claim]:
-    entry = check_mapping(where, entry, {"table", "claim", "metrics", "plus", "minus"}, {"above", "below", "less", "ours"})
-    for key in ("metrics", "plus", "minus"):
-        if not isinstance(entry[key], list) or not entry[key] or not all(isinstance(name, str) for name in entry[key]):
-            raise UserError(f"{where}: {key} must be a list of names, found {short_repr(entry[key])}")
-    bounds = {key: entry[key] for key in ("above", "below") if key in entry}
-    if not bounds or not all(is_number(value) for value in bounds.values()):
-        raise UserError(f"{where}: needs 'above' or 'below', or both, as numbers")
-    if bounds.get("above", -math.inf) >= bounds.get("below", math.inf):
-        raise UserError(f"{where}: above must be less than below, found {bounds['above']} and {bounds['below']}")
-    less = text_value(where, entry, "less") if "less" in entry else None
-    table, text, ours = text_value(where, entry, "table"), text_value(where, entry, "claim"), entry.get("ours", False)
-    if type(ours) is not bool:
-        raise UserError(f"{where}: ours must be true or false, found {short_repr(ours)}")
-    rows = tuple(entry["plus"]), tuple(entry["minus"])
-    return [Claim(table, text, metric, *rows, **bounds, less=less, ours=ours) for metric in entry["metrics"]]
 
 
 def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...]:
@@ -69,14 +53,18 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
         elif reason := _reason_not_to_judge(claim, contrast, comparison):
             verdicts[k] = Verdict(claim, "inconclusive", contrast, 1.0, reason=reason)
         else:
-            to_test[k] = contrast, _p_values(claim, contrast)
+            ours = contrast.ours  # a bound that a claim does not have is infinite, and decides nothing
+            p_true = max(ours.p_above(claim.above), ours.p_below(claim.below))
+            p_false = min(ours.p_below(claim.above), ours.p_above(claim.below))
+            to_test[k] = contrast, (p_true, p_false)
     two_sided = {k: min(1.0, 2 * min(sides)) for k, (_, sides) in to_test.items()}
     adjusted = dict(zip(two_sided, holm(list(two_sided.values())), strict=True))
     for k, (contrast, (p_true, p_false)) in to_test.items():
         if adjusted[k] < 1 - LEVEL:
             verdicts[k] = Verdict(claims[k], "supported" if p_true < p_false else "contradicted", contrast, adjusted[k])
         else:
-            needed = _seeds_needed(claims[k], contrast, len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k])
+            nearest = min(claims[k].bounds, key=lambda bound: abs(contrast.ours.mean - bound))
+            needed = seeds_needed(contrast.ours, nearest, len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k])
             verdicts[k] = Verdict(claims[k], "inconclusive", contrast, adjusted[k], needed)
     return tuple(verdicts[k] for k in range(len(claims)))
 
@@ -92,22 +80,3 @@ def _reason_not_to_judge(claim: Claim, contrast: Contrast, comparison: Compariso
     if min(means) < least:
         return f"a row has less than {least:g} %, so next to nothing is compared"
     return None
-
-
-def _p_values(claim: Claim, contrast: Contrast) -> tuple[float, float]:
-    """Return the one-sided p-values of "the claim is true" and of "the claim is false"."""
-    estimate = contrast.ours
-    p_true = max(
-        estimate.p_above(claim.above) if math.isfinite(claim.above) else 0.0,
-        estimate.p_below(claim.below) if math.isfinite(claim.below) else 0.0,
-    )
-    p_false = min(
-        estimate.p_below(claim.above) if math.isfinite(claim.above) else 1.0,
-        estimate.p_above(claim.below) if math.isfinite(claim.below) else 1.0,
-    )
-    return p_true, p_false
-
-
-def _seeds_needed(claim: Claim, contrast: Contrast, family: float) -> int | None:
-    """Return how many seeds would decide the claim at its nearest bound, corrected for the other claims."""
-    return seeds_needed(contrast.ours, min(claim.bounds, key=lambda bound: abs(contrast.ours.mean - bound)), family)

@@ -1,7 +1,8 @@
 """Collate records into tables: choose each table's records and fill its cells."""
 
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +48,26 @@ def collate(
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]
     tables: list[Table] = []
-    folders = list(experiments)
-    try:
+    folders, claims = list(experiments), []
+    with _collected(errors):
         claims = load_claims(folders)
-    except UserError as error:
-        if errors is None:
-            raise
-        errors.append(str(error))
-        claims = []
     for key, name in zip(chosen, names, strict=True):
-        try:
+        with _collected(errors):
             if names.count(name) > 1:
                 raise UserError(f"two tables have the same file name '{name}', one of them {key}; rename one")
             tables.append(_table(key, groups[key], frame.attrs, folders, settings, claims, allow_unfair))
-        except UserError as error:
-            if errors is None:
-                raise
-            if str(error) not in errors:  # one wrong definition affects many tables
-                errors.append(str(error))
     return tables
+
+
+@contextmanager
+def _collected(errors: list[str] | None) -> Iterator[None]:
+    """Append a UserError to `errors`, once: a wrong definition affects many tables. Without the list it is raised."""
+    try:
+        yield
+    except UserError as error:
+        if errors is None:
+            raise
+        errors += [str(error)] if str(error) not in errors else []
 
 
 def _table(
@@ -77,25 +79,27 @@ def _table(
     claims: list[Claim],
     allow_unfair: bool,
 ) -> Table:
-    records, others = choose.select_setting(records, settings, allow_unfair)
+    of_setting, others = choose.select_setting(records, settings, allow_unfair)
     unfair = allow_unfair and bool(others)
-    definition = find_definition(key[0], _metrics(records), experiments)
-    other_ids = {id(record) for other in others for record in other}
-    of_setting = [record for record in records if id(record) not in other_ids]
-    records, other_code = (records, []) if unfair else choose.select_code(records)
+    records, other_code = (records, []) if unfair else choose.select_code(of_setting)
+    definition = find_definition(key[0], _metrics(records if unfair else of_setting), experiments)
     records, left_out = choose.select_records(records, {name for spec in definition.rows for name in spec.names})
     records, control_records = _split_off_control(definition, records)
     replicates = _on_common_draws(attrs.get("replicates", {}), [*records, *control_records])
-    context = replicates, attrs.get("folders", {})
-    rows = _rows(definition, records, *context)
+    make_row = partial(_row, definition=definition, replicates=replicates, folders=attrs.get("folders", {}))
+    rows = tuple(make_row(*arguments) for arguments in _records_by_row(definition, records))
     defined = {spec.names[0]: row for spec, row in zip(definition.rows, rows, strict=False) if not row.published_only}
-    comparison = Comparison(definition, defined, _control_row(definition, control_records, *context))
+    control = None
+    if control_records:
+        label = f"{defined[definition.control.row].label} again, other seeds (A/A control)"
+        control = make_row(RowSpec(names=(definition.control.row,), label=label), control_records[-1]["row"], control_records)
+    comparison = Comparison(definition, defined, control)
     all_rows = Comparison(definition, {row.row: row for row in rows if not row.published_only})
     effects = tuple(_effect_row(effect, comparison) for effect in definition.effects)
     verdicts = () if unfair else judge(claims, comparison)
     contrasts = [v.contrast for v in verdicts if v.contrast]
     contrasts += [cell for effect in effects for cell in effect.cells.values()]
-    notes = footer.comparison_lines(definition, contrasts, comparison.control, comparison.noise())
+    notes = footer.comparison_lines(definition, contrasts, control, comparison.noise())
     table, recipe, data = key
     unreadable = _unreadable_of(table, attrs.get("unreadable", []))
     return Table(
@@ -109,7 +113,7 @@ def _table(
         effects=effects,
         footer=tuple(footer.lines(definition, rows, of_setting, others, [*other_code, *left_out], unreadable, notes, unfair)),
         verdicts=verdicts,
-        control=comparison.control,
+        control=control,
         best=frozenset() if unfair else all_rows.best(),
         unfair=unfair,
     )
@@ -143,45 +147,28 @@ def _split_off_control(definition: Definition, records: list[Record]) -> tuple[l
     return (rest, of_control) if rest else (records, [])
 
 
-def _control_row(
-    definition: Definition, records: list[Record], replicates: Replicates, folders: Mapping[tuple[str, str], Path]
-) -> Row | None:
-    if not records:
-        return None
-    spec = next(spec for spec in definition.rows if spec.names[0] == definition.control.row)
-    label = f"{spec.label} again, other seeds (A/A control)"
-    return _row(RowSpec(spec.names, label), records[-1]["row"], records, definition, replicates, folders)
-
-
 def _same_data(definition: Definition, data: str, records: list[Record]) -> bool:
     paper = definition.paper
     if paper is None or any(record["generated"] for record in records):
         return False
+    names, images = {name.casefold() for name in paper.same_data.names}, paper.same_data.images
     counts = {record.get("images.count") for record in records if record["status"] == "finished"}
-    return data.casefold() in paper.same_names and (paper.same_images is None or counts == {paper.same_images})
+    return data.casefold() in names and (images is None or counts == {images})
 
 
-def _rows(
-    definition: Definition, records: list[Record], replicates: Replicates, folders: Mapping[tuple[str, str], Path]
-) -> tuple[Row, ...]:
+def _records_by_row(definition: Definition, records: list[Record]) -> list[tuple[RowSpec, str, list[Record]]]:
+    """Return each row of the definition, then those that it does not list: (row, the name that is shown, its records)."""
     by_row: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: (r["row"], r["seed"])):
         by_row.setdefault(record["row"], []).append(record)
-    names = [_row_name(spec, by_row) for spec in definition.rows]
-    undefined = [name for name in by_row if name not in names]
-    specs = (*definition.rows, *(RowSpec((name,), name) for name in undefined))
-    pairs = zip(specs, (*names, *undefined), strict=True)
-    return tuple(
-        _row(spec, name, [] if spec.published_only else by_row.get(name, []), definition, replicates, folders)
-        for spec, name in pairs
-    )
-
-
-def _row_name(spec: RowSpec, recorded: Collection[str]) -> str:
-    """Return the first of the row's names that has records, or its first name."""
-    if spec.published_only:
-        return f"{spec.names[0]} (published only)"  # a row of ours with the same name is shown below
-    return next((name for name in spec.names if name in recorded), spec.names[0])
+    rows = []
+    for spec in definition.rows:
+        if spec.published_only:  # a row of ours with the same name is shown below
+            rows.append((spec, f"{spec.names[0]} (published only)", []))
+        else:
+            name = next((name for name in spec.names if name in by_row), spec.names[0])
+            rows.append((spec, name, by_row.pop(name, [])))
+    return rows + [(RowSpec(names=(name,)), name, own) for name, own in by_row.items()]
 
 
 def _row(
@@ -209,13 +196,12 @@ def _row(
 
 
 def _effect_row(effect: Effect, comparison: Comparison) -> EffectRow:
-    def cell(metric: Metric) -> Contrast:
-        if metric.source is not None:  # a cost: times differ from run to run, so their difference is not an effect
-            return Contrast({})
-        return comparison.contrast(metric.key, effect.plus, effect.minus, effect.scale)
-
-    seeds = comparison.seeds([*effect.plus, *effect.minus])
-    return EffectRow(effect.title, tuple(seeds), {metric.key: cell(metric) for metric in comparison.definition.metrics})
+    cells = {
+        # Of a cost there is no effect: times differ from run to run.
+        metric.key: Contrast({}) if metric.source else comparison.contrast(metric.key, effect.plus, effect.minus, effect.scale)
+        for metric in comparison.definition.metrics
+    }
+    return EffectRow(effect.title, tuple(comparison.seeds([*effect.plus, *effect.minus])), cells)
 
 
 def _fact_value(source: str, records: list[Record], published: Any) -> Any:
@@ -235,15 +221,14 @@ def _lookup(record: Record, source: str) -> Any:
 
 
 def _cell(metric: Metric, finished: list[Record], spec: RowSpec, replicates: Replicates) -> Cell:
-    values = {record["seed"]: record.get(metric.source or f"metrics.{metric.key}") for record in finished}
-    scaled = {seed: value * metric.scale if type(value) in (int, float) else None for seed, value in values.items()}
-    resampled = {} if metric.source else _resampled(metric, finished, replicates)
-    return Cell(scaled, spec.published.get(metric.key), resampled)
-
-
-def _resampled(metric: Metric, finished: list[Record], replicates: Replicates) -> dict[int, np.ndarray]:
-    fractions = {record["seed"]: replicates.get(record["fingerprint"], {}).get(metric.key) for record in finished}
-    return {seed: values * metric.scale for seed, values in fractions.items() if values is not None}
+    values, resampled = {}, {}
+    for record in finished:
+        value = record.get(metric.source or f"metrics.{metric.key}")
+        values[record["seed"]] = value * metric.scale if type(value) in (int, float) else None
+        fractions = None if metric.source else replicates.get(record["fingerprint"], {}).get(metric.key)
+        if fractions is not None:
+            resampled[record["seed"]] = fractions * metric.scale
+    return Cell(values, spec.published.get(metric.key), resampled)
 
 
 def _metrics(records: list[Record]) -> set[str]:

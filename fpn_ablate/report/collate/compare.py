@@ -52,11 +52,8 @@ class Comparison:
 
     def noise(self) -> dict[str, float]:
         """Return {metric: how far two equal rows may differ by chance}, with as many seeds as the control's row has."""
-        if self.control is None or not self._first_half:
-            return {}
-        n = len(self._first_half.seeds)
-        units = {m.key: self._control_half_width(m.key, None) for m in self.definition.metrics if m.source is None}
-        return {key: unit * math.sqrt(2 / n) for key, unit in units.items() if unit is not None}
+        units = {m.key: self._control_half_width(m.key) for m in self.definition.metrics if m.source is None}
+        return {key: unit * math.sqrt(2 / len(self._halves[0].seeds)) for key, unit in units.items() if unit is not None}
 
     def best(self) -> frozenset[tuple[str, str]]:
         """Return (row, metric) of each cell whose differences to all other rows have intervals above 0."""
@@ -76,16 +73,15 @@ class Comparison:
         return any(cell.resampled for row in self.rows.values() for cell in row.cells.values())
 
     @property
-    def _first_half(self) -> Row | None:
-        """Return the first half of the control, if it is the same row as the second."""
-        row = self.rows.get(self.definition.control.row) if self.definition.control else None
-        return row if row and self.control and row.row == self.control.row else None
+    def _halves(self) -> list[Row]:
+        """Return the control's row with its own seeds and with the control's; none if it stands under another of its names."""
+        first = self.rows.get(self.definition.control.row) if self.control else None
+        return [first, self.control] if first and first.row == self.control.row else []
 
-    def _control_half_width(self, metric: str, less: str | None) -> float | None:
-        if self.control is None or self._first_half is None:
-            return None
-        halves = [self._cell(row, metric, less).values.values() for row in (self._first_half, self.control)]
-        return control_half_width(*([value for value in half if value is not None] for half in halves))
+    def _control_half_width(self, metric: str, less: str | None = None) -> float | None:
+        cells = [self._cell(row, metric, less) for row in self._halves]
+        halves = [[value for value in cell.values.values() if value is not None] for cell in cells]
+        return control_half_width(*halves) if halves else None
 
     @staticmethod
     def _cell(row: Row, metric: str, less: str | None) -> Cell:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 
 from fpn_ablate.report.collate.cells import Contrast
+from fpn_ablate.report.collate.choose import describe_differences
 from fpn_ablate.report.collate.definition import Definition
-from fpn_ablate.report.collate.settings import describe_differences
 from fpn_ablate.report.collate.table import GENERATED, Record, Row
 
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
@@ -30,13 +30,15 @@ def lines(
         unfair: the rows include `others`.
     """
     finished = [record for record in records if record["status"] == "finished"] or records
+    first, paper = records[0], definition.paper
+    generated = f": {GENERATED}" if any(record["generated"] for record in records) else ""
     pairs = [
-        ("data", _data(records)),
-        ("images", _images(finished)),
+        ("data", f"{first['data']}{generated}"),
+        ("images", _tally(finished, _images)),
         ("objects", _tally(finished, _objects)),
         ("repairs", _tally(finished, _repairs)),
         ("evaluator", _tally(finished, lambda r: r.get("environment.evaluator"))),
-        ("recipe", records[0]["recipe"]),
+        ("recipe", first["recipe"]),
         ("backbone", _tally(finished, _backbone)),
         ("seeds", _seeds(definition, rows)),
         ("±", _interval(definition, rows)),
@@ -48,32 +50,22 @@ def lines(
         ("cost", _cost(finished)),
         ("effects", EFFECTS if definition.effects else ""),
         *(("note", note) for note in definition.notes),
-        ("published", _published(definition)),
+        ("published", ". ".join(filter(None, (paper.reference, paper.settings))) if paper else ""),
         *(("left out", text) for text in left_out),
-        *(("UNFAIR" if unfair else "left out", _other_setting(records, other)) for other in others),
     ]
+    for other in others:
+        differences = describe_differences(records, other)
+        differences = differences or "nothing that the records hold differs, so what the files of data or weights hold does"
+        text = f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {differences}"
+        pairs.append(("UNFAIR" if unfair else "left out", text))
     if unreadable:
         pairs.append(("unreadable", f"{len(unreadable)} of the record files: {'; '.join(unreadable)}"))
     return [(label, text) for label, text in pairs if text]
 
 
-def _other_setting(records: list[Record], other: list[Record]) -> str:
-    differences = describe_differences(records, other)
-    differences = differences or "nothing that the records hold differs, so what the files of data or weights hold does"
-    return f"{len(other)} record{'s' * (len(other) > 1)} of another setting: {differences}"
-
-
-def _data(records: list[Record]) -> str:
-    generated = any(record["generated"] for record in records)
-    return f"{records[0]['data']}: {GENERATED}" if generated else records[0]["data"]
-
-
-def _images(records: list[Record]) -> str:
-    def text(record: Record) -> str | None:
-        count, digest = record.get("images.count"), record.get("images.digest")
-        return None if count is None else f"{count} evaluated, list {str(digest)[:12]}"
-
-    return _tally(records, text)
+def _images(record: Record) -> str | None:
+    count, digest = record.get("images.count"), record.get("images.digest")
+    return None if count is None else f"{count} evaluated, list {str(digest)[:12]}"
 
 
 def _objects(record: Record) -> str | None:
@@ -88,9 +80,9 @@ def _repairs(record: Record) -> str | None:
     splits: dict[str, list[str]] = {}
     for key, value in record.items():
         if key.startswith("repairs.") and value:
-            split, dot, repair = key.removeprefix("repairs.").partition(".")
-            splits.setdefault(split if dot else "", []).append(f"{repair or split} {value}")
-    return "; ".join(f"{split}: {', '.join(parts)}".removeprefix(": ") for split, parts in sorted(splits.items())) or None
+            split, _, repair = key.removeprefix("repairs.").partition(".")
+            splits.setdefault(split, []).append(f"{repair} {value}")
+    return "; ".join(f"{split}: {', '.join(parts)}" for split, parts in sorted(splits.items())) or None
 
 
 def _backbone(record: Record) -> str | None:
@@ -228,11 +220,6 @@ def _one_source(record: Record) -> list[tuple[str, float]]:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
-
-
-def _published(definition: Definition) -> str:
-    paper = definition.paper
-    return ". ".join(part for part in (paper.reference, paper.settings) if part) if paper else ""
 
 
 def _tally(records: list[Record], describe: Callable[[Record], str | None]) -> str:

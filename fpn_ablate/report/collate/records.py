@@ -180,26 +180,22 @@ def _read_ledger(path: Path) -> list[dict[str, Any] | str]:
 
 def _problem(name: str, record: dict[str, Any]) -> str | None:
     """Return why a record cannot be used in a table, or None."""
-    for key in TEXT_KEYS:
-        if not isinstance(record.get(key), str) or not record[key]:
-            return f"{name}: key '{key}' must be text, found {short_repr(record.get(key))}"
-    if record.get("status") not in STATUSES:
-        return f"{name}: key 'status' must be one of {', '.join(STATUSES)}, found {short_repr(record.get('status'))}"
-    if type(record.get("seed")) is not int:
-        return f"{name}: key 'seed' must be an integer, found {short_repr(record.get('seed'))}"
-    if type(record.get("generated")) is not bool:
-        return f"{name}: key 'generated' must be true or false, found {short_repr(record.get('generated'))}"
     factors = record.get("config.factors") or []
-    if not isinstance(factors, list) or not all(isinstance(factor, str) for factor in factors):
-        return f"{name}: key 'config.factors' must be a list of text, found {short_repr(factors)}"
+    checks = [(key, "text", isinstance(record.get(key), str) and record[key] != "") for key in TEXT_KEYS]
+    checks += [
+        ("status", f"one of {', '.join(STATUSES)}", record.get("status") in STATUSES),
+        ("seed", "an integer", type(record.get("seed")) is int),
+        ("generated", "true or false", type(record.get("generated")) is bool),
+        ("config.factors", "a list of text", isinstance(factors, list) and all(isinstance(item, str) for item in factors)),
+    ]
     for key, value in record.items():
-        if key.startswith("metrics.") and value is not None and type(value) not in (int, float):
-            return f"{name}: key '{key}' must be a number or null, found {short_repr(value)}"
-        if key.startswith("metrics.") and isinstance(value, float) and math.isinf(value):
-            return f"{name}: key '{key}' must be finite, found {value}"
-        if isinstance(value, list) and (key in SINGLE_KEYS or key.startswith("environment.")):
-            return f"{name}: key '{key}' must be one value, found {short_repr(value)}"
-    return None
+        if key.startswith("metrics."):
+            finite = type(value) in (int, float) and math.isfinite(value)
+            checks.append((key, "a finite number or null", value is None or finite))
+        elif key in SINGLE_KEYS or key.startswith("environment."):
+            checks.append((key, "one value", not isinstance(value, list)))
+    wrong = next(((key, kind) for key, kind, passes in checks if not passes), None)
+    return wrong and f"{name}: key '{wrong[0]}' must be {wrong[1]}, found {short_repr(record.get(wrong[0]))}"
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -64,19 +64,17 @@ class Estimate:
 
     def p_above(self, bound: float) -> float:
         """Return the one-sided p-value of "the mean is above `bound`" (null: at most `bound`); 1 for one seed."""
-        if self.n < 2 or self.standard_error is None:
-            return 1.0
-        if self.standard_error == 0:
-            return float(self.mean <= bound)
-        return _upper_tail((self.mean - bound) / self.standard_error, self.df)
+        return self._p(self.mean - bound) if self.n > 1 else 1.0
 
     def p_below(self, bound: float) -> float:
         """Return the one-sided p-value of "the mean is below `bound`" (null: at least `bound`); 1 for one seed."""
-        if self.n < 2 or self.standard_error is None:
-            return 1.0
-        if self.standard_error == 0:
-            return float(self.mean >= bound)
-        return _upper_tail((bound - self.mean) / self.standard_error, self.df)
+        return self._p(bound - self.mean) if self.n > 1 else 1.0
+
+    def _p(self, distance: float) -> float:
+        """Return the probability that Student's t exceeds `distance` in standard errors."""
+        from scipy.special import stdtr
+
+        return float(stdtr(self.df, -distance / self.standard_error)) if self.standard_error else float(distance <= 0)
 
 
 def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndarray] | None = None) -> Estimate:
@@ -182,10 +180,3 @@ def _t_quantile(df: float, family: float = 1.0) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(df, 1 - (1 - LEVEL) / family / 2))
-
-
-def _upper_tail(t: float, df: float) -> float:
-    """Return the probability that Student's t exceeds `t`."""
-    from scipy.special import stdtr
-
-    return float(stdtr(df, -t))

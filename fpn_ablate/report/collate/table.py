@@ -5,10 +5,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
-from fpn_ablate.report.collate.definition import Definition
+from fpn_ablate.report.collate.definition import Definition, Entry, Metric, Names, Number, Text
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
@@ -16,8 +18,12 @@ GENERATED = "GENERATED DATA: not comparable with COCO"
 UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
 
 
-@dataclass(frozen=True)
-class Claim:
+def clean(text: Any) -> str:
+    """Return a text as one line without control characters; names and messages come from users and files."""
+    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
+
+
+class Claim(Entry):
     """A statement that a difference of rows lies above and/or below a bound, in points.
 
     Attributes:
@@ -27,19 +33,25 @@ class Claim:
         ours: True if nobody has published the statement.
     """
 
-    table: str
-    text: str
-    metric: str
-    plus: tuple[str, ...]
-    minus: tuple[str, ...]
-    above: float = -math.inf
-    below: float = math.inf
-    less: str | None = None
+    table: Text
+    text: Text = Field(alias="claim")
+    metric: Text
+    plus: Names
+    minus: Names
+    above: Number = -math.inf
+    below: Number = math.inf
+    less: Text | None = None
     ours: bool = False
 
     @property
     def bounds(self) -> tuple[float, ...]:
         return tuple(bound for bound in (self.above, self.below) if math.isfinite(bound))
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.bounds or self.above >= self.below:
+            raise ValueError("needs 'above' or 'below', or both with above < below, as numbers")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,19 @@ class Row:
     published_only: bool = False
 
     @property
+    def name(self) -> str:
+        """Return the name as tables print it."""
+        return clean(f"({self.letter}) {self.label}" if self.letter else self.label)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Return the healthy, finished seeds: those in the means."""
         return tuple(seed for seed, state in self.states.items() if state == "finished")
+
+    @property
+    def finished(self) -> list[Record]:
+        """Return the records of these seeds."""
+        return [record for record in self.records if record["seed"] in self.seeds]
 
     @property
     def state(self) -> str:
@@ -156,6 +178,25 @@ class Table:
     def watermark(self) -> str:
         """Return the warning in at most four words, for pictures."""
         return " / ".join(part.partition(":")[0] for part in self.warning.split(". "))
+
+    @property
+    def difference_label(self) -> str:
+        return "Δ" if self.same_data else "Δ other data"
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """Return the rows, and the control."""
+        return [*self.rows, *([self.control] if self.control else [])]
+
+    @property
+    def finished_rows(self) -> list[Row]:
+        """Return the rows with at least one finished seed."""
+        return [row for row in self.rows if row.seeds]
+
+    @property
+    def main_metric(self) -> Metric | None:
+        """Return the first metric that is not a cost."""
+        return next((metric for metric in self.definition.metrics if metric.source is None), None)
 
     @property
     def published(self) -> bool:

@@ -1,12 +1,13 @@
 """Turn a table into a grid of plain text, which `tables` prints in each format."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fpn_ablate.report.collate.cells import Cell
-from fpn_ablate.report.collate.definition import Fact, Metric, Paper
-from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict
+from fpn_ablate.report.collate.definition import Fact, Metric
+from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict, clean
 
 CHECK = "✓"
 WITHIN_NOISE = "†"
@@ -26,10 +27,17 @@ class Line:
     metrics: tuple[str, ...]
     differences: tuple[str, ...] = ()
     best: tuple[bool, ...] = ()  # metrics that are better than in all other rows (`Comparison.best`)
+    row: Row | None = None  # of kind "ours"
 
     @property
     def ours(self) -> bool:
         return self.kind in ("ours", "control", "effect")
+
+    @property
+    def state(self) -> str | None:
+        """Return the text in place of all metrics, as `not run`; None if there is a figure."""
+        text = self.metrics[0] if self.ours and len(set(self.metrics)) == 1 else "0"
+        return None if re.match(r"[+-]?\d", text) else text
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -48,10 +56,9 @@ class Grid:
     header: tuple[str, ...]
     align_right: tuple[bool, ...]  # by column
     paper_label: str
-    difference_label: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
-    verdicts: tuple[tuple[str, ...], ...]  # cells as VERDICT_HEADER names them
+    verdicts: tuple[dict[str, str], ...]  # by VERDICT_HEADER
     footer: tuple[tuple[str, str], ...]
 
 
@@ -86,7 +93,6 @@ def grid(table: Table) -> Grid:
         header=("", *map(clean, titles)),
         align_right=(*(False for _ in definition.facts), False, True, *(True for _ in definition.metrics)),
         paper_label=_paper_label(table),
-        difference_label=_difference_label(table),
         lines=tuple(lines),
         notes=tuple(notes),
         verdicts=tuple(_verdict(table, verdict) for verdict in table.verdicts),
@@ -94,38 +100,36 @@ def grid(table: Table) -> Grid:
     )
 
 
-def clean(text: str) -> str:
-    """Return the text as one line without control characters; names and messages come from users and files."""
-    return "".join(char if char.isprintable() else "�" for char in " ".join(str(text).split()))
-
-
 def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"] = "ours") -> Line:
     definition = table.definition
     facts = tuple(_fact_text(fact, row.facts[fact.key]) for fact in definition.facts)
-    metrics = tuple(_metric_text(metric, row.cells[metric.key], row) for metric in definition.metrics)
+    cells = [(metric, row.cells[metric.key]) for metric in definition.metrics]
+    metrics = tuple(_estimate_text(*cell, len(row.seeds)) if row.seeds else row.state for cell in cells)
     best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
     label = row.label if kind == "control" else _label(table, row)
-    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best)
+    shown = row if kind == "ours" else None
+    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best, shown)
 
 
-def _verdict(table: Table, verdict: Verdict) -> tuple[str, ...]:
+def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
     claim, contrast = verdict.claim, verdict.contrast
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     metric = " beyond ".join(titles.get(name, name) for name in (claim.metric, claim.less) if name)
-    text = clean(f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else ""))
     outcome = verdict.verdict + (f"; {verdict.reason}" if verdict.reason else "")
-    if contrast is None:
-        return text, clean(metric), "", "0", "", clean(outcome), ""
-    if verdict.verdict == "inconclusive" and not verdict.reason:
-        needed = verdict.seeds_needed
-        outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
-    if contrast.within_noise:
-        outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
-    published = "" if verdict.published is None else f"{verdict.published:+.1f}"
-    ours = contrast.ours
-    difference = f"{ours.mean:+z.1f}" + (f" ± {ours.half_width:.1f}" if ours.half_width is not None else "")
-    p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
-    return text, clean(metric), difference, str(ours.n), published, clean(outcome), p
+    ours = published = p = ""
+    if contrast is not None:
+        if verdict.verdict == "inconclusive" and not verdict.reason:
+            needed = verdict.seeds_needed
+            outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
+        if contrast.within_noise:
+            outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
+        published = "" if verdict.published is None else f"{verdict.published:+.1f}"
+        half_width = contrast.ours.half_width
+        ours = f"{contrast.ours.mean:+z.1f}" + (f" ± {half_width:.1f}" if half_width is not None else "")
+        p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+    text = f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else "")
+    cells = text, metric, ours, str(contrast.ours.n if contrast else 0), published, outcome, p
+    return dict(zip(VERDICT_HEADER, map(clean, cells), strict=True))
 
 
 def _bounds(claim: Claim) -> str:
@@ -136,14 +140,17 @@ def _bounds(claim: Claim) -> str:
 
 
 def _label(table: Table, row: Row) -> str:
-    label = f"({row.letter}) {row.label}" if row.letter else row.label
-    return f"{label}, ours only" if table.published and not row.published else label
+    return f"{row.name}, ours only" if table.published and not row.published else row.name
 
 
 def _paper_line(table: Table, row: Row) -> Line:
-    facts = [_paper_fact(fact, row) for fact in table.definition.facts]
-    cells = [(metric, row.cells[metric.key]) for metric in table.definition.metrics]
-    label = f"{_paper_label(table)} ({_difference_label(table)})"
+    definition, facts = table.definition, []
+    for fact in definition.facts:
+        text = _fact_text(fact, row.published.get(fact.key))
+        is_above = not row.published_only and text == _fact_text(fact, row.facts[fact.key])
+        facts.append("" if is_above else text)
+    cells = [(metric, row.cells[metric.key]) for metric in definition.metrics]
+    label = f"{_paper_label(table)} ({table.difference_label})"
     return Line(
         kind="published" if row.published_only else "paper",
         label=clean(f"{_label(table, row)}, {_paper_label(table)}, published only") if row.published_only else label,
@@ -170,12 +177,8 @@ def _effect_line(table: Table, effect: EffectRow) -> Line:
 def _paper_label(table: Table) -> str:
     paper = table.definition.paper
     if paper is None:
-        return Paper.name
+        return "paper"
     return clean(paper.name if table.same_data else f"{paper.name}: {paper.data}")
-
-
-def _difference_label(table: Table) -> str:
-    return "Δ" if table.same_data else "Δ other data"
 
 
 def _legend(table: Table) -> str:
@@ -183,7 +186,7 @@ def _legend(table: Table) -> str:
     if not table.published:
         return ""
     paper = table.definition.paper
-    source = "the paper" if paper.name == Paper.name else paper.name
+    source = "the paper" if paper.name == "paper" else paper.name
     text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}"
     if table.same_data:
         return f"{text}."
@@ -203,10 +206,6 @@ def _note(row: Row) -> str:
     return clean(f"{row.row}, {'; '.join(parts)}{remaining}") if parts else ""
 
 
-def _metric_text(metric: Metric, cell: Cell, row: Row) -> str:
-    return _estimate_text(metric, cell, len(row.seeds)) if row.seeds else row.state
-
-
 def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> str:
     ours = cell.ours
     if ours.mean is None:
@@ -218,26 +217,11 @@ def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> st
     return text + (f" (n={ours.n})" if ours.n < seeds else "")
 
 
-def _paper_fact(fact: Fact, row: Row) -> str:
-    """Return the paper's entry, or an empty text if it equals the one printed above it."""
-    published = _fact_text(fact, row.published.get(fact.key))
-    return "" if published == _fact_text(fact, row.facts[fact.key]) and not row.published_only else published
-
-
 def _fact_text(fact: Fact, value: Any) -> str:
     if value is None or value is False:
         return ""
     if fact.style == "check" and value is True:
         return CHECK
-    if fact.style == "count" and type(value) in (int, float):
-        return _count(value)
+    if fact.style == "count" and type(value) in (int, float) and value >= 1000:  # as the paper does: 47250 is 47k
+        return f"{value / 1e6:.1f}M" if value >= 999_500 else f"{value / 1000:.0f}k"
     return clean(value)
-
-
-def _count(value: float) -> str:
-    """Write a count as the paper does: 47250 is 47k."""
-    for size, unit in ((999_500, "M"), (1000, "k")):
-        if value >= size:
-            scaled = value / (1_000_000 if unit == "M" else 1000)
-            return f"{scaled:.1f}M" if unit == "M" else f"{scaled:.0f}k"
-    return str(value)

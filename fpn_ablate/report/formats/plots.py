@@ -5,8 +5,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from fpn_ablate.report.collate.definition import Metric
-from fpn_ablate.report.collate.table import Table
-from fpn_ablate.report.formats.grid import clean
+from fpn_ablate.report.collate.table import Table, clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +50,8 @@ def draw(table: Table) -> "Figure":
     axes = figure.subplots(1, max(len(metrics), 1), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=False):
         _panel(axis, table, metric)
-    axes[0].set_yticks(range(len(table.rows)), [_name(table, number) for number in range(len(table.rows))])
+    names = [row.name if len(row.name) <= 36 else f"{row.name[:35]}…" for row in table.rows]
+    axes[0].set_yticks(range(len(table.rows)), names)
     axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"
     characters = int(figure.get_figwidth() / 0.09)  # in this font; a long recipe name would be cut off at both ends
@@ -105,12 +105,6 @@ def _scale(axis: "Axes", metric: Metric) -> None:
 def _dots(axis: "Axes", points: list[tuple[float, float]], style: dict) -> None:
     if points:
         axis.plot(*zip(*points, strict=True), **style, zorder=3)
-
-
-def _name(table: Table, number: int) -> str:
-    row = table.rows[number]
-    name = clean(f"({row.letter}) {row.label}" if row.letter else row.label)
-    return name if len(name) <= 36 else f"{name[:35]}…"
 
 
 def _legend(figure: "Figure", table: Table) -> None:

@@ -6,51 +6,45 @@ brackets in Markdown and LaTeX, on a separate line in the terminal, where width 
 
 import math
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from fpn_ablate.report.collate.definition import Metric
+from rich import box
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
 from fpn_ablate.report.collate.records import to_csv
 from fpn_ablate.report.collate.stats import Estimate
 from fpn_ablate.report.collate.table import Row, Table, Verdict
 from fpn_ablate.report.formats.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Grid, Line, grid
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
 
-
-def show(table: Table, console: "Console | None" = None) -> None:
+def show(table: Table, console: Console | None = None) -> None:
     """Print the table, never narrower than its figures need: a cut figure is worse than a wrapped line."""
-    from rich.console import Console, Group
-    from rich.measure import Measurement
-    from rich.text import Text
-
     console = console or Console()
     content = grid(table)
-    rich_table = _rich_table(content)
+    rich_table = _rich_table(table, content)
     parts = [Text(content.title, style="bold")]
     parts += [Text(content.banner, style="bold yellow")] if content.banner else []
     parts += [Text(content.legend)] if content.legend else []
-    notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
-    footer = [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
+    parts += [Text(), rich_table, Text()]
+    parts += [_rich_verdicts(content), Text()] if content.verdicts else []
+    parts += [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
+    parts += [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
     console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), rich_table).minimum)
-    verdicts = [_rich_verdicts(content), Text()] if content.verdicts else []
-    console.print(Group(*parts, Text(), rich_table, Text(), *verdicts, *notes, *footer, Text()))
+    console.print(Group(*parts, Text()))
 
 
-def _rich_table(content: Grid) -> "RichTable":
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    rows: list[tuple[str, tuple[str, ...]]] = []
+def _rich_table(table: Table, content: Grid) -> RichTable:
+    rows: list[tuple[str, Sequence[str]]] = []
     for line in content.lines:
         label = content.paper_label if line.kind == "paper" else line.label
-        values = tuple(value.replace(" ± ", "±") for value in line.metrics)
+        values = (value.replace(" ± ", "±") for value in line.metrics)
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
-            rows.append(("dim", (content.difference_label, *("" for _ in line.facts), *line.differences)))
+            rows.append(("dim", (table.difference_label, *("" for _ in line.facts), *line.differences)))
     rich_table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     rich_table.add_column("", min_width=16)
     for number, title in enumerate(content.header[1:], start=1):
@@ -65,21 +59,15 @@ def _rich_table(content: Grid) -> "RichTable":
     return rich_table
 
 
-def _rich_verdicts(content: Grid) -> "RichTable":
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
+def _rich_verdicts(content: Grid) -> RichTable:
     rich_table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for number, title in enumerate(VERDICT_HEADER):
-        rich_table.add_column(
-            title, justify="right" if title in ("ours", "n", "published", "p (Holm)") else "left", min_width=12 * (not number)
-        )
-    for cells in content.verdicts:
-        style = {"supported": "green", "contradicted": "red"}.get(cells[VERDICT_HEADER.index("verdict")].split(";")[0], "")
-        rich_table.add_row(
-            *(Text(cell.replace(" ± ", "±"), style=style if cell.startswith(("supp", "contra")) else "") for cell in cells)
-        )
+    for title in VERDICT_HEADER:
+        justify = "right" if title in ("ours", "n", "published", "p (Holm)") else "left"
+        rich_table.add_column(title, justify=justify, min_width=12 if title == "claim" else None)
+    for verdict in content.verdicts:
+        texts = {title: Text(cell.replace(" ± ", "±")) for title, cell in verdict.items()}
+        texts["verdict"].style = {"supported": "green", "contradicted": "red"}.get(verdict["verdict"].split(";")[0], "")
+        rich_table.add_row(*texts.values())
     return rich_table
 
 
@@ -92,13 +80,12 @@ def markdown(table: Table) -> str:
     text.append(_pipe(escape_markdown(cell) for cell in content.header))
     text.append(_pipe("---:" if align_right else "---" for align_right in content.align_right))
     for line in content.lines:
-        cells = [escape_markdown(cell) for cell in line.cells]
-        cells = [f"**{cell}**" if best else cell for cell, best in zip(cells, _best(line), strict=True)]
-        text.append(_pipe([f"**{cells[0]}**" if line.ours else f"*{cells[0]}*", *cells[1:]]))
+        first, *cells = (f"**{cell}**" if best else cell for cell, best in _cells(line, escape_markdown))
+        text.append(_pipe([f"**{first}**" if line.ours else f"*{first}*", *cells]))
     text.append("")
     if content.verdicts:
         text += [_pipe(VERDICT_HEADER), _pipe("---" for _ in VERDICT_HEADER)]
-        text += [_pipe(map(escape_markdown, cells)) for cells in content.verdicts]
+        text += [_pipe(map(escape_markdown, verdict.values())) for verdict in content.verdicts]
         text.append("")
     text += [f"- \\[{number}\\] {escape_markdown(note)}" for number, note in enumerate(content.notes, start=1)]
     text += [f"- {label}: {escape_markdown(value)}" for label, value in content.footer]
@@ -111,23 +98,19 @@ def latex(table: Table) -> str:
     caption = ". ".join(part.rstrip(".") for part in (content.title, content.banner, content.legend) if part)
     body = [r"\begin{table}", r"\centering\footnotesize", r"\setlength{\tabcolsep}{3pt}"]
     body += [rf"\caption{{{_breakable(caption)}.}}"]
-    # Shrink the table to the page if it is wider.
-    body += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    body += [
-        rf"\begin{{tabular}}{{{''.join('r' if align_right else 'l' for align_right in content.align_right)}}}",
-        r"\toprule",
-    ]
-    body += [" & ".join(map(escape_latex, content.header)) + r" \\", r"\midrule"]
-    first = 1 + len(content.lines[0].facts) if content.lines else 1
-    for number, line in enumerate(content.lines):
-        if line.kind != "paper" and number:
-            first_effect = line.kind == "effect" and content.lines[number - 1].kind != "effect"
-            body.append(r"\midrule" if first_effect else r"\addlinespace")
-        cells = [escape_latex(cell) for cell in line.cells]
-        cells = [rf"\textbf{{{cell}}}" if best else cell for cell, best in zip(cells, _best(line), strict=True)]
-        label = rf"\quad {cells[0]}" if line.kind == "paper" else cells[0]
-        body.append(" & ".join([label, *cells[1:first], *map(_minus, cells[first:])]) + r" \\")
-    body += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip", *_latex_verdicts(content)]
+    lines, previous = [], None
+    for line in content.lines:
+        if line.kind != "paper" and previous:
+            lines.append(r"\midrule" if line.kind == "effect" and previous != "effect" else r"\addlinespace")
+        previous = line.kind
+        cells = [rf"\textbf{{{cell}}}" if best else cell for cell, best in _cells(line, escape_latex)]
+        cells[0] = rf"\quad {cells[0]}" if line.kind == "paper" else cells[0]
+        first = 1 + len(line.facts)
+        lines.append(" & ".join([*cells[:first], *map(_minus, cells[first:])]) + r" \\")
+    body += _tabular("".join("r" if align_right else "l" for align_right in content.align_right), content.header, lines)
+    if content.verdicts:
+        rows = ([escape_latex(cell) for cell in verdict.values()] for verdict in content.verdicts)
+        body += _tabular("llrrrlr", VERDICT_HEADER, [" & ".join([row[0], *map(_minus, row[1:])]) + r" \\" for row in rows])
     body += [r"\begin{minipage}{\linewidth}\scriptsize"]
     body += [rf"{{[{number}]}} {_breakable(note)}\par" for number, note in enumerate(content.notes, start=1)]
     body += [rf"{escape_latex(label)}: {_breakable(text)}\par" for label, text in content.footer]
@@ -135,15 +118,13 @@ def latex(table: Table) -> str:
     return "% Needs \\usepackage{booktabs,amssymb,graphicx}\n" + "\n".join(body) + "\n"
 
 
-def _latex_verdicts(content: Grid) -> list[str]:
-    if not content.verdicts:
-        return []
-    lines = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    lines += [r"\begin{tabular}{llrrrlr}", r"\toprule", " & ".join(map(escape_latex, VERDICT_HEADER)) + r" \\", r"\midrule"]
-    for cells in content.verdicts:
-        first, *rest = map(escape_latex, cells)
-        lines.append(" & ".join([first, *map(_minus, rest)]) + r" \\")
-    return [*lines, r"\bottomrule", r"\end{tabular}}", r"\par\smallskip"]
+def _tabular(columns: str, header: Iterable[str], lines: Iterable[str]) -> list[str]:
+    """Return a tabular that is shrunk to the page if it is wider."""
+    return [
+        *(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"),
+        *(" & ".join(map(escape_latex, header)) + r" \\", r"\midrule", *lines, r"\bottomrule"),
+        *(r"\end{tabular}}", r"\par\smallskip"),
+    ]
 
 
 def _breakable(text: str) -> str:
@@ -156,9 +137,10 @@ def _minus(cell: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", cell)
 
 
-def _best(line: Line) -> list[bool]:
-    """Return for each cell of a line whether it is set in bold; label and facts never are."""
-    return [False] * (1 + len(line.facts)) + list(line.best or [False] * len(line.metrics))
+def _cells(line: Line, escape: Callable[[str], str]) -> list[tuple[str, bool]]:
+    """Return each cell of a line, escaped, and whether it is set in bold; label and facts never are."""
+    best = [False] * (1 + len(line.facts)) + list(line.best or [False] * len(line.metrics))
+    return list(zip(map(escape, line.cells), best, strict=True))
 
 
 def csv_text(table: Table) -> str:
@@ -168,24 +150,24 @@ def csv_text(table: Table) -> str:
     (`records.encode`).
     """
     definition = table.definition
-    rows = [*table.rows, *([table.control] if table.control else [])]
-    seeds = sorted({seed for row in rows for seed in row.states})
+    seeds = sorted({seed for row in table.all_rows for seed in row.states})
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
     columns += ["noise", *(f"seed_{seed}" for seed in seeds)]
-    entries = [([row.row, row.letter, row.label, *row.facts.values()], _state(row), row.cells) for row in table.rows]
+    entries = []
+    for row in table.all_rows:
+        state = f"A/A control, {_state(row)}" if row is table.control else _state(row)
+        entries.append(([row.row, row.letter, row.label, *row.facts.values()], state, row.cells))
     blank = [None for _ in definition.facts]
-    if control := table.control:
-        names = [control.row, None, control.label, *control.facts.values()]
-        entries.append((names, f"A/A control, {_state(control)}", control.cells))
     entries += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
     between = "same data" if table.same_data else "different data sets"
     lines = []
     for names, state, cells in entries:
         for metric in definition.metrics:
             cell = cells[metric.key]
-            line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, _unit(metric), state]
+            unit = "percent" if metric.scale == 100 else f"record times {metric.scale:g}"
+            line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, unit, state]
             line += [cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std, cell.published, cell.difference]
             line += [None if cell.difference is None else between, getattr(cell, "noise", None)]
             lines.append(line + [cell.values.get(seed) for seed in seeds])
@@ -201,15 +183,18 @@ def claims_csv(table: Table) -> str:
 def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
     claim, contrast = verdict.claim, verdict.contrast
     ours = contrast.ours if contrast else Estimate(0)
-    line = dict(zip(("table", "recipe", "data"), table.key, strict=True))
-    line |= {"generated": table.generated, "warning": table.warning or None}
-    line |= {"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less}
-    line |= {"plus": " ".join(claim.plus), "minus": " ".join(claim.minus)}
-    line |= {key: bound if math.isfinite(bound) else None for key, bound in (("above", claim.above), ("below", claim.below))}
-    line |= {"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high}
-    line |= {"published": verdict.published, "verdict": verdict.verdict}
-    line |= {"p_holm": verdict.p, "seeds_needed": verdict.seeds_needed, "noise": contrast.noise if contrast else None}
-    return line | {"variance_removed_by_pairing": contrast.variance_removed if contrast else None}
+    return {
+        **dict(zip(("table", "recipe", "data"), table.key, strict=True)),
+        **{"generated": table.generated, "warning": table.warning or None},
+        **{"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less},
+        **{"plus": " ".join(claim.plus), "minus": " ".join(claim.minus)},
+        "above": claim.above if math.isfinite(claim.above) else None,
+        "below": claim.below if math.isfinite(claim.below) else None,
+        **{"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high},
+        **{"published": verdict.published, "verdict": verdict.verdict},
+        **{"p_holm": verdict.p, "seeds_needed": verdict.seeds_needed, "noise": contrast.noise if contrast else None},
+        "variance_removed_by_pairing": contrast.variance_removed if contrast else None,
+    }
 
 
 def escape_markdown(text: str) -> str:
@@ -250,7 +235,3 @@ def _state(row: Row) -> str:
     if len(set(row.states.values())) <= 1:
         return row.state
     return ", ".join(f"seed {seed} {state}" for seed, state in row.states.items())
-
-
-def _unit(metric: Metric) -> str:
-    return "percent" if metric.scale == 100 else f"record times {metric.scale:g}"

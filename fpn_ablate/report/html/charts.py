@@ -1,19 +1,33 @@
 """Charts of the page and of the figures: one function a chart, which returns a Vega-Lite specification, or why there is none.
 
-A specification holds its points (fpn_ablate.report.formats.series); its parameters are `highlight`, a row as
-r0, r1, ..., and `choice`. Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
+A specification holds its points, in the table's unit (percent); its parameters are `highlight`, a row as r0, r1, ..., and
+`choice`. Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
+from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.claims import ICONS
-from fpn_ablate.report.collate.table import Table
-from fpn_ablate.report.formats import series
-from fpn_ablate.report.formats.series import Point
+from fpn_ablate.report.collate.table import Record, Row, Table, clean
+from fpn_ablate.utils.paths import METRICS
 
 Spec = dict[str, Any]
+Point = dict[str, Any]
+COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
+MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
+MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
+COSTS = {
+    "GFLOPs": ("verify.gflops", 1.0),
+    "parameters (millions)": ("verify.params", 1e-6),
+    "latency (ms)": ("cost.latency_ms", 1.0),
+    "peak memory (MiB)": ("cost.peak_memory_mib", 1.0),
+}
 INK, MUTED, FAINT, NOISE, BACKGROUND = "var(--ink)", "var(--muted)", "var(--rule)", "var(--noise)", "var(--bg)"
 HEIGHT, LINE = 280, 44  # pixels: of a chart, of a line of the effects
 # By name, not as a CSS variable: vega measures the widths of texts where variables are unknown.
@@ -44,24 +58,54 @@ class Chart:
     choice_field: str = ""
 
 
-def charts(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STEPS) -> list[Chart | str]:
+def charts(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> list[Chart | str]:
     """Build a table's charts; for one that cannot be drawn, a line on what is missing. `steps`: points of a learning curve."""
     return [recall(table, colours), effects(table), costs(table, colours), curves(table, colours, steps)]
 
 
+def row_colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
+    """Return {table: {row: number of its colour}}.
+
+    A row keeps its colour in all tables, unless two rows of one table would then share it.
+    """
+    latest: dict[str, int] = {}
+    by_table: dict[str, dict[str, int]] = {}
+    for table in tables:
+        rows = [row.row for row in table.rows if not row.published_only]
+        used = {name: latest[name] for name in rows if name in latest}
+        free = [number for number in range(COLOURS) if number not in used.values()]
+        for position, name in enumerate(name for name in rows if name not in used):
+            used[name] = free[position] if position < len(free) else position % COLOURS
+            latest[name] = used[name]
+        by_table[table.name] = {name: used[name] for name in rows}
+    return by_table
+
+
 def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
-    """Plot AR@100 against the size of the object."""
-    points = _numbered(series.recall_by_size(table), colours)
+    """Plot AR@100 against the size of the object, in the bins of the first record that has any."""
+    points: list[Point] = []
+    edges: list[float] = []
+    for row in table.finished_rows:
+        bins = [record_bins for record in row.finished if (record_bins := _bins(record))]
+        edges = edges or (bins[0][0] if bins else [])
+        bins = [(objects, values) for own_edges, objects, values in bins if own_edges == edges]
+        for number, (low, high) in enumerate(pairwise([edges[0] / 2**0.5, *edges, edges[-1] * 2**0.5]) if bins else ()):
+            if values := [100 * values[number] for _, values in bins if values[number] is not None]:
+                size = f"{low:.0f}–{high:.0f} px" if number else f"under {high:.0f} px"
+                size = size if number < len(edges) else f"over {low:.0f} px"
+                point = {"side": math.sqrt(low * high), "size": size, "objects": bins[0][0][number]}
+                points.append(_point(row, colours, values) | point)
     if not points:
         return "Recall against object size: no record has it. python -m fpn_ablate artifacts RUNS adds it."
     first, last = min(point["side"] for point in points), max(point["side"] for point in points)
     axis = {"values": [2**k for k in range(1, 13) if first <= 2**k <= last], "grid": False}
     x = _number("side", "side of the object, √area (px, log scale)", scale={"type": "log", "nice": False}, axis=axis)
     tips = [_tip("label", "row"), _tip("size"), _tip("objects"), _tip("mean", "AR@100 (%)", ".1f"), *_seeds(".1f")]
-    bounds = [{"side": bound} for bound in series.size_bounds(table)]
-    dotted = {"type": "rule", "strokeDash": [2, 3], "opacity": 0.6}
-    rules = {"data": {"values": bounds}, "mark": dotted, "encoding": {"color": {"value": MUTED}}}
-    layers = [*([rules] if bounds else []), *_band("AR@100 (%)", tips)]
+    layers = _band("AR@100 (%)", tips)
+    if len(edges) > 7:  # small ends at the fifth edge, large begins at the last but two (runs.artifacts.by_size)
+        bounds = {"values": [{"side": edges[4]}, {"side": edges[-3]}]}
+        dotted = {"type": "rule", "strokeDash": [2, 3], "opacity": 0.6}
+        layers.insert(0, {"data": bounds, "mark": dotted, "encoding": {"color": {"value": MUTED}}})
     note = (
         "Line: mean over seeds; band: from the lowest seed to the highest. Dotted: the bounds between small, medium and large."
     )
@@ -69,9 +113,28 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     return Chart("recall", "Recall against object size", note, spec)
 
 
-def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STEPS) -> Chart | str:
-    """Plot one loss at a time against the step."""
-    points = _numbered(series.losses(table, steps), colours)
+def _bins(record: Record) -> tuple[list[float], list[int], list[float | None]] | None:
+    """Return the size bins of a record (edges, objects, AR@100), or None if it has none or they are inconsistent."""
+    parts = [record.get(f"by_size.{key}") for key in ("edges", "objects", "AR100")]
+    if not all(isinstance(part, list) for part in parts) or not parts[0]:
+        return None
+    edges, objects, values = parts
+    numbers = all(_is_number(edge) and edge > 0 for edge in edges)
+    numbers = numbers and all(value is None or (_is_number(value) and abs(value) < 1e9) for value in values)
+    return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
+
+
+def curves(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> Chart | str:
+    """Plot one loss at a time against the step: mean and extremes over the finished seeds whose folder is on this disk."""
+    points: list[Point] = []
+    for row in table.finished_rows:
+        by_loss: dict[str, dict[int, list[float]]] = {}
+        for record in row.finished:
+            for loss, step, value in _logged_losses(row, record):
+                by_loss.setdefault(loss, {}).setdefault(step, []).append(value)
+        for loss, by_step in by_loss.items():
+            for step in sorted(by_step)[:: math.ceil(len(by_step) / steps)]:
+                points.append(_point(row, colours, by_step[step], 4) | {"loss": loss, "step": step})
     if not points:
         return "Learning curves: the folders of the runs, with their metrics.jsonl, are not on this disk."
     choices = tuple(dict.fromkeys(point["loss"] for point in points))
@@ -82,12 +145,43 @@ def curves(table: Table, colours: Mapping[str, int], steps: int = series.MAX_STE
     return Chart("curves", "Learning curves", note, spec, choices, "loss")
 
 
+def _logged_losses(row: Row, record: Record) -> Iterable[tuple[str, int, float]]:
+    """Yield (loss, step, value) from a run's metrics.jsonl, without what cannot be read; a metric is no loss."""
+    metrics = {key.removeprefix("metrics.") for record in row.records for key in record if key.startswith("metrics.")}
+    try:
+        lines = (row.folders[record["seed"]] / METRICS).read_text(encoding="utf-8").splitlines()
+    except (OSError, KeyError, UnicodeDecodeError):
+        return
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = values["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill
+        for key, value in values.items():
+            if key not in ("step", "lr", *metrics) and _is_number(value):
+                yield clean(key), step, value
+
+
 def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
     """Plot each row's main metric against its cost."""
-    points = _numbered(series.costs(table), colours)
+    metric, points = table.main_metric, []
+    for row in table.finished_rows if metric else ():
+        estimate = row.cells[metric.key].ours
+        for kind, (key, scale) in COSTS.items():
+            values = [value for record in row.finished if _is_number(value := record.get(key))]
+            if values and estimate.mean is not None:
+                figures = {"value": fmean(values) * scale, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+                point = {"row": _name(row, colours), "label": row.name, "short": _short(row), "cost": kind, "n": estimate.n}
+                points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
     if not points:
         return "Cost against accuracy: no record has both."
-    choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), series.first_metric(table).title
+    for kind in COSTS:  # a label stands on the side where there is more room
+        of_kind = [point for point in points if point["cost"] == kind]
+        values = [point["value"] for point in of_kind]
+        for point in of_kind:
+            point["right"] = point["value"] > (min(values) + max(values)) / 2
+    choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), metric.title
     tips = [_tip("label", "row"), _tip("value", "cost", ",.2f"), _tip("mean", title, ".1f"), *_interval(".1f")]
     side = {"align": {"expr": "datum.right ? 'right' : 'left'"}, "dx": {"expr": "datum.right ? -7 : 7"}}
     y = _y(f"{title} (%)")
@@ -106,12 +200,9 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
 
 def effects(table: Table) -> Chart | str:
     """Plot the differences of rows and their intervals beside the published ones."""
-    points = series.effects(table)
+    points = _effect_points(table)
     if not points:
         return "Effect sizes: no claim or effect has a seed for which all its rows are finished."
-    for point in points:
-        metric = f"{point['metric']}, {point['contrast']}" if point["contrast"] else point["metric"]
-        point["line"] = f"{ICONS.get(point['verdict'], '')}  {point['title']} · {metric}".strip()
     published, noise = (any(point[key] is not None for point in points) for key in ("published", "noise"))
     tips = [_tip("title", "claim"), _tip("metric"), _tip("contrast"), _tip("mean", "ours", "+.1f"), *_interval("+.1f")]
     tips += [_tip("published", "published", "+.1f"), _tip("noise", "noise floor", ".1f"), _tip("verdict"), _tip("n", "seeds")]
@@ -149,6 +240,62 @@ def effects(table: Table) -> Chart | str:
     return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)})
 
 
+def _effect_points(table: Table) -> list[Point]:
+    """Return the differences of the claims, then the effects of the definition."""
+    rows = {spec.names[0]: row for spec, row in zip(table.definition.rows, table.rows, strict=False)}
+    titles = {metric.key: metric.title for metric in table.definition.metrics}
+    points = []
+    for verdict in table.verdicts:
+        claim = verdict.claim
+        if verdict.contrast is not None:
+            plus, minus = (" & ".join(_short(rows[name]) for name in side) for side in (claim.plus, claim.minus))
+            metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
+            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
+            points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
+    metrics = [metric for metric in table.definition.metrics if metric.source is None and metric.plot]
+    for effect in table.effects:
+        for metric in metrics if len(metrics) * len(table.effects) <= MAX_EFFECTS else metrics[:1]:
+            cell = effect.cells[metric.key]
+            if cell.ours.n:
+                texts = clean(effect.title), "", clean(metric.title), "effect"
+                points.append(_effect_point(cell, *texts, published=cell.published))
+    return [point | {"at": number} for number, point in enumerate(points)]
+
+
+def _effect_point(contrast: Contrast, title: str, sides: str, metric: str, verdict: str, published: float | None) -> Point:
+    ours = contrast.ours
+    values = {"mean": ours.mean, "low": ours.low, "high": ours.high, "published": published, "noise": contrast.noise}
+    line = f"{ICONS.get(verdict, '')}  {title} · {metric}{', ' if sides else ''}{sides}".strip()
+    return {
+        **{"title": title, "contrast": sides, "metric": metric},
+        **{key: _rounded(value) for key, value in values.items()},
+        **{"within": contrast.within_noise, "n": ours.n, "verdict": verdict, "line": line},
+    }
+
+
+def _point(row: Row, colours: Mapping[str, int], values: list[float], digits: int = 2) -> Point:
+    spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
+    rounded = {key: _rounded(value, digits) for key, value in spread.items()}
+    return {"row": _name(row, colours), "label": row.name, **rounded, "n": len(values)}
+
+
+def _name(row: Row, colours: Mapping[str, int]) -> str:
+    """Return r0, r1, ...: vega groups by the names of rows, and breaks on such as `__proto__`."""
+    return f"r{list(colours).index(row.row)}"
+
+
+def _short(row: Row) -> str:
+    return f"({row.letter})" if row.letter else clean(row.label)
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _spec(points: list[Point], layers: list[Spec], encoding: Spec, choice_field: str = "", choice: str = "") -> Spec:
     """Combine layers into a specification as wide as its container, without the schema's URL: the page names no network."""
     chosen = [{"filter": f"datum.{choice_field} === choice"}] if choice_field else []
@@ -182,12 +329,6 @@ def _number(field: str, *title: str | None, **more: Any) -> Spec:
 
 def _y(title: str) -> Spec:
     return _number("mean", title, scale={"zero": False, "nice": True}, axis={"tickCount": 6})
-
-
-def _numbered(points: list[Point], colours: Mapping[str, int]) -> list[Point]:
-    """Replace the names of rows by r0, r1, ...: vega groups by them, and breaks on names such as `__proto__`."""
-    numbers = {row: f"r{number}" for number, row in enumerate(colours)}
-    return [point | {"row": numbers[point["row"]]} for point in points]
 
 
 def _colour(colours: Mapping[str, int]) -> Spec:

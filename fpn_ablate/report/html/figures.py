@@ -6,9 +6,7 @@ from functools import lru_cache
 from textwrap import wrap
 from typing import Any
 
-from fpn_ablate.report.collate.table import Table
-from fpn_ablate.report.formats import series
-from fpn_ablate.report.formats.grid import clean
+from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.report.html import charts
 from fpn_ablate.report.html.page import source
 
@@ -19,18 +17,16 @@ FONT = "DejaVu Sans"  # ships with matplotlib: the same bytes on every machine
 def render(table: Table) -> dict[str, bytes]:
     """Return {"recall.svg": ..., "recall.pdf": ..., "effects.svg": ...}, without charts for which the table has no data.
 
-    Equal tables give equal bytes under one version of vl-convert (PDF: if DejaVu has all letters).
+    Equal tables give equal SVGs under one version of vl-convert; a PDF's resources have no fixed order.
     """
     import vl_convert
 
     images = {}
-    for chart in charts.charts(table, series.colours([table])[table.name]):
+    for chart in charts.charts(table, charts.row_colours([table])[table.name]):
         if isinstance(chart, charts.Chart):
             _register_font()
             svg = vl_convert.vegalite_to_svg(_in_light_theme(figure(table, chart)), allowed_base_urls=[])
-            # The order of a PDF's resources changes from call to call; their places in the file do not.
-            pdf = re.sub(rb"(?m)(?:^ +/(?:gs|xo|p|sh)\d+ \d+ 0 R\n)+", _sorted_lines, vl_convert.svg_to_pdf(svg))
-            images |= {f"{chart.key}.svg": svg.encode(), f"{chart.key}.pdf": pdf}
+            images |= {f"{chart.key}.svg": svg.encode(), f"{chart.key}.pdf": vl_convert.svg_to_pdf(svg)}
     return images
 
 
@@ -42,7 +38,6 @@ def figure(table: Table, chart: charts.Chart) -> charts.Spec:
     names = f"{table.definition.table} · data {table.data} · recipe {table.recipe}"
     title = {"text": wrap(clean(names), letters), "subtitle": wrap(clean(chart.note), letters), "anchor": "start"}
     title |= {"fontSize": 10, "subtitleFontSize": 8}
-    # One font alone: those of a PDF would be in a random order.
     config = charts.CONFIG | {"font": FONT, "background": "white", "title": {"fontWeight": "normal"}}
     whole = {"hconcat": panels, "resolve": {"scale": {"color": "shared"}}} if len(panels) > 1 else panels[0]
     return whole | {"title": title, "config": config, "params": [{"name": "highlight", "value": ""}]}
@@ -70,10 +65,6 @@ def _in_light_theme(spec: charts.Spec) -> str:
     """Replace the CSS variables by the page's light colours."""
     light = dict(re.findall(r"--(\w+): light-dark\((#\w+),", source("page.css"))) | {"bg": "#ffffff"}
     return re.sub(r"var\(--(\w+)\)", lambda match: light.get(match[1], match[0]), json.dumps(spec))
-
-
-def _sorted_lines(match: "re.Match[bytes]") -> bytes:
-    return b"".join(sorted(match[0].splitlines(keepends=True)))
 
 
 @lru_cache

@@ -9,9 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,11 @@ import numpy as np
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats import series
 from fpn_ablate.utils.files import UNREADABLE, safe_name
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
 # Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
 SPREAD, EVEN, SHEET = 16, 8, 12
-ID = re.compile(r"-?\d{1,20}", re.ASCII)
-MAX_PIXELS = 4_000_000  # of a small copy; runs.artifacts makes far smaller ones
 MAX_BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
 
 
@@ -35,13 +30,13 @@ class Album:
     """The pictures of one page, each embedded once, from all data sets of its tables.
 
     Attributes:
-        folders: {name of a set of pictures: its folder}.
+        sets: {name of a set of pictures: (its folder, its ground truth)}.
         pictures: {key: picture as the page's script takes it}.
         spent: bytes used of MAX_BYTES.
         full: True once something was left out for its size.
     """
 
-    folders: dict[str, Path] = field(default_factory=dict)
+    sets: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
     spent: int = 0
     full: bool = False
@@ -57,20 +52,14 @@ class Album:
         key = f"{name}/{image}"
         if key not in self.pictures:
             try:
-                picture = _picture(_inside(self.folders[name], f"{image}.jpg"), self.truth(name)["images"][image])
+                folder, truth = self.sets[name]
+                picture = _picture(folder, image, truth["images"][image])
             except Exception:  # Pillow's decoders raise errors of many kinds
                 return None
-            if self.reserve(len(picture["src"]) + 400):
-                self.pictures[key] = picture
-        return key if key in self.pictures else None
-
-    def truth(self, name: str) -> dict[str, Any]:
-        """Read the ground truth of a set of pictures; without images if it cannot be read."""
-        return self._truths.setdefault(name, _truth(self.folders.get(name)))
-
-    @cached_property
-    def _truths(self) -> dict[str, dict[str, Any]]:
-        return {}
+            if not self.reserve(len(picture["src"]) + 400):
+                return None
+            self.pictures[key] = picture
+        return key
 
 
 @dataclass(frozen=True)
@@ -96,27 +85,28 @@ class TableArtifacts:
 
 def load_artifacts(table: Table, album: Album) -> TableArtifacts:
     """Load the artifacts of the seed that most rows have; of several such seeds, the smallest."""
-    rows = [row for row in series.finished_rows(table) if row.folders]
+    rows = [row for row in table.finished_rows if row.folders]
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
         absent = "no artifacts.npz is on this disk. python -m fpn_ablate artifacts RUNS makes it."
         return TableArtifacts(None, "", (), (f"Pictures: {absent if rows else 'no folder of its runs is on this disk.'}",))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
-    loaded, missing, names = [], [], Counter()
-    for row in series.finished_rows(table):
+    loaded, missing = [], []
+    for row in table.finished_rows:
         try:
-            artifacts = _load_run(row, _folder(row, seed))
-            record = next(record for record in row.records if record["seed"] == seed)
-            names[str(record["pictures"])] += 1
-            loaded.append((str(record["pictures"]), artifacts))
-            album.folders.setdefault(str(record["pictures"]), _folder(row, seed).resolve().parents[3] / PICTURES
-                                     / safe_name(str(record["pictures"])))  # fmt: skip
+            folder = _folder(row, seed)
+            artifacts = _load_run(row, folder)
+            name = str(next(record["pictures"] for record in row.records if record["seed"] == seed))
+            if name not in album.sets:
+                pictures = folder.resolve().parents[3] / PICTURES / safe_name(name)
+                album.sets[name] = pictures, _truth(pictures)
+            loaded.append((name, artifacts))
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
-            missing.append(f"{series.row_name(row)}, seed {seed}: {why}")
-    name = names.most_common(1)[0][0] if names else ""
-    missing += [f"{series.row_name(e.row)}, seed {seed}: evaluated on other pictures" for other, e in loaded if other != name]
-    if name and not album.truth(name)["images"]:
+            missing.append(f"{row.name}, seed {seed}: {why}")
+    name = Counter(name for name, _ in loaded).most_common(1)[0][0] if loaded else ""
+    missing += [f"{run.row.name}, seed {seed}: evaluated on other pictures" for other, run in loaded if other != name]
+    if name and not album.sets[name][1]["images"]:
         missing.append(f"the pictures: {name}/truth.json is missing or damaged")
     return TableArtifacts(seed, name, tuple(run for other, run in loaded if other == name), tuple(missing))
 
@@ -125,15 +115,17 @@ def gallery(artifacts: TableArtifacts, album: Album, colours: dict[str, int]) ->
     """Build the data of the comparison that the page's script draws; None if fewer than two rows can be compared."""
     if len(artifacts.runs) < 2:
         return None
-    images = album.truth(artifacts.pictures)["images"]
-    chosen = choose([run.values for run in artifacts.runs], list(images))
+    _, truth = album.sets[artifacts.pictures]
+    chosen = choose([run.values for run in artifacts.runs], list(truth["images"]))
     keys = {image: key for image in chosen if (key := album.add(artifacts.pictures, image))}
     if not keys:
         return None
     rows = [
         {
-            **{"row": run.row.row, "label": series.row_name(run.row), "colour": colours[run.row.row]},
-            "values": [_percent(run.values.get(image)) for image in keys],
+            "row": run.row.row,
+            "label": run.row.name,
+            "colour": colours[run.row.row],
+            "values": [round(100 * run.values[image], 1) for image in keys],
             "boxes": [run.boxes.get(image, []) for image in keys],
         }
         for run in artifacts.runs
@@ -168,21 +160,18 @@ def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
 
 def pyramid(artifacts: TableArtifacts, album: Album) -> dict[str, Any] | None:
     """Build the first image and the levels of each row: (name, caption, data URL)."""
-    rows = [
-        (series.row_name(run.row), run.row.row, [_level(*level) for level in _in_order(run.levels)]) for run in artifacts.runs
-    ]
+    rows = [(run.row.name, run.row.row, [_level(*level) for level in run.levels.items()]) for run in artifacts.runs]
     rows = [row for row in rows if row[2]]
     if not rows or not album.reserve(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
         return None
-    first = next(iter(album.truth(artifacts.pictures)["images"]), None)
+    first = next(iter(album.sets[artifacts.pictures][1]["images"]), None)
     return {"picture": first and album.add(artifacts.pictures, first), "rows": rows}
 
 
 def sheets(album: Album) -> list[dict[str, Any]]:
     """Choose up to SHEET evenly spaced pictures of each data set."""
     contact_sheets = []
-    for name in album.folders:
-        truth = album.truth(name)
+    for name, (_, truth) in album.sets.items():
         images = list(truth["images"])
         places = sorted({round(i) for i in np.linspace(0, len(images) - 1, min(SHEET, len(images)))})
         keys = [key for place in places if (key := album.add(name, images[place]))]
@@ -211,33 +200,24 @@ def _load_run(row: Row, folder: Path) -> RunArtifacts:
     return RunArtifacts(row, values, by_image, levels, detections)
 
 
-def _truth(folder: Path | None) -> dict[str, Any]:
+def _truth(folder: Path) -> dict[str, Any]:
+    """Read the classes of a set of pictures and the objects of each; without images if they cannot be read."""
     try:
-        content = json.loads(_inside(folder, TRUTH).read_text(encoding="utf-8"))
-        # The keys are ids of images and become parts of paths.
-        images = {k: v for k, v in content["images"].items() if ID.fullmatch(k) and v["width"] > 0 and v["height"] > 0}
+        content = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
+        images = {key: image for key, image in content["images"].items() if image["width"] > 0 and image["height"] > 0}
         return {"categories": [str(name) for name in content["categories"]], "images": images}
     except UNREADABLE:
         return {"categories": [], "images": {}}
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Resolve a file in a folder; ValueError if a link leads out of it, as the page would embed that file."""
-    file = (folder / name).resolve()
-    if file.parent != folder.resolve():
-        raise ValueError(f"{name} is outside {folder}")
-    return file
-
-
-def _picture(file: Path, truth: dict[str, Any]) -> dict[str, Any]:
+def _picture(folder: Path, image: str, truth: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
+    file = (folder / f"{image}.jpg").resolve()
+    if file.parent != folder.resolve():  # of a link or a name that leads elsewhere: the page would embed that file
+        raise ValueError(f"{image} is outside {folder}")
     buffer = io.BytesIO()
-    if file.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{file}: too large for a small copy")
     with Image.open(file, formats=("JPEG",)) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"{file}: too large for a small copy")
         picture.convert("RGB").save(buffer, "WEBP", quality=72, method=2)
     names = Counter(str(item["category"]) for item in truth["objects"])
     alt = ", ".join(f"{count} {name}" for name, count in names.most_common()) or "no object"
@@ -245,10 +225,6 @@ def _picture(file: Path, truth: dict[str, Any]) -> dict[str, Any]:
                for item in truth["objects"]]  # fmt: skip
     size = {"width": int(truth["width"]), "height": int(truth["height"])}
     return {"src": _data_url("webp", buffer), **size, "truth": objects, "alt": f"image {file.stem}: {alt}"}
-
-
-def _in_order(levels: dict[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
-    return sorted(levels.items(), key=lambda item: (item[0][:1], [int(part) for part in re.findall(r"\d+", item[0])]))
 
 
 def _level(name: str, level: np.ndarray) -> tuple[str, str, str]:
@@ -266,7 +242,3 @@ def _level(name: str, level: np.ndarray) -> tuple[str, str, str]:
 
 def _data_url(kind: str, buffer: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(100 * value, 1)

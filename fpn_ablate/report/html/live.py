@@ -23,13 +23,13 @@ from fpn_ablate.store import plan
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.locks import lock
-from fpn_ablate.utils.paths import EXPERIMENTS, RECORD
+from fpn_ablate.utils.paths import EXPERIMENTS
 
 NAME, SWITCH = "report.html", "FPN_ABLATE_PAGE"
 # Seconds between two pages: at least PAUSE, and at least SHARE times as long as the last page took.
 PAUSE, SHARE = 10.0, 4
 LOCK_TIMEOUT = 300.0  # seconds to wait for another process that writes the page
-POLL = 1.0  # seconds between two checks whether the sweep or a run has ended
+POLL = 1.0  # seconds between two checks whether the sweep has ended
 
 
 def is_enabled() -> bool:
@@ -48,28 +48,20 @@ def watch(runs: Path, out: Path, experiments: Iterable[Path] = (EXPERIMENTS,)) -
     """Rewrite the page while a sweep is running. If another process does so already, return at once."""
     os.nice(19)
     experiments = list(experiments)
-    with suppress(Timeout):
-        # Checked again after the lock is released: a sweep may begin while the last page is written.
-        while plan.active_plans(runs, this_host=True):
-            with lock(_locks(runs) / "watch", timeout=0):
-                _watch(runs, out, experiments)
 
+    def is_running() -> bool:
+        return bool(plan.active_plans(runs, this_host=True))
 
-def _watch(runs: Path, out: Path, experiments: list[Path]) -> None:
-    while plan.active_plans(runs, this_host=True):
-        begun, newest = time.monotonic(), _newest_record(runs)
-        with suppress(UserError, OSError):  # a definition that is being edited, a full disk
-            write(runs, out, experiments, only_if_running=True)
-        took = time.monotonic() - begun
-        soon, due = (time.monotonic() + seconds for seconds in (max(POLL, took), max(PAUSE, SHARE * took)))
-        while (
-            plan.active_plans(runs, this_host=True)
-            and time.monotonic() < due
-            and (time.monotonic() < soon or _newest_record(runs) == newest)
-        ):
-            time.sleep(POLL)
-    if plan.has_leftover_plan(runs):
-        write(runs, out, experiments)  # the sweep was killed and wrote no last page
+    with suppress(Timeout), lock(_locks(runs) / "watch", timeout=0):
+        while is_running():
+            begun = time.monotonic()
+            with suppress(UserError, OSError):  # a definition that is being edited, a full disk
+                write(runs, out, experiments, only_if_running=True)
+            due = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - begun))
+            while is_running() and time.monotonic() < due:
+                time.sleep(POLL)
+        if plan.has_leftover_plan(runs):
+            write(runs, out, experiments)  # the sweep was killed and wrote no last page
 
 
 def write(
@@ -101,8 +93,7 @@ def save(tables: list[Table], out: Path, runs: Path | None = None, flat: Iterabl
     sweeps = progress(plan.active_plans(runs), runs, flat, tables) if runs else None
     if not tables and sweeps is None:
         return None
-    text = page.render(tables, progress=sweeps)
-    save_text(out / NAME, text)
+    save_text(out / NAME, page.render(tables, progress=sweeps))
     return out / NAME
 
 
@@ -110,8 +101,3 @@ def _locks(runs: Path) -> Path:
     folder = runs / plan.PLANS / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _newest_record(runs: Path) -> int:
-    """Return the newest record's time in nanoseconds: cheap, and it changes when a run begins or ends."""
-    return max((file.stat().st_mtime_ns for file in runs.glob(f"*/*/*/*/{RECORD}")), default=0)

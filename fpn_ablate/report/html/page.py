@@ -3,8 +3,6 @@
 `templates/` has its text, style and script. Jinja escapes everything that comes from records.
 """
 
-import base64
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,13 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fpn_ablate.report.collate.claims import ICONS, VERDICTS
-from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.report.formats import series
-from fpn_ablate.report.formats.grid import VERDICT_HEADER, clean, grid
-from fpn_ablate.report.html import charts, gallery, markup
+from fpn_ablate.report.collate.claims import ICONS
+from fpn_ablate.report.collate.table import Record, Row, Table, clean
+from fpn_ablate.report.formats.grid import grid
+from fpn_ablate.report.html import charts, gallery
 from fpn_ablate.report.html.charts import Chart
-from fpn_ablate.report.html.progress import Progress
+from fpn_ablate.report.html.progress import MARKS, Progress
 
 TEMPLATES = Path(__file__).with_name("templates")
 RELOAD = 15  # seconds between reloads while a sweep is running
@@ -28,14 +25,13 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     """Render the page of these tables. With `progress` it shows that first and reloads itself."""
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's tables first
     album = gallery.Album()
-    colours = series.colours(tables)
-    steps = max(12, min(series.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
+    colours = charts.row_colours(tables)
+    steps = max(12, min(charts.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
-    has_charts = any(section["charts"] for section in sections)
-    style, scripts = source("page.css"), [*([_vega()] if has_charts else []), source("page.js")]
+    scripts = [*([_vega()] if any(section["charts"] for section in sections) else []), source("page.js")]
     return _environment().get_template("page.html.j2").render(
-        title=_title(tables),
+        title=clean(tables[0].definition.title) if len(tables) == 1 else "Ablations of the feature pyramid",
         sections=sections,
         sheets=sheets,
         album=album,
@@ -43,10 +39,8 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
         reload=RELOAD,
         newest=max((str(r.get("finished") or "") for t in tables for row in t.rows for r in row.records), default=""),
         runs=sum(len(row.records) for table in tables for row in table.rows),
-        style=style,
+        style=source("page.css"),
         scripts=scripts,
-        policy=_policy(style, scripts),
-        verdict_header=VERDICT_HEADER,
     )  # fmt: skip
 
 
@@ -57,6 +51,8 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
     artifacts = gallery.load_artifacts(table, album)
     comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album)
     missing = [item for item in charts_or_reasons if isinstance(item, str)]
+    verdicts = Counter(verdict.verdict for verdict in table.verdicts)
+    commands = [record.get("environment.command") for row in table.all_rows for record in row.records]
     if album.full and not (comparison and pyramid) and artifacts.runs:
         name = table.definition.table
         missing.append(f"Some pictures are left out to keep the page small. A page made with --table {name} has them.")
@@ -64,27 +60,22 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "id": f"t{number}",
         "table": table,
         "content": content,
-        "groups": markup.groups(table, content),
-        "verdicts": markup.verdicts(table, content),
-        "counts": [(word, count) for word in VERDICTS if (count := Counter(v.verdict for v in table.verdicts)[word])],
-        "seeds": lambda row: markup.seeds(table, row),
+        "verdicts": list(zip(table.verdicts, content.verdicts, strict=True)),
+        "counts": [(word, verdicts[word]) for word in ICONS if verdicts[word]],
+        "seeds": lambda row: [(s, row.states.get(s, "not run")) for s in sorted({*row.states, *table.definition.seeds})],
         "colours": colours,
-        "names": {row.row: series.row_name(row) for row in table.rows},
+        "names": {row.row: row.name for row in table.rows},
         "charts": [item for item in charts_or_reasons if isinstance(item, Chart)],
         "missing": missing,
         "artifacts": artifacts,
         "gallery": comparison,
         "pyramid": pyramid,
-        "runs": [_run(row, record) for row in _all_rows(table) for record in row.records],
-        "commands": _commands(table),
+        "runs": [_run(row, record) for row in table.all_rows for record in row.records],
+        "commands": Counter(map(clean, filter(None, commands))).most_common(),  # as users typed them, with the number of runs
     }
 
 
-def _all_rows(table: Table) -> list[Row]:
-    return [*table.rows, *([table.control] if table.control else [])]
-
-
-def _run(row: Row, record: dict[str, Any]) -> dict[str, str]:
+def _run(row: Row, record: Record) -> dict[str, str]:
     """Return the cells of a run in the table of all runs, by header."""
     commit = record.get("environment.commit")
     seconds = [record.get(f"cost.{key}") for key in ("proposals_s", "train_s", "eval_s")]
@@ -94,28 +85,13 @@ def _run(row: Row, record: dict[str, Any]) -> dict[str, str]:
         "seed": record["seed"],
         "state": row.states.get(record["seed"], record["status"]),
         "fingerprint": record["fingerprint"],
-        "commit": f"{commit}{' + changes' if record.get('environment.dirty') else ''}" if commit else "",
-        "torch": record.get("environment.torch"),
-        "python": record.get("environment.python"),
-        "device": record.get("environment.device"),
-        "threads": record.get("environment.threads"),
+        "commit": f"{commit}{' + changes' if record.get('environment.dirty') else ''}" if commit else None,
+        **{key: record.get(f"environment.{key}") for key in ("torch", "python", "device", "threads")},
         "started": str(record.get("started") or "")[:16].replace("T", " "),
         "minutes": f"{spent / 60:.1f}" if spent else None,
         "folder": record.get("folder"),
     }
     return {key: "" if value is None else clean(value) for key, value in texts.items()}
-
-
-def _commands(table: Table) -> list[tuple[str, int]]:
-    """Return the commands that users typed, each with its number of runs."""
-    counts = Counter(
-        clean(command) for row in _all_rows(table) for r in row.records if (command := r.get("environment.command"))
-    )
-    return counts.most_common()
-
-
-def _title(tables: Sequence[Table]) -> str:
-    return clean(tables[0].definition.title) if len(tables) == 1 else "Ablations of the feature pyramid"
 
 
 def _environment() -> Any:
@@ -125,26 +101,8 @@ def _environment() -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
-    environment.globals |= {"icons": ICONS}
+    environment.globals |= {"icons": ICONS, "marks": MARKS}
     return environment
-
-
-def _policy(style: str, scripts: Sequence[str]) -> str:
-    """Build the page's content security policy: load nothing, and run only the page's own scripts.
-
-    A text that slipped past Jinja's escaping still could not run. Style attributes colour the rows; a policy cannot allow them
-    by hash.
-    """
-    hashes = {kind: " ".join(map(_hash, texts)) for kind, texts in (("style", [style]), ("script", scripts))}
-    return (
-        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; style-src-attr 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-@lru_cache
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def source(file: str) -> str:

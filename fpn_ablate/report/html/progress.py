@@ -1,7 +1,7 @@
 """Progress of running sweeps, from their plans (fpn_ablate.store.plan) and the records and metrics of their runs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 from fpn_ablate.report.collate import health
 from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.table import Table
-from fpn_ablate.store.plan import Plan
+from fpn_ablate.store.plan import Plan, PlannedRun
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.paths import CONFIG, METRICS
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
+_Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,6 @@ class State:
     text: str
     detail: str = ""
     share: float = 0.0
-
-    @property
-    def mark(self) -> str:
-        return MARKS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -47,98 +44,83 @@ class Progress:
     built: str
     time_left: str = ""
 
-    def count(self, kind: str) -> int:
-        return sum(state.kind == kind for board in self.boards for _, states in board.rows for state in states if state)
-
-    @property
-    def cells(self) -> int:
-        return sum(self.count(kind) for kind in MARKS)
+    def count(self, *kinds: str) -> int:
+        states = [state for board in self.boards for _, states in board.rows for state in states if state]
+        return sum(state.kind in (kinds or MARKS) for state in states)
 
 
-def progress(
-    plans: Iterable[Plan], runs: Path, records: Iterable[Mapping[str, Any]], tables: Iterable[Table]
-) -> Progress | None:
+def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], tables: Iterable[Table]) -> Progress | None:
     """Compute the progress of the sweeps with these plans; None without a plan."""
-    plans = list(plans)
-    if not plans:
-        return None
     newest = {}
     for record in sorted(records, key=lambda r: str(r.get("finished"))):
         newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
     boards, times_left = [], []
     for plan in plans:
-        states = {cell: _state(cell, plan, runs, newest, by_key) for cell in plan.cells}
-        for key in dict.fromkeys((cell.table, cell.recipe, cell.data) for cell in plan.cells):
-            boards.append(_board(key, {c: s for c, s in states.items() if (c.table, c.recipe, c.data) == key}, by_key.get(key)))
-        times_left.append(_time_left(plan, newest, states.values()))
+        states, ended = {}, []
+        for cell in plan.cells:
+            table, record = by_key.get(_key(cell)), newest.get((*_key(cell), cell.row, cell.seed))
+            if record is not None and time_of(record.get("finished")) >= time_of(plan.started):
+                ended.append(time_of(record["finished"]))
+                states[cell] = _ended(record, table)
+            elif running := _running(cell, plan, runs):
+                states[cell] = running
+            elif record is not None and health.state(record) == "finished" and plan.code in ("", record.get("code")):
+                states[cell] = _ended(record, table)
+            else:
+                states[cell] = State("waiting", "waiting")
+        boards += [_board(key, states, by_key.get(key)) for key in dict.fromkeys(map(_key, plan.cells))]
+        # From the pace of the runs that have ended.
+        rest = sum(1 - state.share for state in states.values() if state.kind in ("running", "waiting"))
+        if ended and rest:
+            times_left.append(minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest))
     commands = tuple(dict.fromkeys(plan.command for plan in plans if plan.command))
-    return Progress(tuple(boards), commands, _now().strftime("%Y-%m-%d %H:%M:%S UTC"), ", ".join(filter(None, times_left)))
+    built = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Progress(tuple(boards), commands, built, ", ".join(times_left)) if boards else None
 
 
-def _board(key: tuple[str, str, str], states: Mapping[Any, State], table: Table | None) -> Board:
-    seeds = tuple(sorted({cell.seed for cell in states}))
+def _key(cell: PlannedRun) -> tuple[str, str, str]:
+    return cell.table, cell.recipe, cell.data
+
+
+def _board(key: tuple[str, str, str], states: Mapping[PlannedRun, State], table: Table | None) -> Board:
+    by_cell = {(cell.row, cell.seed): state for cell, state in states.items() if _key(cell) == key}
+    seeds = tuple(sorted({seed for _, seed in by_cell}))
     labels = {row.row: row.label for row in table.rows} if table else {}
-    by_cell = {(cell.row, cell.seed): state for cell, state in states.items()}
-    rows = dict.fromkeys(cell.row for cell in states)
+    names = dict.fromkeys(row for row, _ in by_cell)
+    rows = [(labels.get(row, row), tuple(by_cell.get((row, seed)) for seed in seeds)) for row in names]
     title = f"{table.definition.title if table else key[0]} · data {key[2]} · recipe {key[1]}"
-    return Board(title, seeds, tuple((labels.get(r, r), tuple(by_cell.get((r, seed)) for seed in seeds)) for r in rows))
+    return Board(title, seeds, tuple(rows))
 
 
-def _state(cell: Any, plan: Plan, runs: Path, newest: Mapping[tuple, Mapping[str, Any]], tables: Mapping) -> State:
-    record = newest.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed))
-    ended_in_sweep = record is not None and time_of(record.get("finished")) >= time_of(plan.started)
-    if not ended_in_sweep and (running := _running(cell, plan, runs)):
-        return running
-    if record is not None and health.state(record) == "finished" and (ended_in_sweep or plan.code in ("", record.get("code"))):
-        return State("finished", _main_metric(cell, record, tables))
-    if ended_in_sweep:
+def _ended(record: _Record, table: Table | None) -> State:
+    """Return the state of a run that has ended, with its main metric."""
+    if health.state(record) != "finished":
         return State("failed", health.state(record), str(health.reason(record) or ""))
-    return State("waiting", "waiting")
-
-
-def _main_metric(cell: Any, record: Mapping[str, Any], tables: Mapping) -> str:
-    """Format the main metric of a finished run."""
-    table = tables.get((cell.table, cell.recipe, cell.data))
-    metric = next((m for m in table.definition.metrics if m.source is None), None) if table else None
+    metric = table.main_metric if table else None
     value = record.get(f"metrics.{metric.key}") if metric else None
-    return f"{metric.title} {value * metric.scale:.{metric.digits}f}" if type(value) in (int, float) else "finished"
+    known = type(value) in (int, float)
+    return State("finished", f"{metric.title} {value * metric.scale:.{metric.digits}f}" if known else "finished")
 
 
-def _running(cell: Any, plan: Plan, runs: Path) -> State | None:
+def _running(cell: PlannedRun, plan: Plan, runs: Path) -> State | None:
     """Read the state of a run in progress from its metrics.jsonl; None if no folder of it is newer than the plan."""
-    parts = [safe_name(part) for part in (cell.table, cell.recipe, cell.row)]
-    begun = time_of(plan.started).timestamp()
-    folders = [f for f in runs.joinpath(*parts).glob(f"seed{cell.seed}-*") if (f / CONFIG).is_file()]
-    folders = [folder for folder in folders if (folder / CONFIG).stat().st_mtime >= begun - 1]
-    if not folders:
+    folder = runs.joinpath(*(safe_name(part) for part in (cell.table, cell.recipe, cell.row)))
+    begun = {file.stat().st_mtime: file.parent for file in folder.glob(f"seed{cell.seed}-*/{CONFIG}")}
+    if not begun or max(begun) < time_of(plan.started).timestamp() - 1:
         return None
-    folder = max(folders, key=lambda folder: (folder / CONFIG).stat().st_mtime)
+    metrics = begun[max(begun)] / METRICS
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = metrics.read_text(encoding="utf-8").splitlines()
         step = max(int(json.loads(line)["step"]) for line in lines[-2:] if line.endswith("}"))
-        spent = (folder / METRICS).stat().st_mtime - (folder / CONFIG).stat().st_mtime
+        spent = metrics.stat().st_mtime - max(begun)
     except (OSError, ValueError, KeyError, TypeError):
         return State("running", "starting")
     rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
     return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)))
 
 
-def _time_left(plan: Plan, newest: Mapping[tuple, Mapping[str, Any]], states: Iterable[State]) -> str:
-    """Estimate the time left for the sweep from the pace of its runs that have ended."""
-    records = [newest.get((cell.table, cell.recipe, cell.data, cell.row, cell.seed)) for cell in plan.cells]
-    ended = [time_of(r.get("finished")) for r in records if r and time_of(r.get("finished")) >= time_of(plan.started)]
-    rest = sum((1 - state.share) for state in states if state.kind in ("running", "waiting"))
-    if not ended or not rest:
-        return ""
-    return minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest)
-
-
 def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -15,7 +15,7 @@ TEXTS = [
     *("=cmd|' /C calc'!A0", "+1", "-x", "@SUM(A1)", "＝1+1", "x;=1+1", "<script>alert(1)</script>"),
     *("</script><img src=x onerror=a>", "datum.y", "[[x]]"),
     *("{{ 7*7 }}", "${oc.env:HOME}", "${nope}", "???", "$(id)", "`id`", "; rm -rf x", "\\input{/etc/passwd}",),
-    *("$\\frac{", "%", "&"),
+    *("$\\frac{", "%", "&", "$", "a$b$c", "$x_{i}^2$", "$\\nope$", "\\(x\\)", "x_", "^"),
     *("| a | b |", "[x](javascript:a)", "![x](http://x)", "**x", "[red]x[/red]", "[/]", "é", "日本語", "\u202etxt"),
     *("\u2028", "\ufeff"),
     *("\x85", "\xa0x", "a\u0300" * 40, "x" * 300, "x" * 5000, "'; DROP TABLE x;--", "javascript:alert(1)",),

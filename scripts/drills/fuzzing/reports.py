@@ -165,8 +165,8 @@ class Report:
         for tag in (*text, "label", "select", "option"):
             self.allowed |= {(tag,), (tag, "class")}
 
-    def collate(self, folders: Sequence[Path] = ()) -> str:
-        """Make all outputs from the runs and the definitions in `folders`, and check them."""
+    def collate(self, folders: Sequence[Path] = (), draw_plots: bool = False) -> str:
+        """Make all outputs from the runs and the definitions in `folders`, and check them; with `draw_plots` plots too."""
         from fpn_ablate.report.collate.collate import collate
         from fpn_ablate.report.collate.records import load
 
@@ -178,6 +178,11 @@ class Report:
         for error in errors:
             check_message(error)
         check_outputs(collated, self.allowed)
+        if draw_plots:
+            from fpn_ablate.report.formats import plots
+
+            for table in collated:
+                check_plain(plots.render(table)["svg"].decode())
         return "accepted" if not errors and not frame.attrs["unreadable"] else "refused"
 
 
@@ -206,8 +211,75 @@ class Records(Report):
             write_run(self.runs, ROWS[1], 2, record(ROWS[1], 2))
 
 
+class Plans(Report):
+    how = "mutated plans of sweeps, of this machine and of others, through the page and its progress"
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.report.collate.collate import collate
+        from fpn_ablate.report.collate.records import load
+        from fpn_ablate.report.html import page
+        from fpn_ablate.report.html.progress import progress
+        from fpn_ablate.store import plan
+
+        planned = [plan.PlannedRun("table1_rpn", "quick", "shapes", row, 2, 5) for row in ROWS]
+        file = plan.write_plan(self.runs, planned, "code")
+        text = file.read_bytes()
+        if draw.random() < 0.3:
+            file.write_bytes(mutate_bytes(draw, text))
+        else:
+            content = json.loads(text) | {"host": draw.choice(["elsewhere", "elsewhere", json.loads(text)["host"]])}
+            content["started"] = draw.choice(["2999-01-01T00:00:00+00:00", "2026-11-21T08:00:00", content["started"]])
+            file.write_text(json.dumps(mutate_tree(draw, content)))
+        frame = load(self.runs)
+        try:
+            plans = plan.active_plans(self.runs)
+            plan.active_plans(self.runs, this_host=True)
+            tables = collate(frame)
+            with unittest.mock.patch.object(page, "_vega", lambda: "0"):
+                html = page.render(tables, progress=progress(plans, self.runs, frame.to_dict("records"), tables))
+            check_plain(html)
+            return "accepted" if plans else "refused"
+        finally:
+            plan.remove_plan(self.runs)
+
+
+class Links(Report):
+    how = "symbolic links in the place of files and folders of a run, to files elsewhere: these stay as they are"
+
+    def case(self, draw: Draw) -> str:
+        from fpn_ablate.report.html import live, page
+
+        elsewhere = self.runs.parent / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        text = draw.choice([json.dumps(record(ROWS[1], 2)), "mine", ""])
+        target = elsewhere / draw.choice(["record.json", "notes.txt", "there"])
+        target.write_text(text)
+        run = self.runs / "table1_rpn" / "quick" / ROWS[1] / "seed2"
+        out = self.runs.parent
+        places = [run / name for name in ("record.json", "metrics.jsonl", "artifacts.npz", "detections.npz", "resampled.npz")]
+        place = draw.choice([*places, run, run.parent, self.runs / ".pictures" / "set" / "1.jpg", out / "report.html"])
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.symlink_to(draw.choice([target, target, elsewhere, elsewhere / "nowhere", place]))
+        try:
+            ending = self.collate()
+            with unittest.mock.patch.object(page, "_vega", lambda: "0"):
+                live.write(self.runs, out)
+            return ending
+        finally:
+            check_equal({f.name: f.read_text() for f in elsewhere.iterdir()}, {target.name: text}, "files elsewhere")
+            shutil.rmtree(elsewhere)
+            place.unlink(missing_ok=True)
+            shutil.rmtree(self.runs / ".pictures")
+            write_run(self.runs, ROWS[1], 2, record(ROWS[1], 2))
+            write_run(self.runs, ROWS[1], 3, record(ROWS[1], 3))
+
+
 class Names(Report):
-    how = "hostile names of rows, tables, recipes, data, classes, errors, devices: in HTML, LaTeX, CSV, Markdown, terminal"
+    how = (
+        "hostile names of rows, tables, recipes, data, classes, errors, devices: in HTML, LaTeX, CSV, Markdown, terminal, plots"
+    )
 
     def case(self, draw: Draw) -> str:
         names = [text for text in TEXTS if text.strip()]
@@ -221,7 +293,7 @@ class Names(Report):
         content["metrics"][draw.choice(names)] = 0.5
         content["status"] = draw.choice(["finished", "finished", "failed", "diverged"])
         write_run(self.runs, ROWS[1], 2, content, (draw.choice(TEXTS), draw.choice(TEXTS)))
-        return self.collate()
+        return self.collate(draw_plots=draw.random() < 0.2)  # a second each
 
 
 class Tables(Report):

@@ -1,0 +1,221 @@
+"""Declare the configurations of parts: backbones, necks, RPN, second stage, and classes of the user's."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+
+from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+
+
+class UserPart(BaseModel):
+    """A part whose class is the user's: `class: necks.PathAggregation` is a class in necks.py below `--config-dir`.
+
+    All other keys are arguments of the class, which `config.user_parts` checks. The folder comes from the command line alone:
+    no value of a file or of a record can set it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+    _folder: Path | None = PrivateAttr(None)
+    # The class and {module: (file, text)} of its code, to which a run keeps.
+    _loaded: tuple[type, dict[str, tuple[Path, str]]] | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any) -> None:
+        self._folder = (context or {}).get("config_dir")
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder that `--config-dir` named; None without one."""
+        return self._folder
+
+    @property
+    def label(self) -> str:
+        """Return the class as the configuration names it."""
+        return self.class_
+
+    @property
+    def row(self) -> str:
+        """Return the name of a source run's row with this neck: its class's, since a record has no other."""
+        return self.class_.rpartition(".")[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the keys that are arguments of the class."""
+        return dict(self.model_extra or {})
+
+
+def _whose(value: Any) -> str:
+    return "user" if isinstance(value, UserPart) or (isinstance(value, dict) and "class" in value) else "built-in"
+
+
+def or_user(built_in: Any, user: type[UserPart] = UserPart) -> Any:
+    """Return the type of a part: one of ours, or with a key `class` one of the user's."""
+    return Annotated[Annotated[built_in, Tag("built-in")] | Annotated[user, Tag("user")], Discriminator(_whose)]
+
+
+class _BackboneKeys(BaseModel):
+    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (downloaded), or a
+    file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
+
+    weights: str
+    freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
+    frozen_bn: bool
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "_BackboneKeys":
+        if self.weights == "none" and (self.freeze_at or self.frozen_bn):
+            raise ValueError(
+                "weights=none starts from random weights, which must not stay frozen: "
+                "set backbone.freeze_at=0 backbone.frozen_bn=false"
+            )
+        return self
+
+
+class Backbone(Strict, _BackboneKeys):
+    """`stride_in_1x1`: where a bottleneck halves the resolution (`fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
+
+    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
+    stride_in_1x1: Annotated[bool, Field(strict=True)]
+
+    @property
+    def label(self) -> str:
+        """Return the name that `backbone=` takes."""
+        return self.name
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "Backbone":
+        if self.weights == "imagenet" and self.name in ("small", "small_deep"):
+            raise ValueError(f"the {self.name} backbone has no ImageNet weights: use weights=pretrain, or one of torchvision's")
+        return self
+
+    @model_validator(mode="after")
+    def _bottlenecks(self) -> "Backbone":
+        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
+            raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
+        return self
+
+
+class TimmBackbone(Strict, _BackboneKeys):
+    """Any network of timm that has maps of strides 4, 8, 16 and 32: backbone=timm/MODEL. "imagenet" stands for the weights that
+    timm has for `model`, and a file's names are timm's."""
+
+    name: Literal["timm"]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+    @property
+    def label(self) -> str:
+        """Return the name that `backbone=` takes."""
+        return f"timm/{self.model}"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if value == "???":
+            raise ValueError("say which: backbone=timm/MODEL, as timm/resnext50_32x4d")
+        return value
+
+
+class UserBackbone(UserPart, _BackboneKeys):
+    """A user's backbone: its further keys are arguments of the class."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "UserBackbone":
+        if self.weights == "imagenet":
+            raise ValueError(f"{self.class_} has no ImageNet weights: use weights=pretrain, none, or a FILE")
+        return self
+
+
+AnyBackbone = Backbone | TimmBackbone | UserBackbone
+
+
+class FPNNeck(Strict):
+    """The switches of the pyramid; see `fpn_ablate.model.necks.fpn.FPN`."""
+
+    name: Literal["fpn"]
+    channels: Annotated[int, Field(strict=True, ge=1, le=4096)]
+    top_down: bool
+    lateral: bool
+    output: Literal["pyramid", "p2", "p3", "p4", "p5"]
+    upsample: Literal["nearest", "bilinear", "deconv"]
+    smooth: Literal["all", "merged", "none"]
+    p6: Literal["subsample", "conv", "none"]
+
+    @model_validator(mode="after")
+    def _connected(self) -> "FPNNeck":
+        if not self.top_down and not self.lateral:
+            raise ValueError(
+                "top_down=false with lateral=false connects P2..P4 to nothing: switch at most one of them off "
+                "(a single backbone map is ablation=c4 or ablation=c5)"
+            )
+        return self
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        name = "bottom_up" if not self.top_down else "fpn" if self.lateral else "no_lateral"
+        return name if self.output == "pyramid" else f"{name}+output={self.output}"
+
+
+class SingleLevelNeck(Strict):
+    """One backbone map; see `fpn_ablate.model.necks.single_level.SingleLevel`."""
+
+    name: Literal["single_level"]
+    level: Literal["c2", "c3", "c4", "c5"]
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return self.level
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck
+AnyNeck = BuiltInNeck | UserPart
+
+
+class RPNConfig(Strict):
+    """The RPN; see `fpn_ablate.model.heads.rpn.RPN`. Pairs are (training, test)."""
+
+    name: Literal["rpn"]
+    head: or_user(Literal["conv"])  # type: ignore[valid-type]
+    anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    anchor_grid: Literal["exact", "torchvision"]
+    positive_iou: Share
+    negative_iou: Share
+    samples: Many
+    positive_fraction: Share
+    pre_nms_topk: tuple[Many, Many]
+    pre_nms_topk_single: tuple[Many, Many]
+    post_nms_topk: tuple[Many, Many]
+    nms_thresh: Share
+    box_loss_beta: NotNegative
+
+    @model_validator(mode="after")
+    def _thresholds(self) -> "RPNConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
+        return self
+
+
+class RoI(Strict):
+    """The second stage; see `fpn_ablate.model.heads.roi.RoIHeads`. Pairs are (training, test)."""
+
+    head: or_user(Literal["auto", "2fc", "conv5"])  # type: ignore[valid-type]
+    canonical_level: Cells
+    canonical_box_size: Extent
+    pooling: Literal["align", "align_v2", "pool"]
+    sampling_ratio: Annotated[int, Field(strict=True, ge=0, le=64)]
+    resolution: Cells
+    conv5_resolution: Cells
+    fc_dim: Width
+    proposals: tuple[Many, Many]
+    samples: Many
+    positive_fraction: Share
+    positive_iou: PositiveShare
+    box_weights: tuple[Extent, Extent, Extent, Extent]
+    box_loss_beta: NotNegative
+    score_thresh: Share
+    nms_thresh: Share
+    detections: Many
