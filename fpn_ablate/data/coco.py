@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
-from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+from fpn_ablate.data.checks.findings import Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.utils.errors import UserError
@@ -54,7 +55,7 @@ class CocoDataset:
         if invalid not in ("error", "clip", "drop"):
             raise UserError(f"invalid={invalid!r} does not exist. Fix: one of 'error', 'clip', 'drop'")
         report = examine.examine(annotations, images)
-        refused = report.at(BROKEN, BOX) if invalid == "error" else report.at(BROKEN)
+        refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
         if "area-missing" in report.counts():
@@ -68,7 +69,7 @@ class CocoDataset:
         # Objects in the order of their images: those of image n are [offsets[n], offsets[n + 1]).
         self._offsets = np.searchsorted(self._table.image_index, np.arange(len(self._table.image_ids) + 1))
         # Positions of the samples among all declared images.
-        self._samples = self._with_objects() if not keep_empty else np.arange(len(self._table.image_ids))
+        self._samples = np.flatnonzero(self._table.used_images(keep_empty))
         if left_out := len(self._table.image_ids) - len(self._samples):
             self.repairs["images without objects left out"] = left_out
         self.image_ids = self._table.image_ids[self._samples].tolist()
@@ -130,11 +131,6 @@ class CocoDataset:
                 for key, image, label, box, area, crowd in zip(*(c.tolist() for c in columns), strict=True)
             ],
         }
-
-    def _with_objects(self) -> np.ndarray:
-        """Return the positions of the images that have an object."""
-        objects = self._table.image_index[~self._table.crowd]
-        return np.flatnonzero(np.bincount(objects, minlength=len(self._table.image_ids)))
 
 
 def load(cfg: Coco) -> tuple[CocoDataset, CocoDataset]:
@@ -211,10 +207,8 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
     order = np.argsort(table.image_index, kind="stable")
-    order = order[~drop[order]]
-    columns = (c[order] for c in (table.ids, table.image_index, table.labels, boxes, areas, table.crowd))
     counts = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
-    result = Annotations(table.categories, table.image_ids, table.file_names, table.sizes, *columns)
+    result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
     return result, {change: int(mask.sum()) for change, mask in counts.items() if mask.any()}
 
 

@@ -1,5 +1,6 @@
 """What is found out of a data set: both splits, sizes, anchors, balance, duplicates."""
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -96,8 +97,8 @@ def test_images_in_both_splits_are_found_by_content_and_by_name(config, make, tm
     folders = ("train2017", "val2017")
     root = make(split(TRAIN), split(VAL, ("a.png", "x_b.png"), first=11), folders)
     shutil.copy(tmp_path / "train2017/b.png", tmp_path / "val2017/x_b.png")
-    read, sha256 = [], facts._sha256
-    monkeypatch.setattr(facts, "_sha256", lambda path: read.append(path) or sha256(path))
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(facts.hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
     report = examined(config, root, *(f"data.{name}.images={f}" for name, f in zip(("train", "val"), folders, strict=True)))
     assert report["shared_images"] == {
         "by_name_and_size": [{"file_name": "a.png", "train": 1, "val": 11}],

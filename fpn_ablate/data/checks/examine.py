@@ -38,10 +38,14 @@ class Report:
         """Return the findings of these levels (BROKEN, BOX, NOTE)."""
         return [finding for finding in self.findings if finding.level in levels]
 
+    def refused(self, invalid: str = "error") -> list[Finding]:
+        """Return the findings for which a run with data.invalid=`invalid` would be refused."""
+        return self.at(BROKEN, BOX) if invalid == "error" else self.at(BROKEN)
+
     @property
     def sound(self) -> bool:
         """Return whether a training would start with the default settings."""
-        return not self.at(BROKEN, BOX)
+        return not self.refused()
 
     def counts(self) -> dict[str, int]:
         """Return the number of problems of each kind."""
