@@ -63,7 +63,6 @@ class CocoDataset:
         self.name, self.generated = name, report.annotations.generated
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
-        self.category_of = {label: key for key, label in self.label_of.items()}
         self._annotations, self._root = os.path.abspath(annotations), os.path.realpath(images)
         self._table, self.repairs = repaired(report.annotations, invalid)
         # Objects in the order of their images: those of image n are [offsets[n], offsets[n + 1]).
@@ -114,22 +113,20 @@ class CocoDataset:
         """
         table = self._table
         sizes = zip(table.image_ids.tolist(), table.file_names, table.sizes.tolist(), strict=True)
-        ids = np.where(table.ids == 0, table.ids.max(initial=0) + 1, table.ids)
-        columns = (ids, table.image_ids[table.image_index], table.labels, table.boxes, table.areas, table.crowd)
+        category_ids = np.array([category["id"] for category in self.categories])
+        columns = {
+            "id": np.where(table.ids == 0, table.ids.max(initial=0) + 1, table.ids),
+            "image_id": table.image_ids[table.image_index],
+            "category_id": category_ids[table.labels - 1],
+            "bbox": table.boxes,
+            "area": table.areas,
+            "iscrowd": table.crowd.astype(int),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
             "images": [{"id": key, "file_name": name, "height": h, "width": w} for key, name, (h, w) in sizes],
             "categories": [dict(category) for category in self.categories],
-            "annotations": [
-                {
-                    "id": key,
-                    "image_id": image,
-                    "category_id": self.category_of[label],
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-                for key, image, label, box, area, crowd in zip(*(c.tolist() for c in columns), strict=True)
-            ],
+            "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
         }
 
 

@@ -132,10 +132,10 @@ def _by_name(split: Split) -> dict[tuple[str, int, int], int]:
 
 def _by_content(split: Split, other: Split) -> dict[str, int]:
     """Map sha256 to image id, for files with as many bytes as a file of the other split."""
-    if split.file_bytes is None or other.file_bytes is None:
+    if split.report.file_bytes is None or other.report.file_bytes is None:
         return {}
-    root, ids = os.path.realpath(split.folder), {}
-    for n in np.flatnonzero(np.isin(split.file_bytes, other.file_bytes)).tolist():
+    root, ids = os.path.realpath(split.report.image_folder), {}
+    for n in np.flatnonzero(np.isin(split.report.file_bytes, other.report.file_bytes)).tolist():
         path = locate(root, split.table.file_names[n])
         if path and os.path.isfile(path):  # reading a pipe would block
             with suppress(OSError), open(path, "rb") as file:  # `examine` reports what cannot be read

@@ -93,8 +93,12 @@ def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
 def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any]:
     """Collect the facts of one split; null values if its file cannot be read."""
     refused = set(map(id, split.refused))
-    findings = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
-    head = {"annotations": split.file, "image_folder": split.folder, "findings": findings, "repairs": split.repairs}
+    head = {
+        "annotations": split.report.annotations_file,
+        "image_folder": split.report.image_folder,
+        "findings": [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.report.findings],
+        "repairs": split.repairs,
+    }
     table = split.table
     if table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))

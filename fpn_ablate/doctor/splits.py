@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fpn_ablate.config.schema import Coco, Config
 from fpn_ablate.data import coco
 from fpn_ablate.data.checks.annotations import Annotations, parse
@@ -18,23 +16,20 @@ class Split:
     """A split as a run would see it.
 
     Attributes:
+        report: the findings in its files; for generated pictures none, and no paths.
+        bounds: where small ends and large begins, in square native pixels.
         table: the readable annotations, bad boxes repaired as data.invalid says, or left out if the run would be refused for
             them; None if the file is unreadable.
-        bounds: where small ends and large begins, in square native pixels.
         keep_empty: False: the run uses images with objects alone.
-        file_bytes: (N,) int64, 0 for a missing file; None for generated pictures.
     """
 
     name: str  # train | val
-    table: Annotations | None
+    report: Report
     bounds: tuple[float, float]
+    table: Annotations | None
     keep_empty: bool = True
-    file: str | None = None
-    folder: str | None = None
-    findings: Sequence[Finding] = ()
     refused: Sequence[Finding] = ()
     repairs: dict[str, int] = field(default_factory=dict)
-    file_bytes: np.ndarray | None = None
 
 
 def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
@@ -47,7 +42,7 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
         splits = []
         for name, dataset in zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode), strict=True):
             table = parse(dataset.coco() | {"info": {"generated": True}}, name, Findings())
-            splits.append(Split(name, table, dataset.area_bounds))
+            splits.append(Split(name, Report(None, None, [], table, None), dataset.area_bounds, table))
         return splits, []
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
@@ -63,6 +58,5 @@ def _read(name: str, report: Report, invalid: str, keep_empty: bool) -> Split:
     if report.annotations is not None and len(report.annotations.image_ids):
         valid = (report.annotations.image_index >= 0) & (report.annotations.labels > 0)
         table, repairs = coco.repaired(report.annotations.select(valid), "drop" if invalid == "error" else invalid)
-    files = (report.annotations_file, report.image_folder, report.findings, refused)
     repairs = {} if invalid == "error" and refused else repairs
-    return Split(name, table, coco.CocoDataset.area_bounds, keep_empty, *files, repairs, report.file_bytes)
+    return Split(name, report, coco.CocoDataset.area_bounds, table, keep_empty, refused, repairs)

@@ -151,10 +151,8 @@ def test_areas_are_visible_pixels_and_the_truth_agrees_with_the_samples(pictures
 @pytest.mark.parametrize("world", [WORLD, replace(WORLD, mix=(1, 1, 1))], ids=["default", "even"])
 def test_small_medium_and_large_are_all_filled(world):
     dataset = ShapesDataset(world, "train", 100)
-    counts = shapes.size_counts(dataset)
-    assert sum(counts.values()) == len(dataset.coco()["annotations"])
-    least = 10 if world is WORLD else 0.08 * sum(counts.values())
-    assert all(number >= least for number in counts.values()), counts
+    counts = np.bincount(np.digitize([a["area"] for a in dataset.coco()["annotations"]], dataset.area_bounds))
+    assert len(counts) == 3 and counts.min() >= (10 if world is WORLD else 0.08 * counts.sum()), counts
 
 
 @pytest.mark.parametrize("side", [96, 192, 320])

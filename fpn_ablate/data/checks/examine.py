@@ -26,9 +26,9 @@ THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of a set, and its parsed annotations (None if they cannot be parsed)."""
+    """The findings of a set, and its parsed annotations (None if they cannot be parsed). Generated pictures have no paths."""
 
-    annotations_file: str
+    annotations_file: str | None
     image_folder: str | None
     findings: list[Finding]
     annotations: Annotations | None

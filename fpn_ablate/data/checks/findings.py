@@ -12,10 +12,7 @@ REPLACE = "replace the file (copy or download it again), or remove the image and
 KINDS = {
     "annotations-missing": (BROKEN, "give the path of a readable COCO instances JSON file"),
     "annotations-not-json": (BROKEN, "write or download the annotation file again: it is not JSON, or not complete"),
-    "structure": (
-        BROKEN,
-        "write an object with the non-empty lists `images` and `categories` and the list `annotations`",
-    ),
+    "structure": (BROKEN, "write an object with non-empty lists `images` and `categories`, and a list `annotations`"),
     "missing-key": (BROKEN, "add the key to the entry"),
     "duplicate-key": (BROKEN, "remove all but one of the equal keys: JSON readers would use the last value"),
     "wrong-type": (BROKEN, "write the value in the type that the COCO format prescribes"),
@@ -25,10 +22,7 @@ KINDS = {
     "duplicate-category-id": (BROKEN, "give each category its own id"),
     "unknown-category": (BROKEN, "add the category to `categories`, or correct `category_id`"),
     "unknown-image": (BROKEN, "add the image to `images`, or remove the annotation"),
-    "path-escape": (
-        BROKEN,
-        "write `file_name` relative to the image folder, without `..` and without links out of the folder",
-    ),
+    "path-escape": (BROKEN, "write `file_name` relative to the image folder, without `..` or links out of the folder"),
     "images-missing": (BROKEN, "give the folder that holds the image files"),
     "image-missing": (BROKEN, "put the file there, correct `file_name`, or remove the image and its annotations"),
     "image-unreadable": (BROKEN, REPLACE),
@@ -36,15 +30,9 @@ KINDS = {
     "image-mode": (BROKEN, "convert the picture to 8-bit RGB or grey"),
     "image-size": (BROKEN, "correct `width` and `height`, or restore the picture that was annotated"),
     "box-outside": (BOX, "correct the box, or set `data.invalid=clip` (or `drop`)"),
-    "box-empty": (
-        BOX,
-        "correct the box ([x, y, width, height]), or set `data.invalid=drop` (or `clip`, which drops it too)",
-    ),
+    "box-empty": (BOX, "correct the box ([x, y, width, height]), or set `data.invalid=drop` (or `clip`, which drops it too)"),
     "box-rounded": (NOTE, "none needed: a box up to 1 px over the border is clipped"),
-    "annotation-id-zero": (
-        NOTE,
-        "none needed: the evaluation uses another id; pycocotools would count the object as never detected",
-    ),
+    "annotation-id-zero": (NOTE, "none needed: the evaluation uses another id (for pycocotools, 0 is never detected)"),
     "area-missing": (NOTE, "none needed: width x height of the box is used"),
 }
 
