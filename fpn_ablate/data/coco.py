@@ -58,7 +58,7 @@ class CocoDataset:
         refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
-        if "area-missing" in report.counts():
+        if any(finding.kind == "area-missing" for finding in report.findings):
             log.warning("%s: annotations without `area` in %s; using width x height of the box", name, annotations)
         self.name, self.generated = name, report.annotations.generated
         self.categories = report.annotations.categories

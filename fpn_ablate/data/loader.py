@@ -38,15 +38,12 @@ def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -
 
 @dataclass(frozen=True)
 class StepSampler:
-    """Yield the indices of each step in `steps` as `parts` lists of equal length; each list becomes one batch.
+    """Yield the indices of each step in `steps` as `parts` lists of equal length (it divides `batch_size`); each is a batch.
 
     With `aspects` (N,), the width / height of each image of the set, a step holds images of similar shape, so that a batch
     needs little padding. The indices of WINDOW steps, or of one epoch if that is shorter, are sorted by aspect ratio, epoch by
     epoch, and cut into steps, which are then shuffled. Sorting changes neither the indices of a window nor their flips. A step
     is the same wherever `steps` begins and whatever the number of parts.
-
-    Raises:
-        ValueError: `parts` does not divide `batch_size`.
     """
 
     size: int
@@ -56,10 +53,6 @@ class StepSampler:
     flip: bool
     parts: int = 1
     aspects: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.parts:
-            raise ValueError(f"a step of {self.batch_size} images cannot be cut into {self.parts} equal parts")
 
     def __len__(self) -> int:
         return len(self.steps) * self.parts

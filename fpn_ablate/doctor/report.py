@@ -44,13 +44,13 @@ FORMAT = 1
 # Kind: its text, with the number of cases and the first of them in place of {}.
 WARNINGS = {
     "category-without-objects": "categories without an object: {}",
-    "duplicate-annotations": "annotations that repeat image, category and box of another, by id: {}; remove them",
+    "duplicate-annotations": "ids of annotations that repeat image, category and box of another: {}; remove them",
     "duplicate-file-names": "file names that several images share: {}",
     "crowded": "images with more than 100 objects: {}; AR100, and AP of one category, cannot count all of them",
     "below-one-pixel": "objects less than a pixel high or wide in the input: {}; raise recipe.short_side, or remove them",
     "below-finest-stride": "objects smaller in the input than a cell of the finest level: {}; a larger recipe.short_side helps",
     "shared-content": "images that train has too, byte for byte (ids train = val): {}; scores would be too high: remove them",
-    "shared-name": "file names with the same size in both splits, but other bytes: {}; versions of the same pictures?",
+    "shared-name": "file names with the same size in both splits, but other bytes: {}; perhaps versions of one picture",
     "anchors": "sizes of which less than half have an anchor with IoU >= 0.5: {}; raise recipe.short_side, or choose other "
     "rpn.anchor_sizes or a row of finer stride",
 }

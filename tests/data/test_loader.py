@@ -191,8 +191,6 @@ def test_a_step_in_parts_is_collated_part_by_part():
     whole, parts = training(), training(parts=2)
     assert [len(batch.image_ids) for batch in parts] == [2] * 10
     assert flat(batch.image_ids for batch in parts) == flat(batch.image_ids for batch in whole)
-    with pytest.raises(ValueError, match="3 equal parts"):
-        training(parts=3)
 
 
 def test_grouped_batches_come_from_the_sizes_of_the_set():

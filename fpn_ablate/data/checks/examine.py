@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,6 @@ class Report:
         """Return whether a training would start with the default settings."""
         return not self.refused()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of problems of each kind."""
-        return counts(self.findings)
-
 
 def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
     """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content."""
@@ -67,16 +64,13 @@ def examine(annotations: Path | str, images: Path | str | None = None) -> Report
 
 def summary(findings: list[Finding], limit: int) -> str:
     """Format the counts by kind and up to `limit` findings, taking turns among the kinds, so that rare ones are not hidden."""
-    turns: dict[str, int] = defaultdict(int)
-    order = []
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
-        order.append(turns[finding.kind])
-        turns[finding.kind] += 1
+        by_kind[finding.kind].append(finding)
+    turns = [finding for turn in zip_longest(*by_kind.values()) for finding in turn if finding]
+    listed, omitted = turns[:limit], sum(finding.count for finding in turns) - sum(finding.count for finding in turns[:limit])
     head = ", ".join(f"{count} {kind}" for kind, count in counts(findings).items())
-    listed = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
-    omitted = sum(finding.count for finding in findings) - sum(finding.count for finding in listed)
-    more = [f"... and {omitted} more"] if omitted else []
-    return "\n".join([head, *(f"  {finding}" for finding in listed), *more])
+    return "\n".join([head, *(f"  {finding}" for finding in listed), *([f"... and {omitted} more"] if omitted else [])])
 
 
 def counts(findings: Iterable[Finding]) -> dict[str, int]:
