@@ -143,15 +143,6 @@ def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
     torch.testing.assert_close(best, expected)
 
 
-def test_objects_in_parts_are_objects_at_once(config, monkeypatch):
-    anchor_set = recall.anchors_of(config())
-    corners = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values * 64
-    sizes = torch.full((50, 2), 64)
-    expected = recall.best_iou(corners.reshape(-1, 4), sizes, anchor_set)
-    monkeypatch.setattr(recall, "OBJECTS_AT_ONCE", 7)
-    assert torch.equal(recall.best_iou(corners.reshape(-1, 4), sizes, anchor_set), expected)
-
-
 def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
     objects = [(1, 1, [-0.5, 2, 7, 9], 0), (1, 3, [50, 0, 10.5, 40], 0), (2, 3, [10, 10, 31, 33], 0), (3, 1, [3, 5, 7, 11], 0)]
     cfg = config("data=coco", make(split(objects), split(VAL, ONE, first=11)))
