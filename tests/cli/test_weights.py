@@ -55,13 +55,15 @@ def test_a_file_of_torchvision_comes_in_and_goes_out_again(cli, torchvision_file
 
 def test_a_run_goes_out_both_ways(cli, run, tmp_path):
     folder, state = run()
-    own, out = tmp_path / "own.safetensors", tmp_path / "out.pth"
+    own, out, again = (tmp_path / name for name in ("own.safetensors", "out.pth", "again.safetensors"))
     assert cli("weights", "export", folder, own, "--to", "safetensors")[0] == 0
     assert all(torch.equal(value, state[name]) for name, value in read(own).tensors.items())
     assert read(own).facts["backbone"] == "resnet18" and '"top_down": true' in read(own).facts["neck"]
     for source in (folder, folder / "model.pt", own):
         assert cli("weights", "export", source, out, "--to", "torchvision")[0] == 0
-        assert torch.equal(torch.load(out)["backbone.fpn.inner_blocks.2.0.weight"], state["neck.lateral.p4.weight"])
+        assert cli("weights", "import", out, again)[0] == 0
+        back = read(again).tensors
+        assert back.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in back.items())
 
 
 @pytest.mark.parametrize(

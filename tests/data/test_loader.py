@@ -113,13 +113,14 @@ def sampled(steps=range(4 * WINDOW), size=500, batch_size=16, seed=0, flip=True,
     return list(StepSampler(size, batch_size, steps, seed, flip, parts, aspects))
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_without_aspects_parts_cut_each_step_and_change_nothing(parts):
-    whole = sampled(aspects=None)
-    assert whole == [step_indices(500, 16, 0, True, step) for step in range(4 * WINDOW)]
-    lists = sampled(parts=parts, aspects=None)
+@pytest.mark.parametrize("aspects", [None, ASPECTS], ids=["plain", "grouped"])
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_parts_cut_each_step_and_change_nothing(parts, aspects):
+    whole, lists = sampled(aspects=aspects), sampled(parts=parts, aspects=aspects)
     assert {len(part) for part in lists} == {16 // parts}
     assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
+    if aspects is None:
+        assert whole == [step_indices(500, 16, 0, True, step) for step in range(4 * WINDOW)]
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -151,13 +152,6 @@ def test_a_step_holds_few_copies_of_an_image_however_small_the_set(size):
     for step in sampled(size=size):
         most = max(Counter(index for index, _ in step).values())
         assert most <= -(-16 // size) + 1
-
-
-def test_a_step_holds_the_same_images_in_any_number_of_parts():
-    whole = sampled()
-    for parts in (2, 8):
-        lists = sampled(parts=parts)
-        assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
 
 
 @pytest.mark.parametrize("parts", [1, 2])

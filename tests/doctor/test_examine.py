@@ -196,7 +196,7 @@ def test_splits_that_do_not_fit_together_are_refused_as_in_a_run(config, make):
     val = split(VAL, ONE, first=11)
     val["categories"][0]["name"] = "wasp"
     cfg = config("data=coco", make(split(TRAIN), val))
-    with pytest.raises(coco.UserError) as refused:
+    with pytest.raises(coco.UserError, match=r"different categories: .*wasp") as refused:
         coco.load(cfg.data)
     report = describe_data({"fpn": cfg})
     assert not report["sound"] and report["refused"] == [str(refused.value)]
