@@ -54,9 +54,7 @@ def _print_use_in_torchvision(weights: Weights) -> None:
         return
     parts = [part for part in ("rpn", "roi") if any(name.startswith(f"{part}.") for name in weights.tensors)]
     classes = f", num_classes={int(weights.facts['num_classes']) + 1}" if "roi" in parts else ""
-    partial = (
-        "" if len(parts) == 2 else f"; of the heads {parts[0] if parts else 'nothing'} alone, so load it with strict=False"
-    )
+    partial = "" if len(parts) == 2 else f"; it has {parts[0] if parts else 'none'} of the heads, so load it with strict=False"
     print(f"for FasterRCNN(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
     print("box deltas of background, which are not trained, are 0; what else it computes with is to be set there:")
     for key, value in json.loads(weights.facts.get("settings", "{}")).items():

@@ -16,20 +16,9 @@ from fpn_ablate.model.backbones.base import STD
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
-from fpn_ablate.weights.names import (
-    CAFFE2,
-    CONV5,
-    DETECTRON2,
-    MOBILENET,
-    OUR_BACKBONE,
-    OURS,
-    RESNET,
-    STAGE,
-    TORCHVISION,
-)
 
 BN_EPS = 1e-5  # of all our batch norms; torch's default
-STEM = f"{STAGE}stem.0.weight"
+STEM = f"{names.STAGE}stem.0.weight"
 SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
@@ -94,15 +83,15 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
-    if source == TORCHVISION:
+    if source == names.TORCHVISION:
         _convert_torchvision_classes(weights, options)
-    if source in (DETECTRON2, CAFFE2):
+    if source in (names.DETECTRON2, names.CAFFE2):
         _add_statistics(weights.tensors)
         _convert_detectron2_classes(weights)
         _convert_colours(weights, options, from_torchvision=stored.facts.get("author") == "torchvision")
     if options.bn_eps != BN_EPS:
         _convert_eps(weights, options.bn_eps)
-    elif source == TORCHVISION:
+    elif source == names.TORCHVISION:
         weights.notes.append("for torchvision's own COCO_V1 detectors, whose batch norms have no eps, use import --bn-eps 0")
     if (scores := weights.tensors.get(f"{SCORES}.weight")) is not None:
         weights.facts["num_classes"] = str(len(scores) - 1)
@@ -110,16 +99,16 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
 
 
 def _refuse_options(stored: Stored, source: str, options: Options) -> None:
-    if source in (OURS, OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
+    if source in (names.OURS, names.OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
         raise UserError(
             f"{stored.path}: a file of this project; --bn-eps, --pixel-std and --rgb are for files of other programs"
         )
-    if source not in (DETECTRON2, CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
+    if source not in (names.DETECTRON2, names.CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
         raise UserError(f"{stored.path}: a file of {source}; --pixel-std and --rgb are for files of detectron2")
 
 
 def _rename(stored: Stored, source: str) -> Weights:
-    weights = Weights(stored.path, source, {}, {}, dict(stored.facts) if source == OURS else {}, [])
+    weights = Weights(stored.path, source, {}, {}, dict(stored.facts) if source == names.OURS else {}, [])
     ignored = set()
     for name, value in stored.tensors.items():
         our_name = names.to_ours(source, name)
@@ -134,8 +123,8 @@ def _rename(stored: Stored, source: str) -> Weights:
     heads = [part for part in sorted(ignored) if "mask" in part or "keypoint" in part]
     weights.notes += [f"left out: {head}, which a box detector does not have" for head in heads]
     weights.facts.setdefault("source", source)
-    if source not in (OURS, OUR_BACKBONE):  # its depth is known to who loads it
-        weights.facts["backbone"] = "mobilenet_v2" if source == MOBILENET else "resnet"
+    if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
+        weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
     return weights
 
 
@@ -235,8 +224,8 @@ def _convert_eps(weights: Weights, eps: float) -> None:
 
 def backbone_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone's tensors, named as in `Backbone` (stages.c2...), including conv5 where it is the box head."""
-    stages = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(STAGE)}
-    return stages | {f"stages.c5.{n.removeprefix(CONV5)}": v for n, v in tensors.items() if n.startswith(CONV5)}
+    stages = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(names.STAGE)}
+    return stages | {f"stages.c5.{n.removeprefix(names.CONV5)}": v for n, v in tensors.items() if n.startswith(names.CONV5)}
 
 
 def to_torchvision(weights: Weights) -> dict[str, Tensor]:
@@ -248,7 +237,7 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
         UserError: torchvision has no such network.
     """
     path, backbone = weights.path, weights.facts.get("backbone")
-    alone = all(name.startswith(STAGE) for name in weights.tensors)
+    alone = all(name.startswith(names.STAGE) for name in weights.tensors)
     if weights.facts.get("stride_in_1x1") == "true":
         raise UserError(
             f"{path}: its strides in the 1x1 convolutions do not fit torchvision's ResNets, which have them in the 3x3"
@@ -260,14 +249,14 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
     neck = _NECK | json.loads(weights.facts.get("neck", "{}"))
     if required := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
         raise UserError(f"{path}: torchvision only has a pyramid with {', '.join(required)}")
-    kind = TORCHVISION
+    kind = names.TORCHVISION
     if alone:
-        kind = MOBILENET if backbone == "mobilenet_v2" else RESNET
+        kind = names.MOBILENET if backbone == "mobilenet_v2" else names.RESNET
     out = {}
     for name, value in weights.tensors.items():
         their_name = names.to_torchvision(kind, name)
         if their_name is None:
             raise UserError(f"{path}: {name} has no counterpart in torchvision's {kind.removeprefix('torchvision ')}")
-        background = kind == TORCHVISION and name.startswith(DELTAS)
+        background = kind == names.TORCHVISION and name.startswith(DELTAS)
         out[their_name] = torch.cat([value.new_zeros(4, *value.shape[1:]), value]) if background else value
     return out
