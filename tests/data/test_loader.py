@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fpn_ablate.data.loader import WINDOW, StepSampler, evaluation_batches, step_indices, training_batches
-from fpn_ablate.data.shapes import ShapesDataset, World
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.structures.batch import Sample
 
@@ -196,17 +195,6 @@ def test_grouped_batches_come_from_the_sizes_of_the_set():
         assert len(expected) == len(batches) == 12
 
 
-def test_grouping_shows_images_of_one_size_as_often():
-    data = ShapesDataset(World(height=48, width=64, seed=0), "train", 5)
-    assert data.sizes.tolist() == [list(data[n].image.shape[:2]) for n in range(5)]
-    options = {"batch_size": 5, "steps": range(2 * WINDOW), "seed": 0, "flip": True, "resize": Resize(48, 64)}
-    shown = [
-        Counter(key for batch in training_batches(data, **options, group_by_aspect=grouped) for key in batch.image_ids)
-        for grouped in (False, True)
-    ]
-    assert shown[0] == shown[1] == dict.fromkeys(range(1, 6), 2 * WINDOW)
-
-
 def evaluation(count=None, workers=0):
     return list(evaluation_batches(Numbered(), batch_size=4, resize=Resize(32, 64), workers=workers, count=count))
 
@@ -217,9 +205,3 @@ def test_evaluation_sees_each_image_once_in_order_unflipped(count, expected):
     assert [i for batch in batches for i in batch.image_ids] == list(range(100, 100 + expected))
     first = batches[0].boxes[0, 0]  # the one picture that needs no resizing
     torch.testing.assert_close(first, torch.tensor([1.0, 2, 11, 12]))
-
-
-def test_batches_are_padded_to_the_stride():
-    for batch in training():
-        assert all(side % 32 == 0 for side in batch.images.shape[-2:])
-        assert (batch.sizes.max(0).values <= torch.tensor(batch.images.shape[-2:])).all()
