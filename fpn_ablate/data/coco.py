@@ -52,8 +52,6 @@ class CocoDataset:
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
     ) -> None:
-        if invalid not in ("error", "clip", "drop"):
-            raise UserError(f"invalid={invalid!r} does not exist. Fix: one of 'error', 'clip', 'drop'")
         report = examine.examine(annotations, images)
         refused = report.refused(invalid)
         if refused or report.annotations is None:

@@ -52,14 +52,14 @@ class Report:
 def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
     """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content."""
     table, findings = read(Path(annotations))
-    file_bytes = None
-    if images is not None and not os.path.isdir(images):
-        findings.append(Finding("images-missing", str(images), value="no such folder"))
-    elif images is not None and table is not None:
-        file_bytes = _check_images(table, str(annotations), str(images), findings)
+    file, folder, file_bytes = str(annotations), None if images is None else str(images), None
+    if folder is not None and not os.path.isdir(folder):
+        findings.append(Finding("images-missing", folder, value="no such folder"))
+    elif folder is not None and table is not None:
+        file_bytes = _check_images(table, file, folder, findings)
     if table is not None:
-        _check_boxes(table, None if images is None else str(images), str(annotations), findings)
-    return Report(str(annotations), None if images is None else str(images), findings, table, file_bytes)
+        _check_boxes(table, folder, file, findings)
+    return Report(file, folder, findings, table, file_bytes)
 
 
 def summary(findings: list[Finding], limit: int) -> str:
@@ -134,11 +134,7 @@ def _check_images(table: Annotations, file: str, folder: str, findings: list[Fin
         if path is None:
             findings.append(Finding("path-escape", file, image_id, value=f"`file_name` is {name!a}"))
             continue
-        probed = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
-        if probed is None:
-            findings.append(Finding("image-missing", path, image_id, value="no such file"))
-            continue
-        file_bytes[n], kind, value = probed
+        file_bytes[n], kind, value = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
         if kind:
             findings.append(Finding(kind, path, image_id, value=value))
     return file_bytes

@@ -41,7 +41,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in DRAWINGS)
 
 
-def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
+def probe(path: str, width: int, height: int) -> tuple[int, str, str]:
     """Check an image's header and last bytes.
 
     Detects: not an image, a damaged header, a pixel format that cannot become RGB, a size other than `width` x `height`, and
@@ -49,10 +49,10 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
     in the middle of a file whose header and end are intact.
 
     Returns:
-        (file size in bytes, kind of problem, details), the kind being empty for a sound file; None if there is no such file.
+        (file size in bytes, kind of problem, details), the kind being empty for a sound file.
     """
     if not os.path.isfile(path):
-        return None
+        return 0, "image-missing", "no such file"
     size, kind = 0, "image-unreadable"
     try:
         size = os.path.getsize(path)
