@@ -89,7 +89,7 @@ def test_what_torchvision_does_not_have_is_not_exported(cli, run, tmp_path, over
     [
         ("import {theirs} {folder}/out.pth", "give it a name that ends in .safetensors"),
         ("import {theirs} {theirs}", "would replace the file that is read"),
-        ("import {theirs} {folder}", "a folder; give the name of a file"),
+        ("export {run} {folder} --to torchvision", "Is a directory"),
         ("import {folder}/none.pth {out}", "no such file"),
         ("import {theirs} {out} --pixel-std 1", "--pixel-std and --rgb are for files of detectron2"),
         ("import {run} {out} --bn-eps 0", "a file of this project"),

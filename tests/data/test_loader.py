@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.data.loader import WINDOW, StepSampler, evaluation_batches, step_indices, training_batches
+from fpn_ablate.data.loader import WINDOW, evaluation_batches, step_batches, step_indices, training_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.structures.batch import Sample
 
@@ -109,7 +109,7 @@ def flat(lists):
 
 
 def sampled(steps=range(4 * WINDOW), size=500, batch_size=16, seed=0, flip=True, parts=1, aspects=ASPECTS):
-    return list(StepSampler(size, batch_size, steps, seed, flip, parts, aspects))
+    return list(step_batches(size, batch_size, steps, seed, flip, parts, aspects))
 
 
 @pytest.mark.parametrize("aspects", [None, ASPECTS], ids=["plain", "grouped"])
@@ -190,7 +190,7 @@ def test_grouped_batches_come_from_the_sizes_of_the_set():
     aspects = Numbered.sizes[:, 1] / Numbered.sizes[:, 0]
     for workers in (0, 2):
         batches = training(range(3, 9), group_by_aspect=True, parts=2, workers=workers)
-        expected = StepSampler(10, 4, range(3, 9), 0, True, 2, aspects)
+        expected = list(step_batches(10, 4, range(3, 9), 0, True, 2, aspects))
         assert [batch.image_ids for batch in batches] == [[100 + index for index, _ in part] for part in expected]
         assert len(expected) == len(batches) == 12
 
