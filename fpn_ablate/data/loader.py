@@ -72,23 +72,16 @@ def _sorted_by_aspect(batches: list[list[Index]], start: int, size: int, aspects
     return [indices[n : n + len(batches[0])] for n in range(0, len(indices), len(batches[0]))]
 
 
-class _CleanErrors:
-    """Iterate over the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = iter(batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self.batches)
-        except UserError as error:
-            message = str(error).rpartition("UserError: ")[2].rstrip()
-        # Not in the handler: the worker's error would keep the loader's iterator, and with it the worker processes, alive.
-        self.batches = iter(())
-        raise UserError(message)
+def _clean_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
+    try:
+        yield from batches
+        return
+    except UserError as error:
+        message = str(error).rpartition("UserError: ")[2].rstrip()
+    # Not in the handler: the worker's error would keep the loader's iterator, and with it the worker processes, alive.
+    del batches
+    raise UserError(message)
 
 
 class _Prepared(Dataset):
@@ -106,18 +99,17 @@ class _Prepared(Dataset):
 
 
 def _loader(dataset: DetectionDataset, batches: Iterable[list[Index]], resize: Resize, workers: int) -> Iterator[Batch]:
-    return _CleanErrors(
-        DataLoader(
-            _Prepared(dataset, resize),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            # Without a generator of its own, the loader would seed its workers from the global one.
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=signals.outlive_signals,
-        )
+    loader = DataLoader(
+        _Prepared(dataset, resize),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        # Without a generator of its own, the loader would seed its workers from the global one.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=signals.outlive_signals,
     )
+    return _clean_errors(iter(loader))  # the workers start now
 
 
 def training_batches(
