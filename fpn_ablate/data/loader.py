@@ -79,8 +79,8 @@ def _clean_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
         return
     except UserError as error:
         message = str(error).rpartition("UserError: ")[2].rstrip()
-    # Not in the handler: the worker's error would keep the loader's iterator, and with it the worker processes, alive.
-    del batches
+        error.__traceback__ = None  # a frame of torch's holds the error and the loader's iterator, and so its workers
+    del batches  # ends the workers now; at Python's exit they would be waited for
     raise UserError(message)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import pickle
 import shutil
 
@@ -201,6 +202,7 @@ def test_damage_met_by_a_worker_is_told_without_a_traceback(tmp_path, workers):
     with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read") as told:
         list(batches)
     assert len(str(told.value).splitlines()) == 1
+    assert not multiprocessing.active_children()  # the program's end would wait for them, ten seconds
 
 
 # --- bad boxes
