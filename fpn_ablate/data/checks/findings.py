@@ -1,8 +1,8 @@
 """Findings of the checks of a COCO-format set: their kinds, how severe they are, and their fixes."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fpn_ablate.utils.errors import printable
 
@@ -37,7 +37,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     """A problem: its place, the value found there, and its fix."""
 
@@ -70,17 +70,15 @@ class Findings(list[Finding]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[str, int] = {}
-        self._counts: Counter[str] = Counter()
+        self._by_kind: dict[str, list[Finding]] = defaultdict(list)
 
     def append(self, finding: Finding) -> None:
-        if self._counts[finding.kind] < self.LIMIT:
-            self._counts[finding.kind] += 1
-            self._last[finding.kind] = len(self)
+        kept = self._by_kind[finding.kind]
+        if len(kept) < self.LIMIT:
+            kept.append(finding)
             super().append(finding)
         else:
-            at = self._last[finding.kind]
-            self[at] = replace(self[at], count=self[at].count + finding.count)
+            kept[-1].count += finding.count
 
     def extend(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
