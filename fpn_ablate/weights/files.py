@@ -74,11 +74,12 @@ def read(path: Path) -> Stored:
         if head.startswith(_ZIP) or head == _OLD_TORCH:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training stores its arguments
                 content, facts = torch.load(path, weights_only=True, map_location="cpu"), _run_facts(path)
+        # Its first eight bytes, the header's length, may begin as a pickle does.
+        elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            content, facts = _safetensors(path)
         elif head.startswith(_PICKLE):
             content = unpickle.read(path.read_bytes())
-            facts = {"pickled": "true", "author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
-        elif head[8:9] == b"{":
-            content, facts = _safetensors(path)
+            facts = {"author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
         else:
             raise ValueError("neither torch's format, nor safetensors, nor a pickle")
         return Stored(path, _tensors(content), facts)

@@ -411,6 +411,13 @@ def test_rubbish_is_refused(tmp_path, content):
         read(tmp_path / "rubbish")
 
 
+def test_a_safetensors_file_is_read_whatever_the_length_of_its_header(tmp_path):
+    path, value = tmp_path / "row.safetensors", torch.rand(2)
+    for length in range(0, 256, 8):  # one of them makes the first byte that of a pickle
+        write_safetensors(path, {"backbone.stages.stem.0.weight": value}, {"note": "x" * length})
+        assert torch.equal(read(path).tensors["backbone.stages.stem.0.weight"], value)
+
+
 def test_files_that_would_be_run_by_torch_are_refused(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
     with pytest.raises(UserError, match="holds more than tensors") as refused:
