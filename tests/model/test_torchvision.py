@@ -78,7 +78,9 @@ def pictures(*sizes):
 
 def batch_of(samples, cfg):
     resize = Resize.of(cfg.recipe)
-    return collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch = collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch.boxes = batch.boxes.to(torch.get_default_dtype())
+    return batch
 
 
 def their_input(samples):
