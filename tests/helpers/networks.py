@@ -1,5 +1,7 @@
 """Networks with random weights: torchvision's, and any of ours."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
@@ -8,8 +10,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.init import initialise
 from fpn_ablate.weights.backbone import backbone_weights, load_backbone
+from fpn_ablate.weights.convert import Options
+from fpn_ablate.weights.loading import fit_to_model
 
 
 def randomise(net: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
@@ -42,3 +47,10 @@ def torchvision_detector(backbone: str = "resnet18", classes: int = 3) -> Faster
     trunk = resnet_fpn_backbone(backbone_name=backbone, weights=None)
     head, predictor = TwoMLPHead(256 * 49, 16), FastRCNNPredictor(16, classes + 1)
     return randomise(FasterRCNN(trunk, box_head=head, box_predictor=predictor))
+
+
+def load(model: Detector, path: Path, options: Options | None = None) -> list[str]:
+    """Load a file of weights into a detector, which must fit; return the notes for the user."""
+    weights = fit_to_model(model, path, options)
+    model.load_state_dict(weights.tensors, strict=False)  # nothing is missing except batch counters
+    return weights.notes

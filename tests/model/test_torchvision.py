@@ -6,6 +6,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import load
 from settings import JOINT
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -18,7 +19,6 @@ from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
 from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.structures.batch import Sample
-from fpn_ablate.weights.loading import load
 from fpn_ablate.weights.names import TORCHVISION, to_ours
 
 CLASSES, HIDDEN = 7, 128  # a head of 1024 units would take most of the time
@@ -60,7 +60,7 @@ def our_model(config, path, network, short_side, max_side):
         *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
-    load(model, path, log=lambda line: None)
+    load(model, path)
     return model.eval(), cfg
 
 
@@ -80,7 +80,9 @@ def pictures(*sizes):
 
 def batch_of(samples, cfg):
     resize = Resize.of(cfg.recipe)
-    return collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch = collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch.boxes = batch.boxes.to(torch.get_default_dtype())
+    return batch
 
 
 def their_input(samples):
