@@ -1,5 +1,8 @@
 """What a cell says of a run that may not stand in a mean."""
 
+import csv
+import io
+
 import pytest
 
 from fpn_ablate.report.collate import health
@@ -7,6 +10,7 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import tables
 from fpn_ablate.report.formats.grid import grid
+from fpn_ablate.report.html import page
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,15 @@ def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
     assert c4.state == "unhealthy"
     made = grid(table)
     line = next(line for line in made.lines if line.label.startswith("(a)"))
-    assert set(line.metrics) == {"unhealthy"}
-    assert "c4, seed 0: unhealthy (AR@100 0.10 %, less than 1 %)" in made.notes
+    assert line.label == "(a) baseline on conv4, unhealthy [1]" and line.metrics[0] == "0.1" and line.facts[-1] == "1"
+    assert "c4, seed 0: unhealthy (AR@100 0.10 %, less than 1 %); its figures enter no comparison" in made.notes
+    for text in (tables.markdown(table), tables.latex(table), page.render([table])):
+        assert "baseline on conv4, unhealthy" in text
+    lines = csv.DictReader(io.StringIO(tables.csv_text(table)))
+    assert [(line["mean"], line["state"]) for line in lines if (line["row"], line["metric"]) == ("c4", "AR100")] == [
+        ("0.1", "unhealthy")
+    ]
+    assert {v.verdict for v in table.verdicts if "c4" in v.claim.minus} == {"not run"} and not table.effects
     assert any("the cells are over 1 of 2 seeds" in note for note in made.notes)
 
 

@@ -10,14 +10,14 @@ S seeds, B replicates.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.95
 MAX_SEEDS = 1000
+FIRST_LOOK = 0.8  # the first look's share of the 5 %; the k-th further look has 1/2^k of the rest
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ def _degrees_of_freedom(n: int, between: float, variance: float) -> float:
 
     The Welch-Satterthwaite formula has the square of the ratio. With few seeds that is too large whenever they happen to
     agree: with three seeds and little variance from the images, 95 % intervals cover 92 %. Without the square they cover 94
-    to 96 % (both by simulation).
+    to 96 %. Two seeds agree by chance more often still: they cover 92 % with the ratio, and at least 95 % with its square root
+    (all by simulation).
     """
-    return (n - 1) * variance / between if between else math.inf
+    return (n - 1) * (variance / between) ** (0.5 if n == 2 else 1.0) if between else math.inf
 
 
 def _image_variance(replicates: Sequence[np.ndarray]) -> float | None:
@@ -131,10 +132,33 @@ def _image_variance(replicates: Sequence[np.ndarray]) -> float | None:
     return max(shared - interaction / len(table), 0.0)
 
 
-def seeds_needed(current: Estimate, bound: float, family: float = 1.0) -> int | None:
+@dataclass(frozen=True)
+class Look:
+    """A test of a difference when it has `seeds` seeds; `number` counts from 1. Its p-values are multiplied by `factor`."""
+
+    number: int
+    seeds: int
+    factor: float
+
+
+def looks(planned: int) -> Iterator[Look]:
+    """Yield the looks at which a difference is tested: with the planned seeds, and each time their number has doubled.
+
+    Who adds seeds to an inconclusive claim and tests again finds an effect in 15 of 100 cases where there is none (up to 50
+    seeds). So the looks share the 5 %, which holds whatever they have in common (Bonferroni).
+    """
+    seeds, number, share = max(planned, 2), 1, FIRST_LOOK
+    while number == 1 or seeds <= MAX_SEEDS:
+        yield Look(number, seeds, 1 / share)
+        share = (1 - FIRST_LOOK) / 2**number
+        seeds, number = 2 * seeds, number + 1
+
+
+def seeds_needed(current: Estimate, bound: float, family: float = 1.0, planned: int = 0) -> int | None:
     """Return how many seeds would put `bound` outside the interval if the mean and the variances stayed the same.
 
-    None: the spread is unknown, or MAX_SEEDS are not enough because there are too few images.
+    With `planned` seeds it is the number of a look, at that look's level. None: the spread is unknown, or MAX_SEEDS are not
+    enough because there are too few images.
 
     Args:
         family: the number of claims for which the interval must hold at once (Bonferroni), or Holm's factor of a single one.
@@ -144,12 +168,13 @@ def seeds_needed(current: Estimate, bound: float, family: float = 1.0) -> int | 
     distance, spread = abs(current.mean - bound), current.seed_variance * current.n
     images = current.image_variance or 0.0
 
-    def suffices(n: int) -> bool:
+    def suffices(n: int, factor: float) -> bool:
         variance = spread / n + images
-        return distance > _t_quantile(_degrees_of_freedom(n, spread / n, variance), family) * math.sqrt(variance)
+        return distance > _t_quantile(_degrees_of_freedom(n, spread / n, variance), family * factor) * math.sqrt(variance)
 
-    needed = 2 + bisect_left(range(2, MAX_SEEDS + 1), True, key=suffices)
-    return needed if needed <= MAX_SEEDS else None
+    further = ((look.seeds, look.factor) for look in looks(planned) if look.seeds > current.n)
+    numbers = further if planned else ((n, 1.0) for n in range(2, MAX_SEEDS + 1))
+    return next((n for n, factor in numbers if suffices(n, factor)), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
