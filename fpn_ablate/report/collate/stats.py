@@ -17,6 +17,7 @@ import numpy as np
 
 LEVEL = 0.95
 MAX_SEEDS = 1000
+MAX_SCORE = 37.0  # normal score of the smallest p-value, 1e-300
 FIRST_LOOK = 0.8  # the first look's share of the 5 %; the k-th further look has 1/2^k of the rest
 
 
@@ -71,10 +72,18 @@ class Estimate:
         return self._p(bound - self.mean) if self.n > 1 else 1.0
 
     def _p(self, distance: float) -> float:
-        """Return the probability that Student's t exceeds `distance` in standard errors."""
-        from scipy.special import stdtr
+        """Return the probability of a mean that is `distance` above a true 0, or more (`_test_width`)."""
+        from scipy.special import ndtr
 
-        return float(stdtr(self.df, -distance / self.standard_error)) if self.standard_error else float(distance <= 0)
+        if not self.standard_error or math.isinf(distance):
+            return float(distance <= 0)
+        seeds, images = self.seed_variance or 0.0, self.image_variance or 0.0
+        low, high = 0.0, MAX_SCORE
+        for _ in range(50):
+            middle = (low + high) / 2
+            reached = _test_width(float(ndtr(-middle)), self.n, seeds, images) < abs(distance)
+            low, high = (middle, high) if reached else (low, middle)
+        return float(ndtr(-low if distance > 0 else low))
 
 
 def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndarray] | None = None) -> Estimate:
@@ -169,8 +178,7 @@ def seeds_needed(current: Estimate, bound: float, family: float = 1.0, planned: 
     images = current.image_variance or 0.0
 
     def suffices(n: int, factor: float) -> bool:
-        variance = spread / n + images
-        return distance > _t_quantile(_degrees_of_freedom(n, spread / n, variance), family * factor) * math.sqrt(variance)
+        return distance > _test_width((1 - LEVEL) / 2 / family / factor, n, spread / n, images)
 
     further = ((look.seeds, look.factor) for look in looks(planned) if look.seeds > current.n)
     numbers = further if planned else ((n, 1.0) for n in range(2, MAX_SEEDS + 1))
@@ -200,8 +208,19 @@ def control_half_width(first: Sequence[float], second: Sequence[float]) -> float
     return float(_t_quantile(n + m - 2) * math.sqrt(pooled))
 
 
-def _t_quantile(df: float, family: float = 1.0) -> float:
-    """Return the half-width, in standard errors, of a two-sided interval; `family` such intervals hold at once in 95 %."""
+def _test_width(p: float, n: int, seeds: float, images: float) -> float:
+    """Return how far a mean must be from a true value for a one-sided p-value of `p`: root of t^2 `seeds` + z^2 `images`.
+
+    The true error is at most `p` at every level: the tail of a squared normal is convex. The formula of the interval is good
+    at 95 % only. At the levels of a family of 8 it would decide true nulls in 11 of 100 families of claims (three seeds).
+    """
+    from scipy.special import ndtri, stdtrit
+
+    return math.hypot(float(stdtrit(n - 1, p)) * math.sqrt(seeds), float(ndtri(p)) * math.sqrt(images))
+
+
+def _t_quantile(df: float) -> float:
+    """Return the half-width of a two-sided 95 % interval in standard errors."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, 1 - (1 - LEVEL) / family / 2))
+    return float(stdtrit(df, 1 - (1 - LEVEL) / 2))
