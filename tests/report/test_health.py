@@ -32,6 +32,14 @@ def test_one_word_for_each_fate(status, error, recall, word):
     assert health.state({"status": status, "error": error, "metrics.AR100": recall}) == word
 
 
+def test_an_evaluated_detector_that_finds_nothing_has_its_figures(runs, put):
+    """A number is all that is asked there."""
+    put("c4", config={"mode": "evaluate"}, metrics={"AR100": 0.0031, "AR1k": None})
+    (table,) = collate(load(runs))
+    line = next(line for line in grid(table).lines if line.row and line.row.row == "c4")
+    assert line.metrics[:2] == ("0.3", "n/a") and line.label.endswith(", unhealthy [1]")
+
+
 def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
     put(seed=0, metrics={"AR100": 0.5})
     put(seed=1, metrics={"AR100": 0.002})

@@ -14,6 +14,7 @@ from fpn_ablate.utils.paths import CLAIMS
 
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
+ONE_SEED = "one seed says nothing of seeds"
 ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
 
 
@@ -58,8 +59,8 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
         if not contrast.ours.n:
             verdicts[k] = Verdict(claim, "not run")
         elif look is None:  # counts in the family, or the claims that are complete first would be corrected for fewer
-            verdict = replace(verdict, reason=f"{contrast.ours.n} of {max(planned, 2)} planned seeds")
-            to_test[k] = verdict, (1.0, 1.0)
+            reason = f"{contrast.ours.n} of {planned} planned seeds" if planned > 1 else ONE_SEED
+            to_test[k] = replace(verdict, reason=reason), (1.0, 1.0)
         elif reason := _reason_not_to_judge(claim, contrast, comparison):
             verdicts[k] = replace(verdict, reason=reason)
         else:
@@ -84,7 +85,7 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
 def _reason_not_to_judge(claim: Claim, contrast: Contrast, comparison: Comparison) -> str | None:
     """Return why a difference may not be judged, whatever its interval; None if it may."""
     if contrast.ours.n < 2:
-        return "one seed says nothing of seeds"
+        return ONE_SEED
     if contrast.lacks_replicates:
         return "resampled.npz of a run is missing (python -m fpn_ablate artifacts RUNS makes it)"
     means = [comparison.rows[name].cells[claim.metric].ours.mean for name in (*claim.plus, *claim.minus)]
