@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from coco_sets import CATEGORIES, REAL, base, picture, rewrite, write
 from PIL import Image
@@ -16,7 +15,6 @@ from PIL import Image
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize
-from fpn_ablate.engine.inputs import Inputs
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import CONF
 
@@ -389,12 +387,3 @@ def test_real_sets_load_with_the_default_setting(annotations, images, count):
         expected = [a["bbox"] for a in raw["annotations"] if a["image_id"] == one.image_id]
         expected = np.array([[x, y, x + w, y + h] for x, y, w, h in expected]).reshape(-1, 4)
         np.testing.assert_allclose(one.boxes, expected.clip(0, [width, height] * 2), atol=1e-3)
-
-
-def test_training_on_the_evaluated_split_is_seen_by_content_and_by_files(tmp_path):
-    first, copy = (CocoDataset(*write(tmp_path / name, base()), "set") for name in ("first", "copy"))
-    with_objects = CocoDataset(*write(tmp_path / "first", base()), "set", keep_empty=False)
-    other = CocoDataset(*write(tmp_path / "other", base() | {"annotations": base()["annotations"][:2]}), "set")
-    cpu = torch.device("cpu")
-    found = [Inputs(cpu, training, first).trains_on_validation for training in (first, copy, with_objects, other)]
-    assert found == [True, True, True, False]
