@@ -20,6 +20,7 @@ from fpn_ablate.data.checks.annotations import Annotations
 from fpn_ablate.data.checks.findings import Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.content import CONTENT, WHOLE, content_digest
 from fpn_ablate.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class CocoDataset:
 
     Attributes:
         repairs: how many boxes were changed and how many images left out, by kind.
+        hashed: what of the pictures `digest` holds, `content.CONTENT` or `content.SAMPLES`.
 
     Raises:
         UserError: the set has problems; the message counts them by kind and lists the first ten with their fixes.
@@ -71,7 +73,10 @@ class CocoDataset:
             self.repairs["images without objects left out"] = left_out
         self.image_ids = self._table.image_ids[self._samples].tolist()
         self.sizes = self._table.sizes[self._samples]
-        self.digest = _digest(self._table, report.file_bytes, {"invalid": invalid, "keep_empty": keep_empty})
+        pictures, self.hashed = content_digest([os.path.join(self._root, file) for file in self._table.file_names], name)
+        if self.hashed != CONTENT:
+            log.warning("%s: more than %d GiB; its identity holds %s of %s", name, WHOLE >> 30, self.hashed, images)
+        self.digest = _digest(self._table, {"invalid": invalid, "keep_empty": keep_empty, "pictures": pictures})
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -207,10 +212,10 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
     return result, {change: int(mask.sum()) for change, mask in counts.items() if mask.any()}
 
 
-def _digest(table: Annotations, file_bytes: np.ndarray | None, settings: dict[str, Any]) -> str:
-    """Return the sha256 of settings, categories, images (name, size, bytes) and objects, but not of the set's location."""
+def _digest(table: Annotations, settings: dict[str, Any]) -> str:
+    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, but not of the location."""
     sha = hashlib.sha256(json.dumps([settings, table.categories, table.file_names], sort_keys=True).encode())
-    arrays = (table.image_ids, table.sizes, file_bytes, table.ids, table.image_index, table.labels, table.boxes)
+    arrays = (table.image_ids, table.sizes, table.ids, table.image_index, table.labels, table.boxes)
     for array in (*arrays, table.areas, table.crowd):
         sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
     return sha.hexdigest()

@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import shutil
 
@@ -295,6 +296,23 @@ def test_digest_covers_what_decides_the_samples_and_nothing_else(tmp_path):
     with open(tmp_path / "two/images/a.jpg", "ab") as stream:
         stream.write(b"\0")
     assert CocoDataset(tmp_path / "two" / file.name, tmp_path / "two" / "images", "set").digest != original
+
+
+def test_other_pictures_of_equal_size_are_another_set(tmp_path):
+    raw = base()
+    for entry in raw["images"]:
+        entry["file_name"] = f"{entry['id']}.bmp"
+    file, images = write(tmp_path, raw)
+    for entry in raw["images"]:
+        Image.fromarray(picture(entry["height"], entry["width"])).save(images / entry["file_name"])
+    before = CocoDataset(file, images, "set")
+    assert before.hashed == "content"
+    for path in images.glob("*.bmp"):
+        stat, (width, height) = path.stat(), Image.open(path).size
+        Image.new("RGB", (width, height)).save(path)
+        assert path.stat().st_size == stat.st_size
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert CocoDataset(file, images, "set").digest != before.digest
 
 
 def test_a_worker_process_gets_an_equal_data_set(tmp_path):
