@@ -47,9 +47,12 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
         splits.append(_read(name, examine(root / files.annotations, root / files.images), cfg.data.invalid, keep_empty))
-    tables = [split.table for split in splits]
-    reason = None if None in tables else coco.unfit(cfg.data, *tables)
-    return splits, [reason] if reason else []
+    train, val = (split.table for split in splits)
+    reasons = [
+        None if val is None else coco.unfit_to_evaluate(cfg.data, val, cfg.recipe.eval_images),
+        None if train is None or val is None else coco.unfit(cfg.data, train, val),
+    ]
+    return splits, [reason for reason in reasons if reason]
 
 
 def _read(name: str, report: Report, invalid: str, keep_empty: bool) -> Split:

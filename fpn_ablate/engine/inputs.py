@@ -88,7 +88,7 @@ def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
         evaluated = min(data.val_images, recipe.eval_images or data.val_images)
         splits = shapes.load(world(data, recipe.short_side), data.train_images, evaluated)
         return splits[1:] * 2 if mode == "evaluate" else splits
-    return _load_coco(data, mode)
+    return _load_coco(data, recipe.eval_images, mode)
 
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
@@ -111,14 +111,14 @@ class _CachedSet:
 _cache: list[_CachedSet] = []  # at most one: the rows of a sweep share a set, and reading COCO takes 16 s
 
 
-def _load_coco(data: Coco, mode: str) -> tuple[coco.CocoDataset, coco.CocoDataset]:
+def _load_coco(data: Coco, eval_images: int | None, mode: str) -> tuple[coco.CocoDataset, coco.CocoDataset]:
     """Load both splits, or return the cached ones if no file has changed since."""
-    key, start = (mode, data, coco.root_of(data).resolve()), time.time()
+    key, start = (mode, data, eval_images, coco.root_of(data).resolve()), time.time()
     with suppress(OSError):
         if _cache and _cache[0].key == key and stamps_of(_cache[0].stamps) == _cache[0].stamps:
             return _cache[0].splits
     _cache.clear()
-    splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
+    splits = (coco.load_val(data, eval_images),) * 2 if mode == "evaluate" else coco.load(data, eval_images)
     with suppress(OSError):
         stamps = stamps_of(path for split in splits for path in split.files)
         if not is_recent(stamps, start):

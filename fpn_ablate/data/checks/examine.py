@@ -105,6 +105,12 @@ def is_empty(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] < THIN).any(axis=1)
 
 
+def is_normalised(table: Annotations) -> bool:
+    """Return whether all boxes have the numbers of fractions, and the images are larger than that."""
+    boxes = table.boxes
+    return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all() and boxes[:, 2:].any() and (table.sizes > 2).all())
+
+
 def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
     """Return (M,) bool for each kind of bad box. A box is of one kind at most; without a known image only its size counts."""
     empty = is_empty(table.boxes)
@@ -115,6 +121,10 @@ def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
 
 def _check_boxes(table: Annotations, folder: str | None, file: str, findings: list[Finding]) -> None:
     if not len(table.image_ids):
+        return
+    if is_normalised(table):
+        value = f"every box lies within 0..1, as {table.boxes[0].tolist()}: fractions of the image?"
+        findings.append(Finding("boxes-normalised", file, value=value))
         return
     for kind, mask in box_kinds(table).items():
         for m in np.flatnonzero(mask):
