@@ -35,6 +35,7 @@ class CocoDataset:
             image and drops those without area left; 'drop' drops them. Broken structure and broken images are always refused.
         keep_empty: False leaves images without an object (crowd regions do not count) out of the samples, for training;
             `coco()` always declares them.
+        links: follow links out of the folder `images`.
 
     Attributes:
         repairs: how many entries were changed and how many images left out, by kind.
@@ -54,8 +55,9 @@ class CocoDataset:
         *,
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
+        links: bool = False,
     ) -> None:
-        report = examine.examine(annotations, images)
+        report = examine.examine(annotations, images, links)
         refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
@@ -162,7 +164,8 @@ def load_val(cfg: Coco, eval_images: int | None = None) -> CocoDataset:
 def _split(cfg: Coco, split: Split, keep_empty: bool) -> CocoDataset:
     root = root_of(cfg)
     name = cfg.label or root.resolve().name
-    return CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
+    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links}
+    return CocoDataset(root / split.annotations, root / split.images, name, **settings)
 
 
 def root_of(cfg: Coco) -> Path:
@@ -201,7 +204,8 @@ def unfit_to_evaluate(cfg: Coco, val: Annotations, eval_images: int | None) -> s
 
 
 def _refusal(name: str, report: examine.Report, refused: list[Finding]) -> str:
-    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0"
+    links = " --links" if report.links else ""
+    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{links}"
     count = sum(finding.count for finding in refused)
     head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
     return f"{head}: {examine.summary(refused, 10)}\nThe whole list: {command}"

@@ -46,7 +46,8 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
         return splits, []
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
-        splits.append(_read(name, examine(root / files.annotations, root / files.images), cfg.data.invalid, keep_empty))
+        report = examine(root / files.annotations, root / files.images, cfg.data.links)
+        splits.append(_read(name, report, cfg.data.invalid, keep_empty))
     train, val = (split.table for split in splits)
     reasons = [
         None if val is None else coco.unfit_to_evaluate(cfg.data, val, cfg.recipe.eval_images),

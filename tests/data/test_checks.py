@@ -198,12 +198,77 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path):
     file, images = write(tmp_path, base())
     (images / "a.jpg").rename(tmp_path / "outside.jpg")
     (images / "a.jpg").symlink_to(tmp_path / "outside.jpg")
-    assert_refused(tmp_path, file, images, "path-escape", JSON, 42, None, "a.jpg")
+    assert_refused(tmp_path, file, images, "link-outside", JSON, 42, None, f"'a.jpg' is a link to {tmp_path / 'outside.jpg'}")
+    assert examine.examine(file, images, links=True).sound
+    assert np.array_equal(CocoDataset(file, images, "set", links=True)[0].image.shape, (40, 60, 3))
     (images / "a.jpg").unlink()
     (tmp_path / "outside.jpg").rename(images / "other.jpg")
     (images / "a.jpg").symlink_to(images / "other.jpg")
     (tmp_path / "linked").symlink_to(images)
     assert examine.examine(file, tmp_path / "linked").sound  # the folder itself may be a link
+
+
+def test_a_link_to_nothing_names_its_target(tmp_path):
+    file, images = write(tmp_path, base())
+    (images / "a.jpg").unlink()
+    (images / "a.jpg").symlink_to(tmp_path / "cache" / "1a2b")
+    (finding,) = examine.examine(file, images, links=True).findings
+    assert finding.kind == "image-missing" and f"a link to {tmp_path}/cache/1a2b (dvc pull" in finding.value
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../a.jpg", "a/../../x.jpg", "."])
+def test_links_let_no_name_leave_the_folder(tmp_path, name):
+    data = base()
+    change("images", 0, file_name=name)(data)
+    assert examine.counts(examine.examine(*write(tmp_path, data), links=True).findings) == {"path-escape": 1}
+
+
+MEANT = [  # file_name, what is said of it
+    ("sub\\b.png", "`\\` separates no folders here; below IMAGES, 'sub/b.png' is there"),
+    ("images\\sub\\b.png", "'sub/b.png' is there"),
+    ("images/sub/b.png", "no such file, but it is there from ROOT on; below IMAGES, 'sub/b.png' is there"),
+    ("/data/set/images/c.png", "'c.png' is there"),
+    ("https://example.com/set/c.png", "'c.png' is there"),
+    ("%63.png", "'c.png' is there"),
+    ("sub/B.PNG", "'sub/b.png' is there"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), MEANT)
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_name_in_another_spelling_is_refused_with_the_file_that_is_there(tmp_path, name, said, alike):
+    data = base()
+    for entry in data["images"][: 3 if alike else 1]:
+        entry["file_name"] = name
+    file, images = write(tmp_path, data)
+    (finding,) = examine.examine(file, images).findings
+    said = said.replace("IMAGES", str(images)).replace("ROOT", str(tmp_path)) if alike else said.split(", ")[-1].split("; ")[-1]
+    assert said in finding.value and finding.level == BROKEN
+    assert (finding.kind, finding.count) == ("file-names", 3) if alike else finding.kind in ("image-missing", "path-escape")
+    assert len(str(finding).splitlines()) == 1
+
+
+def test_a_sound_picture_above_the_limit_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    file, images = write(tmp_path, base())
+    findings = examine.examine(file, images).findings
+    assert {(f.kind, f.value) for f in findings[:1]} == {("image-too-large", "more than 2,000 pixels, annotated as 60x40")}
+    assert "cut the picture into tiles" in str(findings[0]) and "replace the file" not in str(findings[0])
+
+
+@pytest.mark.parametrize(("peak", "dark"), [(2**14 - 1, True), (2**16 - 1, False)])
+def test_pictures_of_16_bits_that_use_a_quarter_of_them_are_told(tmp_path, peak, dark):
+    data = base()
+    for entry in data["images"]:
+        entry["file_name"] = f"{entry['id']}.png"
+    file, images = write(tmp_path, data)
+    for entry in data["images"]:
+        grey = np.full((entry["height"], entry["width"]), 3000, np.uint16)
+        grey[0, 0] = peak
+        Image.fromarray(grey).save(images / entry["file_name"])
+    report = examine.examine(file, images)
+    assert report.sound and [f.kind for f in report.findings] == ["image-dark"] * dark
+    assert not dark or "the first 3 pictures of 16 bits have values up to 16383 of 65535" in report.findings[0].value
 
 
 DAMAGES = [(A, slice(-cut), "image-truncated", "truncated") for cut in (1, 2, 100, 1000)]
