@@ -119,10 +119,13 @@ def test_annotation_id_zero_is_replaced_in_the_ground_truth(tmp_path):
     assert 0 not in ids and len(set(ids)) == 4 and set(ids) >= {12, 13, 14}
 
 
-def whole_numbers_as_floats(raw):
-    for entry in (*raw["images"], *raw["annotations"], *raw["categories"]):
-        numbers = ("id", "image_id", "category_id", "height", "width", "iscrowd")
-        entry.update({key: float(value) for key, value in entry.items() if key in numbers})
+def spelt_by(spelling):
+    def spell(raw):
+        for entry in (*raw["images"], *raw["annotations"], *raw["categories"]):
+            numbers = ("id", "image_id", "category_id", "height", "width", "iscrowd")
+            entry.update({key: spelling(value) for key, value in entry.items() if key in numbers})
+
+    return spell
 
 
 def repeated_entries(raw):
@@ -135,7 +138,9 @@ def unusable_ids(raw):
         entry["id"] = key
 
 
-@pytest.mark.parametrize(("spell", "changed"), [(whole_numbers_as_floats, 10), (repeated_entries, 7), (unusable_ids, 3)])
+@pytest.mark.parametrize(
+    ("spell", "changed"), [(spelt_by(float), 10), (spelt_by(str), 10), (repeated_entries, 7), (unusable_ids, 3)]
+)
 def test_another_spelling_of_one_meaning_is_taken_counted_and_told(tmp_path, caplog, spell, changed):
     raw = base()
     spell(raw)

@@ -212,6 +212,15 @@ def test_a_set_with_little_to_count_is_still_told_of(config, make, tmp_path, tra
     json.dumps(report, allow_nan=False)
 
 
+def test_boxes_that_are_fractions_are_no_small_objects(config, make, capsys):
+    fractions = [(1, 1, [0.1, 0.2, 0.3, 0.4], 0), (2, 3, [0.5, 0.5, 0.25, 0.125], 0)]
+    report = examined(config, make(split(fractions), split(VAL, ONE, first=11)))
+    assert not report["sound"] and report["splits"]["train"]["sizes"] is None
+    assert not {("below-one-pixel", "train"), ("below-finest-stride", "train")} & kinds(report)
+    show(report)
+    assert "every box lies within 0..1, as [0.1, 0.2, 0.3, 0.4]" in capsys.readouterr().out
+
+
 def test_generated_pictures_are_examined_too(config, capsys):
     report = describe_data({"fpn": config("data.train_images=4", "data.val_images=3", "recipe=smoke")})
     assert report["sound"] and report["generated"] and report["shared_images"] is None

@@ -234,17 +234,23 @@ def _entries(
 
 
 def _validated(value: Any, group: str, mended: Counter[str]) -> Any:
-    """Return an entry with valid values; take 1.0, as pandas writes it, for 1."""
+    """Return an entry with valid values; take 1.0 (pandas) and "1" (VIA, pylabel) for 1."""
     try:
         return GROUPS[group].validate_python(value)
     except ValidationError:
         items = value.items() if isinstance(value, dict) else ()
-        whole = {key: int(v) for key, v in items if key in INTEGERS and isinstance(v, float) and v.is_integer()}
+        whole = {key: int(v) for key, v in items if key in INTEGERS and _is_whole(v)}
         if not whole:
             raise
         entry = GROUPS[group].validate_python(value | whole)
-        mended[f"entries of `{group}` with whole numbers written as floats"] += 1
+        mended[f"entries of `{group}` with whole numbers written as floats or text"] += 1
         return entry
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) < 20 and value.isascii() and value.isdigit() and str(int(value)) == value
+    return isinstance(value, float) and value.is_integer()
 
 
 def _faults(entry: Any, error: ValidationError, group: str, file: str) -> Iterator[Finding]:

@@ -130,7 +130,8 @@ def _check_boxes(table: Annotations, folder: str | None, file: str, findings: li
     if not len(table.image_ids):
         return
     if is_normalised(table):
-        value = f"every box lies within 0..1, as {table.boxes[0].tolist()}: fractions of the image?"
+        box = ", ".join(f"{side:.3g}" for side in table.boxes[0])
+        value = f"every box lies within 0..1, as [{box}]: they look like fractions of the image"
         findings.append(Finding("boxes-normalised", file, value=value))
         return
     for kind, mask in box_kinds(table).items():
