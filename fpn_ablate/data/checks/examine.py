@@ -168,7 +168,7 @@ def _check_images(table: Annotations, file: str, folder: str, links: bool, findi
         if "\\" in name:
             reason = "`\\` separates no folders here"
         above = os.path.dirname(os.path.abspath(folder))
-        if os.path.isfile(os.path.join(above, name)):
+        if os.path.isfile(image_files.locate(os.path.realpath(above), name) or ""):
             reason += f", but it is there from {above} on"
         value = f"`file_name` {name!a}: {reason}; below {folder}, {image_files.nearest(root, name)!a} is there"
         problems = [Finding("file-names", file, value=value, count=hints)]
