@@ -118,7 +118,10 @@ def brute_force(objects, size, levels, settings):
     every = torch.cat(
         [
             anchors.grid(
-                anchors.cell_anchors(sizes, settings[1]), level.stride, -(-height // level.stride), -(-width // level.stride)
+                anchors.cell_anchors(sizes, settings[1]),
+                (level.stride, level.stride),
+                -(-height // level.stride),
+                -(-width // level.stride),
             )
             for level, sizes in zip(levels, anchors.sizes_per_level(levels, settings[0]), strict=False)
         ]

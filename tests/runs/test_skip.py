@@ -173,7 +173,7 @@ def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(finis
     def load(data=cfg.data, mode="train"):
         return inputs.load_data(data, cfg.recipe, mode)
 
-    monkeypatch.setattr(inputs, "_cache", [])
+    monkeypatch.setattr(inputs, "_cache", {})
     rewritten(next(Path(cfg.data.root).rglob("instances_val.json")))
     assert load()[0] is not load()[0]  # the set was just made: it may change and look the same
     monkeypatch.setattr(stamps, "RECENT", -LATER)
