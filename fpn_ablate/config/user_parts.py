@@ -7,6 +7,7 @@ directory is searched. torch is imported only by the user's files.
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -25,7 +26,6 @@ from typing import (
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.errors import PydanticUserError
-from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from fpn_ablate.config.parts import UserPart
@@ -94,7 +94,7 @@ def typed_arguments(part: UserPart, key: str) -> dict[str, Any]:
     """
     keys, names = _keys_of(part, key, load_class(part, key))
     try:
-        return keys.validate_json(to_json(part.arguments, inf_nan_mode="constants"))  # strict, but a list may be a tuple
+        return keys.validate_json(json.dumps(part.arguments))  # strict, but a list may be a tuple
     except ValidationError as error:
         problems = error.errors()
     except ValueError as error:
