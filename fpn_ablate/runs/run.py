@@ -33,7 +33,7 @@ from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
-from fpn_ablate.utils.files import TEMPORARY, save_text, write_atomically
+from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, RECORD, RESAMPLED
 
@@ -55,7 +55,9 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
 def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
     """Return the record of a finished run, copy that of the same run in another table, or carry the run out."""
     run = Run(cfg, inputs, job)
-    with exclusive(run_lock(cfg.out, run.fingerprint), run.title):
+    lock_file = run_lock(cfg.out, run.fingerprint)
+    refuse_links_out(cfg.out, run.folder, lock_file)
+    with exclusive(lock_file, run.title):
         saved = record.read(run.folder)
         if is_finished(saved, run.fingerprint):
             skip.print_finished(cfg, run.folder)
