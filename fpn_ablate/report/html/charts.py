@@ -6,6 +6,7 @@ A specification holds its points, in the table's unit (percent); its parameters 
 
 import json
 import math
+import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ Spec = dict[str, Any]
 Point = dict[str, Any]
 COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
 MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
+ADDRESS_SPACE = 100 * 2**30  # bytes that V8 reserves without using them; 64 GiB are too few for vl-convert 1.9
 MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
 COSTS = {
     "GFLOPs": ("verify.gflops", 1.0),
@@ -41,6 +43,14 @@ CONFIG = {
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
     },
 }
+
+
+def too_little_space() -> str | None:
+    """Return why the charts' library cannot run here, or None: its V8 ends the process where it cannot reserve its space."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= ADDRESS_SPACE:
+        return None
+    return f"the address space is limited to {limit / 2**30:.0f} GiB, and charts need {ADDRESS_SPACE >> 30}; see ulimit -v"
 
 
 @dataclass(frozen=True)
