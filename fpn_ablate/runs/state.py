@@ -66,8 +66,9 @@ class Run:
         own, earlier = default_threads(), []
         for folder in sorted(row_folder(self.cfg).glob(f"seed{self.cfg.seed}-*")):
             content = record.read(folder) or {}
-            number = (content.get("environment") or {}).get("threads")
-            if type(number) is int and content["fingerprint"] == identity.fingerprint(facts | {"threads": number}):
+            made_on = content.get("environment")
+            number = made_on.get("threads") if isinstance(made_on, dict) else None
+            if type(number) is int and content.get("fingerprint") == identity.fingerprint(facts | {"threads": number}):
                 earlier.append((number != own, content.get("status") != "finished", number))
         return min(earlier)[-1] if earlier else own
 
