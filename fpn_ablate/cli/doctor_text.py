@@ -39,11 +39,10 @@ def show(report: Mapping[str, Any], limit: int = 50) -> None:
 
 
 def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit: int) -> None:
-    keys = Finding.__dataclass_fields__
     groups: dict[str, list[Finding]] = {"Problems": [], "Mended as data.invalid says": [], "Notes": []}
     for entry in split["findings"]:
         title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else "Mended as data.invalid says"
-        groups[title].append(Finding(**{key: entry[key] for key in keys}))
+        groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
     for title, findings in groups.items():
         if findings:
             console.print(escape(f"{name}: {title}: {summary(findings, limit or len(findings))}"), soft_wrap=True)

@@ -1,6 +1,5 @@
 """Write the generated data set as files: `python -m fpn_ablate shapes --export DIR` or `--sheet FILE`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,14 +24,11 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.export or options.sheet):
         parser.error("give --export DIR, --sheet FILE or both")
-    _write(options, World(height=options.size, width=options.size, seed=options.seed))
-    return 0
-
-
-def _write(options: argparse.Namespace, world: World) -> None:
+    world = World(height=options.size, width=options.size, seed=options.seed)
     if options.export:
         export(world, {"train": options.train, "val": options.val}, options.export)
         print(f"wrote {options.train} + {options.val} pictures; train on them with: data=coco data.root={options.export}")
     if options.sheet:
         contact_sheet(world, options.sheet)
         print(f"wrote {options.sheet}")
+    return 0

@@ -8,8 +8,7 @@ from pathlib import Path
 from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.convert import BN_EPS, Options, Weights, to_torchvision
-from fpn_ablate.weights.files import write_safetensors, write_torch
-from fpn_ablate.weights.layout import expected_shapes, misfit, shapes_of
+from fpn_ablate.weights.files import locate, write_safetensors, write_torch
 from fpn_ablate.weights.loading import open_weights
 
 SUFFIX = ".safetensors"
@@ -19,69 +18,52 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """Write the file.
 
     Raises:
-        UserError: the file cannot be read, does not fit what it looks like, or the place is wrong.
+        UserError: the file cannot be read, the other program has no such network, or the place is wrong.
     """
     options = _parser().parse_args(arguments)
-    (_import if options.command == "import" else _export)(options)
+    to_torch = options.command == "export" and options.to == "torchvision"
+    _refuse_place(locate(options.file), options.out, None if to_torch else SUFFIX)
+    unstated = None
+    if options.command == "import":
+        unstated = Options(options.bn_eps, options.pixel_std, options.rgb or None, options.keep_classes)
+    weights = open_weights(options.file, unstated)
+    if to_torch:
+        write_torch(options.out, to_torchvision(weights))
+    else:
+        write_safetensors(options.out, weights.tensors, weights.facts)
+    _print_facts(weights)
+    if to_torch:
+        _print_use_in_torchvision(weights)
+    print(f"written: {options.out}")
     return 0
 
 
-def _import(options: argparse.Namespace) -> None:
-    _refuse_place(options.file, options.out, SUFFIX)
-    unstated = Options(options.bn_eps, options.pixel_std, True if options.rgb else None, options.keep_classes)
-    weights = open_weights(options.file, unstated)
-    _tell(weights)
-    write_safetensors(options.out, weights.tensors, weights.facts)
-    print(f"written: {options.out}")
-
-
-def _export(options: argparse.Namespace) -> None:
-    weights = open_weights(options.file)
-    if options.to == "safetensors":
-        _refuse_place(weights.stored.path, options.out, SUFFIX)
-        _tell(weights)
-        write_safetensors(options.out, weights.tensors, weights.facts)
-    else:
-        _refuse_place(weights.stored.path, options.out)
-        write_torch(options.out, _for_torchvision(weights))
-    print(f"written: {options.out}")
-
-
-def _for_torchvision(weights: Weights) -> dict:
-    tensors, path = to_torchvision(weights), weights.stored.path
-    if problem := misfit(expected_shapes(weights.tensors), shapes_of(weights.tensors)):
-        raise UserError(f"{path}: torchvision has no such network; beside its own (names are ours) {problem}")
-    _tell(weights)
-    backbone = weights.facts.get("backbone", "resnet...")
-    if not any(name.startswith("neck.") for name in weights.tensors):
-        print(f"for torchvision.models.{backbone}; without the classifier, so load it with strict=False")
-        return tensors
-    parts = [part for part in ("rpn", "roi") if any(name.startswith(f"{part}.") for name in weights.tensors)]
-    classes = f", num_classes={int(weights.facts['num_classes']) + 1}" if "roi" in parts else ""
-    partial = (
-        "" if len(parts) == 2 else f"; of the heads {parts[0] if parts else 'nothing'} alone, so load it with strict=False"
-    )
-    print(f"for FasterRCNN(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
-    print("box deltas of background, which are not trained, are 0; what else it computes with is to be set there:")
-    for key, value in json.loads(weights.facts.get("settings", "{}")).items():
-        print(f"  {key}={json.dumps(value)}")
-    return tensors
-
-
-def _tell(weights: Weights) -> None:
-    facts = [weights.source, weights.facts.get("backbone"), weights.facts.get("row") and f"row {weights.facts['row']}"]
-    classes = weights.facts.get("num_classes")
-    facts.append(f"{classes} classes" if classes else None)
-    print(f"{weights.stored.path}: {', '.join(filter(None, facts))}, {len(weights.tensors)} tensors")
+def _print_facts(weights: Weights) -> None:
+    facts = weights.facts
+    row, classes = f"row {facts.get('row')}", f"{facts.get('num_classes')} classes"
+    parts = [weights.source, facts.get("backbone"), "row" in facts and row, "num_classes" in facts and classes]
+    print(f"{weights.path}: {', '.join(filter(None, parts))}, {len(weights.tensors)} tensors")
     for note in weights.notes:
         print(f"  {note}")
 
 
+def _print_use_in_torchvision(weights: Weights) -> None:
+    backbone = weights.facts["backbone"] if weights.facts["backbone"] != "resnet" else "resnet..."
+    if not any(name.startswith("neck.") for name in weights.tensors):
+        print(f"for torchvision.models.{backbone}; without the classifier, so load it with strict=False")
+        return
+    parts = [part for part in ("rpn", "roi") if any(name.startswith(f"{part}.") for name in weights.tensors)]
+    classes = f", num_classes={int(weights.facts['num_classes']) + 1}" if "roi" in parts else ""
+    partial = "" if len(parts) == 2 else f"; it has {parts[0] if parts else 'none'} of the heads, so load it with strict=False"
+    print(f"for FasterRCNN(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
+    print("box deltas of background, which are not trained, are 0; what else it computes with is to be set there:")
+    for key, value in json.loads(weights.facts.get("settings", "{}")).items():
+        print(f"  {key}={json.dumps(value)}")
+
+
 def _refuse_place(source: Path, out: Path, suffix: str | None = None) -> None:
-    if out.exists() and source.exists() and out.samefile(source):
+    if out.exists() and out.samefile(source):
         raise UserError(f"{out}: it would replace the file that is read; give another name")
-    if out.is_dir():
-        raise UserError(f"{out}: a folder; give the name of a file")
     if suffix and out.suffix != suffix:
         raise UserError(f"{out}: give it a name that ends in {suffix}, as {out.with_suffix(suffix)}")
 

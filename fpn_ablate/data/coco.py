@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
-from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+from fpn_ablate.data.checks.findings import Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.utils.errors import UserError
@@ -51,24 +52,21 @@ class CocoDataset:
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
     ) -> None:
-        if invalid not in ("error", "clip", "drop"):
-            raise UserError(f"invalid={invalid!r} does not exist. Fix: one of 'error', 'clip', 'drop'")
         report = examine.examine(annotations, images)
-        refused = report.at(BROKEN, BOX) if invalid == "error" else report.at(BROKEN)
+        refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
-        if "area-missing" in report.counts():
+        if any(finding.kind == "area-missing" for finding in report.findings):
             log.warning("%s: annotations without `area` in %s; using width x height of the box", name, annotations)
         self.name, self.generated = name, report.annotations.generated
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
-        self.category_of = {label: key for key, label in self.label_of.items()}
         self._annotations, self._root = os.path.abspath(annotations), os.path.realpath(images)
         self._table, self.repairs = repaired(report.annotations, invalid)
         # Objects in the order of their images: those of image n are [offsets[n], offsets[n + 1]).
         self._offsets = np.searchsorted(self._table.image_index, np.arange(len(self._table.image_ids) + 1))
         # Positions of the samples among all declared images.
-        self._samples = self._with_objects() if not keep_empty else np.arange(len(self._table.image_ids))
+        self._samples = np.flatnonzero(self._table.used_images(keep_empty))
         if left_out := len(self._table.image_ids) - len(self._samples):
             self.repairs["images without objects left out"] = left_out
         self.image_ids = self._table.image_ids[self._samples].tolist()
@@ -113,28 +111,21 @@ class CocoDataset:
         """
         table = self._table
         sizes = zip(table.image_ids.tolist(), table.file_names, table.sizes.tolist(), strict=True)
-        ids = np.where(table.ids == 0, table.ids.max(initial=0) + 1, table.ids)
-        columns = (ids, table.image_ids[table.image_index], table.labels, table.boxes, table.areas, table.crowd)
+        category_ids = np.array([category["id"] for category in self.categories])
+        columns = {
+            "id": np.where(table.ids == 0, table.ids.max(initial=0) + 1, table.ids),
+            "image_id": table.image_ids[table.image_index],
+            "category_id": category_ids[table.labels - 1],
+            "bbox": table.boxes,
+            "area": table.areas,
+            "iscrowd": table.crowd.astype(int),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
             "images": [{"id": key, "file_name": name, "height": h, "width": w} for key, name, (h, w) in sizes],
             "categories": [dict(category) for category in self.categories],
-            "annotations": [
-                {
-                    "id": key,
-                    "image_id": image,
-                    "category_id": self.category_of[label],
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-                for key, image, label, box, area, crowd in zip(*(c.tolist() for c in columns), strict=True)
-            ],
+            "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
         }
-
-    def _with_objects(self) -> np.ndarray:
-        """Return the positions of the images that have an object."""
-        objects = self._table.image_index[~self._table.crowd]
-        return np.flatnonzero(np.bincount(objects, minlength=len(self._table.image_ids)))
 
 
 def load(cfg: Coco) -> tuple[CocoDataset, CocoDataset]:
@@ -211,10 +202,8 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
     order = np.argsort(table.image_index, kind="stable")
-    order = order[~drop[order]]
-    columns = (c[order] for c in (table.ids, table.image_index, table.labels, boxes, areas, table.crowd))
     counts = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
-    result = Annotations(table.categories, table.image_ids, table.file_names, table.sizes, *columns)
+    result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
     return result, {change: int(mask.sum()) for change, mask in counts.items() if mask.any()}
 
 

@@ -1,9 +1,8 @@
 """Load batches in an order that depends on (seed, step) alone: equal for all rows, after a resume, with any workers."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import torch
@@ -36,81 +35,53 @@ def step_indices(size: int, batch_size: int, seed: int, flip: bool, step: int) -
     ]
 
 
-@dataclass(frozen=True)
-class StepSampler:
-    """Yield the indices of each step in `steps` as `parts` lists of equal length; each list becomes one batch.
+def step_batches(
+    size: int,
+    batch_size: int,
+    steps: range,
+    seed: int,
+    flip: bool,
+    parts: int = 1,
+    aspects: np.ndarray | None = None,
+) -> Iterator[list[Index]]:
+    """Yield the indices of each step in `steps` as `parts` lists of equal length (it divides `batch_size`); each is a batch.
 
     With `aspects` (N,), the width / height of each image of the set, a step holds images of similar shape, so that a batch
     needs little padding. The indices of WINDOW steps, or of one epoch if that is shorter, are sorted by aspect ratio, epoch by
     epoch, and cut into steps, which are then shuffled. Sorting changes neither the indices of a window nor their flips. A step
     is the same wherever `steps` begins and whatever the number of parts.
-
-    Raises:
-        ValueError: `parts` does not divide `batch_size`.
     """
-
-    size: int
-    batch_size: int
-    steps: range
-    seed: int
-    flip: bool
-    parts: int = 1
-    aspects: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.parts:
-            raise ValueError(f"a step of {self.batch_size} images cannot be cut into {self.parts} equal parts")
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.parts
-
-    def __iter__(self) -> Iterator[list[Index]]:
-        if self.aspects is None:
-            for step in self.steps:
-                yield from self._split(self._indices(step))
-            return
-        length = max(1, min(WINDOW, self.size // self.batch_size))
-        for window, steps in groupby(self.steps, lambda step: step // length):
-            batches = self._sorted_batches(window, length)
-            for step in steps:
-                yield from self._split(batches[step % length])
-
-    def _indices(self, step: int) -> list[Index]:
-        return step_indices(self.size, self.batch_size, self.seed, self.flip, step)
-
-    def _split(self, indices: list[Index]) -> list[list[Index]]:
-        length = self.batch_size // self.parts
-        return [indices[first : first + length] for first in range(0, len(indices), length)]
-
-    def _sorted_batches(self, window: int, length: int) -> list[list[Index]]:
-        """Return the `length` steps of a window, each with images of similar shape."""
-        keyed = []  # (epoch, aspect ratio, index)
-        for step in range(window * length, (window + 1) * length):
-            first = step * self.batch_size
-            keyed += [((first + n) // self.size, self.aspects[index[0]], index) for n, index in enumerate(self._indices(step))]
-        # By epoch first: otherwise an image of two epochs would come twice in a batch.
-        indices = [index for *_, index in sorted(keyed, key=lambda item: item[:2])]
-        batches = [indices[n : n + self.batch_size] for n in range(0, len(indices), self.batch_size)]
-        return [batches[n] for n in numpy_generator(self.seed, "bucket", window).permutation(length)]
+    length = 1 if aspects is None else max(1, min(WINDOW, size // batch_size))
+    part = batch_size // parts
+    for window, steps_of_window in groupby(steps, lambda step: step // length):
+        first = window * length
+        batches = [step_indices(size, batch_size, seed, flip, step) for step in range(first, first + length)]
+        if aspects is not None:
+            batches = _sorted_by_aspect(batches, first * batch_size, size, aspects)
+            batches = [batches[n] for n in numpy_generator(seed, "bucket", window).permutation(length)]
+        for step in steps_of_window:
+            for start in range(0, batch_size, part):
+                yield batches[step - first][start : start + part]
 
 
-class _CleanErrors:
-    """Iterate over the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
+def _sorted_by_aspect(batches: list[list[Index]], start: int, size: int, aspects: np.ndarray) -> list[list[Index]]:
+    """Sort the indices of a window's steps, the first of which is number `start` of the run, and cut them into steps again."""
+    # By epoch first: otherwise an image of two epochs would come twice in a batch.
+    keyed = [((start + n) // size, aspects[index[0]], index) for n, index in enumerate(chain.from_iterable(batches))]
+    indices = [index for *_, index in sorted(keyed, key=lambda item: item[:2])]
+    return [indices[n : n + len(batches[0])] for n in range(0, len(indices), len(batches[0]))]
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = iter(batches)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self.batches)
-        except UserError as error:
-            message = str(error).rpartition("UserError: ")[2].rstrip()
-        # Not in the handler: the worker's error would keep the loader's iterator, and with it the worker processes, alive.
-        self.batches = iter(())
-        raise UserError(message)
+def _clean_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a loader; a worker's UserError is raised without the traceback that torch prepends."""
+    try:
+        yield from batches
+        return
+    except UserError as error:
+        message = str(error).rpartition("UserError: ")[2].rstrip()
+        error.__traceback__ = None  # a frame of torch's holds the error and the loader's iterator, and so its workers
+    del batches  # ends the workers now; at Python's exit they would be waited for
+    raise UserError(message)
 
 
 class _Prepared(Dataset):
@@ -128,18 +99,17 @@ class _Prepared(Dataset):
 
 
 def _loader(dataset: DetectionDataset, batches: Iterable[list[Index]], resize: Resize, workers: int) -> Iterator[Batch]:
-    return _CleanErrors(
-        DataLoader(
-            _Prepared(dataset, resize),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            # Without a generator of its own, the loader would seed its workers from the global one.
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=signals.outlive_signals,
-        )
+    loader = DataLoader(
+        _Prepared(dataset, resize),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        # Without a generator of its own, the loader would seed its workers from the global one.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=signals.outlive_signals,
     )
+    return _clean_errors(iter(loader))  # the workers start now
 
 
 def training_batches(
@@ -156,10 +126,10 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Load the batches of `steps`, for each of them `parts` batches of `batch_size / parts` images.
 
-    A resumed run asks for the remaining steps. `group_by_aspect` puts images of similar shape into a step; see `StepSampler`.
+    A resumed run asks for the remaining steps. `group_by_aspect` puts images of similar shape into a step; see `step_batches`.
     """
     aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
-    batches = StepSampler(len(dataset), batch_size, steps, seed, flip, parts, aspects)
+    batches = step_batches(len(dataset), batch_size, steps, seed, flip, parts, aspects)
     return _loader(dataset, batches, resize, workers)
 
 

@@ -11,6 +11,7 @@ from functools import reduce
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
@@ -112,35 +113,29 @@ def collate(items: Sequence[Item]) -> Batch:
     the largest P (which may be 0).
     """
     height, width = (math.ceil(max(item.image.shape[axis] for item in items) / DIVISOR) * DIVISOR for axis in (1, 2))
-    count, objects = len(items), max(len(item.boxes) for item in items)
-    batch = Batch(
-        images=torch.zeros(count, 3, height, width, dtype=reduce(torch.promote_types, (item.image.dtype for item in items))),
+    boxes, real = _padded([item.boxes for item in items])
+    crowd = pad_sequence([item.crowd for item in items], batch_first=True)
+    proposals, proposals_valid = None, None
+    if any(item.proposals is not None for item in items):
+        proposals, proposals_valid = _padded([item.proposals for item in items])
+    dtype = reduce(torch.promote_types, (item.image.dtype for item in items))
+    images = torch.zeros(len(items), 3, height, width, dtype=dtype)
+    for image, item in zip(images, items, strict=True):
+        image[:, : item.image.shape[1], : item.image.shape[2]] = item.image
+    return Batch(
+        images=images,
         sizes=torch.tensor([item.image.shape[1:] for item in items], dtype=torch.int64),
-        boxes=torch.zeros(count, objects, 4),
-        labels=torch.zeros(count, objects, dtype=torch.int64),
-        valid=torch.zeros(count, objects, dtype=torch.bool),
-        crowd=torch.zeros(count, objects, dtype=torch.bool),
+        boxes=boxes,
+        labels=pad_sequence([item.labels for item in items], batch_first=True),
+        valid=real & ~crowd,
+        crowd=crowd,
         image_ids=[item.image_id for item in items],
+        proposals=proposals,
+        proposals_valid=proposals_valid,
     )
-    for n, item in enumerate(items):
-        h, w = item.image.shape[1:]
-        g = len(item.boxes)
-        batch.images[n, :, :h, :w] = item.image
-        batch.boxes[n, :g], batch.labels[n, :g] = item.boxes, item.labels
-        batch.crowd[n, :g], batch.valid[n, :g] = item.crowd, ~item.crowd
-    batch.proposals, batch.proposals_valid = _padded([item.proposals for item in items])
-    return batch
 
 
-def _padded(proposals: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """Pad N tensors (P_n, 4) to boxes (N, P, 4) and a mask (N, P) of the real ones, P being the largest P_n.
-
-    Returns (None, None) for images without proposals.
-    """
-    if all(of_image is None for of_image in proposals):
-        return None, None
-    largest = max(len(of_image) for of_image in proposals)
-    boxes, valid = torch.zeros(len(proposals), largest, 4), torch.zeros(len(proposals), largest, dtype=torch.bool)
-    for n, of_image in enumerate(proposals):
-        boxes[n, : len(of_image)], valid[n, : len(of_image)] = of_image, True
-    return boxes, valid
+def _padded(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad N tensors (B_n, 4) to boxes (N, B, 4) and a mask (N, B) of the real ones, B being the largest B_n."""
+    mask = pad_sequence([torch.ones(len(of_image), dtype=torch.bool) for of_image in boxes], batch_first=True)
+    return pad_sequence(list(boxes), batch_first=True), mask

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,11 @@ from fpn_ablate.doctor.splits import Split
 from fpn_ablate.evaluation.coco import AREAS
 
 QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
-MAX_DETECTIONS = 100  # per image, that AR100 and AP count
 
 
 def size_classes(areas: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     """Return (M,) 0 small, 1 medium, 2 large, by square pixels: small < bounds[0] <= medium <= bounds[1] < large."""
     return (areas >= bounds[0]).astype(np.int64) + (areas > bounds[1])
-
-
-def object_mask(table: Annotations) -> np.ndarray:
-    """Return (M,) bool: the annotations that are objects, not crowd regions."""
-    return ~table.crowd
 
 
 def input_boxes(table: Annotations, sizes: np.ndarray) -> np.ndarray:
@@ -37,33 +31,26 @@ def input_boxes(table: Annotations, sizes: np.ndarray) -> np.ndarray:
     return (boxes * ratio).astype(np.float32)
 
 
-def size_facts(table: Annotations, sizes: np.ndarray, bounds: tuple[float, float], finest_stride: int) -> dict[str, Any]:
+def size_facts(objects: Annotations, sizes: np.ndarray, bounds: tuple[float, float], finest_stride: int) -> dict[str, Any]:
     """Count objects by size in native and in input pixels. The size is that of `area`, as in COCO's evaluator."""
-    objects = object_mask(table)
-    scale = (sizes / table.sizes).prod(1)[table.image_index]
-    sides = input_boxes(table, sizes)[objects]
-    sides = sides[:, 2:] - sides[:, :2]
+    scale = (sizes / objects.sizes).prod(1)[objects.image_index]
+    boxes = input_boxes(objects, sizes)
+    sides = boxes[:, 2:] - boxes[:, :2]
     with np.errstate(divide="ignore", invalid="ignore"):
-        aspect = table.boxes[objects, 3] / table.boxes[objects, 2]
-    by_size = {
-        scope: {"bounds": list(limits), **_counts(areas[objects], limits), "sqrt_area": quantiles(np.sqrt(areas[objects]))}
-        for scope, areas, limits in (
-            ("native", table.areas, bounds),
-            ("input", table.areas * scale, CocoDataset.area_bounds),
-        )
-    }
-    return by_size | {
+        aspect = objects.boxes[:, 3] / objects.boxes[:, 2]
+    return {
+        "native": _area_facts(objects.areas, bounds),
+        "input": _area_facts(objects.areas * scale, CocoDataset.area_bounds),
         "aspect_ratio": quantiles(aspect),
-        "below_one_pixel": int((sides.min(1) < 1).sum()) if len(sides) else 0,
+        "below_one_pixel": int((sides < 1).any(1).sum()),
         "below_finest_stride": int((np.sqrt(sides.prod(1)) < finest_stride).sum()),
         "finest_stride": finest_stride,
     }
 
 
-def _counts(areas: np.ndarray, bounds: tuple[float, float]) -> dict[str, int]:
-    """Count small, medium and large areas."""
-    counts = np.bincount(size_classes(areas, bounds), minlength=3)
-    return dict(zip(AREAS[1:], counts.tolist(), strict=True))
+def _area_facts(areas: np.ndarray, bounds: tuple[float, float]) -> dict[str, Any]:
+    counts = np.bincount(size_classes(areas, bounds), minlength=3).tolist()
+    return {"bounds": list(bounds), **dict(zip(AREAS[1:], counts, strict=True)), "sqrt_area": quantiles(np.sqrt(areas))}
 
 
 def quantiles(values: np.ndarray) -> dict[str, float] | None:
@@ -74,14 +61,12 @@ def quantiles(values: np.ndarray) -> dict[str, float] | None:
     return dict(zip(QUANTILES, points.round(4).tolist(), strict=True))
 
 
-def image_facts(split: Split) -> dict[str, Any]:
+def image_facts(table: Annotations, keep_empty: bool) -> dict[str, Any]:
     """Count images, objects and objects per image."""
-    table = split.table
-    assert table is not None
-    counts = np.bincount(table.image_index[object_mask(table)], minlength=len(table.image_ids))
+    counts = np.bincount(table.image_index[~table.crowd], minlength=len(table.image_ids))
     return {
         "images": len(counts),
-        "images_used": int(split.used.sum()),
+        "images_used": int(table.used_images(keep_empty).sum()),
         "images_without_objects": int((counts == 0).sum()),
         "objects": int(counts.sum()),
         "crowd": int(table.crowd.sum()),
@@ -90,20 +75,19 @@ def image_facts(split: Split) -> dict[str, Any]:
             "mean": round(float(counts.mean()), 4),
             "median": float(np.median(counts)),
             "max": int(counts.max()),
-            f"above_{MAX_DETECTIONS}": int((counts > MAX_DETECTIONS).sum()),
+            "above_100": int((counts > 100).sum()),  # more detections of an image count neither in AR100 nor in AP
         },
     }
 
 
-def category_facts(table: Annotations) -> list[dict[str, Any]]:
+def category_facts(objects: Annotations) -> list[dict[str, Any]]:
     """Count objects and images of each category, in the order of labels."""
-    objects = object_mask(table)
-    labels, images = table.labels[objects], table.image_index[objects]
-    counts = np.bincount(labels - 1, minlength=len(table.categories))
-    pairs = np.unique(np.stack([labels, images], 1), axis=0)
-    image_counts = np.bincount(pairs[:, 0] - 1, minlength=len(table.categories))
-    rows = zip(table.categories, counts.tolist(), image_counts.tolist(), strict=True)
-    return [{"id": c["id"], "name": c["name"], "objects": objects, "images": images} for c, objects, images in rows]
+    pairs = np.unique(np.stack([objects.labels, objects.image_index], 1), axis=0)
+    counts, images = (np.bincount(labels, minlength=len(objects.categories) + 1) for labels in (objects.labels, pairs[:, 0]))
+    return [
+        {"id": category["id"], "name": category["name"], "objects": int(counts[label]), "images": int(images[label])}
+        for label, category in enumerate(objects.categories, start=1)
+    ]
 
 
 def imbalance(categories: Sequence[dict[str, Any]]) -> float | None:
@@ -133,48 +117,27 @@ def shared_images(train: Split, val: Split) -> dict[str, Any]:
     Only files whose number of bytes occurs in both splits are read, once each. A picture that was saved again or scaled is
     not recognised.
     """
-    assert train.table is not None
-    assert val.table is not None
-    names = [_by_name(split.table) for split in (train, val)]
-    by_name = sorted(set(names[0]) & set(names[1]))
-    contents = [_by_content(split, other) for split, other in ((train, val), (val, train))]
-    by_content = sorted(set(contents[0]) & set(contents[1]))
-    return {
-        "by_name_and_size": [{"file_name": key[0], "train": names[0][key], "val": names[1][key]} for key in by_name],
-        "by_content": [{"train": contents[0][key], "val": contents[1][key]} for key in by_content],
-    }
+    first, second = _by_name(train), _by_name(val)
+    by_name = [{"file_name": key[0], "train": first[key], "val": second[key]} for key in sorted(first.keys() & second.keys())]
+    first, second = _by_content(train, val), _by_content(val, train)
+    by_content = [{"train": first[key], "val": second[key]} for key in sorted(first.keys() & second.keys())]
+    return {"by_name_and_size": by_name, "by_content": by_content}
 
 
-def _by_name(table: Annotations | None) -> dict[tuple[str, int, int], int]:
+def _by_name(split: Split) -> dict[tuple[str, int, int], int]:
     """Map (file name, height, width) to image id."""
-    assert table is not None
-    keys = zip(table.file_names, table.sizes.tolist(), table.image_ids.tolist(), strict=True)
+    keys = zip(split.table.file_names, split.table.sizes.tolist(), split.table.image_ids.tolist(), strict=True)
     return {(name, *size): key for name, size, key in keys}
 
 
 def _by_content(split: Split, other: Split) -> dict[str, int]:
     """Map sha256 to image id, for files with as many bytes as a file of the other split."""
-    if split.file_bytes is None or other.file_bytes is None or split.table is None or split.folder is None:
+    if split.report.file_bytes is None or other.report.file_bytes is None:
         return {}
-    root, ids = os.path.realpath(split.folder), {}
-    for n in np.flatnonzero(np.isin(split.file_bytes, other.file_bytes)).tolist():
+    root, ids = os.path.realpath(split.report.image_folder), {}
+    for n in np.flatnonzero(np.isin(split.report.file_bytes, other.report.file_bytes)).tolist():
         path = locate(root, split.table.file_names[n])
-        digest = _sha256(path) if path and os.path.isfile(path) else None  # reading a pipe would block
-        if digest:
-            ids.setdefault(digest, int(split.table.image_ids[n]))
+        if path and os.path.isfile(path):  # reading a pipe would block
+            with suppress(OSError), open(path, "rb") as file:  # `examine` reports what cannot be read
+                ids.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), int(split.table.image_ids[n]))
     return ids
-
-
-def _sha256(path: str) -> str | None:
-    """Hash a file; None if it cannot be read, which `examine` reports."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def list_first(items: Iterable[Any], limit: int = 5) -> str:
-    """List the first items, and count the others, for a sentence."""
-    items = [str(item) for item in items]
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

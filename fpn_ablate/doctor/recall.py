@@ -14,7 +14,6 @@ from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_backbone, build_neck
 
-OBJECTS_AT_ONCE = 1 << 16  # with 15 anchors each, some tens of megabytes
 # (stride, side lengths of its anchors) of each level, and the aspect ratios. Equal for rows with the same anchors.
 AnchorSet = tuple[tuple[tuple[int, tuple[float, ...]], ...], tuple[float, ...]]
 
@@ -48,12 +47,8 @@ def best_iou(objects: Tensor, sizes: Tensor, anchor_set: AnchorSet) -> Tensor:
         sizes: (M, 2) height and width of each object's image in the input, without padding.
     """
     levels, ratios = anchor_set
-    best = objects.new_zeros(len(objects))
-    for start in range(0, len(objects), OBJECTS_AT_ONCE):
-        part = slice(start, start + OBJECTS_AT_ONCE)
-        candidates = torch.cat([_nearest(objects[part], sizes[part], *level, ratios) for level in levels], 1)
-        best[part] = boxes.iou(objects[part, None], candidates)[:, 0].amax(1)
-    return best
+    candidates = torch.cat([_nearest(objects, sizes, *level, ratios) for level in levels], 1)
+    return boxes.iou(objects[:, None], candidates)[:, 0].amax(1)
 
 
 def _nearest(objects: Tensor, sizes: Tensor, stride: int, sides: Sequence[float], ratios: Sequence[float]) -> Tensor:

@@ -41,6 +41,19 @@ from fpn_ablate.doctor.splits import Split, splits_of
 from fpn_ablate.evaluation.coco import AREAS
 
 FORMAT = 1
+# Kind: its text, with the number of cases and the first of them in place of {}.
+WARNINGS = {
+    "category-without-objects": "categories without an object: {}",
+    "duplicate-annotations": "ids of annotations that repeat image, category and box of another: {}; remove them",
+    "duplicate-file-names": "file names that several images share: {}",
+    "crowded": "images with more than 100 objects: {}; AR100, and AP of one category, cannot count all of them",
+    "below-one-pixel": "objects less than a pixel high or wide in the input: {}; raise recipe.short_side, or remove them",
+    "below-finest-stride": "objects smaller in the input than a cell of the finest level: {}; a larger recipe.short_side helps",
+    "shared-content": "images that train has too, byte for byte (ids train = val): {}; scores would be too high: remove them",
+    "shared-name": "file names with the same size in both splits, but other bytes: {}; perhaps versions of one picture",
+    "anchors": "sizes of which less than half have an anchor with IoU >= 0.5: {}; raise recipe.short_side, or choose other "
+    "rpn.anchor_sizes or a row of finer stride",
+}
 
 
 def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
@@ -73,23 +86,28 @@ def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
         report["shared_images"] = facts.shared_images(train, val)
     if val.table is not None:
         report["anchors"] = _recalls(val, cfg, anchors)
-    report["warnings"] = list(_warnings(report))
+    report["warnings"] = _warnings(report)
     return report
 
 
 def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any]:
     """Collect the facts of one split; null values if its file cannot be read."""
     refused = set(map(id, split.refused))
-    findings = [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.findings]
-    head = {"annotations": split.file, "image_folder": split.folder, "findings": findings, "repairs": split.repairs}
-    if split.table is None:
+    head = {
+        "annotations": split.report.annotations_file,
+        "image_folder": split.report.image_folder,
+        "findings": [vars(f) | {"level": f.level, "refused": id(f) in refused, "fix": f.fix} for f in split.report.findings],
+        "repairs": split.repairs,
+    }
+    table = split.table
+    if table is None:
         return head | dict.fromkeys(("images", "objects", "sizes", "categories", "imbalance", "duplicates"))
-    table, categories = split.table, facts.category_facts(split.table)
-    sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
+    objects = table.select(~table.crowd)
+    categories = facts.category_facts(objects)
     return {
         **head,
-        **facts.image_facts(split),
-        "sizes": facts.size_facts(table, sizes, split.bounds, finest_stride),
+        **facts.image_facts(table, split.keep_empty),
+        "sizes": facts.size_facts(objects, input_sizes(table.sizes, Resize.of(cfg.recipe)), split.bounds, finest_stride),
         "categories": categories,
         "imbalance": facts.imbalance(categories),
         "duplicates": facts.duplicate_facts(table),
@@ -98,13 +116,11 @@ def _split_facts(split: Split, cfg: Config, finest_stride: int) -> dict[str, Any
 
 def _recalls(val: Split, cfg: Config, rows: Mapping[str, AnchorSet]) -> dict[str, Any]:
     """Compute how well the anchors of each row cover the objects, by size."""
-    table = val.table
-    assert table is not None
-    objects = facts.object_mask(table)
-    sizes = input_sizes(table.sizes, Resize.of(cfg.recipe))
-    boxes = torch.from_numpy(facts.input_boxes(table, sizes)[objects])
-    images = torch.from_numpy(sizes[table.image_index[objects]])
-    classes = facts.size_classes(table.areas[objects], val.bounds)
+    objects = val.table.select(~val.table.crowd)
+    sizes = input_sizes(objects.sizes, Resize.of(cfg.recipe))
+    boxes = torch.from_numpy(facts.input_boxes(objects, sizes))
+    images = torch.from_numpy(sizes[objects.image_index])
+    classes = facts.size_classes(objects.areas, val.bounds)
     best = {anchor_set: best_iou(boxes, images, anchor_set).numpy() for anchor_set in dict.fromkeys(rows.values())}
     return {
         row: {
@@ -127,57 +143,42 @@ def _recall(best: np.ndarray) -> dict[str, Any]:
     return {"objects": len(best), **shares, "mean_best_iou": round(float(best.mean(dtype=np.float64)), 6)}
 
 
-def _warnings(report: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Return the warnings of both splits, of images that they share, and of anchors."""
-    warnings: list[tuple[str, str | None, str]] = []
+def _warnings(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the WARNINGS that have cases: of each split, of both together (None), and of the anchors."""
+    cases: list[tuple[str, str | None, Sequence[Any] | int]] = []
     for name, split in report["splits"].items():
-        if split["images"] is not None:
-            warnings += [(kind, name, text) for kind, text in _split_warnings(split)]
+        if split["images"] is None:
+            continue
+        missing = [category["name"] for category in split["categories"] if not category["objects"]]
+        cases += [
+            ("category-without-objects", name, missing),
+            ("duplicate-annotations", name, split["duplicates"]["annotation_ids"]),
+            ("duplicate-file-names", name, split["duplicates"]["shared_file_names"]),
+            ("crowded", name, split["objects_an_image"]["above_100"]),
+            ("below-one-pixel", name, split["sizes"]["below_one_pixel"]),
+            ("below-finest-stride", name, split["sizes"]["below_finest_stride"]),
+        ]
     if shared := report["shared_images"]:
-        by_content, by_name = shared["by_content"], shared["by_name_and_size"]
-        if by_content:
-            ids = facts.list_first(f"{pair['train']} = {pair['val']}" for pair in by_content)
-            text = f"images of val that are in train too, byte for byte: {len(by_content)} (ids train = val: {ids})"
-            warnings.append(("shared-content", None, f"{text}: scores would be too high; remove them from one split"))
-        # Images with the same bytes are reported above.
-        others = [pair for pair in by_name if {k: pair[k] for k in ("train", "val")} not in by_content]
-        if others:
-            names = facts.list_first(pair["file_name"] for pair in others)
-            text = f"file names with the same size in both splits, but with other bytes: {len(others)} ({names})"
-            warnings.append(("shared-name", None, f"{text}; are they other versions of the same pictures?"))
-    for area in AREAS[1:]:
-        poor: dict[float, list[str]] = {}  # rows with the same anchors share a warning
-        for row, anchors in report["anchors"].items():
+        by_content = shared["by_content"]
+        # Images with the same bytes are not counted again.
+        others = [pair for pair in shared["by_name_and_size"] if {k: pair[k] for k in ("train", "val")} not in by_content]
+        cases.append(("shared-content", None, [f"{pair['train']} = {pair['val']}" for pair in by_content]))
+        cases.append(("shared-name", None, [pair["file_name"] for pair in others]))
+    poor: dict[str, list[str]] = {}  # rows with the same anchors stand together
+    for row, anchors in report["anchors"].items():
+        for area in AREAS[1:]:
             recall = anchors["recall"][area]
             if recall["objects"] and recall["iou50"] < 0.5:
-                poor.setdefault(recall["iou50"], []).append(row)
-        for share, rows in poor.items():
-            text = f"{share:.0%} of the {area} objects have an anchor with IoU >= 0.5 in {', '.join(rows)}"
-            fix = "a larger recipe.short_side, other rpn.anchor_sizes or a row of finer stride helps"
-            warnings.append(("anchors", "val", f"{text}; {fix}"))
-    return [{"kind": kind, "split": split, "text": text} for kind, split, text in warnings]
+                poor.setdefault(f"{recall['iou50']:.0%} of the {area} objects", []).append(row)
+    cases.append(("anchors", "val", [f"{share} in {', '.join(rows)}" for share, rows in poor.items()]))
+    return [
+        {"kind": kind, "split": split, "text": WARNINGS[kind].format(_counted(those))} for kind, split, those in cases if those
+    ]
 
 
-def _split_warnings(split: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return kind and text of the warnings of one split."""
-    warnings = []
-    if missing := [category["name"] for category in split["categories"] if not category["objects"]]:
-        warnings.append(("category-without-objects", f"categories without an object: {facts.list_first(missing)}"))
-    duplicates, crowded = split["duplicates"], split["objects_an_image"]
-    if ids := duplicates["annotation_ids"]:
-        text = f"annotations that repeat image, category and box of another: {len(ids)} (ids {facts.list_first(ids)})"
-        warnings.append(("duplicate-annotations", f"{text}; only one of each can be matched: remove the others"))
-    if names := duplicates["shared_file_names"]:
-        text = f"file names that several images share: {len(names)} ({facts.list_first(names)})"
-        warnings.append(("duplicate-file-names", text))
-    if above := crowded[f"above_{facts.MAX_DETECTIONS}"]:
-        text = f"images with more than {facts.MAX_DETECTIONS} objects: {above} (maximum {crowded['max']})"
-        warnings.append(("crowded", f"{text}: AR100, and AP of one category, cannot count all of them"))
-    sizes = split["sizes"]
-    if tiny := sizes["below_one_pixel"]:
-        text = f"objects less than a pixel high or wide in the input: {tiny}"
-        warnings.append(("below-one-pixel", f"{text}: they are invisible; raise recipe.short_side, or remove them"))
-    if tiny := sizes["below_finest_stride"]:
-        text = f"objects smaller in the input than a cell of the finest level ({sizes['finest_stride']} pixels): {tiny}"
-        warnings.append(("below-finest-stride", f"{text}; a larger recipe.short_side helps"))
-    return warnings
+def _counted(cases: Sequence[Any] | int) -> str:
+    """Count cases, and quote the first five."""
+    if isinstance(cases, int):
+        return str(cases)
+    more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
+    return f"{len(cases)} ({', '.join(map(str, cases[:5]))}{more})"

@@ -13,7 +13,7 @@ from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import Batch, DetectionDataset
-from fpn_ablate.structures.instances import BatchDetections, Proposals
+from fpn_ablate.structures.instances import BatchDetections, Proposals, map_tensors
 from fpn_ablate.utils.hashing import digest
 
 
@@ -38,17 +38,20 @@ def predict(
     )
     ids, boxes, scores, labels = [], [], [], []
     for batch in batches:
-        batch = batch.to(device)
         with autocast(recipe.bf16, device):
-            predictions = predictor(batch)
-        for n, image_id in enumerate(batch.image_ids):
+            predictions = predictor(batch.to(device))
+        # One wait for the GPU a batch: each copy would be one, and each boolean index there.
+        predictions = map_tensors(predictions, lambda x: x.to("cpu", non_blocking=True))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        for n, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes.tolist(), strict=True)):
             valid = predictions.valid[n]
-            native_boxes = to_native(predictions.boxes[n][valid].cpu(), batch.sizes[n].tolist(), native_sizes[image_id])
+            native_boxes = to_native(predictions.boxes[n][valid], size, native_sizes[image_id])
             ids.append(np.full(len(native_boxes), image_id, np.int64))
             boxes.append(native_boxes.numpy().astype(np.float32))
-            scores.append(predictions.scores[n][valid].cpu().numpy().astype(np.float32))
+            scores.append(predictions.scores[n][valid].numpy().astype(np.float32))
             if isinstance(predictions, BatchDetections):
-                labels.append(predictions.labels[n][valid].cpu().numpy())
+                labels.append(predictions.labels[n][valid].numpy())
     return DetectionSet(
         np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels) if labels else None
     )

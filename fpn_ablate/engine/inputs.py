@@ -14,6 +14,7 @@ from fpn_ablate.data import coco, shapes
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain
 from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.precision import set_tf32
 from fpn_ablate.structures.batch import DetectionDataset, Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import set_deterministic
@@ -57,7 +58,10 @@ def prepare(cfg: Config) -> Inputs:
     device = pick_device(cfg.device)
     own = default_threads()  # before another number is set
     torch.set_num_threads(cfg.threads or own)
-    set_deterministic(is_deterministic(cfg.deterministic, device))
+    deterministic = is_deterministic(cfg.deterministic, device)
+    refuse_random_order(cfg, device, deterministic)
+    set_deterministic(deterministic, fixed_shapes=isinstance(cfg.data, Shapes))
+    set_tf32()
     splits = load_data(cfg.data, cfg.recipe, cfg.mode)
     if isinstance(cfg.data, Shapes):
         _render_ahead(cfg.recipe, cfg.workers, *splits)
@@ -100,30 +104,23 @@ def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, 
         training.render_all(processes)
 
 
-@dataclass(frozen=True)
-class _CachedSet:
-    """A COCO-format set, the configuration that it was read with, and the stamps of its files at that time."""
-
-    key: tuple[Any, ...]
-    stamps: dict[str, tuple[str, int]]
-    splits: tuple[coco.CocoDataset, coco.CocoDataset]
+# The COCO-format set that was read last, with the stamps of its files: the rows of a sweep share it, and reading takes 16 s.
+_cache: dict[tuple[Any, ...], tuple[dict[str, tuple[str, int]], Splits]] = {}
 
 
-_cache: list[_CachedSet] = []  # at most one: the rows of a sweep share a set, and reading COCO takes 16 s
-
-
-def _load_coco(data: Coco, mode: str) -> tuple[coco.CocoDataset, coco.CocoDataset]:
+def _load_coco(data: Coco, mode: str) -> Splits:
     """Load both splits, or return the cached ones if no file has changed since."""
     key, start = (mode, data, coco.root_of(data).resolve()), time.time()
-    with suppress(OSError):
-        if _cache and _cache[0].key == key and stamps_of(_cache[0].stamps) == _cache[0].stamps:
-            return _cache[0].splits
+    if key in _cache:
+        stamps, splits = _cache[key]
+        with suppress(OSError):  # a file is gone: the loader names it
+            if stamps_of(stamps) == stamps:
+                return splits
     _cache.clear()
     splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
-    with suppress(OSError):
-        stamps = stamps_of(path for split in splits for path in split.files)
-        if not is_recent(stamps, start):
-            _cache.append(_CachedSet(key, stamps, splits))
+    stamps = stamps_of(path for split in splits for path in split.files)
+    if not is_recent(stamps, start):
+        _cache[key] = stamps, splits
     return splits
 
 
@@ -139,6 +136,20 @@ def world(data: Shapes | Coco, short_side: int) -> shapes.World:
 def is_deterministic(setting: bool | str, device: torch.device) -> bool:
     """Decide whether the same seed must give the same bits: `auto` means on a CPU."""
     return device.type == "cpu" if setting == "auto" else setting
+
+
+def refuse_random_order(cfg: Config, device: torch.device, deterministic: bool) -> None:
+    """Refuse a deterministic run with RoIPool on a GPU, whose gradients are added in no fixed order.
+
+    Raises:
+        UserError: it says what to set.
+    """
+    trains_roi = cfg.mode == "train" and cfg.procedure != "rpn"
+    if deterministic and device.type == "cuda" and trains_roi and cfg.task.roi.pooling == "pool":
+        raise UserError(
+            "deterministic=true with task.roi.pooling=pool: on a GPU, RoIPool adds gradients in no fixed order. "
+            "Set task.roi.pooling=align for all rows, or deterministic=auto"
+        )
 
 
 def pick_device(name: str) -> torch.device:

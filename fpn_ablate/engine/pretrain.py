@@ -9,18 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fpn_ablate.config.parts import AnyBackbone, UserBackbone
 from fpn_ablate.config.schema import Pretrain
 from fpn_ablate.data.shapes import NUM_KINDS, World, classification_picture
-from fpn_ablate.engine.train import place, read_checkpoint
+from fpn_ablate.engine.train import load_checkpoint, place, save_checkpoint
 from fpn_ablate.engine.versions import pretraining_version
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
@@ -41,18 +42,6 @@ class Pretrained:
     path: Path
     accuracy: float
     seconds: float
-
-
-class _Pictures(Dataset):
-    def __init__(self, world: World, start: int, size: int) -> None:
-        self.world, self.start, self.size = world, start, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = classification_picture(self.world, self.start + index)
-        return torch.from_numpy(image).permute(2, 0, 1), label
 
 
 class Classifier(nn.Module):
@@ -112,7 +101,8 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    start, seconds_before = _resume(checkpoint, states)
+    content = load_checkpoint(checkpoint, states)
+    start, seconds_before = content["step"], content.get("seconds", 0.0)
     with signals.between_steps(), _cores_left_to(workers):
         for step, (images, labels) in enumerate(_batches(small_world, recipe, start, workers), start=start + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
@@ -126,7 +116,7 @@ def _train(
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
-                _save(checkpoint, step, seconds_before + spent, states)
+                save_checkpoint(checkpoint, states, step=step, seconds=seconds_before + spent)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
     seconds = round(seconds_before + time.monotonic() - started, 1)
@@ -138,17 +128,23 @@ def _train(
     checkpoint.unlink(missing_ok=True)
 
 
-def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterator[list[Tensor]]:
+def _batches(world: World, recipe: Pretrain, start: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of the steps from `start` (from 0) on."""
-    first, steps = HELD_OUT + start * recipe.batch_size, recipe.steps - start
     loader = DataLoader(
-        _Pictures(world, first, steps * recipe.batch_size),
+        range(HELD_OUT + start * recipe.batch_size, HELD_OUT + recipe.steps * recipe.batch_size),
         recipe.batch_size,
         num_workers=workers,
+        collate_fn=partial(_draw, world),
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=signals.outlive_signals,
     )
     return iter(loader)
+
+
+def _draw(world: World, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the pictures (N, 3, H, W) of these numbers, and their labels (N,)."""
+    images, labels = zip(*(classification_picture(world, number) for number in numbers), strict=True)
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
 
 
 @contextmanager
@@ -162,26 +158,11 @@ def _cores_left_to(workers: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _save(path: Path, step: int, seconds: float, states: dict[str, Any]) -> None:
-    content = {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in states.items()}}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
-
-
-def _resume(path: Path, states: dict[str, Any]) -> tuple[int, float]:
-    """Load a checkpoint; return its steps and their time in seconds, or (0, 0) without one."""
-    if not path.exists():
-        return 0, 0.0
-    content = read_checkpoint(path)
-    for name, part in states.items():
-        part.load_state_dict(content[name])
-    return content["step"], content["seconds"]
-
-
 @torch.no_grad()
 def _accuracy(model: Classifier, world: World, device: torch.device) -> float:
     """Return the share of held-out pictures that `model` classifies correctly."""
     model.eval()
     correct = 0
-    for images, labels in DataLoader(_Pictures(world, 0, HELD_OUT), 128):
+    for images, labels in DataLoader(range(HELD_OUT), 128, collate_fn=partial(_draw, world)):
         correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
     return correct / HELD_OUT

@@ -78,7 +78,8 @@ def train(
         Stopped: a signal asked this process to stop; the checkpoint holds the step that was in progress.
     """
     optimizer = build_optimizer(model, recipe.optimizer)
-    start = _resume(checkpoint, model, optimizer) if checkpoint else 0
+    states = {"model": model, "optimizer": optimizer}
+    start = load_checkpoint(checkpoint, states)["step"] if checkpoint else 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     batches = training_batches(
         dataset,
@@ -112,7 +113,7 @@ def train(
             report(done, {**values, "lr": rate})
         optimizer.step()
         if checkpoint and saved:
-            _save(checkpoint, done, model, optimizer)
+            save_checkpoint(checkpoint, states, step=done)
         if stop:
             signals.raise_if_stopped()
 
@@ -147,7 +148,7 @@ def _backward(
 
 def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
     """Return the losses as floats, or raise `Diverged` for the first that is not finite."""
-    values = {name: float(loss) for name, loss in losses.items()}
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for a GPU
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(
@@ -157,19 +158,23 @@ def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) ->
     return values
 
 
-def _save(path: Path, step: int, model: Detector, optimizer: torch.optim.Optimizer) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+def save_checkpoint(path: Path, states: dict[str, Any], **values: float) -> None:
+    """Write the states of modules and optimisers, by name, and further values."""
+    content = values | {name: part.state_dict() for name, part in states.items()}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def _resume(path: Path, model: Detector, optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint and return its number of steps; 0 without one. Randomness is a function of the step: no state."""
+def load_checkpoint(path: Path, states: dict[str, Any]) -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote into `states` and return it; {"step": 0} without a file.
+
+    Randomness is a function of the step: no state.
+    """
     if not path.exists():
-        return 0
-    state = read_checkpoint(path)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+        return {"step": 0}
+    content = read_checkpoint(path)
+    for name, part in states.items():
+        part.load_state_dict(content[name])
+    return content
 
 
 def checkpointed_steps(path: Path) -> int:

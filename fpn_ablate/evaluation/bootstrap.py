@@ -50,7 +50,8 @@ def bootstrap_metrics(
     """
     areas, labels = area_ranges(area_bounds), detections.labels is not None
     limits = (100,) if labels else (100, 1000)
-    recall = _recall(_match(truth, detections, areas, limits), limits, indices)
+    boxes = detections.image_ids, detections.boxes, detections.scores
+    recall = _recall(match_boxes(truth, *boxes, areas, limits), limits, indices)
     if not labels:
         return recall
     return _precision(_MatchedImages(truth, detections, categories, areas, limits), indices) | recall
@@ -66,20 +67,13 @@ def per_image_metrics(
     """
     all_areas = [(0, 1e10)]
     if detections.labels is None:
-        matches = _match(truth, detections, all_areas, (100,))
+        matches = match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, all_areas, (100,))
         matched, objects = matches.matched[:, 0, 0].mean(-1), matches.objects[:, 0]
         recall = np.divide(matched, objects, out=np.full(len(matched), np.nan), where=objects > 0)
         return matches.ids, recall.astype(np.float32)
     images = _MatchedImages(truth, detections, categories, all_areas, (100,))
     values = [mean(images.evaluate([i])["precision"]) for i in range(len(images.ids))]
     return np.array(images.ids), np.array([np.nan if value is None else value for value in values], np.float32)
-
-
-def _match(
-    truth: dict[str, Any], detections: DetectionSet, areas: list[tuple[float, float]], limits: tuple[int, ...]
-) -> Matches:
-    """Match detections to objects without regard to labels."""
-    return match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, areas, limits)
 
 
 def _recall(matches: Matches, limits: tuple[int, ...], indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -52,21 +52,18 @@ class DetectionSet:
         Raises:
             ValueError: with categories, labels are missing or not in 1..K.
         """
+        ids = [1] * len(self.boxes)
+        if categories is not None:
+            labels = [] if self.labels is None else self.labels.tolist()
+            if len(labels) < len(ids) or not set(labels) <= set(range(1, len(categories) + 1)):
+                raise ValueError(f"labels are {sorted(set(labels))}, not 1..{len(categories)}")
+            ids = [categories[label - 1]["id"] for label in labels]
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         return [
             {"image_id": int(i), "category_id": c, "bbox": b, "score": float(s)}
-            for i, c, b, s in zip(self.image_ids, self._category_ids(categories), boxes.tolist(), self.scores, strict=True)
+            for i, c, b, s in zip(self.image_ids, ids, boxes.tolist(), self.scores, strict=True)
         ]
-
-    def _category_ids(self, categories: Sequence[dict[str, Any]] | None) -> list[int]:
-        if categories is None:
-            return [1] * len(self.boxes)
-        if self.labels is None:
-            raise ValueError("detections without labels have no categories")
-        if ((self.labels < 1) | (self.labels > len(categories))).any():
-            raise ValueError(f"labels are 1..{len(categories)}, not {self.labels.min()}..{self.labels.max()}")
-        return [categories[label - 1]["id"] for label in self.labels.tolist()]
 
 
 def evaluator_name() -> str:

@@ -73,8 +73,8 @@ def match_boxes(
         images = range(begin, min(begin + IMAGES_AT_ONCE, len(ids)))
         chunk = slice(*np.searchsorted(owner, (images.start, images.stop)))
         countable = np.repeat(within[chunk, :, None], len(THRESHOLDS), axis=2)
-        pairs = _pairs(images, owner, xywh, boxes, ranked, first)
-        for number, unmatched in enumerate(_match(pairs, _masks(countable), reach, limits)):
+        rank, pairs = _pairs(images, owner, xywh, boxes, ranked, first)
+        for number, unmatched in enumerate(_match(rank, pairs, _masks(countable), reach, limits)):
             np.add.at(matched, (owner[chunk], number), countable & ~_bits(unmatched, len(areas)))
     objects = np.zeros((len(ids), len(areas)), dtype=np.int64)
     np.add.at(objects, owner, within)
@@ -91,29 +91,17 @@ def _ranked(ids: np.ndarray, image_ids: np.ndarray, scores: np.ndarray, limit: i
     return np.concatenate([*best, order[:0]]), np.concatenate([[0], np.cumsum(last - first)])
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Pairs of a box and an object whose IoU reaches the lowest threshold, in matching order.
+def _pairs(
+    images: range, owner: np.ndarray, xywh: np.ndarray, boxes: np.ndarray, ranked: np.ndarray, first: np.ndarray
+) -> tuple[np.ndarray, list[tuple[bool, int, int]]]:
+    """Find the pairs of a box and an object of some images whose IoU reaches the lowest threshold, in matching order.
 
     Boxes by rank, images side by side; the objects of a box by falling IoU, the last object first among equal IoUs.
 
-    Attributes:
-        rank: of the box in its image.
-        begins: whether the pair is the first of its box.
-        objects: index of the object, from the first of these images.
-        reached: number of thresholds that the IoU reaches.
+    Returns:
+        The rank of each pair's box in its image; and for each pair whether it is the first of its box, the index of its object
+        from the first of these images, and the number of thresholds that its IoU reaches.
     """
-
-    rank: np.ndarray
-    begins: list[bool]
-    objects: list[int]
-    reached: list[int]
-
-
-def _pairs(
-    images: range, owner: np.ndarray, xywh: np.ndarray, boxes: np.ndarray, ranked: np.ndarray, first: np.ndarray
-) -> _Pairs:
-    """Find the pairs of some images."""
     columns = []
     begin = np.searchsorted(owner, images.start)
     for n in images:
@@ -127,7 +115,7 @@ def _pairs(
     begins = np.ones(len(rank), dtype=bool)
     begins[1:] = (np.diff(rank) != 0) | (np.diff(image) != 0)
     reached = np.searchsorted(THRESHOLDS, iou[order], side="right")
-    return _Pairs(rank, begins.tolist(), g[order].tolist(), reached.tolist())
+    return rank, list(zip(begins.tolist(), g[order].tolist(), reached.tolist(), strict=True))
 
 
 def _iou(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -144,16 +132,23 @@ def _iou(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
-def _match(pairs: _Pairs, unmatched: list[int], reach: list[int], limits: Sequence[int]) -> Iterator[list[int]]:
+def _match(
+    rank: np.ndarray,
+    pairs: list[tuple[bool, int, int]],
+    unmatched: list[int],
+    reach: list[int],
+    limits: Sequence[int],
+) -> Iterator[list[int]]:
     """Match pair by pair; yield, at each limit, the bits of `unmatched` that remain. Each range and threshold has a bit.
 
     Args:
+        rank, pairs: as `_pairs` returns them.
         unmatched: the bits at which each object counts.
         reach: the bits at which an IoU suffices that reaches 0, 1, ... T thresholds.
     """
     unmatched, begin, idle = list(unmatched), 0, 0
-    for end in np.searchsorted(pairs.rank, limits).tolist():
-        for begins, g, count in zip(pairs.begins[begin:end], pairs.objects[begin:end], pairs.reached[begin:end], strict=True):
+    for end in np.searchsorted(rank, limits).tolist():
+        for begins, g, count in pairs[begin:end]:
             if begins:
                 idle = reach[-1]  # the bits at which this box has no match yet
             if hit := idle & unmatched[g] & reach[count]:

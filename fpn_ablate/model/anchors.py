@@ -46,19 +46,17 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], round_to_pixel
     return anchors.round() if round_to_pixels else anchors
 
 
-def grid(base_anchors: Tensor, stride: int | tuple[int, int], height: int, width: int) -> Tensor:
+def grid(base_anchors: Tensor, strides: tuple[int, int], height: int, width: int) -> Tensor:
     """Place the anchors (A, 4) of one cell on every cell of a map: (height * width * A, 4).
 
     The order is row by row, cell by cell, anchor by anchor, as in `flatten_cells`. The centre of cell (i, j) is pixel
-    (i, j) * stride: a chain of stride-2 convolutions with padding is centred there. Anchors that reach outside the image are
+    (i, j) * strides: a chain of stride-2 convolutions with padding is centred there. Anchors that reach outside the image are
     kept, in the baselines too (Sec. 5.1).
 
     Args:
-        stride: in pixels; (down, right) where the two differ.
+        strides: down and right, in pixels.
     """
-    down, right = stride if isinstance(stride, tuple) else (stride, stride)
-    x = torch.arange(width, device=base_anchors.device) * right
-    y = torch.arange(height, device=base_anchors.device) * down
+    y, x = (torch.arange(n, device=base_anchors.device) * stride for n, stride in zip((height, width), strides, strict=True))
     shift = torch.stack([*torch.meshgrid(y, x, indexing="ij")][::-1], -1).repeat(1, 1, 2).float()
     return (shift[:, :, None] + base_anchors).reshape(-1, 4)
 
@@ -67,11 +65,3 @@ def flatten_cells(x: Tensor, values: int) -> Tensor:
     """Reorder a head's output (N, A * values, Hi, Wi) to (N, Hi * Wi * A, values), the order of `grid`."""
     n, _, height, width = x.shape
     return x.view(n, -1, values, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, values)
-
-
-def count(levels: Sequence[Level], sizes: Sequence[float], ratios: Sequence[float], height: int, width: int) -> int:
-    """Count the anchors of an image of height x width pixels, with ceil-divided strides: the "# anchors" column of Table 1."""
-    return sum(
-        math.ceil(height / level.stride) * math.ceil(width / level.stride) * len(level_sizes) * len(ratios)
-        for level, level_sizes in zip(levels, sizes_per_level(levels, sizes), strict=False)
-    )

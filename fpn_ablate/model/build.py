@@ -101,14 +101,14 @@ def check(cfg: Config) -> None:
     with torch.device("meta"):
         backbone = build_backbone(cfg.backbone)
         levels, sizes = backbone.levels, len(cfg.rpn.anchor_sizes)
-        neck = build_neck(cfg.neck, levels)
-        rpn_neck, has_rpn = neck, cfg.procedure != "fast_rcnn"
+        neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
-            contracts.check_neck(neck, levels, where["neck"], sizes if has_rpn else None)
-        if "task.proposals.neck" in cfg.parts:
-            rpn_neck = build_neck(cfg.task.proposals.neck, levels, "task.proposals.neck")
-        if "task.proposals.neck" in parts:
-            contracts.check_neck(rpn_neck, levels, where["task.proposals.neck"], sizes)
+            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None)
+        other = "task.proposals.neck"
+        if other in cfg.parts:
+            rpn_neck = build_neck(cfg.task.proposals.neck, levels, other)
+        if other in parts:
+            contracts.check_neck(rpn_neck, levels, where[other], sizes)
         if "rpn.head" in parts:
             rpn = build_rpn(cfg.rpn, rpn_neck.levels, cfg.recipe.short_side)
             per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)

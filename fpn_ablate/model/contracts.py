@@ -17,7 +17,7 @@ from fpn_ablate.config.user_parts import meta_hint
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.heads.box_head import BoxHead
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.structures.levels import Level
+from fpn_ablate.structures.levels import Features, Level
 from fpn_ablate.utils.errors import UserError, first_line
 
 # Height and width of images: multiples of 32, as batches are padded to. The coarsest maps have odd sides.
@@ -34,15 +34,13 @@ def check_backbone(backbone: Any, where: str) -> None:
         UserError: it says what is wrong.
     """
     _check_type(backbone, Backbone, where)
-    for height, width in PROBES:
-        image = f"an image of {height} x {width}"
-        features = _call(backbone, torch.empty(2, 3, height, width), where, image)
-        _check_maps(features, backbone.levels, (height, width), where, image)
-    _check_gradients(backbone, features.values(), where)
+    for size in PROBES:
+        maps = _check_maps(backbone, torch.empty(2, 3, *size), backbone.levels, size, where, "an image")
+    _check_gradients(backbone, maps.values(), where)
     for stages in (4, 3, 2):  # without the stages that a neck does not read
         backbone.truncate(STAGES[stages - 1])
-        features = _call(backbone, torch.empty(2, 3, *PROBES[0]), where, f"an image, cut behind {STAGES[stages - 1]}")
-        _check_maps(features, backbone.levels[: stages - 1], PROBES[0], where, image)
+        image = f"an image, cut behind {STAGES[stages - 1]},"
+        _check_maps(backbone, torch.empty(2, 3, *PROBES[0]), backbone.levels[: stages - 1], PROBES[0], where, image)
 
 
 def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: int | None = None) -> None:
@@ -63,17 +61,14 @@ def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: 
         raise UserError(f"{where}: levels is {levels!r}; set it to a tuple of Level(name, channels), finest first")
     strides, widths = [level.stride for level in levels], {level.channels for level in levels}
     if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(widths) > 1:
-        raise UserError(
-            f"{where}: levels are {_list(levels)}; each must have twice the stride of the one before, and all one width"
-        )
+        found = ", ".join(f"{level.name} ({level.channels} channels)" for level in levels)
+        raise UserError(f"{where}: levels are {found}; each must have twice the stride of the one before, and all one width")
     if anchor_sizes is not None and len(levels) > max(anchor_sizes, 1):
         raise UserError(f"{where}: it has {len(levels)} levels and rpn.anchor_sizes {anchor_sizes} sizes: give one a level")
     read = in_levels[: names.index(neck.deepest) + 1]
-    for height, width in PROBES:
-        image = f"the maps of an image of {height} x {width}"
-        features = {level.name: torch.empty(2, level.channels, *_cells(level, (height, width))) for level in read}
-        maps = _call(neck, features, where, image)
-        _check_maps(maps, levels, (height, width), where, image)
+    for size in PROBES:
+        features = {level.name: torch.empty(2, level.channels, *_cells(level, size)) for level in read}
+        maps = _check_maps(neck, features, levels, size, where, "the maps of an image")
     _check_gradients(neck, maps.values(), where)
 
 
@@ -130,7 +125,10 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         raise UserError(f"{where}: fails on {what}: {text}{meta_hint(text)}") from error
 
 
-def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where: str, image: str) -> None:
+def _check_maps(module: nn.Module, x: Any, levels: Sequence[Level], size: tuple[int, int], where: str, image: str) -> Features:
+    """Return the maps of an image of `size` after a check of their names and shapes."""
+    image = f"{image} of {size[0]} x {size[1]}"
+    maps = _call(module, x, where, image)
     names = [level.name for level in levels]
     if not isinstance(maps, dict) or list(maps) != names:
         got = ", ".join(maps) if isinstance(maps, dict) else type(maps).__name__
@@ -142,6 +140,7 @@ def _check_maps(maps: Any, levels: Sequence[Level], size: tuple[int, int], where
                 f"{where}: {level.name} of {image} has shape {shape}, and must have {expected}: "
                 f"{level.channels} channels, and ceil(side / {level.stride}) cells"
             )
+    return maps
 
 
 def _check_gradients(module: nn.Module, outputs: Iterable[Tensor], where: str) -> None:
@@ -163,7 +162,3 @@ def _shape(x: Any) -> tuple[int, ...] | str:
 
 def _cells(level: Level, size: tuple[int, int]) -> tuple[int, ...]:
     return tuple(math.ceil(side / level.stride) for side in size)
-
-
-def _list(levels: Sequence[Level]) -> str:
-    return ", ".join(f"{level.name} ({level.channels} channels)" for level in levels)

@@ -14,7 +14,7 @@ from fpn_ablate.model.ops.box_head import FastTwoFC
 from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
 from fpn_ablate.model.ops.onednn import Conv2d, Linear
 from fpn_ablate.model.ops.replace import variant
-from fpn_ablate.model.ops.roi_pooler import FastRoIPooler
+from fpn_ablate.model.ops.roi_align import FastRoIPooler
 from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
 from fpn_ablate.model.ops.sparse_conv import LazyConv2d, is_plain_3x3
 
@@ -31,6 +31,8 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
             fold_batch_norm(detector.roi.box_head)
     _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and type(detector.rpn.head) is RPNHead else FastRPN)
     if device.type == "cuda":
+        if isinstance(detector.rpn, FastRPN):
+            detector.rpn.one_nms = True
         return detector
     if isinstance(detector.rpn, SparseRPN) and detector.roi is None:
         for name in detector.neck.final_convs:

@@ -1,4 +1,4 @@
-"""Leave bf16 where its 8 bits are too few: scores would tie, and coordinates lose pixels."""
+"""Precision of fp32 and bf16. bf16 is left where its 8 bits are too few: scores would tie, and coordinates lose pixels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,16 @@ def autocast_off() -> Iterator[None]:
     """Switch autocast off, on GPU and CPU alike."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         yield
+
+
+def set_tf32() -> None:
+    """Let a GPU compute fp32 convolutions in TF32 (10 bits of mantissa, sums in fp32) and matrix products in fp32.
+
+    These are torch's defaults, whatever the environment says: convolutions are nearly all of the work, and products compute
+    scores, deltas and bilinear weights.
+    """
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -11,9 +11,6 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads.roi import RoIHeads
-from fpn_ablate.model.init import initialise
-from fpn_ablate.utils.seeding import torch_generator
 
 PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
 ROIS = 1000  # an image, as the paper tests
@@ -64,10 +61,10 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         num_classes: K of the second stage.
         size: (height, width) of the image that `anchors` and `gflops` are for.
     """
+    networks = [("rpn",), ("roi",)] if cfg.procedure == "separate" else [HEADS[cfg.task.name]]
     with torch.device("meta"):
         models = [
-            build_detector(cfg, num_classes=num_classes, heads=heads, short_side=PAPER_SHORT_SIDE).eval()
-            for heads in _networks(cfg)
+            build_detector(cfg, num_classes=num_classes, heads=heads, short_side=PAPER_SHORT_SIDE).eval() for heads in networks
         ]
         costs, anchors = zip(*(cost_by_part(model, size) for model in models), strict=True)
     gflops = {part: sum(cost[part] for cost in costs) / 1e9 for part in costs[0]}
@@ -88,13 +85,6 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
     )
 
 
-def _networks(cfg: Config) -> list[tuple[str, ...]]:
-    """Return the heads of each network that runs at test time."""
-    if cfg.task.name == "faster_rcnn" and cfg.task.training == "separate":
-        return [("rpn",), ("roi",)]
-    return [HEADS[cfg.task.name]]
-
-
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
     """Count the operations of each part of a network on the meta device for one image, and its anchors."""
     cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head"), 0), []
@@ -102,16 +92,11 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
     levels, cost["neck"] = _count_flops(model.neck, features)
     if model.rpn:
         (_, _, anchors), cost["rpn"] = _count_flops(model.rpn, levels)
-    if model.roi:
-        cost["head"] = _head_cost(model.roi)
+    if model.roi:  # after RoI pooling, which cannot run without values
+        pooler = model.roi.pooler
+        pooled = torch.empty(ROIS, pooler.in_channels, pooler.resolution, pooler.resolution)
+        _, cost["head"] = _count_flops(nn.Sequential(model.roi.box_head, model.roi.predictor), pooled)
     return cost, sum(map(len, anchors))
-
-
-def _head_cost(roi: RoIHeads) -> int:
-    """Count the second stage's operations after RoI pooling, which cannot run without values."""
-    pooled = torch.empty(ROIS, roi.pooler.in_channels, roi.pooler.resolution, roi.pooler.resolution)
-    hidden, cost = _count_flops(roi.box_head, pooled)
-    return cost + _count_flops(roi.predictor, hidden)[1]
 
 
 def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
@@ -135,15 +120,12 @@ def _proposals(cfg: Config, model: Detector) -> str:
 
 def finest_level_reach(cfg: Config) -> list[str]:
     """Return those of c2..c5 that get a gradient from the neck's finest level."""
-    with torch.device("meta"):  # only the neck needs values, and a backbone takes seconds to fill
+    with torch.device("meta"):
         levels = build_backbone(cfg.backbone).levels
-    # Not in training: one image is too few for the statistics of a batch norm.
-    neck, generator = build_neck(cfg.neck, levels).eval(), torch_generator(0, "reach")
-    initialise(neck, seed=0)
-    features = {
-        level.name: torch.rand(1, level.channels, 64 // level.stride, 64 // level.stride, generator=generator).requires_grad_()
-        for level in levels[: [level.name for level in levels].index(neck.deepest) + 1]
-    }
-    finest = next(iter(neck(features).values()))
-    finest.square().sum().backward()
-    return [name for name, x in features.items() if x.grad is not None and bool(x.grad.abs().sum() > 0)]
+        neck = build_neck(cfg.neck, levels)
+        features = {
+            level.name: torch.empty(2, level.channels, 64 // level.stride, 64 // level.stride, requires_grad=True)
+            for level in levels[: [level.name for level in levels].index(neck.deepest) + 1]
+        }
+        next(iter(neck(features).values())).sum().backward()
+    return [name for name, x in features.items() if x.grad is not None]

@@ -22,6 +22,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **(_cuda() if device.type == "cuda" else {}),
         "python": platform.python_version(),
         "evaluator": evaluator_name(),
         "version": __version__,
@@ -29,6 +30,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "dirty": dirty,
         **({"command": os.environ[COMMAND]} if COMMAND in os.environ else {}),  # what the user typed
     }
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the versions that a GPU's results depend on, and where fp32 is computed in TF32 (`precision.set_tf32`)."""
+    tf32 = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "tf32": tf32}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

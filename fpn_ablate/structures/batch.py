@@ -5,12 +5,14 @@ XYXY in absolute pixels; labels are 1..K (0 is background).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fpn_ablate.structures.instances import map_tensors
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class Batch:
     proposals_valid: Tensor | None = None  # (N, P) bool: a real proposal, not padding
 
     def to(self, device: torch.device | str) -> "Batch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+        return map_tensors(self, lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Copy to pinned memory, from which a GPU reads while the host goes on. torch's loader calls this."""
+        return map_tensors(self, Tensor.pin_memory)
 
 
 class DetectionDataset(Protocol):

@@ -3,9 +3,18 @@
 Shape letters: N images, G ground-truth boxes, P proposals, D detections (all three padded), K classes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T", bound=Any)
+
+
+def map_tensors(values: T, function: Callable[[Tensor], Tensor]) -> T:
+    """Return a copy of a dataclass with `function` applied to each of its tensors."""
+    return replace(values, **{name: function(x) for name, x in vars(values).items() if isinstance(x, Tensor)})
 
 
 @dataclass(frozen=True)

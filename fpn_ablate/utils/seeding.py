@@ -25,12 +25,16 @@ def numpy_generator(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key(*parts)))
 
 
-def set_deterministic(enabled: bool) -> None:
-    """Make results bit-identical on the same machine; an operation without a deterministic form raises."""
+def set_deterministic(enabled: bool, fixed_shapes: bool = False) -> None:
+    """Make results bit-identical on the same machine; an operation without a deterministic form raises.
+
+    Args:
+        fixed_shapes: whether nearly all batches have one shape. If so, cuDNN times its algorithms for it, unless `enabled`.
+    """
     if enabled:
         # cuBLAS reads this when it creates its first handle; it has no effect on the CPU.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(enabled)
     # Otherwise torch fills all memory that it allocates with NaN, a check of its own code that takes 5 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not enabled
+    torch.backends.cudnn.benchmark = fixed_shapes and not enabled

@@ -13,7 +13,6 @@ from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.weights.files import Stored, read
-from fpn_ablate.weights.layout import shapes_of
 from fpn_ablate.weights.loading import backbone_of
 from fpn_ablate.weights.timm import timm_weights
 
@@ -44,7 +43,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
             f"backbone.weights=imagenet: torchvision's weights of {cfg.name} cannot be downloaded ({first_line(error)}). "
             "They are downloaded once; without a network, set backbone.weights=FILE to a state dict of torchvision"
         ) from None
-    return backbone_of(Stored(Path(source), state), cfg.name, shapes_of(build_backbone(cfg).state_dict()))
+    return backbone_of(Stored(Path(source), state), cfg.name, build_backbone(cfg).state_dict())
 
 
 def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
@@ -53,8 +52,8 @@ def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
         if isinstance(cfg, TimmBackbone):
             return timm_weights(cfg, path, read(path).tensors)
-        shapes = shapes_of(build_backbone(cfg).state_dict())
-        return backbone_of(read(path), cfg.label, shapes, getattr(cfg, "stride_in_1x1", False))
+        stride_in_1x1 = getattr(cfg, "stride_in_1x1", False)
+        return backbone_of(read(path), cfg.label, build_backbone(cfg).state_dict(), stride_in_1x1)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 

@@ -6,7 +6,8 @@ exactly.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +16,9 @@ from fpn_ablate.model.backbones.base import STD
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
-from fpn_ablate.weights.names import CAFFE2, CONV5, DETECTRON2, OUR_BACKBONE, OURS, STAGE, TORCHVISION
 
 BN_EPS = 1e-5  # of all our batch norms; torch's default
-STEM = f"{STAGE}stem.0.weight"
+STEM = f"{names.STAGE}stem.0.weight"
 SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
@@ -48,7 +48,7 @@ class Options:
     keep_classes: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Weights:
     """The tensors of a file under our names.
 
@@ -59,12 +59,12 @@ class Weights:
         notes: sentences for the user.
     """
 
-    stored: Stored
+    path: Path
     source: str
     tensors: dict[str, Tensor]
-    unknown: list[str]
+    unknown: dict[str, Tensor]
     facts: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def convert(stored: Stored, options: Options | None = None) -> Weights:
@@ -83,13 +83,15 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
-    if source == TORCHVISION:
-        weights = _torchvision_rows(weights, options)
-    if source in (DETECTRON2, CAFFE2):
-        weights = _detectron2_colours(_detectron2_rows(_statistics(weights)), options)
+    if source == names.TORCHVISION:
+        _convert_torchvision_classes(weights, options)
+    if source in (names.DETECTRON2, names.CAFFE2):
+        _add_statistics(weights.tensors)
+        _convert_detectron2_classes(weights)
+        _convert_colours(weights, options, from_torchvision=stored.facts.get("author") == "torchvision")
     if options.bn_eps != BN_EPS:
-        weights = _other_eps(weights, options.bn_eps)
-    elif source == TORCHVISION:
+        _convert_eps(weights, options.bn_eps)
+    elif source == names.TORCHVISION:
         weights.notes.append("for torchvision's own COCO_V1 detectors, whose batch norms have no eps, use import --bn-eps 0")
     if (scores := weights.tensors.get(f"{SCORES}.weight")) is not None:
         weights.facts["num_classes"] = str(len(scores) - 1)
@@ -97,59 +99,58 @@ def convert(stored: Stored, options: Options | None = None) -> Weights:
 
 
 def _refuse_options(stored: Stored, source: str, options: Options) -> None:
-    if source in (OURS, OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
+    if source in (names.OURS, names.OUR_BACKBONE) and replace(options, keep_classes=False) != Options():
         raise UserError(
             f"{stored.path}: a file of this project; --bn-eps, --pixel-std and --rgb are for files of other programs"
         )
-    if source not in (DETECTRON2, CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
+    if source not in (names.DETECTRON2, names.CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
         raise UserError(f"{stored.path}: a file of {source}; --pixel-std and --rgb are for files of detectron2")
 
 
 def _rename(stored: Stored, source: str) -> Weights:
-    tensors: dict[str, Tensor] = {}
-    unknown, ignored = [], set()
+    weights = Weights(stored.path, source, {}, {}, dict(stored.facts) if source == names.OURS else {}, [])
+    ignored = set()
     for name, value in stored.tensors.items():
+        our_name = names.to_ours(source, name)
         if names.is_ignored(source, name):
             ignored.add(".".join(name.split(".")[:2]))
-            continue
-        our_name = names.to_ours(source, name)
-        if our_name is None:
-            unknown.append(name)
-        elif our_name in tensors:
+        elif our_name is None:
+            weights.unknown[name] = value
+        elif our_name in weights.tensors:
             raise UserError(f"{stored.path}: {name} and another tensor are both {our_name}")
         else:
-            tensors[our_name] = value
-    facts = dict(stored.facts) if source == OURS else {}
+            weights.tensors[our_name] = value
     heads = [part for part in sorted(ignored) if "mask" in part or "keypoint" in part]
-    notes = [f"left out: {head}, which a box detector does not have" for head in heads]
-    return Weights(stored, source, tensors, unknown, {**facts, "source": facts.get("source", source)}, notes)
+    weights.notes += [f"left out: {head}, which a box detector does not have" for head in heads]
+    weights.facts.setdefault("source", source)
+    if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
+        weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
+    return weights
 
 
-def _torchvision_rows(weights: Weights, options: Options) -> Weights:
+def _convert_torchvision_classes(weights: Weights, options: Options) -> None:
     """Remove the box deltas of background, which nothing trains or reads, and the rows of numbers that are no category."""
-    tensors, notes = dict(weights.tensors), list(weights.notes)
     rows = _rows(weights, background=1)
     if rows is None:
-        return weights
+        return
     keep = list(range(rows))
     if rows == COCO_ROWS and not options.keep_classes:
         keep = [row for row in keep if row not in COCO_UNUSED]
         unused = ", ".join(map(str, COCO_UNUSED))
-        notes.append(f"91 rows of classes: background and COCO's 80 categories are kept, {unused} left out (--keep-classes)")
+        weights.notes.append(
+            f"91 rows of classes: background and COCO's 80 categories are kept, {unused} left out (--keep-classes)"
+        )
     for leaf in ("weight", "bias"):
-        tensors[f"{SCORES}.{leaf}"] = tensors[f"{SCORES}.{leaf}"][keep]
-        tensors[f"{DELTAS}.{leaf}"] = tensors[f"{DELTAS}.{leaf}"].unflatten(0, (rows, 4))[keep[1:]].flatten(0, 1)
-    return replace(weights, tensors=tensors, notes=notes)
+        scores, deltas = weights.tensors[f"{SCORES}.{leaf}"], weights.tensors[f"{DELTAS}.{leaf}"]
+        weights.tensors[f"{SCORES}.{leaf}"] = scores[keep]
+        weights.tensors[f"{DELTAS}.{leaf}"] = deltas.unflatten(0, (rows, 4))[keep[1:]].flatten(0, 1)
 
 
-def _detectron2_rows(weights: Weights) -> Weights:
+def _convert_detectron2_classes(weights: Weights) -> None:
     """Move the scores of background from the last row to the first."""
-    tensors = dict(weights.tensors)
-    if _rows(weights, background=0) is None:
-        return weights
-    for leaf in ("weight", "bias"):
-        tensors[f"{SCORES}.{leaf}"] = tensors[f"{SCORES}.{leaf}"].roll(1, 0)
-    return replace(weights, tensors=tensors)
+    if _rows(weights, background=0) is not None:
+        for leaf in ("weight", "bias"):
+            weights.tensors[f"{SCORES}.{leaf}"] = weights.tensors[f"{SCORES}.{leaf}"].roll(1, 0)
 
 
 def _rows(weights: Weights, background: int) -> int | None:
@@ -167,71 +168,64 @@ def _rows(weights: Weights, background: int) -> int | None:
     if counts != [rows, rows, deltas, deltas] or rows < 2:
         shape = "scores {} and {}, deltas {} and {}".format(*counts)
         raise UserError(
-            f"{weights.stored.path}: its predictor has the wrong rows ({shape}; {rows} scores need {deltas} deltas); "
+            f"{weights.path}: its predictor has the wrong rows ({shape}; {rows} scores need {deltas} deltas); "
             "each class must have its own box deltas"
         )
     return rows
 
 
-def _statistics(weights: Weights) -> Weights:
+def _add_statistics(tensors: dict[str, Tensor]) -> None:
     """Add the statistics of batch norms that old files merged into weight and bias: mean 0, and variance 1 including eps."""
-    if any(".running_" in name for name in weights.tensors):
-        return weights
-    tensors = dict(weights.tensors)
-    for name, value in weights.tensors.items():
+    if any(".running_" in name for name in tensors):
+        return
+    for name, value in list(tensors.items()):
         layer, _, leaf = name.rpartition(".")
         if leaf == "weight" and value.dim() == 1:
             tensors[f"{layer}.running_mean"] = torch.zeros_like(value)
             tensors[f"{layer}.running_var"] = torch.ones_like(value) - BN_EPS
-    return replace(weights, tensors=tensors)
 
 
-def _detectron2_colours(weights: Weights, options: Options) -> Weights:
-    """Scale the first convolution to our input, and note what else the configuration must set."""
-    # Written by detectron2's converter of torchvision's ResNets.
-    from_torchvision = weights.stored.facts.get("author") == "torchvision"
+def _convert_colours(weights: Weights, options: Options, from_torchvision: bool) -> None:
+    """Scale the first convolution to our input, and note what else the configuration must set.
+
+    Args:
+        from_torchvision: detectron2's converter made the file from a ResNet of torchvision.
+    """
     rgb = from_torchvision if options.rgb is None else options.rgb
     std = [255 * value for value in STD] if from_torchvision else [1.0] * 3  # in RGB
     if options.pixel_std is not None:
         std = list(options.pixel_std if rgb else options.pixel_std[::-1])
     # Bottlenecks that divide by 1 came from Caffe with its strides; detectron2's other models have torchvision's strides.
     caffe = std == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
-    facts = {**weights.facts, "stride_in_1x1": str(caffe).lower()}
-    notes = [*weights.notes, f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in std)} (R, G, B)"]
-    pooling = (
-        " task.roi.pooling=align_v2 task.roi.sampling_ratio=0"
-        if any(name.startswith("roi.") for name in weights.tensors)
-        else ""
-    )
-    notes.append(f"use it with backbone.stride_in_1x1={facts['stride_in_1x1']}{pooling}")
-    tensors = dict(weights.tensors)
-    stem = tensors.get(STEM)
+    strides = weights.facts["stride_in_1x1"] = str(caffe).lower()
+    weights.notes.append(f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in std)} (R, G, B)")
+    second_stage = any(name.startswith("roi.") for name in weights.tensors)
+    pooling = " task.roi.pooling=align_v2 task.roi.sampling_ratio=0" if second_stage else ""
+    weights.notes.append(f"use it with backbone.stride_in_1x1={strides}{pooling}")
+    stem = weights.tensors.get(STEM)
     if stem is not None and stem.dim() == 4 and stem.shape[1] == 3:
         scale = stem.new_tensor([255 * a / b for a, b in zip(STD, std, strict=True)], dtype=torch.float64)
-        tensors[STEM] = ((stem if rgb else stem.flip(1)).double() * scale[:, None, None]).to(stem.dtype)
-    return replace(weights, tensors=tensors, facts=facts, notes=notes)
+        weights.tensors[STEM] = ((stem if rgb else stem.flip(1)).double() * scale[:, None, None]).to(stem.dtype)
 
 
-def _other_eps(weights: Weights, eps: float) -> Weights:
+def _convert_eps(weights: Weights, eps: float) -> None:
     """Change the scales of batch norms so that they compute with BN_EPS what they computed with `eps`.
 
     Changing the variances instead would lose the smallest ones.
     """
-    tensors = dict(weights.tensors)
     for name, value in weights.tensors.items():
-        if name.endswith(".running_var"):
-            scale, variance = name.removesuffix("running_var") + "weight", value.double()
+        scale = name.removesuffix("running_var") + "weight"
+        if name.endswith(".running_var") and scale in weights.tensors:
+            variance = value.double()
             ratio = ((variance + BN_EPS) / (variance + eps)).sqrt()
-            tensors[scale] = (tensors[scale].double() * ratio).to(value.dtype)
-    return replace(
-        weights, tensors=tensors, notes=[*weights.notes, f"scales of batch norms converted from eps {eps:g} to {BN_EPS:g}"]
-    )
+            weights.tensors[scale] = (weights.tensors[scale].double() * ratio).to(value.dtype)
+    weights.notes.append(f"scales of batch norms converted from eps {eps:g} to {BN_EPS:g}")
 
 
 def backbone_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone's tensors, named as in `Backbone` (stages.c2...), including conv5 where it is the box head."""
-    stages = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(STAGE)}
-    return stages | {f"stages.c5.{n.removeprefix(CONV5)}": v for n, v in tensors.items() if n.startswith(CONV5)}
+    stages = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith(names.STAGE)}
+    return stages | {f"stages.c5.{n.removeprefix(names.CONV5)}": v for n, v in tensors.items() if n.startswith(names.CONV5)}
 
 
 def to_torchvision(weights: Weights) -> dict[str, Tensor]:
@@ -242,29 +236,27 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
     Raises:
         UserError: torchvision has no such network.
     """
-    tensors, path = weights.tensors, weights.stored.path
+    path, backbone = weights.path, weights.facts.get("backbone")
+    alone = all(name.startswith(names.STAGE) for name in weights.tensors)
     if weights.facts.get("stride_in_1x1") == "true":
         raise UserError(
             f"{path}: its strides in the 1x1 convolutions do not fit torchvision's ResNets, which have them in the 3x3"
         )
-    backbone = weights.facts.get("backbone", "resnet")
-    alone = all(name.startswith(STAGE) for name in tensors)
+    if backbone is None:
+        raise UserError(f"{path} does not say what its backbone is; give the run's folder, or a file that export wrote")
     if not backbone.startswith("resnet") and not (alone and backbone == "mobilenet_v2"):
         raise UserError(f"{path}: torchvision has no {'backbone' if alone else 'such detector on'} {backbone}")
-    try:
-        neck = {**_NECK, **json.loads(weights.facts.get("neck", "{}"))}
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: its header does not describe the neck; export the file again") from None
+    neck = _NECK | json.loads(weights.facts.get("neck", "{}"))
     if required := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
         raise UserError(f"{path}: torchvision only has a pyramid with {', '.join(required)}")
-    kind = TORCHVISION
+    kind = names.TORCHVISION
     if alone:
         kind = names.MOBILENET if backbone == "mobilenet_v2" else names.RESNET
     out = {}
-    for name, value in tensors.items():
+    for name, value in weights.tensors.items():
         their_name = names.to_torchvision(kind, name)
         if their_name is None:
             raise UserError(f"{path}: {name} has no counterpart in torchvision's {kind.removeprefix('torchvision ')}")
-        background = kind == TORCHVISION and name.startswith(DELTAS)
+        background = kind == names.TORCHVISION and name.startswith(DELTAS)
         out[their_name] = torch.cat([value.new_zeros(4, *value.shape[1:]), value]) if background else value
     return out

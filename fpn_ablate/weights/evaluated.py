@@ -72,9 +72,7 @@ def _refuse_other_classes(weights: Weights, dataset: DetectionDataset) -> None:
     trained, classes = json.loads(weights.facts.get("classes", "null")), unique_names(dataset.categories)
     if trained and trained != classes:
         different = [f"{c!r}" for c in (*trained, *classes) if (c in trained) != (c in classes)] or ["their order"]
-        raise UserError(
-            f"{weights.stored.path} has other classes than {dataset.name}; the difference: {', '.join(different[:10])}"
-        )
+        raise UserError(f"{weights.path} has other classes than {dataset.name}; the difference: {', '.join(different[:10])}")
 
 
 def _differences(weights: Weights, settings: dict[str, Any]) -> list[str]:

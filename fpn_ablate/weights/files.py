@@ -25,6 +25,15 @@ from fpn_ablate.weights import unpickle
 VERSION = "2"  # of our safetensors; increased when names, shapes or settings change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
+# Keys that decide what a detector computes with given weights, beside all of `neck`.
+INFERENCE = {
+    "rpn": ("head", "anchor_sizes", "anchor_ratios", "anchor_grid"),
+    "recipe": ("short_side", "max_side", "antialias"),
+    "task.roi": (
+        *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
+        *("canonical_level", "canonical_box_size", "box_weights"),
+    ),
+}
 _EXPECTED = "expected a dictionary of tensors, as torch.save(model.state_dict())"
 
 
@@ -65,11 +74,12 @@ def read(path: Path) -> Stored:
         if head.startswith(_ZIP) or head == _OLD_TORCH:
             with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training stores its arguments
                 content, facts = torch.load(path, weights_only=True, map_location="cpu"), _run_facts(path)
+        # Its first eight bytes, the header's length, may begin as a pickle does.
+        elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            content, facts = _safetensors(path)
         elif head.startswith(_PICKLE):
             content = unpickle.read(path.read_bytes())
-            facts = {"pickled": "true", "author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
-        elif head[8:9] == b"{":
-            content, facts = _safetensors(path)
+            facts = {"author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
         else:
             raise ValueError("neither torch's format, nor safetensors, nor a pickle")
         return Stored(path, _tensors(content), facts)
@@ -120,30 +130,10 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
 
     Keys that the configuration lacks, as that of an older run may, are left out.
     """
-    chosen = {
-        "neck": None,
-        "rpn": ("head", "anchor_sizes", "anchor_ratios", "anchor_grid"),
-        "recipe": ("short_side", "max_side", "antialias"),
-    }
-    groups = {group: values.get(group, {}) for group in chosen}
-    settings = {
-        f"{group}.{key}": groups[group][key]
-        for group, keys in chosen.items()
-        for key in keys or groups[group]
-        if key in groups[group]
-    }
-    pooling = (
-        "head",
-        "pooling",
-        "sampling_ratio",
-        "resolution",
-        "conv5_resolution",
-        "canonical_level",
-        "canonical_box_size",
-        "box_weights",
-    )
-    roi = values["task"].get("roi") or {}
-    return settings | {f"task.roi.{key}": roi[key] for key in pooling if key in roi}
+    groups = {group: values.get(group, {}) for group in ("neck", "rpn", "recipe")}
+    groups["task.roi"] = values["task"].get("roi") or {}
+    chosen = {"neck": groups["neck"], **INFERENCE}
+    return {f"{group}.{key}": groups[group][key] for group, keys in chosen.items() for key in keys if key in groups[group]}
 
 
 def _run_facts(path: Path) -> dict[str, str]:
@@ -172,13 +162,15 @@ def _run_facts(path: Path) -> dict[str, str]:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
     """Write a file of our own: tensors under our names, and a header with `facts` and the format's version."""
-    header = {**facts, "format": "fpn_ablate", "version": VERSION}
-    # Copies, since safetensors refuses tensors that share memory.
-    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(copies, header)))
+    content = safetensors.torch.save(_copies(tensors), {**facts, "format": "fpn_ablate", "version": VERSION})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_torch(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a state dict with torch.save."""
-    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: torch.save(copies, temporary))
+    write_atomically(path, lambda temporary: torch.save(_copies(tensors), temporary))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the tensors: safetensors refuses those that share memory, and torch would write a view's whole storage."""
+    return {name: value.contiguous().clone() for name, value in tensors.items()}

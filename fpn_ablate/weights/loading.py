@@ -1,43 +1,56 @@
 """Load a file of weights into a network. Everything is checked first: a file that does not fit changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Size, Tensor
+from torch import Tensor
 
 from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.weights import names
-from fpn_ablate.weights.convert import COCO_ROWS, Options, Weights, backbone_part, convert
+from fpn_ablate.weights.convert import COCO_ROWS, SCORES, Options, Weights, backbone_part, convert
 from fpn_ablate.weights.files import Stored, read
-from fpn_ablate.weights.layout import backbone_name, expected_shapes, misfit, row_of, shapes_of
 
 # Stages that a network may lack although a file has them: the second stage if only the RPN is evaluated, the RPN if proposals
 # come from a file.
 OPTIONAL_STAGES = ("rpn", "roi")
+LISTED = 10  # names of a kind in a message
+COUNTER = "num_batches_tracked"  # of trained batch norms; frozen ones and torch before 0.4.1 lack it, and nothing needs it
+
+
+def misfit(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str | None:
+    """List missing, unexpected and mis-shaped tensors, up to ten names of each; None: all fit. Batch counters are ignored."""
+    expected, actual = ({n: t.shape for n, t in tensors.items() if not n.endswith(COUNTER)} for tensors in (expected, actual))
+    kinds = {
+        "missing": [name for name in expected if name not in actual],
+        "unexpected": [name for name in actual if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(actual[name])} for {tuple(shape)}"
+            for name, shape in expected.items()
+            if actual.get(name, shape) != shape
+        ],
+    }
+    parts = []
+    for kind, names in kinds.items():
+        if names:
+            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            parts.append(
+                f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {kind} ({', '.join(names[:LISTED])}{more})"
+            )
+    return "; ".join(parts) or None
 
 
 def open_weights(path: Path, options: Options | None = None) -> Weights:
-    """Read a file of weights, ours or another program's, under our names; a network of another program must be complete.
+    """Read a file of weights, ours or another program's, under our names.
 
     Raises:
-        UserError: see `files.read` and `convert`; or tensors are missing, unexpected or of another shape.
+        UserError: see `files.read` and `convert`; or it has tensors that no box detector of ours has.
     """
     weights = convert(read(path), options)
-    if weights.source == names.OURS and "backbone" in weights.facts:
-        return weights
-    facts = {**weights.facts, "backbone": backbone_name(weights.tensors)}
-    if weights.source in (names.OURS, names.OUR_BACKBONE):
-        return replace(weights, facts=facts)
-    if row := row_of(weights.tensors):
-        facts["row"] = row
-    shapes = shapes_of(weights.tensors) | {name: Size() for name in weights.unknown}
-    if problem := misfit(expected_shapes(weights.tensors), shapes):
-        network = f"{weights.source}, {facts['backbone']}{f', row {row}' if row else ''}"
-        raise UserError(f"{weights.stored.path} looks like {network}, but does not fit it (names are ours): {problem}")
-    return replace(weights, facts=facts)
+    if problem := misfit({}, weights.unknown):
+        raise UserError(f"{weights.path} looks like a {weights.source}, but {problem}")
+    return weights
 
 
 def fit_to_model(model: Detector, path: Path, options: Options | None = None) -> Weights:
@@ -47,61 +60,46 @@ def fit_to_model(model: Detector, path: Path, options: Options | None = None) ->
     of a COCO detector of torchvision, any other the 80 that have a category.
 
     Raises:
-        UserError: see `open_weights`; or the file does not fit the model.
+        UserError: see `files.read` and `convert`; or the file does not fit the model.
     """
-    shapes = shapes_of(model.state_dict())
-    if shapes.get("roi.predictor.scores.bias") == (COCO_ROWS,):
+    state = model.state_dict()
+    rows = len(state[f"{SCORES}.bias"]) if model.roi else None
+    if rows == COCO_ROWS:
         options = replace(options or Options(), keep_classes=True)
-    weights = open_weights(path, options)
-    tensors, notes = dict(weights.tensors), [*weights.notes, *_strides(model, weights)]
+    weights = convert(read(path), options)
+    _note_other_strides(model, weights)
     for part in OPTIONAL_STAGES:
-        if getattr(model, part) is None and any(name.startswith(f"{part}.") for name in tensors):
-            tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
-            notes.append(f"left out: {part}.*, which this network does not have")
-    if problem := misfit(shapes, shapes_of(tensors)):
+        if getattr(model, part) is None and any(name.startswith(f"{part}.") for name in weights.tensors):
+            weights.tensors = {name: value for name, value in weights.tensors.items() if not name.startswith(f"{part}.")}
+            weights.notes.append(f"left out: {part}.*, which this network does not have")
+    if problem := misfit(state, weights.tensors | weights.unknown):
         hint = ""
-        if model.rpn and model.roi and weights.facts.get("task") and not any(name.startswith("rpn.") for name in tensors):
+        if model.rpn and model.roi and "task" in weights.facts and not any(n.startswith("rpn.") for n in weights.tensors):
             hint = (
                 "; its RPN was trained in another run (task=fast_rcnn or task.training=separate), but one network with both is "
                 "needed: task.training=joint or four_step makes one"
             )
-        scores = shapes.get("roi.predictor.scores.bias")
-        if scores and weights.facts.get("num_classes", str(scores[0] - 1)) != str(scores[0] - 1):
-            hint += f"; it has {weights.facts['num_classes']} classes, and the data have {scores[0] - 1}"
-        if weights.facts.get("row") in ("c4", "c5") and weights.facts["row"] not in {level.name for level in model.neck.levels}:
-            hint += f"; it is row {weights.facts['row']}: set ablation={weights.facts['row']}"
-        raise UserError(f"{weights.stored.path} does not fit the network: {problem}{hint}")
-    return replace(weights, tensors={name: tensors[name] for name in shapes if name in tensors}, notes=notes)
+        if rows and weights.facts.get("num_classes", str(rows - 1)) != str(rows - 1):
+            hint += f"; it has {weights.facts['num_classes']} classes, and the data have {rows - 1}"
+        if "row" in weights.facts:
+            hint += f"; it was trained as row {weights.facts['row']}"
+        raise UserError(f"{weights.path} does not fit the network: {problem}{hint}")
+    weights.tensors = {name: weights.tensors[name] for name in state if name in weights.tensors}
+    return weights
 
 
-def load(
-    model: Detector, path: Path, options: Options | None = None, log: Callable[[str], None] = lambda line: print(line)
-) -> None:
-    """Load a file into `model`, by `fit_to_model`; its notes go to `log`.
-
-    Raises:
-        UserError: see `fit_to_model`; the model is unchanged.
-    """
-    weights = fit_to_model(model, path, options)
-    model.load_state_dict(weights.tensors, strict=False)  # nothing is missing except batch counters
-    for note in weights.notes:
-        log(f"{weights.stored.path}: {note}")
-
-
-def _strides(model: Detector, weights: Weights) -> list[str]:
-    """Warn if the network's strides are not where they were when the weights were trained."""
+def _note_other_strides(model: Detector, weights: Weights) -> None:
     trained, model_has = weights.facts.get("stride_in_1x1"), str(has_stride_in_1x1(model)).lower()
-    if trained in (None, model_has) or weights.facts.get("backbone", "") not in ("resnet50", "resnet101", "resnet152"):
-        return []
-    return [f"WARNING: it was trained with backbone.stride_in_1x1={trained}, but this network has {model_has}"]
+    if trained not in (None, model_has):
+        weights.notes.append(f"WARNING: it was trained with backbone.stride_in_1x1={trained}, but this network has {model_has}")
 
 
-def backbone_of(stored: Stored, name: str, shapes: dict[str, Size], stride_in_1x1: bool = False) -> dict[str, Tensor]:
+def backbone_of(stored: Stored, name: str, backbone: Mapping[str, Tensor], stride_in_1x1: bool = False) -> dict[str, Tensor]:
     """Return the backbone's tensors of a file, under the names of `Backbone`; other tensors of the file are ignored.
 
     Args:
         name: the backbone's name (`backbone=resnet50`), for the message.
-        shapes: its names and shapes.
+        backbone: its state dict.
         stride_in_1x1: where its strides are.
 
     Raises:
@@ -109,10 +107,10 @@ def backbone_of(stored: Stored, name: str, shapes: dict[str, Size], stride_in_1x
     """
     weights = convert(stored)
     tensors = backbone_part(weights.tensors)
-    if problem := misfit(shapes, shapes_of(tensors)):
+    if problem := misfit(backbone, tensors):
         raise UserError(f"{stored.path} does not fit backbone={name}: {problem}")
     if weights.facts.get("stride_in_1x1", "false") != str(stride_in_1x1).lower():
         raise UserError(
             f"{stored.path} was trained with its strides elsewhere: set backbone.stride_in_1x1={weights.facts['stride_in_1x1']}"
         )
-    return {key: tensors[key] for key in shapes if key in tensors}
+    return {key: tensors[key] for key in backbone if key in tensors}

@@ -57,7 +57,7 @@ _IGNORED = {
     CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
 }
 _BLOCK = re.compile(r"(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
-_CAFFE2_BLOCK = re.compile(r"res(\d)_(\d+)_branch(1|2a|2b|2c)_(bn_)?(\w+)")
+_CAFFE2_NAME = re.compile(r"(?:conv1|res_conv1|res(\d)_(\d+)_branch(1|2a|2b|2c))_(bn_)?(\w+)")
 _CAFFE2_LEAVES = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
 _CAFFE2_LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 
@@ -119,17 +119,13 @@ def _detectron2(name: str) -> str | None:
 
 
 def _caffe2(name: str) -> str | None:
-    if name == "conv1_w":
-        return f"{STAGE}stem.0.weight"
-    if name.startswith("res_conv1_bn_"):
-        leaf = _CAFFE2_LEAVES.get(name.removeprefix("res_conv1_bn_"))
-        return f"{STAGE}stem.1.{leaf}" if leaf else None
-    match = _CAFFE2_BLOCK.fullmatch(name)
+    """Translate by way of detectron2's name."""
+    match = _CAFFE2_NAME.fullmatch(name)
     if not match or match[5] not in _CAFFE2_LEAVES:
         return None
     stage, block, branch, norm, leaf = match.groups()
-    layer = f"{_CAFFE2_LAYERS[branch]}{'.norm' if norm else ''}"
-    return _block(f"{STAGE}c{stage}.", f"{block}.{layer}.{_CAFFE2_LEAVES[leaf]}")
+    layer = f"res{stage}.{block}.{_CAFFE2_LAYERS[branch]}" if stage else "stem.conv1"
+    return _detectron2(f"{layer}.{'norm.' if norm else ''}{_CAFFE2_LEAVES[leaf]}")
 
 
 def _layer(name: str, layers: dict[str, str]) -> str | None:

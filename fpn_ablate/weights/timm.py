@@ -7,7 +7,7 @@ from torch import Tensor
 from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.weights.layout import misfit, shapes_of
+from fpn_ablate.weights.loading import misfit
 
 
 def timm_weights(config: TimmBackbone, path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -19,7 +19,7 @@ def timm_weights(config: TimmBackbone, path: Path, state: dict[str, Tensor]) -> 
     network = timm_backbone(config).state_dict()
     state = {name.removeprefix("backbone."): value for name, value in state.items()}  # a whole detector's
     renamed = {name: state[candidate] for name in network for candidate in _candidates(name) if candidate in state}
-    if problem := misfit(shapes_of(network), shapes_of(renamed)):
+    if problem := misfit(network, renamed):
         raise UserError(f"{path} does not fit backbone={config.label}: {problem}")
     return renamed
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.coco import CocoDataset, load
-from fpn_ablate.data.loader import StepSampler, training_batches
+from fpn_ablate.data.loader import step_batches, training_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.cost import peak_memory_mib
 from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, bootstrap_metrics
@@ -185,10 +185,10 @@ def order(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     aspects = np.random.default_rng(0).uniform(0.5, 2, size)
     for name, order_by in (("plain", None), ("by aspect", aspects)):
         with clock(f"40,000 steps, {name}"):
-            count = sum(1 for _ in StepSampler(size, 16, range(40_000), 0, True, 1, order_by))
+            count = sum(1 for _ in step_batches(size, 16, range(40_000), 0, True, 1, order_by))
         assert count == 40_000
         with clock(f"resumed at 39,000, {name}"):
-            next(iter(StepSampler(size, 16, range(39_000, 40_000), 0, True, 1, order_by)))
+            next(step_batches(size, 16, range(39_000, 40_000), 0, True, 1, order_by))
 
 
 def loading(folder: Path, clock: Clock, options: argparse.Namespace) -> None:

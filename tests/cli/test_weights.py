@@ -32,13 +32,13 @@ def test_a_file_of_torchvision_comes_in_and_goes_out_again(cli, torchvision_file
     path, theirs = torchvision_file
     own, out, again = (tmp_path / name for name in ("own.safetensors", "out.pth", "again.safetensors"))
     code, said, _ = cli("weights", "import", path, own)
-    assert code == 0 and "torchvision detector, resnet18, row fpn, 3 classes" in said
+    assert code == 0 and "torchvision detector, resnet, 3 classes" in said
     stored = read(own)
     assert stored.facts["source"] == "torchvision detector" and stored.facts["num_classes"] == "3"
-    assert (stored.facts["format"], stored.facts["version"], stored.facts["row"]) == ("fpn_ablate", "2", "fpn")
+    assert (stored.facts["format"], stored.facts["version"]) == ("fpn_ablate", "2")
     code, said, _ = cli("weights", "export", own, out, "--to", "torchvision")
     assert code == 0
-    assert "FasterRCNN(resnet_fpn_backbone(backbone_name='resnet18', weights=None), num_classes=4)" in said
+    assert "FasterRCNN(resnet_fpn_backbone(backbone_name='resnet...', weights=None), num_classes=4)" in said
     net = torchvision_detector()
     net.load_state_dict(torch.load(out, weights_only=True), strict=True)
     for name, value in net.state_dict().items():
@@ -55,13 +55,15 @@ def test_a_file_of_torchvision_comes_in_and_goes_out_again(cli, torchvision_file
 
 def test_a_run_goes_out_both_ways(cli, run, tmp_path):
     folder, state = run()
-    own, out = tmp_path / "own.safetensors", tmp_path / "out.pth"
+    own, out, again = (tmp_path / name for name in ("own.safetensors", "out.pth", "again.safetensors"))
     assert cli("weights", "export", folder, own, "--to", "safetensors")[0] == 0
     assert all(torch.equal(value, state[name]) for name, value in read(own).tensors.items())
     assert read(own).facts["backbone"] == "resnet18" and '"top_down": true' in read(own).facts["neck"]
     for source in (folder, folder / "model.pt", own):
         assert cli("weights", "export", source, out, "--to", "torchvision")[0] == 0
-        assert torch.equal(torch.load(out)["backbone.fpn.inner_blocks.2.0.weight"], state["neck.lateral.p4.weight"])
+        assert cli("weights", "import", out, again)[0] == 0
+        back = read(again).tensors
+        assert back.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in back.items())
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,11 @@ def test_what_torchvision_does_not_have_is_not_exported(cli, run, tmp_path, over
     [
         ("import {theirs} {folder}/out.pth", "give it a name that ends in .safetensors"),
         ("import {theirs} {theirs}", "would replace the file that is read"),
-        ("import {theirs} {folder}", "a folder; give the name of a file"),
+        ("export {run} {folder} --to torchvision", "Is a directory"),
         ("import {folder}/none.pth {out}", "no such file"),
         ("import {theirs} {out} --pixel-std 1", "--pixel-std and --rgb are for files of detectron2"),
         ("import {run} {out} --bn-eps 0", "a file of this project"),
+        ("export {bare} {out} --to torchvision", "does not say what its backbone is; give the run's folder"),
         ("import {theirs} {out} --pixel-std 1,2", "give one number above 0, or three"),
         ("import {theirs} {out} --pixel-std x", "give one number above 0, or three"),
         ("import {theirs} {out} --pixel-std 0", "give one number above 0, or three"),
@@ -99,7 +102,9 @@ def test_what_torchvision_does_not_have_is_not_exported(cli, run, tmp_path, over
 )
 def test_bad_arguments_are_told_with_the_fix(cli, torchvision_file, run, tmp_path, arguments, message):
     out = tmp_path / "out.safetensors"
-    places = {"theirs": torchvision_file[0], "folder": tmp_path, "out": out, "run": run()[0]}
+    folder, state = run()
+    torch.save(state, tmp_path / "bare.pt")
+    places = {"theirs": torchvision_file[0], "folder": tmp_path, "out": out, "run": folder, "bare": tmp_path / "bare.pt"}
     code, _, err = cli("weights", *(word.format(**places) for word in arguments.split()))
     assert code == 2 and message in err
     assert not out.exists()

@@ -56,28 +56,25 @@ FAULTS = [
     (change("annotations", 0, bbox=[50, 6, 1, 12]), "box-outside", B, 7, 11, "50.0"),
     (change("annotations", 0, bbox=[1e308, 6, 1e308, 12]), "box-outside", B, 7, 11, "1e+308"),
     (change("annotations", 0, bbox=[5, 6, float("nan"), 12]), "non-finite", JSON, 7, 11, "nan"),
-    (change("annotations", 0, bbox=[5, 6, 10**400, 12]), "non-finite", JSON, 7, 11, "bbox"),
+    (change("annotations", 0, bbox=[5, 6, 10**400, 12]), "wrong-type", JSON, 7, 11, "bbox[2]"),
     (change("annotations", 0, area=float("inf")), "non-finite", JSON, 7, 11, "area"),
     (change("annotations", 0, area=-1), "wrong-type", JSON, 7, 11, "area"),
     (change("annotations", 0, bbox=[5, 6, 10]), "wrong-type", JSON, 7, 11, "bbox"),
-    (change("annotations", 0, bbox=None), "wrong-type", JSON, 7, 11, "None"),
     (change("annotations", 0, bbox=[5, 6, "10", 12]), "wrong-type", JSON, 7, 11, "'10'"),
     (change("annotations", 0, bbox=[5, 6, True, 12]), "wrong-type", JSON, 7, 11, "True"),
     (change("annotations", 0, iscrowd=2), "wrong-type", JSON, 7, 11, "iscrowd"),
     (change("annotations", 0, id="11"), "wrong-type", JSON, 7, None, "'11'"),
-    (change("annotations", 0, id=2**53 + 1), "wrong-type", JSON, 7, 2**53 + 1, "beyond 2^53"),
+    (change("annotations", 0, id=2**53 + 1), "wrong-type", JSON, 7, 2**53 + 1, "9007199254740992"),
     (change("images", 2, width=0), "wrong-type", JSON, 9, None, "width"),
-    (change("images", 2, file_name=5), "wrong-type", JSON, 9, None, "file_name"),
     (change("categories", 0, name=None), "wrong-type", JSON, None, None, "name"),
     (remove("annotations", 0, "bbox"), "missing-key", JSON, 7, 11, "bbox"),
     (remove("annotations", 0, "category_id"), "missing-key", JSON, 7, 11, "category_id"),
     (remove("images", 2, "width"), "missing-key", JSON, 9, None, "width"),
-    (change("annotations", 0, area=1.1e10), "wrong-type", JSON, 7, 11, "count no object"),
-    (change("categories", 0, name="a\ud800"), "wrong-type", JSON, None, None, "surrogate"),
-    (change("images", 0, file_name="\udcff.jpg"), "wrong-type", JSON, 42, None, "surrogate"),
+    (change("annotations", 0, area=1.1e10), "wrong-type", JSON, 7, 11, "10000000000"),
+    (change("categories", 0, name="a\ud800"), "wrong-type", JSON, None, None, "unicode string"),
+    (change("images", 0, file_name="\udcff.jpg"), "wrong-type", JSON, 42, None, "unicode string"),
     (change("images", 0, file_name="."), "path-escape", JSON, 42, None, "'.'"),
     (lambda data: data["annotations"].append(5), "wrong-type", JSON, None, None, "5"),
-    (lambda data: data["annotations"].append("id"), "wrong-type", JSON, None, None, "'id'"),
     (lambda data: data["images"].append(["id"]), "wrong-type", JSON, None, None, "['id']"),
     (lambda data: data.pop("categories"), "structure", JSON, None, None, "categories"),
     (lambda data: data.update(annotations={}), "structure", JSON, None, None, "annotations"),
@@ -110,7 +107,7 @@ def test_each_fault_of_the_file_is_named_alone(tmp_path, spoil, kind, where, ima
     file, images = write(tmp_path, data)
     faults = assert_refused(tmp_path, file, images, kind, where, image_id, annotation_id, value)
     # A category that cannot be read leaves its objects without one; every other fault stands alone.
-    follow = {"name": {"unknown-category"}, "surrogate": {"unknown-category", "unknown-image"}}.get(value, set())
+    follow = {"name": {"unknown-category"}, "unicode string": {"unknown-category", "unknown-image"}}.get(value, set())
     assert [f.kind for f in faults if f.kind not in follow] == [kind]
 
 
@@ -128,24 +125,24 @@ def test_all_problems_are_found_at_once(tmp_path):
     change("images", 2, file_name="no.png")(data)
     file, images = write(tmp_path, data)
     (images / "a.jpg").write_bytes(b"")
-    counts = examine.examine(file, images).counts()
+    counts = examine.counts(examine.examine(file, images).findings)
     expected = ("non-finite", "unknown-category", "unknown-image", "image-missing", "image-unreadable")
     assert counts == {**dict.fromkeys(expected, 1), "box-outside": 2}
     change("annotations", 0, bbox=[5, "6", 0, 5], area=float("nan"), iscrowd="no")(data)
     rewrite(tmp_path, data)
-    assert examine.examine(file, images).counts()["wrong-type"] == 2
+    assert examine.counts(examine.examine(file, images).findings)["wrong-type"] == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"images": [}', "\ud800".encode("utf-16", "surrogatepass").decode("latin1")])
-def test_not_json(tmp_path, text):
-    file, images = write(tmp_path, text)
-    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+NOT_JSON = [b"", b"{", b'{"images": [}', "\ud800".encode("utf-16", "surrogatepass"), b"\xff\xfe\x00{", b"[" * 200_000]
+CONTENTS = [(content, "annotations-not-json", "") for content in NOT_JSON]
+CONTENTS += [(content, "structure", "top level") for content in (b"[]", b"3", b'"images"', b"null")]
 
 
-def test_bytes_that_are_no_text(tmp_path):
+@pytest.mark.parametrize("content, kind, value", CONTENTS, ids=range(len(CONTENTS)))
+def test_a_file_that_cannot_be_parsed_is_refused(tmp_path, content, kind, value):
     file, images = write(tmp_path, base())
-    file.write_bytes(b"\xff\xfe\x00{")
-    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
+    file.write_bytes(content)
+    assert_refused(tmp_path, file, images, kind, JSON, None, None, value)
 
 
 def test_an_object_of_many_keys_takes_no_time_by_their_square(tmp_path):
@@ -163,7 +160,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, key):
     twice = f'"{key}": {value}, "{key}": {value}'
     file, images = write(tmp_path, text.replace(f'"{key}": {value}', twice))
     report = examine.examine(file, images)
-    assert {"duplicate-key"} == set(report.counts()) and f"'{key}' stands 2 times" in str(report.findings[0])
+    assert {"duplicate-key"} == set(examine.counts(report.findings)) and f"'{key}' stands 2 times" in str(report.findings[0])
     with pytest.raises(UserError, match="JSON readers would use the last value"):
         CocoDataset(file, images, "set")
 
@@ -191,17 +188,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert_refused(tmp_path, file, images, "image-missing", A, 42, None, "no such file")
 
 
-def test_nesting_beyond_all_bounds(tmp_path):
-    file, images = write(tmp_path, "[" * 200_000)
-    assert_refused(tmp_path, file, images, "annotations-not-json", JSON, None, None, "")
-
-
-@pytest.mark.parametrize("top", ["[]", "3", '"images"', "null"])
-def test_top_level_of_another_type(tmp_path, top):
-    file, images = write(tmp_path, top)
-    assert_refused(tmp_path, file, images, "structure", JSON, None, None, "top level")
-
-
 def test_missing_files(tmp_path):
     file, images = write(tmp_path, base())
     assert_refused(tmp_path, tmp_path / "no.json", images, "annotations-missing", "no.json", None, None, "")
@@ -221,17 +207,17 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path):
     assert examine.examine(file, tmp_path / "linked").sound  # the folder itself may be a link
 
 
-@pytest.mark.parametrize("cut", [1, 2, 100, 1000])
-def test_truncated_jpeg(tmp_path, cut):
-    file, images = write(tmp_path, base())
-    (images / "a.jpg").write_bytes((images / "a.jpg").read_bytes()[:-cut])
-    assert_refused(tmp_path, file, images, "image-truncated", A, 42, None, "truncated")
+DAMAGES = [(A, slice(-cut), "image-truncated", "truncated") for cut in (1, 2, 100, 1000)]
+DAMAGES += [(B, slice(-3000), "image-truncated", "")]
+DAMAGES += [(A, content, "image-unreadable", "") for content in (b"", b"no image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n")]
 
 
-def test_truncated_png(tmp_path):
+@pytest.mark.parametrize("picture_file, content, kind, value", DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_picture_is_refused(tmp_path, picture_file, content, kind, value):
     file, images = write(tmp_path, base())
-    (images / "sub/b.png").write_bytes((images / "sub/b.png").read_bytes()[:-3000])
-    assert_refused(tmp_path, file, images, "image-truncated", B, 7, None, "")
+    target = tmp_path / picture_file
+    target.write_bytes(target.read_bytes()[content] if isinstance(content, slice) else content)
+    assert_refused(tmp_path, file, images, kind, picture_file, 42 if picture_file == A else 7, None, value)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "webp", "tif"])
@@ -243,7 +229,7 @@ def test_truncated_picture_of_another_format(tmp_path, suffix):
     assert examine.examine(file, images).sound
     whole = (images / f"a.{suffix}").read_bytes()
     (images / f"a.{suffix}").write_bytes(whole[: len(whole) // 2])
-    counts = examine.examine(file, images).counts()
+    counts = examine.counts(examine.examine(file, images).findings)
     assert counts in ({"image-truncated": 1}, {"image-unreadable": 1})
 
 
@@ -253,13 +239,6 @@ def test_bytes_after_the_end_are_harmless(tmp_path):
         with open(images / name, "ab") as stream:
             stream.write(bytes(3 * 4096))
     assert examine.examine(file, images).sound
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
-def test_files_that_are_no_images(tmp_path, content):
-    file, images = write(tmp_path, base())
-    (images / "a.jpg").write_bytes(content)
-    assert_refused(tmp_path, file, images, "image-unreadable", A, 42, None, "")
 
 
 def test_a_pixel_format_without_rgb(tmp_path):

@@ -2,21 +2,19 @@
 
 import json
 import logging
+import multiprocessing
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
-from coco_sets import CATEGORIES, REAL, base, picture, rewrite, write
+from coco_sets import CATEGORIES, REAL, base, picture, rewrite, write, write_splits
 from PIL import Image
 
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import CONF
 
 
 def by_id(entries):
@@ -35,9 +33,8 @@ def one_image(root, image: Image.Image, name: str, height: int, width: int, **sa
 def test_category_ids_with_gaps_go_there_and_back(tmp_path):
     data = CocoDataset(*write(tmp_path, base()), "set")
     assert data.categories == CATEGORIES  # sorted by id, whatever the file's order
-    assert data.label_of == {1: 1, 3: 2, 90: 3} and data.category_of == {1: 1, 2: 3, 3: 90}
     samples = [data[n] for n in range(len(data))]
-    natives = [data.category_of[label] for one in samples for label in one.labels.tolist()]
+    natives = [CATEGORIES[label - 1]["id"] for one in samples for label in one.labels.tolist()]
     assert natives == [3, 1, 90, 1]  # image 42, then 7, each in the file's order
     assert {a["id"]: a["category_id"] for a in data.coco()["annotations"]} == {11: 90, 12: 3, 13: 1, 14: 1}
 
@@ -171,24 +168,14 @@ def test_exif_is_followed_where_the_annotated_size_asks_for_it(tmp_path, orienta
     image = Image.fromarray(stored)
     as_stored = one_image(tmp_path / "stored", image, "x.png", 20, 30, exif=exif)
     assert np.array_equal(as_stored[0].image, stored)
+    square = one_image(tmp_path / "square", Image.fromarray(stored[:20, :20]), "x.png", 20, 20, exif=exif)
+    assert np.array_equal(square[0].image, stored[:20, :20])
     if orientation in ROTATIONS:
         turned = one_image(tmp_path / "turned", image, "x.png", 30, 20, exif=exif)
         assert np.array_equal(turned[0].image, ROTATIONS[orientation](stored))
     else:
         with pytest.raises(UserError, match="30x20, annotated as 20x30"):
             one_image(tmp_path / "turned", image, "x.png", 30, 20, exif=exif)
-
-
-def test_exif_rotated_jpeg_and_a_square_one(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    stored = np.zeros((20, 30, 3), dtype=np.uint8)
-    stored[:10] = 255  # above as stored, at the right once turned
-    seen = one_image(tmp_path, Image.fromarray(stored), "x.jpg", 30, 20, exif=exif)[0].image
-    assert seen.shape == (30, 20, 3) and seen[:, 12:].min() > 200 and seen[:, :8].max() < 50
-    square = picture(20, 20)
-    left = one_image(tmp_path, Image.fromarray(square), "y.png", 20, 20, exif=exif)[0].image
-    assert np.array_equal(left, square)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "other size"])
@@ -215,6 +202,7 @@ def test_damage_met_by_a_worker_is_told_without_a_traceback(tmp_path, workers):
     with pytest.raises(UserError, match=r"a\.jpg, image id 42: cannot be read") as told:
         list(batches)
     assert len(str(told.value).splitlines()) == 1
+    assert not multiprocessing.active_children()  # the program's end would wait for them, ten seconds
 
 
 # --- bad boxes
@@ -247,8 +235,6 @@ def test_bad_boxes_are_refused_clipped_or_dropped(tmp_path):
         14: ([20, 10, 40, 20], 500),  # a mask's area that still fits stays
     }
     assert clipped[1].boxes.tolist() == [[45, 0, 50, 6.5]]
-    with pytest.raises(UserError, match="'error', 'clip', 'drop'"):
-        CocoDataset(file, images, "set", invalid="ignore")
 
 
 @pytest.mark.parametrize("setting", ["clip", "drop"])
@@ -320,46 +306,25 @@ def test_a_worker_process_gets_an_equal_data_set(tmp_path):
 # --- configuration
 
 
-def config(root, **changes) -> SimpleNamespace:
-    """conf/data/coco.yaml as the program hands it over."""
-    raw = yaml.safe_load((CONF / "data" / "coco.yaml").read_text()) | {"root": root} | changes
-    return SimpleNamespace(**{k: SimpleNamespace(**v) if isinstance(v, dict) else v for k, v in raw.items()})
-
-
-def splits(root, train, val):
-    (root / "annotations").mkdir(parents=True)
-    for split, data in (("train", train), ("val", val)):
-        file, _ = write(root, data)
-        file.rename(root / "annotations" / f"instances_{split}.json")
-
-
-def test_load_follows_the_configuration(tmp_path):
-    splits(tmp_path / "ants", base(), base())
-    train, val = load(config(tmp_path / "ants", keep_empty=False))
+def test_load_follows_the_configuration(config, tmp_path):
+    root = write_splits(tmp_path / "ants", base(), base())
+    train, val = load(config("data=coco", root, "data.keep_empty=false").data)
     assert (train.name, len(train), len(val)) == ("ants", 2, 3)  # evaluation keeps the image without objects
-    assert load(config(str(tmp_path / "ants"), label="my ants"))[1].name == "my ants"
+    assert load(config("data=coco", root, "data.label=my ants").data)[1].name == "my ants"
     with pytest.raises(UserError, match=r"data\.root=.*none is not a folder\. Fix"):
-        load(config(tmp_path / "none"))
-
-
-def test_load_refuses_splits_with_different_categories(tmp_path):
-    other = base()
-    other["categories"].append({"id": 2, "name": "dog"})
-    splits(tmp_path / "ants", base(), other)
-    with pytest.raises(UserError, match=r"different categories: .*dog"):
-        load(config(tmp_path / "ants"))
+        load(config("data=coco", f"data.root={tmp_path / 'none'}").data)
 
 
 CROWD = {"id": 1, "image_id": 7, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 1}
 
 
 @pytest.mark.parametrize("left", [[], [CROWD]])
-def test_load_refuses_a_training_split_without_objects(tmp_path, left):
+def test_load_refuses_a_training_split_without_objects(config, tmp_path, left):
     data = base()
     category = {"category_id": data["categories"][0]["id"]}
-    splits(tmp_path / "ants", data | {"annotations": [annotation | category for annotation in left]}, base())
+    root = write_splits(tmp_path, data | {"annotations": [annotation | category for annotation in left]}, base())
     with pytest.raises(UserError, match=r"instances_train\.json .* has no object to learn from\. Fix"):
-        load(config(tmp_path / "ants"))
+        load(config("data=coco", root).data)
 
 
 # --- real sets

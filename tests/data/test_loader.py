@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpn_ablate.data.loader import WINDOW, StepSampler, evaluation_batches, step_indices, training_batches
-from fpn_ablate.data.shapes import ShapesDataset, World
+from fpn_ablate.data.loader import WINDOW, evaluation_batches, step_batches, step_indices, training_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.structures.batch import Sample
 
@@ -110,16 +109,17 @@ def flat(lists):
 
 
 def sampled(steps=range(4 * WINDOW), size=500, batch_size=16, seed=0, flip=True, parts=1, aspects=ASPECTS):
-    return list(StepSampler(size, batch_size, steps, seed, flip, parts, aspects))
+    return list(step_batches(size, batch_size, steps, seed, flip, parts, aspects))
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_without_aspects_parts_cut_each_step_and_change_nothing(parts):
-    whole = sampled(aspects=None)
-    assert whole == [step_indices(500, 16, 0, True, step) for step in range(4 * WINDOW)]
-    lists = sampled(parts=parts, aspects=None)
+@pytest.mark.parametrize("aspects", [None, ASPECTS], ids=["plain", "grouped"])
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_parts_cut_each_step_and_change_nothing(parts, aspects):
+    whole, lists = sampled(aspects=aspects), sampled(parts=parts, aspects=aspects)
     assert {len(part) for part in lists} == {16 // parts}
     assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
+    if aspects is None:
+        assert whole == [step_indices(500, 16, 0, True, step) for step in range(4 * WINDOW)]
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -153,13 +153,6 @@ def test_a_step_holds_few_copies_of_an_image_however_small_the_set(size):
         assert most <= -(-16 // size) + 1
 
 
-def test_a_step_holds_the_same_images_in_any_number_of_parts():
-    whole = sampled()
-    for parts in (2, 8):
-        lists = sampled(parts=parts)
-        assert [flat(lists[n : n + parts]) for n in range(0, len(lists), parts)] == whole
-
-
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("start", [1, WINDOW - 1, WINDOW, 2 * WINDOW + 5])
 def test_grouped_draws_are_a_function_of_seed_and_step(start, parts):
@@ -191,28 +184,15 @@ def test_a_step_in_parts_is_collated_part_by_part():
     whole, parts = training(), training(parts=2)
     assert [len(batch.image_ids) for batch in parts] == [2] * 10
     assert flat(batch.image_ids for batch in parts) == flat(batch.image_ids for batch in whole)
-    with pytest.raises(ValueError, match="3 equal parts"):
-        training(parts=3)
 
 
 def test_grouped_batches_come_from_the_sizes_of_the_set():
     aspects = Numbered.sizes[:, 1] / Numbered.sizes[:, 0]
     for workers in (0, 2):
         batches = training(range(3, 9), group_by_aspect=True, parts=2, workers=workers)
-        expected = StepSampler(10, 4, range(3, 9), 0, True, 2, aspects)
+        expected = list(step_batches(10, 4, range(3, 9), 0, True, 2, aspects))
         assert [batch.image_ids for batch in batches] == [[100 + index for index, _ in part] for part in expected]
         assert len(expected) == len(batches) == 12
-
-
-def test_grouping_shows_images_of_one_size_as_often():
-    data = ShapesDataset(World(height=48, width=64, seed=0), "train", 5)
-    assert data.sizes.tolist() == [list(data[n].image.shape[:2]) for n in range(5)]
-    options = {"batch_size": 5, "steps": range(2 * WINDOW), "seed": 0, "flip": True, "resize": Resize(48, 64)}
-    shown = [
-        Counter(key for batch in training_batches(data, **options, group_by_aspect=grouped) for key in batch.image_ids)
-        for grouped in (False, True)
-    ]
-    assert shown[0] == shown[1] == dict.fromkeys(range(1, 6), 2 * WINDOW)
 
 
 def evaluation(count=None, workers=0):
@@ -225,9 +205,3 @@ def test_evaluation_sees_each_image_once_in_order_unflipped(count, expected):
     assert [i for batch in batches for i in batch.image_ids] == list(range(100, 100 + expected))
     first = batches[0].boxes[0, 0]  # the one picture that needs no resizing
     torch.testing.assert_close(first, torch.tensor([1.0, 2, 11, 12]))
-
-
-def test_batches_are_padded_to_the_stride():
-    for batch in training():
-        assert all(side % 32 == 0 for side in batch.images.shape[-2:])
-        assert (batch.sizes.max(0).values <= torch.tensor(batch.images.shape[-2:])).all()

@@ -54,13 +54,6 @@ def test_each_image_has_its_own_best_first(most):
         assert (key == 7) == (len(own) == 0)
 
 
-def test_the_order_of_the_images_in_the_file_does_not_matter():
-    image_ids, boxes = proposals()
-    by_id = np.argsort(image_ids, kind="stable")
-    one, other = WithProposals(Pictures(), image_ids, boxes, 20), WithProposals(Pictures(), image_ids[by_id], boxes[by_id], 20)
-    assert all(np.array_equal(one[n].proposals, other[n].proposals) for n in range(len(IDS)))
-
-
 def test_all_else_is_the_data_sets():
     plain, data = Pictures(), WithProposals(Pictures(), *proposals(), 20)
     for name in DetectionDataset.__annotations__:

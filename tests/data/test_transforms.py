@@ -132,19 +132,6 @@ def test_one_image_of_a_multiple_of_the_divisor_gets_no_padding():
     assert collate([prepare(sample(64, 96), Resize(64, 96), False)]).images.shape == (1, 3, 64, 96)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("short, long", [(40, 60), (83, 1000), (21, 1000), (200, 90)])
-def test_proposals_are_resized_and_flipped_as_boxes_are(short, long, flip):
-    """Bit for bit: as proposals, the boxes of an image come out as they do as boxes, and the boxes as they do alone."""
-    one = sample(61, 43, [(1, 2, 17, 19), (5, 6, 30, 20)])
-    others = np.array([[0.3, 0.7, 42.9, 60.1], [7, 7, 8, 8], *one.boxes], np.float32)
-    alone = prepare(one, Resize(short, long), flip)
-    item = prepare(replace(one, proposals=others), Resize(short, long), flip)
-    as_boxes = prepare(replace(one, boxes=others), Resize(short, long), flip).boxes
-    assert torch.equal(item.proposals, as_boxes) and torch.equal(item.proposals[2:], item.boxes)
-    assert torch.equal(item.boxes, alone.boxes) and torch.equal(item.image, alone.image) and alone.proposals is None
-
-
 def test_proposals_are_padded_each_image_with_as_many_as_it_has():
     ours = [[[1, 2, 3, 4], [5, 6, 30, 20], [0, 0, 60, 40]], [], [[8, 8, 16, 16]]]
     samples = [with_proposals(sample(40, 60, boxes), own) for boxes, own in zip(([], [(1, 1, 9, 9)], []), ours, strict=True)]

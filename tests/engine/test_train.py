@@ -12,7 +12,6 @@ from fpn_ablate.engine.train import autocast, train
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.model.init import initialise
-from fpn_ablate.structures.batch import Batch
 from fpn_ablate.utils.errors import Diverged
 from fpn_ablate.utils.seeding import key, numpy_generator, torch_generator
 
@@ -136,36 +135,12 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(config, monkeypatch, 
         torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()), msg=name)
 
 
-def test_a_step_takes_a_whole_batch_however_many_parts_it_has(config, pictures, monkeypatch):
-    images = []
-    for parts in (1, 2):
-        cfg = config(*SIX, f"recipe.accumulate={parts}")
-        model = fresh(cfg)
-        images.append(images_seen(model, monkeypatch))
-        fit(model, cfg, pictures)
-    assert images[0] == images[1] and len(images[0]) == 6 * 2
-
-
 def test_the_rate_that_is_trained_with_follows_the_batch(config, pictures):
     rates = []
     for batch in (2, 4):
         cfg = config(*SIX, "recipe.optimizer.lr_batch_size=4", f"recipe.batch_size={batch}")
         trained(cfg, pictures, report=lambda done, values: rates.append(values["lr"]))
     assert [2 * rate for rate in rates[:6]] == pytest.approx(rates[6:])
-
-
-def test_the_model_is_given_all_of_a_batch_crowds_included():
-    flags = torch.rand(2, 3, 3) < 0.5
-    batch = Batch(
-        images=torch.zeros(2, 3, 8, 8),
-        sizes=torch.tensor([[8, 8], [7, 6]]),
-        boxes=torch.rand(2, 3, 4),
-        labels=torch.ones(2, 3),
-        valid=flags[..., 0],
-        crowd=~flags[..., 0],
-    )
-    targets = training.batch_targets(batch)
-    assert all(getattr(targets, name) is getattr(batch, name) for name in ("boxes", "labels", "valid", "crowd", "sizes"))
 
 
 def what_a_row_sees(cfg, pictures, monkeypatch):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from coco_sets import annotation
 
 from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics, per_image_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
@@ -22,8 +23,8 @@ def world():
             size, corner = generator.uniform(8, 60), generator.uniform(0, 40, 2)
             label = int(generator.integers(2))
             box = [*corner.tolist(), float(size), float(size)]
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": CATEGORIES[label]["id"], "bbox": box,
-                                "area": float(size**2), "iscrowd": int(i == ids[1])})  # fmt: skip
+            number, category = len(annotations) + 1, CATEGORIES[label]["id"]
+            annotations.append(annotation(number, i, box, float(size**2), i == ids[1], category))
             for _ in range(3):
                 shift = generator.normal(0, 2 + 3 * k, 4)
                 found.append((i, np.array([box[0], box[1], box[0] + size, box[1] + size]) + shift, label + 1))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from coco_sets import REAL
+from coco_sets import REAL, annotation
 
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, evaluator_name
 
@@ -25,16 +25,9 @@ def scene(seed=0, images=12, crowds=True, tied=False, first_id=0):
         for _ in range(int(rng.integers(0, 7))):
             side = float(np.exp(rng.uniform(np.log(6), np.log(200))))
             x, y = rng.uniform(0, 400 - side), rng.uniform(0, 300 - min(side, 299))
-            truth["annotations"].append(
-                {
-                    "id": first_id + len(truth["annotations"]),
-                    "image_id": image_id,
-                    "category_id": int(rng.choice([3, 8])),
-                    "bbox": [x, y, side, side * 0.9],
-                    "area": side * side * float(rng.uniform(0.5, 0.9)),
-                    "iscrowd": int(crowds and rng.random() < 0.2),
-                }
-            )
+            category, area = int(rng.choice([3, 8])), side * side * float(rng.uniform(0.5, 0.9))
+            crowd, number = crowds and rng.random() < 0.2, first_id + len(truth["annotations"])
+            truth["annotations"].append(annotation(number, image_id, [x, y, side, side * 0.9], area, crowd, category))
             for _ in range(3):
                 shift = rng.uniform(-0.2, 0.2, 4) * side
                 box = np.array([x, y, x + side, y + side * 0.9]) + shift
@@ -118,9 +111,11 @@ def test_without_proposals_recall_is_0():
     assert set(found.values()) == {0.0}
 
 
-def test_without_objects_recall_is_undefined():
-    truth, detections = scene()
+def test_without_objects_recall_and_precision_are_undefined():
+    truth, detections = labelled()
     assert set(both({**truth, "annotations": []}, detections).values()) == {None}
+    metrics, per_class = both_ap({**truth, "annotations": []}, detections)
+    assert set(metrics.values()) == set(per_class.values()) == {None}
     only_crowds = [{**a, "iscrowd": 1} for a in truth["annotations"]]
     assert set(both({**truth, "annotations": only_crowds}, detections).values()) == {None}
 
@@ -132,26 +127,19 @@ def test_a_size_without_objects_is_undefined_alone():
     assert {name for name, value in found.items() if value is None} == {"AR100_s", "AR1k_s"}
 
 
-def perfect(*sides, score=0.9, first_id=1, crowd=0):
+def perfect(*sides, first_id=1):
     """One image with a square object of each side, each found exactly."""
     corners = np.cumsum([0, *sides[:-1]]) + 10.0 * np.arange(len(sides))
     truth = {
         "images": [{"id": 1, "height": 2000, "width": 2000}],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [
-            {
-                "id": first_id + i,
-                "image_id": 1,
-                "category_id": 1,
-                "bbox": [float(c), 0.0, s, s],
-                "area": s * s,
-                "iscrowd": crowd,
-            }
+            annotation(first_id + i, 1, [float(c), 0.0, s, s], s * s)
             for i, (c, s) in enumerate(zip(corners.tolist(), sides, strict=True))
         ],
     }
     boxes = np.array([[c, 0, c + s, s] for c, s in zip(corners, sides, strict=True)], np.float32)
-    return truth, DetectionSet(np.ones(len(sides), np.int64), boxes, np.full(len(sides), score, np.float32))
+    return truth, DetectionSet(np.ones(len(sides), np.int64), boxes, np.full(len(sides), 0.9, np.float32))
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(10, "s"), (16, "sm"), (17, "m"), (48, "ml"), (50, "l")])
@@ -190,10 +178,11 @@ def test_images_without_proposals_count():
 
 
 def test_the_truth_is_left_as_it_was():
-    truth, detections = scene()
+    truth, detections = labelled()
     copy = json.loads(json.dumps(truth))
     average_recall(truth, detections)
-    assert truth == copy
+    average_precision(truth, detections, CATEGORIES)
+    assert truth == copy and CATEGORIES[0] == {"id": 90, "name": "bee"}
 
 
 def test_detections_come_back_from_their_file(tmp_path):
@@ -433,12 +422,6 @@ def test_a_category_without_objects_is_undefined_and_not_in_the_mean():
     assert metrics["AP"] == pytest.approx((per_class["ant"] + per_class["cow"]) / 2)
 
 
-def test_without_objects_precision_is_undefined():
-    truth, detections = labelled()
-    metrics, per_class = both_ap({**truth, "annotations": []}, detections)
-    assert set(metrics.values()) == set(per_class.values()) == {None}
-
-
 @pytest.mark.parametrize("limit", [100, 120, 150])
 def test_an_images_best_hundred_of_a_category_count(limit):
     """As one category, 150 objects found exactly, the later ones worse in score; as two, each has a limit of its own."""
@@ -478,10 +461,3 @@ def test_labels_that_name_no_category_are_refused(labels):
     found = replace(detections, labels=labels and np.array(labels))
     with pytest.raises(ValueError, match="labels"):
         average_precision(truth, found, CATEGORIES)
-
-
-def test_the_truth_is_left_as_it_was_by_precision():
-    truth, detections = labelled()
-    copy = json.loads(json.dumps(truth))
-    average_precision(truth, detections, CATEGORIES)
-    assert truth == copy and CATEGORIES[0] == {"id": 90, "name": "bee"}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from coco_sets import annotation
 
 from fpn_ablate.evaluation import recall
 from fpn_ablate.evaluation.coco import DetectionSet, average_recall
@@ -20,16 +21,8 @@ def crowded(seed, images=9):
         for _ in range(int(rng.integers(0, 9)) if n else 0):
             x, y, w, h = (*rng.integers(0, 8, 2), *(2 * rng.integers(1, 6, 2)))
             area = float(w * h) if rng.random() < 0.7 else float(rng.choice([16, 64]))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": 1,
-                    "bbox": [float(v) for v in (x, y, w, h)],
-                    "area": area,
-                    "iscrowd": int(rng.random() < 0.25),
-                }
-            )
+            box = [float(v) for v in (x, y, w, h)]
+            annotations.append(annotation(len(annotations) + 1, image, box, area, rng.random() < 0.25))
         for _ in range(int(rng.integers(0, 40)) if n != 1 else 0):
             x, y, w, h = (*rng.integers(0, 8, 2), *(2 * rng.integers(1, 6, 2)))
             found.append((image, x, y, x + w, y + h, rng.integers(0, 4) / 4))
@@ -46,7 +39,7 @@ def matches_of(truth, detections, limits=LIMITS, ranges=RANGES):
     return recall.match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, ranges, limits)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_where_everything_ties_it_is_pycocotools(seed):
     truth, detections = crowded(seed)
     expected = average_recall(truth, detections, BOUNDS, LIMITS, "pycocotools")

@@ -34,6 +34,11 @@ def base() -> dict:
     }
 
 
+def annotation(number: int, image: int, box: list[float], area: float, crowd: bool = False, category: int = 1) -> dict:
+    keys = {"id": number, "image_id": image, "category_id": category, "bbox": box}
+    return keys | {"area": area, "iscrowd": int(crowd)}
+
+
 def write(root: Path, data: object) -> tuple[Path, Path]:
     """Write `data` as the annotation file beside the pictures of `base`; returns (annotation file, image folder)."""
     images = root / "images"

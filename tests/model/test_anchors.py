@@ -1,5 +1,7 @@
 """Anchors: their number, their places, and that a head's output meets its own anchor."""
 
+import math
+
 import pytest
 import torch
 from parts import rpn_config
@@ -20,10 +22,7 @@ PAPER = {"c4": 47250, "c5": 12000, "fpn": 199974, "bottom_up": 199974, "no_later
 def test_the_papers_number_of_anchors(config, row, expected):
     """The "# anchors" column of Table 1 (47k, 12k, 200k, 750k) is that of an image of 800 x 1000."""
     cfg = config(f"ablation={row}")
-    facts = row_facts(cfg)
-    assert facts.anchors == expected
-    levels = build_detector(cfg).neck.levels
-    assert anchors.count(levels, cfg.rpn.anchor_sizes, cfg.rpn.anchor_ratios, 800, 1000) == expected
+    assert row_facts(cfg).anchors == expected
 
 
 @pytest.mark.parametrize("overrides", [(), ("neck.p6=none",), ("neck.p6=conv",), ("neck.output=p3",), ("ablation=c5",)])
@@ -36,14 +35,16 @@ def test_count_is_the_number_that_a_forward_pass_meets(config, overrides, size):
     numbers = [len(a) for a in made]
     assert [o.shape for o in objectness] == [(2, n) for n in numbers]
     assert [d.shape for d in deltas] == [(2, n, 4) for n in numbers]
-    assert sum(numbers) == anchors.count(model.neck.levels, cfg.rpn.anchor_sizes, cfg.rpn.anchor_ratios, *size)
+    sizes = anchors.sizes_per_level(model.neck.levels, cfg.rpn.anchor_sizes)
+    cells = [math.prod(math.ceil(side / level.stride) for side in size) for level in model.neck.levels]
+    assert numbers == [n * len(row) * len(cfg.rpn.anchor_ratios) for n, row in zip(cells, sizes, strict=False)]
 
 
 def test_a_small_table_by_hand():
     """Two rows, three columns, two sizes, two ratios: y slowest, then x, then size, then ratio."""
     cell = anchors.cell_anchors([4, 8], [1, 4])
     assert cell.tolist() == [[-2, -2, 2, 2], [-1, -4, 1, 4], [-4, -4, 4, 4], [-2, -8, 2, 8]]
-    table = anchors.grid(cell, 16, 2, 3)
+    table = anchors.grid(cell, (16, 16), 2, 3)
     expected = [
         [x + a, y + b, x + c, y + d]
         for y in (0, 16)
@@ -118,22 +119,6 @@ def test_each_planted_box_meets_its_own_score_and_deltas(levels, per_cell):
         start += rows * columns * per_cell
 
 
-def test_the_head_reads_objectness_and_deltas_in_that_order():
-    """Its convolutions, cell by cell: channel a of the objectness and 4a..4a+3 of the deltas belong to anchor a."""
-    torch.manual_seed(0)
-    head, x = RPNHead(8, 3), torch.randn(2, 8, 3, 4)
-    (objectness,), (deltas,) = head({"p2": x})
-    hidden = head.conv(x).relu()
-    raw_scores, raw_deltas = head.objectness(hidden), head.deltas(hidden)
-    for n in range(2):
-        for y in range(3):
-            for column in range(4):
-                for a in range(3):
-                    flat = (y * 4 + column) * 3 + a
-                    assert objectness[n, flat] == raw_scores[n, a, y, column]
-                    assert torch.equal(deltas[n, flat], raw_deltas[n, 4 * a : 4 * a + 4, y, column])
-
-
 def test_one_head_serves_all_levels():
     torch.manual_seed(0)
     head, x = RPNHead(8, 3), torch.randn(1, 8, 4, 4)
@@ -149,10 +134,15 @@ def test_the_papers_sizes_scale_with_the_short_side(config):
     assert build_detector(config()).rpn.level_sizes == [[size * 64 / 800] for size in SIZES]
 
 
-def test_anchors_follow_the_shape_of_the_maps():
-    """They are kept for one shape; another shape must not meet the old ones."""
+def test_anchors_follow_the_shape_of_the_maps(monkeypatch):
+    """They are kept for the last few shapes; another shape must not meet the old ones."""
+    monkeypatch.setattr("fpn_ablate.model.heads.rpn.MAX_GRIDS", 2)
     rpn = RPN(PYRAMID[:1], rpn_config())
     small, large = ({"p2": torch.zeros(1, 8, *shape)} for shape in ((2, 3), (3, 2)))
     first = rpn.anchors(small)[0].clone()
     assert not torch.equal(rpn.anchors(large)[0], first)
-    assert torch.equal(rpn.anchors(small)[0], first)
+    kept = rpn.anchors(small)[0]
+    assert torch.equal(kept, first)
+    rpn.anchors({"p2": torch.zeros(1, 8, 4, 4)})
+    rpn.anchors(large)
+    assert len(rpn._grids) == 2 and rpn.anchors(small)[0] is not kept

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torchvision
+from networks import randomised
+from settings import JOINT, ROWS, SCRATCH
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -15,7 +17,6 @@ from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.backbone import backbone_weights, load_backbone
 
-ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 SWITCHES = (
     *(("neck=single_level", f"neck.level={level}") for level in ("c2", "c3", "c4", "c5")),
     *((f"neck.output={level}",) for level in ("p2", "p3", "p4", "p5")),
@@ -27,8 +28,6 @@ SWITCHES = (
     ("neck.lateral=false", "neck.output=p3", "neck.upsample=deconv"),
 )
 
-
-JOINT = ("task=faster_rcnn", "task.training=joint")
 TASKS = {"rpn": (), "fast_rcnn": ("task=fast_rcnn",), "joint": JOINT}
 
 
@@ -75,9 +74,6 @@ def test_every_trained_parameter_of_every_row_gets_a_gradient(config, overrides,
     assert {name for name in trained if name.startswith(("backbone.stages.stem", "backbone.stages.c2."))} == set()
     parts = {"rpn": {"rpn"}, "fast_rcnn": {"roi"}, "joint": {"rpn", "roi"}}[task]
     assert {name.split(".")[0] for name in reached} - {"backbone", "neck"} == parts
-
-
-SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
 
 
 @pytest.mark.parametrize("backbone", ["small", "resnet18"])
@@ -158,16 +154,6 @@ def test_normalised_images_have_imagenets_statistics_inside_and_0_outside(config
     assert not x[1, :, :, 7:].any()
 
 
-def test_what_lies_in_the_padding_does_not_matter(config):
-    model = built(config()).eval()
-    images, targets = batch()
-    other = images.clone()
-    other[1, :, :, 64 - 9 :] = 255
-    a, b = (model.propose(x, targets.sizes) for x in (images, other))
-    assert torch.equal(a.boxes, b.boxes)
-    assert torch.equal(a.scores, b.scores)
-
-
 @pytest.mark.parametrize(
     ("row", "feature", "lateral", "top_down", "reach"),
     [
@@ -189,40 +175,7 @@ def test_the_verifier_says_what_each_row_is(config, row, feature, lateral, top_d
     assert facts.trained == sum(p.numel() for p in model.parameters() if p.requires_grad) < facts.params
 
 
-def test_the_verifiers_cost_is_that_of_the_convolutions_by_hand(config):
-    """2 per multiply-add: outputs x inputs per output, for the neck's and the head's share of the row."""
-    wide, narrow = (row_facts(config(f"neck.channels={c}")) for c in (64, 32))
-    cells = [50 * 63, 25 * 32]
-    cells = [200 * 250, 100 * 125, *cells]
-    p6 = 13 * 16
-
-    def cost(d):
-        lateral = sum(n * c * d for n, c in zip(cells, (24, 48, 96, 192), strict=True))
-        smooth = sum(cells) * 9 * d * d
-        head = (sum(cells) + p6) * (9 * d * d + 15 * d)
-        return 2 * (lateral + smooth + head) / 1e9
-
-    assert wide.gflops - narrow.gflops == pytest.approx(cost(64) - cost(32), abs=0.02)
-
-
 # ---------------------------------------------------------------------------------------------------------- second stage
-
-
-def test_numbers_of_the_second_stage_come_from_the_configuration(config):
-    values = {
-        "proposals": (11, 12),
-        "samples": 13,
-        "positive_fraction": 0.5,
-        "positive_iou": 0.6,
-        "box_weights": (1, 2, 3, 4),
-        "box_loss_beta": 0.25,
-        "score_thresh": 0.1,
-        "nms_thresh": 0.3,
-        "detections": 14,
-    }
-    written = [f"task.roi.{key}={list(v) if isinstance(v, tuple) else v}".replace(" ", "") for key, v in values.items()]
-    roi = built(config(*TASKS["fast_rcnn"], *written)).roi
-    assert {key: getattr(roi.config, key) for key in values} == values
 
 
 def test_pooling_and_width_of_the_second_stage_come_from_the_configuration(config):
@@ -279,20 +232,10 @@ def test_conv5_as_a_head_is_refused_where_the_backbone_has_run_it_already(config
         config(*TASKS["fast_rcnn"], f"ablation={row}", "task.roi.head=conv5")
 
 
-def torchvisions(name):
-    """Weights and statistics that are neither 0 nor 1."""
-    net, generator = getattr(torchvision.models, name)(weights=None), torch.Generator().manual_seed(0)
-    for key, value in net.state_dict().items():
-        if value.is_floating_point():
-            low, high = (0.5, 1.5) if "running_var" in key or value.dim() == 1 else (-0.1, 0.1)
-            value.uniform_(low, high, generator=generator)
-    return net.eval()
-
-
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn):
-    net, path = torchvisions(name), tmp_path / "weights.pth"
+    net, path = randomised(getattr(torchvision.models, name)(weights=None)), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)
     cfg = config(
         "ablation=c4",
@@ -306,7 +249,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
     head = model.roi.box_head.eval().double()
     x = torch.randn(3, model.roi.pooler.in_channels, 14, 14, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
-        expected = net.double().layer4(x)
+        expected = net.layer4(x)
         assert expected.shape[-2:] == (7, 7)
         torch.testing.assert_close(head(x), expected.mean((2, 3)))
     state = net.layer4.state_dict()
@@ -321,7 +264,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
 
 @pytest.mark.parametrize("row", ["c5", "fpn"])
 def test_the_backbone_is_filled_with_a_second_stage_as_without(config, tmp_path, row):
-    net, path = torchvisions("resnet18"), tmp_path / "weights.pth"
+    net, path = randomised(torchvision.models.resnet18(weights=None)), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)
     cfg = config(f"ablation={row}", *TASKS["fast_rcnn"], "backbone=resnet18", f"backbone.weights={path}")
     model = built(cfg)

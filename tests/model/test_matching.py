@@ -94,32 +94,27 @@ def test_matching_image_by_image_where_memory_is_short_gives_the_same(monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(match(*arguments), together, strict=True))
 
 
-def test_all_anchors_that_tie_for_an_object_are_positive():
-    gt = torch.tensor([[[10.0, 10, 20, 20]]])
-    anchors = torch.tensor([[8.0, 10, 18, 20], [12, 10, 22, 20], [40, 40, 50, 50], [0, 0, 12, 12]])
+SQUARE = [0.0, 0, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("gt", "anchors", "expected"),
+    [
+        # All anchors that tie for an object are positive.
+        ([10.0, 10, 20, 20], [[8.0, 10, 18, 20], [12, 10, 22, 20], [40, 40, 50, 50]], [POSITIVE, POSITIVE, NEGATIVE]),
+        # An object that no anchor touches makes none positive; one with a poor best anchor keeps it.
+        ([90.0, 90, 95, 95], [SQUARE, [5, 5, 20, 20]], [NEGATIVE, NEGATIVE]),
+        ([0.0, 0, 4, 4], [[0.0, 0, 16, 16], [2, 2, 18, 18]], [POSITIVE, NEGATIVE]),
+        # The thresholds: the first anchor fits the object, the second covers a share of it.
+        *(
+            (SQUARE, [SQUARE, [0, 0, 10, 10 * iou]], [POSITIVE, label])
+            for iou, label in ((0.69, IGNORED), (0.71, POSITIVE), (0.31, IGNORED), (0.29, NEGATIVE))
+        ),
+    ],
+)
+def test_the_rule_by_hand_for_one_object(gt, anchors, expected):
     yes, no = torch.tensor([[True]]), torch.tensor([[False]])
-    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
-
-
-def test_an_object_that_no_anchor_touches_makes_no_anchor_positive():
-    gt, anchors = torch.tensor([[[90.0, 90, 95, 95]]]), torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20]])
-    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
-    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[NEGATIVE, NEGATIVE]]
-
-
-def test_an_object_with_a_poor_best_anchor_keeps_it_whatever_the_thresholds_say():
-    gt, anchors = torch.tensor([[[0.0, 0, 4, 4]]]), torch.tensor([[0.0, 0, 16, 16], [2, 2, 18, 18]])
-    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
-    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, NEGATIVE]]
-
-
-@pytest.mark.parametrize(("iou", "expected"), [(0.69, IGNORED), (0.71, POSITIVE), (0.31, IGNORED), (0.29, NEGATIVE)])
-def test_the_thresholds(iou, expected):
-    """A second anchor covers the share `iou` of the object; the first fits it and is the best."""
-    gt = torch.tensor([[[0.0, 0, 10, 10]]])
-    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10 * iou]])
-    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
-    assert match(anchors, gt, yes, no, HIGH, LOW)[1].tolist() == [[POSITIVE, expected]]
+    assert match(torch.tensor(anchors), torch.tensor([[gt]]), yes, no, HIGH, LOW)[1].tolist() == [expected]
 
 
 @pytest.mark.parametrize("objects", [0, 3])

@@ -109,28 +109,6 @@ def test_a_gradient_goes_to_the_level_that_was_read_alone():
 # ------------------------------------------------------------------------------------------------------ place and order
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_each_roi_reads_its_own_place_in_its_own_image(images):
-    """Maps that hold x, y and the number of the image: bins of RoIAlign hold their centres, on whatever level they are read.
-
-    Cell (i, j) stands for pixel (i, j) * stride, as in the anchors.
-    """
-    features = {}
-    for lv in PYRAMID[:4]:
-        y, x = (torch.arange(400.0 * 4 // lv.stride + 1) * lv.stride for _ in range(2))
-        number = torch.arange(float(images))[:, None, None].expand(-1, len(y), len(x))
-        features[lv.name] = torch.stack([x.expand(images, len(y), -1), y[:, None].expand(images, -1, len(x)), number], 1)
-    boxes = some_rois(images, 60).clamp(min=0)
-    pooled = RoIPooler([Level(name, 3) for name in features], 4)(features, boxes)
-    size = (boxes[..., 2:] - boxes[..., :2]).flatten(0, 1)
-    stride = torch.tensor([2.0 ** level_by_hand(box) for box in boxes.flatten(0, 1)])
-    size = torch.maximum(size, stride[:, None])  # RoIAlign's least size is a cell
-    middle = boxes.flatten(0, 1)[:, :2, None] + size[..., None] * (torch.arange(4) + 0.5) / 4
-    torch.testing.assert_close(pooled[:, 0], middle[:, 0, None].expand(-1, 4, -1), rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(pooled[:, 1], middle[:, 1, :, None].expand(-1, -1, 4), rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(pooled[:, 2, 0, 0], torch.arange(float(images)).repeat_interleave(60))
-
-
 @pytest.mark.parametrize("pooling", ["align", "pool"])
 def test_the_order_of_rois_is_kept(pooling):
     features, boxes = maps(2), some_rois(2, 80)

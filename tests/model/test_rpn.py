@@ -38,11 +38,6 @@ def raw(model, images=3, seed=0):
     return model(maps(model, images, seed))
 
 
-def one(raw_outputs, n):
-    objectness, deltas, anchors = raw_outputs
-    return [o[n : n + 1] for o in objectness], [d[n : n + 1] for d in deltas], anchors
-
-
 def targets(images=3):
     """Images of different sizes; the second without any object, the third with a crowd."""
     gt = torch.zeros(images, 3, 4)
@@ -52,10 +47,6 @@ def targets(images=3):
     valid[0, :2] = valid[2, 0] = True
     crowd[2, 1] = True
     return Targets(gt, valid.long(), valid, crowd, torch.tensor([[64, 96], [50, 96], [64, 70]]))
-
-
-def only(t, n):
-    return Targets(*(x[n : n + 1] for x in (t.boxes, t.labels, t.valid, t.crowd, t.sizes)))
 
 
 def generator(seed=3):
@@ -105,27 +96,6 @@ def test_positives_beyond_their_quota_count_for_nothing():
     losses = model.losses(maps(model), t, generator())
     for name, value in slow_losses(outputs, t, model.config, generator()).items():
         assert float(losses[name].detach()) == pytest.approx(value, rel=1e-5), name
-
-
-def test_losses_of_a_batch_are_the_mean_of_its_images_weighted_by_their_samples():
-    """With room for every anchor nothing is left to chance."""
-    model = rpn(samples=10**6, positive_fraction=1.0)
-    features, t = maps(model), targets()
-    every = torch.cat(model.anchors(features))
-    labels = match(every, t.boxes, t.valid, t.crowd, 0.7, 0.3)[1]
-    weights = (labels >= 0).sum(1).float()
-    together = model.losses(features, t, generator())
-    alone = [model.losses({k: x[n : n + 1] for k, x in features.items()}, only(t, n), generator()) for n in range(3)]
-    for name, value in together.items():
-        mean = sum(w * loss[name] for w, loss in zip(weights, alone, strict=True)) / weights.sum()
-        torch.testing.assert_close(value, mean)
-
-
-def test_the_generator_decides_which_anchors_are_drawn():
-    model = rpn()
-    features, t = maps(model), targets()
-    first, again, other = (float(model.losses(features, t, generator(s))["rpn_objectness"].detach()) for s in (1, 1, 2))
-    assert first == again != other
 
 
 @pytest.mark.parametrize("room", [0, 2])
@@ -222,29 +192,6 @@ def test_proposals_are_those_of_a_slow_loop(to_train, levels, nms_thresh):
         torch.testing.assert_close(proposals.scores[n][valid], score)
 
 
-def test_proposals_of_a_batch_are_those_of_its_images():
-    model = rpn().eval()
-    outputs, sizes = raw(model), targets().sizes
-    together = model.propose(*outputs, sizes, to_train=False)
-    for n in range(3):
-        alone = model.propose(*one(outputs, n), sizes[n : n + 1], to_train=False)
-        assert torch.equal(together.boxes[n][together.valid[n]], alone.boxes[0][alone.valid[0]])
-        torch.testing.assert_close(together.scores[n][together.valid[n]], alone.scores[0][alone.valid[0]])
-
-
-def test_proposals_lie_inside_their_image_best_first_with_an_area():
-    model = rpn().eval()
-    proposals = model.propose(*raw(model), targets().sizes, to_train=False)
-    for n, (height, width) in enumerate(targets().sizes.tolist()):
-        box, score = proposals.boxes[n][proposals.valid[n]], proposals.scores[n][proposals.valid[n]]
-        assert len(box) == 20
-        assert (box >= 0).all()
-        assert (box <= torch.tensor([width, height, width, height])).all()
-        assert (boxes.area(box) > 0).all()
-        assert (score[:-1] >= score[1:]).all()
-        assert (score <= 1).all()
-
-
 def test_no_proposal_at_all_is_an_answer():
     """Deltas that shift every box out of the image: clipping leaves nothing."""
     model = rpn().eval()
@@ -257,29 +204,6 @@ def test_no_proposal_at_all_is_an_answer():
     away[1] = torch.stack([away[1][0], torch.zeros_like(away[1][1]), away[1][2]])
     proposals = model.propose(objectness, away, anchors, targets().sizes, to_train=False)
     assert proposals.valid.any(1).tolist() == [False, True, False]
-
-
-def test_padding_an_image_does_not_change_its_best_proposals():
-    """The same map inside a larger one, whose padding scores low: the boxes that lead are the same ones."""
-    model = rpn().eval()
-    objectness, deltas, _ = raw(model, images=1)
-    large = {lv.name: torch.zeros(1, 8, *(2 * s // lv.stride for s in SIDES)) for lv in LEVELS}
-    wide = model.anchors(large)
-    small_anchors = rpn().anchors({lv.name: torch.zeros(1, 8, *(s // lv.stride for s in SIDES)) for lv in LEVELS})
-    padded_scores, padded_deltas = [], []
-    for lv, score, delta in zip(LEVELS, objectness, deltas, strict=True):
-        rows, columns = (s // lv.stride for s in SIDES)
-        more = torch.full((1, 2 * rows, 2 * columns, 3), -50.0)
-        more[:, :rows, :columns] = score.view(1, rows, columns, 3)
-        padded_scores.append(more.flatten(1))
-        more = torch.zeros(1, 2 * rows, 2 * columns, 3, 4)
-        more[:, :rows, :columns] = delta.view(1, rows, columns, 3, 4)
-        padded_deltas.append(more.view(1, -1, 4))
-    sizes = torch.tensor([SIDES])
-    plain = model.propose(objectness, deltas, small_anchors, sizes, to_train=False)
-    padded = model.propose(padded_scores, padded_deltas, wide, sizes, to_train=False)
-    assert torch.equal(plain.boxes, padded.boxes[:, : plain.boxes.shape[1]])
-    torch.testing.assert_close(plain.scores, padded.scores[:, : plain.scores.shape[1]])
 
 
 def test_levels_do_not_suppress_each_other():
@@ -320,6 +244,20 @@ def test_nms_that_stops_when_it_has_enough_is_nms(topk, spread, pre):
             least = values[-1] if len(values) else 0  # others that score so little are as good
             assert {tuple(row) for row in kept[values > least].tolist()} == {tuple(row) for row in box[score > least].tolist()}
             assert (kept[:, 2:] > kept[:, :2]).all()
+
+
+@pytest.mark.parametrize("topk", [10, 200])
+@pytest.mark.parametrize("spread", [5.0, 60.0])
+def test_one_nms_an_image_is_nms_of_each_level(topk, spread):
+    plain, model = (rpn(kind=kind, nms_thresh=0.5) for kind in (RPN, FastRPN))
+    model.one_nms = True
+    levels, sizes = scattered(spread), torch.tensor([[100, 100]] * 3)
+    pairs = zip(model.select(levels, sizes, 30, topk), plain.select(levels, sizes, 30, topk), strict=True)
+    for (box, values), (expected, score) in pairs:
+        assert torch.equal(values, score)
+        assert {tuple(row) for row in box[values > score[-1]].tolist()} == {
+            tuple(row) for row in expected[score > score[-1]].tolist()
+        }
 
 
 def test_nms_of_each_level_by_hand():

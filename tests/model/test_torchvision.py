@@ -6,6 +6,8 @@
 import numpy as np
 import pytest
 import torch
+from networks import load
+from settings import JOINT
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -17,18 +19,18 @@ from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
 from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.structures.batch import Sample
-from fpn_ablate.weights.loading import load
 from fpn_ablate.weights.names import TORCHVISION, to_ours
 
 CLASSES, HIDDEN = 7, 128  # a head of 1024 units would take most of the time
+LAST_NORM = {"resnet18": "bn2", "resnet50": "bn3"}  # of a block
 PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
 
 
-def their_model(short_side, max_side):
+def their_model(network, short_side, max_side):
     """Random weights that make scores of every size, so that nothing ties, with activations that neither vanish nor grow."""
     scale = short_side / 800
     model = FasterRCNN(
-        resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5),
+        resnet_fpn_backbone(backbone_name=network, weights=None, trainable_layers=5),
         min_size=short_side,
         max_size=max_side,
         rpn_anchor_generator=AnchorGenerator(tuple((s * scale,) for s in (32, 64, 128, 256, 512)), ((0.5, 1, 2),) * 5),
@@ -43,7 +45,7 @@ def their_model(short_side, max_side):
         elif "running_var" in name:
             nn.init.uniform_(value, 0.5, 1.5, generator=generator)
         elif value.dim() == 1:
-            nn.init.uniform_(value, 0.1, 0.3, generator=generator) if "bn3" in name else nn.init.uniform_(
+            nn.init.uniform_(value, 0.1, 0.3, generator=generator) if LAST_NORM[network] in name else nn.init.uniform_(
                 value, generator=generator
             )
         else:
@@ -52,13 +54,13 @@ def their_model(short_side, max_side):
     return model
 
 
-def our_model(config, path, short_side, max_side):
+def our_model(config, path, network, short_side, max_side):
     cfg = config(
-        *("task=faster_rcnn", "task.training=joint", "recipe=torchvision", "backbone.freeze_at=0"),
+        *(*JOINT, "recipe=torchvision", f"backbone={network}", "backbone.freeze_at=0"),
         *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
-    load(model, path, log=lambda line: None)
+    load(model, path)
     return model.eval(), cfg
 
 
@@ -78,7 +80,9 @@ def pictures(*sizes):
 
 def batch_of(samples, cfg):
     resize = Resize.of(cfg.recipe)
-    return collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch = collate([prepare(sample, resize, flip=False) for sample in samples])
+    batch.boxes = batch.boxes.to(torch.get_default_dtype())
+    return batch
 
 
 def their_input(samples):
@@ -119,8 +123,9 @@ class FirstByPosition:
         return positives, negatives
 
 
-SMALL = (80, 128), [(60, 80), (120, 90)]  # (short side, long side at most), and images: one is enlarged, one reduced
-FULL = (800, 1333), [(480, 640), (500, 375)]
+# Network, short side, long side at most; and images: one is enlarged, one reduced.
+SMALL = ("resnet18", 80, 128), [(60, 80), (120, 90)]
+FULL = ("resnet50", 800, 1333), [(480, 640), (500, 375)]
 
 
 EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["80", "800"])

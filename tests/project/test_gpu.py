@@ -1,4 +1,6 @@
-"""Check on a GPU what a CPU cannot show: runs on CUDA, repeatability, bf16, and steps without waiting."""
+"""Check on a GPU what a CPU cannot show: runs on CUDA, repeatability, bf16, and how often a step waits."""
+
+import warnings
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from fpn_ablate.model.init import initialise
 from fpn_ablate.model.necks.upsample import bilinear
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.runs import run as running
-from fpn_ablate.structures.instances import Targets
+from fpn_ablate.structures.instances import Targets, map_tensors
 from fpn_ablate.utils.seeding import torch_generator
 
 pytestmark = [
@@ -116,25 +118,30 @@ def test_generators_live_on_their_device():
     assert not torch.equal(a, torch.rand(8, generator=torch_generator(1, "x", device="cuda"), device="cuda"))
 
 
-def test_a_training_step_of_the_rpn_never_waits_for_the_gpu(config, batch):
+@pytest.mark.parametrize(("overrides", "most"), [((), 0), (JOINT, 20)])
+def test_how_often_a_training_step_of_16_images_waits_for_the_gpu(config, batch, overrides, most):
     """Forward, backward and optimiser: `engine.train` reads a loss only to log or save.
 
-    Fast R-CNN waits at every step: only the GPU knows how many RoIs each level gets (`RoIPooler`).
+    A second stage waits: only the GPU knows how many boxes NMS keeps, and how many RoIs each level gets.
     """
-    cfg = config()
-    model = fast(cfg).train()
+    cfg = config(*overrides)
+    model, images = fast(cfg).train(), batch[0].repeat(8, 1, 1, 1)
+    targets = map_tensors(batch[1], lambda x: x.repeat(8, *[1] * (x.dim() - 1)))
     optimizer, draw = build_optimizer(model, cfg.recipe.optimizer), torch_generator(0, "sampling", device="cuda")
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
-            losses = model.losses(*batch, lambda purpose: draw)
+            losses = model.losses(images, targets, lambda purpose: draw)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
 
     step()  # the first makes anchors, constants and the optimiser's state
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        step()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in caught) <= most

@@ -45,7 +45,7 @@ TYPE_ONLY = "\n\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    {}\n
         ("layers", "config.schema", TYPE_ONLY, "from fpn_ablate.engine import inputs"),
         ("layers", "data.loader", LAZY, "from fpn_ablate.model import anchors"),  # side by side
         ("layers", "report.output", LAZY, "from fpn_ablate.model import anchors"),
-        ("layers of the model", "model.ops.constants", LAZY, "from fpn_ablate.model import build"),
+        ("layers of the model", "model.ops.replace", LAZY, "from fpn_ablate.model import build"),
         ("layers of the report", "report.collate.stats", LAZY, "from fpn_ablate.report.html import page"),
         ("tables need neither torch nor Hydra", "store.record", LAZY, "import torch"),
         ("tables need neither torch nor Hydra", "report.formats.tables", TYPE_ONLY, "import omegaconf"),

@@ -154,13 +154,6 @@ def test_files_that_would_be_one_row_are_refused_before_anything_runs(tmp_path, 
     assert not list(tmp_path.rglob("record.json"))
 
 
-def test_a_stride_in_the_1x1_needs_other_weights_to_train_from_and_none_to_be_evaluated(config):
-    caffe = ("backbone=resnet50", "backbone.stride_in_1x1=true")
-    assert config(*caffe, "mode=evaluate", "weights=x.pkl").backbone.stride_in_1x1
-    with pytest.raises(UserError, match="made with the stride in the 3x3"):
-        config(*caffe)
-
-
 def test_a_setting_that_an_older_run_lacks_gives_no_warning(trained, evaluated, tmp_path, capsys):
     folder = tmp_path / "seed0"
     folder.mkdir()

@@ -1,7 +1,6 @@
 """Pickles are read without running what they name."""
 
 import builtins
-import io
 import os
 import pickle
 import pickletools
@@ -84,20 +83,11 @@ def test_a_name_that_is_no_part_of_an_array_is_refused_and_not_run(tmp_path, nam
     assert not mark.exists()
 
 
-def test_admitted_names_run_nothing_of_numpys():
-    """The replacements fail or do nothing when they get other arguments than those of arrays."""
-    for name in ("os.system", "open", "O", "V8", "O8", [("f", "O")], object):
-        stream = io.BytesIO()
-        pickler = pickle._Pickler(stream, 2)
-        pickler.proto = 2
-        stream.write(b"\x80\x02cnumpy\ndtype\n")
-        if isinstance(name, str):
-            pickler.save(name)
-        else:
-            stream.write(b"]")
-        stream.write(b"\x85R.")
-        with pytest.raises(UserError, match="only arrays of numbers"):
-            unpickle.read(stream.getvalue())
+@pytest.mark.parametrize("name", ["os.system", "open", "O", "V8", "O8", [("f", "O")], []])
+def test_admitted_names_run_nothing_of_numpys(name):
+    """The replacements fail when they get other arguments than those of arrays."""
+    with pytest.raises(UserError, match="only arrays of numbers"):
+        unpickle.read(pickle.dumps(Calls(np.dtype, name), 2))
 
 
 @pytest.mark.parametrize("value", [np.array([{}, 1], object), np.array(["a"]), np.array([(1, 2.0)], "i4,f4"), np.array([1j])])

@@ -4,19 +4,17 @@ N images, M annotations, K categories. The arrays of COCO's training set need a 
 """
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fpn_ablate.data.checks.findings import Finding, Findings
 from fpn_ablate.utils.errors import short_repr
-
-LARGEST_AREA = 1e10  # square pixels; COCO's evaluators ignore larger objects
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,51 @@ class Annotations:
     crowd: np.ndarray  # (M,) bool
     generated: bool = False  # the file says that its pictures are drawn by a program
 
+    def select(self, rows: np.ndarray) -> "Annotations":
+        """Keep these annotations (positions, or a mask), and all images."""
+        columns = ("ids", "image_index", "labels", "boxes", "areas", "crowd")
+        return replace(self, **{column: getattr(self, column)[rows] for column in columns})
+
+    def used_images(self, keep_empty: bool) -> np.ndarray:
+        """Return (N,) bool: the images that a run uses; without `keep_empty` those with an object that is no crowd region."""
+        objects = np.bincount(self.image_index[~self.crowd], minlength=len(self.image_ids))
+        return (objects > 0) | keep_empty
+
+
+# Evaluators store ids as float64, which rounds integers beyond 2^53.
+Id = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+Side = Annotated[int, Field(strict=True, ge=1, le=2**53)]
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+@dataclass(slots=True)
+class _Category:
+    id: Id
+    name: Text
+
+
+@dataclass(slots=True)
+class _Image:
+    id: Id
+    file_name: Text
+    height: Side
+    width: Side
+
+
+@dataclass(slots=True)
+class _Annotation:
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: Annotated[list[Number], Field(strict=True, min_length=4, max_length=4)]
+    area: Annotated[Number, Field(ge=0, le=1e10)] | None = None  # COCO's evaluators ignore objects of more than 1e10 pixels
+    iscrowd: Literal[0, 1] | None = None
+
+
+GROUPS = {"categories": TypeAdapter(_Category), "images": TypeAdapter(_Image), "annotations": TypeAdapter(_Annotation)}
+KIND_OF_ERROR = {"missing": "missing-key", "finite_number": "non-finite"}  # pydantic's name: kind of finding
+
 
 def read(path: Path) -> tuple[Annotations | None, Findings]:
     """Parse an annotation file; return None and the findings if it cannot be parsed. Never raises on bad content."""
@@ -48,14 +91,50 @@ def read(path: Path) -> tuple[Annotations | None, Findings]:
     except (ValueError, RecursionError, MemoryError) as error:
         findings.append(Finding("annotations-not-json", file, value=_reason(error)))
         return None, findings
-    if faults := list(_check_structure(data, file)):
+    return parse(data, file, findings), findings
+
+
+def parse(data: Any, file: str, findings: Findings) -> Annotations | None:
+    """Make the table of a COCO instances dictionary; note its faults in `findings`. None if a group is missing."""
+    if faults := list(_structure_faults(data, file)):
         findings.extend(faults)
-        return None, findings
-    categories = _categories(_rows(data, "categories", file, findings), file, findings)
-    images = _images(_rows(data, "images", file, findings), file, findings)
-    table = _annotations(_rows(data, "annotations", file, findings), categories, images, file, findings)
+        return None
+    categories, images, annotations = (_entries(data[group], group, file, findings) for group in GROUPS)
+    by_category = _by_id(categories, file, findings, "duplicate-category-id", "name")
+    by_image = _by_id(images, file, findings, "duplicate-image-id", "file_name")
+    label = {key: n for n, key in enumerate(sorted(by_category), start=1)}
+    position = {key: n for n, key in enumerate(by_image)}
+    seen: set[int] = set()
+    for row in annotations:
+        if row.id in seen:
+            findings.append(Finding("duplicate-annotation-id", file, row.image_id, row.id, "the id is used before"))
+        if row.id == 0:
+            findings.append(Finding("annotation-id-zero", file, row.image_id, row.id, "the id is 0"))
+        if row.image_id not in position:
+            findings.append(Finding("unknown-image", file, row.image_id, row.id, f"`image_id` is {row.image_id}"))
+        if row.category_id not in label:
+            findings.append(Finding("unknown-category", file, row.image_id, row.id, f"`category_id` is {row.category_id}"))
+        seen.add(row.id)
+    boxes = np.array([row.bbox for row in annotations], dtype=np.float64).reshape(-1, 4)
+    areas = np.array([row.area for row in annotations], dtype=np.float64)  # None becomes NaN
+    if np.isnan(areas).any():
+        findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
+    with np.errstate(over="ignore"):
+        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     info = data.get("info")
-    return replace(table, generated=isinstance(info, dict) and info.get("generated") is True), findings
+    return Annotations(
+        categories=[{"id": key, "name": by_category[key].name} for key in label],
+        image_ids=np.array(list(by_image), dtype=np.int64),
+        file_names=[image.file_name for image in by_image.values()],
+        sizes=np.array([(image.height, image.width) for image in by_image.values()], dtype=np.int64).reshape(-1, 2),
+        ids=np.array([row.id for row in annotations], dtype=np.int64),
+        image_index=np.array([position.get(row.image_id, -1) for row in annotations], dtype=np.int64),
+        labels=np.array([label.get(row.category_id, 0) for row in annotations], dtype=np.int64),
+        boxes=boxes,
+        areas=areas,
+        crowd=np.array([row.iscrowd for row in annotations], dtype=bool),
+        generated=isinstance(info, dict) and info.get("generated") is True,
+    )
 
 
 def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings) -> dict[str, Any]:
@@ -76,189 +155,57 @@ def _reason(error: Exception) -> str:
     return f"{error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
-def _check_structure(data: Any, file: str) -> Iterator[Finding]:
+def _structure_faults(data: Any, file: str) -> Iterator[Finding]:
     if not isinstance(data, dict):
         yield Finding("structure", file, value=f"the top level is {short_repr(data)}, not an object")
         return
-    for key in FIELDS:
+    for key in GROUPS:
         if not isinstance(data.get(key), list):
             yield Finding("structure", file, value=f"`{key}` is {short_repr(data[key]) if key in data else 'missing'}")
         elif not data[key] and key != "annotations":
             yield Finding("structure", file, value=f"`{key}` is empty")
 
 
-class _Bad(Exception):
-    """An invalid value; the arguments are the kind of finding and its text."""
-
-
-def _get(entry: dict[str, Any], key: str) -> Any:
-    if key not in entry:
-        raise _Bad("missing-key", f"`{key}` is missing")
-    return entry[key]
-
-
-def _integer(entry: dict[str, Any], key: str) -> int:
-    value = _get(entry, key)
-    if type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not an integer")
-    if abs(value) > 2**53:  # evaluators store ids as float64, which rounds larger integers
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}; COCO's evaluators cannot distinguish integers beyond 2^53")
-    return value
-
-
-def _extent(entry: dict[str, Any], key: str) -> int:
-    value = _integer(entry, key)
-    if value < 1:
-        raise _Bad("wrong-type", f"`{key}` is {value}, not a positive integer")
-    return value
-
-
-def _text(entry: dict[str, Any], key: str) -> str:
-    value = _get(entry, key)
-    if type(value) is not str or not value:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a non-empty string")
-    if any("\ud800" <= char <= "\udfff" for char in value):  # possible in JSON, but in no file name
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, which has half of a surrogate pair")
-    return value
-
-
-def _number(value: Any, key: str) -> float:
-    if type(value) is not float and type(value) is not int:
-        raise _Bad("wrong-type", f"`{key}` holds {short_repr(value)}, not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _Bad("non-finite", f"`{key}` holds {short_repr(value)}")
-    return number
-
-
-def _box(entry: dict[str, Any], key: str) -> list[float]:
-    value = _get(entry, key)
-    if type(value) is not list or len(value) != 4:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not [x, y, width, height]")
-    return [_number(side, key) for side in value]
-
-
-def _area(entry: dict[str, Any], key: str) -> float:
-    value = entry.get(key)
-    area = math.nan if value is None else _number(value, key)
-    if area < 0:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not a number of at least 0")
-    if area > LARGEST_AREA:
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}; above {LARGEST_AREA:g}, COCO's evaluators count no object")
-    return area
-
-
-def _flag(entry: dict[str, Any], key: str) -> bool:
-    value = entry.get(key)
-    if value not in (0, 1, None):
-        raise _Bad("wrong-type", f"`{key}` is {short_repr(value)}, not 0 or 1")
-    return bool(value)
-
-
-FIELDS: dict[str, dict[str, Callable[[dict[str, Any], str], Any]]] = {
-    "categories": {"id": _integer, "name": _text},
-    "images": {"id": _integer, "file_name": _text, "height": _extent, "width": _extent},
-    "annotations": {
-        "id": _integer,
-        "image_id": _integer,
-        "category_id": _integer,
-        "bbox": _box,
-        "area": _area,
-        "iscrowd": _flag,
-    },
-}
-
-
-def _rows(data: dict[str, Any], group: str, file: str, findings: Findings) -> list[list[Any]]:
-    """Return the values of each valid entry of a group, in the order of FIELDS; note each fault of the others.
+def _entries(values: list[Any], group: str, file: str, findings: Findings) -> list[Any]:
+    """Return the valid entries of a group; note each fault of the others.
 
     After Findings.LIMIT entries with faults the rest is skipped, which is noted too.
     """
-    fields, rows, bad = list(FIELDS[group].items()), [], 0
-    for n, entry in enumerate(data[group]):
+    entries, bad = [], 0
+    for n, value in enumerate(values, start=1):
         try:
-            rows.append([check(entry, key) for key, check in fields])
-        except (_Bad, AttributeError, TypeError):  # the latter two where the entry is no dictionary
-            findings.extend(_faults(entry, group, file))
+            entries.append(GROUPS[group].validate_python(value))
+        except ValidationError as error:
+            findings.extend(_faults(value, error, group, file))
             bad += 1
         if bad == Findings.LIMIT:
-            skipped = len(data[group]) - n - 1
-            findings.append(Finding("structure", file, value=f"{skipped:,} further entries of `{group}` were not looked at"))
+            skipped = f"{len(values) - n:,} further entries of `{group}` were not looked at"
+            findings.append(Finding("structure", file, value=skipped))
             break
-    return rows
+    return entries
 
 
-def _faults(entry: Any, group: str, file: str) -> Iterator[Finding]:
-    if not isinstance(entry, dict):
-        yield Finding("wrong-type", file, value=f"an entry of `{group}` is {short_repr(entry)}, not an object")
-        return
-    ids = {key: value for key, value in entry.items() if key in ("id", "image_id") and type(value) is int}
-    image_id = ids.get({"images": "id", "annotations": "image_id"}.get(group, ""))
-    annotation_id = ids.get("id") if group == "annotations" else None
-    where = f" in {short_repr(entry)}" if image_id is None and annotation_id is None else ""
-    for key, check in FIELDS[group].items():
-        try:
-            check(entry, key)
-        except _Bad as bad:
-            yield Finding(bad.args[0], file, image_id, annotation_id, bad.args[1] + where)
+def _faults(entry: Any, error: ValidationError, group: str, file: str) -> Iterator[Finding]:
+    """Name the faults of an entry, by its ids where they can be read."""
+    keys = {"images": ("id", None), "annotations": ("image_id", "id")}.get(group, (None, None))
+    ids = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
+    ids = [value if type(value) is int else None for value in ids]
+    context = f" in {short_repr(entry)}" if ids == [None, None] else ""
+    for fault in error.errors(include_url=False):
+        key = "".join(f"[{part}]" if isinstance(part, int) else part for part in fault["loc"])
+        value = f"`{key}` is {short_repr(fault['input'])}: {fault['msg']}"
+        if fault["type"] == "missing":
+            value = f"`{key}` is missing"
+        if not key:
+            value, context = f"an entry of `{group}` is {short_repr(entry)}, not an object", ""
+        yield Finding(KIND_OF_ERROR.get(fault["type"], "wrong-type"), file, *ids, value + context)
 
 
-def _categories(rows: list[list[Any]], file: str, findings: Findings) -> list[dict[str, Any]]:
-    names: dict[int, str] = {}
-    for key, name in rows:
-        if key in names:
-            findings.append(Finding("duplicate-category-id", file, value=f"category id {key}: {names[key]!a} and {name!a}"))
-        names.setdefault(key, name)
-    return [{"id": key, "name": names[key]} for key in sorted(names)]
-
-
-def _images(rows: list[list[Any]], file: str, findings: Findings) -> dict[int, list[Any]]:
-    images: dict[int, list[Any]] = {}
-    for row in rows:
-        if row[0] in images:
-            findings.append(Finding("duplicate-image-id", file, row[0], value=f"{images[row[0]][1]!a} and {row[1]!a}"))
-        images.setdefault(row[0], row)
-    return images
-
-
-def _annotations(
-    rows: list[list[Any]],
-    categories: list[dict[str, Any]],
-    images: dict[int, list[Any]],
-    file: str,
-    findings: Findings,
-) -> Annotations:
-    position = {key: n for n, key in enumerate(images)}
-    label = {category["id"]: n for n, category in enumerate(categories, start=1)}
-    seen: set[int] = set()
-    for key, image, category, *_ in rows:
-        if key in seen:
-            findings.append(Finding("duplicate-annotation-id", file, image, key, "the id is used before"))
-        if key == 0:
-            findings.append(Finding("annotation-id-zero", file, image, key, "the id is 0"))
-        if image not in position:
-            findings.append(Finding("unknown-image", file, image, key, f"`image_id` is {image}"))
-        if category not in label:
-            findings.append(Finding("unknown-category", file, image, key, f"`category_id` is {category}"))
-        seen.add(key)
-    boxes = np.array([row[3] for row in rows], dtype=np.float64).reshape(-1, 4)
-    areas = np.array([row[4] for row in rows], dtype=np.float64)
-    if np.isnan(areas).any():
-        findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
-    with np.errstate(over="ignore"):
-        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
-    return Annotations(
-        categories,
-        np.array(list(images), dtype=np.int64),
-        [image[1] for image in images.values()],
-        np.array([image[2:] for image in images.values()], dtype=np.int64).reshape(-1, 2),
-        np.array([row[0] for row in rows], dtype=np.int64),
-        np.array([position.get(row[1], -1) for row in rows], dtype=np.int64),
-        np.array([label.get(row[2], 0) for row in rows], dtype=np.int64),
-        boxes,
-        areas,
-        np.array([row[5] for row in rows], dtype=bool),
-    )
+def _by_id(entries: Sequence[Any], file: str, findings: Findings, kind: str, name: str) -> dict[int, Any]:
+    """Index categories or images by their id; of those with one id, keep the first and note the others."""
+    by_id: dict[int, Any] = {}
+    for entry in entries:
+        if (first := by_id.setdefault(entry.id, entry)) is not entry:
+            names = f"id {entry.id}: {getattr(first, name)!a} and {getattr(entry, name)!a}"
+            findings.append(Finding(kind, file, entry.id if isinstance(entry, _Image) else None, value=names))
+    return by_id

@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of a set, and its parsed annotations (None if they cannot be parsed)."""
+    """The findings of a set, and its parsed annotations (None if they cannot be parsed). Generated pictures have no paths."""
 
-    annotations_file: str
+    annotations_file: str | None
     image_folder: str | None
     findings: list[Finding]
     annotations: Annotations | None
@@ -38,41 +39,38 @@ class Report:
         """Return the findings of these levels (BROKEN, BOX, NOTE)."""
         return [finding for finding in self.findings if finding.level in levels]
 
+    def refused(self, invalid: str = "error") -> list[Finding]:
+        """Return the findings for which a run with data.invalid=`invalid` would be refused."""
+        return self.at(BROKEN, BOX) if invalid == "error" else self.at(BROKEN)
+
     @property
     def sound(self) -> bool:
         """Return whether a training would start with the default settings."""
-        return not self.at(BROKEN, BOX)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of problems of each kind."""
-        return counts(self.findings)
+        return not self.refused()
 
 
 def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
     """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content."""
     table, findings = read(Path(annotations))
-    file_bytes = None
-    if images is not None and not os.path.isdir(images):
-        findings.append(Finding("images-missing", str(images), value="no such folder"))
-    elif images is not None and table is not None:
-        file_bytes = _check_images(table, str(annotations), str(images), findings)
+    file, folder, file_bytes = str(annotations), None if images is None else str(images), None
+    if folder is not None and not os.path.isdir(folder):
+        findings.append(Finding("images-missing", folder, value="no such folder"))
+    elif folder is not None and table is not None:
+        file_bytes = _check_images(table, file, folder, findings)
     if table is not None:
-        _check_boxes(table, None if images is None else str(images), str(annotations), findings)
-    return Report(str(annotations), None if images is None else str(images), findings, table, file_bytes)
+        _check_boxes(table, folder, file, findings)
+    return Report(file, folder, findings, table, file_bytes)
 
 
 def summary(findings: list[Finding], limit: int) -> str:
     """Format the counts by kind and up to `limit` findings, taking turns among the kinds, so that rare ones are not hidden."""
-    turns: dict[str, int] = defaultdict(int)
-    order = []
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
-        order.append(turns[finding.kind])
-        turns[finding.kind] += 1
+        by_kind[finding.kind].append(finding)
+    turns = [finding for turn in zip_longest(*by_kind.values()) for finding in turn if finding]
+    listed, omitted = turns[:limit], sum(finding.count for finding in turns) - sum(finding.count for finding in turns[:limit])
     head = ", ".join(f"{count} {kind}" for kind, count in counts(findings).items())
-    listed = [findings[n] for n in sorted(range(len(findings)), key=order.__getitem__)[:limit]]
-    omitted = sum(finding.count for finding in findings) - sum(finding.count for finding in listed)
-    more = [f"... and {omitted} more"] if omitted else []
-    return "\n".join([head, *(f"  {finding}" for finding in listed), *more])
+    return "\n".join([head, *(f"  {finding}" for finding in listed), *([f"... and {omitted} more"] if omitted else [])])
 
 
 def counts(findings: Iterable[Finding]) -> dict[str, int]:
@@ -136,11 +134,7 @@ def _check_images(table: Annotations, file: str, folder: str, findings: list[Fin
         if path is None:
             findings.append(Finding("path-escape", file, image_id, value=f"`file_name` is {name!a}"))
             continue
-        probed = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
-        if probed is None:
-            findings.append(Finding("image-missing", path, image_id, value="no such file"))
-            continue
-        file_bytes[n], kind, value = probed
+        file_bytes[n], kind, value = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
         if kind:
             findings.append(Finding(kind, path, image_id, value=value))
     return file_bytes

@@ -1,8 +1,8 @@
 """Findings of the checks of a COCO-format set: their kinds, how severe they are, and their fixes."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fpn_ablate.utils.errors import printable
 
@@ -12,10 +12,7 @@ REPLACE = "replace the file (copy or download it again), or remove the image and
 KINDS = {
     "annotations-missing": (BROKEN, "give the path of a readable COCO instances JSON file"),
     "annotations-not-json": (BROKEN, "write or download the annotation file again: it is not JSON, or not complete"),
-    "structure": (
-        BROKEN,
-        "write an object with the non-empty lists `images` and `categories` and the list `annotations`",
-    ),
+    "structure": (BROKEN, "write an object with non-empty lists `images` and `categories`, and a list `annotations`"),
     "missing-key": (BROKEN, "add the key to the entry"),
     "duplicate-key": (BROKEN, "remove all but one of the equal keys: JSON readers would use the last value"),
     "wrong-type": (BROKEN, "write the value in the type that the COCO format prescribes"),
@@ -25,10 +22,7 @@ KINDS = {
     "duplicate-category-id": (BROKEN, "give each category its own id"),
     "unknown-category": (BROKEN, "add the category to `categories`, or correct `category_id`"),
     "unknown-image": (BROKEN, "add the image to `images`, or remove the annotation"),
-    "path-escape": (
-        BROKEN,
-        "write `file_name` relative to the image folder, without `..` and without links out of the folder",
-    ),
+    "path-escape": (BROKEN, "write `file_name` relative to the image folder, without `..` or links out of the folder"),
     "images-missing": (BROKEN, "give the folder that holds the image files"),
     "image-missing": (BROKEN, "put the file there, correct `file_name`, or remove the image and its annotations"),
     "image-unreadable": (BROKEN, REPLACE),
@@ -36,20 +30,14 @@ KINDS = {
     "image-mode": (BROKEN, "convert the picture to 8-bit RGB or grey"),
     "image-size": (BROKEN, "correct `width` and `height`, or restore the picture that was annotated"),
     "box-outside": (BOX, "correct the box, or set `data.invalid=clip` (or `drop`)"),
-    "box-empty": (
-        BOX,
-        "correct the box ([x, y, width, height]), or set `data.invalid=drop` (or `clip`, which drops it too)",
-    ),
+    "box-empty": (BOX, "correct the box ([x, y, width, height]), or set `data.invalid=drop` (or `clip`, which drops it too)"),
     "box-rounded": (NOTE, "none needed: a box up to 1 px over the border is clipped"),
-    "annotation-id-zero": (
-        NOTE,
-        "none needed: the evaluation uses another id; pycocotools would count the object as never detected",
-    ),
+    "annotation-id-zero": (NOTE, "none needed: the evaluation uses another id (for pycocotools, 0 is never detected)"),
     "area-missing": (NOTE, "none needed: width x height of the box is used"),
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     """A problem: its place, the value found there, and its fix."""
 
@@ -82,17 +70,15 @@ class Findings(list[Finding]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[str, int] = {}
-        self._counts: Counter[str] = Counter()
+        self._by_kind: dict[str, list[Finding]] = defaultdict(list)
 
     def append(self, finding: Finding) -> None:
-        if self._counts[finding.kind] < self.LIMIT:
-            self._counts[finding.kind] += 1
-            self._last[finding.kind] = len(self)
+        kept = self._by_kind[finding.kind]
+        if len(kept) < self.LIMIT:
+            kept.append(finding)
             super().append(finding)
         else:
-            at = self._last[finding.kind]
-            self[at] = replace(self[at], count=self[at].count + finding.count)
+            kept[-1].count += finding.count
 
     def extend(self, findings: Iterable[Finding]) -> None:
         for finding in findings:

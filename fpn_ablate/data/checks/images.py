@@ -7,7 +7,6 @@ A square picture is ambiguous and stays as stored. Any other size is a mismatch.
 
 import os
 from functools import cache
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -42,7 +41,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in DRAWINGS)
 
 
-def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
+def probe(path: str, width: int, height: int) -> tuple[int, str, str]:
     """Check an image's header and last bytes.
 
     Detects: not an image, a damaged header, a pixel format that cannot become RGB, a size other than `width` x `height`, and
@@ -50,11 +49,11 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
     in the middle of a file whose header and end are intact.
 
     Returns:
-        (file size in bytes, kind of problem, details), the kind being empty for a sound file; None if there is no such file.
+        (file size in bytes, kind of problem, details), the kind being empty for a sound file.
     """
     if not os.path.isfile(path):
-        return None
-    size = 0
+        return 0, "image-missing", "no such file"
+    size, kind = 0, "image-unreadable"
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
@@ -62,11 +61,15 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str] | None:
                 return size, "image-mode", f"pixel format {image.mode}"
             if _rotation(image, width, height) is None:
                 return size, "image-size", f"the file is {image.width}x{image.height}, annotated as {width}x{height}"
-            if not _has_end(file, END_MARKERS.get(image.format or ""), size):
-                problem = _decode_problem(path)
-                return size, "image-truncated" if problem else "", problem
+            marker = END_MARKERS.get(image.format or "")
+            file.seek(max(0, size - TAIL))
+            is_whole = marker is not None and marker in file.read(TAIL)
+        kind = "image-truncated"
+        if not is_whole:  # a second handle: Pillow does not expect the first one's position to change
+            with Image.open(path, formats=formats()) as image:
+                image.load()
     except Exception as error:  # Pillow's parsers raise whatever they stumble on
-        return size, "image-unreadable", f"{type(error).__name__}: {error}"
+        return size, kind, f"{type(error).__name__}: {error}"
     return size, "", ""
 
 
@@ -97,23 +100,6 @@ def _rotation(image: Image.Image, width: int, height: int) -> bool | None:
     if image.size == (height, width) and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
         return True
     return None
-
-
-def _has_end(file: BinaryIO, marker: bytes | None, size: int) -> bool:
-    if marker is None:
-        return False
-    file.seek(max(0, size - TAIL))
-    return marker in file.read(TAIL)
-
-
-def _decode_problem(path: str) -> str:
-    # A second handle: `_has_end` moved the first one's position, which Pillow does not expect.
-    try:
-        with Image.open(path, formats=formats()) as image:
-            image.load()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -15,7 +15,7 @@ world.py decides what a picture contains, draw.py paints it, render.py does both
 writes them to files.
 """
 
-from fpn_ablate.data.shapes.dataset import ShapesDataset, load, size_counts
+from fpn_ablate.data.shapes.dataset import ShapesDataset, load
 from fpn_ablate.data.shapes.render import NUM_KINDS, Picture, classification_picture, render
 from fpn_ablate.data.shapes.world import HUES, MARKS, NUM_CLASSES, RENDERER, Thing, World, compose
 
@@ -33,5 +33,4 @@ __all__ = [
     "compose",
     "load",
     "render",
-    "size_counts",
 ]

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from dataclasses import asdict
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
@@ -47,12 +47,12 @@ class ShapesDataset:
         """Render and cache all pictures now, in several processes, so that no training step waits for them."""
         missing = [index for index in range(self.size) if index not in self._samples]
         if processes > 1 and missing:
+            # The processes get positions; their collation step renders.
             loader = DataLoader(
-                _Rendering(self.world, self.split),
+                missing,
                 batch_size=None,
-                sampler=missing,
                 num_workers=min(processes, len(missing)),
-                collate_fn=_unchanged,
+                collate_fn=partial(_render_sample, self.world, self.split),
                 generator=torch.Generator(),  # otherwise the loader draws a number from the global one
                 worker_init_fn=signals.outlive_signals,
             )
@@ -73,22 +73,6 @@ class ShapesDataset:
             images.append(image_entry(self.world, image_id))
             annotations += annotations_of(image_id, sample.boxes, sample.labels, areas, len(annotations) + 1)
         return {"images": images, "annotations": annotations, "categories": list(self.categories)}
-
-
-@dataclass(frozen=True)
-class _Rendering(Dataset):
-    """Render the pictures of a split on demand; used in the processes of `render_all`."""
-
-    world: World
-    split: str
-
-    def __getitem__(self, index: int) -> Rendered:
-        return _render_sample(self.world, self.split, index)
-
-
-def _unchanged(item: Rendered) -> Rendered:
-    """Return the item; torch's own collation would turn its arrays into tensors."""
-    return item
 
 
 def _render_sample(world: World, split: str, index: int) -> Rendered:
@@ -123,14 +107,3 @@ def annotations_of(
 def load(world: World, train_images: int, val_images: int) -> tuple[ShapesDataset, ShapesDataset]:
     """Return training and validation split, cached in the process: the rows of a sweep render each picture once."""
     return ShapesDataset(world, "train", train_images), ShapesDataset(world, "val", val_images)
-
-
-def size_counts(dataset: ShapesDataset) -> dict[str, int]:
-    """Count the objects by size, for the record and the README."""
-    low, high = dataset.area_bounds
-    areas = np.array([a["area"] for a in dataset.coco()["annotations"]])
-    return {
-        "small": int((areas < low).sum()),
-        "medium": int(((areas >= low) & (areas <= high)).sum()),
-        "large": int((areas > high).sum()),
-    }

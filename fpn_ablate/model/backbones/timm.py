@@ -9,7 +9,6 @@ Shape letters: N images of H x W pixels or cells, C channels.
 
 import difflib
 from collections import OrderedDict
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,17 +63,12 @@ def timm_backbone(config: TimmBackbone, pretrained: bool = False) -> Backbone:
     return Backbone(stages, tuple(channels[stride] for stride in STRIDES), mean=weights.mean, std=weights.std)
 
 
-def _timm() -> ModuleType:
+def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
+    """Return timm's feature extraction of a model, and the configuration of its weights."""
     try:
         import timm
     except ImportError:
         raise UserError('backbone=timm/...: timm is not installed; pip install "fpn-ablate[timm]"') from None
-    return timm
-
-
-def _network(model: str, pretrained: bool) -> tuple[Any, Any]:
-    """Return timm's feature extraction of a model, and the configuration of its weights."""
-    timm = _timm()
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(f'timm/{name}' for name in near)}?" if near else ""

@@ -113,18 +113,17 @@ class RoIHeads(nn.Module):
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:
         """Apply score threshold and NMS to boxes (N, P, K, 4) with scores (N, P, K) and valid (N, P); best first."""
         config, (n, _, num_classes) = self.config, scores.shape
-        image, roi, label = ((scores > config.score_thresh) & valid[..., None]).nonzero(as_tuple=True)
+        detected = (scores > config.score_thresh) & valid[..., None] & (boxes.area(box) > 0)
+        image, roi, label = detected.nonzero(as_tuple=True)
         box, score = box[image, roi, label], scores[image, roi, label]
-        nonempty = boxes.area(box) > 0
-        image, label, box, score = image[nonempty], label[nonempty], box[nonempty], score[nonempty]
         # One call for all images and classes. An offset keeps groups apart; fp32 could not hold it to a fraction of a pixel.
         keep = batched_nms(box.double(), score.double(), image * num_classes + label, config.nms_thresh)
         keep = keep[image[keep].argsort(stable=True)]  # image by image, best first within one
         image, label, box, score = image[keep], label[keep], box[keep], score[keep]
-        count = torch.bincount(image, minlength=n)
+        count = (image == torch.arange(n, device=image.device)[:, None]).sum(1)
         rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
         topk = min(config.detections, int(count.max())) if len(image) else 0
-        best = rank < topk
+        best = (rank < topk).nonzero()[:, 0]
         place = image[best], rank[best]
         out = BatchDetections(
             box.new_zeros(n, topk, 4), score.new_zeros(n, topk), label.new_zeros(n, topk), valid.new_zeros(n, topk)

@@ -76,13 +76,11 @@ class RoIPooler(nn.Module):
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         if len(self.levels) == 1:
             return self._pool(features[self.levels[0].name], rois, self.levels[0].stride)
-        level_pooled, level_rois = [], []
-        for number, level in enumerate(self.levels):
-            idxs = (level_idxs == number).nonzero()[:, 0]
-            level_pooled.append(self._pool(features[level.name], rois[idxs], level.stride))
-            level_rois.append(idxs)
-        pooled = torch.cat(level_pooled)
-        return torch.empty_like(pooled).index_copy(0, torch.cat(level_rois), pooled)
+        order = level_idxs.argsort(stable=True)
+        counts = (level_idxs[:, None] == torch.arange(len(self.levels), device=boxes.device)).sum(0).tolist()
+        level_rois = zip(self.levels, rois[order].split(counts), strict=True)
+        pooled = torch.cat([self._pool(features[level.name], own, level.stride) for level, own in level_rois])
+        return torch.empty_like(pooled).index_copy(0, order, pooled)
 
     def _pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
         x = full_precision(x)

@@ -19,6 +19,9 @@ from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level
 
+# Shapes of batches whose anchors are kept. Grouped by aspect ratio, COCO's have a few dozen; each holds 4 MB at 800 x 1333.
+MAX_GRIDS = 32
+
 
 class RPNHead(nn.Module):
     """3x3 convolution with ReLU, then sibling 1x1 convolutions for objectness and box deltas; all levels share one head.
@@ -71,7 +74,7 @@ class RPN(nn.Module):
         self._grids: dict[tuple, list[Tensor]] = {}
 
     def anchors(self, features: Features) -> list[Tensor]:
-        """Return the anchors (Ri, 4) of each level, cached for the last shape: batches of one size compute them once.
+        """Return the anchors (Ri, 4) of each level, cached for the last MAX_GRIDS shapes.
 
         With `anchor_grid` "torchvision", as in torchvision: corners rounded to whole pixels, and strides that are the image's
         sides divided by the map's, without remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells),
@@ -80,9 +83,10 @@ class RPN(nn.Module):
         maps = list(features.values())[: len(self.level_sizes)]
         shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
         if shape not in self._grids:
-            self._grids = {
-                shape: [self._grid(*level, maps) for level in zip(self.levels, self.level_sizes, maps, strict=False)]
-            }
+            if len(self._grids) == MAX_GRIDS:
+                del self._grids[next(iter(self._grids))]
+            levels = zip(self.levels, self.level_sizes, maps, strict=False)
+            self._grids[shape] = [self._grid(*level, maps) for level in levels]
         return self._grids[shape]
 
     def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         if channels_last and self._is_product() and _supported(x, weight) and len(x) < 16 and torch.get_num_threads() == 1:
-            return _Pointwise.apply(x, weight, bias)
+            return _Product.apply(x, weight, bias)
         return super()._conv_forward(x, weight, bias)
 
     def _is_product(self) -> bool:
@@ -44,33 +44,27 @@ class Conv2d(nn.Conv2d):
 
 
 class _Product(torch.autograd.Function):
-    """Product of x (M, K), weight (N, K) and bias (N,): (M, N)."""
+    """Product of x, which is (M, K) or a map in channels_last, its cells the rows, with weight (N, K, ...) and bias (N,)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable  # else a second derivative would be 0, with a warning
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, grad, *ctx.saved_tensors)
-
-
-class _Pointwise(torch.autograd.Function):
-    """1x1 convolution of x (N, C, H, W), weight (O, C, 1, 1) and bias (O,): (N, O, H, W); both maps in channels_last."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _map(_multiply(to_cells(x), weight.flatten(1), bias), x)
+        return _shaped(_multiply(_rows(x), weight.flatten(1), bias), x)
 
     @staticmethod
     @once_differentiable  # else a second derivative would be 0, with a warning
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        by_x, by_weight, by_bias = _gradients(ctx, to_cells(grad), to_cells(x), weight.flatten(1))
-        return None if by_x is None else _map(by_x, x), None if by_weight is None else by_weight.view_as(weight), by_bias
+        grad, needs_grad = _rows(grad), ctx.needs_input_grad
+        return (
+            _shaped(_multiply(grad, weight.flatten(1).t()), x) if needs_grad[0] else None,
+            _multiply(grad.t(), _rows(x).t()).view_as(weight) if needs_grad[1] else None,
+            grad.sum(0) if needs_grad[2] else None,
+        )
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else to_cells(x)
 
 
 def to_cells(x: Tensor) -> Tensor:
@@ -78,24 +72,16 @@ def to_cells(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def _map(cells: Tensor, like: Tensor) -> Tensor:
-    """Undo `to_cells`: reshape cells to a map of the number of images and the size of `like`.
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """Undo `_rows`, where `like` was its argument.
 
-    The result is a new tensor in the same memory, not a view: an in-place activation would copy the base of a view.
+    A map is a new tensor in the same memory, not a view: an in-place activation would copy the base of a view.
     """
+    if like.dim() == 2:
+        return rows
     n, _, h, w = like.shape
-    view = cells.view(n, h, w, -1).permute(0, 3, 1, 2)
-    return cells.new_empty(0).set_(cells.untyped_storage(), 0, view.shape, view.stride())
-
-
-def _gradients(ctx, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of x (M, K), weight (N, K) and bias (N,), where needed, from that of their product (M, N)."""
-    needs_grad = ctx.needs_input_grad
-    return (
-        _multiply(grad, weight.t()) if needs_grad[0] else None,
-        _multiply(grad.t(), x.t()) if needs_grad[1] else None,
-        grad.sum(0) if needs_grad[2] else None,
-    )
+    view = rows.view(n, h, w, -1).permute(0, 3, 1, 2)
+    return rows.new_empty(0).set_(rows.untyped_storage(), 0, view.shape, view.stride())
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

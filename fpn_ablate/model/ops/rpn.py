@@ -6,6 +6,7 @@ Shape letters: N images, A anchors a cell, Ri anchors of level i, S sampled anch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import nms
 
 from fpn_ablate.model import boxes
 from fpn_ablate.model.heads.rpn import RPN
@@ -16,13 +17,38 @@ from fpn_ablate.structures.levels import Features
 
 
 class FastRPN(RPN):
-    """`RPN` that selects proposals of all images together."""
+    """`RPN` that selects proposals of all images together.
+
+    Attributes:
+        one_nms: NMS of all boxes of an image in one call, for a GPU: the host waits for the result of each call.
+    """
+
+    one_nms = False
 
     def select(
         self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int
     ) -> list[tuple[Tensor, Tensor]]:
-        # On a GPU all boxes at once: a second try would have to wait until the host knows how many the first one kept.
-        return self._select(levels, sizes, pre, topk, topk * 5 // 4 if sizes.device.type == "cpu" else pre * len(levels))
+        if not self.one_nms:
+            return self._select(levels, sizes, pre, topk, topk * 5 // 4)
+        best = self._best(levels, sizes, pre)
+        box, score = (torch.cat(column, 1) for column in zip(*best, strict=True))
+        score = score.masked_fill(boxes.area(box) <= 0, -torch.inf)  # so the boxes that clipping emptied come last
+        # An offset keeps levels apart; fp32 could not hold it to a fraction of a pixel.
+        level = torch.cat([torch.full_like(top[0], number, dtype=torch.float64) for number, (_, top) in enumerate(best)])
+        apart = box + (level * (box.amax() + 1))[:, None]
+        keeps = [nms(apart[n], score[n].double(), self.config.nms_thresh)[:topk] for n in range(len(sizes))]
+        kept = [(box[n, keep], score[n, keep]) for n, keep in enumerate(keeps)]
+        solid = torch.stack([torch.isfinite(logits).sum() for _, logits in kept]).tolist()
+        return [(image_boxes[:k], logits[:k]) for (image_boxes, logits), k in zip(kept, solid, strict=True)]
+
+    def _best(self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the clipped boxes (N, K, 4) and logits (N, K) of the `count` best anchors of each level."""
+        best = []
+        for score, delta, anchor in levels:
+            top, idxs = score.topk(min(count, score.shape[1]), dim=1)
+            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
+            best.append((boxes.clip(box, sizes), top))
+        return best
 
     def _select(
         self, levels: list[tuple[Tensor, Tensor, Tensor]], sizes: Tensor, pre: int, topk: int, count: int
@@ -32,11 +58,7 @@ class FastRPN(RPN):
         NMS of the best boxes is the beginning of NMS of all, and its time grows with the square of their number. So the best
         `count` of all levels together are tried first, then more for the images where NMS keeps too few.
         """
-        best = []
-        for score, delta, anchor in levels:
-            top, idxs = score.topk(min(pre, count, score.shape[1]), dim=1)
-            box = boxes.decode(delta.gather(1, idxs[..., None].expand(-1, -1, 4)), anchor[idxs])
-            best.append((boxes.clip(box, sizes), top))
+        best = self._best(levels, sizes, min(pre, count))
         total, lengths = sum(min(pre, len(anchor)) for *_, anchor in levels), [[len(top[0]) for _, top in best]] * len(sizes)
         if count < total:
             lowest = torch.cat([top for _, top in best], 1).topk(count).values[:, -1:]

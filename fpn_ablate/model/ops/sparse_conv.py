@@ -5,6 +5,7 @@ over a map, and consecutively across levels where there are several.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fpn_ablate.model.ops.constants import constant
 from fpn_ablate.model.ops.onednn import Conv2d, linear, to_cells
 
 # A map is lazy if it has at least so many cells for each of `max_cells`. Where most cells are read, gathering them costs more
@@ -90,7 +90,7 @@ def gather_3x3(maps: Sequence[Tensor | LazyMap], cell: Tensor) -> Tensor:
 
     Lazy maps are convolved here, each cell that several patches share only once.
     """
-    sizes = constant(tuple(tuple(x.shape[-2:]) for x in maps), cell.device, torch.int64)
+    sizes = _sizes(tuple(tuple(x.shape[-2:]) for x in maps), cell.device)
     ends = sizes.prod(1).cumsum(0)
     level = torch.searchsorted(ends, cell, right=True)
     height, width = sizes[level].unbind(-1)
@@ -112,6 +112,13 @@ def gather_3x3(maps: Sequence[Tensor | LazyMap], cell: Tensor) -> Tensor:
             tables.append(to_cells(_as_tensor(m)))
         begin += len(tables[-1])
     return _gather(tables, rows, inside)
+
+
+@lru_cache(maxsize=256)
+def _sizes(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Return the sizes of maps as a tensor, copied to the device once: each copy of numbers to a GPU waits for it."""
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        return torch.tensor(sizes, device=device)
 
 
 def _neighbours(y: Tensor, x: Tensor, height: Tensor | int, width: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
