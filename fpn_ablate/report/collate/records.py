@@ -32,6 +32,8 @@ NUMBERS = (
     *("metrics.", "cost.", "objects.", "per_class.", "repairs.", "images.count", "images.declared", "environment.threads"),
     *("verify.anchors", "verify.params", "verify.trained", "verify.gflops"),
 )
+# Keys that hold text if anything.
+ENVIRONMENT = tuple(f"environment.{key}" for key in ("command", "commit", "device", "evaluator", "python", "torch", "version"))
 # Keys that are never lists.
 SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic", "config.backbone.weights")
 # The first columns, in this order; records are sorted by them.
@@ -198,9 +200,9 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     for key, value in record.items():
         if key.startswith(NUMBERS):
             checks.append((key, "a finite number or null", value is None or _is_finite(value)))
-        elif key.startswith("environment.") and key != "environment.dirty":
+        elif key in ENVIRONMENT:
             checks.append((key, "text", value is None or isinstance(value, str)))
-        elif key in SINGLE_KEYS or key == "environment.dirty":
+        elif key in SINGLE_KEYS or key.startswith("environment."):
             checks.append((key, "one value", not isinstance(value, list)))
         checks.append((key, "within the range of floating-point numbers", not _is_beyond_float(value)))
     wrong = next(((key, kind) for key, kind, passes in checks if not passes), None)
