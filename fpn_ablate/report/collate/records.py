@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +20,15 @@ from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import RECORD, RESAMPLED, without_folders
 
 # What a spreadsheet takes for the beginning of a formula; in many countries a semicolon separates the cells.
 FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT_KEYS = ("table", "recipe", "data", "row", "setting", "fingerprint")
-# Keys, and beginnings of keys, that hold a number if anything.
-NUMBERS = (
-    *("metrics.", "cost.", "objects.", "per_class.", "repairs.", "images.count", "images.declared", "environment.threads"),
-    *("verify.anchors", "verify.params", "verify.trained", "verify.gflops"),
-)
+# Keys, and beginnings of keys, that hold a number if anything. What a column shows of other keys is n/a where it is no number.
+NUMBERS = ("metrics.", "cost.pretrain_accuracy", "environment.threads")
 # Keys that hold text if anything.
 ENVIRONMENT = tuple(f"environment.{key}" for key in ("command", "commit", "device", "evaluator", "python", "torch", "version"))
 # Keys that are never lists.
@@ -199,7 +196,7 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     ]
     for key, value in record.items():
         if key.startswith(NUMBERS):
-            checks.append((key, "a finite number or null", value is None or _is_finite(value)))
+            checks.append((key, "a finite number or null", value is None or is_finite(value)))
         elif key in ENVIRONMENT:
             checks.append((key, "text", value is None or isinstance(value, str)))
         elif key in SINGLE_KEYS or key.startswith("environment."):
@@ -209,14 +206,10 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
     return wrong and f"{name}: key '{wrong[0]}' must be {wrong[1]}, found {short_repr(record.get(wrong[0]))}"
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # an integer may be too large for a float
-
-
 def _is_beyond_float(value: Any) -> bool:
     """Return True if an integer, or one in a list or dictionary, is too large for a float, which charts and means need."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (type(value) is int and not _is_finite(value)) or any(map(_is_beyond_float, items))
+    return (type(value) is int and not is_finite(value)) or any(map(_is_beyond_float, items))
 
 
 def _items(value: Any) -> list[Any]:
@@ -225,7 +218,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _is_source(pair: Any) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _is_finite(pair[1])
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_finite(pair[1])
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:

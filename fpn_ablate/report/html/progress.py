@@ -12,6 +12,7 @@ from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.store.plan import Plan, PlannedRun
 from fpn_ablate.utils.files import safe_name
+from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import CONFIG, METRICS, without_folders
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
@@ -112,9 +113,10 @@ def _running(cell: PlannedRun, plan: Plan, runs: Path) -> State | None:
     metrics = begun[max(begun)] / METRICS
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
-        step = max(int(json.loads(line)["step"]) for line in lines[-2:] if line.endswith("}"))
+        steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]
+        step = max(int(step) for step in steps if is_finite(step))
         spent = metrics.stat().st_mtime - max(begun)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
     rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
     return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)))
