@@ -25,8 +25,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     if options.check and options.readme is None:
         raise UserError("--check needs --readme FILE, the file to check")
     added = [config_dir / "experiments"] if config_dir and (config_dir / "experiments").is_dir() else []
-    # Each once, or its claims would be judged twice: a sweep names ours as well.
-    folders = list(dict.fromkeys(folder.resolve() for folder in (EXPERIMENTS, *added, *options.experiments)))
+    folders = [EXPERIMENTS, *added, *options.experiments]
     if options.watch:
         live.watch(options.source[0], options.out, folders)
         return 0

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.weights.convert import BN_EPS, Options, Weights, to_torchvision
+from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, Weights, to_torchvision
 from fpn_ablate.weights.files import locate, write_safetensors, write_torch
 from fpn_ablate.weights.loading import open_weights
-
-SUFFIX = ".safetensors"
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -106,7 +104,7 @@ def _parser() -> Parser:
         type=_std,
         metavar="STD",
         help="detectron2 alone: PIXEL_STD of its configuration. No file says it. 1 (default: the model zoo's R50 and R101), or "
-        "57.375,57.12,58.395 in the order of its colours (models with torchvision-like strides, X101)",
+        "58.395,57.12,57.375 with --rgb (self-supervised ResNets such as MoCo's); a ResNet alone of unknown author needs it",
     )
     bring.add_argument("--rgb", action="store_true", help="detectron2 alone: INPUT.FORMAT was RGB (default: BGR)")
     bring.add_argument("--keep-classes", action="store_true", help="keep all 91 rows of a COCO detector of torchvision")

@@ -48,6 +48,13 @@ class Inputs:
     def splits(self) -> Splits:
         return self.training, self.validation
 
+    @property
+    def trains_on_validation(self) -> bool:
+        """Return True if training reads the split that is evaluated: equal content, or the same files."""
+        files = [getattr(split, "files", None) for split in self.splits]
+        same = self.training.digest == self.validation.digest or (files[0] is not None and files[0] == files[1])
+        return self.checkpoint is None and same
+
 
 def prepare(cfg: Config) -> Inputs:
     """Pick the device, and read or make everything that training needs.

@@ -17,7 +17,7 @@ from fpn_ablate.config.sources import sources
 from fpn_ablate.data.proposals import WithProposals
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.inputs import Inputs
-from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, place, train
+from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, place, read_checkpoint, train
 from fpn_ablate.model import build, init
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -29,6 +29,7 @@ from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights import backbone
+from fpn_ablate.weights.files import load_torch
 
 CHECKPOINT, CHECKPOINT4 = "checkpoint.pt", "checkpoint-4.pt"
 STEP3 = "step3.pt"  # weights of step 3, which a four-step run keeps during step 4
@@ -162,7 +163,7 @@ def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
     if not step3.exists():
         _train(context, third, context.inputs.training, cfg.recipe.steps)
         write_atomically(step3, lambda temporary: torch.save(third.state_dict(), temporary))
-    third.load_state_dict(torch.load(step3, weights_only=True, map_location="cpu"))
+    third.load_state_dict(read_checkpoint(step3))
     fixed = _propose(context, third, cfg.row, context.fingerprint)
     fourth = _build_initialised(context, ("roi",))
     fourth.load_state_dict(second.state_dict())
@@ -221,7 +222,7 @@ def _load(context: RunContext, cfg: Config, folder: Path, heads: tuple[str, ...]
     """Load the network of a finished run."""
     model = _build_initialised(context, heads, cfg)
     try:
-        model.load_state_dict(torch.load(folder / MODEL, weights_only=True, map_location="cpu"))
+        model.load_state_dict(load_torch(folder / MODEL))
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = first_line(error)
         raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder to train the run again") from None

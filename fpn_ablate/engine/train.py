@@ -21,6 +21,7 @@ from fpn_ablate.utils import seeding, signals
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import write_atomically
 from fpn_ablate.utils.seeding import torch_generator
+from fpn_ablate.weights.files import load_torch
 
 M = TypeVar("M", bound=nn.Module)
 Report = Callable[[int, dict[str, float]], None]  # (steps done, losses and learning rate)
@@ -189,7 +190,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return load_torch(path)
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = first_line(error)
         raise UserError(f"{path}: not a checkpoint ({reason}); remove it to train from the start") from None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fpn_ablate.evaluation.recall import match_boxes
+from fpn_ablate.utils.files import open_arrays
 
 Engine = Literal["faster-coco-eval", "pycocotools"]
 AREAS = ("all", "small", "medium", "large")
@@ -40,7 +41,7 @@ class DetectionSet:
     @staticmethod
     def load(path: Path) -> "DetectionSet":
         """Read what `save` writes."""
-        with np.load(path, allow_pickle=False) as data:
+        with open_arrays(path) as data:
             return DetectionSet(data["image_ids"], data["boxes"], data["scores"], data.get("labels"))
 
     def coco_results(self, categories: Sequence[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

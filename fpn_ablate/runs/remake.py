@@ -11,7 +11,7 @@ from fpn_ablate.runs.artifacts import activation_maps, make_artifacts
 from fpn_ablate.runs.restore import load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.files import UNREADABLE, open_arrays
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS
 
 
@@ -55,7 +55,7 @@ def _activation_maps_of(folder: Path, config_dir: Path | None) -> dict[str, np.n
     except UserError as error:
         print(f"activation maps stay as they were: {error}", file=sys.stderr)
     try:
-        with np.load(folder / ARTIFACTS, allow_pickle=False) as saved:
+        with open_arrays(folder / ARTIFACTS) as saved:
             return {name.removeprefix("level_"): saved[name] for name in saved.files if name.startswith("level_")}
     except UNREADABLE:
         return {}

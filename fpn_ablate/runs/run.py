@@ -122,6 +122,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     detections = predict(trained.predict, validation, recipe, inputs.device, workers=cfg.workers, count=count)
     write_atomically(run.folder / DETECTIONS, detections.save)
     evaluated = evaluate(detections, inputs.validation, count)
+    evaluated["images"] |= {"trained_on": True} if inputs.trains_on_validation else {}
     run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
     times.append(time.monotonic())
     proposals_s, train_s, eval_s = (round(b - a, 1) for a, b in pairwise(times))

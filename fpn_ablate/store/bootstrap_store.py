@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fpn_ablate.utils.files import UNREADABLE, write_atomically
+from fpn_ablate.utils.files import UNREADABLE, open_arrays, write_atomically
 from fpn_ablate.utils.paths import RESAMPLED
 
 _ONE_RUN = "resampled"  # name of the array in a run's file; beside a ledger it is the run's fingerprint
@@ -41,7 +41,7 @@ class Replicates(UserDict):
         """Take the file beside a ledger."""
         file = ledger.with_name(RESAMPLED)
         try:
-            with np.load(file, allow_pickle=False) as content:
+            with open_arrays(file) as content:
                 return Replicates({name: (file, name) for name in content.files})
         except UNREADABLE:
             return Replicates({})
@@ -58,7 +58,7 @@ class Replicates(UserDict):
         """Return a run's array of records; KeyError if it cannot be read."""
         file, name = self.data[fingerprint]
         try:
-            with np.load(file, allow_pickle=False) as content:
+            with open_arrays(file) as content:
                 packed = content[name]
             if packed.dtype.names is None or packed.ndim != 1:
                 raise ValueError("no records of metrics")

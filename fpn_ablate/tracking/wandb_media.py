@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
-from fpn_ablate.utils.files import UNREADABLE, leads_out, safe_name
+from fpn_ablate.utils.files import UNREADABLE, leads_out, open_arrays, safe_name
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 MAX_IMAGES = 8
@@ -19,12 +19,10 @@ def images_with_boxes(folder: Path, record: dict[str, Any]) -> list[tuple[Path, 
     Args:
         folder: the run's folder. record: its record.
     """
-    import numpy as np
-
     pictures = folder.resolve().parents[3] / PICTURES / safe_name(str(record.get("pictures")))
     try:
         content = json.loads((pictures / TRUTH).read_text(encoding="utf-8"))
-        with np.load(folder / DETECTIONS, allow_pickle=False) as file:
+        with open_arrays(folder / DETECTIONS) as file:
             arrays = {name: file[name] for name in file.files}
         names = dict(enumerate(["object", *content["categories"]]))
         images = []

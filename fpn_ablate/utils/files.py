@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fpn_ablate.utils.errors import UserError
 
@@ -22,6 +23,7 @@ UNREADABLE = (
     *(RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, ArithmeticError),
     *(SyntaxError, tokenize.TokenError, struct.error),  # of headers: Pillow's and numpy's
 )
+MAX_COMPRESSION, MAX_UNPACKED = 100, 10**8  # coordinates hardly compress; constants do, a thousandfold
 TEMPORARY = ".*.[0-9]*.*"  # glob pattern of the temporary files that a killed write leaves
 
 
@@ -109,6 +111,22 @@ def unwritable(path: Path, error: BaseException) -> UserError:
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
     fix = "make room, then run the same command again" if full else "make it writable, or choose another path"
     return UserError(f"{path}: cannot be written ({reason}); {fix}")
+
+
+def refuse_bomb(path: Path, ratio: int, slack: int) -> None:
+    """Raise ValueError if a zip archive would unpack to more than `ratio` times its size plus `slack` bytes."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > slack + ratio * path.stat().st_size:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")
+
+
+def open_arrays(path: Path) -> Any:
+    """Open an .npz file to read. It may raise any of UNREADABLE, as its arrays may when they are read."""
+    import numpy as np
+
+    refuse_bomb(path, MAX_COMPRESSION, MAX_UNPACKED)
+    return np.load(path, allow_pickle=False)
 
 
 def safe_name(text: str) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.weights.files import Stored, read
-from fpn_ablate.weights.loading import backbone_of
+from fpn_ablate.weights.loading import backbone_of, print_notes
 from fpn_ablate.weights.timm import timm_weights
 
 
@@ -31,7 +30,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
         return None
     if source == "pretrain":
         assert pretrained is not None, "weights=pretrain needs the file that pretrain.load_or_pretrain made"
-        return torch.load(pretrained, weights_only=True, map_location="cpu")
+        return read(pretrained).tensors
     if source != "imagenet":
         return _from_file(cfg, Path(source))
     if isinstance(cfg, TimmBackbone):
@@ -50,10 +49,12 @@ def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
+        stored = read(path)
         if isinstance(cfg, TimmBackbone):
-            return timm_weights(cfg, path, read(path).tensors)
+            print_notes(path, stored.notes)
+            return timm_weights(cfg, path, stored.tensors)
         stride_in_1x1 = getattr(cfg, "stride_in_1x1", False)
-        return backbone_of(read(path), cfg.label, build_backbone(cfg).state_dict(), stride_in_1x1)
+        return backbone_of(stored, cfg.label, build_backbone(cfg).state_dict(), stride_in_1x1)
     except UserError as error:
         raise UserError(f"backbone.weights={error}") from None
 

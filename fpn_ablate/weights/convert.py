@@ -17,6 +17,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
 
+SUFFIX = ".safetensors"  # of what import writes
 BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{names.STAGE}stem.0.weight"
 SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
@@ -67,22 +68,30 @@ class Weights:
     notes: list[str]
 
 
-def convert(stored: Stored, options: Options | None = None) -> Weights:
+def convert(stored: Stored, options: Options | None = None, backbone_only: bool = False) -> Weights:
     """Convert a file's tensors to our names and values.
 
+    Args:
+        backbone_only: drop the other tensors, and notes about them.
+
     Raises:
-        UserError: the format is unknown, `options` do not apply to it, or its predictor has box deltas that classes share.
+        UserError: the format is unknown, `options` do not apply to it or lack what it does not say, or its predictor has box
+            deltas that classes share.
     """
     options = options or Options()
     source = names.recognise(stored.tensors)
     if source is None:
-        first = ", ".join(sorted(stored.tensors)[:3])
+        first = f"{len(stored.tensors)} tensors: {', '.join(sorted(stored.tensors)[:3])} ..."
+        network = names.other_detector(stored.tensors) or names.other_backbone(None, stored.tensors)
         raise UserError(
-            f"{stored.path}: unknown names of weights ({len(stored.tensors)} tensors: {first} ...). Supported are detectors of "
-            "fpn_ablate, torchvision (fasterrcnn_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
+            f"{stored.path}: {network or 'unknown names of weights'} ({first}). Supported are detectors of fpn_ablate, "
+            "torchvision (fasterrcnn_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
+    if backbone_only:
+        weights.tensors = {n: v for n, v in weights.tensors.items() if n.startswith((names.STAGE, names.CONV5))}
+        weights.notes = list(stored.notes)
     if source == names.TORCHVISION:
         _convert_torchvision_classes(weights, options)
     if source in (names.DETECTRON2, names.CAFFE2):
@@ -105,10 +114,25 @@ def _refuse_options(stored: Stored, source: str, options: Options) -> None:
         )
     if source not in (names.DETECTRON2, names.CAFFE2) and (options.pixel_std is not None or options.rgb is not None):
         raise UserError(f"{stored.path}: a file of {source}; --pixel-std and --rgb are for files of detectron2")
+    author = stored.facts.get("author", "")
+    by = f" by {author[:40]}" if author else ""
+    if source == names.DETECTRON2 and author != "torchvision" and options.pixel_std is None and _is_backbone(stored):
+        raise UserError(
+            f"{stored.path}: a ResNet for detectron2{by}, which does not say its colours and strides; run "
+            f"`python -m fpn_ablate weights import FILE OUT{SUFFIX} --pixel-std STD` with the PIXEL_STD of its configuration, "
+            "and --rgb if its INPUT.FORMAT is RGB. MoCo's and most other self-supervised ResNets: --rgb --pixel-std "
+            "58.395,57.12,57.375"
+        )
+
+
+def _is_backbone(stored: Stored) -> bool:
+    """Return whether a file in detectron2's names has none of a detector's other parts."""
+    parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.")
+    return not any(name.startswith(parts) for name in stored.tensors)
 
 
 def _rename(stored: Stored, source: str) -> Weights:
-    weights = Weights(stored.path, source, {}, {}, dict(stored.facts) if source == names.OURS else {}, [])
+    weights = Weights(stored.path, source, {}, {}, dict(stored.facts) if source == names.OURS else {}, list(stored.notes))
     ignored = set()
     for name, value in stored.tensors.items():
         our_name = names.to_ours(source, name)
@@ -123,6 +147,8 @@ def _rename(stored: Stored, source: str) -> Weights:
     heads = [part for part in sorted(ignored) if "mask" in part or "keypoint" in part]
     weights.notes += [f"left out: {head}, which a box detector does not have" for head in heads]
     weights.facts.setdefault("source", source)
+    if source in (names.TORCHVISION, names.RESNET):
+        weights.facts["stride_in_1x1"] = "false"
     if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
         weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
     return weights
@@ -199,7 +225,7 @@ def _convert_colours(weights: Weights, options: Options, from_torchvision: bool)
     caffe = std == [1.0] * 3 and any(".conv3." in name for name in weights.tensors)
     strides = weights.facts["stride_in_1x1"] = str(caffe).lower()
     weights.notes.append(f"colours: {'RGB' if rgb else 'BGR'}, divided by {', '.join(f'{v:g}' for v in std)} (R, G, B)")
-    second_stage = any(name.startswith("roi.") for name in weights.tensors)
+    second_stage = f"{SCORES}.weight" in weights.tensors
     pooling = " task.roi.pooling=align_v2 task.roi.sampling_ratio=0" if second_stage else ""
     weights.notes.append(f"use it with backbone.stride_in_1x1={strides}{pooling}")
     stem = weights.tensors.get(STEM)

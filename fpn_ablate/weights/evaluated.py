@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ from fpn_ablate.evaluation.coco import unique_names
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.store import record
 from fpn_ablate.structures.batch import DetectionDataset
-from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights.convert import Weights
 from fpn_ablate.weights.files import locate
-from fpn_ablate.weights.loading import fit_to_model
+from fpn_ablate.weights.loading import fit_to_model, print_notes
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ def read_evaluated(
     _refuse_changed_parts(path, user_parts or {})
     weights = fit_to_model(model, path)
     _refuse_other_classes(weights, dataset)
-    for note in [*weights.notes, *_differences(weights, settings)]:
-        log_line(f"{path}: {note}", sys.stderr)
+    print_notes(path, [*weights.notes, *_differences(weights, settings)])
     with path.open("rb") as file:
         return EvaluatedWeights(weights.tensors, hashlib.file_digest(file, "sha256").hexdigest())
 

@@ -5,6 +5,7 @@ Nothing in a file is run: torch's are read with weights_only, pickles by `unpick
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ import yaml
 from torch import Tensor
 
 from fpn_ablate.utils.errors import UserError, first_line
-from fpn_ablate.utils.files import UNREADABLE, write_atomically
+from fpn_ablate.utils.files import UNREADABLE, refuse_bomb, write_atomically
 from fpn_ablate.utils.paths import CONFIG, MODEL, RECORD
 from fpn_ablate.weights import unpickle
+from fpn_ablate.weights.names import recognise
 
 VERSION = "2"  # of our safetensors; increased when names, shapes or settings change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -34,16 +36,21 @@ INFERENCE = {
         *("canonical_level", "canonical_box_size", "box_weights"),
     ),
 }
+# Keys of the state dict in what training programs save: detectron2 and torchvision, Caffe2, timm and Lightning, others.
+_CONTAINERS = ("model", "blobs", "state_dict", "model_state_dict")
+_WRAPPERS = {"module", "model", "net", "network"}  # of DistributedDataParallel, Lightning and others
+LISTED = 10  # names in a message
 _EXPECTED = "expected a dictionary of tensors, as torch.save(model.state_dict())"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of a file under its own names, and its metadata (`facts`, as text)."""
+    """The tensors of a file under its own names, its metadata (`facts`, as text), and sentences for the user (`notes`)."""
 
     path: Path
     tensors: dict[str, Tensor]
     facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def locate(path: Path) -> Path:
@@ -72,8 +79,7 @@ def read(path: Path) -> Stored:
         with path.open("rb") as file:
             head = file.read(len(_OLD_TORCH))
         if head.startswith(_ZIP) or head == _OLD_TORCH:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training stores its arguments
-                content, facts = torch.load(path, weights_only=True, map_location="cpu"), _run_facts(path)
+            content, facts = load_torch(path), _run_facts(path)
         # Its first eight bytes, the header's length, may begin as a pickle does.
         elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
             content, facts = _safetensors(path)
@@ -82,25 +88,67 @@ def read(path: Path) -> Stored:
             facts = {"author": str(content.get("__author__", "")) if isinstance(content, dict) else ""}
         else:
             raise ValueError("neither torch's format, nor safetensors, nor a pickle")
-        return Stored(path, _tensors(content), facts)
+        content, notes = _open_container(content)
+        return Stored(path, _tensors(content, path.stat().st_size), facts, notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # of any type: the three readers raise whatever a damaged file causes
-        reason = first_line(error)
-        if reason.startswith("Weights only load failed"):  # torch would advise to read it without that guard
-            reason = "damaged, or it holds more than tensors, which could run code: save model.state_dict()"
-        raise UserError(f"{path}: not a readable state dict ({reason})") from None
+        raise UserError(f"{path}: not a readable state dict ({first_line(error)})") from None
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """Return the tensors of `content`, by name, or those below its key "model" (detectron2, torchvision's training) or "blobs".
+def load_torch(path: Path) -> Any:
+    """Read a file of torch.save without running code in it.
 
     Raises:
-        UserError: it contains something else, or values that are not finite.
+        Exception: of any type; in words if it unpacks to more than its size, or holds more than tensors and plain values.
     """
-    for key in ("model", "blobs"):
+    with path.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP
+    if is_zip:
+        refuse_bomb(path, 1, 10**6)  # torch does not compress
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's training stores its arguments
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        if re.search("weights.only", str(error), re.IGNORECASE):  # torch advises to read it without that guard
+            raise ValueError("damaged, or it holds more than tensors, which could run code; only those are read") from None
+        raise
+
+
+def _open_container(content: Any) -> tuple[Any, list[str]]:
+    """Return the state dict in what a training program saved, and a note about others beside it, such as averaged weights.
+
+    Raises:
+        UserError: state dicts are below unknown keys alone.
+    """
+    notes = []
+    for key in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            if others := [name for name in _state_dicts(content) if name != key]:
+                notes.append(f"{key!r} is read, not {_with_fix(others)}")
             content = content[key]
+    if others := _state_dicts(content):
+        raise UserError(f"its tensors are below {_with_fix(others)}")
+    return content, notes
+
+
+def _with_fix(keys: list[str]) -> str:
+    return f"{' or '.join(map(repr, keys[:LISTED]))}; to use that, save torch.load(FILE)[{keys[0]!r}] alone"
+
+
+def _state_dicts(content: Any) -> list[str]:
+    """Return the keys below which there are dictionaries of tensors."""
+    entries = content.items() if isinstance(content, dict) else ()
+    inner = [(k, v) for k, v in entries if isinstance(k, str) and isinstance(v, dict) and v]
+    return [k for k, v in inner if all(isinstance(value, Tensor | np.ndarray) for value in v.values())]
+
+
+def _tensors(content: Any, size: int) -> dict[str, Tensor]:
+    """Return the tensors of a state dict from a file of `size` bytes, by name, without prefixes of what they were wrapped in.
+
+    Raises:
+        UserError: it contains something else, values that are not finite, or tensors that claim far more than `size`.
+    """
     if isinstance(content, dict):
         content = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
@@ -108,11 +156,25 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     others = [k for k, v in content.items() if not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized]
     if others:
         raise UserError(f"{_EXPECTED}; {len(others)} entries are no tensors, the first is {others[0]}")
+    claimed = sum(value.numel() * value.element_size() for value in content.values())
+    if claimed > 10**6 + unpickle.MAX_SHARING * size:
+        raise UserError(f"its tensors claim {claimed:,} bytes, and the file has {size:,}; save each as tensor.clone()")
     broken = [k for k, v in content.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise UserError(f"{len(broken)} tensors have NaN or infinity ({', '.join(broken[:3])}): it diverged, or is damaged")
-    # DistributedDataParallel adds this prefix.
-    return {k.removeprefix("module."): v.detach() for k, v in content.items()}
+    names = {name: name.replace("_orig_mod.", "") for name in content}
+    if len(set(names.values())) < len(names):
+        raise UserError("it has tensors that differ by _orig_mod. in their names alone")
+    return _unwrapped({names[name]: value.detach() for name, value in content.items()})
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop a prefix that all names share if it is a usual one, or if known names are behind it: not DenseNet's `features.`."""
+    prefixes = {name.partition(".")[0] for name in tensors}
+    if recognise(tensors) is not None or len(prefixes) > 1 or not all("." in name for name in tensors):
+        return tensors
+    inner = _unwrapped({name.partition(".")[2]: value for name, value in tensors.items()})
+    return inner if recognise(inner) is not None or prefixes <= _WRAPPERS else tensors
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

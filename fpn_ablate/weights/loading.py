@@ -1,6 +1,7 @@
 """Load a file of weights into a network. Everything is checked first: a file that does not fit changes nothing."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +9,15 @@ from torch import Tensor
 
 from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1
 from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights import names
 from fpn_ablate.weights.convert import COCO_ROWS, SCORES, Options, Weights, backbone_part, convert
-from fpn_ablate.weights.files import Stored, read
+from fpn_ablate.weights.files import LISTED, Stored, read
 
 # Stages that a network may lack although a file has them: the second stage if only the RPN is evaluated, the RPN if proposals
 # come from a file.
 OPTIONAL_STAGES = ("rpn", "roi")
-LISTED = 10  # names of a kind in a message
 COUNTER = "num_batches_tracked"  # of trained batch norms; frozen ones and torch before 0.4.1 lack it, and nothing needs it
 
 
@@ -32,11 +34,11 @@ def misfit(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str 
         ],
     }
     parts = []
-    for kind, names in kinds.items():
-        if names:
-            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    for kind, listed in kinds.items():
+        if listed:
+            more = f", and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
             parts.append(
-                f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {kind} ({', '.join(names[:LISTED])}{more})"
+                f"{len(listed)} tensor{'s are' if len(listed) > 1 else ' is'} {kind} ({', '.join(listed[:LISTED])}{more})"
             )
     return "; ".join(parts) or None
 
@@ -48,6 +50,8 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
         UserError: see `files.read` and `convert`; or it has tensors that no box detector of ours has.
     """
     weights = convert(read(path), options)
+    if network := names.other_detector(weights.unknown) or names.other_backbone(weights.source, weights.tensors):
+        raise UserError(f"{weights.path}: {network}")
     if problem := misfit({}, weights.unknown):
         raise UserError(f"{weights.path} looks like a {weights.source}, but {problem}")
     return weights
@@ -83,7 +87,8 @@ def fit_to_model(model: Detector, path: Path, options: Options | None = None) ->
             hint += f"; it has {weights.facts['num_classes']} classes, and the data have {rows - 1}"
         if "row" in weights.facts:
             hint += f"; it was trained as row {weights.facts['row']}"
-        raise UserError(f"{weights.path} does not fit the network: {problem}{hint}")
+        network = names.other_detector(weights.unknown) or names.other_backbone(weights.source, weights.tensors)
+        raise UserError(f"{weights.path}{f': {network}. It' if network else ''} does not fit the network: {problem}{hint}")
     weights.tensors = {name: weights.tensors[name] for name in state if name in weights.tensors}
     return weights
 
@@ -92,6 +97,12 @@ def _note_other_strides(model: Detector, weights: Weights) -> None:
     trained, model_has = weights.facts.get("stride_in_1x1"), str(has_stride_in_1x1(model)).lower()
     if trained not in (None, model_has):
         weights.notes.append(f"WARNING: it was trained with backbone.stride_in_1x1={trained}, but this network has {model_has}")
+
+
+def print_notes(path: Path, notes: Iterable[str]) -> None:
+    """Print notes about a file on standard error."""
+    for note in notes:
+        log_line(f"{path}: {note}", sys.stderr)
 
 
 def backbone_of(stored: Stored, name: str, backbone: Mapping[str, Tensor], stride_in_1x1: bool = False) -> dict[str, Tensor]:
@@ -105,12 +116,13 @@ def backbone_of(stored: Stored, name: str, backbone: Mapping[str, Tensor], strid
     Raises:
         UserError: the format is unknown, or the file's backbone is another one or has its strides elsewhere.
     """
-    weights = convert(stored)
+    weights = convert(stored, backbone_only=True)
     tensors = backbone_part(weights.tensors)
     if problem := misfit(backbone, tensors):
-        raise UserError(f"{stored.path} does not fit backbone={name}: {problem}")
-    if weights.facts.get("stride_in_1x1", "false") != str(stride_in_1x1).lower():
-        raise UserError(
-            f"{stored.path} was trained with its strides elsewhere: set backbone.stride_in_1x1={weights.facts['stride_in_1x1']}"
-        )
+        network = names.other_backbone(weights.source, weights.tensors)
+        raise UserError(f"{stored.path}{f': {network}. It' if network else ''} does not fit backbone={name}: {problem}")
+    trained = weights.facts.get("stride_in_1x1")
+    if trained not in (None, str(stride_in_1x1).lower()):
+        raise UserError(f"{stored.path} was trained with its strides elsewhere: set backbone.stride_in_1x1={trained}")
+    print_notes(stored.path, weights.notes)
     return {key: tensors[key] for key in backbone if key in tensors}

@@ -5,7 +5,9 @@ Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{c
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
 
 from fpn_ablate.model.backbones.torchvision import MOBILENET_CUTS
 
@@ -56,6 +58,14 @@ _IGNORED = {
     # The reference also drops the bias in front of the stem's batch norm.
     CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
 }
+# Networks that are not read, by a name that no other has.
+_OTHER_DETECTORS = {
+    r"head\.(classification_head|regression_head|cls_|bbox_)": "a detector of one stage (RetinaNet, FCOS, SSD)",
+    r"backbone\.fpn\.inner_blocks\.\d\.1\.": "a detector of torchvision's second version (..._v2), with batch norms in its FPN",
+    r"roi_heads\.box_predictor\.\d\.": "a Cascade R-CNN, with several second stages",
+    r"backbone\.body\.\d": "a detector of torchvision on another backbone than a ResNet",
+}
+_OTHER_BACKBONE = "which is not read; set backbone=timm/NAME to use timm's network of this kind, with timm's weights"
 _BLOCK = re.compile(r"(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)")
 _CAFFE2_NAME = re.compile(r"(?:conv1|res_conv1|res(\d)_(\d+)_branch(1|2a|2b|2c))_(bn_)?(\w+)")
 _CAFFE2_LEAVES = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
@@ -71,10 +81,34 @@ def recognise(names: Iterable[str]) -> str | None:
         OUR_BACKBONE: ("stages.stem.",),
         CAFFE2: ("conv1_w", "res2_0_", "res_conv1_"),
         RESNET: ("conv1.weight", "layer1."),
-        MOBILENET: ("features.0.",),
+        MOBILENET: ("features.1.conv.",),  # other networks of torchvision have features.0 too
     }
     names = list(names)
     return next((kind for kind, starts in signs.items() if any(name.startswith(starts) for name in names)), None)
+
+
+def other_detector(names: Iterable[str]) -> str | None:
+    """Describe the detector that has tensors of these names, if it is one that is not read."""
+    names = list(names)
+    kinds = (kind for pattern, kind in _OTHER_DETECTORS.items() if any(re.match(pattern, name) for name in names))
+    return next((f"{kind}, which is not read" for kind in kinds), None)
+
+
+def other_backbone(kind: str | None, tensors: Mapping[str, Tensor]) -> str | None:
+    """Describe the backbone of a file of `kind`, if it is one that is not read.
+
+    Args:
+        tensors: under our names, if `kind` is known.
+    """
+    if kind is None and any(re.match(r"features\.\d", name) for name in tensors):
+        return f"a network of torchvision's other than ResNets and MobileNetV2, {_OTHER_BACKBONE}"
+    widths = [tensors.get(f"{STAGE}c2.0.conv{n}.weight") for n in (1, 2, 3)]
+    if kind in (None, OURS, OUR_BACKBONE) or any(width is None or width.dim() != 4 for width in widths):
+        return None
+    (first, _), (outputs, inputs), (last, _) = (width.shape[:2] for width in widths)
+    if inputs < outputs:
+        return f"a ResNeXt (its convolutions have {outputs // max(inputs, 1)} groups), {_OTHER_BACKBONE}"
+    return f"a wide ResNet, {_OTHER_BACKBONE}" if 2 * first == last else None
 
 
 def is_ignored(kind: str, name: str) -> bool:

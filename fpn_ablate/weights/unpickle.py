@@ -16,6 +16,7 @@ from fpn_ablate.utils.errors import UserError
 
 # numpy's type codes of numbers; an array of objects ("O") would contain another pickle.
 TYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+MAX_SHARING = 10  # times the size of a file: arrays may share its bytes, but not fill the memory
 
 
 class _DType:
@@ -40,10 +41,11 @@ class _DType:
 class _Array:
     """Replace numpy.ndarray; `value` is set once the pickle has given shape, type and bytes."""
 
-    __slots__ = ("value",)
+    __slots__ = ("claim", "value")
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, claim: Callable[[int], None] = lambda _: None) -> None:
         self.value: np.ndarray | None = None
+        self.claim = claim
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
@@ -57,21 +59,25 @@ class _Array:
         stored_dtype = dtype.numpy()
         if len(raw) != math.prod(shape) * stored_dtype.itemsize:
             raise ValueError(f"an array of shape {shape} has {len(raw)} bytes")
+        self.claim(len(raw))
         value = np.frombuffer(raw, stored_dtype).reshape(shape, order=order)
         self.value = np.ascontiguousarray(value, stored_dtype.newbyteorder("=")).reshape(shape).copy()
 
 
-def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *_: object) -> _Array:
+def _from_buffer(
+    raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *_: object, claim: Callable[[int], None]
+) -> _Array:
     """Build an array as numpy writes it with protocol 5."""
-    array = _Array()
+    array = _Array(claim=claim)
     array.fill(raw, dtype, shape, "F" if order == "F" else "C")
     return array
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _encode(text: str, encoding: str = "latin1", *, claim: Callable[[int], None]) -> bytes:
     """Decode bytes as Python 3 writes them into pickles for Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"no encoding of bytes: {encoding!r}")
+    claim(len(text))
     return text.encode("latin1")
 
 
@@ -93,11 +99,24 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 
 # Python's reader, not C's, which allocates as much memory as a file claims to need before it reads on.
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.unclaimed = MAX_SHARING * len(data)
+
+    def claim(self, count: int) -> None:
+        """Count bytes that an array or a text takes; the same bytes of the file may be named again and again."""
+        self.unclaimed -= count
+        if self.unclaimed < 0:
+            raise UserError(f"its arrays claim more than {MAX_SHARING} times the bytes of the file")
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in ADMITTED:
             raise UserError(f"it asks for {module}.{name}, which is no part of an array; nothing in a file is run")
         # A new function each time: a pickle may set attributes of what it gets.
-        return lambda *args: ADMITTED[module, name](*args)
+        function = ADMITTED[module, name]
+        if function in (_Array, _from_buffer, _encode):
+            return lambda *args: function(*args, claim=self.claim)
+        return lambda *args: function(*args)
 
 
 def read(data: bytes) -> Any:
@@ -107,7 +126,7 @@ def read(data: bytes) -> Any:
         UserError: it names something that is no part of an array.
         Exception: of any type, if it is damaged.
     """
-    return _plain(_Reader(io.BytesIO(data), encoding="latin1").load(), {})
+    return _plain(_Reader(data).load(), {})
 
 
 def _plain(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:

@@ -44,7 +44,6 @@ STEPS = (*TINY, "recipe.checkpoint_every=1", "recipe.eval_images=1", "rpn.sample
 HANDED = "handed to write_atomically by its callers"
 BARE = {
     "engine/cost.py:reset_peak_memory": "the kernel's own file: left out",
-    "engine/fixed_proposals.py:_refuse_bomb": "an archive that is read",
     "evaluation/coco.py:save": HANDED,
     "report/html/live.py:_locks": "no page: a warning at the end of a sweep",
     "report/html/live.py:start": "no page: a warning at the start of a sweep",
@@ -57,9 +56,11 @@ BARE = {
     "sweep/publish.py:mark_killed": "the record stays as it was: a warning",
     "tracking/loggers.py:__init__": "UserError of write_atomically; then test_a_line_that_is_not_taken_is_told",
     "tracking/wandb_client.py:_open": "no copy, a line: tests/tracking/test_wandb.py",
+    "utils/files.py:refuse_bomb": "an archive that is read",
     "utils/files.py:write_atomically": "UserError: test_what_a_library_cannot_write_leaves_the_old_file",
     "utils/locks.py:exclusive": "UserError: test_a_folder_that_cannot_be_made_is_told",
     "utils/locks.py:lock": "UserError: test_a_folder_that_cannot_be_made_is_told",
+    "weights/files.py:write_safetensors": "bytes in memory",
 }
 NAMES = {
     *("write_text", "write_bytes", "mkdir", "makedirs", "touch", "rename", "symlink_to", "hardlink_to", "link", "symlink"),

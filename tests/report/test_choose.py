@@ -1,6 +1,7 @@
 """Which of several records stands in a table, and what the footer says of the others."""
 
 import pytest
+import yaml
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
@@ -28,24 +29,31 @@ def neck(channels):
     return {"neck": {"channels": channels}}
 
 
-def test_of_one_experiment_under_two_names_the_defined_row_stands(runs, put):
+def test_one_experiment_counts_under_each_of_its_names(runs, put):
     for seed in (0, 1):
         put("fpn", seed, fingerprint=f"f{seed}", finished="2026-01-01T00:00:00Z", metrics={"AR100": 0.3})
         put(TWIN, seed, f"twin{seed}", fingerprint=f"f{seed}", finished="2026-01-02T00:00:00Z", metrics={"AR100": 0.3})
     put("c4", metrics={"AR100": 0.2})
     table = table_of(runs)
-    assert values(table) == {("fpn", 0): 30, ("fpn", 1): 30, ("c4", 0): 20}
-    assert TWIN not in [row.row for row in table.rows]
-    assert left_out(table) == [f"row '{TWIN}', seeds 0, 1: the same experiment as row 'fpn'"]
+    assert values(table) == {("fpn", 0): 30, ("fpn", 1): 30, (TWIN, 0): 30, (TWIN, 1): 30, ("c4", 0): 20}
+    assert not left_out(table) and dict(table.footer)["same runs"] == f"fpn = {TWIN}"
+    assert dict(table.footer)["cost"].startswith("3 runs: training 3.5 min")
 
 
-def test_of_two_undefined_names_the_newest_stands_in_all_seeds(runs, put):
-    """Else the seeds of one experiment would be shared out between two rows."""
+def test_a_row_keeps_all_its_seeds_where_one_of_them_has_another_name_too(runs, put):
+    for name, seeds in (("nearest", (0, 1)), ("bilinear", (0, 1)), ("fpn", (0,))):
+        for seed in seeds:
+            put(name, seed, f"{name}{seed}", fingerprint=f"{'f' if name == 'fpn' else name}{seed}".replace("nearest", "f"))
+    assert set(values(table_of(runs))) == {("fpn", 0), *((row, seed) for row in ("nearest", "bilinear") for seed in (0, 1))}
+
+
+def test_names_that_a_definition_puts_into_one_row_are_one_row_with_one_record_a_seed(runs, put, tmp_path):
+    report = {"title": "t", "facts": [], "metrics": [{"key": "AR100"}], "rows": [{"row": ["new", "old"]}]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
     for seed in (0, 1):
-        put("old", seed, f"old{seed}", fingerprint=f"f{seed}", finished="2026-01-02T00:00:00Z")
-    put("new", 0, fingerprint="f0", finished="2026-01-01T00:00:00Z")
-    put("new", 1, fingerprint="f1", finished="2026-01-03T00:00:00Z")
-    table = table_of(runs)
+        put("old", seed, f"old{seed}", table="mine", fingerprint=f"f{seed}", finished="2026-01-02T00:00:00Z")
+        put("new", seed, table="mine", fingerprint=f"f{seed}", finished="2026-01-03T00:00:00Z")
+    table = table_of(runs, experiments=[tmp_path])
     assert set(values(table)) == {("new", 0), ("new", 1)}
     assert left_out(table) == ["row 'old', seeds 0, 1: the same experiment as row 'new'"]
 

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import yaml
+from scipy import stats
 from test_tables import csv_lines, printed
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import plots, tables
 from fpn_ablate.report.formats.grid import grid
+from fpn_ablate.report.html import page
 from fpn_ablate.utils.errors import UserError
 
 PAPER = {"reference": "Table 3", "data": "COCO minival"}
@@ -19,9 +21,10 @@ PAPER = {"reference": "Table 3", "data": "COCO minival"}
 def table_of(runs, tmp_path):
     """`table_of(rows=[...])` -> the table "mine" of what lies in `runs`, by a definition with these keys."""
 
-    def make(**report):
+    def make(seeds_planned=None, **report):
         report = {"title": "t", "facts": [], "metrics": [{"key": "AP"}], "paper": PAPER} | report
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
+        sweep = {"hydra": {"sweeper": {"params": {"seed": seeds_planned}}}} if seeds_planned else {}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report, **sweep}))
         (table,) = collate(load(runs), experiments=[tmp_path])
         return table
 
@@ -230,6 +233,7 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
         ({"rows": [{"row": ["a", "b"]}], "effects": [{"title": "e", "plus": ["a"], "minus": ["b"]}]}, "unknown row 'b'"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["b"], "scale": "2"}]}, "scale: .* found '2'"),
         ({"rows": ABCD, "control": {"row": "x", "seeds": [1]}}, "control: unknown row 'x'"),
+        ({"rows": ABCD, "baseline": "x"}, "baseline: unknown row 'x'"),
     ],
 )
 def test_a_wrong_definition_is_refused_by_file_and_key(ap, table_of, change, message):
@@ -264,3 +268,86 @@ def test_the_footer_says_whose_proposals(ap, put, table_of):
 def test_without_proposals_the_footer_says_nothing(ap, table_of):
     ap("a", 1.0)
     assert not {"proposals", "effects"} & set(dict(table_of().footer))
+
+
+# Differences from the baseline
+def test_every_row_has_its_difference_from_the_baseline_also_one_of_the_users(ap, table_of):
+    ap("fpn", 30.0, 31.0, 33.0)
+    ap("c4", 20.0, 22.0, 23.5)
+    ap("mine", 30.5, 32.5, 34.0)
+    ap("other", 30.0, 31.5, 32.0)
+    table = table_of(rows=[{"row": "c4"}, {"row": "fpn"}])
+    assert [effect.title for effect in table.effects] == ["c4 − fpn", "mine − fpn", "other − fpn"]
+    differences = [[-10, -9, -9.5], [0.5, 1.5, 1], [0, 0.5, -1]]
+    p = [stats.ttest_1samp(values, 0).pvalue for values in differences]
+    order = sorted(range(3), key=lambda k: p[k])
+    steps = [min(1, p[k] * (3 - rank)) for rank, k in enumerate(order)]
+    holm = {k: max(steps[: rank + 1]) for rank, k in enumerate(order)}
+    for k, (effect, values) in enumerate(zip(table.effects, differences, strict=True)):
+        cell = effect.cells["AP"]
+        assert list(cell.values.values()) == pytest.approx(values)
+        assert cell.ours.half_width == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(values))
+        assert effect.p["AP"] == pytest.approx(holm[k])
+    lines = [line for line in grid(table).lines if line.kind == "effect"]
+    assert lines[0].cells == ("c4 − fpn", "3", "-9.5 ± 1.2 (p 0.003)")
+    for kind, text in every_format(table).items():
+        assert "mine" in text and ("p_holm" if kind == "csv" else "0.003") in text, kind
+    text = page.render([table])
+    assert "mine − fpn" in text and "p 0.003" in text
+
+
+def test_the_baseline_can_be_named_and_a_difference_that_the_definition_lists_is_shown_once(ap, table_of):
+    for k, name in enumerate("abcd"):
+        ap(name, 10.0 + k, 11.0 + 2 * k, 12.0 + k)
+    listed = [
+        {"title": "a to b", "plus": ["a"], "minus": ["b"]},
+        {"title": "half", "plus": ["c"], "minus": ["b"], "scale": 0.5},
+    ]
+    assert not table_of(rows=ABCD).effects
+    table = table_of(rows=ABCD, effects=listed, baseline="b")
+    assert [effect.title for effect in table.effects] == ["a to b", "half", "c − b", "d − b"]
+    assert [bool(effect.p) for effect in table.effects] == [True, False, True, True]
+
+
+def test_a_row_without_a_shared_seed_or_with_one_has_no_p_value(ap, put, table_of):
+    ap("fpn", 30.0)
+    ap("a", 31.0)
+    put("b", 5, table="mine", metrics={"AP": 0.3})
+    put("c", 0, table="mine", status="failed", error="x")
+    table = table_of()
+    assert [(e.title, e.seeds, e.p["AP"]) for e in table.effects] == [("a − fpn", (0,), None), ("b − fpn", (), None)]
+    assert "p" not in dict(table.footer)
+
+
+def test_differences_are_tested_at_looks_too(ap, table_of):
+    ap("fpn", 30.0, 31.0, 33.0, 30.0)
+    ap("mine", 30.5, 32.5, 34.0, 50.0)
+    (effect,) = table_of(seeds_planned="0,1,2").effects
+    assert effect.p["AP"] == pytest.approx(1.25 * stats.ttest_1samp([0.5, 1.5, 1.0], 0).pvalue)
+    assert effect.cells["AP"].ours.n == 4
+
+
+# Seeds that are far apart
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((44.1, 60.2, 57.3), "fpn AP 44.1, 57.3, 60.2"),
+        ((60.0, 61.0, 2.0, 59.0), "fpn AP 2.0, 59.0, 60.0, 61.0"),  # one collapsed
+        ((1.0, 3.0, 5.0), None),  # bad throughout
+        ((60.0, 64.9, 62.0), None),
+        ((80.0, 86.0, 84.0), None),  # 6 points, but 7 % of the mean
+        ((44.1,), None),
+    ],
+)
+def test_a_row_whose_seeds_are_far_apart_is_named(ap, table_of, values, text):
+    ap("fpn", *values)
+    footer = dict(table_of(metrics=[{"key": "AP"}, {"key": "AP_s"}]).footer)
+    assert footer.get("seeds far apart") == text
+    assert ("draws of one normal distribution" in footer.get("±", "")) is (len(values) > 1)
+
+
+def test_a_table_that_was_trained_on_its_evaluation_says_so(ap, table_of):
+    ap("a", 30.0, 31.0)
+    assert "training" not in dict(table_of().footer)
+    ap("b", 30.0, images={"count": 4, "digest": "d", "trained_on": True})
+    assert dict(table_of().footer)["training"] == "ON THE IMAGES OF THE EVALUATION (1 of 3 runs): figures are too high"

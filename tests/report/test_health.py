@@ -1,5 +1,8 @@
 """What a cell says of a run that may not stand in a mean."""
 
+import csv
+import io
+
 import pytest
 
 from fpn_ablate.report.collate import health
@@ -7,6 +10,7 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.formats import tables
 from fpn_ablate.report.formats.grid import grid
+from fpn_ablate.report.html import page
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,14 @@ def test_one_word_for_each_fate(status, error, recall, word):
     assert health.state({"status": status, "error": error, "metrics.AR100": recall}) == word
 
 
+def test_an_evaluated_detector_that_finds_nothing_has_its_figures(runs, put):
+    """A number is all that is asked there."""
+    put("c4", config={"mode": "evaluate"}, metrics={"AR100": 0.0031, "AR1k": None})
+    (table,) = collate(load(runs))
+    line = next(line for line in grid(table).lines if line.row and line.row.row == "c4")
+    assert line.metrics[:2] == ("0.3", "n/a") and line.label.endswith(", unhealthy [1]")
+
+
 def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
     put(seed=0, metrics={"AR100": 0.5})
     put(seed=1, metrics={"AR100": 0.002})
@@ -38,8 +50,15 @@ def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
     assert c4.state == "unhealthy"
     made = grid(table)
     line = next(line for line in made.lines if line.label.startswith("(a)"))
-    assert set(line.metrics) == {"unhealthy"}
-    assert "c4, seed 0: unhealthy (AR@100 0.10 %, less than 1 %)" in made.notes
+    assert line.label == "(a) baseline on conv4, unhealthy [1]" and line.metrics[0] == "0.1" and line.facts[-1] == "1"
+    assert "c4, seed 0: unhealthy (AR@100 0.10 %, less than 1 %); its figures enter no comparison" in made.notes
+    for text in (tables.markdown(table), tables.latex(table), page.render([table])):
+        assert "baseline on conv4, unhealthy" in text
+    lines = csv.DictReader(io.StringIO(tables.csv_text(table)))
+    assert [(line["mean"], line["state"]) for line in lines if (line["row"], line["metric"]) == ("c4", "AR100")] == [
+        ("0.1", "unhealthy")
+    ]
+    assert {v.verdict for v in table.verdicts if "c4" in v.claim.minus} == {"not run"} and not table.effects
     assert any("the cells are over 1 of 2 seeds" in note for note in made.notes)
 
 

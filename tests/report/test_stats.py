@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpn_ablate.report.collate.stats import Estimate, control_half_width, estimate, holm, seeds_needed
+from fpn_ablate.report.collate.stats import Estimate, control_half_width, estimate, holm, looks, seeds_needed
 
 
 def simulated(seeds=3, images=200, between=0.004, shared=0.05, own=0.05, mean=0.0, generator=None, replicates=200):
@@ -64,6 +64,8 @@ def test_degrees_of_freedom_are_those_of_the_seeds_where_the_images_add_nothing_
     assert estimate(values, still).df == 2
     moved = {seed: value + np.array([-1.0, 1.0]) for seed, value in values.items()}  # a variance of 2, the same for all seeds
     assert estimate(values, moved).df == pytest.approx(2 * (between + 2) / between)
+    between, pair = 0.25, {seed: values[seed] + np.array([-1.0, 1.0]) for seed in (0, 1)}
+    assert estimate({0: 1.0, 1: 2.0}, pair).df == pytest.approx(math.sqrt((between + 2) / between))
 
 
 def test_replicates_in_which_a_size_does_not_occur_are_left_out():
@@ -123,3 +125,20 @@ def test_no_spread_at_all_decides_without_dividing_by_it():
     found = estimate({0: 2.0, 1: 2.0})
     assert found.half_width == 0 and found.excludes(1.9) and not found.excludes(2.0)
     assert (found.p_above(1.9), found.p_above(2.0), found.p_below(2.1)) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("planned", [1, 2, 3, 5, 2000])
+def test_the_looks_share_5_percent(planned):
+    found = list(looks(planned))
+    assert [look.seeds for look in found] == [max(planned, 2) * 2**k for k in range(len(found))]
+    assert [look.number for look in found] == list(range(1, len(found) + 1))
+    assert found[0].factor == 1.25 and sum(0.05 / look.factor for look in found) < 0.05
+    assert 500 < found[-1].seeds <= 2000
+
+
+def test_a_look_that_is_said_to_be_needed_is_the_first_that_would_tell():
+    values = {seed: 1.0 + 0.8 * (-1) ** seed for seed in range(4)}
+    spread = estimate(values).std
+    needed = seeds_needed(estimate(values), 0.0, planned=4)
+    p = {look.seeds: look.factor * 2 * stats.t.sf(math.sqrt(look.seeds) / spread, look.seeds - 1) for look in looks(4)}
+    assert needed == next(n for n in p if n > 4 and p[n] < 0.05)

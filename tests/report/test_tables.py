@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from records import METRICS
 from rich.console import Console
 
 from fpn_ablate.report.collate.collate import collate
@@ -76,7 +77,7 @@ def test_markdown_parses_back_to_the_numbers(table1):
 
 def test_csv_is_tidy_and_exact(table1):
     lines = csv_lines(table1)
-    assert len(lines) == len(table1.rows) * len(table1.definition.metrics)
+    assert len(lines) == (len(table1.rows) + len(table1.effects)) * len(table1.definition.metrics)
     for line in lines:
         values = [value for key, value in line.items() if key.startswith("seed_") and value is not None]
         assert len(values) == line["n"]
@@ -88,6 +89,8 @@ def test_csv_is_tidy_and_exact(table1):
     fpn = next(line for line in lines if line["row"] == "fpn")
     assert (fpn["anchors"], fpn["lateral"], fpn["letter"]) == (199974, True, "c")
     states = {line["row"]: line["state"] for line in lines}
+    assert [effect.title for effect in table1.effects] == ["c4 − fpn", "bottom_up − fpn", "finest − fpn", "mine − fpn"]
+    assert all((line["p_holm"] is not None) is (line["row"] is None and line["n"] == 3) for line in lines)
     assert states["no_lateral"] == "diverged @ step 12" and states["c5"] == "not run"
     assert states["finest"] == "seed 0 finished, seed 1 finished, seed 2 finished, seed 3 failed"
 
@@ -131,9 +134,9 @@ def test_anchors_are_printed_as_in_the_paper(runs, put):
         put(row)
     (table,) = collate(load(runs))
     lines = grid(table).lines
-    assert [line.facts[1] for line in lines if line.ours] == ["47k", "12k", "200k", "200k", "200k", "750k"]
+    assert [line.facts[1] for line in lines if line.kind == "ours"] == ["47k", "12k", "200k", "200k", "200k", "750k"]
     # Equal to what stands above: not printed twice.
-    assert {line.facts for line in lines if not line.ours} == {("",) * 5}
+    assert {line.facts for line in lines if line.kind == "paper"} == {("",) * 5}
     put("c4", verify={"anchors": 40000, "feature": "C4"})
     (table,) = collate(load(runs))
     assert [line.facts[1] for line in grid(table).lines[:2]] == ["40k", "47k"]
@@ -145,7 +148,7 @@ def test_terminal_cuts_no_figure(table1, width):
     assert "…" not in text
     for line in grid(table1).lines:
         for cell in (*line.facts, *line.metrics, *line.differences):
-            assert cell.replace(" ± ", "±") in text
+            assert cell.replace(" ± ", "±").removeprefix("p ") in text
 
 
 def test_terminal_cuts_neither_figure_nor_title_of_a_wide_table(runs, put):
@@ -163,7 +166,7 @@ def test_terminal_cuts_neither_figure_nor_title_of_a_wide_table(runs, put):
 def test_terminal_fits_100_columns(runs, put):
     for row in ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest"):
         for seed in range(3):
-            put(row, seed)
+            put(row, seed, metrics=dict.fromkeys(METRICS, 0.1 * len(row) + 0.002 * seed * len(row)))
     (table,) = collate(load(runs))
     assert max(map(len, printed(table, 100).splitlines())) <= 100
 

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +13,18 @@ import torchvision
 from networks import load
 from parts import backbone_config
 from torch import nn
+from torchvision.models import detection
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model.backbones.base import MEAN, STD
 from fpn_ablate.model.backbones.torchvision import has_stride_in_1x1, stride_to_1x1
-from fpn_ablate.model.build import build_backbone
+from fpn_ablate.model.build import build_backbone, build_detector
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.weights import loading
 from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.convert import COCO_UNUSED, Options, backbone_part, convert, to_torchvision
 from fpn_ablate.weights.files import Stored, read, write_safetensors
-from fpn_ablate.weights.loading import fit_to_model, open_weights
+from fpn_ablate.weights.loading import backbone_of, fit_to_model, open_weights
 
 JOINT = ("task=faster_rcnn", "task.training=joint", "backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
 PYRAMID = (*JOINT, "neck.channels=256", "task.roi.fc_dim=16")
@@ -201,10 +204,10 @@ def resnet50():
     return {k: torch.rand(shape, generator=generator) for k, shape in corners.items()}
 
 
-def resnet_file(path, state: dict, rename, **entries):
+def resnet_file(path, state: dict, rename, options: Options | None = None, **entries):
     """Write `state` as a pickle with other names; return the backbone that is read from it."""
     path.write_bytes(pickle.dumps({**entries, "model": {n: v.numpy() for k, v in state.items() if (n := rename(k))}}, 2))
-    weights = convert(read(path))
+    weights = convert(read(path), options)
     assert not weights.unknown
     return backbone_part(weights.tensors)
 
@@ -245,7 +248,8 @@ def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
     torch.testing.assert_close(rgb.pop(stem), plain[stem])
     assert same(rgb, {k: v for k, v in plain.items() if k != stem})
     flipped = (plain[stem].flip(1) * 255 * torch.tensor(STD)[:, None, None]).float()
-    torch.testing.assert_close(resnet_file(tmp_path / "msra.pkl", resnet50, to_detectron2)[stem], flipped)
+    msra = resnet_file(tmp_path / "msra.pkl", resnet50, to_detectron2, Options(pixel_std=(1.0, 1.0, 1.0)))
+    torch.testing.assert_close(msra[stem], flipped)
     # Caffe2's have no statistics: the batch norm is weight * x + bias.
     caffe2 = resnet_file(tmp_path / "caffe2.pkl", resnet50, to_caffe2)
     assert caffe2.keys() == plain.keys()
@@ -256,7 +260,54 @@ def test_backbones_alone_of_detectron2_and_caffe2(resnet50, tmp_path):
     torch.testing.assert_close(normed, x * norm["weight"][:, None, None] + norm["bias"][:, None, None])
 
 
+@pytest.mark.parametrize("author", ["MOCO", None])
+def test_colours_that_a_pickle_does_not_say_are_asked_for(resnet50, tmp_path, author):
+    path, entries = tmp_path / "moco.pkl", {"__author__": author} if author else {}
+    words = (
+        f"a ResNet for detectron2{' by MOCO' if author else ''}, which does not say its colours and strides; run .*--pixel-std"
+    )
+    for options in (None, Options(rgb=True)):
+        with pytest.raises(UserError, match=words):
+            resnet_file(path, resnet50, to_detectron2, options, **entries)
+    options = Options(rgb=True, pixel_std=(58.395, 57.12, 57.375))  # as MoCo's configuration says
+    imported = resnet_file(path, resnet50, to_detectron2, options, **entries)
+    torch.testing.assert_close(imported["stages.stem.0.weight"], resnet50["conv1.weight"])
+    assert convert(read(path), options).facts["stride_in_1x1"] == "false"
+
+
+def test_the_colours_that_a_backbone_is_read_with_are_printed(ours, backbone, tmp_path, capsys):
+    detectron2_file(ours(3, "backbone=resnet18", *PYRAMID), tmp_path / "model.pkl", (1.0, 1.0, 1.0), "backbone.bottom_up.")
+    backbone("resnet18", tmp_path / "model.pkl")
+    printed = capsys.readouterr().err
+    assert "model.pkl: colours: BGR, divided by 1, 1, 1" in printed and "align_v2" not in printed
+
+
 # ------------------------------------------------------------------------------------------------------------------- strides
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.body."])
+def test_a_file_of_torchvision_has_its_strides_in_the_3x3(resnet50, tmp_path, prefix):
+    stored = Stored(tmp_path / "r50.pth", {f"{prefix}{name}": value for name, value in resnet50.items()})
+    expected = backbone_part(convert(stored).tensors)
+    assert same(backbone_of(stored, "resnet50", expected), expected)
+    with pytest.raises(UserError, match=r"r50.pth was trained with its strides elsewhere: set backbone.stride_in_1x1=false"):
+        backbone_of(stored, "resnet50", expected, stride_in_1x1=True)
+    # Ours, without its run's configuration, does not say it: the user does.
+    own = Stored(tmp_path / "own.pt", {f"backbone.{name}": value for name, value in expected.items()})
+    for stride_in_1x1 in (False, True):
+        assert same(backbone_of(own, "resnet50", expected, stride_in_1x1), expected)
+
+
+@pytest.mark.parametrize("caffe", [False, True])
+def test_a_detector_of_torchvision_with_other_strides_gives_a_warning(config, monkeypatch, caffe):
+    with torch.device("meta"):
+        state = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
+        overrides = ("backbone=resnet50", *JOINT, "neck.channels=256", "task.roi.fc_dim=1024", *[CAFFE] * caffe)
+        model = build_detector(config(*overrides), num_classes=3)
+    monkeypatch.setattr(loading, "read", lambda path: Stored(path, state))
+    notes = fit_to_model(model, Path("tv.pth")).notes
+    warning = "WARNING: it was trained with backbone.stride_in_1x1=false, but this network has true"
+    assert [note for note in notes if "WARNING" in note] == [warning] * caffe
 
 
 def by_hand(block: nn.Module, x: torch.Tensor, stride: int) -> torch.Tensor:
@@ -445,12 +496,51 @@ def test_backbone_weights_takes_the_backbone_of_a_detector(backbone, torchvision
         backbone("resnet34", tmp_path / "c4.pt")
 
 
-def test_a_deeper_resnet_is_not_taken_for_a_shallower_one(backbone, tmp_path):
+def test_a_deeper_resnet_is_not_taken_for_a_shallower_one():
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in torchvision.models.resnet101(weights=None).state_dict().items()}
-    torch.save({k: torch.zeros(()).expand(s) for k, s in shapes.items()}, tmp_path / "deep.pth")
+        deep, expected = torchvision.models.resnet101(weights=None), build_backbone(backbone_config("resnet50"))
     with pytest.raises(UserError, match=r"does not fit backbone=resnet50: 255 tensors are unexpected"):
-        backbone("resnet50", tmp_path / "deep.pth")
+        backbone_of(Stored(Path("deep.pth"), deep.state_dict()), "resnet50", expected.state_dict())
+
+
+TIMM = "which is not read; set backbone=timm/NAME"
+OTHER_NETWORKS = {
+    "fasterrcnn_resnet50_fpn_v2": "a detector of torchvision's second version .*, with batch norms in its FPN, which",
+    "fasterrcnn_mobilenet_v3_large_fpn": "a detector of torchvision on another backbone than a ResNet, which is not read",
+    "retinanet_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
+    "fcos_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
+    "ssdlite320_mobilenet_v3_large": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
+    "convnext_tiny": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
+    "efficientnet_b0": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
+    "resnext50_32x4d": rf"a ResNeXt \(its convolutions have 32 groups\), {TIMM}",
+    "wide_resnet50_2": f"a wide ResNet, {TIMM}",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_the_first_words_about_a_network_that_is_not_read_say_what_it_is(monkeypatch, name):
+    with torch.device("meta"):
+        kind = detection if hasattr(detection, name) else torchvision.models
+        state = getattr(kind, name)(weights=None, **({"weights_backbone": None} if kind is detection else {})).state_dict()
+        expected = build_backbone(backbone_config("resnet50")).state_dict()
+    monkeypatch.setattr(loading, "read", lambda path: Stored(path, state))
+    with pytest.raises(UserError, match=f"^net.pth: {OTHER_NETWORKS[name]}"):
+        open_weights(Path("net.pth"))
+    if "resnet50_fpn" in name:  # its backbone is one that is read
+        backbone_of(Stored(Path("net.pth"), state), "resnet50", expected)
+    elif kind is not detection:
+        with pytest.raises(UserError, match=f"^net.pth: {OTHER_NETWORKS[name]}"):
+            backbone_of(Stored(Path("net.pth"), state), "resnet50", expected)
+
+
+@pytest.mark.parametrize("rename", [to_detectron2, to_caffe2])
+def test_a_resnext_of_detectron2_is_refused_by_name(monkeypatch, rename):
+    with torch.device("meta"):
+        state = torchvision.models.resnext50_32x4d(weights=None).state_dict()
+    renamed = {new: value for name, value in state.items() if not name.endswith("tracked") and (new := rename(name))}
+    monkeypatch.setattr(loading, "read", lambda path: Stored(path, renamed))
+    with pytest.raises(UserError, match=rf"^X-101.pkl: a ResNeXt .*{TIMM}"):
+        open_weights(Path("X-101.pkl"), Options(pixel_std=(57.375, 57.12, 58.395)))
 
 
 def test_half_precision_is_loaded_as_single(ours, torchvision_file):

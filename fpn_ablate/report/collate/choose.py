@@ -1,7 +1,7 @@
 """Choose the records of a table: one setting, one configuration a row, one record a seed. Name what is left out."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from fpn_ablate.config.factors import under
@@ -69,18 +69,21 @@ def select_code(records: list[Record]) -> tuple[list[Record], list[str]]:
     return selected, _left_out_lines(left_out)
 
 
-def select_records(records: list[Record], defined: Collection[str]) -> tuple[list[Record], list[str]]:
+def select_records(records: list[Record], defined: Mapping[str, str]) -> tuple[list[Record], list[str]]:
     """Select the records of one setting to show, and return them with a line on each kind of record left out.
 
-    A row consists of its newest finished record and the records with the same factors. If one experiment has several names,
-    the one in `defined` is kept, else the newest.
+    A row consists of its newest finished record and the records with the same factors. One experiment counts under each of
+    its names. Names of one row of the definition are one: the newest is kept.
+
+    Args:
+        defined: {name: first name of the row} of the definition.
     """
     rows: dict[str, list[Record]] = {}
     for record in records:
         rows.setdefault(record["row"], []).append(record)
     left_out: dict[tuple[str, str], set[int]] = {}
-    selected: dict[str, Record] = {}
-    for row in sorted(rows, key=lambda row: (row in defined, max(map(_age, rows[row])), row), reverse=True):
+    selected: dict[tuple[str, str], Record] = {}
+    for row in sorted(rows, key=lambda row: (max(map(_age, rows[row])), row), reverse=True):
         newest, *_ = ordered = sorted(rows[row], key=_age, reverse=True)
         current: dict[int, Record] = {}
         for record in ordered:
@@ -91,7 +94,7 @@ def select_records(records: list[Record], defined: Collection[str]) -> tuple[lis
                 text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
                 left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
         for record in current.values():
-            first = selected.setdefault(record["fingerprint"], record)
+            first = selected.setdefault((defined.get(row, row), record["fingerprint"]), record)
             if first is not record:
                 seed = "" if first["seed"] == record["seed"] else f", seed {first['seed']}"
                 left_out.setdefault((row, f"the same experiment as row '{first['row']}'{seed}"), set()).add(record["seed"])

@@ -1,6 +1,7 @@
 """Judge the claims about a table's rows. The claims are data: experiments/claims.yaml."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fpn_ablate.report.collate.cells import Contrast
@@ -13,6 +14,7 @@ from fpn_ablate.utils.paths import CLAIMS
 
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
+ONE_SEED = "one seed says nothing of seeds"
 ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
 
 
@@ -43,36 +45,47 @@ def load_claims(folders: Iterable[Path]) -> list[Claim]:
 def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...]:
     """Return a verdict on each claim of this table."""
     claims = [claim for claim in claims if claim.table == comparison.definition.table]
-    to_test: dict[int, tuple[Contrast, tuple[float, float]]] = {}
+    planned = len(comparison.definition.seeds)
+    to_test: dict[int, tuple[Verdict, tuple[float, float]]] = {}
     verdicts: dict[int, Verdict] = {}
     for k, claim in enumerate(claims):
         missing = comparison.missing((*claim.plus, *claim.minus), [name for name in (claim.metric, claim.less) if name])
-        contrast = None if missing else comparison.contrast(claim.metric, claim.plus, claim.minus, less=claim.less)
-        if contrast is None or not contrast.ours.n:
-            verdicts[k] = Verdict(claim, "not run", reason=f"the table has no {missing}" if missing else None)
+        if missing:
+            verdicts[k] = Verdict(claim, "not run", reason=f"the table has no {missing}")
+            continue
+        contrast, look = comparison.at_look(claim.metric, claim.plus, claim.minus, claim.less)
+        available = len(comparison.seeds([*claim.plus, *claim.minus]))
+        verdict = Verdict(claim, "inconclusive", contrast, 1.0, look=look, available=available)
+        if not contrast.ours.n:
+            verdicts[k] = Verdict(claim, "not run")
+        elif look is None:  # counts in the family, or the claims that are complete first would be corrected for fewer
+            reason = f"{contrast.ours.n} of {planned} planned seeds" if planned > 1 else ONE_SEED
+            to_test[k] = replace(verdict, reason=reason), (1.0, 1.0)
         elif reason := _reason_not_to_judge(claim, contrast, comparison):
-            verdicts[k] = Verdict(claim, "inconclusive", contrast, 1.0, reason=reason)
+            verdicts[k] = replace(verdict, reason=reason)
         else:
             ours = contrast.ours  # a bound that a claim does not have is infinite, and decides nothing
             p_true = max(ours.p_above(claim.above), ours.p_below(claim.below))
             p_false = min(ours.p_below(claim.above), ours.p_above(claim.below))
-            to_test[k] = contrast, (p_true, p_false)
-    two_sided = {k: min(1.0, 2 * min(sides)) for k, (_, sides) in to_test.items()}
+            to_test[k] = verdict, (p_true, p_false)
+    two_sided = {k: min(1.0, 2 * min(sides) * (v.look.factor if v.look else 1.0)) for k, (v, sides) in to_test.items()}
     adjusted = dict(zip(two_sided, holm(list(two_sided.values())), strict=True))
-    for k, (contrast, (p_true, p_false)) in to_test.items():
+    for k, (verdict, (p_true, p_false)) in to_test.items():
+        verdicts[k] = replace(verdict, p=adjusted[k])
         if adjusted[k] < 1 - LEVEL:
-            verdicts[k] = Verdict(claims[k], "supported" if p_true < p_false else "contradicted", contrast, adjusted[k])
-        else:
-            nearest = min(claims[k].bounds, key=lambda bound: abs(contrast.ours.mean - bound))
-            needed = seeds_needed(contrast.ours, nearest, len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k])
-            verdicts[k] = Verdict(claims[k], "inconclusive", contrast, adjusted[k], needed)
+            verdicts[k] = replace(verdicts[k], verdict="supported" if p_true < p_false else "contradicted")
+        elif not verdict.reason:
+            ours = verdict.contrast.ours
+            nearest = min(claims[k].bounds, key=lambda bound: abs(ours.mean - bound))
+            family = len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k]
+            verdicts[k] = replace(verdicts[k], seeds_needed=seeds_needed(ours, nearest, family, planned))
     return tuple(verdicts[k] for k in range(len(claims)))
 
 
 def _reason_not_to_judge(claim: Claim, contrast: Contrast, comparison: Comparison) -> str | None:
     """Return why a difference may not be judged, whatever its interval; None if it may."""
     if contrast.ours.n < 2:
-        return "one seed says nothing of seeds"
+        return ONE_SEED
     if contrast.lacks_replicates:
         return "resampled.npz of a run is missing (python -m fpn_ablate artifacts RUNS makes it)"
     means = [comparison.rows[name].cells[claim.metric].ours.mean for name in (*claim.plus, *claim.minus)]

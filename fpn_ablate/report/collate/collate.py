@@ -15,10 +15,12 @@ from fpn_ablate.report.collate.cells import Cell, Contrast
 from fpn_ablate.report.collate.claims import judge, load_claims
 from fpn_ablate.report.collate.compare import Comparison
 from fpn_ablate.report.collate.definition import Definition, Effect, Metric, RowSpec, find_definition
+from fpn_ablate.report.collate.stats import holm
 from fpn_ablate.report.collate.table import Claim, EffectRow, Key, Record, Row, Table, file_name
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
+BASELINE = "fpn"
 Replicates = Mapping[str, Mapping[str, np.ndarray]]  # {fingerprint: {metric: (B,) fractions}}
 
 
@@ -48,7 +50,8 @@ def collate(
     chosen = [key for key in sorted(groups) if only is None or key in only]
     names = [file_name(key) for key in chosen]
     tables: list[Table] = []
-    folders, claims = list(experiments), []
+    # Each folder once, or its claims would be judged twice and corrected for twice as many.
+    folders, claims = list(dict.fromkeys(folder.resolve() for folder in experiments)), []
     with _collected(errors):
         claims = load_claims(folders)
     for key, name in zip(chosen, names, strict=True):
@@ -83,7 +86,7 @@ def _table(
     unfair = allow_unfair and bool(others)
     records, other_code = (records, []) if unfair else choose.select_code(of_setting)
     definition = find_definition(key[0], _metrics(records if unfair else of_setting), experiments)
-    records, left_out = choose.select_records(records, {name for spec in definition.rows for name in spec.names})
+    records, left_out = choose.select_records(records, {name: spec.names[0] for spec in definition.rows for name in spec.names})
     records, control_records = _split_off_control(definition, records)
     replicates = _on_common_draws(attrs.get("replicates", {}), [*records, *control_records])
     make_row = partial(_row, definition=definition, replicates=replicates, folders=attrs.get("folders", {}))
@@ -93,13 +96,16 @@ def _table(
     if control_records:
         label = f"{defined[definition.control.row].label} again, other seeds (A/A control)"
         control = make_row(RowSpec(names=(definition.control.row,), label=label), control_records[-1]["row"], control_records)
-    comparison = Comparison(definition, defined, control)
-    all_rows = Comparison(definition, {row.row: row for row in rows if not row.published_only})
-    effects = tuple(_effect_row(effect, comparison) for effect in definition.effects)
+    own = {row.row: row for row in rows[len(definition.rows) :]}
+    comparison = Comparison(definition, defined | own, control)
+    effects = _effects(comparison, unfair)
     verdicts = () if unfair else judge(claims, comparison)
     contrasts = [v.contrast for v in verdicts if v.contrast]
-    contrasts += [cell for effect in effects for cell in effect.cells.values()]
+    contrasts += [cell for effect in effects if not effect.row for cell in effect.cells.values()]
     notes = footer.comparison_lines(definition, contrasts, control, comparison.noise())
+    tested = any(p is not None for effect in effects for p in effect.p.values())
+    how = (footer.EFFECTS if effects else "") + (footer.DIFFERENCES if tested else "")
+    notes += footer.looks_lines(definition, tested or any(v.look and not v.reason for v in verdicts))
     table, recipe, data = key
     unreadable = _unreadable_of(table, attrs.get("unreadable", []))
     return Table(
@@ -111,10 +117,12 @@ def _table(
         definition=definition,
         rows=rows,
         effects=effects,
-        footer=tuple(footer.lines(definition, rows, of_setting, others, [*other_code, *left_out], unreadable, notes, unfair)),
+        footer=tuple(
+            footer.lines(definition, rows, of_setting, others, [*other_code, *left_out], unreadable, notes, unfair, how)
+        ),
         verdicts=verdicts,
         control=control,
-        best=frozenset() if unfair else all_rows.best(),
+        best=frozenset() if unfair else comparison.best(),
         unfair=unfair,
     )
 
@@ -180,13 +188,14 @@ def _row(
     folders: Mapping[tuple[str, str], Path],
 ) -> Row:
     healthy = [record for record in records if health.state(record) == "finished"]
+    shown = healthy or [record for record in records if health.state(record) == "unhealthy"]
     return Row(
         row=name,
         label=spec.label,
         letter=spec.letter,
         facts={fact.key: _fact_value(fact.source, records, spec.published.get(fact.key)) for fact in definition.facts},
         published=spec.published,
-        cells={metric.key: _cell(metric, healthy, spec, replicates) for metric in definition.metrics},
+        cells={metric.key: _cell(metric, shown, spec, replicates) for metric in definition.metrics},
         states={record["seed"]: health.state(record) for record in records},
         errors={record["seed"]: reason for record in records if (reason := health.reason(record))},
         folders={r["seed"]: folders[place] for r in records if (place := (r["table"], r["fingerprint"])) in folders},
@@ -195,13 +204,34 @@ def _row(
     )
 
 
-def _effect_row(effect: Effect, comparison: Comparison) -> EffectRow:
+def _effects(comparison: Comparison, unfair: bool) -> tuple[EffectRow, ...]:
+    """Return the definition's effects, and the difference of each row from the baseline where none of them is that."""
+    definition, rows = comparison.definition, comparison.rows
+    effects, differences = dict.fromkeys(definition.effects), []
+    baseline = definition.baseline or BASELINE
+    compared = [name for name in rows if name != baseline and rows[name].seeds]
+    for name in compared if baseline in rows and rows[baseline].seeds and not unfair else ():
+        pair = Effect(title=f"{rows[name].row} − {rows[baseline].row}", plus=(name,), minus=(baseline,))
+        listed = (e for e in definition.effects if {e.plus, e.minus} == {pair.plus, pair.minus} and abs(e.scale) == 1)
+        differences.append(next(listed, pair))
+        effects.setdefault(differences[-1], name)
+    p_values: dict[Effect, dict[str, float | None]] = {effect: {} for effect in differences}
+    for metric in definition.metrics if differences else ():
+        if metric.source is None:
+            found = [comparison.p_value(metric.key, effect.plus, effect.minus) for effect in differences]
+            adjusted = holm([1.0 if p is None else p for p in found])
+            for effect, p, corrected in zip(differences, found, adjusted, strict=True):
+                p_values[effect][metric.key] = None if p is None else corrected
+    return tuple(_effect_row(effect, comparison, row, p_values.get(effect, {})) for effect, row in effects.items())
+
+
+def _effect_row(effect: Effect, comparison: Comparison, row: str | None, p: dict[str, float | None]) -> EffectRow:
     cells = {
         # Of a cost there is no effect: times differ from run to run.
         metric.key: Contrast({}) if metric.source else comparison.contrast(metric.key, effect.plus, effect.minus, effect.scale)
         for metric in comparison.definition.metrics
     }
-    return EffectRow(effect.title, tuple(comparison.seeds([*effect.plus, *effect.minus])), cells)
+    return EffectRow(effect.title, tuple(comparison.seeds([*effect.plus, *effect.minus])), cells, row, p)
 
 
 def _fact_value(source: str, records: list[Record], published: Any) -> Any:
@@ -220,9 +250,9 @@ def _lookup(record: Record, source: str) -> Any:
     return " + ".join(f"{value:.1f}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _cell(metric: Metric, finished: list[Record], spec: RowSpec, replicates: Replicates) -> Cell:
+def _cell(metric: Metric, records: list[Record], spec: RowSpec, replicates: Replicates) -> Cell:
     values, resampled = {}, {}
-    for record in finished:
+    for record in records:
         value = record.get(metric.source or f"metrics.{metric.key}")
         values[record["seed"]] = value * metric.scale if type(value) in (int, float) else None
         fractions = None if metric.source else replicates.get(record["fingerprint"], {}).get(metric.key)

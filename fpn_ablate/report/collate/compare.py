@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from fpn_ablate.report.collate.cells import Cell, Contrast, contrast, subtract_metric
 from fpn_ablate.report.collate.definition import Definition
-from fpn_ablate.report.collate.stats import control_half_width
+from fpn_ablate.report.collate.records import time_of
+from fpn_ablate.report.collate.stats import Look, control_half_width, looks
 from fpn_ablate.report.collate.table import Row
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows that a definition lists, keyed by their first name, and the row trained again with control seeds (A/A)."""
+    """A table's rows, keyed by the first of the names that a definition gives them, and the A/A control."""
 
     definition: Definition
     rows: Mapping[str, Row]
@@ -39,16 +40,54 @@ class Comparison:
         return sorted(set.intersection(*(set(self.rows[name].seeds) for name in names)))
 
     def contrast(
-        self, metric: str, plus: Sequence[str], minus: Sequence[str], scale: float = 1.0, less: str | None = None
+        self,
+        metric: str,
+        plus: Sequence[str],
+        minus: Sequence[str],
+        scale: float = 1.0,
+        less: str | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Contrast:
-        """Compute a difference of rows in one metric, minus their difference in the metric `less` if there is one."""
+        """Compute a difference of rows in one metric, minus their difference in the metric `less` if there is one.
+
+        `seeds`: over these alone; by default over all that the rows share.
+        """
         sides = ([self._cell(self.rows[name], metric, less) for name in side] for side in (plus, minus))
-        difference = contrast(*sides, self.seeds([*plus, *minus]), scale)
+        difference = contrast(*sides, self.seeds([*plus, *minus]) if seeds is None else seeds, scale)
         n = difference.ours.n
         unit = self._control_half_width(metric, less) if n else None
         noise = None if unit is None else unit * math.sqrt(difference.squared_weights / n)
         lacks_replicates = bool(n) and difference.ours.image_variance is None and self._has_replicates
         return replace(difference, noise=noise, lacks_replicates=lacks_replicates)
+
+    def at_look(
+        self, metric: str, plus: Sequence[str], minus: Sequence[str], less: str | None = None
+    ) -> tuple[Contrast, Look | None]:
+        """Compute a difference over the seeds of the last look (`stats.looks`), and return it with that look.
+
+        Planned seeds count first, then the others in the order in which the last of these rows was started. With fewer seeds
+        than planned there is no look yet, and the difference is of all. Without a plan all seeds are the one look.
+        """
+        whole, planned = self.contrast(metric, plus, minus, less=less), self.definition.seeds
+        if not planned:
+            return whole, Look(1, whole.ours.n, 1.0)
+        started = [{r["seed"]: time_of(r.get("started")) for r in self.rows[name].finished} for name in (*plus, *minus)]
+        order = sorted(
+            (seed for seed, value in whole.values.items() if value is not None),
+            key=lambda seed: (seed not in planned, max(times[seed] for times in started), seed),
+        )
+        complete = [look for look in looks(len(planned)) if look.seeds <= len(order)]
+        if not complete:
+            return whole, None
+        return self.contrast(metric, plus, minus, less=less, seeds=sorted(order[: complete[-1].seeds])), complete[-1]
+
+    def p_value(self, metric: str, plus: Sequence[str], minus: Sequence[str]) -> float | None:
+        """Return the two-sided p-value of a difference at its last look; None if it cannot be judged."""
+        difference, look = self.at_look(metric, plus, minus)
+        ours = difference.ours
+        if look is None or ours.n < 2 or difference.lacks_replicates:
+            return None
+        return min(1.0, 2 * look.factor * min(ours.p_above(0.0), ours.p_below(0.0)))
 
     def noise(self) -> dict[str, float]:
         """Return {metric: how far two equal rows may differ by chance}, with as many seeds as the control's row has."""
@@ -76,7 +115,7 @@ class Comparison:
     def _halves(self) -> list[Row]:
         """Return the control's row with its own seeds and with the control's; none if it stands under another of its names."""
         first = self.rows.get(self.definition.control.row) if self.control else None
-        return [first, self.control] if first and first.row == self.control.row else []
+        return [first, self.control] if first and first.row == self.control.row and first.seeds and self.control.seeds else []
 
     def _control_half_width(self, metric: str, less: str | None = None) -> float | None:
         cells = [self._cell(row, metric, less) for row in self._halves]

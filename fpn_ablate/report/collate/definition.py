@@ -145,6 +145,7 @@ class Definition(Entry):
     effects: tuple[Effect, ...] = ()
     notes: tuple[Text, ...] = ()
     control: Control | None = None
+    baseline: Text | None = None  # the row from which the others' differences are taken; `fpn` where there is one
 
     @model_validator(mode="after")
     def _rows_and_columns_exist(self) -> Self:
@@ -168,7 +169,8 @@ class Definition(Entry):
     def _effects_and_control_name_rows(self) -> Self:
         own = sorted(row.names[0] for row in self.rows if not row.published_only)
         named = [(f"effects[{k}]", name) for k, effect in enumerate(self.effects) for name in (*effect.plus, *effect.minus)]
-        for where, name in [*named, *([("control", self.control.row)] if self.control else [])]:
+        named += [("control", self.control.row)] if self.control else []
+        for where, name in [*named, *([("baseline", self.baseline)] if self.baseline else [])]:
             if name not in own:
                 raise ValueError(f"{where}: unknown row '{name}'; choose by their first name: {', '.join(own)}")
         if both := set(self.control.seeds if self.control else ()) & set(self.seeds):
@@ -260,4 +262,4 @@ def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
     for key in ("hydra", "sweeper", "params", "seed"):
         node = node.get(key) if isinstance(node, dict) else None
     parts = str("" if node is None else node).split(",")
-    return tuple(int(part) for part in parts) if all(part.strip().isdecimal() for part in parts) else ()
+    return tuple(dict.fromkeys(map(int, parts))) if all(part.strip().isdecimal() for part in parts) else ()

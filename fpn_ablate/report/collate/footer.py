@@ -1,14 +1,19 @@
 """Write a table's footer: data, images, evaluator, recipe, machine, code, and what was left out."""
 
 from collections.abc import Callable, Iterable, Mapping
-from statistics import median
+from itertools import islice
+from statistics import fmean, median
 
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.choose import describe_differences
-from fpn_ablate.report.collate.definition import Definition
+from fpn_ablate.report.collate.definition import SIZES, Definition
+from fpn_ablate.report.collate.stats import looks
 from fpn_ablate.report.collate.table import GENERATED, Record, Row
 
+FAR_POINTS, FAR_SHARE = 5.0, 0.1  # seeds of a row are far apart if their range exceeds both, in points and of the mean
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
+DIFFERENCES = "; p: of a difference from the baseline, two-sided, with Holm's correction over the rows"
+NORMAL = "; seeds are taken for draws of one normal distribution, which a row that sometimes collapses is not"
 
 
 def lines(
@@ -20,6 +25,7 @@ def lines(
     unreadable: list[str],
     comparison: Iterable[tuple[str, str]] = (),
     unfair: bool = False,
+    effects: str = "",
 ) -> list[tuple[str, str]]:
     """Return pairs (label, text): first what was measured and how, then what is missing.
 
@@ -28,6 +34,7 @@ def lines(
         others: the records of other settings, one list each.
         comparison: lines on the comparison of rows (`comparison_lines`).
         unfair: the rows include `others`.
+        effects: how the table's effects were computed.
     """
     finished = [record for record in records if record["status"] == "finished"] or records
     first, paper = records[0], definition.paper
@@ -40,15 +47,18 @@ def lines(
         ("evaluator", _tally(finished, lambda r: r.get("environment.evaluator"))),
         ("recipe", first["recipe"]),
         ("backbone", _tally(finished, _backbone)),
+        ("training", _trained_on(finished)),
         ("seeds", _seeds(definition, rows)),
+        ("same runs", _same_runs(rows)),
         ("±", _interval(definition, rows)),
+        ("seeds far apart", _far_apart(definition, rows)),
         *comparison,
         ("device", _tally(finished, _device)),
         ("code", _tally(finished, _code)),
         ("user's parts", _user_parts(finished)),
         ("proposals", _proposals(finished)),
         ("cost", _cost(finished)),
-        ("effects", EFFECTS if definition.effects else ""),
+        ("effects", effects),
         *(("note", note) for note in definition.notes),
         ("published", ". ".join(filter(None, (paper.reference, paper.settings))) if paper else ""),
         *(("left out", text) for text in left_out),
@@ -182,6 +192,17 @@ def comparison_lines(
     return lines
 
 
+def looks_lines(definition: Definition, tested: bool) -> list[tuple[str, str]]:
+    """Return a line on when differences are tested."""
+    if not tested:
+        return []
+    if not definition.seeds:
+        return [("p", "the definition plans no seeds: p-values hold only if nobody adds seeds after a look at them")]
+    first, second, third = (look.seeds for look in islice(looks(len(definition.seeds)), 3))
+    text = f"tested with the first {first} seeds, again with {second}, with {third} and so on"
+    return [("p", f"{text}; of the 5 % of false verdicts the first test has 4, all further ones together 1")]
+
+
 def _interval(definition: Definition, rows: Iterable[Row]) -> str:
     """Say whether the cells' intervals are over seeds, images or both."""
     keys = [metric.key for metric in definition.metrics if metric.source is None]
@@ -190,13 +211,47 @@ def _interval(definition: Definition, rows: Iterable[Row]) -> str:
     texts = {(True, True): "seeds and images", (True, False): "seeds alone", (False, True): "images alone (one seed)"}
     if not kinds:
         return ""
-    return f"half of the 95 % interval, over {', or '.join(texts[kind] for kind in sorted(kinds, reverse=True))}"
+    text = f"half of the 95 % interval, over {', or '.join(texts[kind] for kind in sorted(kinds, reverse=True))}"
+    return text + (NORMAL if any(over_seeds for over_seeds, _ in kinds) else "")
+
+
+def _far_apart(definition: Definition, rows: Iterable[Row]) -> str:
+    """Name the rows whose seeds are far apart, each with the metric over all sizes in which they are farthest.
+
+    Columns of one size vary more, since they have fewer objects.
+    """
+    metrics = [m for m in definition.metrics if m.source is None and m.key.rpartition("_")[2] not in SIZES]
+    texts = []
+    for row in rows:
+        wide = []
+        for metric in metrics:
+            values = sorted(value for value in row.cells[metric.key].values.values() if value is not None)
+            width = values[-1] - values[0] if values else 0.0
+            if width > FAR_POINTS and width > FAR_SHARE * fmean(values):
+                wide.append((width, f"{row.row} {metric.title} {', '.join(f'{value:.{metric.digits}f}' for value in values)}"))
+        texts += [max(wide)[1]] if wide else []
+    return "; ".join(texts)
+
+
+def _same_runs(rows: Iterable[Row]) -> str:
+    """Name the rows that share runs: one experiment may have several names."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        for record in row.records:
+            names.setdefault(record["fingerprint"], []).append(row.row)
+    return "; ".join(sorted({" = ".join(sorted(shared)) for shared in names.values() if len(set(shared)) > 1}))
+
+
+def _trained_on(records: list[Record]) -> str:
+    shared = sum(bool(record.get("images.trained_on")) for record in records)
+    return f"ON THE IMAGES OF THE EVALUATION ({shared} of {len(records)} runs): figures are too high" if shared else ""
 
 
 def _cost(records: list[Record]) -> str:
     def seconds(key: str) -> list[float]:
         return [value for record in records if type(value := record.get(f"cost.{key}")) in (int, float)]
 
+    records = list({record["fingerprint"]: record for record in records}.values())  # one run may have several names
     train, evaluate, pretrain = seconds("train_s"), [*seconds("eval_s"), *seconds("proposals_s")], seconds("pretrain_s")
     if not train:
         return ""

@@ -10,14 +10,15 @@ S seeds, B replicates.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.95
 MAX_SEEDS = 1000
+MAX_SCORE = 37.0  # normal score of the smallest p-value, 1e-300
+FIRST_LOOK = 0.8  # the first look's share of the 5 %; the k-th further look has 1/2^k of the rest
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,18 @@ class Estimate:
         return self._p(bound - self.mean) if self.n > 1 else 1.0
 
     def _p(self, distance: float) -> float:
-        """Return the probability that Student's t exceeds `distance` in standard errors."""
-        from scipy.special import stdtr
+        """Return the probability of a mean that is `distance` above a true 0, or more (`_test_width`)."""
+        from scipy.special import ndtr
 
-        return float(stdtr(self.df, -distance / self.standard_error)) if self.standard_error else float(distance <= 0)
+        if not self.standard_error or math.isinf(distance):
+            return float(distance <= 0)
+        seeds, images = self.seed_variance or 0.0, self.image_variance or 0.0
+        low, high = 0.0, MAX_SCORE
+        for _ in range(50):
+            middle = (low + high) / 2
+            reached = _test_width(float(ndtr(-middle)), self.n, seeds, images) < abs(distance)
+            low, high = (middle, high) if reached else (low, middle)
+        return float(ndtr(-low if distance > 0 else low))
 
 
 def estimate(values: Mapping[int, float | None], resampled: Mapping[int, np.ndarray] | None = None) -> Estimate:
@@ -101,9 +110,10 @@ def _degrees_of_freedom(n: int, between: float, variance: float) -> float:
 
     The Welch-Satterthwaite formula has the square of the ratio. With few seeds that is too large whenever they happen to
     agree: with three seeds and little variance from the images, 95 % intervals cover 92 %. Without the square they cover 94
-    to 96 % (both by simulation).
+    to 96 %. Two seeds agree by chance more often still: they cover 92 % with the ratio, and at least 95 % with its square root
+    (all by simulation).
     """
-    return (n - 1) * variance / between if between else math.inf
+    return (n - 1) * (variance / between) ** (0.5 if n == 2 else 1.0) if between else math.inf
 
 
 def _image_variance(replicates: Sequence[np.ndarray]) -> float | None:
@@ -131,10 +141,33 @@ def _image_variance(replicates: Sequence[np.ndarray]) -> float | None:
     return max(shared - interaction / len(table), 0.0)
 
 
-def seeds_needed(current: Estimate, bound: float, family: float = 1.0) -> int | None:
+@dataclass(frozen=True)
+class Look:
+    """A test of a difference when it has `seeds` seeds; `number` counts from 1. Its p-values are multiplied by `factor`."""
+
+    number: int
+    seeds: int
+    factor: float
+
+
+def looks(planned: int) -> Iterator[Look]:
+    """Yield the looks at which a difference is tested: with the planned seeds, and each time their number has doubled.
+
+    Who adds seeds to an inconclusive claim and tests after each, up to 50, finds an effect in 8 to 31 of 100 cases where
+    there is none. So the looks share the 5 %, which holds whatever they have in common (Bonferroni).
+    """
+    seeds, number, share = max(planned, 2), 1, FIRST_LOOK
+    while number == 1 or seeds <= MAX_SEEDS:
+        yield Look(number, seeds, 1 / share)
+        share = (1 - FIRST_LOOK) / 2**number
+        seeds, number = 2 * seeds, number + 1
+
+
+def seeds_needed(current: Estimate, bound: float, family: float = 1.0, planned: int = 0) -> int | None:
     """Return how many seeds would put `bound` outside the interval if the mean and the variances stayed the same.
 
-    None: the spread is unknown, or MAX_SEEDS are not enough because there are too few images.
+    With `planned` seeds it is the number of a look, at that look's level. None: the spread is unknown, or MAX_SEEDS are not
+    enough because there are too few images.
 
     Args:
         family: the number of claims for which the interval must hold at once (Bonferroni), or Holm's factor of a single one.
@@ -144,12 +177,12 @@ def seeds_needed(current: Estimate, bound: float, family: float = 1.0) -> int | 
     distance, spread = abs(current.mean - bound), current.seed_variance * current.n
     images = current.image_variance or 0.0
 
-    def suffices(n: int) -> bool:
-        variance = spread / n + images
-        return distance > _t_quantile(_degrees_of_freedom(n, spread / n, variance), family) * math.sqrt(variance)
+    def suffices(n: int, factor: float) -> bool:
+        return distance > _test_width((1 - LEVEL) / 2 / family / factor, n, spread / n, images)
 
-    needed = 2 + bisect_left(range(2, MAX_SEEDS + 1), True, key=suffices)
-    return needed if needed <= MAX_SEEDS else None
+    further = ((look.seeds, look.factor) for look in looks(planned) if look.seeds > current.n)
+    numbers = further if planned else ((n, 1.0) for n in range(2, MAX_SEEDS + 1))
+    return next((n for n, factor in numbers if suffices(n, factor)), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -175,8 +208,19 @@ def control_half_width(first: Sequence[float], second: Sequence[float]) -> float
     return float(_t_quantile(n + m - 2) * math.sqrt(pooled))
 
 
-def _t_quantile(df: float, family: float = 1.0) -> float:
-    """Return the half-width, in standard errors, of a two-sided interval; `family` such intervals hold at once in 95 %."""
+def _test_width(p: float, n: int, seeds: float, images: float) -> float:
+    """Return how far a mean must be from a true value for a one-sided p-value of `p`: root of t^2 `seeds` + z^2 `images`.
+
+    The true error is at most `p` at every level: the tail of a squared normal is convex. The formula of the interval is good
+    at 95 % only. At the levels of a family of 8 it would decide true nulls in 11 of 100 families of claims (three seeds).
+    """
+    from scipy.special import ndtri, stdtrit
+
+    return math.hypot(float(stdtrit(n - 1, p)) * math.sqrt(seeds), float(ndtri(p)) * math.sqrt(images))
+
+
+def _t_quantile(df: float) -> float:
+    """Return the half-width of a two-sided 95 % interval in standard errors."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, 1 - (1 - LEVEL) / family / 2))
+    return float(stdtrit(df, 1 - (1 - LEVEL) / 2))

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
 from fpn_ablate.report.collate.definition import Definition, Entry, Metric, Names, Number, Text
+from fpn_ablate.report.collate.stats import Look
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
@@ -59,9 +60,12 @@ class Verdict:
     """The outcome of testing a claim on the runs.
 
     Attributes:
-        contrast: the difference of rows; None if no seed has all rows.
-        p: the p-value of the verdict, after Holm's correction over the claims of the table; None if nothing was compared.
+        contrast: the difference of rows, over the seeds of the look; None if no seed has all rows.
+        p: the p-value of the verdict, after correction for looks and, by Holm, for the claims of the table; None if nothing
+            was compared.
         seeds_needed: for an inconclusive claim, the seeds that would decide it; None: unknown, or more than MAX_SEEDS.
+        look: at which the claim was tested; None if it was not.
+        available: the seeds that all rows have.
         reason: why there is no verdict, if not because of the interval.
     """
 
@@ -70,6 +74,8 @@ class Verdict:
     contrast: Contrast | None = None
     p: float | None = None
     seeds_needed: int | None = None
+    look: Look | None = None
+    available: int = 0
     reason: str | None = None
 
     @property
@@ -111,6 +117,11 @@ class Row:
         return tuple(seed for seed, state in self.states.items() if state == "finished")
 
     @property
+    def shown(self) -> tuple[int, ...]:
+        """Return the seeds of the cells: those in the means, or if there is none, those that learned nothing."""
+        return self.seeds or tuple(seed for seed, state in self.states.items() if state == "unhealthy")
+
+    @property
     def finished(self) -> list[Record]:
         """Return the records of these seeds."""
         return [record for record in self.records if record["seed"] in self.seeds]
@@ -128,11 +139,18 @@ class Row:
 
 @dataclass(frozen=True)
 class EffectRow:
-    """An effect of the definition, with a cell for each metric over the seeds that all its rows have finished."""
+    """An effect of the definition or a row's difference from the baseline; cells are over the seeds that its rows share.
+
+    Attributes:
+        row: whose difference it is, if the definition does not list the same.
+        p: {metric: p-value of a difference from the baseline}, corrected for looks and, by Holm, for the table's rows.
+    """
 
     title: str
     seeds: tuple[int, ...]
     cells: dict[str, Contrast]
+    row: str | None = None
+    p: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ WITHIN_NOISE = "†"
 
 @dataclass(frozen=True)
 class Line:
-    """The cells of one printed line, as plain text; `differences` are those of ours to the paper's values.
+    """The cells of one printed line, as plain text; `differences` are those of ours to the paper's values, of effects p-values.
 
     `kind`: "paper" is the paper's line below one of ours, "published" a row of the paper without a line of ours, "control"
     the A/A control.
@@ -104,11 +104,12 @@ def _our_line(table: Table, row: Row, mark: str, kind: Literal["ours", "control"
     definition = table.definition
     facts = tuple(_fact_text(fact, row.facts[fact.key]) for fact in definition.facts)
     cells = [(metric, row.cells[metric.key]) for metric in definition.metrics]
-    metrics = tuple(_estimate_text(*cell, len(row.seeds)) if row.seeds else row.state for cell in cells)
+    metrics = tuple(_estimate_text(*cell, len(row.shown)) if row.shown else row.state for cell in cells)
     best = tuple(kind == "ours" and (row.row, metric.key) in table.best for metric in definition.metrics)
     label = row.label if kind == "control" else _label(table, row)
+    label += f", {row.state}" if row.shown and not row.seeds else ""
     shown = row if kind == "ours" else None
-    return Line(kind, clean(label) + mark, (*facts, str(len(row.seeds))), metrics, (), best, shown)
+    return Line(kind, clean(label) + mark, (*facts, str(len(row.shown))), metrics, (), best, shown)
 
 
 def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
@@ -119,17 +120,24 @@ def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
     ours = published = p = ""
     if contrast is not None:
         if verdict.verdict == "inconclusive" and not verdict.reason:
-            needed = verdict.seeds_needed
-            outcome += f"; {needed} seeds would tell" if needed else "; more seeds alone would not tell"
+            needed, planned = verdict.seeds_needed, "" if table.definition.seeds else ", planned from the start,"
+            outcome += f"; {needed} seeds{planned} would tell" if needed else "; more seeds alone would not tell"
+        look = verdict.look
+        if look and table.definition.seeds and (look.number > 1 or look.seeds < verdict.available):
+            outcome += f"; look {look.number} of {look.seeds} seeds"
         if contrast.within_noise:
             outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
         published = "" if verdict.published is None else f"{verdict.published:+.1f}"
         half_width = contrast.ours.half_width
         ours = f"{contrast.ours.mean:+z.1f}" + (f" ± {half_width:.1f}" if half_width is not None else "")
-        p = "" if verdict.reason else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+        p = "" if verdict.reason else _p_text(verdict.p)
     text = f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else "")
     cells = text, metric, ours, str(contrast.ours.n if contrast else 0), published, outcome, p
     return dict(zip(VERDICT_HEADER, map(clean, cells), strict=True))
+
+
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _bounds(claim: Claim) -> str:
@@ -169,9 +177,12 @@ def _effect_line(table: Table, effect: EffectRow) -> Line:
         cell = effect.cells[metric.key]
         return _estimate_text(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
 
-    values = map(value, table.definition.metrics)
-    blank = tuple("" for _ in table.definition.facts)
-    return Line("effect", clean(f"effect, ours: {effect.title}"), (*blank, str(len(effect.seeds))), tuple(values))
+    values = tuple(map(value, table.definition.metrics))
+    p_values = [effect.p.get(metric.key) for metric in table.definition.metrics]
+    differences = tuple("" if p is None else f"p {_p_text(p)}" for p in p_values)
+    facts = (*("" for _ in table.definition.facts), str(len(effect.seeds)))
+    label = clean(effect.title if effect.row else f"effect, ours: {effect.title}")
+    return Line("effect", label, facts, values, differences)
 
 
 def _paper_label(table: Table) -> str:
@@ -203,6 +214,7 @@ def _note(row: Row) -> str:
             causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)
     parts = [f"seed {', '.join(map(str, seeds))}: {cause}" for cause, seeds in causes.items()]
     remaining = f"; the cells are over {len(row.seeds)} of {len(row.states)} seeds" if parts and row.seeds else ""
+    remaining = remaining or ("; its figures enter no comparison" if row.shown and not row.seeds else "")
     return clean(f"{row.row}, {'; '.join(parts)}{remaining}") if parts else ""
 
 

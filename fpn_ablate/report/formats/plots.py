@@ -50,7 +50,8 @@ def draw(table: Table) -> "Figure":
     axes = figure.subplots(1, max(len(metrics), 1), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=False):
         _panel(axis, table, metric)
-    names = [row.name if len(row.name) <= 36 else f"{row.name[:35]}…" for row in table.rows]
+    names = [f"{row.name}, {row.state}" if row.shown and not row.seeds else row.name for row in table.rows]
+    names = [name if len(name) <= 36 else f"{name[:35]}…" for name in names]
     axes[0].set_yticks(range(len(table.rows)), names)
     axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"

@@ -44,9 +44,10 @@ def _rich_table(table: Table, content: Grid) -> RichTable:
         values = (value.replace(" ± ", "±") for value in line.metrics)
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
-            rows.append(("dim", (table.difference_label, *("" for _ in line.facts), *line.differences)))
+            label = "p (Holm)" if line.kind == "effect" else table.difference_label
+            rows.append(("dim", (label, *("" for _ in line.facts), *(text.removeprefix("p ") for text in line.differences))))
     rich_table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    rich_table.add_column("", min_width=16)
+    rich_table.add_column("", min_width=13)
     for number, title in enumerate(content.header[1:], start=1):
         # A title breaks at its hyphen too, or "top-down?" would be as wide as a result.
         heading = Text(title.replace("-", "-\n").replace(" ", "\n"))
@@ -154,22 +155,22 @@ def csv_text(table: Table) -> str:
     columns = ["table", "recipe", "data", "generated", "warning", "setting", "row", "letter", "label"]
     columns += [fact.key for fact in definition.facts]
     columns += ["metric", "unit", "state", "n", "mean", "low", "high", "std", "published", "difference", "difference_between"]
-    columns += ["noise", *(f"seed_{seed}" for seed in seeds)]
+    columns += ["noise", "p_holm", *(f"seed_{seed}" for seed in seeds)]
     entries = []
     for row in table.all_rows:
         state = f"A/A control, {_state(row)}" if row is table.control else _state(row)
-        entries.append(([row.row, row.letter, row.label, *row.facts.values()], state, row.cells))
+        entries.append(([row.row, row.letter, row.label, *row.facts.values()], state, row.cells, {}))
     blank = [None for _ in definition.facts]
-    entries += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells) for e in table.effects]
+    entries += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells, e.p) for e in table.effects]
     between = "same data" if table.same_data else "different data sets"
     lines = []
-    for names, state, cells in entries:
+    for names, state, cells, p in entries:
         for metric in definition.metrics:
             cell = cells[metric.key]
             unit = "percent" if metric.scale == 100 else f"record times {metric.scale:g}"
             line = [*table.key, table.generated, table.warning or None, table.setting, *names, metric.key, unit, state]
             line += [cell.ours.n, cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.std, cell.published, cell.difference]
-            line += [None if cell.difference is None else between, getattr(cell, "noise", None)]
+            line += [None if cell.difference is None else between, getattr(cell, "noise", None), p.get(metric.key)]
             lines.append(line + [cell.values.get(seed) for seed in seeds])
     return to_csv(columns, lines)
 
@@ -191,7 +192,7 @@ def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
         "above": claim.above if math.isfinite(claim.above) else None,
         "below": claim.below if math.isfinite(claim.below) else None,
         **{"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high},
-        **{"published": verdict.published, "verdict": verdict.verdict},
+        **{"published": verdict.published, "verdict": verdict.verdict, "look": verdict.look.number if verdict.look else None},
         **{"p_holm": verdict.p, "seeds_needed": verdict.seeds_needed, "noise": contrast.noise if contrast else None},
         "variance_removed_by_pairing": contrast.variance_removed if contrast else None,
     }

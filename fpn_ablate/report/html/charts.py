@@ -253,7 +253,8 @@ def effects(table: Table) -> Chart | str:
 
 def _effect_points(table: Table) -> list[Point]:
     """Return the differences of the claims, then the effects of the definition."""
-    rows = {spec.names[0]: row for spec, row in zip(table.definition.rows, table.rows, strict=False)}
+    names = [spec.names[0] for spec in table.definition.rows]
+    rows = {row.row: row for row in table.rows} | dict(zip(names, table.rows, strict=False))
     titles = {metric.key: metric.title for metric in table.definition.metrics}
     points = []
     for verdict in table.verdicts:
@@ -264,8 +265,10 @@ def _effect_points(table: Table) -> list[Point]:
             texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
             points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
     metrics = [metric for metric in table.definition.metrics if metric.source is None and metric.plot]
-    for effect in table.effects:
-        for metric in metrics if len(metrics) * len(table.effects) <= MAX_EFFECTS else metrics[:1]:
+    claimed = {name for verdict in table.verdicts for name in (*verdict.claim.plus, *verdict.claim.minus)}
+    shown = [effect for effect in table.effects if effect.row not in claimed]  # a claim says more of a difference
+    for effect in shown:
+        for metric in metrics if len(metrics) * len(shown) <= MAX_EFFECTS else metrics[:1]:
             cell = effect.cells[metric.key]
             if cell.ours.n:
                 texts = clean(effect.title), "", clean(metric.title), "effect"

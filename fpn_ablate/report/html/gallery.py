@@ -17,7 +17,7 @@ import numpy as np
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.collate.table import Row, Table
-from fpn_ablate.utils.files import UNREADABLE, safe_name
+from fpn_ablate.utils.files import UNREADABLE, open_arrays, safe_name
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
 
 # Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
@@ -185,11 +185,11 @@ def _folder(row: Row, seed: int) -> Path:
 
 
 def _load_run(row: Row, folder: Path) -> RunArtifacts:
-    with np.load(folder / ARTIFACTS, allow_pickle=False) as content:
+    with open_arrays(folder / ARTIFACTS) as content:
         values = {str(i): float(v) for i, v in zip(content["image_ids"], content["values"], strict=True)}
         levels = {name.removeprefix("level_"): content[name] for name in content.files if name.startswith("level_")}
     levels = {name: level for name, level in levels.items() if level.ndim == 2 and level.dtype == np.uint8 and level.size}
-    with np.load(folder / DETECTIONS, allow_pickle=False) as content:
+    with open_arrays(folder / DETECTIONS) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
     by_image: dict[str, list[list[int]]] = {}
