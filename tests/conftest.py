@@ -69,6 +69,12 @@ def script():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """Keep the tests out of the user's cache, in the processes that they start too."""
+    os.environ["FPN_ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
 

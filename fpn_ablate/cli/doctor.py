@@ -28,6 +28,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("what", nargs="*", metavar="key=value | FILE", help="as for a run; or ANNOTATIONS [IMAGES]")
     parser.add_argument("--json", metavar="FILE", help="write the facts as JSON; - prints them instead of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
+    parser.add_argument("--links", action="store_true", help="of FILE: follow links out of the folder of images")
     options = parser.parse_intermixed_args(arguments)
     if options.json is not None and not Path(options.json).name:
         raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
@@ -44,6 +45,8 @@ def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int
     rows = {cfg.row: cfg for cfg in compose_rows(options.what, config_dir)}
     for cfg in rows.values():
         check_parts(cfg)
+    if options.links:
+        raise UserError("--links goes with a FILE; with key=value set data.links=true")
     report = describe_data(rows)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     if options.json == "-":
@@ -66,7 +69,7 @@ def _examine_file(options: argparse.Namespace, parser: Parser) -> int:
     annotations, images = Path(options.what[0]), Path(options.what[1]) if len(options.what) == 2 else None
     if annotations.is_dir():
         parser.error(f"{annotations} is a folder: data=coco data.root={annotations} looks over the set in it")
-    report = examine(annotations, images)
+    report = examine(annotations, images, options.links)
     if report.annotations is not None:
         table = report.annotations
         print(f"{len(table.image_ids)} images, {len(table.ids)} objects, {len(table.categories)} categories")

@@ -82,6 +82,7 @@ class Coco(Strict):
     val: Split
     invalid: Literal["error", "clip", "drop"]
     keep_empty: bool
+    links: bool = False  # configurations of earlier runs lack it
 
 
 class RPNTask(Strict):

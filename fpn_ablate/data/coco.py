@@ -5,6 +5,7 @@ The annotation file is parsed once, into arrays; pictures are read on demand. Th
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -17,9 +18,10 @@ import numpy as np
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
-from fpn_ablate.data.checks.findings import Finding
+from fpn_ablate.data.checks.findings import NOTE, Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.content import CONTENT, WHOLE, content_digest
 from fpn_ablate.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -33,9 +35,11 @@ class CocoDataset:
             image and drops those without area left; 'drop' drops them. Broken structure and broken images are always refused.
         keep_empty: False leaves images without an object (crowd regions do not count) out of the samples, for training;
             `coco()` always declares them.
+        links: follow links out of the folder `images`.
 
     Attributes:
-        repairs: how many boxes were changed and how many images left out, by kind.
+        repairs: how many entries were changed and how many images left out, by kind.
+        hashed: what of the pictures `digest` holds, `content.CONTENT` or `content.SAMPLES`.
 
     Raises:
         UserError: the set has problems; the message counts them by kind and lists the first ten with their fixes.
@@ -51,13 +55,15 @@ class CocoDataset:
         *,
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
+        links: bool = False,
     ) -> None:
-        report = examine.examine(annotations, images)
+        report = examine.examine(annotations, images, links)
         refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
-        if any(finding.kind == "area-missing" for finding in report.findings):
-            log.warning("%s: annotations without `area` in %s; using width x height of the box", name, annotations)
+        for finding in report.at(NOTE):
+            if finding.annotation_id is None:  # of the whole file
+                log.warning("%s: %s", name, finding)
         self.name, self.generated = name, report.annotations.generated
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
@@ -71,7 +77,10 @@ class CocoDataset:
             self.repairs["images without objects left out"] = left_out
         self.image_ids = self._table.image_ids[self._samples].tolist()
         self.sizes = self._table.sizes[self._samples]
-        self.digest = _digest(self._table, report.file_bytes, {"invalid": invalid, "keep_empty": keep_empty})
+        pictures, self.hashed = content_digest([os.path.join(self._root, file) for file in self._table.file_names], name)
+        if self.hashed != CONTENT:
+            log.warning("%s: more than %d GiB; its identity holds %s of %s", name, WHOLE >> 30, self.hashed, images)
+        self.digest = _digest(self._table, {"invalid": invalid, "keep_empty": keep_empty, "pictures": pictures})
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -106,14 +115,13 @@ class CocoDataset:
     def coco(self) -> dict[str, Any]:
         """Return all declared images with their repaired objects as a COCO instances dictionary, in native ids.
 
-        A box that crosses the border by rounding alone stays as in the file, so that other evaluators agree. Annotation id 0
-        is replaced: pycocotools takes it for "no match".
+        A box that crosses the border by rounding alone stays as in the file, so that other evaluators agree.
         """
         table = self._table
         sizes = zip(table.image_ids.tolist(), table.file_names, table.sizes.tolist(), strict=True)
         category_ids = np.array([category["id"] for category in self.categories])
         columns = {
-            "id": np.where(table.ids == 0, table.ids.max(initial=0) + 1, table.ids),
+            "id": _numbered(table.ids),
             "image_id": table.image_ids[table.image_index],
             "category_id": category_ids[table.labels - 1],
             "bbox": table.boxes,
@@ -128,29 +136,36 @@ class CocoDataset:
         }
 
 
-def load(cfg: Coco) -> tuple[CocoDataset, CocoDataset]:
+def load(cfg: Coco, eval_images: int | None = None) -> tuple[CocoDataset, CocoDataset]:
     """Load the training and the evaluation split of a `data=coco` configuration (conf/data/coco.yaml).
 
     The evaluation split keeps images without objects, whatever `keep_empty` says.
 
+    Args:
+        eval_images: the first images are evaluated; None: all.
+
     Raises:
         UserError: there is no such folder, a split has problems, or the two do not go together.
     """
-    train, val = _split(cfg, cfg.train, cfg.keep_empty), load_val(cfg)
+    train, val = _split(cfg, cfg.train, cfg.keep_empty), load_val(cfg, eval_images)
     if reason := unfit(cfg, train._table, val._table):
         raise UserError(reason)
     return train, val
 
 
-def load_val(cfg: Coco) -> CocoDataset:
-    """Load the evaluation split alone."""
-    return _split(cfg, cfg.val, keep_empty=True)
+def load_val(cfg: Coco, eval_images: int | None = None) -> CocoDataset:
+    """Load the evaluation split alone; the arguments and errors are those of `load`."""
+    val = _split(cfg, cfg.val, keep_empty=True)
+    if reason := unfit_to_evaluate(cfg, val._table, eval_images):
+        raise UserError(reason)
+    return val
 
 
 def _split(cfg: Coco, split: Split, keep_empty: bool) -> CocoDataset:
     root = root_of(cfg)
     name = cfg.label or root.resolve().name
-    return CocoDataset(root / split.annotations, root / split.images, name, invalid=cfg.invalid, keep_empty=keep_empty)
+    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links}
+    return CocoDataset(root / split.annotations, root / split.images, name, **settings)
 
 
 def root_of(cfg: Coco) -> Path:
@@ -178,8 +193,19 @@ def unfit(cfg: Coco, train: Annotations, val: Annotations) -> str | None:
     return None
 
 
+def unfit_to_evaluate(cfg: Coco, val: Annotations, eval_images: int | None) -> str | None:
+    """Return why nothing can be measured on a sound split; None if it can."""
+    where, end = f"{cfg.val.annotations} below {root_of(cfg)}", eval_images or len(val.image_ids)
+    if val.crowd.all():
+        return f"{where} has no object to evaluate. Fix: add objects that are no crowd, or choose another data.val.annotations"
+    if not (~val.crowd & (val.image_index < end)).any():
+        return f"{where} has no object to evaluate in its first {end} images. Fix: raise recipe.eval_images"
+    return None
+
+
 def _refusal(name: str, report: examine.Report, refused: list[Finding]) -> str:
-    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0"
+    links = " --links" if report.links else ""
+    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{links}"
     count = sum(finding.count for finding in refused)
     head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
     return f"{head}: {examine.summary(refused, 10)}\nThe whole list: {command}"
@@ -189,7 +215,7 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
     """Clip or drop the bad boxes of a table, and put its objects in the order of their images.
 
     Returns:
-        The table, and how many boxes were changed, by kind.
+        The table, and how many entries were changed, by kind.
     """
     kinds = examine.box_kinds(table)
     boxes, areas = table.boxes, table.areas
@@ -202,15 +228,24 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
     order = np.argsort(table.image_index, kind="stable")
-    counts = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
+    masks = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
     result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
-    return result, {change: int(mask.sum()) for change, mask in counts.items() if mask.any()}
+    return result, table.changes | {change: int(mask.sum()) for change, mask in masks.items() if mask.any()}
 
 
-def _digest(table: Annotations, file_bytes: np.ndarray | None, settings: dict[str, Any]) -> str:
-    """Return the sha256 of settings, categories, images (name, size, bytes) and objects, but not of the set's location."""
+def _numbered(ids: np.ndarray) -> np.ndarray:
+    """Replace ids that are 0 (pycocotools takes it for "no match") or repeated by unused ones."""
+    keep = np.isin(np.arange(len(ids)), np.unique(ids, return_index=True)[1]) & (ids != 0)
+    used = set(ids[keep].tolist())
+    fresh, result = itertools.filterfalse(used.__contains__, itertools.count(1)), ids.copy()
+    result[~keep] = list(itertools.islice(fresh, int((~keep).sum())))
+    return result
+
+
+def _digest(table: Annotations, settings: dict[str, Any]) -> str:
+    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, but not of the location."""
     sha = hashlib.sha256(json.dumps([settings, table.categories, table.file_names], sort_keys=True).encode())
-    arrays = (table.image_ids, table.sizes, file_bytes, table.ids, table.image_index, table.labels, table.boxes)
+    arrays = (table.image_ids, table.sizes, table.ids, table.image_index, table.labels, table.boxes)
     for array in (*arrays, table.areas, table.crowd):
         sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
     return sha.hexdigest()

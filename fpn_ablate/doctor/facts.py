@@ -136,7 +136,7 @@ def _by_content(split: Split, other: Split) -> dict[str, int]:
         return {}
     root, ids = os.path.realpath(split.report.image_folder), {}
     for n in np.flatnonzero(np.isin(split.report.file_bytes, other.report.file_bytes)).tolist():
-        path = locate(root, split.table.file_names[n])
+        path = locate(root, split.table.file_names[n], split.report.links)
         if path and os.path.isfile(path):  # reading a pipe would block
             with suppress(OSError), open(path, "rb") as file:  # `examine` reports what cannot be read
                 ids.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), int(split.table.image_ids[n]))

@@ -8,7 +8,7 @@ It examines both splits as the run would see them. `describe_data` returns one d
     sound           whether a run would start
     refused         reasons that concern both splits
     warnings        [{kind, split, text}]: no reasons to refuse a run; `split` is train, val or null (both)
-    splits          {train, val}: null values if the annotation file cannot be read
+    splits          {train, val}: null values if the annotation file, or its boxes, cannot be read
       annotations, image_folder    paths; null for generated pictures
       findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], see data/checks/findings.py
       repairs       {kind of repair: boxes} that data.invalid changes

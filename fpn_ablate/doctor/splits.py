@@ -19,7 +19,7 @@ class Split:
         report: the findings in its files; for generated pictures none, and no paths.
         bounds: where small ends and large begins, in square native pixels.
         table: the readable annotations, bad boxes repaired as data.invalid says, or left out if the run would be refused for
-            them; None if the file is unreadable.
+            them; None if the file is unreadable, or its boxes are.
         keep_empty: False: the run uses images with objects alone.
     """
 
@@ -46,16 +46,21 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
         return splits, []
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
-        splits.append(_read(name, examine(root / files.annotations, root / files.images), cfg.data.invalid, keep_empty))
-    tables = [split.table for split in splits]
-    reason = None if None in tables else coco.unfit(cfg.data, *tables)
-    return splits, [reason] if reason else []
+        report = examine(root / files.annotations, root / files.images, cfg.data.links)
+        splits.append(_read(name, report, cfg.data.invalid, keep_empty))
+    train, val = (split.table for split in splits)
+    reasons = [
+        None if val is None else coco.unfit_to_evaluate(cfg.data, val, cfg.recipe.eval_images),
+        None if train is None or val is None else coco.unfit(cfg.data, train, val),
+    ]
+    return splits, [reason for reason in reasons if reason]
 
 
 def _read(name: str, report: Report, invalid: str, keep_empty: bool) -> Split:
     """Make a split from the findings in its files."""
     table, repairs, refused = None, {}, report.refused(invalid)
-    if report.annotations is not None and len(report.annotations.image_ids):
+    fractions = any(finding.kind == "boxes-normalised" for finding in refused)  # sizes and anchors would tell of nothing else
+    if report.annotations is not None and len(report.annotations.image_ids) and not fractions:
         valid = (report.annotations.image_index >= 0) & (report.annotations.labels > 0)
         table, repairs = coco.repaired(report.annotations.select(valid), "drop" if invalid == "error" else invalid)
     repairs = {} if invalid == "error" and refused else repairs

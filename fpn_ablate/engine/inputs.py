@@ -100,7 +100,7 @@ def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
         evaluated = min(data.val_images, recipe.eval_images or data.val_images)
         splits = shapes.load(world(data, recipe.short_side), data.train_images, evaluated)
         return splits[1:] * 2 if mode == "evaluate" else splits
-    return _load_coco(data, mode)
+    return _load_coco(data, recipe.eval_images, mode)
 
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
@@ -115,16 +115,16 @@ def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, 
 _cache: dict[tuple[Any, ...], tuple[dict[str, tuple[str, int]], Splits]] = {}
 
 
-def _load_coco(data: Coco, mode: str) -> Splits:
+def _load_coco(data: Coco, eval_images: int | None, mode: str) -> Splits:
     """Load both splits, or return the cached ones if no file has changed since."""
-    key, start = (mode, data, coco.root_of(data).resolve()), time.time()
+    key, start = (mode, data, eval_images, coco.root_of(data).resolve()), time.time()
     if key in _cache:
         stamps, splits = _cache[key]
         with suppress(OSError):  # a file is gone: the loader names it
             if stamps_of(stamps) == stamps:
                 return splits
     _cache.clear()
-    splits = (coco.load_val(data),) * 2 if mode == "evaluate" else coco.load(data)
+    splits = (coco.load_val(data, eval_images),) * 2 if mode == "evaluate" else coco.load(data, eval_images)
     stamps = stamps_of(path for split in splits for path in split.files)
     if not is_recent(stamps, start):
         _cache[key] = stamps, splits

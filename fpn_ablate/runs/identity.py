@@ -16,7 +16,7 @@ def portable(cfg: Config) -> dict[str, Any]:
     Keys that the task does not read are left out too, so that a source of proposals is the same run as its row of Table 1.
     """
     values = cfg.model_dump(mode="json", exclude={"out"})
-    for key in ("root", "train", "val"):
+    for key in ("root", "train", "val", "links"):
         values["data"].pop(key, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     values["weights"] = Path(cfg.weights).name if cfg.weights else None

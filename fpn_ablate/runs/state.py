@@ -83,6 +83,8 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return the keys of the record that are not measured."""
         cfg = self.cfg
+        splits = zip(("train", "val"), self.inputs.splits, strict=True)
+        hashed = {name: split.hashed for name, split in splits if hasattr(split, "hashed")}  # generated pictures have no files
         return {
             "fingerprint": self.fingerprint,
             "setting": identity.comparison_key(self.facts, cfg.factors),
@@ -93,6 +95,7 @@ class Run:
             "recipe": cfg.recipe.name,
             "data": self.inputs.validation.name,
             "generated": self.inputs.validation.generated,
+            **({"data_hash": hashed} if hashed else {}),
             "task": cfg.task.name,
             "row": cfg.row,
             "seed": cfg.seed,

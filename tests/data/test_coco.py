@@ -3,7 +3,9 @@
 import json
 import logging
 import multiprocessing
+import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize
+from fpn_ablate.doctor.splits import splits_of
+from fpn_ablate.engine.inputs import load_data
 from fpn_ablate.utils.errors import UserError
 
 
@@ -113,6 +117,91 @@ def test_annotation_id_zero_is_replaced_in_the_ground_truth(tmp_path):
     raw["annotations"][0]["id"] = 0
     ids = [a["id"] for a in CocoDataset(*write(tmp_path, raw), "set").coco()["annotations"]]
     assert 0 not in ids and len(set(ids)) == 4 and set(ids) >= {12, 13, 14}
+
+
+def spelt_by(spelling):
+    def spell(raw):
+        for entry in (*raw["images"], *raw["annotations"], *raw["categories"]):
+            numbers = ("id", "image_id", "category_id", "height", "width", "iscrowd")
+            entry.update({key: spelling(value) for key, value in entry.items() if key in numbers})
+
+    return spell
+
+
+def repeated_entries(raw):
+    raw["categories"] += raw["categories"] + raw["categories"]
+    raw["images"] += raw["images"][:1]
+
+
+def unusable_ids(raw):
+    for entry, key in zip(raw["annotations"], (0, 12, 12, 2**70), strict=True):
+        entry["id"] = key
+
+
+@pytest.mark.parametrize(
+    ("spell", "changed"), [(spelt_by(float), 10), (spelt_by(str), 10), (repeated_entries, 7), (unusable_ids, 3)]
+)
+def test_another_spelling_of_one_meaning_is_taken_counted_and_told(tmp_path, caplog, spell, changed):
+    raw = base()
+    spell(raw)
+    with caplog.at_level(logging.WARNING):
+        data = CocoDataset(*write(tmp_path, raw), "set")
+    assert sum(data.repairs.values()) == changed
+    assert len(caplog.records) == len(data.repairs) and all(f"{n} {what}" in caplog.text for what, n in data.repairs.items())
+    truth, expected = data.coco(), CocoDataset(*write(tmp_path, base()), "set").coco()
+    ids = [[entry.pop("id") for entry in group["annotations"]] for group in (truth, expected)]
+    assert truth == expected and len({*ids[0]} - {0}) == 4 and max(ids[0]) <= 2**53
+    assert ids[0] == ids[1] or spell is unusable_ids
+
+
+def test_objects_to_ignore_are_treated_like_crowds_and_told(tmp_path, caplog):
+    raw = base()
+    changed = {11: {"ignore": 1}, 12: {"ignore": 0}, 13: {"ignore": True}, 14: {"ignore": 1}}  # 14 is a crowd anyway
+    for entry in raw["annotations"]:
+        entry.update(changed[entry["id"]])
+    with caplog.at_level(logging.WARNING):
+        data = CocoDataset(*write(tmp_path, raw), "set")
+    assert {a["id"]: a["iscrowd"] for a in data.coco()["annotations"]} == {11: 1, 12: 0, 13: 1, 14: 1}
+    assert [crowd for n in range(3) for crowd in data[n].crowd.tolist()] == [False, True, True, True]
+    assert list(data.repairs.values()) == [2] and "2 of 4 annotations have `ignore` = 1" in caplog.text
+    assert data.digest != CocoDataset(rewrite(tmp_path, base()), tmp_path / "images", "set").digest
+
+
+BOXES = [[5, 6, 10, 12.5], [0, 0, 50, 40], [1, 2, 3, 4], [20, 10, 30, 20], [8, 8, 2, 1]]
+# Exact, thin, inclusive corners.
+SOUND_AREAS = [
+    [125, 2000, 12, 600, 2],
+    [3, 30, 1, 9, 1],
+    [11 * 13.5, 51 * 41, 20, 31 * 21, 6],
+]
+
+
+@pytest.mark.parametrize(
+    ("areas", "wrong"),
+    [
+        *((areas, 0) for areas in SOUND_AREAS),
+        ([0] * 5, 5),
+        ([1.0] * 5, 5),
+        ([200.0] * 5, 5),
+        ([0.03, 0.5, 0.003, 0.15, 0.0005], 5),  # fractions of the image
+        ([12500, 200000, 1200, 60000, 200], 5),
+        ([100, 0, 10, 500, 0], 1),  # a mask may miss the smallest
+        ([100, 1000, 10, 1200, 1], 1),
+    ],
+)
+def test_an_area_that_its_box_rules_out_is_replaced_and_told(tmp_path, caplog, areas, wrong):
+    raw, entry = base(), base()["annotations"][0]
+    raw["annotations"] = [
+        entry | {"id": n, "image_id": 42, "bbox": box, "area": area}
+        for n, (box, area) in enumerate(zip(BOXES, areas, strict=True), start=1)
+    ]
+    with caplog.at_level(logging.WARNING):
+        data = CocoDataset(*write(tmp_path, raw), "set")
+    seen = [a["area"] for a in data.coco()["annotations"]]
+    boxes = [w * h for *_, w, h in BOXES]
+    assert sum(one != area for one, area in zip(seen, areas, strict=True)) == wrong == sum(data.repairs.values())
+    assert all(one in (area, box) for one, area, box in zip(seen, areas, boxes, strict=True))
+    assert (f"{wrong} of 5 `area` cannot be right" in caplog.text) == bool(wrong)
 
 
 # --- pixels
@@ -297,6 +386,23 @@ def test_digest_covers_what_decides_the_samples_and_nothing_else(tmp_path):
     assert CocoDataset(tmp_path / "two" / file.name, tmp_path / "two" / "images", "set").digest != original
 
 
+def test_other_pictures_of_equal_size_are_another_set(tmp_path):
+    raw = base()
+    for entry in raw["images"]:
+        entry["file_name"] = f"{entry['id']}.bmp"
+    file, images = write(tmp_path, raw)
+    for entry in raw["images"]:
+        Image.fromarray(picture(entry["height"], entry["width"])).save(images / entry["file_name"])
+    before = CocoDataset(file, images, "set")
+    assert before.hashed == "content"
+    for path in images.glob("*.bmp"):
+        stat, (width, height) = path.stat(), Image.open(path).size
+        Image.new("RGB", (width, height)).save(path)
+        assert path.stat().st_size == stat.st_size
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert CocoDataset(file, images, "set").digest != before.digest
+
+
 def test_a_worker_process_gets_an_equal_data_set(tmp_path):
     data = CocoDataset(*write(tmp_path, base()), "set")
     other = pickle.loads(pickle.dumps(data))
@@ -325,6 +431,29 @@ def test_load_refuses_a_training_split_without_objects(config, tmp_path, left):
     root = write_splits(tmp_path, data | {"annotations": [annotation | category for annotation in left]}, base())
     with pytest.raises(UserError, match=r"instances_train\.json .* has no object to learn from\. Fix"):
         load(config("data=coco", root).data)
+
+
+@pytest.mark.parametrize("left", [[], [CROWD], [CROWD | {"iscrowd": 0, "ignore": 1}]])
+def test_load_refuses_an_evaluation_split_without_objects(config, tmp_path, left):
+    data = base()
+    category = {"category_id": data["categories"][0]["id"]}
+    root = write_splits(tmp_path, base(), data | {"annotations": [annotation | category for annotation in left]})
+    cfg, message = config("data=coco", root), r"instances_val\.json .* has no object to evaluate\. Fix"
+    for mode in ("train", "evaluate"):
+        with pytest.raises(UserError, match=message):
+            load_data(cfg.data, cfg.recipe, mode)
+    (reason,) = splits_of(cfg)[1]
+    assert re.search(message, reason)
+
+
+def test_load_refuses_first_images_without_objects(config, tmp_path):
+    data = base()
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] != data["images"][0]["id"]]
+    root = write_splits(tmp_path, base(), data)
+    cfg = config("data=coco", root, "recipe.eval_images=1")
+    with pytest.raises(UserError, match=r"no object to evaluate in its first 1 images\. Fix: raise recipe\.eval_images"):
+        load_data(cfg.data, cfg.recipe, "train")
+    assert load_data(cfg.data, cfg.recipe.model_copy(update={"eval_images": 2}), "train")
 
 
 # --- real sets

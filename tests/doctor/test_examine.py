@@ -118,7 +118,10 @@ def brute_force(objects, size, levels, settings):
     every = torch.cat(
         [
             anchors.grid(
-                anchors.cell_anchors(sizes, settings[1]), level.stride, -(-height // level.stride), -(-width // level.stride)
+                anchors.cell_anchors(sizes, settings[1]),
+                (level.stride, level.stride),
+                -(-height // level.stride),
+                -(-width // level.stride),
             )
             for level, sizes in zip(levels, anchors.sizes_per_level(levels, settings[0]), strict=False)
         ]
@@ -210,6 +213,15 @@ def test_a_set_with_little_to_count_is_still_told_of(config, make, tmp_path, tra
     show(report)
     assert not report["sound"] and "A training would be refused." in capsys.readouterr().out
     json.dumps(report, allow_nan=False)
+
+
+def test_boxes_that_are_fractions_are_no_small_objects(config, make, capsys):
+    fractions = [(1, 1, [0.1, 0.2, 0.3, 0.4], 0), (2, 3, [0.5, 0.5, 0.25, 0.125], 0)]
+    report = examined(config, make(split(fractions), split(VAL, ONE, first=11)))
+    assert not report["sound"] and report["splits"]["train"]["sizes"] is None
+    assert not {("below-one-pixel", "train"), ("below-finest-stride", "train")} & kinds(report)
+    show(report)
+    assert "every box lies within 0..1, as [0.1, 0.2, 0.3, 0.4]" in capsys.readouterr().out
 
 
 def test_generated_pictures_are_examined_too(config, capsys):

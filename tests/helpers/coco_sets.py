@@ -63,7 +63,7 @@ def split(objects: Iterable[tuple], images: Sequence[str] = tuple(SIZES), first:
     return {
         "categories": [dict(c) for c in CATEGORIES],
         "images": [
-            {"id": first + n, "file_name": name, "height": SIZES[name[-5:]][0], "width": SIZES[name[-5:]][1]}
+            {"id": first + n, "file_name": name, "height": SIZES[f"{name[-5]}.png"][0], "width": SIZES[f"{name[-5]}.png"][1]}
             for n, name in enumerate(images)
         ],
         "annotations": [

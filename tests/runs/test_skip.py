@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from coco_sets import split, write_splits
+from PIL import Image
 from settings import TINY
 
 from fpn_ablate.cli.main import main
@@ -18,6 +20,7 @@ from fpn_ablate.model.build import build_backbone
 from fpn_ablate.model.init import initialise
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs import skip
+from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import stamps
@@ -169,7 +172,7 @@ def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(finis
     def load(data=cfg.data, mode="train"):
         return inputs.load_data(data, cfg.recipe, mode)
 
-    monkeypatch.setattr(inputs, "_cache", [])
+    monkeypatch.setattr(inputs, "_cache", {})
     rewritten(next(Path(cfg.data.root).rglob("instances_val.json")))
     assert load()[0] is not load()[0]  # the set was just made: it may change and look the same
     monkeypatch.setattr(stamps, "RECENT", -LATER)
@@ -181,6 +184,21 @@ def test_the_rows_of_a_sweep_read_a_set_once_and_again_when_it_has_changed(finis
     other = load(cfg.data.model_copy(update={"keep_empty": False}))
     assert other[0] is not second[0]
     assert load(mode="evaluate")[0] is not other[1]
+
+
+def test_pictures_overwritten_by_others_of_equal_size_make_another_run(config, tmp_path):
+    """The fingerprint names the folder that a start returns, or resumes."""
+    root = write_splits(tmp_path, split([(1, 1, [1, 2, 30, 20], 0)], ["a.bmp"]), split([(1, 1, [1, 2, 30, 20], 0)], ["a.bmp"]))
+    tiny = [override for override in TINY if not override.startswith("data.")]
+    cfg = config(*tiny, "data=coco", root)
+    before, path = Run(cfg, inputs.prepare(cfg), 0), tmp_path / "images/a.bmp"
+    stat, size = path.stat(), Image.open(path).size
+    Image.new("RGB", size).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    after = Run(cfg, inputs.prepare(cfg), 0)
+    assert after.folder != before.folder
+    assert after.describe()["data_hash"] == {"train": "content", "val": "content"}
 
 
 SECOND = """

@@ -6,7 +6,7 @@ N images, M annotations, K categories. The arrays of COCO's training set need a 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,13 +25,14 @@ class Annotations:
     image_ids: np.ndarray  # (N,) int64
     file_names: list[str]  # N
     sizes: np.ndarray  # (N, 2) int64: height, width
-    ids: np.ndarray  # (M,) int64
+    ids: np.ndarray  # (M,) int64, as in the file; 0 where beyond 2^53
     image_index: np.ndarray  # (M,) int64: position in image_ids; -1 where the image is unknown
     labels: np.ndarray  # (M,) int64, 1..K; 0 where the category is unknown
     boxes: np.ndarray  # (M, 4) float64: x, y, width, height as in the file
     areas: np.ndarray  # (M,) float64
-    crowd: np.ndarray  # (M,) bool
+    crowd: np.ndarray  # (M,) bool: `iscrowd` or `ignore`
     generated: bool = False  # the file says that its pictures are drawn by a program
+    changes: dict[str, int] = field(default_factory=dict)  # what is read otherwise than it is written: number of entries
 
     def select(self, rows: np.ndarray) -> "Annotations":
         """Keep these annotations (positions, or a mask), and all images."""
@@ -45,7 +46,8 @@ class Annotations:
 
 
 # Evaluators store ids as float64, which rounds integers beyond 2^53.
-Id = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+MAX_ID = 2**53
+Id = Annotated[int, Field(strict=True, ge=-MAX_ID, le=MAX_ID)]
 Side = Annotated[int, Field(strict=True, ge=1, le=2**53)]
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -67,14 +69,16 @@ class _Image:
 
 @dataclass(slots=True)
 class _Annotation:
-    id: Id
+    id: Annotated[int, Field(strict=True)]
     image_id: Id
     category_id: Id
     bbox: Annotated[list[Number], Field(strict=True, min_length=4, max_length=4)]
     area: Annotated[Number, Field(ge=0, le=1e10)] | None = None  # COCO's evaluators ignore objects of more than 1e10 pixels
     iscrowd: Literal[0, 1] | None = None
+    ignore: bool | None = None
 
 
+INTEGERS = ("id", "image_id", "category_id", "height", "width", "iscrowd")
 GROUPS = {"categories": TypeAdapter(_Category), "images": TypeAdapter(_Image), "annotations": TypeAdapter(_Annotation)}
 KIND_OF_ERROR = {"missing": "missing-key", "finite_number": "non-finite"}  # pydantic's name: kind of finding
 
@@ -99,42 +103,80 @@ def parse(data: Any, file: str, findings: Findings) -> Annotations | None:
     if faults := list(_structure_faults(data, file)):
         findings.extend(faults)
         return None
-    categories, images, annotations = (_entries(data[group], group, file, findings) for group in GROUPS)
-    by_category = _by_id(categories, file, findings, "duplicate-category-id", "name")
-    by_image = _by_id(images, file, findings, "duplicate-image-id", "file_name")
+    mended: Counter[str] = Counter()
+    read = [_entries(data[group], group, file, findings, mended) for group in GROUPS]
+    (categories, faulty_categories), (images, faulty_images), (annotations, _) = read
+    by_category = _by_id(categories, file, findings, "duplicate-category-id", "name", mended)
+    by_image = _by_id(images, file, findings, "duplicate-image-id", "file_name", mended)
     label = {key: n for n, key in enumerate(sorted(by_category), start=1)}
     position = {key: n for n, key in enumerate(by_image)}
-    seen: set[int] = set()
     for row in annotations:
-        if row.id in seen:
-            findings.append(Finding("duplicate-annotation-id", file, row.image_id, row.id, "the id is used before"))
-        if row.id == 0:
-            findings.append(Finding("annotation-id-zero", file, row.image_id, row.id, "the id is 0"))
-        if row.image_id not in position:
+        if row.image_id not in position and not faulty_images & {row.image_id, None}:
             findings.append(Finding("unknown-image", file, row.image_id, row.id, f"`image_id` is {row.image_id}"))
-        if row.category_id not in label:
+        if row.category_id not in label and not faulty_categories & {row.category_id, None}:
             findings.append(Finding("unknown-category", file, row.image_id, row.id, f"`category_id` is {row.category_id}"))
-        seen.add(row.id)
+    ids = [row.id if abs(row.id) <= MAX_ID else 0 for row in annotations]
+    if renumbered := len(ids) - len({*ids} - {0}):
+        mended["annotation ids that are 0, repeated or beyond 2^53, numbered anew"] = renumbered
+    findings.extend(Finding("mended", file, value=f"{count} {what}") for what, count in mended.items())
+    changes = dict(mended)
+    if ignored := sum(bool(row.ignore and not row.iscrowd) for row in annotations):
+        findings.append(Finding("ignore-flag", file, value=f"{ignored} of {len(annotations)} annotations have `ignore` = 1"))
+        changes["annotations with ignore=1 treated like crowd regions"] = ignored
     boxes = np.array([row.bbox for row in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = np.array([row.area for row in annotations], dtype=np.float64)  # None becomes NaN
-    if np.isnan(areas).any():
-        findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
-    with np.errstate(over="ignore"):
-        areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
+    areas = _areas(annotations, boxes, file, findings, changes)
     info = data.get("info")
     return Annotations(
         categories=[{"id": key, "name": by_category[key].name} for key in label],
         image_ids=np.array(list(by_image), dtype=np.int64),
         file_names=[image.file_name for image in by_image.values()],
         sizes=np.array([(image.height, image.width) for image in by_image.values()], dtype=np.int64).reshape(-1, 2),
-        ids=np.array([row.id for row in annotations], dtype=np.int64),
+        ids=np.array(ids, dtype=np.int64),
         image_index=np.array([position.get(row.image_id, -1) for row in annotations], dtype=np.int64),
         labels=np.array([label.get(row.category_id, 0) for row in annotations], dtype=np.int64),
         boxes=boxes,
         areas=areas,
-        crowd=np.array([row.iscrowd for row in annotations], dtype=bool),
+        crowd=np.array([row.iscrowd or row.ignore for row in annotations], dtype=bool),
         generated=isinstance(info, dict) and info.get("generated") is True,
+        changes=changes,
     )
+
+
+def _areas(
+    annotations: Sequence[_Annotation], boxes: np.ndarray, file: str, findings: Findings, changes: dict[str, int]
+) -> np.ndarray:
+    """Return the areas (M,), with width x height of the box in place of what is missing or cannot be right."""
+    areas = np.array([row.area for row in annotations], dtype=np.float64)  # None becomes NaN
+    if np.isnan(areas).any():
+        findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
+    if count := int((unlike := unlike_boxes(areas, boxes)).sum()):
+        first = int(unlike.argmax())
+        example = f"as {areas[first]:g} in a box of {boxes[first, 2]:g} x {boxes[first, 3]:g}"
+        findings.append(Finding("area-unlike-box", file, value=f"{count} of {len(areas)} `area` cannot be right, {example}"))
+        changes["areas that cannot be right replaced by width x height"] = count
+    with np.errstate(over="ignore"):
+        return np.where(np.isnan(areas) | unlike, boxes[:, 2] * boxes[:, 3], areas)
+
+
+def unlike_boxes(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: the areas in pixels that their boxes rule out; none of NaN.
+
+    Such are 0, and more than a box with inclusive corners holds. If all are constant, or tiny beside their boxes (a fraction of
+    the image, another unit), all are ruled out.
+    """
+    width, height = boxes[:, 2:].clip(min=0).T
+    with np.errstate(over="ignore"):
+        full, most = width * height, (width + 1) * (height + 1)
+    declared = ~np.isnan(areas) & (full > 0)
+    telling = declared & (full > 4)  # in smaller boxes any area is possible
+    if (boxes <= 1).all() or not telling.any():  # fractions of the image: another fault
+        return np.zeros(len(areas), dtype=bool)
+    tiny = (areas <= 1) | (areas < full / 200)
+    box_areas, values = full[telling], areas[telling]
+    constant = len(values) > 2 and values.min() == values.max() and box_areas.max() > 4 * box_areas.min()
+    if constant or tiny[telling].all():
+        return declared
+    return telling & (areas == 0) | declared & (areas > most)
 
 
 def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings) -> dict[str, Any]:
@@ -166,23 +208,49 @@ def _structure_faults(data: Any, file: str) -> Iterator[Finding]:
             yield Finding("structure", file, value=f"`{key}` is empty")
 
 
-def _entries(values: list[Any], group: str, file: str, findings: Findings) -> list[Any]:
-    """Return the valid entries of a group; note each fault of the others.
+def _entries(
+    values: list[Any], group: str, file: str, findings: Findings, mended: Counter[str]
+) -> tuple[list[Any], set[int | None]]:
+    """Return the valid entries of a group, and the ids of the others: None where an id cannot be read. Note their faults.
 
     After Findings.LIMIT entries with faults the rest is skipped, which is noted too.
     """
-    entries, bad = [], 0
+    entries, faulty = [], set[int | None]()
+    bad = 0
     for n, value in enumerate(values, start=1):
         try:
-            entries.append(GROUPS[group].validate_python(value))
+            entries.append(_validated(value, group, mended))
         except ValidationError as error:
             findings.extend(_faults(value, error, group, file))
+            key = value.get("id") if isinstance(value, dict) else None
+            faulty.add(int(key) if isinstance(key, int | float) and key == key // 1 else None)
             bad += 1
         if bad == Findings.LIMIT:
             skipped = f"{len(values) - n:,} further entries of `{group}` were not looked at"
             findings.append(Finding("structure", file, value=skipped))
+            faulty.add(None)
             break
-    return entries
+    return entries, faulty
+
+
+def _validated(value: Any, group: str, mended: Counter[str]) -> Any:
+    """Return an entry with valid values; take 1.0 (pandas) and "1" (VIA, pylabel) for 1."""
+    try:
+        return GROUPS[group].validate_python(value)
+    except ValidationError:
+        items = value.items() if isinstance(value, dict) else ()
+        whole = {key: int(v) for key, v in items if key in INTEGERS and _is_whole(v)}
+        if not whole:
+            raise
+        entry = GROUPS[group].validate_python(value | whole)
+        mended[f"entries of `{group}` with whole numbers written as floats or text"] += 1
+        return entry
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) < 20 and value.isascii() and value.isdigit() and str(int(value)) == value
+    return isinstance(value, float) and value.is_integer()
 
 
 def _faults(entry: Any, error: ValidationError, group: str, file: str) -> Iterator[Finding]:
@@ -196,16 +264,22 @@ def _faults(entry: Any, error: ValidationError, group: str, file: str) -> Iterat
         value = f"`{key}` is {short_repr(fault['input'])}: {fault['msg']}"
         if fault["type"] == "missing":
             value = f"`{key}` is missing"
+            if key == "file_name" and "coco_url" in entry:
+                value += " (in LVIS: the last two parts of `coco_url`)"
         if not key:
             value, context = f"an entry of `{group}` is {short_repr(entry)}, not an object", ""
         yield Finding(KIND_OF_ERROR.get(fault["type"], "wrong-type"), file, *ids, value + context)
 
 
-def _by_id(entries: Sequence[Any], file: str, findings: Findings, kind: str, name: str) -> dict[int, Any]:
-    """Index categories or images by their id; of those with one id, keep the first and note the others."""
+def _by_id(entries: Sequence[Any], file: str, findings: Findings, kind: str, name: str, mended: Counter[str]) -> dict[int, Any]:
+    """Index categories or images by their id; of those with one id, keep the first and note the others that differ."""
     by_id: dict[int, Any] = {}
     for entry in entries:
-        if (first := by_id.setdefault(entry.id, entry)) is not entry:
-            names = f"id {entry.id}: {getattr(first, name)!a} and {getattr(entry, name)!a}"
-            findings.append(Finding(kind, file, entry.id if isinstance(entry, _Image) else None, value=names))
+        if (first := by_id.setdefault(entry.id, entry)) is entry:
+            continue
+        if first == entry:
+            mended["entries of `images` or `categories` that repeat an equal one, left out"] += 1
+            continue
+        names = f"id {entry.id}: {getattr(first, name)!a} and {getattr(entry, name)!a}"
+        findings.append(Finding(kind, file, entry.id if isinstance(entry, _Image) else None, value=names))
     return by_id

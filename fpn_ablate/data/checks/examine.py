@@ -18,10 +18,12 @@ import numpy as np
 
 from fpn_ablate.data.checks import images as image_files
 from fpn_ablate.data.checks.annotations import Annotations, read
-from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding
+from fpn_ablate.data.checks.findings import BOX, BROKEN, Finding, Findings
 
 ROUNDING = 1.0  # pixels beyond the image that count as rounding
 NOISE = 1e-3  # pixels; a smaller excess comes from floating-point arithmetic and is not noted
+SAMPLED = 20  # pictures looked at for 16 bits that are not used
+DARK = 2**14  # above the values of 14-bit cameras: a quarter of the range
 THIN = 0.01  # pixels; COCO writes two decimals, and float32 loses a thinner box in a large picture
 
 
@@ -34,6 +36,7 @@ class Report:
     findings: list[Finding]
     annotations: Annotations | None
     file_bytes: np.ndarray | None  # (N,) int64, 0 for a missing file; None: the images were not checked
+    links: bool = False  # links out of the folder are followed
 
     def at(self, *levels: str) -> list[Finding]:
         """Return the findings of these levels (BROKEN, BOX, NOTE)."""
@@ -49,17 +52,21 @@ class Report:
         return not self.refused()
 
 
-def examine(annotations: Path | str, images: Path | str | None = None) -> Report:
-    """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content."""
+def examine(annotations: Path | str, images: Path | str | None = None, links: bool = False) -> Report:
+    """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content.
+
+    Args:
+        links: follow links out of the folder.
+    """
     table, findings = read(Path(annotations))
     file, folder, file_bytes = str(annotations), None if images is None else str(images), None
     if folder is not None and not os.path.isdir(folder):
         findings.append(Finding("images-missing", folder, value="no such folder"))
     elif folder is not None and table is not None:
-        file_bytes = _check_images(table, file, folder, findings)
+        file_bytes = _check_images(table, file, folder, links, findings)
     if table is not None:
         _check_boxes(table, folder, file, findings)
-    return Report(file, folder, findings, table, file_bytes)
+    return Report(file, folder, findings, table, file_bytes, links)
 
 
 def summary(findings: list[Finding], limit: int) -> str:
@@ -105,6 +112,12 @@ def is_empty(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] < THIN).any(axis=1)
 
 
+def is_normalised(table: Annotations) -> bool:
+    """Return whether all boxes have the numbers of fractions, and the images are larger than that."""
+    boxes = table.boxes
+    return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all() and boxes[:, 2:].any() and (table.sizes > 2).all())
+
+
 def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
     """Return (M,) bool for each kind of bad box. A box is of one kind at most; without a known image only its size counts."""
     empty = is_empty(table.boxes)
@@ -116,6 +129,11 @@ def box_kinds(table: Annotations) -> dict[str, np.ndarray]:
 def _check_boxes(table: Annotations, folder: str | None, file: str, findings: list[Finding]) -> None:
     if not len(table.image_ids):
         return
+    if is_normalised(table):
+        box = ", ".join(f"{side:.3g}" for side in table.boxes[0])
+        value = f"every box lies within 0..1, as [{box}]: they look like fractions of the image"
+        findings.append(Finding("boxes-normalised", file, value=value))
+        return
     for kind, mask in box_kinds(table).items():
         for m in np.flatnonzero(mask):
             n = table.image_index[m]
@@ -126,15 +144,38 @@ def _check_boxes(table: Annotations, folder: str | None, file: str, findings: li
             findings.append(Finding(kind, where, image_id, int(table.ids[m]), value))
 
 
-def _check_images(table: Annotations, file: str, folder: str, findings: list[Finding]) -> np.ndarray:
+def _check_images(table: Annotations, file: str, folder: str, links: bool, findings: list[Finding]) -> np.ndarray:
     root = os.path.realpath(folder)
     file_bytes = np.zeros(len(table.image_ids), dtype=np.int64)
+    problems, hints, peaks = Findings(), 0, list[int | None]()
     for n, (image_id, name) in enumerate(zip(table.image_ids.tolist(), table.file_names, strict=True)):
-        path = image_files.locate(root, name)
-        if path is None:
-            findings.append(Finding("path-escape", file, image_id, value=f"`file_name` is {name!a}"))
-            continue
-        file_bytes[n], kind, value = image_files.probe(path, int(table.sizes[n, 1]), int(table.sizes[n, 0]))
+        path = image_files.locate(root, name, links)
+        if path is not None:
+            width, height = int(table.sizes[n, 1]), int(table.sizes[n, 0])
+            file_bytes[n], kind, value = image_files.probe(path, width, height)
+        elif image_files.locate(root, name, links=True):
+            kind, value = "link-outside", f"{name!a} is a link to {os.path.realpath(os.path.join(root, name))}"
+        else:
+            kind, value = "path-escape", f"`file_name` is {name!a}"
+        if kind in ("path-escape", "image-missing") and (meant := image_files.nearest(root, name)):
+            value, hints = f"{value}; {meant!a} is there", hints + 1
         if kind:
-            findings.append(Finding(kind, path, image_id, value=value))
+            problems.append(Finding(kind, file if path is None else path, image_id, value=value))
+        elif len(peaks) < SAMPLED:
+            peaks.append(image_files.grey16_peak(path))
+    if hints and hints == len(table.image_ids):  # all names fail alike
+        name, reason = table.file_names[0], "no such file"
+        if "\\" in name:
+            reason = "`\\` separates no folders here"
+        above = os.path.dirname(os.path.abspath(folder))
+        if os.path.isfile(image_files.locate(os.path.realpath(above), name) or ""):
+            reason += f", but it is there from {above} on"
+        value = f"`file_name` {name!a}: {reason}; below {folder}, {image_files.nearest(root, name)!a} is there"
+        problems = [Finding("file-names", file, value=value, count=hints)]
+    if peaks and None not in peaks and max(peaks) < DARK:
+        value = (
+            f"the first {len(peaks)} pictures of 16 bits have values up to {max(peaks)} of 65535: the network sees them dark"
+        )
+        problems.append(Finding("image-dark", folder, value=value))
+    findings.extend(problems)
     return file_bytes

@@ -6,7 +6,8 @@ A square picture is ambiguous and stays as stored. Any other size is a mismatch.
 """
 
 import os
-from functools import cache
+from functools import cache, lru_cache
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -19,19 +20,44 @@ DRAWINGS = ("EPS", "WMF")  # Pillow runs another program to render them
 MODES = {"1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA", "PA", "La", "RGBa", "HSV", *GREY16}
 
 
-def locate(root: str, file_name: str) -> str | None:
+def locate(root: str, file_name: str, links: bool = False) -> str | None:
     """Return the path of `file_name` below the folder `root` (already resolved), or None if it would leave that folder.
 
-    Absolute names, `..` anywhere in the name, and links out of the folder are refused.
+    Absolute names and `..` anywhere in the name are refused, and without `links` also links out of the folder.
     """
     if os.path.isabs(file_name) or ".." in file_name.replace("\\", "/").split("/"):
         return None
-    path = os.path.join(root, file_name)
+    path, inside = os.path.join(root, file_name), root.rstrip(os.sep) + os.sep
     try:
-        inside = os.path.realpath(path).startswith(root.rstrip(os.sep) + os.sep)
+        leaves = not os.path.realpath(path).startswith(inside)
     except ValueError:  # a null byte or half a surrogate pair, which no file name can have
         return None
-    return path if inside else None
+    return path if not leaves or (links and os.path.normpath(path).startswith(inside)) else None
+
+
+def nearest(root: str, file_name: str) -> str | None:
+    """Return the file below `root` that a name may mean that is no file itself; None if there is none.
+
+    Tried are / in place of \\, %-codes, fewer leading folders (of an absolute path, a URL, or `root` itself), another case.
+    """
+    parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for names in dict.fromkeys((tuple(parts), tuple(unquote(part) for part in parts))):
+        for n in range(len(names)):
+            path = locate(root, "/".join(names[n:]))
+            folder, name = os.path.split(path or root)
+            name = _names(folder).get(name.lower()) if path else None
+            if name and os.path.isfile(os.path.join(folder, name)):
+                return os.path.relpath(os.path.join(folder, name), root)
+    return None
+
+
+@lru_cache(maxsize=8)
+def _names(folder: str) -> dict[str, str]:
+    """Map the names of a folder in lower case to the names; empty if it cannot be read."""
+    try:
+        return {name.lower(): name for name in os.listdir(folder)}
+    except (OSError, ValueError):
+        return {}
 
 
 @cache
@@ -52,7 +78,8 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str]:
         (file size in bytes, kind of problem, details), the kind being empty for a sound file.
     """
     if not os.path.isfile(path):
-        return 0, "image-missing", "no such file"
+        target = f": it is a link to {os.path.realpath(path)} (dvc pull or git annex get?)" if os.path.islink(path) else ""
+        return 0, "image-missing", f"no such file{target}"
     size, kind = 0, "image-unreadable"
     try:
         size = os.path.getsize(path)
@@ -68,6 +95,9 @@ def probe(path: str, width: int, height: int) -> tuple[int, str, str]:
         if not is_whole:  # a second handle: Pillow does not expect the first one's position to change
             with Image.open(path, formats=formats()) as image:
                 image.load()
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return size, "image-too-large", f"more than {limit:,} pixels, annotated as {width}x{height}"
     except Exception as error:  # Pillow's parsers raise whatever they stumble on
         return size, kind, f"{type(error).__name__}: {error}"
     return size, "", ""
@@ -90,6 +120,15 @@ def read_rgb(path: str, width: int, height: int) -> np.ndarray:
     if rotated is None or pixels.shape != (height, width, 3):
         raise ValueError(f"the file is {pixels.shape[1]}x{pixels.shape[0]}, annotated as {width}x{height}")
     return pixels
+
+
+def grey16_peak(path: str) -> int | None:
+    """Return the largest value of a 16-bit grey picture; None for any other, or one that cannot be read."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            return int(np.max(np.array(image))) if image.mode in GREY16 else None
+    except Exception:  # `probe` says what is wrong
+        return None
 
 
 def _rotation(image: Image.Image, width: int, height: int) -> bool | None:

@@ -86,12 +86,13 @@ class Annotations:
         for key in ("images", "categories"):
             expected = {entry["id"]: entry.get("file_name", entry.get("name")) for entry in raw[key]}
             check_equal({e["id"]: e.get("file_name", e.get("name")) for e in truth[key]}, expected, key)
-            check_equal(len(truth[key]), len(raw[key]), f"number of {key}")
+            check_equal(len(truth[key]), len(expected), f"number of {key}")
         check_equal(len(truth["annotations"]) + dropped, len(raw["annotations"]), f"annotations with invalid={mode}")
         if mode == "error":
             annotations = sorted((a["image_id"], a["category_id"], a["bbox"], a["iscrowd"]) for a in truth["annotations"])
             expected = sorted(
-                (a["image_id"], a["category_id"], a["bbox"], int(bool(a.get("iscrowd")))) for a in raw["annotations"]
+                (a["image_id"], a["category_id"], a["bbox"], int(bool(a.get("iscrowd") or a.get("ignore"))))
+                for a in raw["annotations"]
             )
             check_equal(annotations, expected, "the annotations")
         check_samples(dataset, len(truth["annotations"]))
