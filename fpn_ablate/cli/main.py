@@ -5,12 +5,13 @@ so that neither Hydra nor torch is loaded before the command is known.
 """
 
 import difflib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from fpn_ablate import __version__
@@ -60,12 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: a row failed, or a check found something; 2: bad input; 130 and 143: interrupted by Ctrl-C or SIGTERM, and the
     same command continues.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII alone shows \\u2713 for a tick
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ[COMMAND] = f"python -m fpn_ablate {shlex.join(arguments)}".strip()
     command = None
     try:
+        _check_working_folder()
         command, rest, config_dir = split_command(arguments)
-        if command is None and {"--help", "-h"} & set(rest):
+        if command == "help" or (command is None and {"--help", "-h"} & set(rest)):
             print(HELP)
             return 0
         if command is None and "--version" in rest:
@@ -88,6 +93,9 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
         UserError: there is no such command, no such folder, or there are two.
     """
     command, rest, config_dir = None, [], None
+    for first, second in pairwise(arguments):
+        if "=" in first and first.endswith(",") and not second.startswith("-"):
+            raise UserError(f"{first} {second}: write values without spaces: {first}{second}")
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
@@ -104,8 +112,15 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
     return command, rest, config_dir
 
 
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be read ({error.strerror}); cd to one that exists") from None
+
+
 def _command(name: str) -> str:
-    if name in COMMANDS:
+    if name in (*COMMANDS, "help"):
         return name
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
@@ -113,6 +128,8 @@ def _command(name: str) -> str:
 
 
 def _folder(name: str) -> Path:
+    if "=" in name and not Path(name).exists():
+        raise UserError(f"--config-dir: no folder is named in front of {name}; write --config-dir FOLDER {name}")
     if not name or not Path(name).is_dir():
         raise UserError(f"--config-dir {name or '(nothing)'}: no such folder; give one with your own ablation/NAME.yaml")
     return Path(name).resolve()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hydra
 
-from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.sweep.jobs import run_job
 from fpn_ablate.sweep.plugin import register
 from fpn_ablate.sweep.publish import unpublished
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         UserError: a key or a value does not exist.
     """
     folder = ["--config-dir", str(config_dir)] if config_dir else []
-    sys.argv[1:] = [*normalise(arguments), *folder]
+    overrides = normalise(arguments)
+    check_files(overrides, config_dir)
+    sys.argv[1:] = [*overrides, *folder]
     register()
     unpublished.clear()
     try:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
-from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
@@ -87,6 +87,7 @@ def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
 
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
     register()
+    check_files([*overrides, *(f"ablation={row}" for row in rows)], config_dir)
     others = [o for o in overrides if not o.startswith("ablation=")]
     named = [o for o in overrides if o.startswith("ablation=")]
     try:

@@ -1,10 +1,19 @@
 """Check the overrides of a command line before Hydra reads them."""
 
+import difflib
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate.config.validation import keys, unknown_key
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 # Values that Hydra does not read as the name of a group's file.
@@ -20,7 +29,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     below a group (see `add_if_missing`): those that do not exist are refused after composition, with the nearest one.
 
     Raises:
-        UserError: a group does not exist, or its file has no name; several of Hydra's modes.
+        UserError: a group does not exist, or its file has no name; a value that Hydra cannot read; several of Hydra's modes.
     """
     modes = [argument for argument in arguments if argument.partition("=")[0] in MODES]
     if len(modes) > 1:
@@ -40,9 +49,72 @@ def normalise(arguments: Sequence[str]) -> list[str]:
             argument = f"+experiments={','.join(_experiment_file(name) for name in value.split(','))}"
         elif re.split("[./]", key)[0] not in known:
             raise UserError(unknown_key(key))
+        _check_syntax(argument)
         result.append(add_if_missing(argument))
     # Hydra's parser reads no keys behind an option that stands among them.
     return sorted(result, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
+    """Check that the files of groups, as `ablation=NAME,NAME`, exist in conf/ or in `config_dir`, and that the latter are YAML.
+
+    Raises:
+        UserError: there is none of a name, with the nearest one; or a file of the user's cannot be read.
+    """
+    if any("hydra.searchpath" in argument for argument in arguments):  # Hydra looks in more folders
+        return
+    for argument in arguments:
+        group, _, value = argument.lstrip("+").partition("=")
+        ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
+        names = [name.strip() for name in value.split(",")]
+        # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
+        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            continue
+        added = config_dir / group if config_dir else ours
+        known = {path.stem: path for folder in (ours, added) for path in folder.glob("*.yaml") if path.name != CLAIMS}
+        for name in (name.removesuffix(".yaml") for name in names):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {group}={near[0]}?" if near else ""
+                own = f"a file of your own: --config-dir FOLDER with {group}/{name}.yaml"
+                raise UserError(f"{group}={name}: there is no such file.{hint} There are {', '.join(sorted(known))}; {own}")
+            if known[name].parent == added:
+                _check_yaml(known[name])
+
+
+def _check_yaml(file: Path) -> None:
+    try:
+        OmegaConf.load(file)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{file}{f', line {mark.line + 1}' if mark else ''}: cannot be read as YAML ({reason})") from None
+
+
+def _check_syntax(argument: str) -> None:
+    """Check that Hydra's grammar reads an override.
+
+    Raises:
+        UserError: it does not; the message says how to write it.
+    """
+    key, _, value = argument.partition("=")
+    quoted = value.replace('"', '\\"')
+    quoted = f'{key}="{quoted}"'
+    if _is_readable(argument):
+        return
+    if value.rstrip().endswith(","):
+        raise UserError(f"{argument}: a value is missing behind the comma; write values without spaces, as KEY=A,B")
+    if value[:1] in ("[", "{") or not _is_readable(quoted):
+        raise UserError(f"{argument}: cannot be read as key=value; a list is written as 'KEY=[A,B]'")
+    raise UserError(f"{argument}: Hydra does not read this value as it is; quote it for Hydra too: {shlex.quote(quoted)}")
+
+
+def _is_readable(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def add_if_missing(override: str) -> str:

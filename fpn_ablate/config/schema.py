@@ -301,5 +301,5 @@ class Config(Strict):
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
-# has in the end, and whether it is deterministic there, are (runs.identity.fingerprint_inputs).
+# has in the end, whether it is deterministic there, and a CPU's threads are (runs.identity.fingerprint_inputs).
 INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "on_failure", "log")

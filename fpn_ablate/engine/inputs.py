@@ -19,6 +19,7 @@ from fpn_ablate.structures.batch import DetectionDataset, Splits
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import set_deterministic
 from fpn_ablate.utils.stamps import is_recent, stamps_of
+from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.evaluated import EvaluatedWeights, read_evaluated
 from fpn_ablate.weights.files import inference_settings
@@ -62,8 +63,8 @@ def prepare(cfg: Config) -> Inputs:
         UserError: bad input.
     """
     device = pick_device(cfg.device)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    own = default_threads()  # before another number is set
+    torch.set_num_threads(cfg.threads or own)
     deterministic = is_deterministic(cfg.deterministic, device)
     refuse_random_order(cfg, device, deterministic)
     set_deterministic(deterministic, fixed_shapes=isinstance(cfg.data, Shapes))

@@ -30,7 +30,7 @@ from fpn_ablate.evaluation.recall import match_boxes
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.structures.batch import DetectionDataset
-from fpn_ablate.utils.files import save_text, write_atomically
+from fpn_ablate.utils.files import refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, RESAMPLED, TRUTH
 
 THUMBNAILS = 200  # images
@@ -59,7 +59,9 @@ def make_artifacts(
     levels = {f"level_{name}": level for name, level in maps.items()}
     write_atomically(folder / ARTIFACTS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **levels))
     name = f"{dataset.digest[:16]}-{len(ids)}"
-    _save_thumbnails(folder.resolve().parents[3] / PICTURES / name, dataset, truth)
+    runs = folder.resolve().parents[3]
+    refuse_links_out(runs, runs / PICTURES / name)
+    _save_thumbnails(runs / PICTURES / name, dataset, truth)
     draws = hashlib.sha256(np.append(ids, indices[:FEW_REPLICATES]).astype("<i8").tobytes()).hexdigest()[:16]
     return {"by_size": recall_by_size(truth, detections, dataset.area_bounds), "pictures": name, "draws": draws}
 

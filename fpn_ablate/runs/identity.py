@@ -29,7 +29,13 @@ def portable(cfg: Config) -> dict[str, Any]:
 
 
 def fingerprint_inputs(
-    cfg: Config, data: str, weights: str, device: str, deterministic: bool, proposals: str | None = None
+    cfg: Config,
+    data: str,
+    weights: str,
+    device: str,
+    deterministic: bool,
+    proposals: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides a run's figures.
 
@@ -37,6 +43,7 @@ def fingerprint_inputs(
         data, weights, proposals: digests of both splits, of the starting backbone or the evaluated detector, and of the file
             task.proposals.file if there is one.
         device, deterministic: the actual device's name and setting, where the configuration may say `auto`.
+        threads: their actual number on a CPU, where it decides the last bits; None on a GPU.
     """
     config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
     del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
@@ -49,6 +56,7 @@ def fingerprint_inputs(
         "code": versions.core_version(),
         "parts": versions.part_versions(cfg),
         **({} if proposals is None else {"proposals": proposals}),
+        **({} if threads is None else {"threads": threads}),
     }
 
 
@@ -58,8 +66,8 @@ def fingerprint(facts: dict[str, Any]) -> str:
 
 
 def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
-    """Hash everything but the declared factors (dotted keys of Config) and the seed: the rows of a table share it."""
-    shared, factors = dict(facts), (*factors, "seed")
+    """Hash everything but the declared factors (dotted keys of Config), the seed and the threads: a table's rows share it."""
+    shared, factors = {key: value for key, value in facts.items() if key != "threads"}, (*factors, "seed")
     for factor in factors:
         shared["config"] = _without(shared["config"], factor)
     shared["parts"] = {key: files for key, files in facts["parts"].items() if not under(key, factors)}

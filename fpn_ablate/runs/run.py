@@ -22,7 +22,7 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.cost import end_to_end_latency_ms, peak_memory_mib, reset_peak_memory
 from fpn_ablate.engine.evaluate import evaluate, predict
-from fpn_ablate.engine.inputs import Inputs, prepare
+from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, skip
@@ -33,9 +33,10 @@ from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
-from fpn_ablate.utils.files import TEMPORARY, save_text, write_atomically
+from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, RECORD, RESAMPLED
+from fpn_ablate.utils.threads import num_threads
 
 OPTIONAL = (RESAMPLED, ARTIFACTS)  # files of a run beside REQUIRED; missing if the disk was full
 
@@ -47,15 +48,17 @@ def run(cfg: Config, job: int = 0) -> dict[str, Any]:
         UserError: bad input, before anything is trained. Any other exception leaves a record that says what happened.
     """
     start, inputs = time.time(), prepare(cfg)
-    outcome = _run(cfg, inputs, job)
+    outcome = _run(Run(cfg, inputs, job))
     skip.write_skip_entry(cfg, inputs, outcome["fingerprint"], start)
     return outcome
 
 
-def _run(cfg: Config, inputs: Inputs, job: int) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     """Return the record of a finished run, copy that of the same run in another table, or carry the run out."""
-    run = Run(cfg, inputs, job)
-    with exclusive(run_lock(cfg.out, run.fingerprint), run.title):
+    cfg = run.cfg
+    lock_file = run_lock(cfg.out, run.fingerprint)
+    refuse_links_out(cfg.out, run.folder, lock_file)
+    with exclusive(lock_file, run.title), num_threads(run.threads):
         saved = record.read(run.folder)
         if is_finished(saved, run.fingerprint):
             skip.print_finished(cfg, run.folder)
@@ -148,7 +151,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
 
 def _finish_source(run: Run, cfg: Config) -> Path:
     """Return the folder of a run on the same inputs that `run` builds on; carry that run out unless it is finished."""
-    source = Run(cfg, run.inputs, run.job)
+    source = Run(cfg, run.inputs, run.job, run.threads)
     folder = find_run(cfg.out, cfg.seed, source.fingerprint)
     if folder is None:
         folder = source.folder
@@ -156,7 +159,7 @@ def _finish_source(run: Run, cfg: Config) -> Path:
         if is_finished(record.read(folder), source.fingerprint) and not all((folder / name).exists() for name in REQUIRED):
             (folder / RECORD).unlink()
         try:
-            _run(cfg, run.inputs, run.job)
+            _run(source)
         except Diverged as problem:
             raise Diverged(f"row {cfg.row}, which it builds on ({folder}), {problem}") from None
     saved = record.read(folder) or {}

@@ -11,11 +11,13 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
 from fpn_ablate.runs import environment, identity
-from fpn_ablate.store.layout import run_folder
+from fpn_ablate.store import record
+from fpn_ablate.store.layout import row_folder, run_folder
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import CONFIG, METRICS
+from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights import backbone
 
 
@@ -25,6 +27,7 @@ class Run:
 
     Attributes:
         job: position of the run in its sweep, for the time left on the console.
+        threads: CPU threads; if not given and threads=null, those of an earlier start, or torch's own choice.
         facts: everything that decides the figures (`identity.fingerprint_inputs`).
         built_on: fingerprint -> training seconds of the runs that it builds on.
         resumed_at: steps that an earlier start has done; the times in the record do not include them.
@@ -33,6 +36,7 @@ class Run:
     cfg: Config
     inputs: Inputs
     job: int
+    threads: int | None = None
     facts: dict[str, Any] = field(init=False)
     folder: Path = field(init=False)
     built_on: dict[str, float] = field(default_factory=dict)
@@ -45,8 +49,28 @@ class Run:
         data = inputs.training.digest + inputs.validation.digest
         weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
         machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
-        self.facts = identity.fingerprint_inputs(cfg, data, weights, *machine, proposals=inputs.proposals_digest)
+        facts = identity.fingerprint_inputs(cfg, data, weights, *machine, inputs.proposals_digest)
+        chosen = self.threads or cfg.threads
+        self.threads = chosen or default_threads()
+        on_cpu = inputs.device.type == "cpu"
+        if on_cpu and not chosen:
+            self.threads = self._threads_of_earlier_start(facts)
+        self.facts = facts | ({"threads": self.threads} if on_cpu else {})
         self.folder = run_folder(self.cfg, self.fingerprint)
+
+    def _threads_of_earlier_start(self, facts: dict[str, Any]) -> int:
+        """Return the number of threads of a run that differs from this one in it alone, so that it is resumed or skipped.
+
+        One with torch's own choice goes first, then a finished one; torch's own choice if there is none.
+        """
+        own, earlier = default_threads(), []
+        for folder in sorted(row_folder(self.cfg).glob(f"seed{self.cfg.seed}-*")):
+            content = record.read(folder) or {}
+            made_on = content.get("environment")
+            number = made_on.get("threads") if isinstance(made_on, dict) else None
+            if type(number) is int and content.get("fingerprint") == identity.fingerprint(facts | {"threads": number}):
+                earlier.append((number != own, content.get("status") != "finished", number))
+        return min(earlier)[-1] if earlier else own
 
     @property
     def fingerprint(self) -> str:

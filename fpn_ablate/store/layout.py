@@ -5,9 +5,10 @@ from typing import Any
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.store import record
-from fpn_ablate.utils.files import safe_name
+from fpn_ablate.utils.files import leads_out, safe_name
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
+LOCKS = ".locks"  # below the folder of all runs
 REQUIRED = (METRICS, MODEL, DETECTIONS)  # files of every finished run, beside config.yaml and record.json
 
 
@@ -22,12 +23,14 @@ def row_folder(cfg: Config) -> Path:
 
 def run_lock(out: str | Path, fingerprint: str) -> Path:
     """Return the lock file of a run, the same for all tables that contain the run."""
-    return Path(out, "runs", ".locks", fingerprint)
+    return Path(out, "runs", LOCKS, fingerprint)
 
 
 def find_run(out: str | Path, seed: int, fingerprint: str) -> Path | None:
     """Find the folder of a finished run below `out`, in any table, with all its required files."""
     for folder in sorted(Path(out, "runs").glob(f"*/*/*/seed{seed}-{fingerprint[:8]}")):
+        if leads_out(out, folder):
+            continue
         if is_finished(record.read(folder), fingerprint) and all((folder / name).exists() for name in REQUIRED):
             return folder
     return None

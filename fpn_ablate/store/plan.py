@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.locks import lock
@@ -21,24 +23,37 @@ PLANS = ".plans"
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
 
 
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+def _time_with_zone(text: str) -> str:
+    if datetime.fromisoformat(text).utcoffset() is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class PlannedRun:
     table: str
     recipe: str
     data: str
     row: str
-    seed: int
-    steps: int
+    seed: _Count
+    steps: _Count
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Plan:
-    started: str
+    started: Annotated[str, AfterValidator(_time_with_zone)]  # ISO
     code: str  # version of the core (engine.versions): results of another version are not this sweep's
     command: str
     cells: tuple[PlannedRun, ...]
 
 
+_PLAN = TypeAdapter(Plan)
 _held: dict[Path, FileLock] = {}  # locks of the plans of this process
 
 
@@ -82,10 +97,10 @@ def has_leftover_plan(runs: Path) -> bool:
 
 
 def _read(file: Path) -> Plan | None:
+    """Read a plan; None if the file is none, as each key's type and a time with its zone say."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Plan(**content | {"cells": tuple(PlannedRun(**cell) for cell in content["cells"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        return _PLAN.validate_json(file.read_bytes())
+    except (OSError, ValueError):
         return None
 
 

@@ -1,6 +1,7 @@
 """The record of a run, written last and atomically. A run whose record says "finished" is complete; any other is resumed."""
 
 import json
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import RECORD
 
+FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 FORMAT = 1  # of record.json; raised when keys change their meaning
 
 
@@ -18,11 +20,25 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
-    """Read a run's record, or another JSON object in its folder; None if it is missing or unreadable: it is made again."""
+    """Read a run's record, or another JSON object in its folder; None if it is missing or unreadable: it is made again.
+
+    Its fingerprints, of which paths are made, have the form of ours.
+    """
     with suppress(OSError, ValueError, RecursionError):
         content = json.loads((folder / name).read_text())
-        return content if isinstance(content, dict) else None
+        if isinstance(content, dict) and all(map(_is_fingerprint, _fingerprints(content))):
+            return content
     return None
+
+
+def _fingerprints(content: dict[str, Any]) -> list[Any]:
+    """List the fingerprints in a record: its own, and that of the run whose proposals it uses."""
+    parts = [part for part in (content, content.get("proposals")) if isinstance(part, dict)]
+    return [part["fingerprint"] for part in parts if "fingerprint" in part]
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, str) and FINGERPRINT.fullmatch(value) is not None
 
 
 def now() -> str:

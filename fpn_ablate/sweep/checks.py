@@ -11,20 +11,26 @@ from hydra.errors import ConfigCompositionException
 
 from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.store import plan
+from fpn_ablate.store.layout import LOCKS
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import unwritable
+from fpn_ablate.utils.files import refuse_links_out, unwritable
+from fpn_ablate.utils.paths import PICTURES
 
 MIN_FREE_BYTES = 2**16  # bytes that must be free: what a row writes before its weights
 
 
 def check_writable(out: str) -> None:
-    """Check that runs can be written below `out`, and that there is room for the smallest.
+    """Check that runs can be written below `out`, that they stay there, and that there is room for the smallest.
 
     Raises:
-        UserError: they cannot, or there is none.
+        UserError: they cannot, a folder leads elsewhere, or there is no room.
     """
+    runs = Path(out, "runs")
+    refuse_links_out(
+        out, runs, *(runs / name for name in (plan.PLANS, LOCKS, PICTURES, "multirun.yaml"))
+    )  # the last is Hydra's
     try:
-        runs = Path(out, "runs")
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=runs) as file:
             file.write(bytes(MIN_FREE_BYTES))

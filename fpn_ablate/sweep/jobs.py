@@ -43,21 +43,22 @@ def run_job(composed: DictConfig) -> None:
     signals.install_handlers()  # in a worker of joblib or a job of SLURM for good: its other jobs must not begin either
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
-    with as_hydra_error(exit_on_error=single):
-        config_dir = folder_of(context.runtime.config_sources)
-        cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
-        check_parts(cfg)
-        check_writable(cfg.out)
-        number = 0 if single else context.job.num
-        try:
+    cells = []
+    try:
+        with as_hydra_error(exit_on_error=single):  # a single run's error is printed before its table
+            config_dir = folder_of(context.runtime.config_sources)
+            cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
+            check_parts(cfg)
+            check_writable(cfg.out)
+            cells.append(cfg)
             if not skip.report_if_finished(cfg):
                 with job_scope(cfg.on_failure):
                     from fpn_ablate.runs.run import run  # takes seconds, which a job that must not begin does not have
 
-                    run(cfg, number)
-        finally:
-            if single:
-                publish([cfg])
+                    run(cfg, 0 if single else context.job.num)
+    finally:
+        if single:
+            publish(cells)
 
 
 def _use_platform_start_method() -> None:

@@ -26,6 +26,7 @@ from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.files import refuse_links_out
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
 from fpn_ablate.utils.paths import EXPERIMENTS
@@ -56,6 +57,7 @@ def mark_killed(cfg: Config, error: str) -> None:
     """Write into the record of a run whose process was killed that it has failed. Raises nothing."""
     with warn_instead(f"the record of {cfg.row} seed {cfg.seed} does not say that it was killed"):
         for folder, content in _records(cfg):
+            refuse_links_out(cfg.out, folder)
             # Another sweep may be working on it, and holds its lock, or may just have finished it.
             with suppress(Timeout), lock(run_lock(cfg.out, content["fingerprint"]), timeout=0):
                 content = record.read(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.files import save_text, unwritable
+from fpn_ablate.utils.files import open_no_follow, save_text, unwritable
 
 CELLS = "FPN_ABLATE_CELLS"  # environment variable: the number of a sweep's runs, set by the sweep for its jobs
 RATE = "lr"  # in every line of a training, and not in that of an evaluation
@@ -45,7 +45,7 @@ class JsonLines:
             if step <= resume_from and RATE in values
         ]
         save_text(path, "".join(lines))
-        self._file = path.open("a")
+        self._file = open(path, "a", opener=open_no_follow)  # noqa: SIM115
 
     def log(self, step: int, values: dict[str, float]) -> None:
         try:

@@ -1,6 +1,7 @@
 """Copy finished runs to Weights & Biases, each once."""
 
 import os
+import re
 from pathlib import Path
 
 from fpn_ablate.store import record
@@ -21,7 +22,7 @@ def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
     """
     content = record.read(folder) or {}
     if content.get("status") != "finished":
-        return f"skipped: not finished ({content.get('status', 'no record')})", True
+        return f"skipped: not finished ({content.get('status', 'no readable record')})", True
     if force or not _copy(folder, mode)[1]:
         Wandb(content, folder, mode).close(timeout=TIMEOUT)
     return _copy(folder, mode)
@@ -29,8 +30,8 @@ def replay(folder: Path, mode: str, force: bool) -> tuple[str, bool]:
 
 def _copy(folder: Path, mode: str) -> tuple[str, bool]:
     """Return a line about a run's copy, and whether it is one for this mode."""
-    marker = record.read(folder, MARKER)
-    if not marker:
+    marker = record.read(folder, MARKER) or {}
+    if not re.fullmatch(r"wandb/[\w.-]+", str(marker.get("folder"))) or not {"id", "mode"} <= marker.keys():
         return "no complete copy", False
     copy = folder / marker["folder"]
     if marker["mode"] == "online" or synced(copy):

@@ -18,8 +18,8 @@ from fpn_ablate.tracking.loggers import read_metrics
 from fpn_ablate.tracking.wandb_media import images_with_boxes
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import METRICS
+from fpn_ablate.utils.files import refuse_links_out, save_text
+from fpn_ablate.utils.paths import METRICS, without_folders
 
 MARKER = "wandb.json"  # in the folder of a run: where its complete copy is
 CONFIG_KEYS = ("fingerprint", "data", "generated", "code", "environment")  # added to wandb's configuration, for its search
@@ -120,6 +120,7 @@ class Wandb(Thread):
 
     def _open(self) -> Any:
         """Open a wandb run, offline also if online is not possible."""
+        refuse_links_out(self.folder, self.folder / "wandb")
         (self.folder / "wandb").mkdir(exist_ok=True)  # without it wandb would write to a temporary folder
         import wandb
 
@@ -165,7 +166,7 @@ def init_arguments(run: dict[str, Any]) -> dict[str, Any]:
         "job_type": run["row"][:64],
         "name": f"{run['row'][:100]}-seed{run['seed']}",
         "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),
-        "config": run["config"] | {key: run.get(key) for key in CONFIG_KEYS},
+        "config": without_folders(run["config"] | {key: run.get(key) for key in CONFIG_KEYS}),
     }
 
 
@@ -176,8 +177,8 @@ def synced(copy: Path) -> bool:
 
 def _remove_unsent(folder: Path, identifier: str) -> None:
     """Remove older copies of this run that were not sent: the new one is complete, and both would be sent."""
-    for old in (folder / "wandb").glob(f"*run-*-{identifier}"):
-        if not synced(old):
+    for old in (folder / "wandb").iterdir():
+        if old.name.endswith(f"-{identifier}") and "run-" in old.name and not synced(old):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -190,7 +191,7 @@ def _send_result(run: Any, folder: Path, result: dict[str, Any], step: int) -> N
         run.log({"detections": pictures}, step=max(step, run.starting_step))
     values = result.get("metrics", {}) | {f"cost/{name}": value for name, value in result.get("cost", {}).items()}
     summary = {name: value for name, value in values.items() if value is not None}
-    run.summary.update({**summary, "status": result.get("status"), "error": result.get("error")})
+    run.summary.update({**summary, "status": result.get("status"), "error": without_folders(result.get("error"))})
 
 
 def _kill_service() -> None:

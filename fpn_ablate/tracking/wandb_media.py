@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
-from fpn_ablate.utils.files import UNREADABLE, open_arrays, safe_name
+from fpn_ablate.utils.files import UNREADABLE, leads_out, open_arrays, safe_name
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 MAX_IMAGES = 8
@@ -29,7 +29,10 @@ def images_with_boxes(folder: Path, record: dict[str, Any]) -> list[tuple[Path, 
         for key, image in list(content["images"].items())[:MAX_IMAGES]:
             layers = {"found": _predictions(arrays, int(key), image), "truth": _ground_truth(image, names)}
             boxes = {name: {"box_data": data, "class_labels": names} for name, data in layers.items() if data}
-            images.append((pictures / f"{key}.jpg", boxes))
+            picture = pictures / f"{int(key)}.jpg"
+            if leads_out(pictures, picture):  # wandb would send that file
+                return []
+            images.append((picture, boxes))
         return images
     except UNREADABLE:
         return []

@@ -6,6 +6,11 @@ from typing import TextIO
 
 
 def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Print a line at once, on standard output by default; drop it if it cannot be written."""
+    """Print a line at once, on standard output by default; drop it if it cannot be written.
+
+    Characters that the stream's encoding lacks are escaped.
+    """
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
-        print(line, file=stream or sys.stdout, end=end, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)

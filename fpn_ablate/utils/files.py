@@ -28,7 +28,9 @@ TEMPORARY = ".*.[0-9]*.*"  # glob pattern of the temporary files that a killed w
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder and move the result to `path`.
+    """Call `write` with the path of an empty temporary file in the same folder and move the result to `path`.
+
+    A link that somebody has put in the place of the temporary, or of `path`, is replaced and never followed.
 
     Raises:
         UserError: the disk does not take the file; the old content of `path` is untouched.
@@ -37,14 +39,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{socket.gethostname()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # of a killed process with this number
+        os.close(open_no_follow(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        handle = open_no_follow(temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            os.truncate(temporary, 0)  # a failed writer may still hold the file open, and the record needs its space
+        with suppress(OSError):  # a failed writer may still hold the file open, and the record needs its space
+            os.close(open_no_follow(temporary, os.O_WRONLY | os.O_TRUNC))
         with suppress(OSError):
             temporary.unlink()
         # On a full disk torch.save raises a RuntimeError from its zip writer.
@@ -54,6 +61,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError) or full:
             raise unwritable(path, error) from None
         raise
+
+
+def open_no_follow(path: Path | str, flags: int) -> int:
+    """Open a file as `os.open` does, with the umask's permissions; OSError if it is a symbolic link. An `opener` for `open`."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def leads_out(out: str | Path, path: Path) -> bool:
+    """Return True if a path below the folder `out`, which may be a link itself, leads out of it through a symbolic link."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out))
+
+
+def refuse_links_out(out: str | Path, *paths: Path) -> None:
+    """Check that `paths`, below the folder `out`, lie in it: what is written there must not land elsewhere.
+
+    Raises:
+        UserError: one leads out of it (`leads_out`).
+    """
+    for path in paths:
+        if leads_out(out, path):
+            raise UserError(f"{path}: a symbolic link that leads out of {out}; put a folder in its place, or give out=FOLDER")
 
 
 def save_text(path: Path, text: str) -> None:

@@ -1,5 +1,7 @@
 """The command line: which command it is, its options and its refusals."""
 
+import io
+import os
 import pkgutil
 import re
 import subprocess
@@ -14,6 +16,7 @@ from fpn_ablate import __version__
 from fpn_ablate.cli.main import COMMANDS, main
 from fpn_ablate.runs import environment
 from fpn_ablate.store import plan
+from fpn_ablate.utils.console import log_line
 
 
 @pytest.fixture
@@ -89,6 +92,7 @@ def test_two_folders_of_ones_own_are_refused(cli, mine, command):
         ("reprot", " Did you mean report?"),
         ("verfy", " Did you mean verify?"),
         ("mesure", " Did you mean measure?"),
+        ("verfiy", " Did you mean verify?"),
         ("xyzzy", ""),
     ],
 )
@@ -103,7 +107,7 @@ def test_what_was_typed_is_shown_without_the_control_characters_in_it(cli):
     assert cli("re\x1b[2Jport")[2].startswith("re\\x1b[2Jport: there is no such command")
 
 
-@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("option", ["--help", "-h", "help"])
 def test_the_help_lists_every_command(cli, option):
     code, out, err = cli(option)
     assert (code, err) == (0, "")
@@ -150,3 +154,36 @@ def test_what_was_typed_is_in_a_runs_record_and_decides_nothing(cli, monkeypatch
     assert environment.environment(torch.device("cpu"))["command"] == "python -m fpn_ablate 'no.such.key=1 2'"
     monkeypatch.delenv(plan.COMMAND)
     assert "command" not in environment.environment(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("command", [[], ["-m"], ["verify"]])
+def test_a_space_behind_a_comma_is_refused_with_the_line_as_it_should_be(cli, called, command):
+    code, out, err = cli(*command, "ablation=c4,", "c5", "seed=1")
+    assert (code, out, called) == (2, "", [])
+    assert err == "ablation=c4, c5: write values without spaces: ablation=c4,c5\n"
+
+
+def test_an_option_without_its_folder_is_refused(cli, called):
+    code, out, err = cli("--config-dir", "ablation=fpn")
+    assert (code, out, called) == (2, "", [])
+    assert err == "--config-dir: no folder is named in front of ablation=fpn; write --config-dir FOLDER ablation=fpn\n"
+
+
+@pytest.mark.parametrize("command", [[], ["verify"]])
+def test_a_current_folder_that_is_gone_is_a_line_and_no_traceback(tmp_path, monkeypatch, capsys, command):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr("sys.argv", ["fpn-ablate"])
+    assert main(command) == 2
+    assert capsys.readouterr() == ("", "the current folder cannot be read (No such file or directory); cd to one that exists\n")
+
+
+def test_a_terminal_of_ascii_alone_shows_what_it_can(tmp_path):
+    command = [sys.executable, "-m", "fpn_ablate", "shapes", "--export", "réseau", "--train", "1", "--val", "1", "--size", "64"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and "data.root=r\\xe9seau" in done.stdout
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    log_line("a tick ✓", stream)
+    assert stream.buffer.getvalue() == b"a tick \\u2713\n"

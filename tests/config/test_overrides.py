@@ -1,10 +1,11 @@
 """What is refused, or put right, in the arguments of a run before Hydra reads them."""
 
 import re
+import shlex
 
 import pytest
 
-from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.utils.errors import UserError
 
 
@@ -88,3 +89,83 @@ def test_hydra_adds_keys_below_a_group_that_are_missing(typed, passed):
 def test_they_are_refused_after_composition_with_the_nearest(config, overrides, message):
     with pytest.raises(UserError, match=re.escape(message)):
         config(*overrides)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "Hard Hat (1)",
+            "data=v2",
+            "#1",
+            "it's",
+            "a[1]",
+            "x{y}",
+            "a!b",
+            "a&b",
+            "x;y",
+            "~tmp",
+            "réseau",
+            "日本語",
+            'a"b',
+            "a(b",
+        ),
+        *("epoch=3-step=10.ckpt", "/sets/Hard Hat (1)/images"),
+    ],
+)
+def test_a_value_that_hydra_does_not_read_is_refused_with_the_way_to_quote_it(config, value):
+    with pytest.raises(UserError, match=r"^data\.root=.*: Hydra does not read this value as it is; quote it .*: \S") as refused:
+        normalise([f"data.root={value}"])
+    (advised,) = shlex.split(str(refused.value).rpartition("for Hydra too: ")[2])
+    assert config("data=coco", advised).data.root == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("ablation=c4,", "ablation=c4,: a value is missing behind the comma; write values without spaces, as KEY=A,B"),
+        ("factors=[neck", "factors=[neck: cannot be read as key=value; a list is written as 'KEY=[A,B]'"),
+    ],
+)
+def test_a_list_that_does_not_end_is_refused(argument, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        normalise([argument])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("ablation=fpn,fnp", "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bottom_up, c4, "),
+        ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick? There are "),
+        (
+            "task=xyz",
+            "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, rpn; a file of your own: --config-dir",
+        ),
+        ("+experiments=tabel1_rpn", "experiments=tabel1_rpn: there is no such file. Did you mean experiments=table1_rpn?"),
+        ("ablation=mein", "ablation=mein: there is no such file. Did you mean ablation=mine?"),
+    ],
+)
+def test_a_file_that_does_not_exist_is_refused_with_the_nearest(tmp_path, argument, message):
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "mine.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_files([argument], tmp_path)
+    check_files(["ablation=mine,fpn", "backbone=timm/a.b", "hydra/launcher=x", "seed=3", "ablation=glob(*)", "~neck"], tmp_path)
+    check_files([argument, "hydra.searchpath=[x]"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"neck: {upsample: [bilinear\n", ", line 2: cannot be read as YAML (expected ',' or ']'"),
+        (b"a: 1\nneck: !!python/object/apply:os.system [x]\n", ", line 2: cannot be read as YAML (could not determine"),
+        (b"a: \0", ": cannot be read as YAML (unacceptable character #x0000"),
+        (b"a: \xff", ": cannot be read as YAML ('utf-8' codec can't decode"),
+    ],
+)
+def test_a_row_file_that_is_no_yaml_is_named_with_the_line(tmp_path, content, reason):
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"mine.yaml{reason}")):
+        check_files(["ablation=mine"], tmp_path)
+    check_files(["ablation=fpn"], tmp_path)

@@ -25,7 +25,7 @@ from fpn_ablate.report.formats import plots
 from fpn_ablate.report.html import figures
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import run_folder
+from fpn_ablate.store.layout import find_run, run_folder
 from fpn_ablate.sweep import checks
 from fpn_ablate.tracking import loggers
 from fpn_ablate.utils import console
@@ -157,7 +157,8 @@ def test_what_a_library_cannot_write_leaves_the_old_file(tmp_path, library):
     path.write_text("old")
 
     def on_a_full_disk(temporary):
-        temporary.symlink_to(FULL)
+        temporary.unlink()
+        temporary.symlink_to(FULL)  # the libraries open it by its name
         LIBRARIES[library](temporary)
         raise AssertionError("a full disk has taken it")
 
@@ -315,7 +316,42 @@ def test_a_folder_that_cannot_be_made_is_told(whole, tmp_path):
         running.run(whole[0].model_copy(update={"out": str(tmp_path)}))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])  # the seed's folder, the row's, the recipe's, the table's
+def test_a_folder_that_leads_out_is_refused_and_nothing_is_written_there(whole, tmp_path, depth):
+    cfg = whole[0].model_copy(update={"out": str(tmp_path / "out")})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = [whole[1], *whole[1].parents][depth - 1].relative_to(whole[0].out)
+    (tmp_path / "out" / place).parent.mkdir(parents=True)
+    (tmp_path / "out" / place).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"a symbolic link that leads out of .*; put a folder in its place, or give out=FOLDER"):
+        running.run(cfg)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_that_lies_elsewhere_is_not_found_and_a_linked_out_is(whole, tmp_path):
+    mark = record.read(whole[1])["fingerprint"]
+    (tmp_path / "linked").symlink_to(whole[0].out)
+    assert find_run(tmp_path / "linked", 0, mark)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs").symlink_to(Path(whole[0].out) / "runs")
+    assert find_run(tmp_path / "out", 0, mark) is None
+
+
 # ----------------------------------------------------------------------------------------------------------- around the runs
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/.plans", "runs/.locks", "runs/.pictures", "runs/multirun.yaml"])
+def test_a_place_of_a_sweep_that_leads_out_is_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    place = tmp_path / "out" / name
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"out/{name}: a symbolic link that leads out of"):
+        checks.check_writable(str(tmp_path / "out"))
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    checks.check_writable(str(tmp_path / "linked"))
 
 
 @needs_full

@@ -116,9 +116,28 @@ def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):
     assert len(colours) == len({p["row"] for p in points(charts.costs(table, colours))}) == 19
 
 
+def test_lines_of_metrics_that_are_no_numbers_are_left_out(put, runs):
+    """Text, lists and integers that no float holds, as a step and as a value."""
+    folder = put("fpn", 2)
+    lines = ['{"step": 1, "loss": 0.5}', '{"step": [1], "loss": 1}', '{"step": "x", "loss": 1}', '{"step": null, "loss": 1}']
+    lines += ['{"step": 2, "loss": 1%s}' % ("0" * 400), '{"step": 1%s, "loss": 1}' % ("0" * 400), "[]", "3"]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (table,) = collate(load(runs))
+    chart = charts.curves(table, charts.row_colours([table])[table.name])
+    assert [(point["step"], point["mean"]) for point in points(chart)] == [(1, 0.5)]
+
+
 @pytest.mark.parametrize(
     "broken",
-    [{"edges": [1, 2]}, {"AR100": None}, {"edges": []}, {"objects": [1]}, {"edges": [0.0] * 10}, {"AR100": [1e308] * 11}],
+    [
+        {"edges": [1, 2]},
+        {"AR100": None},
+        {"edges": []},
+        {"objects": [1]},
+        {"edges": [0.0] * 10},
+        {"AR100": [1e308] * 11},
+        {"edges": ["4"]},
+    ],
 )
 def test_a_record_whose_bins_do_not_fit_is_left_out(put, runs, broken):
     put("c4", 2, by_size=by_size() | broken)

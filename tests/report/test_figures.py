@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.html import charts, figures
+from fpn_ablate.report.html import charts, figures, page
 
 SIZES = {"edges": [8.0, 16.0, 32.0], "objects": [0, 5, 5, 2], "AR100": [None, 0.2, 0.4, 0.6]}
 
@@ -58,3 +59,13 @@ def test_a_table_without_anything_to_show_has_no_figure(runs, put):
     put("c4", 0, status="failed", error="x")
     (made,) = collate(load(runs))
     assert figures.render(made) == {}
+
+
+def test_too_little_address_space_costs_the_charts_and_not_the_process(table, monkeypatch, capsys):
+    """V8 aborts where it cannot reserve its space; `ulimit -v` limits it."""
+    monkeypatch.setattr(charts.resource, "getrlimit", lambda kind: (4 * 2**30, 4 * 2**30))
+    monkeypatch.setitem(sys.modules, "vl_convert", None)  # an import of it fails
+    assert figures.render(table) == {}
+    reason = "the address space is limited to 4 GiB, and charts need 100; see ulimit -v"
+    assert capsys.readouterr().err == f"{table.name}: no figures: {reason}\n"
+    assert f"No charts: {reason}" in page.render([table])

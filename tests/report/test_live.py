@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from planned_sweep import planned_sweep
 
 from fpn_ablate.report.collate.collate import collate
@@ -41,6 +42,26 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert states["FPN", 2].text == "step 100 of 500, 4 min left" and states["FPN", 2].share == 0.2
     assert states["FPN", 3].kind == "waiting"
     assert found.count() == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("step", ["1" + "0" * 400, "Infinity", '"x"', "[1]", "null"])
+def test_a_step_that_is_no_number_is_a_run_that_begins(runs, put, step):
+    put("c4", 2)
+    plan.write_plan(runs, CELLS)
+    folder = runs / "table1_rpn" / "quick" / "fpn" / "seed2-01234567"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    (folder / "metrics.jsonl").write_text(f'{{"step": {step}}}\n')
+    assert shown(runs)[1]["FPN", 2].text == "starting"
+
+
+def test_what_a_plan_says_is_shown_without_control_characters_and_folders(runs, put, monkeypatch):
+    put("c4", 2)
+    monkeypatch.setenv(plan.COMMAND, "run data.root=/home/me/set \x1b[2J")
+    plan.write_plan(runs, [plan.PlannedRun("t\x1b", "quick", "shapes", "r\x07", 2, 5)])
+    found = progress(plan.active_plans(runs), runs, [], [])
+    assert found.commands == ("run data.root=…/set �[2J",)
+    assert (found.boards[0].title, found.boards[0].rows[0][0]) == ("t� · data shapes · recipe quick", "r�")
 
 
 def test_what_older_code_has_finished_is_waiting_now(put, runs):

@@ -100,7 +100,16 @@ def test_ledger_is_byte_stable_and_merges_by_fingerprint(runs, put, tmp_path):
         ({"generated": None}, "'generated' must be true or false"),
         ({"metrics": {"AR100": "0.5"}}, "'metrics.AR100' must be a finite number"),
         ({"metrics": {"AR100": 1e999}}, "must be a finite number"),
-        ({"environment": {"device": ["cpu"]}}, "'environment.device' must be one value"),
+        ({"environment": {"device": ["cpu"]}}, "'environment.device' must be text"),
+        ({"environment": {"device": 3}}, "'environment.device' must be text"),
+        ({"environment": {"threads": "two"}}, "'environment.threads' must be a finite number or null"),
+        ({"environment": {"dirty": []}}, "'environment.dirty' must be one value"),
+        ({"metrics": {"AR100": 10**400}}, "'metrics.AR100' must be a finite number"),
+        ({"seed": -(10**400)}, "'seed' must be within the range of floating-point numbers"),
+        ({"config": {"steps": [{"a": 10**400}]}}, "'config.steps' must be within the range"),
+        ({"cost": {"pretrain_accuracy": "all"}}, "'cost.pretrain_accuracy' must be a finite number"),
+        ({"built_on": [["a"]]}, "'built_on' must be pairs of text and number"),
+        ({"built_on": 3}, "'built_on' must be pairs of text and number"),
         ({"config": {"factors": "neck"}}, "'config.factors' must be a list of text"),
         ({"config": {"factors": [1]}}, "'config.factors' must be a list of text"),
     ],
@@ -159,17 +168,34 @@ def test_random_text_survives(tmp_path, runs, put):
         assert len(list(csv.reader(file))) == 2
 
 
-def test_a_ledger_names_no_machines_paths(put, runs, tmp_path):
-    command = (
-        "python -m fpn_ablate -m data.root=/home/me/sets/bccd 'out=/tmp/a b/x' backbone.weights=~/w.pth seed=1,2 neck.p6=true"
-    )
-    folder = put()
-    file = folder / "record.json"
-    record = json.loads(file.read_text())
-    record["environment"]["command"] = command
-    file.write_text(json.dumps(record))
-    write_ledger(load(runs.resolve()), tmp_path / "ledger.csv")
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            "run data.root=/home/me/sets/bccd backbone.weights=~/w.pth seed=1,2",
+            "run data.root=…/bccd backbone.weights=…/w.pth seed=1,2",
+        ),
+        ("run 'out=/tmp/a b/x' '~neck.p6' neck.p6=true", "run 'out=…/x' '~neck.p6' neck.p6=true"),
+        (
+            "FileNotFoundError: [Errno 2] No such file: '/home/me/my sets/1.jpg'",
+            "FileNotFoundError: [Errno 2] No such file: '…/1.jpg'",
+        ),
+        ("/home/me/x.json: broken (see https://hydra.cc/docs)", "…/x.json: broken (see https://hydra.cc/docs)"),
+        ("[/home/me/a.jpg, /home/me/b.jpg]", "[…/a.jpg, …/b.jpg]"),
+        ("data.root=//host/share/me/set", "data.root=…/set"),
+        (r"\\host\share\me\set C:\Users\me\w.pth", "…/set …/w.pth"),
+        ("out=~me data.root=~me/sets/a x=../../me/b file:///home/me/c", "out=…/ data.root=…/a x=…/b …/c"),
+        ("top / bottom, 1/2 of results/runs/x", "top / bottom, 1/2 of results/runs/x"),
+    ],
+)
+def test_a_ledger_names_no_machines_paths(put, runs, tmp_path, text, kept):
+    put(status="failed", error=text, config={"neck": {"table": text, "files": [text]}}, environment={"command": text})
+    frame = load(runs.resolve())
+    assert frame["error"].tolist() == [kept]
+    write_ledger(frame, tmp_path / "ledger.csv")
     assert str(tmp_path) not in (tmp_path / "ledger.csv").read_text()
-    (kept,) = load(tmp_path / "ledger.csv")["environment.command"]
-    assert "/home" not in kept and "/tmp" not in kept and "~" not in kept
-    assert "data.root=…/bccd" in kept and "backbone.weights=…/w.pth" in kept and "seed=1,2 neck.p6=true" in kept
+    (line,) = load(tmp_path / "ledger.csv").to_dict("records")
+    written = [line[key] for key in ("error", "environment.command", "config.neck.table", "config.neck.files")]
+    assert written == [kept, kept, kept, [kept]]
+    write_ledger(load(tmp_path / "ledger.csv"), tmp_path / "ledger.csv")
+    assert load(tmp_path / "ledger.csv")["error"].tolist() == [kept]

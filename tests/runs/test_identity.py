@@ -69,6 +69,13 @@ def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatc
     assert identity.fingerprint(facts(cfg)) not in fingerprints
 
 
+def test_threads_are_part_of_a_run_and_not_of_what_rows_share(config):
+    cfg = config()
+    one, two = (identity.fingerprint_inputs(cfg, "d", "w", "cpu", True, threads=n) for n in (1, 2))
+    assert len({identity.fingerprint(f) for f in (one, two, facts(cfg))}) == 3
+    assert len({identity.comparison_key(f, cfg.factors) for f in (one, two, facts(cfg))}) == 1
+
+
 def test_what_is_incidental_is_written_down():
     assert set(INCIDENTAL) >= {"table", "row", "out", "device", "deterministic", "threads", "workers", "log"}
     assert not set(INCIDENTAL) & {"seed", "data", "backbone", "neck", "rpn", "task", "recipe"}

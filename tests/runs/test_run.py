@@ -21,6 +21,7 @@ from fpn_ablate.engine import evaluate, inputs, pretrain, procedures
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.report.collate.health import state
 from fpn_ablate.runs import run as running
+from fpn_ablate.runs import state as run_state
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import signals
@@ -61,6 +62,35 @@ def test_a_killed_process_leaves_a_record_that_says_it_had_begun(cell, monkeypat
     monkeypatch.setattr(running, "_train_and_evaluate", lambda run: seen.append(record.read(run.folder)) or {})
     running.run(cell("seed=11"))
     assert (seen[0]["status"], seen[0]["row"], seen[0]["metrics"]) == ("running", "fpn", {})
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(cell, monkeypatch):
+    """And a finished one is skipped; another number that is asked for is another run, comparable with the first."""
+    seen = []
+
+    def train(run):
+        seen.append((run.threads, torch.get_num_threads(), run.folder))
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    def start(own, *overrides):
+        for module in (inputs, run_state):
+            monkeypatch.setattr(module, "default_threads", lambda: own)
+        return running.run(cell("seed=12", *overrides))
+
+    monkeypatch.setattr(running, "_train_and_evaluate", train)
+    with pytest.raises(KeyboardInterrupt):
+        start(2)
+    first = start(1)
+    assert seen == [(2, 2, seen[0][2])] * 2 and first["environment"]["threads"] == 2
+    assert start(1)["fingerprint"] == start(1, "threads=2")["fingerprint"] == first["fingerprint"] and len(seen) == 2
+    other = start(1, "threads=1")
+    assert seen[2][:2] == (1, 1) and seen[2][2] != seen[0][2]
+    assert other["setting"] == first["setting"]
+    assert start(1)["fingerprint"] == other["fingerprint"]  # of two, that with torch's own choice
+    assert start(3)["fingerprint"] in (first["fingerprint"], other["fingerprint"]) and len(seen) == 3
+    torch.set_num_threads(1)
 
 
 def test_a_record_holds_what_tables_need(finished):

@@ -103,10 +103,9 @@ def test_a_picture_more_is_a_doubt(entered):
 def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monkeypatch, tmp_path):
     cfg, _ = entered
     recipe = cfg.recipe.model_copy(update={"flip": not cfg.recipe.flip})
-    for change in ({"recipe": recipe}, {"device": "auto"}, {"deterministic": False}, {"weights": "x"}):
+    for change in ({"recipe": recipe}, {"device": "auto"}, {"deterministic": False}, {"weights": "x"}, {"threads": 7}):
         assert skipped(cfg.model_copy(update=change)) is None, change
-    for change in ({"threads": 7}, {"workers": 3}):
-        assert skipped(cfg.model_copy(update=change)), change
+    assert skipped(cfg.model_copy(update={"workers": 3}))
     for name in ("_machine", "_program"):
         with monkeypatch.context() as patch:
             patch.setattr(skip, name, lambda: ["another"])
@@ -241,3 +240,12 @@ def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(tmp_path
     assert main(["-m", *rows[:-1], "ablation=fpn,c4,c5"]) == 0
     out = capsys.readouterr().out
     assert "asked for c4, 0" in out and out.count("asked for") == 1 and out.count("finished before") == 2
+
+
+def test_another_choice_of_threads_by_torch_is_a_doubt_unless_their_number_is_given(entered, enter_again, monkeypatch):
+    for cfg, skips in ((entered[0], False), (entered[0].model_copy(update={"threads": 1}), True)):
+        enter_again(cfg)
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "3")
+            assert bool(skipped(cfg)) == skips
+        assert skipped(cfg)

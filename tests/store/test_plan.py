@@ -1,5 +1,7 @@
 """Plans of sweeps: whose they are, and when they are over."""
 
+import json
+
 import pytest
 from planned_sweep import planned_sweep
 
@@ -56,3 +58,30 @@ def test_a_plan_of_another_machine_is_active_while_its_lock_is_held(runs):
 def test_a_damaged_plan_is_none(runs, content):
     plan.write_plan(runs, PLANNED).write_text(content)
     assert plan.active_plans(runs) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"started": text} for text in ("2026-11-21T08:00:00", "yesterday", 3, None)),
+        *({"code": 1}, {"command": None}, {"cells": None}, {"cells": {}}, {"cells": ["c4"]}, {"more": 1}),
+    ],
+)
+def test_a_plan_with_a_value_of_another_kind_is_none(runs, change):
+    file = plan.write_plan(runs, PLANNED)
+    assert len(plan.active_plans(runs)) == 1
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert plan.active_plans(runs) == []
+    plan.remove_plan(runs)
+
+
+@pytest.mark.parametrize(
+    "change", [{"row": ["fpn"]}, {"row": {}}, {"table": None}, {"seed": "2"}, {"seed": 2.5}, {"seed": True}, {"steps": 10**400}]
+)
+def test_a_plan_with_a_cell_of_another_kind_is_none(runs, change):
+    file = plan.write_plan(runs, PLANNED)
+    content = json.loads(file.read_text())
+    content["cells"][-1] |= change
+    file.write_text(json.dumps(content))
+    assert plan.active_plans(runs) == []
+    plan.remove_plan(runs)

@@ -202,6 +202,12 @@ def test_names_fit_wandbs_limits():
     assert len(named["group"]) <= 128 and len(named["name"]) <= 128 and named["name"].endswith("-seed2")
 
 
+def test_a_copy_names_no_machines_paths():
+    known = KNOWN | {"config": {"neck": {"file": "/home/me/a.pth"}}, "environment": {"command": "x data.root=~me/sets/a"}}
+    sent = init_arguments(known)["config"]
+    assert (sent["neck"], sent["environment"]) == ({"file": "…/a.pth"}, {"command": "x data.root=…/a"})
+
+
 def test_a_cell_has_an_id_of_its_own_in_each_table():
     places = [KNOWN, KNOWN | {"table": "other"}, KNOWN | {"row": "other"}, KNOWN | {"fingerprint": "f" * 16}]
     assert len({run_id(known) for known in places}) == len(places)
@@ -320,3 +326,42 @@ def test_a_run_does_without_a_folder_an_account_or_room(alone, tmp_path, capsys,
     the_same(folder, outcome, alone)
     said = [text for text in capsys.readouterr().err.splitlines() if "wandb" in text]
     assert len(said) == 1 and line in said[0]
+
+
+# ------------------------------------------------------------------------------------- what others have put into a folder
+
+
+@pytest.mark.parametrize("mark", ["../../../kept", "*", "/kept", "0123456789ABCDEF", "", 3, None, ["a"]])
+def test_a_forged_fingerprint_removes_nothing(tmp_path, capsys, monkeypatch, mark):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(tmp_path))
+    kept = tmp_path / "kept" / f"run-1-x{run_id(KNOWN | {'fingerprint': mark})[-9:]}"
+    kept.mkdir(parents=True)
+    folder = run_folder(tmp_path / "run", fingerprint=mark)
+    (folder / "wandb" / "offline-run-x-").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["replay", "--again", str(folder)]) == 0
+    assert "skipped: not finished (no readable record)" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_copies_that_leads_elsewhere_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(tmp_path))
+    kept = tmp_path / "elsewhere" / f"run-1-{run_id(KNOWN)}"
+    kept.mkdir(parents=True)
+    folder = run_folder(tmp_path / "run")
+    (folder / "wandb").symlink_to(kept.parent)
+    assert main(["replay", str(folder)]) == 2
+    assert "a symbolic link that leads out of" in capsys.readouterr().err
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize("change", [{"folder": "../../elsewhere"}, {"folder": "/"}, {"folder": 3}, {"mode": None, "id": 3}])
+def test_a_forged_marker_of_a_copy_is_none(tmp_path, monkeypatch, change):
+    folder = run_folder(tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    content = {"id": "a", "mode": "offline", "folder": "wandb/none"} | change
+    (folder / "wandb.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    monkeypatch.setattr(wandb_client, "_in_words", str)
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(folder))
+    assert main(["replay", str(folder)]) == 2  # the copy of FakeWandb is no folder
+    assert marker(folder)["folder"] == "wandb/run"

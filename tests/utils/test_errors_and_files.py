@@ -27,6 +27,35 @@ def test_a_file_is_whole_or_not_there(tmp_path, fault):
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path):
+    """Also one that bears the name of the temporary, which others on the machine can guess."""
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    path, seen = tmp_path / "out" / "file.txt", []
+    write_atomically(path, lambda temporary: (seen.append(temporary), temporary.write_text("first")))
+    path.unlink()
+    path.symlink_to(kept)
+    seen[0].symlink_to(kept)
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert (kept.read_text(), path.read_text(), path.is_symlink()) == ("kept", "new", False)
+
+
+@pytest.mark.parametrize("fault", [None, OSError("disk full")])
+def test_a_link_that_is_put_there_during_a_write_is_refused(tmp_path, fault):
+    kept, path = tmp_path / "kept", tmp_path / "out" / "file.txt"
+    kept.write_text("kept")
+
+    def write(temporary):
+        temporary.unlink()
+        temporary.symlink_to(kept)
+        if fault:
+            raise fault
+
+    with pytest.raises(UserError, match=r"file\.txt: cannot be written"):
+        write_atomically(path, write)
+    assert kept.read_text() == "kept" and list(path.parent.iterdir()) == []
+
+
 def test_a_text_with_a_name_that_is_no_utf8_is_kept(tmp_path):
     save_text(tmp_path / "error.txt", "é \udcff")
     assert (tmp_path / "error.txt").read_text(encoding="utf-8") == "é \\udcff"

@@ -1,6 +1,5 @@
 """Read a table's definition from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -9,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from fpn_ablate.utils.errors import UserError, short_repr
+from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import EXPERIMENTS
 
 SIZES = ("", "s", "m", "l")
@@ -21,13 +21,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _number(value: Any) -> float:
     """Refuse what is no finite number; the bare `no` is not 0, and an integer stays one."""
-    if not _is_number(value):
+    if not is_finite(value):
         raise ValueError(f"must be a number, found {short_repr(value)}")
     return value
 
@@ -161,7 +157,7 @@ class Definition(Entry):
             for key, value in row.published.items():
                 if key not in columns:
                     raise ValueError(f"row '{row.names[0]}': published {short_repr(key)} is no column of {', '.join(columns)}")
-                if key in metrics and value is not None and not _is_number(value):
+                if key in metrics and value is not None and not is_finite(value):
                     raise ValueError(f"row '{row.names[0]}': published {key} must be a number or null, found {value!r}")
             if row.published_only and not row.published:
                 raise ValueError(f"row '{row.names[0]}': published_only may be true only with published values")

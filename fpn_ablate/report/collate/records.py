@@ -7,7 +7,6 @@ have dtype object: pandas would otherwise turn integers in a column with missing
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -21,14 +20,19 @@ from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import RECORD, RESAMPLED
+from fpn_ablate.utils.numbers import is_finite
+from fpn_ablate.utils.paths import RECORD, RESAMPLED, without_folders
 
-FOLDERS = re.compile(r"(?<=[=\s'\"])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,]+[\\/])*")  # an absolute path up to its last part
 # What a spreadsheet takes for the beginning of a formula; in many countries a semicolon separates the cells.
 FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT_KEYS = ("table", "recipe", "data", "row", "setting", "fingerprint")
-SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic")  # never lists
+# Keys, and beginnings of keys, that hold a number if anything. What a column shows of other keys is n/a where it is no number.
+NUMBERS = ("metrics.", "cost.pretrain_accuracy", "environment.threads")
+# Keys that hold text if anything.
+ENVIRONMENT = tuple(f"environment.{key}" for key in ("command", "commit", "device", "evaluator", "python", "torch", "version"))
+# Keys that are never lists.
+SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic", "config.backbone.weights")
 # The first columns, in this order; records are sorted by them.
 LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")
 
@@ -85,8 +89,8 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
         lines = "; ".join(old.attrs["unreadable"])
         raise UserError(f"{path}: has lines that cannot be read and would be lost ({lines}); fix or remove them first")
     for record in [*old.to_dict("records"), *frame.to_dict("records")]:
-        if record.get("environment.command"):  # a ledger must not contain paths of a machine
-            record["environment.command"] = FOLDERS.sub("…/", str(record["environment.command"]))
+        # A ledger is made to be published: it must not contain paths of a machine.
+        record |= {key: without_folders(value) for key, value in record.items() if key not in LEADING or key == "error"}
         merged[record["table"], record["fingerprint"], record["row"]] = record
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
@@ -147,13 +151,14 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return f"{place}: {str(error) or type(error).__name__}"
+        return f"{place}: {without_folders(str(error)) or type(error).__name__}"
     if not isinstance(content, dict):
         return f"{place}: not a JSON object"
     if content.get("format") != FORMAT:
         return f"{place}: format {short_repr(content.get('format'))}, and this version reads format {FORMAT}"
     record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
+    record |= {key: without_folders(record[key]) for key in ("error", "environment.command") if key in record}  # on the page
     return _problem(place, record) or record
 
 
@@ -187,15 +192,33 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
         ("seed", "an integer", type(record.get("seed")) is int),
         ("generated", "true or false", type(record.get("generated")) is bool),
         ("config.factors", "a list of text", isinstance(factors, list) and all(isinstance(item, str) for item in factors)),
+        ("built_on", "pairs of text and number", all(map(_is_source, _items(record.get("built_on"))))),
     ]
     for key, value in record.items():
-        if key.startswith("metrics."):
-            finite = type(value) in (int, float) and math.isfinite(value)
-            checks.append((key, "a finite number or null", value is None or finite))
+        if key.startswith(NUMBERS):
+            checks.append((key, "a finite number or null", value is None or is_finite(value)))
+        elif key in ENVIRONMENT:
+            checks.append((key, "text", value is None or isinstance(value, str)))
         elif key in SINGLE_KEYS or key.startswith("environment."):
             checks.append((key, "one value", not isinstance(value, list)))
+        checks.append((key, "within the range of floating-point numbers", not _is_beyond_float(value)))
     wrong = next(((key, kind) for key, kind, passes in checks if not passes), None)
     return wrong and f"{name}: key '{wrong[0]}' must be {wrong[1]}, found {short_repr(record.get(wrong[0]))}"
+
+
+def _is_beyond_float(value: Any) -> bool:
+    """Return True if an integer, or one in a list or dictionary, is too large for a float, which charts and means need."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (type(value) is int and not is_finite(value)) or any(map(_is_beyond_float, items))
+
+
+def _items(value: Any) -> list[Any]:
+    """Return a list, an empty one for null, and one with the value itself for anything else."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_source(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_finite(pair[1])
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:

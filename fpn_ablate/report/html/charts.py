@@ -6,6 +6,7 @@ A specification holds its points, in the table's unit (percent); its parameters 
 
 import json
 import math
+import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,12 +16,14 @@ from typing import Any
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Record, Row, Table, clean
+from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import METRICS
 
 Spec = dict[str, Any]
 Point = dict[str, Any]
 COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
 MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
+ADDRESS_SPACE = 100 * 2**30  # bytes that V8 reserves without using them; 64 GiB are too few for vl-convert 1.9
 MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
 COSTS = {
     "GFLOPs": ("verify.gflops", 1.0),
@@ -41,6 +44,14 @@ CONFIG = {
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
     },
 }
+
+
+def too_little_space() -> str | None:
+    """Return why the charts' library cannot run here, or None: its V8 ends the process where it cannot reserve its space."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= ADDRESS_SPACE:
+        return None
+    return f"the address space is limited to {limit / 2**30:.0f} GiB, and charts need {ADDRESS_SPACE >> 30}; see ulimit -v"
 
 
 @dataclass(frozen=True)
@@ -119,8 +130,8 @@ def _bins(record: Record) -> tuple[list[float], list[int], list[float | None]] |
     if not all(isinstance(part, list) for part in parts) or not parts[0]:
         return None
     edges, objects, values = parts
-    numbers = all(_is_number(edge) and edge > 0 for edge in edges)
-    numbers = numbers and all(value is None or (_is_number(value) and abs(value) < 1e9) for value in values)
+    numbers = all(is_finite(edge) and edge > 0 for edge in edges)
+    numbers = numbers and all(value is None or (is_finite(value) and abs(value) < 1e9) for value in values)
     return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
 
 
@@ -158,8 +169,8 @@ def _logged_losses(row: Row, record: Record) -> Iterable[tuple[str, int, float]]
             step = values["step"]
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a kill
-        for key, value in values.items():
-            if key not in ("step", "lr", *metrics) and _is_number(value):
+        for key, value in values.items() if is_finite(step) else ():
+            if key not in ("step", "lr", *metrics) and is_finite(value):
                 yield clean(key), step, value
 
 
@@ -169,7 +180,7 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
     for row in table.finished_rows if metric else ():
         estimate = row.cells[metric.key].ours
         for kind, (key, scale) in COSTS.items():
-            values = [value for record in row.finished if _is_number(value := record.get(key))]
+            values = [value for record in row.finished if is_finite(value := record.get(key))]
             if values and estimate.mean is not None:
                 figures = {"value": fmean(values) * scale, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
                 point = {"row": _name(row, colours), "label": row.name, "short": _short(row), "cost": kind, "n": estimate.n}
@@ -293,10 +304,6 @@ def _short(row: Row) -> str:
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _spec(points: list[Point], layers: list[Spec], encoding: Spec, choice_field: str = "", choice: str = "") -> Spec:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from functools import lru_cache
 from textwrap import wrap
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.report.html import charts
 from fpn_ablate.report.html.page import source
+from fpn_ablate.utils.console import log_line
 
 WIDTH, PANEL = 620, 260  # pixels of a chart, of one of several beside each other
 FONT = "DejaVu Sans"  # ships with matplotlib: the same bytes on every machine
@@ -17,8 +19,13 @@ FONT = "DejaVu Sans"  # ships with matplotlib: the same bytes on every machine
 def render(table: Table) -> dict[str, bytes]:
     """Return {"recall.svg": ..., "recall.pdf": ..., "effects.svg": ...}, without charts for which the table has no data.
 
+    There are none, and a line says so, where V8 lacks address space (`charts.too_little_space`).
+
     Equal tables give equal SVGs under one version of vl-convert; a PDF's resources have no fixed order.
     """
+    if reason := charts.too_little_space():
+        log_line(f"{table.name}: no figures: {reason}", sys.stderr)
+        return {}
     import vl_convert
 
     images = {}

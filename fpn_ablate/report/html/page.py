@@ -47,7 +47,8 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
 def _section(table: Table, colours: dict[str, int], album: gallery.Album, number: int, steps: int) -> dict[str, Any]:
     """Build the template's values for one table."""
     content = grid(table)
-    charts_or_reasons = charts.charts(table, colours, steps)
+    space = charts.too_little_space()
+    charts_or_reasons = [f"No charts: {space}."] if space else charts.charts(table, colours, steps)
     artifacts = gallery.load_artifacts(table, album)
     comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album)
     missing = [item for item in charts_or_reasons if isinstance(item, str)]

@@ -9,10 +9,11 @@ from typing import Any
 
 from fpn_ablate.report.collate import health
 from fpn_ablate.report.collate.records import time_of
-from fpn_ablate.report.collate.table import Table
+from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.store.plan import Plan, PlannedRun
 from fpn_ablate.utils.files import safe_name
-from fpn_ablate.utils.paths import CONFIG, METRICS
+from fpn_ablate.utils.numbers import is_finite
+from fpn_ablate.utils.paths import CONFIG, METRICS, without_folders
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
 _Record = Mapping[str, Any]
@@ -74,7 +75,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
         rest = sum(1 - state.share for state in states.values() if state.kind in ("running", "waiting"))
         if ended and rest:
             times_left.append(minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest))
-    commands = tuple(dict.fromkeys(plan.command for plan in plans if plan.command))
+    commands = tuple(dict.fromkeys(clean(without_folders(plan.command)) for plan in plans if plan.command))
     built = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return Progress(tuple(boards), commands, built, ", ".join(times_left)) if boards else None
 
@@ -88,9 +89,9 @@ def _board(key: tuple[str, str, str], states: Mapping[PlannedRun, State], table:
     seeds = tuple(sorted({seed for _, seed in by_cell}))
     labels = {row.row: row.label for row in table.rows} if table else {}
     names = dict.fromkeys(row for row, _ in by_cell)
-    rows = [(labels.get(row, row), tuple(by_cell.get((row, seed)) for seed in seeds)) for row in names]
+    rows = [(labels.get(row, clean(row)), tuple(by_cell.get((row, seed)) for seed in seeds)) for row in names]
     title = f"{table.definition.title if table else key[0]} · data {key[2]} · recipe {key[1]}"
-    return Board(title, seeds, tuple(rows))
+    return Board(clean(title), seeds, tuple(rows))
 
 
 def _ended(record: _Record, table: Table | None) -> State:
@@ -112,9 +113,10 @@ def _running(cell: PlannedRun, plan: Plan, runs: Path) -> State | None:
     metrics = begun[max(begun)] / METRICS
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
-        step = max(int(json.loads(line)["step"]) for line in lines[-2:] if line.endswith("}"))
+        steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]
+        step = max(int(step) for step in steps if is_finite(step))
         spent = metrics.stat().st_mtime - max(begun)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
     rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
     return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)))

@@ -227,7 +227,7 @@ class Plans(Report):
         if draw.random() < 0.3:
             file.write_bytes(mutate_bytes(draw, text))
         else:
-            content = json.loads(text) | {"host": draw.choice(["elsewhere", "elsewhere", json.loads(text)["host"]])}
+            content = json.loads(text)
             content["started"] = draw.choice(["2999-01-01T00:00:00+00:00", "2026-11-21T08:00:00", content["started"]])
             file.write_text(json.dumps(mutate_tree(draw, content)))
         frame = load(self.runs)
