@@ -300,7 +300,9 @@ def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             tries += 1
         code = process.wait()
         findings += [f"sweep {sweeps}: exit code {code}"] * (code != 0)
-        findings += [f"sweep {sweeps}: {name} differs" for name in differences(expected, contents(out / "results"))]
+        # A row of Table 2 trains the RPN that it stands on if that row's worker was killed: the run then lies below `sources`.
+        differing = [name for name in differences(expected, contents(out / "results")) if not name.endswith("/files")]
+        findings += [f"sweep {sweeps}: {name} differs" for name in differing if not name.startswith("runs/sources/")]
         sweeps += 1
     how = f"the sweep went on by itself to exit code 0; {EQUAL}"
     return outcome("one of joblib's two workers is killed", tries, findings, how)
