@@ -95,7 +95,7 @@ def _parser() -> Parser:
         type=_eps,
         default=BN_EPS,
         metavar="EPS",
-        help="what the file's batch norms add to the variance; ours add 1e-5, and variances are moved so that both compute the "
+        help="what the file's batch norms add to the variance; ours add 1e-5, and scales are changed so that both compute the "
         "same. No file says it. Give 0 for torchvision's released detectors COCO_V1 (fasterrcnn_resnet50_fpn_coco), which "
         "torchvision runs with 0; otherwise leave it out",
     )

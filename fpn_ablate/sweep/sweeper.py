@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config, without_hydra
 from fpn_ablate.config.overrides import add_if_missing
@@ -18,6 +21,13 @@ from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable,
 from fpn_ablate.sweep.publish import publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
+
+
+class DropJobConfigs(Callback):
+    """Drop the two copies of a job's configuration, some 150 KiB, that Hydra keeps until the sweep ends."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 class TableSweeper(BasicSweeper):

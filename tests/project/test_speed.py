@@ -152,4 +152,4 @@ def test_a_sweep_is_timed_in_each_way(script, monkeypatch):
 def test_a_sweep_that_fails_is_reported(script, capsys):
     assert script("benchmarks/sweep").main(["--recipe", "none", "--device", "cpu"]) == 2
     message = capsys.readouterr().err
-    assert "ended with code 1" in message and "recipe=none: there is no such file" in message
+    assert "ended with code 2" in message and "recipe=none: there is no such file" in message
