@@ -51,6 +51,7 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 GRACE = 10  # seconds from a signal to the end: the usual minimum between SIGTERM and SIGKILL (Docker, `timeout -k`)
 # Record entries that differ between runs: costs, where a run was built on, start and end.
 MEASURED, WHEN = ("cost", "built_on"), ("started", "finished")
+INCIDENTAL = {"command": None, "dirty": False}  # of the environment: a drill writes its outcome into the checkout
 
 
 @dataclasses.dataclass
@@ -83,7 +84,7 @@ def contents(out: Path) -> dict[str, Any]:
     for file in sorted(Path(out, "runs").glob("*/*/*/*/record.json")):
         folder, name = file.parent, str(file.parent.relative_to(out))
         record = json.loads(file.read_text())
-        record["environment"].pop("command", None)
+        record["environment"] |= INCIDENTAL
         items[f"{name}/record"] = {key: value for key, value in record.items() if key not in (*MEASURED, *WHEN)}
         weights = torch.load(folder / MODEL, weights_only=True)
         items[f"{name}/weights"] = {key: value.numpy().tobytes() for key, value in weights.items()}
@@ -101,7 +102,7 @@ def tables(out: Path) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as temporary:
         for file in sorted(Path(out, "runs").glob("*/*/*/*/record.json")):
             record = json.loads(file.read_text())
-            record["environment"].pop("command", None)
+            record["environment"] |= INCIDENTAL
             record["cost"] = {key: 1.0 if isinstance(value, float | int) else value for key, value in record["cost"].items()}
             record["built_on"] = [[name, 1.0] for name, _ in record["built_on"]]
             record |= dict.fromkeys(WHEN, "2000-01-01T00:00:00+00:00")
