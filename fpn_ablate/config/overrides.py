@@ -4,6 +4,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -36,8 +37,10 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"{' and '.join(modes)}: give one of them; --cfg job shows one configuration, without -m")
     known, result = {*(key for key in keys() if "." not in key), "ablation", "hydra"}, []
     groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    for argument in arguments:
+    for before, argument in pairwise(["", *arguments]):
         key, equals, value = argument.lstrip("+~").partition("=")
+        if not equals and not argument.startswith(("-", "~")) and not before.startswith("-"):
+            raise UserError(f"{argument}: neither KEY=VALUE nor a command or file that stands alone")
         if argument.startswith("-") or not equals:
             result.append(argument)
             continue

@@ -1,7 +1,8 @@
 """Pre-training of a backbone as a classifier of single things of the generated world, as ImageNet serves for photographs.
 
 The weights are made once, cached under their own fingerprint and shared by all rows and seeds; each record's cost includes the
-time. An interrupted pre-training resumes from its last checkpoint and ends with the same weights.
+time. An interrupted pre-training resumes from its last checkpoint and ends with the same weights
+(on a CPU: with the same threads and workers).
 """
 
 import json

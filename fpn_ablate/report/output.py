@@ -12,7 +12,7 @@ from fpn_ablate.report.formats import plots, tables
 from fpn_ablate.report.html import figures, live
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import save_text, write_atomically
+from fpn_ablate.utils.files import refuse_links_out, save_text, write_atomically
 
 
 def save(collated: Iterable[Table], frame: pd.DataFrame, out: str | Path, runs: Path | None = None) -> None:
@@ -31,6 +31,7 @@ def save_table(table: Table, out: str | Path) -> list[Path]:
     texts = {".md": tables.markdown(table), ".csv": tables.csv_text(table), ".tex": tables.latex(table)}
     if table.verdicts:
         texts["-claims.csv"] = tables.claims_csv(table)
+    refuse_links_out(out, *(Path(out, name) for name in ("tables", "plots", "figures")))
     written = [Path(out, "tables", f"{table.name}{end}") for end in texts]
     for file, text in zip(written, texts.values(), strict=True):
         save_text(file, text)

@@ -9,7 +9,8 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -108,18 +109,19 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     run.open_loggers()
     context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log)
     times = [time.monotonic()]
-    supply = procedures.prepare_proposals(context)
+    fewer = f"recipe.eval_batch_size below {recipe.eval_batch_size}"
+    with _out_of_memory(fewer):
+        supply = procedures.prepare_proposals(context)
     times.append(time.monotonic())
     reset_peak_memory(inputs.device)
-    try:
+    more = f"recipe.accumulate above {recipe.accumulate}, for all rows: the same update from fewer images at a time"
+    with _out_of_memory(more):
         trained = procedures.train_or_load(context, supply)
-    except torch.cuda.OutOfMemoryError as error:
-        fix = f"set recipe.accumulate above {recipe.accumulate}, for all rows: the same update from fewer images at a time"
-        raise UserError(f"out of memory: {fix} ({first_line(error)})") from None
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     validation, count = trained.validation, recipe.eval_images
-    detections = predict(trained.predict, validation, recipe, inputs.device, workers=cfg.workers, count=count)
+    with _out_of_memory(fewer):
+        detections = predict(trained.predict, validation, recipe, inputs.device, workers=cfg.workers, count=count)
     write_atomically(run.folder / DETECTIONS, detections.save)
     evaluated = evaluate(detections, inputs.validation, count)
     evaluated["images"] |= {"trained_on": True} if inputs.trains_on_validation else {}
@@ -147,6 +149,15 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
             "latency_ms": end_to_end_latency_ms(trained, recipe, inputs.device),
         },
     }
+
+
+@contextmanager
+def _out_of_memory(setting: str) -> Iterator[None]:
+    """Name the setting that needs less memory."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"out of memory: set {setting} ({first_line(error)})") from None
 
 
 def _finish_source(run: Run, cfg: Config) -> Path:
@@ -209,5 +220,6 @@ def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a finished run no longer needs: checkpoints, an old error, temporary files of killed processes."""
-    for leftover in (*folder.glob(TEMPORARY), *(folder / name for name in (*procedures.RESUME_FILES, ERROR))):
+    temporaries = [file for file in folder.glob(TEMPORARY) if not file.name.startswith(f".{PROPOSALS}")]  # another's lock
+    for leftover in (*temporaries, *(folder / name for name in (*procedures.RESUME_FILES, ERROR))):
         leftover.unlink(missing_ok=True)

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 # Keys of INCIDENTAL that decide all the same, once a machine gives `auto` its meaning.
 _DECIDING = ("device", "deterministic", "threads")
-# Environment variables that decide which GPUs torch sees, and its own choice of threads.
+# Environment variables that decide which GPUs torch sees.
 _VARIABLES = ("CUDA", "NVIDIA", "HIP", "ROCR")
-_THREADS = ("OMP_", "MKL_")
 
 
 def print_finished(cfg: Config, folder: Path) -> None:
@@ -89,8 +88,7 @@ def request_digest(cfg: Config) -> str:
     """
     config = cfg.model_dump(mode="json", exclude=set(INCIDENTAL) - set(_DECIDING))
     places = [str(Path(cfg.out).resolve()), str(Path.cwd()), str(Path.home())]  # paths may be relative
-    threads = cfg.threads or _own_threads()
-    return digest([config, places, _machine(), threads, _program(), user_parts.describe(cfg.user_parts)])
+    return digest([config, places, _machine(), _program(), user_parts.describe(cfg.user_parts)])
 
 
 @lru_cache
@@ -99,12 +97,6 @@ def _machine() -> list[Any]:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     gpus = sorted(map(str, Path("/dev").glob("nvidia*")))  # those that a container sees
     return [boot, gpus, sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES))]
-
-
-def _own_threads() -> list[Any]:
-    """Return what torch's own choice of threads follows: with another, `runs.run` decides which run is meant."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [cores, sorted(item for item in os.environ.items() if item[0].startswith(_THREADS))]
 
 
 @lru_cache

@@ -8,11 +8,12 @@ import yaml
 
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
 from fpn_ablate.runs import environment, identity
 from fpn_ablate.store import record
-from fpn_ablate.store.layout import row_folder, run_folder
+from fpn_ablate.store.layout import run_folder
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
@@ -27,7 +28,8 @@ class Run:
 
     Attributes:
         job: position of the run in its sweep, for the time left on the console.
-        threads: CPU threads; if not given and threads=null, those of an earlier start, or torch's own choice.
+        threads: CPU threads; if not given and threads=null, those of an earlier start or of the runs that it builds on, or
+            torch's own choice.
         facts: everything that decides the figures (`identity.fingerprint_inputs`).
         built_on: fingerprint -> training seconds of the runs that it builds on.
         resumed_at: steps that an earlier start has done; the times in the record do not include them.
@@ -54,23 +56,27 @@ class Run:
         self.threads = chosen or default_threads()
         on_cpu = inputs.device.type == "cpu"
         if on_cpu and not chosen:
-            self.threads = self._threads_of_earlier_start(facts)
+            self.threads = self._threads_of_earlier_start(facts) or self._threads_of_sources() or default_threads()
         self.facts = facts | ({"threads": self.threads} if on_cpu else {})
         self.folder = run_folder(self.cfg, self.fingerprint)
 
-    def _threads_of_earlier_start(self, facts: dict[str, Any]) -> int:
-        """Return the number of threads of a run that differs from this one in it alone, so that it is resumed or skipped.
+    def _threads_of_earlier_start(self, facts: dict[str, Any]) -> int | None:
+        """Return the number of threads of a run, in any table, that differs from this one in it alone; None without one.
 
-        One with torch's own choice goes first, then a finished one; torch's own choice if there is none.
+        That run is then resumed, skipped or copied. One with torch's own choice goes first, then a finished one.
         """
         own, earlier = default_threads(), []
-        for folder in sorted(row_folder(self.cfg).glob(f"seed{self.cfg.seed}-*")):
+        for folder in sorted(Path(self.cfg.out, "runs").glob(f"*/*/*/seed{self.cfg.seed}-*")):
             content = record.read(folder) or {}
             made_on = content.get("environment")
             number = made_on.get("threads") if isinstance(made_on, dict) else None
             if type(number) is int and content.get("fingerprint") == identity.fingerprint(facts | {"threads": number}):
                 earlier.append((number != own, content.get("status") != "finished", number))
-        return min(earlier)[-1] if earlier else own
+        return min(earlier)[-1] if earlier else None
+
+    def _threads_of_sources(self) -> int | None:
+        """Return the number of threads of the runs that this one builds on: rows that share an RPN share it whatever it is."""
+        return next((Run(source, self.inputs, self.job).threads for source in sources_of(self.cfg).values()), None)
 
     @property
     def fingerprint(self) -> str:

@@ -27,9 +27,8 @@ def check_writable(out: str) -> None:
         UserError: they cannot, a folder leads elsewhere, or there is no room.
     """
     runs = Path(out, "runs")
-    refuse_links_out(
-        out, runs, *(runs / name for name in (plan.PLANS, LOCKS, PICTURES, "multirun.yaml"))
-    )  # the last is Hydra's
+    refuse_links_out(out, *(Path(out, name) for name in ("runs", "backbones", "tables", "plots", "figures")))
+    refuse_links_out(out, *(runs / name for name in (plan.PLANS, LOCKS, PICTURES, "multirun.yaml")))  # the last is Hydra's
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=runs) as file:

@@ -65,10 +65,9 @@ class Wandb(Thread):
 
             logging.getLogger("wandb").propagate = False  # to the terminal, in the end
             logging.raiseExceptions = False  # a traceback for each line that a full disk does not take
+            self.start()
         except Exception as error:
             self.failure = _in_words(error)
-        else:
-            self.start()
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.lines.put((step, values))

@@ -84,7 +84,7 @@ def test_a_copied_folder_is_one_record(runs, put):
     put("fpn", folder="b", metrics={"AR100": 0.2})
     table = table_of(runs)
     assert values(table) == {("fpn", 0): 20}
-    assert left_out(table) == ["row 'fpn', seed 0: not the newest finished: no key that they hold differs"]
+    assert left_out(table) == ["row 'fpn', seed 0: not the newest finished: other threads, or a key that they do not hold"]
 
 
 def test_the_rpn_is_no_declared_factor(runs, put):

@@ -64,6 +64,20 @@ def test_a_killed_process_leaves_a_record_that_says_it_had_begun(cell, monkeypat
     assert (seen[0]["status"], seen[0]["row"], seen[0]["metrics"]) == ("running", "fpn", {})
 
 
+def test_rows_that_stand_on_one_rpn_take_its_number_of_threads(cell, monkeypatch):
+    """So does a run that another table has; with torch's own choice both would be trained again."""
+    for module in (inputs, run_state):
+        monkeypatch.setattr(module, "default_threads", lambda: 2)
+    threads = []
+    for overrides in (("threads=1",), ("table=other",), ("task=fast_rcnn",)):
+        cfg = cell("seed=13", *overrides)
+        run = run_state.Run(cfg, inputs.prepare(cfg), 0)
+        threads.append(run.threads)
+        record.write(run.folder, run.describe() | {"environment": {"threads": run.threads}, "status": "finished"})
+    torch.set_num_threads(1)
+    assert threads == [1, 1, 1]
+
+
 def test_a_run_goes_on_with_the_threads_that_it_began_with(cell, monkeypatch):
     """And a finished one is skipped; another number that is asked for is another run, comparable with the first."""
     seen = []

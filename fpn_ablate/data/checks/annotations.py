@@ -169,7 +169,7 @@ def unlike_boxes(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         full, most = width * height, (width + 1) * (height + 1)
     declared = ~np.isnan(areas) & (full > 0)
     telling = declared & (full > 4)  # in smaller boxes any area is possible
-    if (boxes <= 1).all() or not telling.any():  # fractions of the image: another fault
+    if (boxes <= 1.05).all() or not telling.any():  # fractions of the image: another fault
         return np.zeros(len(areas), dtype=bool)
     tiny = (areas <= 1) | (areas < full / 200)
     box_areas, values = full[telling], areas[telling]

@@ -115,7 +115,7 @@ def is_empty(boxes: np.ndarray) -> np.ndarray:
 def is_normalised(table: Annotations) -> bool:
     """Return whether all boxes have the numbers of fractions, and the images are larger than that."""
     boxes = table.boxes
-    return len(boxes) > 0 and bool(((boxes >= 0) & (boxes <= 1)).all() and boxes[:, 2:].any() and (table.sizes > 2).all())
+    return len(boxes) > 0 and bool((abs(boxes - 0.5) <= 0.55).all() and boxes[:, 2:].any() and (table.sizes > 2).all())
 
 
 def box_kinds(table: Annotations) -> dict[str, np.ndarray]:

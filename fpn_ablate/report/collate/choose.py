@@ -91,7 +91,7 @@ def select_records(records: list[Record], defined: Mapping[str, str]) -> tuple[l
             same_factors = _factors(record) == _factors(newest)
             other = current.setdefault(record["seed"], record) if same_factors else current.get(record["seed"], newest)
             if other is not record:
-                text = describe_differences([other], [record], factors=True) or "no key that they hold differs"
+                text = describe_differences([other], [record], factors=True) or "other threads, or a key that they do not hold"
                 left_out.setdefault((row, f"not the newest finished: {text}"), set()).add(record["seed"])
         for record in current.values():
             first = selected.setdefault((defined.get(row, row), record["fingerprint"]), record)

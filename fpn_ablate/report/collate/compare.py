@@ -65,8 +65,9 @@ class Comparison:
     ) -> tuple[Contrast, Look | None]:
         """Compute a difference over the seeds of the last look (`stats.looks`), and return it with that look.
 
-        Planned seeds count first, then the others in the order in which the last of these rows was started. With fewer seeds
-        than planned there is no look yet, and the difference is of all. Without a plan all seeds are the one look.
+        Seeds count in the order in which the last of these rows was started: in any other, a look's seeds would change as seeds
+        come. With fewer than planned there is no look yet, and the difference is of all. Without a plan all seeds are the one
+        look.
         """
         whole, planned = self.contrast(metric, plus, minus, less=less), self.definition.seeds
         if not planned:
@@ -74,7 +75,7 @@ class Comparison:
         started = [{r["seed"]: time_of(r.get("started")) for r in self.rows[name].finished} for name in (*plus, *minus)]
         order = sorted(
             (seed for seed, value in whole.values.items() if value is not None),
-            key=lambda seed: (seed not in planned, max(times[seed] for times in started), seed),
+            key=lambda seed: (max(times[seed] for times in started), seed),
         )
         complete = [look for look in looks(len(planned)) if look.seeds <= len(order)]
         if not complete:

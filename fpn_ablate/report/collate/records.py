@@ -20,7 +20,7 @@ from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.numbers import is_finite
+from fpn_ablate.utils.numbers import LARGEST, is_finite
 from fpn_ablate.utils.paths import RECORD, RESAMPLED, without_folders
 
 # What a spreadsheet takes for the beginning of a formula; in many countries a semicolon separates the cells.
@@ -191,6 +191,7 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
         ("status", f"one of {', '.join(STATUSES)}", record.get("status") in STATUSES),
         ("seed", "an integer", type(record.get("seed")) is int),
         ("generated", "true or false", type(record.get("generated")) is bool),
+        ("folder", "text or null", record.get("folder") is None or isinstance(record["folder"], str)),
         ("config.factors", "a list of text", isinstance(factors, list) and all(isinstance(item, str) for item in factors)),
         ("built_on", "pairs of text and number", all(map(_is_source, _items(record.get("built_on"))))),
     ]
@@ -201,15 +202,15 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
             checks.append((key, "text", value is None or isinstance(value, str)))
         elif key in SINGLE_KEYS or key.startswith("environment."):
             checks.append((key, "one value", not isinstance(value, list)))
-        checks.append((key, "within the range of floating-point numbers", not _is_beyond_float(value)))
+        checks.append((key, f"of numbers up to {LARGEST:g}", not _is_too_large(value)))
     wrong = next(((key, kind) for key, kind, passes in checks if not passes), None)
     return wrong and f"{name}: key '{wrong[0]}' must be {wrong[1]}, found {short_repr(record.get(wrong[0]))}"
 
 
-def _is_beyond_float(value: Any) -> bool:
-    """Return True if an integer, or one in a list or dictionary, is too large for a float, which charts and means need."""
+def _is_too_large(value: Any) -> bool:
+    """Return True if a number, or one in a list or dictionary, is too large for means and charts."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (type(value) is int and not is_finite(value)) or any(map(_is_beyond_float, items))
+    return (type(value) in (int, float) and abs(value) > LARGEST) or any(map(_is_too_large, items))
 
 
 def _items(value: Any) -> list[Any]:
@@ -222,6 +223,6 @@ def _is_source(pair: Any) -> bool:
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    ordered = sorted(records, key=lambda r: tuple(r[key] for key in LEADING[:8]))
+    ordered = sorted(records, key=lambda r: tuple("" if r[key] is None else r[key] for key in LEADING[:8]))
     columns = list(LEADING) + sorted({key for record in ordered for key in record} - set(LEADING))
     return pd.DataFrame([[r.get(c) for c in columns] for r in ordered], columns=columns, dtype=object)
