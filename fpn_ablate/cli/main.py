@@ -15,7 +15,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from fpn_ablate import __version__
-from fpn_ablate.store.plan import COMMAND
+from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.errors import UserError, printable
 
 COMMANDS = {

@@ -11,7 +11,7 @@ import torch
 
 from fpn_ablate import __version__
 from fpn_ablate.evaluation.coco import evaluator_name
-from fpn_ablate.store.plan import COMMAND
+from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.paths import PACKAGE
 
 

@@ -16,12 +16,11 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 
+from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.locks import lock
 
 PLANS = ".plans"
-COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
-
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _Count = Annotated[int, Field(ge=0, le=2**53)]

@@ -4,6 +4,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
+
 
 def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """Print a line at once, on standard output by default; drop it if it cannot be written.

@@ -135,7 +135,7 @@ def test_lines_of_metrics_that_are_no_numbers_are_left_out(put, runs):
         {"edges": []},
         {"objects": [1]},
         {"edges": [0.0] * 10},
-        {"AR100": [1e308] * 11},
+        {"AR100": [1e10] * 11},
         {"edges": ["4"]},
     ],
 )

@@ -7,6 +7,7 @@ have dtype object: pandas would otherwise turn integers in a column with missing
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -208,9 +209,9 @@ def _problem(name: str, record: dict[str, Any]) -> str | None:
 
 
 def _is_too_large(value: Any) -> bool:
-    """Return True if a number, or one in a list or dictionary, is too large for means and charts."""
+    """Return True if a number, or one in a list or dictionary, is too large for means and charts, which leave infinity out."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (type(value) in (int, float) and abs(value) > LARGEST) or any(map(_is_too_large, items))
+    return (type(value) in (int, float) and LARGEST < abs(value) < math.inf) or any(map(_is_too_large, items))
 
 
 def _items(value: Any) -> list[Any]:
