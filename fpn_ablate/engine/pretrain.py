@@ -8,7 +8,7 @@ time. An interrupted pre-training resumes from its last checkpoint and ends with
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import safe_name, save_text, write_atomically
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive
+from fpn_ablate.utils.threads import num_threads
 
 CHECKPOINTS = 10  # per pre-training, equally spaced
 HELD_OUT = 1024  # pictures that measure the accuracy; training uses the pictures after them
@@ -148,15 +149,9 @@ def _draw(world: World, numbers: list[int]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
 
 
-@contextmanager
-def _cores_left_to(workers: int) -> Iterator[None]:
+def _cores_left_to(workers: int) -> AbstractContextManager[None]:
     """Use one thread fewer for each busy worker: a thread that shares a core with a worker delays all other threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return num_threads(max(1, torch.get_num_threads() - workers))
 
 
 @torch.no_grad()

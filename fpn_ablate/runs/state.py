@@ -52,11 +52,10 @@ class Run:
         weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
         machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
         facts = identity.fingerprint_inputs(cfg, data, weights, *machine, inputs.proposals_digest)
-        chosen = self.threads or cfg.threads
-        self.threads = chosen or default_threads()
-        on_cpu = inputs.device.type == "cpu"
+        chosen, on_cpu = self.threads or cfg.threads, inputs.device.type == "cpu"
         if on_cpu and not chosen:
-            self.threads = self._threads_of_earlier_start(facts) or self._threads_of_sources() or default_threads()
+            chosen = self._threads_of_earlier_start(facts) or self._threads_of_sources()
+        self.threads = chosen or default_threads()
         self.facts = facts | ({"threads": self.threads} if on_cpu else {})
         self.folder = run_folder(self.cfg, self.fingerprint)
 

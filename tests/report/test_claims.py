@@ -208,6 +208,7 @@ def test_the_paper_itself_says_what_is_claimed(table_name, words, metric, effect
         ({"metrics": "AP"}, "metrics must be a list"),
         ({"plus": []}, r"plus: .* found \[\]"),
         ({"abvoe": 0}, "unknown key 'abvoe'"),
+        ({"ours": 1}, "ours: .*boolean, found 1"),
     ],
 )
 def test_a_wrong_claim_is_named(tmp_path, change, problem):

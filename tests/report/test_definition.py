@@ -225,6 +225,8 @@ def test_columns_of_another_file_stand_where_a_file_has_none(ap, table_of, tmp_p
         ({"rows": [{"row": "a", "published": {"AP": "36,1"}}]}, "AP must be a number or null, found '36,1'"),
         ({"rows": [{"row": "a", "published": {"AP": 36.1}}], "paper": None}, "names no source"),
         ({"rows": [{"row": "a", "published_only": True}]}, "true only with published values"),
+        ({"rows": [{"row": "a", "published_only": "yes", "published": {"AP": 1}}]}, "published_only: .*boolean, found 'yes'"),
+        ({"rows": ABCD, "control": {"row": "a", "seeds": ["1"]}}, r"seeds\[0\]: .*integer, found '1'"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"]}]}, r"effects\[0\].minus: field required"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": ["x"]}]}, "unknown row 'x'.* a, b, c, d"),
         ({"rows": ABCD, "effects": [{"title": "e", "plus": ["a"], "minus": []}]}, r"minus: .* found \[\]"),

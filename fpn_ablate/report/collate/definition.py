@@ -31,6 +31,8 @@ def _number(value: Any) -> float:
 Text = Annotated[str, PlainValidator(_text)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1)]
 Number = Annotated[float, PlainValidator(_number)]
+Whole = Annotated[int, Field(strict=True)]  # pydantic would read "3" and true
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class Entry(BaseModel):
@@ -71,8 +73,8 @@ class Metric(Entry):
     title: Text = Field(default_factory=lambda metric: metric.get("key"))
     source: Text | None = Field(None, alias="from")
     scale: Number = Field(default_factory=lambda metric: 1.0 if metric.get("source") else 100.0)
-    digits: int = Field(1, ge=0)
-    plot: bool = Field(default_factory=lambda metric: not metric.get("source"))
+    digits: Whole = Field(1, ge=0)
+    plot: Flag = Field(default_factory=lambda metric: not metric.get("source"))
 
 
 class RowSpec(Entry):
@@ -85,7 +87,7 @@ class RowSpec(Entry):
     label: Text = Field(default_factory=lambda row: row.get("names", [""])[0])
     letter: Text | None = None
     published: dict[str, Any] = {}
-    published_only: bool = False
+    published_only: Flag = False
 
     @model_validator(mode="before")
     @classmethod
@@ -112,14 +114,14 @@ class Control(Entry):
     """An A/A control: `row` run again with `seeds` that no other row has. Its difference from itself is the harness's noise."""
 
     row: Text
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)]
 
 
 class SameData(Entry):
     """Names of the data set that the paper used, and how many images of it."""
 
     names: tuple[Text, ...] = ()
-    images: int | None = None
+    images: Whole | None = None
 
 
 class Paper(Entry):

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
-from fpn_ablate.report.collate.definition import Definition, Entry, Metric, Names, Number, Text
+from fpn_ablate.report.collate.definition import Definition, Entry, Flag, Metric, Names, Number, Text
 from fpn_ablate.report.collate.stats import Look
 
 Record = dict[str, Any]  # one record, flat, with dots in its keys
@@ -42,7 +42,7 @@ class Claim(Entry):
     above: Number = -math.inf
     below: Number = math.inf
     less: Text | None = None
-    ours: bool = False
+    ours: Flag = False
 
     @property
     def bounds(self) -> tuple[float, ...]:
