@@ -14,6 +14,14 @@ def autocast_off() -> Iterator[None]:
         yield
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies bf16 in hardware: a GPU, or a CPU with AMX. Others emulate it, slower than fp32."""
+    if device.type == "cuda":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch lack it
+    return bool(capabilities().get("amx_bf16", False))
+
+
 def set_tf32() -> None:
     """Let a GPU compute fp32 convolutions in TF32 (10 bits of mantissa, sums in fp32) and matrix products in fp32.
 

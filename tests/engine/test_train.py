@@ -268,8 +268,21 @@ def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictu
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_nothing_is_computed_in_bf16_on_a_cpu(config):
-    assert not autocast(config("recipe.bf16=true").recipe.bf16, CPU)._enabled
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_cpu_computes_in_bf16_if_it_has_amx_and_the_recipe_wants_it(amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert (autocast(True, CPU)._enabled, autocast(False, CPU)._enabled) == (amx, False)
+
+
+def test_a_training_in_bf16_resumes_to_the_same_bits(config, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "multiplies_bf16", lambda device: True)
+    cfg = config("recipe.bf16=true", *SIX)
+    whole = trained(cfg, pictures)
+    assert not equal(whole, trained(config("recipe.bf16=false", *SIX), pictures))
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Killed):
+        trained(cfg, pictures, checkpoint=checkpoint, report=kill_at(4))
+    assert equal(whole, trained(cfg, pictures, checkpoint=checkpoint))
 
 
 def test_generators_are_keyed_by_their_purpose():
