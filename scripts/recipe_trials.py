@@ -3,8 +3,8 @@
 
     python scripts/recipe_trials.py [RUNS ...] [--csv FILE] [--plot FILE] [--readme FILE]
 
-Adds the finished runs below the folders RUNS to FILE, one line a run. The table has a line for each way to train: the mean of each
-row's AR@100 / AR@1k, with the standard deviation over seeds behind it. The plot shows the objectness loss of the same runs.
+Adds the finished runs below the folders RUNS to FILE, one line a run. The table has a line for each way to train: the mean of
+each row's AR@100 / AR@1k, with the standard deviation over seeds behind it. The plot shows the objectness loss of these runs.
 """
 
 import argparse
