@@ -154,7 +154,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
     [
         ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, lateral, level"),
         ("nek.top_down", "Did you mean neck?"),
-        ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: lr, lr_batch_size"),
+        ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: backbone_lr_factor, lr, "),
         ("zzz", "Allowed: backbone, data"),
     ],
 )
