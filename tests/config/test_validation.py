@@ -32,6 +32,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("recipe.optimiser", 1, "Did you mean recipe.optimizer"),
         ("sede", 1, "sede: there is no such key. Did you mean seed\\?"),
         ("neck.upsample", "cubic", "neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        ("neck.upsample_init", "random", "upsample_init=random needs upsample=deconv: nearest has no weights to start from"),
         ("neck.output", "p6", "neck.output='p6': .*'pyramid', 'p2', 'p3', 'p4' or 'p5'"),
         ("neck.smooth", None, "neck.smooth=None"),
         ("neck.p6", True, "neck.p6=True"),
