@@ -139,6 +139,7 @@ class FPNNeck(Strict):
     lateral: bool
     output: Literal["pyramid", "p2", "p3", "p4", "p5"]
     upsample: Literal["nearest", "bilinear", "deconv"]
+    upsample_init: Literal["bilinear", "random"] = "bilinear"  # configurations of earlier runs lack it; theirs was random
     smooth: Literal["all", "merged", "none"]
     p6: Literal["subsample", "conv", "none"]
 
@@ -149,6 +150,12 @@ class FPNNeck(Strict):
                 "top_down=false with lateral=false connects P2..P4 to nothing: switch at most one of them off "
                 "(a single backbone map is ablation=c4 or ablation=c5)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_to_upsample(self) -> "FPNNeck":
+        if self.upsample_init == "random" and self.upsample != "deconv":
+            raise ValueError(f"upsample_init=random needs upsample=deconv: {self.upsample} has no weights to start from")
         return self
 
     @property

@@ -120,11 +120,13 @@ TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
 
 
 class Optimizer(Strict):
-    """`lr` is that of a batch of `lr_batch_size` images (null: of any): see `fpn_ablate.engine.optim.base_learning_rate`."""
+    """`lr` is that of a batch of `lr_batch_size` images (null: of any): see `fpn_ablate.engine.optim.base_learning_rate`.
+    `backbone_lr_factor`: the factor on it for the backbone, and for conv5 where that is the box head."""
 
     name: Literal["sgd", "adamw"]
     lr: PositiveFloat
     lr_batch_size: Positive | None
+    backbone_lr_factor: PositiveFloat = 1.0  # configurations of earlier runs lack it
     momentum: Share
     weight_decay: NotNegative
 

@@ -1,6 +1,7 @@
 """Optimiser and learning-rate schedule."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -29,19 +30,34 @@ def learning_rate_factor(step: int, steps: int, schedule: Schedule) -> float:
     return warm * STEP_FACTOR ** sum(step >= round(drop * steps) for drop in schedule.drops)
 
 
-def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """Build the optimiser of trainable parameters. AdamW decays no biases and norms, as its users expect; SGD decays all."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if cfg.name == "sgd":
-        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True)
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+def build_optimizer(model: nn.Module, cfg: Optimizer, backbone: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
+    """Build the optimiser of trainable parameters. AdamW decays no biases and norms, as its users expect; SGD decays all.
+
+    Args:
+        backbone: modules of `model` whose rate is `backbone_lr_factor` times that of the others.
+    """
+    slower = {id(p) for module in backbone for p in module.parameters()} if cfg.backbone_lr_factor != 1 else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault((cfg.name == "adamw" and p.dim() <= 1, id(p) in slower), []).append(p)
+    settings = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_spared else cfg.weight_decay,
+            "lr_factor": cfg.backbone_lr_factor if is_slower else 1.0,
+        }
+        for (is_spared, is_slower), parameters in sorted(groups.items())
     ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
+    if cfg.name == "sgd":
+        optimizer = torch.optim.SGD(settings, lr=cfg.lr, momentum=cfg.momentum, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(settings, lr=cfg.lr, fused=True)
+    set_learning_rate(optimizer, cfg.lr)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups of `build_optimizer`: the backbone's is its factor times `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_factor"]

@@ -79,7 +79,7 @@ def train(
         Diverged: a loss is not finite; the message names the step, the loss and the images.
         Stopped: a signal asked this process to stop; the checkpoint holds the step that was in progress.
     """
-    optimizer = build_optimizer(model, recipe.optimizer)
+    optimizer = build_optimizer(model, recipe.optimizer, model.backbone_parts.values())
     states = {"model": model, "optimizer": optimizer}
     start = load_checkpoint(checkpoint, states)["step"] if checkpoint else 0
     trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -61,12 +61,8 @@ def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
 
 def load_backbone(detector: Detector, state: dict[str, Tensor]) -> None:
     """Load `state` into the backbone, and the stage that the box head holds into that."""
-    _load_matching(detector.backbone, state)
-    if detector.roi and (stage := detector.roi.box_head.backbone_stage):
-        prefix = f"stages.{stage}."
-        _load_matching(
-            detector.roi.box_head.stage, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
+    for prefix, module in detector.backbone_parts.items():
+        _load_matching(module, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def _load_matching(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ from fpn_ablate.weights.names import recognise
 VERSION = "2"  # of our safetensors; increased when names, shapes or settings change their meaning
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
-# Keys that decide what a detector computes with given weights, beside all of `neck`.
+# Keys that decide what a detector computes with given weights, beside all of `neck` but the start of its weights.
 INFERENCE = {
     "rpn": ("head", "anchor_sizes", "anchor_ratios", "anchor_grid"),
     "recipe": ("short_side", "max_side", "antialias"),
@@ -194,7 +194,7 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
     """
     groups = {group: values.get(group, {}) for group in ("neck", "rpn", "recipe")}
     groups["task.roi"] = values["task"].get("roi") or {}
-    chosen = {"neck": groups["neck"], **INFERENCE}
+    chosen = {"neck": [key for key in groups["neck"] if key != "upsample_init"], **INFERENCE}
     return {f"{group}.{key}": groups[group][key] for group, keys in chosen.items() for key in keys if key in groups[group]}
 
 

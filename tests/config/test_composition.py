@@ -16,6 +16,11 @@ from fpn_ablate.utils.errors import UserError
         (["factors=[neck,backbone]", "backbone.weights=a/b.pth"], "fpn+backbone.weights=b.pth", "smoke"),
         (["factors=[backbone]", "neck.smooth=none"], "fpn", "smoke+neck.smooth=none"),
         (["factors=[neck.upsample]", "neck.upsample=deconv", "neck.p6=none"], "fpn+upsample=deconv", "smoke+neck.p6=none"),
+        (
+            ["neck.upsample=deconv", "neck.upsample_init=random"],
+            "fpn+upsample=deconv+upsample_init=random",
+            "smoke",
+        ),
         (["task=faster_rcnn", "task.training=joint"], "fpn", "smoke"),  # its table says it
         (["task=faster_rcnn", "task.roi.head=2fc"], "fpn", "smoke+task.roi.head=2fc"),
         (

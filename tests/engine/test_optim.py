@@ -72,11 +72,12 @@ def test_adamw_spares_biases_and_norms_from_decay():
     assert [id(p) for p in groups[0]["params"]] == [id(net[2].weight)]
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.1])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_what_is_frozen_is_not_touched_and_what_is_not_is(name):
+def test_what_is_frozen_is_not_touched_and_what_is_not_is(name, factor):
     net = model()
     before = {k: v.clone() for k, v in net.named_parameters()}
-    optimizer = build_optimizer(net, settings(name))
+    optimizer = build_optimizer(net, settings(name, backbone_lr_factor=factor), net[:2])
     net(torch.randn(5, 3)).square().sum().backward()
     optimizer.step()
     assert {k for k, v in net.named_parameters() if not torch.equal(v, before[k])} == {
@@ -88,6 +89,34 @@ def test_the_rate_is_set_in_every_group():
     optimizer = build_optimizer(model(), settings("adamw"))
     set_learning_rate(optimizer, 0.5)
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.5]
+
+
+def stepped(name, factor, rate):
+    """The layers' weights and biases after a step from 0 at `rate`, the first two layers the backbone."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = build_optimizer(net, settings(name, backbone_lr_factor=factor), net[:2])
+    generator = torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        p.data.zero_()
+        p.grad = torch.randn(p.shape, generator=generator)
+    set_learning_rate(optimizer, rate)
+    optimizer.step()
+    return [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in net]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_backbones_rate_is_its_factor_times_that_of_the_others(name):
+    slow, fast = stepped(name, 0.1, 0.5), stepped(name, 1.0, 0.5)
+    assert all(map(torch.equal, slow, [*stepped(name, 1.0, 0.5 * 0.1)[:2], fast[2]]))
+    assert all(map(torch.equal, stepped(name, 0.25, 0.5), [0.25 * fast[0], 0.25 * fast[1], fast[2]]))
+    assert all(layer.abs().min() > 0 for layer in slow)
+
+
+def test_a_factor_of_1_leaves_the_groups_as_they_are_without_a_backbone():
+    """Their order is that in which the norm of the gradient is summed: another would change its last bits."""
+    net = model()
+    alone, with_backbone = (build_optimizer(net, settings("adamw"), backbone).param_groups for backbone in ([], net[:2]))
+    assert [list(map(id, g["params"])) for g in with_backbone] == [list(map(id, g["params"])) for g in alone]
 
 
 def test_the_rate_follows_the_batch_only_where_it_belongs_to_one():

@@ -5,7 +5,10 @@ import hashlib
 import pytest
 import torch
 from settings import JOINT, ROWS, SCRATCH, SHORT
+from user_folder import write
+from users_network import FILES
 
+from fpn_ablate.config.composition import compose
 from fpn_ablate.data.shapes import World, load
 from fpn_ablate.engine import train as training
 from fpn_ablate.engine.train import autocast, train
@@ -68,7 +71,7 @@ def kill_at(step):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("killed_at", [3, 5, 6])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, tmp_path, optimizer, killed_at):
-    cfg = config(*SIX, f"recipe.optimizer.name={optimizer}", "recipe.flip=true")
+    cfg = config(*SIX, f"recipe.optimizer={{name: {optimizer}, backbone_lr_factor: 0.5}}", "recipe.flip=true")
     whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
     path, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Killed):
@@ -247,6 +250,24 @@ def test_the_gradient_is_clipped_to_its_norm(config, pictures):
     fit(model, cfg, pictures)
     moved = torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
     assert float(moved.norm()) == pytest.approx(0.001, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("overrides", [(), (*JOINT, "ablation=c4"), ("backbone=five", *SCRATCH)])
+def test_the_backbone_is_trained_at_its_own_rate(pictures, tmp_path, name, overrides):
+    """A user's too, and conv5 where it is the box head: it starts from the same weights."""
+    mine, moved = write(tmp_path, FILES), {}
+    for factor in (1.0, 0.25):
+        optimizer = f"recipe.optimizer={{name: {name}, lr: 0.01, backbone_lr_factor: {factor}}}"
+        cfg = compose([*SIX, *overrides, "recipe.steps=1", "recipe.roi.steps=1", optimizer], mine)
+        model = fresh(cfg, len(pictures.categories))
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        fit(model, cfg, pictures)
+        moved[factor] = {n: p.detach() - before[n] for n, p in model.named_parameters()}
+    slow = {n for n in before if n.startswith(("backbone.", "roi.box_head.stage."))}
+    assert all(moved[1.0][n].abs().sum() > 0 for n in before)
+    for n in before:
+        torch.testing.assert_close(moved[0.25][n], moved[1.0][n] * (0.25 if n in slow else 1.0), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

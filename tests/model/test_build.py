@@ -100,7 +100,7 @@ def test_tasks_share_the_weights_that_they_share_by_name(config):
 
 
 def test_another_seed_gives_other_weights_and_the_global_generator_none(config):
-    cfg = config(*SCRATCH, "neck.upsample=deconv")
+    cfg = config(*SCRATCH, "neck.upsample=deconv", "neck.upsample_init=random")
     torch.manual_seed(1)
     first = built(cfg).state_dict()
     torch.manual_seed(2)

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.necks.fpn import FPN
 from fpn_ablate.model.necks.single_level import SingleLevel
-from fpn_ablate.model.necks.upsample import bilinear
+from fpn_ablate.model.necks.upsample import Deconvolution, bilinear
 from fpn_ablate.structures.levels import Level
 
 CHANNELS = (3, 5, 7, 9)
@@ -285,6 +285,46 @@ def test_bilinear_upsampling_works_in_deterministic_mode_and_in_training_after_i
         torch.use_deterministic_algorithms(False)
     assert torch.equal(out, expected)
     assert inputs["c5"].grad.abs().sum() > 0
+
+
+def deconvolution(seed=0, **how):
+    model = Deconvolution(3, **how)
+    initialise(torch.nn.ModuleDict({"up": model}), seed)
+    return model
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 6), (8, 12)), ((13, 17), (25, 33)), ((2, 3), (3, 6))])
+def test_a_deconvolution_starts_as_bilinear_interpolation_by_2_within_the_border(before, after):
+    """Of an odd size too: it is cut, and not stretched. The border sees zeros outside, where interpolation sees the edge."""
+    x = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    doubled = bilinear(x, [2 * side for side in before])[..., : after[0], : after[1]]
+    out = deconvolution(start="bilinear")(x, after)
+    assert out.shape[-2:] == after
+    torch.testing.assert_close(out[..., 1:-1, 1:-1], doubled[..., 1:-1, 1:-1])
+    ones = deconvolution(start="bilinear")(torch.ones(1, 3, *before), after)
+    assert (ones[..., 0, 0].unique(), ones[..., 0, 1].unique(), ones[..., 1, 1].unique()) == (0.75**2, 0.75, 1)
+
+
+def test_before_training_a_deconvolutions_pyramid_is_the_bilinear_one_but_for_borders():
+    """The border of P5 reaches 7 cells into the merged map of P2, and the 3x3 one more."""
+    inputs = features(128, 192)
+    one, other = neck(upsample="bilinear")(inputs), neck(upsample="deconv")(inputs)
+    for name, border in {"p2": 8, "p3": 4, "p4": 2}.items():
+        inner = (..., slice(border, -border), slice(border, -border))
+        assert one[name][inner].numel()
+        torch.testing.assert_close(one[name][inner], other[name][inner], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(one[name], other[name], rtol=1e-2, atol=1e-2)
+    random = neck(upsample="deconv", upsample_init="random")(inputs)
+    assert differing(random, other) == {"p2", "p3", "p4"}
+
+
+def test_only_a_random_start_depends_on_the_seed():
+    bilinear_start, random_start = (
+        [deconvolution(seed, start=start).weight for seed in (0, 1)] for start in ("bilinear", "random")
+    )
+    assert torch.equal(*bilinear_start)
+    assert not torch.equal(*random_start)
+    assert float(random_start[0].detach().abs().max()) == pytest.approx((6 / (4 * 6)) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("level", ["c2", "c3", "c4", "c5"])

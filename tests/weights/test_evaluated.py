@@ -16,6 +16,7 @@ from fpn_ablate.runs.restore import load_finished
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.evaluated import read_evaluated
+from fpn_ablate.weights.files import inference_settings
 
 TINY = (
     "backbone.weights=none",
@@ -86,6 +87,7 @@ def test_a_file_that_does_not_fit_is_refused_and_leaves_no_record(trained, evalu
 
 
 def test_settings_other_than_in_training_give_a_warning(trained, evaluated, capsys):
+    assert "neck.upsample_init" not in inference_settings({"task": {}, "neck": {"upsample_init": "random"}})
     evaluated(trained[2])
     assert "WARNING" not in capsys.readouterr().err
     evaluated(trained[2], "neck.upsample=bilinear")

@@ -29,6 +29,12 @@ class Detector(nn.Module):
         super().__init__()
         self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
 
+    @property
+    def backbone_parts(self) -> dict[str, nn.Module]:
+        """Return the backbone, and the stage of it that the box head holds, by the prefix of their names in its weights."""
+        stage = self.roi and self.roi.box_head.backbone_stage
+        return {"": self.backbone} | ({f"stages.{stage}.": self.roi.box_head.stage} if stage else {})
+
     def features(self, images: Tensor, sizes: Tensor) -> Features:
         """Return the neck's levels of images (N, 3, H, W) in 0..255 of `sizes` (N, 2)."""
         return self.neck(self.backbone(self.backbone.normalise(images, sizes)))

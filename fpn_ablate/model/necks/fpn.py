@@ -27,6 +27,7 @@ class FPN(Neck):
             lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
             output: "pyramid", or the only level to return, e.g. "p2": Table 1 (f).
             upsample: "nearest" (the paper's), "bilinear" or "deconv".
+            upsample_init: weights that "deconv" starts from, "bilinear" or "random".
             smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
                 of "each merged map"), or "none".
             p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (RetinaNet's stride-2 convolution on P5) or
@@ -51,7 +52,8 @@ class FPN(Neck):
             }
         )
         steps = [n for n in self.computed if n != coarsest] if config.top_down else []
-        self.up = nn.ModuleDict({n: Deconvolution(channels) for n in steps} if config.upsample == "deconv" else {})
+        learned = steps if config.upsample == "deconv" else []
+        self.up = nn.ModuleDict({n: Deconvolution(channels, config.upsample_init) for n in learned})
         merged = {"all": set(names), "merged": set(names) - {coarsest}, "none": set()}[config.smooth]
         self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
         # A neck that is derived from this one may do more with these maps than return them.

@@ -5,21 +5,31 @@ Shape letters: N images, C channels, H x W cells before, H' x W' cells after.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """Learned 2x upsampling, cut to the requested size (odd sizes: ceil(H / 2) * 2 >= H)."""
+    """Learned 2x upsampling, cut to the requested size (odd sizes: ceil(H / 2) * 2 >= H).
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        start: "bilinear" (Long et al. 2015, Sec. 3.3) or "random" weights.
+    """
+
+    def __init__(self, channels: int, start: Literal["bilinear", "random"]) -> None:
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
+        self.start = start
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
-        """Draw Xavier weights: each output pixel of a 4x4 kernel of stride 2 sees 4 of its 16 taps."""
-        bound = (6 / (4 * (self.in_channels + self.out_channels))) ** 0.5
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        """Start as bilinear interpolation of each channel by itself, the border taken for 0; or draw Xavier weights."""
+        if self.start == "bilinear":
+            hat = parameter.new_tensor([0.25, 0.75, 0.75, 0.25])
+            parameter.data.zero_().diagonal().copy_((hat[:, None] * hat)[..., None])
+        else:  # each output pixel of a 4x4 kernel of stride 2 sees 4 of its 16 taps
+            bound = (6 / (4 * (self.in_channels + self.out_channels))) ** 0.5
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
         return True
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
