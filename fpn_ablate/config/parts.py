@@ -56,8 +56,8 @@ def or_user(built_in: Any, user: type[UserPart] = UserPart) -> Any:
 
 
 class _BackboneKeys(BaseModel):
-    """`weights`: "none", "pretrain" (classification of the generated world, made once and kept), "imagenet" (downloaded), or a
-    file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
+    """`weights`: "none", "shipped" (with the package), "pretrain" (classification of the generated world, made once and kept),
+    "imagenet" (downloaded), or a file of weights. `freeze_at`: how many of stem, conv2, ... conv5 are not trained."""
 
     weights: str
     freeze_at: Annotated[int, Field(strict=True, ge=0, le=5)]
@@ -70,6 +70,8 @@ class _BackboneKeys(BaseModel):
                 "weights=none starts from random weights, which must not stay frozen: "
                 "set backbone.freeze_at=0 backbone.frozen_bn=false"
             )
+        if self.weights == "shipped" and getattr(self, "name", None) != "small":
+            raise ValueError("only the weights of backbone=small come with the package: use weights=pretrain, none or a FILE")
         return self
 
 

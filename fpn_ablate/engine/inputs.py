@@ -23,6 +23,7 @@ from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.evaluated import EvaluatedWeights, read_evaluated
 from fpn_ablate.weights.files import inference_settings
+from fpn_ablate.weights.shipped import find_shipped
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,18 @@ def prepare(cfg: Config) -> Inputs:
         settings = inference_settings(cfg.model_dump(mode="json"))
         weights = read_evaluated(Path(cfg.weights), model, splits[1], settings, cfg.user_parts)
         return Inputs(device, *splits, None, None, *proposals, weights)
-    pretrained = _pretrain(cfg, device) if cfg.backbone.weights == "pretrain" else None
+    pretrained = _pretrained(cfg, device)
     state = backbone_weights(cfg.backbone, pretrained.path if pretrained else None)
     return Inputs(device, *splits, pretrained, state, *proposals)
 
 
-def _pretrain(cfg: Config, device: torch.device) -> Pretrained:
+def _pretrained(cfg: Config, device: torch.device) -> Pretrained | None:
+    """Return the pre-trained weights that the backbone starts from: the package's, or those made here; None: others."""
+    if cfg.backbone.weights == "shipped":
+        path, facts = find_shipped(cfg.backbone.label)
+        return Pretrained(path, facts["accuracy"], 0.0)
+    if cfg.backbone.weights != "pretrain":
+        return None
     pictures = world(cfg.data, cfg.recipe.short_side)
     return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, Path(cfg.out) / "backbones", device, cfg.workers)
 
@@ -104,7 +111,7 @@ def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
 
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
-    """Render pictures on all cores at once; training pictures only if training sees each of them."""
+    """Render pictures on all cores at once, or read them from the disk; training's only if it sees each of them."""
     processes = max(workers, torch.get_num_threads())
     validation.render_all(processes)
     if recipe.steps * recipe.batch_size >= len(training):

@@ -39,7 +39,7 @@ HELD_OUT = 1024  # pictures that measure the accuracy; training uses the picture
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Pre-trained weights: their file, the accuracy on held-out pictures (0..1) and the time of pre-training in seconds."""
+    """Pre-trained weights: their file, the accuracy on held-out pictures (0..1), and the seconds this took (shipped: 0)."""
 
     path: Path
     accuracy: float
@@ -122,7 +122,7 @@ def _train(
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
     seconds = round(seconds_before + time.monotonic() - started, 1)
-    facts = {"accuracy": accuracy, "seconds": seconds, "recipe": recipe.model_dump()}
+    facts = {"accuracy": accuracy, "seconds": seconds, "recipe": recipe.model_dump(), "world": asdict(small_world)}
     log_line(f"pre-training {backbone.label}: accuracy {accuracy:.1%} on held-out pictures, {seconds:.0f} s")
     # The weights are written last: `load_or_pretrain` takes their file as a sign that all is there.
     save_text(path.with_suffix(".json"), json.dumps(facts))

@@ -107,7 +107,7 @@ def _program() -> list[str]:
 
 
 def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
-    """Yield the files and folders of files that a run's identity depends on, except the weights of pre-training."""
+    """Yield the files and folders of files that a run's identity depends on, except shipped and pre-trained weights."""
     for split in inputs.splits:
         yield from getattr(split, "files", ())  # generated data have none
     for part in cfg.user_parts.values():  # one that was edited during the run gets no entry
@@ -115,6 +115,6 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     if inputs.proposals_digest:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights
-    if weights not in ("none", "pretrain", "imagenet"):
+    if weights not in ("none", "shipped", "pretrain", "imagenet"):
         path = Path(weights)  # a file, or the folder of a run
         yield from (path, *(sibling for name in (CONFIG, RECORD) if (sibling := path.with_name(name)).exists()))

@@ -62,7 +62,7 @@ def content_digest(paths: Sequence[str], what: str) -> tuple[str, str]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached digests, FPN_ABLATE_CACHE or one below ~/.cache; it need not exist."""
+    """Return the user's cache folder, FPN_ABLATE_CACHE or one below ~/.cache; it need not exist."""
     if folder := os.environ.get("FPN_ABLATE_CACHE"):
         return Path(folder)
     with suppress(RuntimeError):  # no home

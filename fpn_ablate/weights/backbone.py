@@ -1,4 +1,4 @@
-"""Get the weights that a backbone starts from (`backbone.weights`): none, pre-trained here, ImageNet's, or a file's."""
+"""Get the weights that a backbone starts from: none, the package's, pre-trained ones, ImageNet's, or a file's."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
     """Return the state dict that the backbone starts from, in our names, or None for random weights.
 
     Args:
-        pretrained: the file of weights=pretrain.
+        pretrained: the file of weights=shipped or pretrain.
 
     Raises:
         UserError: ImageNet's weights cannot be downloaded, or the file does not fit the backbone.
@@ -32,7 +32,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
         assert pretrained is not None, "weights=pretrain needs the file that pretrain.load_or_pretrain made"
         return read(pretrained).tensors
     if source != "imagenet":
-        return _from_file(cfg, Path(source))
+        return _from_file(cfg, pretrained or Path(source))
     if isinstance(cfg, TimmBackbone):
         return timm_backbone(cfg, pretrained=True).state_dict()
     try:
@@ -48,7 +48,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
 def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:
     try:
         if not path.exists():
-            raise UserError(f"{path}: no such file; give a file of weights, or none, pretrain, imagenet")
+            raise UserError(f"{path}: no such file; give a file of weights, or none, shipped, pretrain, imagenet")
         stored = read(path)
         if isinstance(cfg, TimmBackbone):
             print_notes(path, stored.notes)

@@ -3,9 +3,9 @@
 
     python scripts/benchmarks/sweep.py [--jobs 1 2] [--recipe quick] [--device cpu|cuda] [--out FILE] [--readme FILE]
 
-Each way is the command that a user types, timed from the interpreter's start to the report page, in an output folder of its
-own. The pre-trained backbone, which all share, is made before and timed by itself. The last line is a second start of a
-finished sweep. Several rows at once need the extra `joblib`, and share the cores.
+Each way is the command that a user types, timed from the interpreter's start to the report page, with an output folder and a
+cache of its own. A backbone that is pre-trained here, which all share, is made before and timed by itself. The last line is a
+second start of a finished sweep. Several rows at once need the extra `joblib`, and share the cores.
 """
 
 import argparse
@@ -64,7 +64,8 @@ def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
             if count > 1:
                 threads = max(1, (os.cpu_count() or 1) // count)
                 arguments += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}", f"threads={threads}"]
-            shutil.copytree(folder / "first" / "backbones", out / "backbones")
+            if (backbones := folder / "first" / "backbones").exists():
+                shutil.copytree(backbones, out / "backbones")
             results["ways"][f"{count} at once" if count > 1 else "row by row"] = {
                 **_sweep(out, arguments),
                 **{f"{part[:-2]}, all rows (s)": seconds for part, seconds in _costs(out).items() if part != "pretrain_s"},
@@ -77,7 +78,8 @@ def _sweep(out: Path, arguments: list[str]) -> dict[str, float]:
     """Run a command and return its seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-m", "fpn_ablate", *arguments, f"out={out}"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    cache = {"FPN_ABLATE_CACHE": f"{out}-cache"}  # so that each way renders the pictures
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | cache)
     took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise UserError(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-2000:]}")

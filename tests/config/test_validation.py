@@ -56,6 +56,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ("backbone.freeze_at", 6, "backbone.freeze_at=6"),
         ("backbone.weights", "imagenet", "the small backbone has no ImageNet weights"),
         ("backbone.weights", "none", "weights=none starts from random weights"),
+        ("backbone.name", "small_deep", "only the weights of backbone=small come with the package"),
         ("rpn.nms_thresh", 2, "rpn.nms_thresh=2"),
         ("rpn.negative_iou", 0.9, "negative_iou .* must not exceed positive_iou"),
         ("rpn.anchor_sizes", [], "rpn.anchor_sizes"),

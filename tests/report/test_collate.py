@@ -187,12 +187,14 @@ def test_the_backbone_is_in_the_footer(runs, put):
     put("c4", data="c", fingerprint="c", config=backbone("mine.pt"))
     put("c4", data="d", fingerprint="d", config=backbone("none"))
     put("c4", data="e", fingerprint="e", status="failed", config=backbone("pretrain"), cost={})
+    put("c4", data="f", fingerprint="f", config=backbone("shipped"), cost={"pretrain_accuracy": 0.9212})
     assert {table.data: footer_of(table, "backbone") for table in collate(load(runs))} == {
         "shapes": ["small, pre-trained on generated pictures, 97 % of held-out ones right, freeze_at 2"],
         "b": ["small, weights from ImageNet (torchvision), freeze_at 2"],
         "c": ["small, weights from the file mine.pt, freeze_at 2"],
         "d": ["small, random weights, freeze_at 2"],
         "e": ["small, pre-trained on generated pictures, freeze_at 2"],
+        "f": ["small, the package's weights, pre-trained on generated pictures, 92 % of held-out ones right, freeze_at 2"],
     }
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from fpn_ablate.data.shapes import cache
+from fpn_ablate.data.shapes.cache import Rendered, to_sample
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.utils import signals
 
-Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
-
 
 class ShapesDataset:
-    """A split of `size` pictures. Each is rendered at its first use and cached (0.1 MB at 192 x 192)."""
+    """A split of `size` pictures, each rendered at its first use unless the disk's cache holds the split (`cache`)."""
 
     generated = True
     name = "shapes"
@@ -33,10 +33,17 @@ class ShapesDataset:
         self.area_bounds = (world.bounds[0] ** 2, world.bounds[1] ** 2)
         facts = json.dumps([RENDERER, asdict(world), split, size], sort_keys=True)
         self.digest = hashlib.sha256(facts.encode()).hexdigest()
-        self._samples: dict[int, Rendered] = {}
 
     def __len__(self) -> int:
         return self.size
+
+    @cached_property
+    def _samples(self) -> dict[int, Rendered]:
+        """Pictures by position, as far as they are rendered."""
+        return self._cached()
+
+    def _cached(self) -> dict[int, Rendered]:
+        return dict(enumerate(cache.read(self.digest, self.world.height, self.world.width)))
 
     def _sample(self, index: int) -> Rendered:
         if index not in self._samples:
@@ -44,9 +51,19 @@ class ShapesDataset:
         return self._samples[index]
 
     def render_all(self, processes: int) -> None:
-        """Render and cache all pictures now, in several processes, so that no training step waits for them."""
+        """Render all pictures now, so that no training step waits for them, and cache them on the disk."""
+        if len(self._samples) < self.size:
+            with cache.rendering(self.digest):
+                self._samples.update(self._cached())  # by a process that this one has waited for
+                if len(self._samples) < self.size:
+                    self._render_missing(processes)
+                    cache.write(self.digest, [self._sample(index) for index in range(self.size)])
+                    self._samples.update(self._cached())  # shared between processes, unlike those just rendered
+
+    def _render_missing(self, processes: int) -> None:
+        """Render what is missing, in several processes; one process renders a picture when it is asked for."""
         missing = [index for index in range(self.size) if index not in self._samples]
-        if processes > 1 and missing:
+        if processes > 1:
             # The processes get positions; their collation step renders.
             loader = DataLoader(
                 missing,
@@ -77,8 +94,7 @@ class ShapesDataset:
 
 def _render_sample(world: World, split: str, index: int) -> Rendered:
     picture = render(world, split, index)
-    crowd = np.zeros(len(picture.labels), bool)
-    return Sample(picture.image, picture.boxes, picture.labels, crowd, index + 1), picture.masks.sum((1, 2))
+    return to_sample(index, picture.image, picture.boxes, picture.labels), picture.masks.sum((1, 2))
 
 
 def image_entry(world: World, image_id: int) -> dict[str, Any]:

@@ -75,10 +75,11 @@ def _patches(height: int, width: int, cell: int, rng: np.random.Generator) -> np
 
 
 def background(world: World, rng: np.random.Generator) -> np.ndarray:
-    """Paint an empty picture (H, W, 3) float32: a tint and patches of brightness."""
+    """Paint an empty picture (H, W, 3) float64: a tint and patches of brightness."""
     cell = max(4, world.short_side // 8)
     grey = world.patches * _patches(world.height, world.width, cell, rng)
-    return grey[..., None] + rng.uniform(95, 145, 3).astype(np.float32)
+    tint = rng.uniform(95, 145, 3).astype(np.float32)
+    return (grey + tint[:, None, None]).transpose(1, 2, 0)  # a colour's pixels lie together: numpy's inner loops are long
 
 
 def draw_lanterns(canvas: np.ndarray, world: World, spots: np.ndarray, day: bool) -> None:
@@ -95,5 +96,8 @@ def draw_lanterns(canvas: np.ndarray, world: World, spots: np.ndarray, day: bool
 
 def finish(canvas: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Add pixel noise and convert to uint8."""
-    noisy = canvas + np.float32(noise) * rng.standard_normal(canvas.shape, dtype=np.float32)
-    return np.clip(noisy + np.float32(0.5), 0, 255).astype(np.uint8)
+    grain = rng.standard_normal(canvas.shape, dtype=np.float32)
+    grain *= np.float32(noise)
+    noisy = np.add(canvas, grain, order="C")
+    noisy += np.float32(0.5)
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)

@@ -107,6 +107,7 @@ def _backbone(record: Record) -> str | None:
     accuracy, frozen = record.get("cost.pretrain_accuracy"), record.get("config.backbone.freeze_at")
     share = "" if accuracy is None else f", {accuracy:.0%} of held-out ones right".replace("%", " %")
     start = {
+        "shipped": f"the package's weights, pre-trained on generated pictures{share}",
         "pretrain": f"pre-trained on generated pictures{share}",
         "imagenet": "the weights that timm has for it" if timm else "weights from ImageNet (torchvision)",
         "none": "random weights",

@@ -1,0 +1,129 @@
+"""Cache rendered splits on the disk. Processes map the same file into their memory instead of rendering the pictures again.
+
+A split of N pictures is two files in the folder `shapes` of the user's cache (`content.cache_folder`): `.pixels` holds
+(N, H, W, 3) uint8 and nothing else, `.npz` the objects and the digest of the pixels, and is written last. Where files are
+absent or damaged, or the disk is full or read-only, the pictures are rendered: that costs time alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from shutil import disk_usage
+
+import numpy as np
+
+from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.content import cache_folder, content_digest
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import UNREADABLE, open_arrays, unwritable, write_atomically
+from fpn_ablate.utils.hashing import digest, source_digest
+from fpn_ablate.utils.locks import exclusive
+
+Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
+
+LIMIT = 2 * 2**30  # bytes of all splits, as 10,000 pictures of 256 px have; the oldest files make room for new ones
+FREE = 2**30  # bytes that stay free on the disk
+
+
+def read(split: str, height: int, width: int) -> list[Rendered]:
+    """Return the pictures of the split with the digest `split`, pixels mapped from the disk; [] if they are not cached."""
+    path = _path(split)
+    with suppress(UserError, *UNREADABLE), open_arrays(path) as file:
+        pixels = path.with_suffix(".pixels")
+        if _digest(pixels) != file["digest"].item():
+            return []
+        ends = np.cumsum(file["counts"])
+        boxes, labels, areas = (np.split(file[name], ends[:-1]) for name in ("boxes", "labels", "areas"))
+        # Copy on write, since torch warns of arrays that are read-only.
+        images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(len(ends), height, width, 3)))
+        samples = [to_sample(index, *parts) for index, parts in enumerate(zip(images, boxes, labels, strict=True))]
+        return list(zip(samples, areas, strict=True))
+    return []
+
+
+def write(split: str, pictures: Sequence[Rendered]) -> None:
+    """Cache all pictures of a split; log a line if the disk or LIMIT has no room for them."""
+    path, samples = _path(split), [sample for sample, _ in pictures]
+    pixels = path.with_suffix(".pixels")
+    try:
+        _make_room(path.parent, sum(sample.image.nbytes for sample in samples))
+        write_atomically(pixels, lambda temporary: _write_pixels(temporary, samples))
+        columns = {
+            "boxes": np.concatenate([sample.boxes for sample in samples]),
+            "labels": np.concatenate([sample.labels for sample in samples]),
+            "areas": np.concatenate([areas for _, areas in pictures]),
+            "counts": np.array([len(sample.labels) for sample in samples]),
+            "digest": np.array(_digest(pixels)),
+        }
+        write_atomically(path, lambda temporary: np.savez(temporary, **columns))
+    except UserError as error:
+        _log_once(error)
+
+
+@contextmanager
+def rendering(split: str) -> Iterator[None]:
+    """Let one process at a time render a split; the others wait, and can then read what it has written."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(_path(split).with_suffix(".lock"), "rendering the generated pictures"))
+        except UserError as error:
+            _log_once(error)
+        yield
+
+
+def to_sample(index: int, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
+    """Return picture `index` (from 0) of a split as a sample. It has no crowds."""
+    return Sample(image, boxes, labels, np.zeros(len(labels), bool), index + 1)
+
+
+def _path(split: str) -> Path:
+    return cache_folder() / "shapes" / f"{digest([split, _renderer()])}.npz"
+
+
+@lru_cache
+def _renderer() -> list[str]:
+    """Identify the code that renders, and numpy, whose generators may draw other numbers in another version."""
+    code = [source_digest(Path(__file__).with_name(f"{module}.py")) for module in ("draw", "render", "world")]
+    return [np.__version__, *code]
+
+
+def _digest(pixels: Path) -> str:
+    return content_digest([str(pixels)], "generated pictures")[0]
+
+
+def _write_pixels(path: Path, samples: Sequence[Sample]) -> None:
+    with path.open("wb") as file:
+        for sample in samples:
+            file.write(sample.image)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove the oldest files until `size` bytes more fit below LIMIT.
+
+    Raises:
+        UserError: they do not, or the disk has too little room.
+    """
+    try:
+        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir() if file.suffix != ".lock")
+        excess = size + sum(nbytes for _, nbytes, _ in files) - LIMIT
+        for _, nbytes, file in files:
+            if excess > 0 and size <= LIMIT:
+                file.unlink(missing_ok=True)
+                excess -= nbytes
+        if size > LIMIT or disk_usage(folder).free < size + FREE:
+            raise UserError(f"{folder}: no room for {size / 2**20:.0f} MiB")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+_logged: set[Path] = set()
+
+
+def _log_once(error: UserError) -> None:
+    """Log, once a process and folder, why pictures cannot be cached there."""
+    if (folder := cache_folder()) not in _logged:
+        _logged.add(folder)
+        reason = str(error).partition(";")[0]
+        log_line(f"generated pictures will be rendered again: {reason}; FPN_ABLATE_CACHE=FOLDER names another place for them")
