@@ -104,7 +104,7 @@ def _parser() -> Parser:
         type=_std,
         metavar="STD",
         help="detectron2 alone: PIXEL_STD of its configuration. No file says it. 1 (default: the model zoo's R50 and R101), or "
-        "58.395,57.12,57.375 with --rgb (self-supervised ResNets such as MoCo's); a ResNet alone of unknown author needs it",
+        "58.395,57.12,57.375 with --rgb (self-supervised ResNets such as MoCo's); a file of another author needs it",
     )
     bring.add_argument("--rgb", action="store_true", help="detectron2 alone: INPUT.FORMAT was RGB (default: BGR)")
     bring.add_argument("--keep-classes", action="store_true", help="keep all 91 rows of a COCO detector of torchvision")

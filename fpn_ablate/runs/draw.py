@@ -16,12 +16,10 @@ from fpn_ablate.engine.inputs import load_data, world
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
 from fpn_ablate.report.formats.grid import clean
-from fpn_ablate.runs.restore import read_finished
+from fpn_ablate.runs.restore import load_detections, read_finished, refuse_changed_data
 from fpn_ablate.structures.batch import DetectionDataset, Sample
 from fpn_ablate.utils import hashing
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import UNREADABLE
-from fpn_ablate.utils.paths import DETECTIONS
 
 WIDTH = 2.6  # inches per column
 # Okabe and Ito; the first three suit the generated set's red, green and blue. With more classes they repeat; names differ.
@@ -51,12 +49,7 @@ class FinishedRun:
         cfg, content = read_finished(folder, config_dir)
         if config_dir:
             user_parts.refuse_changed(cfg.user_parts, content, folder)
-        try:
-            detections = DetectionSet.load(folder / DETECTIONS)
-            if not len(detections.image_ids) == len(detections.boxes) == len(detections.scores):
-                raise ValueError("its arrays differ in length")
-        except UNREADABLE as error:
-            raise UserError(f"{folder / DETECTIONS}: cannot be read ({error})") from None
+        detections = load_detections(folder)
         if root is not None:
             if isinstance(cfg.data, Shapes):
                 raise UserError(f"--root: {folder} is on generated data, which have no folder; leave out --root")
@@ -104,6 +97,7 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those on which {first.folder} was evaluated")
     for run in runs:
+        refuse_changed_data(run.folder, run.record, val=dataset)
         if run.detections.labels is not None and run.detections.labels.max(initial=0) > len(dataset.categories):
             raise UserError(f"{run.folder}: detections of classes that {dataset.name} does not have")
     return dataset

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from fpn_ablate.engine.cost import end_to_end_latency_ms
-from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs.artifacts import activation_maps, make_artifacts
-from fpn_ablate.runs.restore import load_finished, restore
+from fpn_ablate.runs.restore import load_detections, load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, open_arrays
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS
+from fpn_ablate.utils.paths import ARTIFACTS
 
 
 def measure_again(folder: Path, measured: dict[str, float], config_dir: Path | None = None) -> str:
@@ -38,10 +37,10 @@ def remake_artifacts(folder: Path, config_dir: Path | None = None) -> str:
     """Make the artifacts of a run again, update its record, and return a line about it.
 
     Raises:
-        UserError: see `load_finished`.
+        UserError: see `load_finished` and `load_detections`.
     """
     cfg, content, (_, dataset) = load_finished(folder)
-    detections = DetectionSet.load(folder / DETECTIONS)
+    detections = load_detections(folder)
     maps = _activation_maps_of(folder, config_dir)
     record.write(folder, content | make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, maps))
     return f"{folder}: made"

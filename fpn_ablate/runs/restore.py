@@ -10,14 +10,17 @@ from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources
 from fpn_ablate.config.validation import load_saved_config
+from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
+from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import find_run
-from fpn_ablate.structures.batch import Splits
-from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import CONFIG
+from fpn_ablate.structures.batch import DetectionDataset, Splits
+from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.paths import CONFIG, DETECTIONS
 
 _load_data = lru_cache(maxsize=4)(load_data)  # several runs share a data set
 
@@ -43,11 +46,50 @@ def load_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config,
     """Load configuration, record and data of a finished run in a folder below <out>/runs.
 
     Raises:
-        UserError: as `read_finished`; or the data are missing or broken.
+        UserError: as `read_finished`; or the data are missing, broken or no longer those of the run.
     """
     cfg, content = read_finished(folder, config_dir)
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
-    return cfg, content, _load_data(cfg.data, cfg.recipe, cfg.mode)
+    training, validation = splits = _load_data(cfg.data, cfg.recipe, cfg.mode)
+    refuse_changed_data(folder, content, val=validation, train=training)
+    return cfg, content, splits
+
+
+def refuse_changed_data(folder: Path, content: dict[str, Any], **splits: DetectionDataset) -> None:
+    """Check that `splits`, by name, are those that a finished run read: its figures and new ones would be of two data sets.
+
+    Args:
+        folder, content: the run, and its record. Older records hold no digests, and any data pass.
+
+    Raises:
+        UserError: a split has other pictures or annotations.
+    """
+    for name, split in splits.items():
+        if content.get("data_digest", {}).get(name, split.digest) != split.digest:
+            place = f"{split.files[0]} or its pictures" if isinstance(split, CocoDataset) else "the generated pictures"
+            raise UserError(
+                f"{folder}: {place}, the split {name!r}, have changed since this run was made. Put the data back as they were, "
+                "or start the row again: on other data it is another run"
+            )
+
+
+def load_detections(folder: Path) -> DetectionSet:
+    """Load the saved detections of a finished run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / DETECTIONS
+    try:
+        detections = DetectionSet.load(path)
+        arrays = {name: array for name, array in vars(detections).items() if array is not None}
+        count = len(detections.boxes)
+        for name, array in arrays.items():
+            if array.dtype.kind not in "iuf" or array.shape != ((count, 4) if name == "boxes" else (count,)):
+                raise ValueError(f"{name} holds {array.dtype} of shape {array.shape} for {count} boxes")
+    except UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); remove its folder to train the run again") from None
+    return detections
 
 
 def restore(folder: Path, config_dir: Path | None = None) -> tuple[procedures.Trained, Config, torch.device]:

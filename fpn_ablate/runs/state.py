@@ -88,8 +88,9 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return the keys of the record that are not measured."""
         cfg = self.cfg
-        splits = zip(("train", "val"), self.inputs.splits, strict=True)
-        hashed = {name: split.hashed for name, split in splits if hasattr(split, "hashed")}  # generated pictures have no files
+        splits = dict(zip(("train", "val"), self.inputs.splits, strict=True))
+        # Generated pictures have no files.
+        hashed = {name: split.hashed for name, split in splits.items() if hasattr(split, "hashed")}
         return {
             "fingerprint": self.fingerprint,
             "setting": identity.comparison_key(self.facts, cfg.factors),
@@ -100,6 +101,7 @@ class Run:
             "recipe": cfg.recipe.name,
             "data": self.inputs.validation.name,
             "generated": self.inputs.validation.generated,
+            "data_digest": {name: split.digest for name, split in splits.items()},
             **({"data_hash": hashed} if hashed else {}),
             "task": cfg.task.name,
             "row": cfg.row,

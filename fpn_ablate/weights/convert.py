@@ -18,6 +18,7 @@ from fpn_ablate.weights import names
 from fpn_ablate.weights.files import Stored
 
 SUFFIX = ".safetensors"  # of what import writes
+ZOO = "Detectron2 Model Zoo"  # author of detectors on ResNets of Caffe, which read BGR divided by 1
 BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{names.STAGE}stem.0.weight"
 SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
@@ -37,8 +38,8 @@ class Options:
 
     Attributes:
         bn_eps: the eps of its batch norms. torchvision's released COCO_V1 detectors: 0.
-        pixel_std: detectron2's PIXEL_STD in the order of its colours; by default 1, or torchvision's for ResNets converted from
-            torchvision.
+        pixel_std: detectron2's PIXEL_STD in the order of its colours; by default 1 for its model zoo, torchvision's for ResNets
+            converted from torchvision, and refused for other authors.
         rgb: it reads RGB; by default BGR, except for ResNets converted from torchvision.
         keep_classes: keep all 91 rows of a COCO detector of torchvision instead of the 80 that have a category.
     """
@@ -116,12 +117,14 @@ def _refuse_options(stored: Stored, source: str, options: Options) -> None:
         raise UserError(f"{stored.path}: a file of {source}; --pixel-std and --rgb are for files of detectron2")
     author = stored.facts.get("author", "")
     by = f" by {author[:40]}" if author else ""
-    if source == names.DETECTRON2 and author != "torchvision" and options.pixel_std is None and _is_backbone(stored):
+    if source == names.DETECTRON2 and author not in ("torchvision", ZOO) and options.pixel_std is None:
+        kind, usual = "detector", "Those trained from the model zoo's R50 and R101: --pixel-std 1"
+        if _is_backbone(stored):
+            kind, usual = "ResNet", "MoCo's and most other self-supervised ResNets: --rgb --pixel-std 58.395,57.12,57.375"
         raise UserError(
-            f"{stored.path}: a ResNet for detectron2{by}, which does not say its colours and strides; run "
+            f"{stored.path}: a {kind} for detectron2{by}, which does not say its colours and strides; run "
             f"`python -m fpn_ablate weights import FILE OUT{SUFFIX} --pixel-std STD` with the PIXEL_STD of its configuration, "
-            "and --rgb if its INPUT.FORMAT is RGB. MoCo's and most other self-supervised ResNets: --rgb --pixel-std "
-            "58.395,57.12,57.375"
+            f"and --rgb if its INPUT.FORMAT is RGB. {usual}"
         )
 
 

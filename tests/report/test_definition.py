@@ -4,6 +4,7 @@ import math
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from scipy import stats
 from test_tables import csv_lines, printed
 
@@ -327,6 +328,24 @@ def test_differences_are_tested_at_looks_too(ap, table_of):
     (effect,) = table_of(seeds_planned="0,1,2").effects
     assert effect.p["AP"] == pytest.approx(1.25 * stats.ttest_1samp([0.5, 1.5, 1.0], 0).pvalue)
     assert effect.cells["AP"].ours.n == 4
+
+
+SEEDS = ("2", "0,1", " 3 , 1,3", "range(3)", "range(2,5)", " range( 2, 8 ,2 )", "range(4,2)", "choice(1,2)")
+NO_SEEDS = ("", "a", "1.5", "[0,1]", "range(0,9,0)", "range(1,2,3,4)", "range()", "range(1", "1)", "0,range(2,4)", "0,", [0, 1])
+
+
+@pytest.mark.parametrize("text", SEEDS)
+def test_planned_seeds_are_those_that_hydra_would_sweep_over(table_of, ap, text):
+    ap("fpn", 30.0)
+    override = OverridesParser.create().parse_override(f"seed={text}")
+    expected = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    assert list(table_of(seeds_planned=text).definition.seeds) == list(dict.fromkeys(map(int, expected)))
+
+
+@pytest.mark.parametrize("value", [*NO_SEEDS, "range(999999999)", "9" * 5000, {"a": 1}, True])
+def test_what_is_no_list_of_seeds_plans_none(table_of, ap, value):
+    ap("fpn", 30.0)
+    assert table_of(seeds_planned=value).definition.seeds == ()
 
 
 # Seeds that are far apart

@@ -145,6 +145,30 @@ def test_another_machine_makes_all_but_the_levels_and_keeps_these(finished, tmp_
         np.testing.assert_array_equal(content["level_p2"], before["level_p2"])
 
 
+def save_arrays(ids, columns):
+    return lambda path: np.savez(path, image_ids=ids, boxes=np.zeros((1, columns)), scores=[0.5])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), ""),
+        (save_arrays([1], 3), "boxes holds float64 of shape (1, 3)"),
+        (save_arrays(["1"], 4), "image_ids holds <U1"),
+        (lambda path: path.unlink(), ""),
+    ],
+)
+def test_damaged_detections_are_named_and_change_nothing(finished, tmp_path, capsys, change, words):
+    out = tmp_path / "copy"
+    shutil.copytree(finished["rpn"].parents[4], out)
+    folder = out / finished["rpn"].relative_to(finished["rpn"].parents[4])
+    change(folder / DETECTIONS)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main(["artifacts", str(folder)]) == 2
+    assert f"{folder / DETECTIONS}: cannot be read ({words}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_disk_that_takes_them_not_does_not_cost_the_run(config, tmp_path, monkeypatch, capsys):
     def full(*arguments, **named):
         raise UserError("resampled.npz: cannot be written (No space left on device)")

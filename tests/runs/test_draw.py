@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from PIL import Image
 from settings import JOINT, TINY
 
 from fpn_ablate.cli.main import main
@@ -129,6 +130,7 @@ def test_generated_data_are_marked_and_other_sets_named(folders):
 
 def test_a_set_that_has_moved_is_found_with_root_and_its_names_are_drawn_as_they_are(folders, copy, tmp_path, capsys):
     folder, moved = copy("coco"), tmp_path / "moved"
+    replace_in_record(folder, data_digest={})  # of an older run: other names are other data
     before = Path(FinishedRun.load(folder).cfg.data.root)
     shutil.copytree(before, moved)
     for file in moved.glob("annotations/*.json"):
@@ -158,6 +160,52 @@ def test_runs_of_different_data_are_refused(folders, copy, tmp_path, capsys):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.fixture
+def changed(folders, copy, tmp_path):
+    """The run on a set on disk, copied with its set, and a function that changes a split: other objects or other pictures."""
+    folder, data = copy("coco"), tmp_path / "set"
+    shutil.copytree(FinishedRun.load(folder).cfg.data.root, data)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(FinishedRun.load(folder).cfg.data.root, str(data)))
+
+    def change(split, what):
+        if what == "pictures":
+            for picture in (data / "images" / split).iterdir():
+                Image.new("RGB", Image.open(picture).size, (1, 2, 3)).save(picture)
+        else:
+            file = data / "annotations" / f"instances_{split}.json"
+            content = json.loads(file.read_text())
+            content["annotations"][0]["bbox"][2] -= 1
+            file.write_text(json.dumps(content))
+
+    return folder, data, change
+
+
+@pytest.mark.parametrize("what", ["pictures", "annotations"])
+def test_a_run_on_data_that_have_changed_since_is_refused(changed, what, tmp_path, capsys):
+    folder, data, change = changed
+    out = ("--out", str(tmp_path / "a.png"))
+    assert main(["pictures", str(folder), *out]) == 0
+    change("val", what)
+    before = (folder / "record.json").read_text()
+    words = f"{data / 'annotations' / 'instances_val.json'} or its pictures, the split 'val', have changed"
+    assert words in complaint(capsys, folder, *out)
+    for command in ("artifacts", "measure"):
+        assert main([command, str(folder)]) == 2
+        assert words in capsys.readouterr().err
+    assert (folder / "record.json").read_text() == before
+    replace_in_record(folder, data_digest={})  # an older record
+    assert main(["pictures", str(folder), *out]) == 0
+
+
+def test_pictures_read_the_evaluated_split_alone_and_the_others_both(changed, tmp_path, capsys):
+    folder, _, change = changed
+    change("train", "annotations")
+    assert main(["pictures", str(folder), "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["measure", str(folder)]) == 2
+    assert "instances_train.json or its pictures, the split 'train', have changed" in capsys.readouterr().err
+
+
 def test_what_is_not_a_finished_run_is_refused(copy, tmp_path, capsys):
     out = ("--out", tmp_path / "a.png")
     assert "no readable record.json" in complaint(capsys, tmp_path / "nowhere", *out)
@@ -168,7 +216,7 @@ def test_what_is_not_a_finished_run_is_refused(copy, tmp_path, capsys):
     replace_detections(folder, labels=np.full(len(FinishedRun.load(folder).detections.boxes), 4))
     assert "detections of classes that shapes does not have" in complaint(capsys, folder, *out)
     replace_detections(folder, scores=np.zeros(1, np.float32))
-    assert "cannot be read (its arrays differ in length)" in complaint(capsys, folder, *out)
+    assert "cannot be read (scores holds float32 of shape (1,) for" in complaint(capsys, folder, *out)
     (folder / "detections.npz").write_bytes(b"PK\x03\x04cut off")
     assert "cannot be read" in complaint(capsys, folder, *out)
 

@@ -275,6 +275,22 @@ def test_colours_that_a_pickle_does_not_say_are_asked_for(resnet50, tmp_path, au
     assert convert(read(path), options).facts["stride_in_1x1"] == "false"
 
 
+@pytest.mark.parametrize("entries", [{}, {"__author__": "me"}, {"iteration": 9}])
+def test_colours_of_a_detector_that_is_not_the_zoos_are_asked_for(ours, tmp_path, entries):
+    model, path = ours(3, "backbone=resnet18", *PYRAMID), tmp_path / "model.pkl"
+    std = (57.375, 57.12, 58.395)  # in BGR
+    tensors = detectron2_file(model, path, std, "backbone.bottom_up.")
+    path.write_bytes(pickle.dumps({"model": {name: value.numpy() for name, value in tensors.items()}, **entries}))
+    pth = tmp_path / "model.pth"  # as its training saves it
+    torch.save({"model": tensors, **entries}, pth)
+    for file in (path, pth):
+        with pytest.raises(UserError, match=r"a detector for detectron2.*, which does not say its colours and strides; .* 1$"):
+            fit_to_model(model, file)
+        weights = fit_to_model(model, file, Options(pixel_std=std))
+        stem = "backbone.stages.stem.0.weight"
+        torch.testing.assert_close(weights.tensors[stem], model.state_dict()[stem], rtol=1e-6, atol=0)
+
+
 def test_the_colours_that_a_backbone_is_read_with_are_printed(ours, backbone, tmp_path, capsys):
     detectron2_file(ours(3, "backbone=resnet18", *PYRAMID), tmp_path / "model.pkl", (1.0, 1.0, 1.0), "backbone.bottom_up.")
     backbone("resnet18", tmp_path / "model.pkl")

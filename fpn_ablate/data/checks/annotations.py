@@ -118,6 +118,7 @@ def parse(data: Any, file: str, findings: Findings) -> Annotations | None:
     ids = [row.id if abs(row.id) <= MAX_ID else 0 for row in annotations]
     if renumbered := len(ids) - len({*ids} - {0}):
         mended["annotation ids that are 0, repeated or beyond 2^53, numbered anew"] = renumbered
+    mended = +mended  # without zeros
     findings.extend(Finding("mended", file, value=f"{count} {what}") for what, count in mended.items())
     changes = dict(mended)
     if ignored := sum(bool(row.ignore and not row.iscrowd) for row in annotations):
@@ -234,17 +235,25 @@ def _entries(
 
 
 def _validated(value: Any, group: str, mended: Counter[str]) -> Any:
-    """Return an entry with valid values; take 1.0 (pandas) and "1" (VIA, pylabel) for 1."""
+    """Return an entry with valid values; take 1.0 (pandas) and "1" (VIA, pylabel) for 1, and LVIS's addresses for names."""
     try:
         return GROUPS[group].validate_python(value)
     except ValidationError:
-        items = value.items() if isinstance(value, dict) else ()
-        whole = {key: int(v) for key, v in items if key in INTEGERS and _is_whole(v)}
-        if not whole:
+        entry = value if isinstance(value, dict) else {}
+        whole = {key: int(v) for key, v in entry.items() if key in INTEGERS and _is_whole(v)}
+        name = _lvis_name(entry) if group == "images" else {}
+        if not whole and not name:
             raise
-        entry = GROUPS[group].validate_python(value | whole)
-        mended[f"entries of `{group}` with whole numbers written as floats or text"] += 1
-        return entry
+        valid = GROUPS[group].validate_python(entry | whole | name)
+        mended[f"entries of `{group}` with whole numbers written as floats or text"] += bool(whole)
+        mended["entries of `images` without `file_name`, read from the last two parts of `coco_url`"] += bool(name)
+        return valid
+
+
+def _lvis_name(image: dict[str, Any]) -> dict[str, str]:
+    """Return the `file_name` that an image of LVIS lacks: train2017/000000000009.jpg of its address."""
+    url = image.get("coco_url")
+    return {"file_name": "/".join(url.split("/")[-2:])} if "file_name" not in image and isinstance(url, str) else {}
 
 
 def _is_whole(value: Any) -> bool:
@@ -264,8 +273,6 @@ def _faults(entry: Any, error: ValidationError, group: str, file: str) -> Iterat
         value = f"`{key}` is {short_repr(fault['input'])}: {fault['msg']}"
         if fault["type"] == "missing":
             value = f"`{key}` is missing"
-            if key == "file_name" and "coco_url" in entry:
-                value += " (in LVIS: the last two parts of `coco_url`)"
         if not key:
             value, context = f"an entry of `{group}` is {short_repr(entry)}, not an object", ""
         yield Finding(KIND_OF_ERROR.get(fault["type"], "wrong-type"), file, *ids, value + context)

@@ -1,12 +1,14 @@
 """Read a table's definition from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
+from fpn_ablate.report.collate.stats import MAX_SEEDS
 from fpn_ablate.utils.errors import UserError, short_repr
 from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import EXPERIMENTS
@@ -259,9 +261,14 @@ def _inherit_columns(file: Path, report: Any) -> Any:
 
 
 def _seeds(content: dict[str, Any]) -> tuple[int, ...]:
-    """Return the seeds of the sweep in the same file, if they are a plain list; else an empty tuple."""
+    """Return the seeds of the sweep in the same file, written as a list or a range of Hydra's (0,1 or range(2,5)); else ()."""
     node: Any = content
     for key in ("hydra", "sweeper", "params", "seed"):
         node = node.get(key) if isinstance(node, dict) else None
-    parts = str("" if node is None else node).split(",")
-    return tuple(dict.fromkeys(map(int, parts))) if all(part.strip().isdecimal() for part in parts) else ()
+    match = re.fullmatch(r"\s*(?:(range|choice)\()?(\s*\d{1,9}\s*(?:,\s*\d{1,9}\s*)*)(?(1)\))\s*", str(node), re.ASCII)
+    if not match:
+        return ()
+    seeds: Sequence[int] = [int(part) for part in match[2].split(",")]
+    if match[1] == "range":
+        seeds = range(*seeds) if len(seeds) < 3 or (len(seeds) == 3 and seeds[2]) else ()
+    return tuple(dict.fromkeys(seeds)) if len(seeds) <= MAX_SEEDS else ()

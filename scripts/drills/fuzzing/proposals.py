@@ -4,14 +4,13 @@ import io
 import json
 import math
 import pickle
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fpn_ablate.utils.errors import UserError
+from fuzzing.archives import bad_archive, forge_sizes
 from fuzzing.checks import check_equal, check_message
 from fuzzing.configs import BASES, configuration
 from fuzzing.draw import Draw, mutate_bytes
@@ -76,7 +75,9 @@ class Proposals:
             )
         if kind < 0.15:
             return bad_archive(draw)
-        return mutate_bytes(draw, data) if kind < 0.45 else data
+        if kind < 0.25:
+            return forge_sizes(draw, data)
+        return mutate_bytes(draw, data) if kind < 0.5 else data
 
     @staticmethod
     def _mutate(draw: Draw, array: Any) -> Any:
@@ -102,21 +103,3 @@ class Proposals:
                 return np.array(draw.choice([0, None, "x", [1, 2], {"a": 1}]), dtype=draw.choice([object, None]))
             case _:
                 return np.concatenate([array, array]) if array.ndim else np.array([array, array])
-
-
-def bad_archive(draw: Draw) -> bytes:
-    """Make an archive of arrays that claims more than it holds, or unpacks to a gigabyte."""
-    shape = draw.choice([(10**6, 4), (10**9, 4), (10**12, 4), (-1, 4), (2**62, 4), (0, 4)])
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
-    text = (
-        header if draw.random() < 0.8 else draw.choice(["{", "(" * 3000, "{'descr': __import__('os')}", header * 3])
-    ).encode()
-    text += b" " * (-(10 + len(text) + 1) % 64) + b"\n"
-    stream = io.BytesIO()
-    method = draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-    with zipfile.ZipFile(stream, "w", method) as file:
-        body = bytes(draw.choice([0, 100, 16_000_000 if method != zipfile.ZIP_STORED else 1000]))
-        for name in ("train_ids", "train_boxes", "train_images"):
-            file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + body)
-    data = stream.getvalue()
-    return mutate_bytes(draw, data) if draw.random() < 0.3 else data

@@ -15,10 +15,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from fuzzing.archives import bad_archive, forge_sizes
 from fuzzing.checks import Lost, check_equal, check_message
 from fuzzing.draw import TEXTS, Draw, mutate_bytes, mutate_tree, nesting_depth
 from fuzzing.pictures import NO_PICTURES
-from fuzzing.proposals import bad_archive
 
 ROWS = ("c4", "fpn", "fpn+upsample=bilinear")
 METRICS = ("AR100", "AR1k", "AR1k_s")
@@ -202,7 +202,8 @@ class Records(Report):
             elif draw.random() < 0.8:
                 data = mutate_bytes(draw, data)
             else:
-                data = bad_archive(draw) if name.endswith("npz") else draw.choice(NO_PICTURES)
+                archives = [bad_archive(draw), forge_sizes(draw, data)]
+                data = draw.choice(archives) if name.endswith("npz") else draw.choice(NO_PICTURES)
             file.write_bytes(data)
         try:
             return self.collate()

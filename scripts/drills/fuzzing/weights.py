@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from fpn_ablate.utils.errors import UserError
+from fuzzing.archives import claim_elements, forge_header, forge_sizes, huge_tensors, repack
 from fuzzing.checks import check_equal, check_message
 from fuzzing.draw import Draw, mutate_bytes, mutate_tree, nesting_depth
 
@@ -14,7 +15,10 @@ from fuzzing.draw import Draw, mutate_bytes, mutate_tree, nesting_depth
 class Weights:
     """Try a file: it is refused with a message, or gives finite tensors; no code in it is run."""
 
-    how = "mutated files of weights (torch, pickle, safetensors: bytes, types, nesting) through the reader and the converter"
+    how = (
+        "mutated files of weights (torch, pickle, safetensors: bytes, types, nesting, sizes that they do not have) through the "
+        "reader and the converter"
+    )
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -31,10 +35,12 @@ class Weights:
             stream = io.BytesIO()
             torch.save({"model": tensors}, stream, _use_new_zipfile_serialization=not old_format)
             self.valid_files.append(stream.getvalue())
+        self.packed = repack(self.valid_files[0], 50_000_000)
         write_safetensors(
             self.file, {f"backbone.stages.stem.{n}": value for n, value in enumerate(tensors.values())}, {"row": "fpn"}
         )
-        self.valid_files += [self.file.read_bytes(), *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
+        self.safetensors = self.file.read_bytes()
+        self.valid_files += [self.safetensors, *(pickle.dumps(self.tree, protocol) for protocol in (2, 4, 5))]
 
     def case(self, draw: Draw) -> str:
         import torch
@@ -59,7 +65,7 @@ class Weights:
     def _content(self, draw: Draw) -> bytes:
         import torch
 
-        kind = draw.randrange(10)
+        kind = draw.randrange(14)
         if kind < 6:
             return mutate_bytes(draw, draw.choice(self.valid_files))
         if kind < 8:
@@ -72,8 +78,19 @@ class Weights:
             stream = io.BytesIO()
             torch.save(tensors if nesting_depth(tensors) < 100 else RunsCode(self.marker), stream)
             return stream.getvalue()
+        if kind < 11:
+            return forge_sizes(draw, draw.choice([self.valid_files[0], self.packed]))
+        if kind == 11:
+            return forge_header(draw, self.safetensors)
+        if kind == 12 and draw.random() < 0.4:
+            return claim_elements(draw, draw.choice(self.valid_files[:2]), 4 * 3 * 7 * 7)
+        if kind == 12:
+            stream, zipped = io.BytesIO(), draw.random() < 0.7
+            torch.save({"model": huge_tensors(draw)}, stream, _use_new_zipfile_serialization=zipped)
+            return stream.getvalue()
         return draw.choice(
             [
+                self.packed,
                 wide_pickle(draw.choice([3, 40, 1000])),
                 pickle.dumps({"model": {"a": RunsCode(self.marker)}}, 2),
                 draw.randbytes(500),
