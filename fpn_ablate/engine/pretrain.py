@@ -1,14 +1,14 @@
 """Pre-training of a backbone as a classifier of single things of the generated world, as ImageNet serves for photographs.
 
 The weights are made once, cached under their own fingerprint and shared by all rows and seeds; each record's cost includes the
-time. An interrupted pre-training resumes from its last checkpoint and ends with the same weights
-(on a CPU: with the same threads and workers).
+time. An interrupted pre-training resumes from its last checkpoint, with the threads of its start, and ends with the same
+weights. On a CPU another number of threads gives other last bits under the same name; the description beside the weights
+says the number. Runs on other bits are other runs: their identity holds the digest of the weights (`runs.identity`).
 """
 
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,9 @@ def _train(
     states = {"model": model, "optimizer": optimizer, "schedule": schedule}
     content = load_checkpoint(checkpoint, states)
     start, seconds_before = content["step"], content.get("seconds", 0.0)
-    with signals.between_steps(), _cores_left_to(workers):
+    # One fewer for each busy worker: a thread that shares a core with a worker delays all other threads.
+    threads = int(content.get("threads") or max(1, torch.get_num_threads() - workers))
+    with signals.between_steps(), num_threads(threads):
         for step, (images, labels) in enumerate(_batches(small_world, recipe, start, workers), start=start + 1):
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -118,14 +120,14 @@ def _train(
                 loss_text = f"loss {float(loss.detach()):.3f}"
                 log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
-                save_checkpoint(checkpoint, states, step=step, seconds=seconds_before + spent)
+                save_checkpoint(checkpoint, states, step=step, seconds=seconds_before + spent, threads=threads)
                 signals.raise_if_stopped()
     accuracy = _accuracy(model, small_world, device)
     seconds = round(seconds_before + time.monotonic() - started, 1)
     facts = {"accuracy": accuracy, "seconds": seconds, "recipe": recipe.model_dump(), "world": asdict(small_world)}
     log_line(f"pre-training {backbone.label}: accuracy {accuracy:.1%} on held-out pictures, {seconds:.0f} s")
     # The weights are written last: `load_or_pretrain` takes their file as a sign that all is there.
-    save_text(path.with_suffix(".json"), json.dumps(facts))
+    save_text(path.with_suffix(".json"), json.dumps(facts | {"threads": threads}))
     write_atomically(path, lambda temporary: torch.save(model.backbone.cpu().state_dict(), temporary))
     checkpoint.unlink(missing_ok=True)
 
@@ -147,11 +149,6 @@ def _draw(world: World, numbers: list[int]) -> tuple[Tensor, Tensor]:
     """Return the pictures (N, 3, H, W) of these numbers, and their labels (N,)."""
     images, labels = zip(*(classification_picture(world, number) for number in numbers), strict=True)
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), torch.tensor(labels)
-
-
-def _cores_left_to(workers: int) -> AbstractContextManager[None]:
-    """Use one thread fewer for each busy worker: a thread that shares a core with a worker delays all other threads."""
-    return num_threads(max(1, torch.get_num_threads() - workers))
 
 
 @torch.no_grad()

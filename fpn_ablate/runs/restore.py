@@ -64,8 +64,9 @@ def refuse_changed_data(folder: Path, content: dict[str, Any], **splits: Detecti
     Raises:
         UserError: a split has other pictures or annotations.
     """
+    digests = content.get("data_digest")
     for name, split in splits.items():
-        if content.get("data_digest", {}).get(name, split.digest) != split.digest:
+        if isinstance(digests, dict) and digests.get(name, split.digest) != split.digest:
             place = f"{split.files[0]} or its pictures" if isinstance(split, CocoDataset) else "the generated pictures"
             raise UserError(
                 f"{folder}: {place}, the split {name!r}, have changed since this run was made. Put the data back as they were, "

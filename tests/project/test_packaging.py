@@ -73,6 +73,7 @@ class Environment:
 
     def run(self, program: str, arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess:
         outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FPN_ABLATE"))}
+        outside["FPN_ABLATE_CACHE"] = os.environ["FPN_ABLATE_CACHE"]  # not the user's
         command = [str(self.bin / program), *arguments]
         done = subprocess.run(command, cwd=cwd, env=outside, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr

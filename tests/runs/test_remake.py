@@ -1,6 +1,7 @@
 """A finished run is restored from its folder alone: it detects the same, and its latency can be measured again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from settings import JOINT, TINY
 
+from fpn_ablate import engine
 from fpn_ablate.cli.main import main
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.evaluate import predict
 from fpn_ablate.evaluation.coco import DetectionSet
-from fpn_ablate.runs import remake, restore
+from fpn_ablate.runs import probe, remake, restore
 from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
@@ -50,6 +52,18 @@ def test_a_restored_run_detects_what_it_detected(finished, name):
     np.testing.assert_array_equal(detections.scores, saved.scores)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_probed_is_what_the_run_computes(finished, name):
+    trained, cfg, device = restore.restore(finished[name])
+    batch = next(evaluation_batches(trained.validation, resize=Resize.of(cfg.recipe), batch_size=2, count=2))
+    with torch.no_grad():
+        expected = trained.model.features(batch.images, batch.sizes)
+        features = probe.load_trunk(finished[name], cfg, device).features(batch.images, batch.sizes)
+    assert features.keys() == expected.keys()
+    for level in expected:  # the frozen batch norm of four_step rounds differently
+        torch.testing.assert_close(features[level], expected[level])
+
+
 def test_separate_makes_its_own_proposals_for_the_latency(finished):
     trained, _, _ = restore.restore(finished["separate"])
     splits = (trained.validation.dataset, trained.validation)
@@ -82,3 +96,41 @@ def test_what_cannot_be_measured_is_left_as_it_was(finished, capsys, tmp_path):
     assert "made on a GPU" in capsys.readouterr().err
     assert (folder / "record.json").read_text() == text
     assert main(["measure", str(tmp_path)]) == 2
+
+
+def report_of(tmp_path, *folders):
+    assert main(["probe", *map(str, folders), "--json", str(tmp_path / "probe.json")]) == 0
+    return json.loads((tmp_path / "probe.json").read_text())
+
+
+def test_runs_of_every_task_are_probed_on_the_same_places(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine.probe, "FEWEST", 1)  # TINY has few objects
+    monkeypatch.setenv("COLUMNS", "80")
+    report = report_of(tmp_path, *finished.values())
+    levels = {Path(run["folder"]): list(run["levels"]) for run in report["runs"]}
+    assert levels == {folder: ["c4"] if name == "fast" else ["p2", "p3", "p4", "p5", "p6"] for name, folder in finished.items()}
+    accuracies = [run["levels"][level]["small"]["object"] for run in report["runs"] for level in run["levels"]]
+    assert all(0 <= a["low"] <= a["value"] <= a["high"] <= 1 for a in accuracies)
+    assert (report["pictures"], report["background"]) == ({"train": 2, "val": 2}, "distractors of their size")
+    printed = capsys.readouterr().out
+    assert printed.count("\np") == 20 and printed.count("\nc4") == 1 and max(map(len, printed.splitlines())) <= 80
+    alone = report_of(tmp_path, finished["joint"])
+    assert alone == {**report, "runs": [run for run in report["runs"] if run["folder"] == str(finished["joint"])]}
+
+
+def test_a_run_that_cannot_be_probed_is_refused_in_words(finished, tmp_path, capsys):
+    def complaint(*folders, code=2):
+        assert main(["probe", *map(str, folders)]) == code
+        return capsys.readouterr().err
+
+    assert "no readable record.json" in complaint(tmp_path)
+    folder = Path(shutil.copytree(finished["rpn"], tmp_path / "copy"))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("train_images: 2", "train_images: 3"))
+    assert "different data" in complaint(finished["rpn"], folder)
+    (folder / "model.pt").write_bytes(b"PK\x03\x04cut off")
+    assert f"{folder / 'model.pt'}: cannot be read" in complaint(folder)
+    (folder / "record.json").write_text(json.dumps(record.read(folder) | {"status": "interrupted"}))
+    assert "the run is interrupted, not finished" in complaint(folder)
+    with pytest.raises(SystemExit, match="2"):
+        main(["probe", str(folder), "--pictures", "0"])

@@ -1,11 +1,13 @@
 """SIGTERM and Ctrl-C: a training ends its step with a checkpoint, anything else stops at once."""
 
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -123,10 +125,10 @@ def pre_trained(cfg, folder):
     return pretrain.load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, CPU).path
 
 
-def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
+def test_a_pre_training_goes_on_to_the_same_weights_with_the_threads_of_its_start(config, tmp_path, monkeypatch):
     cfg = config("recipe.pretrain.steps=5", "recipe.pretrain.batch_size=4", "recipe.pretrain.side=32")
     monkeypatch.setattr(pretrain, "HELD_OUT", 4)
-    steps = []
+    steps, threads = [], []
     entropy = pretrain.F.cross_entropy
 
     def stop_in_the_third(*arguments):
@@ -135,13 +137,22 @@ def test_a_pre_training_goes_on_to_the_same_weights(config, tmp_path, monkeypatc
             send(signal.SIGTERM)
         return entropy(*arguments)
 
+    def unchanged(count):  # several threads would be slow beside other tests
+        threads.append(count)
+        return nullcontext()
+
+    monkeypatch.setattr(pretrain, "num_threads", unchanged)
     with monkeypatch.context() as patch, pytest.raises(Stopped), signals.handling_signals():
         patch.setattr(pretrain.F, "cross_entropy", stop_in_the_third)
+        patch.setattr(torch, "get_num_threads", lambda: 4)
         pre_trained(cfg, tmp_path / "cut")
     (kept,) = (tmp_path / "cut").glob("*-checkpoint.pt")
     assert checkpointed_steps(kept) == 3 and len(steps) == 3
-    whole, again = (torch.load(pre_trained(cfg, tmp_path / name), weights_only=True) for name in ("whole", "cut"))
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    whole, again = (pre_trained(cfg, tmp_path / name) for name in ("whole", "cut"))
+    assert threads == [3, 1, 3]
+    assert [json.loads(path.with_suffix(".json").read_text())["threads"] for path in (whole, again)] == [1, 3]
+    a, b = (torch.load(path, weights_only=True) for path in (whole, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
     assert not kept.exists()
 
 

@@ -1,0 +1,82 @@
+"""Read off each pyramid level whether there is an object: `python -m fpn_ablate probe RUN RUN`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import save_text
+
+ABOUT = """Show how much each feature level of finished runs says about objects. A linear classifier of its features, fitted on
+training pictures, is measured on validation pictures: is here an object, or background (on the generated set a distractor)? Of
+which category is it? Balanced accuracy in percent by the object's size, with half of its 95 %% interval over pictures."""
+QUESTIONS = {"object": "object?", "category": "category"}
+
+
+def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
+    """Print the table.
+
+    Raises:
+        UserError: bad arguments, or as `runs.probe.probe_runs`.
+    """
+    parser = command_parser("probe", ABOUT)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--pictures", type=int, default=200, help="pictures of each split (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - prints them instead of the table")
+    options = parser.parse_args(arguments)
+    if options.pictures < 1:
+        parser.error("--pictures is at least 1")
+    if options.json is not None and not Path(options.json).name:
+        raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
+
+    from fpn_ablate.runs.probe import probe_runs  # with torch
+
+    report = probe_runs(options.runs, options.pictures, config_dir)
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    if options.json == "-":
+        print(text, end="")
+        return 0
+    show(report)
+    if options.json:
+        save_text(Path(options.json), text)
+    return 0
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print one line for each level and run, finest level first, so that the runs stand below each other."""
+    runs, sizes, pictures, classes = report["runs"], report["objects"]["val"], report["pictures"], report["categories"]
+    chances = {"object": 50.0} | ({"category": 100 / classes} if classes > 1 else {})
+    several = len({run["seed"] for run in runs}) > 1
+    table = Table("level", "row", box=box.ASCII, padding=0, show_edge=False)
+    for question in chances:
+        for size in sizes:
+            table.add_column(f"{QUESTIONS[question]}\n{size}", justify="right")
+    pairs = ((level, run) for run in runs for level in run["levels"])
+    for level, run in sorted(pairs, key=lambda pair: (int(pair[0][1:]), pair[0])):
+        name = run["row"] + f" seed {run['seed']}" * several
+        cells = [_cell(run["levels"][level][size][question]) for question in chances for size in sizes]
+        table.add_row(level, escape(name), *cells)
+    console = Console(highlight=False)
+    data = escape(report["data"]) + " (generated)" * report["generated"]
+    chance = ", ".join(f"{QUESTIONS[question]} {value:.3g}" for question, value in chances.items())
+    lines = (
+        f"{data}: fitted on {pictures['train']} training, measured on {pictures['val']} validation pictures",
+        f"objects: {', '.join(f'{number} {size}' for size, number in sizes.items())}; background: {report['background']}",
+        f"balanced accuracy in %; by chance: {chance}",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    console.print(table)
+
+
+def _cell(accuracy: Mapping[str, float] | None) -> str:
+    if accuracy is None:
+        return "n/a"
+    return f"{100 * accuracy['value']:.1f}±{50 * (accuracy['high'] - accuracy['low']):.1f}"
