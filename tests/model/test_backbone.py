@@ -116,7 +116,7 @@ def test_a_backbones_own_file_loads(config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file; give a file of weights, or none, pretrain, imagenet"),
+        (None, "no such file; give a file of weights, or none, shipped, pretrain, imagenet"),
         (b"not a file of torch", "not a readable state dict"),
         ({"model": {"conv1.weight": [0.0]}}, "expected a dictionary of tensors.*1 entries are no tensors, .* conv1.weight"),
         ({"model": {"conv1.weight": torch.zeros(1)}}, "does not fit backbone=resnet18: .* tensors are missing"),

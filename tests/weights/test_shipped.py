@@ -129,6 +129,19 @@ def test_other_shipped_weights_are_another_run(copied, cell):
     assert Run(cfg, inputs.prepare(cfg), 0).fingerprint != before
 
 
+def test_the_command_writes_what_is_read(script, tmp_path, monkeypatch, cell):
+    """In two steps; the folder may be that of the package."""
+    monkeypatch.setattr(pretrain, "HELD_OUT", 8)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
+    short = ("recipe.short_side=64", *(f"recipe.pretrain.{key}" for key in ("steps=2", "batch_size=4", "side=32")))
+    made = script("shipped_weights").make(tmp_path, short)
+    assert shipped.find_shipped("small")[0] == made == tmp_path / FILE.name
+    facts = json.loads(made.with_suffix(".json").read_text())
+    assert facts.keys() == FACTS.keys() and (facts["recipe"]["steps"], facts["world"]["reference"]) == (2, 64)
+    state = backbone_weights(cell("shipped").backbone, made)
+    assert not torch.equal(state["stages.stem.0.weight"], read(FILE).tensors["stages.stem.0.weight"])
+
+
 @pytest.mark.slow
 def test_the_command_makes_them_anew(script, tmp_path):
     """The bits depend on the processor and torch's version, the accuracy hardly."""
