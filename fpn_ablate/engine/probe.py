@@ -2,6 +2,7 @@
 
 A classifier is fitted on places of training pictures and measured on those of validation pictures, one for each level and size
 of objects. Two questions: is here the centre of an object, or background? Of which category is the object?
+It finds what a level states outright, as the last layer of a head would; what takes more layers to work out counts as absent.
 
 What counts as background decides what the first question asks. On the generated set it is centres of distractors: things of the
 same size and look, so that only their meaning tells them from objects. Places outside all boxes are easy there (P2 with and
