@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fpn_ablate.utils.paths import RECORD
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 METRICS = ("AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l")
-POINTS = 30  # of a learning curve
+POINTS = 15  # of a learning curve
 BLOCK = "trials"  # of a document
 
 
@@ -124,7 +125,7 @@ def _plot(trials: pd.DataFrame, path: Path) -> None:
             axes.plot(steps, losses, color=f"C{ROWS.index(run.row)}", linewidth=1, label=run.row)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(handles.values(), handles.keys(), fontsize=7)
-        axes.set_title(f"{data}\n{recipe}", fontsize=7)
+        axes.set_title(textwrap.fill(f"{data}: {recipe}".replace("+", " +"), 56), fontsize=7)
         axes.set(yscale="log", xlabel="step", ylabel="objectness loss")
     figure.savefig(path, dpi=100, format="png")
 
