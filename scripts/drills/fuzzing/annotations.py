@@ -12,6 +12,8 @@ from fuzzing.configs import configuration
 from fuzzing.draw import TEXTS, Draw, mutate_bytes, mutate_tree
 from fuzzing.valid_set import valid_annotations, write_pictures
 
+LONE = "utf-8", "surrogatepass"  # half characters, of which TEXTS has some, are written as they are
+
 
 def annotation_bytes(draw: Draw) -> bytes:
     """Draw a file: mostly a valid set with faults in its values, otherwise with faults in its text."""
@@ -24,21 +26,21 @@ def annotation_bytes(draw: Draw) -> bytes:
         return json.dumps(mutate_tree(draw, tree)).encode()
     text = json.dumps(tree, ensure_ascii=draw.random() < 0.5)
     if kind < 16:
-        return mutate_bytes(draw, text.encode())
+        return mutate_bytes(draw, text.encode(*LONE))
     if kind == 16:  # a duplicate key
         key, value = draw.choice([("id", "7"), ("bbox", "[0,0,1,1]"), ("images", "[]"), ("annotations", "[]"), ("name", '"x"')])
         start = draw.choice([n for n, char in enumerate(text) if char == "{"])
-        return f'{text[: start + 1]}"{key}": {value}, {text[start + 1 :]}'.encode()
+        return f'{text[: start + 1]}"{key}": {value}, {text[start + 1 :]}'.encode(*LONE)
     if kind == 17:
         codec = draw.choice(["utf-16", "utf-32", "utf-8-sig", "latin-1", "utf-7", "cp500"])
-        return text.replace("bee", draw.choice(["bée", "bee"])).encode(codec)
+        return text.replace("bee", draw.choice(["bée", "bee"])).encode(codec, "backslashreplace")
     if kind == 18:  # deep nesting in place of a value
         depth = draw.choice([300, 900, 985, 995, 3000, 100_000])
         nesting = "[" * depth + "]" * depth if draw.random() < 0.5 else '{"a":' * depth + "1" + "}" * depth
-        return text.replace(draw.choice(['"bee"', "12.5", "[1, 2, 3, 4]", "3", "2026", '"a.jpg"']), nesting, 1).encode()
+        return text.replace(draw.choice(['"bee"', "12.5", "[1, 2, 3, 4]", "3", "2026", '"a.jpg"']), nesting, 1).encode(*LONE)
     count = draw.choice([1, 30_000])  # the same fault many times
     fault = draw.choice(["5", '{"id": 1}', "[]", '{"id":1,"image_id":1,"category_id":1,"bbox":[0,0,-1,5]}', "9" * 5000, "null"])
-    return text.replace('"annotations": [', '"annotations": [' + f"{fault}," * count).encode()
+    return text.replace('"annotations": [', '"annotations": [' + f"{fault}," * count).encode(*LONE)
 
 
 class Annotations:
