@@ -15,7 +15,7 @@ from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.precision import multiplies_bf16
+from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.utils import seeding, signals
@@ -49,8 +49,8 @@ def place(model: M, device: torch.device) -> M:
 
 
 def autocast(bf16: bool, device: torch.device) -> torch.autocast:
-    """Return a context that runs convolutions in bf16, if `bf16` and where that is faster than fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and multiplies_bf16(device))
+    """Return a context that runs convolutions in bf16 if `bf16`, where that is faster than fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(bf16, device))
 
 
 @signals.between_steps()

@@ -11,7 +11,6 @@ import torch
 
 from fpn_ablate import __version__
 from fpn_ablate.evaluation.coco import evaluator_name
-from fpn_ablate.model.precision import multiplies_bf16
 from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.paths import PACKAGE
 
@@ -21,7 +20,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     commit, dirty = _git()
     return {
         "device": device_name(device),
-        "bf16": multiplies_bf16(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **(_cuda() if device.type == "cuda" else {}),
@@ -56,10 +54,10 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @lru_cache
 def device_name(device: torch.device) -> str:
-    """Return a GPU's product name, or "cpu (PROCESSOR)", with ", AMX" where that decides whether bf16 is used."""
+    """Return a GPU's product name, or "cpu (PROCESSOR)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({processor()}{', AMX' * multiplies_bf16(device)})"
+    return f"cpu ({processor()})"
 
 
 def processor() -> str:

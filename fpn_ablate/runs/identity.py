@@ -36,6 +36,7 @@ def fingerprint_inputs(
     deterministic: bool,
     proposals: str | None = None,
     threads: int | None = None,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Return everything that decides a run's figures.
 
@@ -44,6 +45,7 @@ def fingerprint_inputs(
             task.proposals.file if there is one.
         device, deterministic: the actual device's name and setting, where the configuration may say `auto`.
         threads: their actual number on a CPU, where it decides the last bits; None on a GPU.
+        bf16: whether convolutions run in bf16 on the actual device.
     """
     config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
     del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
@@ -57,6 +59,7 @@ def fingerprint_inputs(
         "parts": versions.part_versions(cfg),
         **({} if proposals is None else {"proposals": proposals}),
         **({} if threads is None else {"threads": threads}),
+        **({"bf16": True} if bf16 else {}),
     }
 
 

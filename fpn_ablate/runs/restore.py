@@ -14,6 +14,7 @@ from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, load_data, load_fixed_proposals, pick_device
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import find_run
@@ -97,8 +98,8 @@ def restore(folder: Path, config_dir: Path | None = None) -> tuple[procedures.Tr
     """Load the network of a finished run, with its configuration and device. The arguments are those of `load_finished`.
 
     Raises:
-        UserError: as `load_finished`; the run was made on another device; or it has a user's part whose files are not in
-            `config_dir` as they were.
+        UserError: as `load_finished`; the run was made on another device or in another precision; or it has a user's part whose
+            files are not in `config_dir` as they were.
     """
     cfg, content, loaded = load_finished(folder, config_dir)
     user_parts.refuse_changed(cfg.user_parts, content, folder)
@@ -107,6 +108,9 @@ def restore(folder: Path, config_dir: Path | None = None) -> tuple[procedures.Tr
         raise UserError(
             f"{folder}: made on {made_on['device']}, but this is {environment.device_name(device)}; use that machine"
         )
+    here = uses_bf16(cfg.recipe.bf16, device)
+    if content.get("bf16", here and device.type == "cuda") != here:  # records that do not say it are older than bf16 on CPUs
+        raise UserError(f"{folder}: made in {'fp32' if here else 'bf16'}, which this machine does not use: train the run again")
     torch.set_num_threads(made_on["threads"])
     inputs = Inputs(device, *loaded, None, None, *load_fixed_proposals(cfg.task, loaded, cfg.recipe.eval_images))
     context = procedures.RunContext(cfg, inputs, folder, content["fingerprint"], {}, lambda step, values: None)

@@ -11,6 +11,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
+from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.runs import environment, identity
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
@@ -51,7 +52,9 @@ class Run:
         data = inputs.training.digest + inputs.validation.digest
         weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
         machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
-        facts = identity.fingerprint_inputs(cfg, data, weights, *machine, inputs.proposals_digest)
+        facts = identity.fingerprint_inputs(
+            cfg, data, weights, *machine, inputs.proposals_digest, bf16=uses_bf16(cfg.recipe.bf16, inputs.device)
+        )
         chosen, on_cpu = self.threads or cfg.threads, inputs.device.type == "cpu"
         if on_cpu and not chosen:
             chosen = self._threads_of_earlier_start(facts) or self._threads_of_sources()
@@ -109,6 +112,7 @@ class Run:
             "config": identity.portable(cfg),
             "environment": environment.environment(self.inputs.device),
             "deterministic": is_deterministic(cfg.deterministic, self.inputs.device),
+            "bf16": "bf16" in self.facts,
             **({"user_parts": user_parts.describe(cfg.user_parts)} if cfg.user_parts else {}),
             "started": self.started,
         }

@@ -53,6 +53,7 @@ from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.model.ops.onednn import linear
 from fpn_ablate.model.ops.sparse_conv import LazyMap
 from fpn_ablate.model.optimise import optimise
+from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.model.summary import CLASSES
 from fpn_ablate.runs.environment import environment, machine
 from fpn_ablate.structures.batch import Batch
@@ -545,10 +546,10 @@ def peaks(device: torch.device) -> dict[str, float]:
     A product of square matrices; a 3x3 convolution as in an FPN (another library computes it, much faster on some processors);
     and a copy too large for caches.
     """
-    gpu = device.type == "cuda"
+    gpu, in_bf16 = device.type == "cuda", uses_bf16(True, device)
     side, images = (8192, 16) if gpu else (2048, 1)
     rates = {}
-    for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if in_bf16 else (torch.float32,):
         a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
         rates[_rate("GEMM", dtype)] = _rounded(2 * side**3 / 1e9 / _best(partial(torch.mm, a, b), device))
         x = torch.rand(images, 256, 100, 100, device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -578,8 +579,10 @@ def measure(case: Case, device: torch.device, seconds: float, min_rounds: int, p
     cfg, batch = case_config(case), case_batch(case).to(device)
     model = our_model(case, cfg, batch)
     warm_up(model, case, cfg, batch)
-    bf16 = cfg.recipe.bf16 and device.type == "cuda"  # as `autocast` has it
-    best = max(peak[_rate(name, torch.bfloat16 if bf16 else torch.float32)] for name in ("GEMM", "convolution"))
+    best = max(
+        peak[_rate(name, torch.bfloat16 if uses_bf16(cfg.recipe.bf16, device) else torch.float32)]
+        for name in ("GEMM", "convolution")
+    )
     clock = clock_of(device)
     figures: dict[str, Any] = {
         "images": case.batch,

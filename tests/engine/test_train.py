@@ -291,12 +291,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_name_and_images(config, pictu
 
 @pytest.mark.parametrize("amx", [False, True])
 def test_a_cpu_computes_in_bf16_if_it_has_amx_and_the_recipe_wants_it(amx, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
     assert (autocast(True, CPU)._enabled, autocast(False, CPU)._enabled) == (amx, False)
 
 
 def test_a_training_in_bf16_resumes_to_the_same_bits(config, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(training, "uses_bf16", lambda wanted, device: wanted)
     cfg = config("recipe.bf16=true", *SIX)
     whole = trained(cfg, pictures)
     assert not equal(whole, trained(config("recipe.bf16=false", *SIX), pictures))

@@ -198,6 +198,16 @@ def test_the_backbone_is_in_the_footer(runs, put):
     }
 
 
+def test_the_precision_is_in_the_footer(runs, put):
+    for data, bf16 in (("a", {}), ("b", {"bf16": False}), ("c", {"bf16": True})):
+        put(data=data, fingerprint=data, environment={"device": "cpu (X)", "threads": 1}, **bf16)
+    assert {table.data: footer_of(table, "device") for table in collate(load(runs))} == {
+        "a": ["cpu (X), 1 thread a run"],
+        "b": ["cpu (X), 1 thread a run"],
+        "c": ["cpu (X), 1 thread a run, convolutions in bf16"],
+    }
+
+
 def test_repairs_are_in_the_footer_where_there_are_any(runs, put):
     put(data="a", fingerprint="a", repairs={"train": {"boxes clipped": 3, "degenerate boxes": 1}, "val": {"boxes clipped": 2}})
     put(data="c", fingerprint="c", repairs={"train": {}, "val": {}})

@@ -38,8 +38,8 @@ def changed(cfg: Config, path: tuple[str, ...]) -> Config:
     return value
 
 
-def facts(cfg, data="d", weights="w", device="cpu", deterministic=True):
-    return identity.fingerprint_inputs(cfg, data, weights, device, deterministic)
+def facts(cfg, data="d", weights="w", device="cpu", deterministic=True, bf16=False):
+    return identity.fingerprint_inputs(cfg, data, weights, device, deterministic, bf16=bf16)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
@@ -56,15 +56,16 @@ def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row
         assert (after == before) == unread, ".".join(path)
 
 
-def test_the_fingerprint_follows_data_weights_device_and_code(config, monkeypatch):
+def test_the_fingerprint_follows_data_weights_device_precision_and_code(config, monkeypatch):
     cfg = config()
     before = facts(cfg)
     others = [facts(cfg, data="x"), facts(cfg, weights="x"), facts(cfg, device="gpu"), facts(cfg, deterministic=False)]
+    others.append(facts(cfg, bf16=True))
     monkeypatch.setattr(versions, "core_version", lambda: "other")
     others.append(facts(cfg))
     fingerprints = {identity.fingerprint(f) for f in (before, *others)}
-    assert len(fingerprints) == 6
-    assert len({identity.comparison_key(f, cfg.factors) for f in (before, *others)}) == 6
+    assert len(fingerprints) == 7
+    assert len({identity.comparison_key(f, cfg.factors) for f in (before, *others)}) == 7
     monkeypatch.setattr(versions, "part_versions", lambda cfg: {"neck": {"necks.fpn": "other"}})
     assert identity.fingerprint(facts(cfg)) not in fingerprints
 

@@ -89,12 +89,13 @@ def test_only_the_latency_of_a_record_changes(finished, capsys, monkeypatch):
 def test_what_cannot_be_measured_is_left_as_it_was(finished, capsys, tmp_path):
     folder = finished["rpn"]
     content = record.read(folder)
-    other = {**content, "environment": {**content["environment"], "device": "a GPU"}}
-    (folder / "record.json").write_text(json.dumps(other))
-    text = (folder / "record.json").read_text()
-    assert main(["measure", str(folder)]) == 2
-    assert "made on a GPU" in capsys.readouterr().err
-    assert (folder / "record.json").read_text() == text
+    on_a_gpu = {**content, "environment": {**content["environment"], "device": "a GPU"}}
+    for other, reason in (({**content, "bf16": True}, "made in bf16"), (on_a_gpu, "made on a GPU")):
+        (folder / "record.json").write_text(json.dumps(other))
+        text = (folder / "record.json").read_text()
+        assert main(["measure", str(folder)]) == 2
+        assert reason in capsys.readouterr().err
+        assert (folder / "record.json").read_text() == text
     assert main(["measure", str(tmp_path)]) == 2
 
 

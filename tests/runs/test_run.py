@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,18 @@ def test_rows_that_stand_on_one_rpn_take_its_number_of_threads(cell, monkeypatch
         record.write(run.folder, run.describe() | {"environment": {"threads": run.threads}, "status": "finished"})
     torch.set_num_threads(1)
     assert threads == [1, 1, 1]
+
+
+def test_runs_in_bf16_and_in_fp32_are_two_and_not_compared(cell, monkeypatch):
+    described = {}
+    for wanted, amx in product((False, True), repeat=2):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx}, raising=False)
+        cfg = cell("seed=14", f"recipe.bf16={str(wanted).lower()}")
+        described[wanted, amx] = run_state.Run(cfg, inputs.prepare(cfg), 0).describe()
+    assert [key for key, run in described.items() if run["bf16"]] == [(True, True)]
+    for key in ("fingerprint", "setting"):
+        assert described[False, False][key] == described[False, True][key]
+        assert described[True, False][key] != described[True, True][key]
 
 
 def test_a_run_goes_on_with_the_threads_that_it_began_with(cell, monkeypatch):

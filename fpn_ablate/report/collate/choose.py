@@ -23,6 +23,7 @@ BEYOND_CONFIG = (
     "environment.device",
     "environment.torch",
     "deterministic",
+    "bf16",
     "code",
 )
 MAX_DIFFERENCES = 6

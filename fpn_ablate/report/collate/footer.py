@@ -116,15 +116,15 @@ def _backbone(record: Record) -> str | None:
 
 
 def _device(record: Record) -> str | None:
-    """Name the device and, for a CPU, the threads, which decide its latencies, and whether bf16 was used there.
+    """Name the device, its precision and, for a CPU, the threads, which decide its latencies.
 
-    The oldest records of Table 1 have no threads.
+    The oldest records of Table 1 have no threads, and those before bf16 on CPUs do not say it.
     """
     device, threads = record.get("environment.device"), record.get("environment.threads")
+    in_bf16 = ", convolutions in bf16" if record.get("bf16") is True else ""
     if threads is None or not str(device).startswith("cpu"):
-        return device
-    in_bf16 = record.get("environment.bf16") and record.get("config.recipe.bf16")
-    return f"{device}, {threads} thread{'s' * (threads > 1)} a run{', convolutions in bf16' * bool(in_bf16)}"
+        return device and device + in_bf16
+    return f"{device}, {threads} thread{'s' * (threads > 1)} a run{in_bf16}"
 
 
 def _code(record: Record) -> str | None:

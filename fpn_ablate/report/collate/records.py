@@ -33,7 +33,7 @@ NUMBERS = ("metrics.", "cost.pretrain_accuracy", "environment.threads")
 # Keys that hold text if anything.
 ENVIRONMENT = tuple(f"environment.{key}" for key in ("command", "commit", "device", "evaluator", "python", "torch", "version"))
 # Keys that are never lists.
-SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic", "config.backbone.weights")
+SINGLE_KEYS = ("code", "weights", "task", "error", "started", "finished", "deterministic", "bf16", "config.backbone.weights")
 # The first columns, in this order; records are sorted by them.
 LEADING = ("table", "recipe", "data", "row", "seed", "setting", "fingerprint", "folder", "status", "error", "generated")
 
