@@ -141,7 +141,7 @@ class FPNNeck(Strict):
     lateral: bool
     output: Literal["pyramid", "p2", "p3", "p4", "p5"]
     upsample: Literal["nearest", "bilinear", "deconv"]
-    upsample_init: Literal["bilinear", "random"] = "bilinear"  # configurations of earlier runs lack it; theirs was random
+    upsample_init: Literal["bilinear", "random"] = "bilinear"  # earlier runs lack it; it is read before training alone
     smooth: Literal["all", "merged", "none"]
     p6: Literal["subsample", "conv", "none"]
 

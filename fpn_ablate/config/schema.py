@@ -259,6 +259,12 @@ class Config(Strict):
                 f"backbone.weights={weights} are made with the stride in the 3x3: give a file made with it in the 1x1, none, "
                 "or set backbone.stride_in_1x1=false"
             )
+        factor = self.recipe.optimizer.backbone_lr_factor
+        if self.mode == "train" and weights == "none" and factor != 1:
+            raise ValueError(
+                f"recipe.optimizer.backbone_lr_factor={factor} is for pre-trained backbones, and backbone.weights=none starts from "
+                "random weights: set it to 1"
+            )
         return self
 
     @model_validator(mode="after")

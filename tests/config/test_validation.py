@@ -98,6 +98,13 @@ def test_what_is_no_configuration_at_all_is_refused(values, spoilt):
         validate(values | spoilt if isinstance(spoilt, dict) else spoilt)
 
 
+def test_a_backbone_from_random_weights_is_not_trained_at_a_pre_trained_ones_rate(config):
+    scratch = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
+    with pytest.raises(UserError, match="backbone_lr_factor=0.1 is for pre-trained backbones"):
+        config(*scratch, "recipe.optimizer.backbone_lr_factor=0.1")
+    config(*scratch)
+
+
 def test_what_a_run_has_left_is_read_again(config, values, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(values))
