@@ -22,6 +22,7 @@ from fpn_ablate.store import record
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text, write_atomically
+from fpn_ablate.utils.paths import METRICS as METRICS_FILE
 from fpn_ablate.utils.paths import RECORD
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -36,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trials = _read(options.csv)
         found = [line for folder in options.runs for line in map(_line, sorted(folder.rglob(RECORD))) if line]
-        trials = pd.concat([trials, pd.DataFrame(found)]).drop_duplicates("fingerprint", keep="last")
+        trials = pd.concat([trials, pd.DataFrame(found)])
+        if trials.empty:
+            raise UserError(f"no finished runs of Table 1's rows in {' '.join(map(str, options.runs)) or options.csv}")
+        trials = trials.drop_duplicates("fingerprint", keep="last")
         trials = trials.sort_values(["data", "recipe", "row", "seed"], kind="stable")
         save_text(options.csv, trials.to_csv(index=False))
         text = table(trials)
@@ -64,11 +68,11 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _line(path: Path) -> dict[str, Any] | None:
-    """Return what is kept of a finished run of Table 1; None for any other."""
+    """Return what is kept of a finished run of a row of Table 1; None for any other."""
     run = record.read(path.parent)
-    if not run or run["status"] != "finished" or "AR1k" not in run["metrics"]:
+    if not run or run["status"] != "finished" or run["row"] not in ROWS or run["task"] != "rpn":
         return None
-    steps = map(json.loads, (path.parent / "metrics.jsonl").read_text().splitlines())
+    steps = map(json.loads, (path.parent / METRICS_FILE).read_text().splitlines())
     curve = [step["rpn_objectness"] for step in steps if "rpn_objectness" in step]
     return {
         "fingerprint": run["fingerprint"],
@@ -77,7 +81,7 @@ def _line(path: Path) -> dict[str, Any] | None:
         "row": run["row"],
         "seed": run["seed"],
         "steps": run["config"]["recipe"]["steps"],
-        **{metric: round(100 * run["metrics"][metric], 2) for metric in METRICS},
+        **{metric: None if (share := run["metrics"][metric]) is None else round(100 * share, 2) for metric in METRICS},
         "objectness": " ".join(f"{loss:.4f}" for loss in _thin(curve)),
         "device": run["environment"]["device"],
         "threads": run["environment"]["threads"],
