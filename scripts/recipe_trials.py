@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         trials = pd.concat([trials, pd.DataFrame(found)])
         if trials.empty:
             raise UserError(f"no finished runs of Table 1's rows in {' '.join(map(str, options.runs)) or options.csv}")
-        trials = trials.drop_duplicates("fingerprint", keep="last")
+        trials = trials.drop_duplicates("fingerprint", keep="last").astype({"seed": int, "steps": int, "threads": int})
         trials = trials.sort_values(["data", "recipe", "row", "seed"], kind="stable")
         save_text(options.csv, trials.to_csv(index=False))
         text = table(trials)
@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["fingerprint"])
+    return (
+        pd.read_csv(path, dtype={"fingerprint": str, "commit": str}) if path.exists() else pd.DataFrame(columns=["fingerprint"])
+    )
 
 
 def _line(path: Path) -> dict[str, Any] | None:
