@@ -100,7 +100,7 @@ def test_what_is_no_configuration_at_all_is_refused(values, spoilt):
 
 def test_a_backbone_from_random_weights_is_not_trained_at_a_pre_trained_ones_rate(config):
     scratch = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=false")
-    with pytest.raises(UserError, match="backbone_lr_factor=.* is for pre-trained backbones"):
+    with pytest.raises(UserError, match=r"backbone_lr_factor=.* is for pre-trained backbones"):
         config(*scratch, "recipe.optimizer.backbone_lr_factor=0.1")
     config(*scratch)
 
