@@ -262,7 +262,7 @@ class Config(Strict):
         factor = self.recipe.optimizer.backbone_lr_factor
         if self.mode == "train" and weights == "none" and factor != 1:
             raise ValueError(
-                f"recipe.optimizer.backbone_lr_factor={factor} is for pre-trained backbones; with backbone.weights=none set it to 1"
+                f"recipe.optimizer.backbone_lr_factor={factor} is for pre-trained backbones; with weights=none set it to 1"
             )
         return self
 
