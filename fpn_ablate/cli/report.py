@@ -38,13 +38,14 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     errors: list[str] = []
     collated = collate(frame, experiments=folders, errors=errors, allow_unfair=options.allow_unfair)
     chosen = [table for table in collated if not options.table or {table.name, table.definition.table} & {*options.table}]
-    for name in options.table:
-        if not any(name in (table.name, table.definition.table) for table in chosen):
-            raise UserError(f"--table {name}: there is none; there are {', '.join(table.name for table in collated)}")
-    for table in () if options.check else chosen:
-        tables.show(table)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
+    for name in options.table:
+        if not any(name in (table.name, table.definition.table) for table in chosen):
+            there = ", ".join(table.name for table in collated)
+            raise UserError(f"--table {name}: there is none" + (f"; there are {there}" if there else ""))
+    for table in () if options.check else chosen:
+        tables.show(table)
     # Before anything is written: a README that cannot be filled stops here.
     text = options.readme.read_text(encoding="utf-8") if options.readme else ""
     filled = output.readme(text, collated) if options.readme else ""

@@ -17,6 +17,7 @@ from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.engine import versions
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.report.collate.records import load, write_ledger
 from fpn_ablate.report.formats.tables import show
 from fpn_ablate.report.html import live
@@ -46,6 +47,17 @@ def start_progress(cells: Iterable[Config]) -> None:
             if live.is_enabled():
                 live.start(Path(out), _experiments())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
+
+
+def check_definitions(cells: Iterable[Config]) -> None:
+    """Check the user's definitions of the tables of these cells before anything is trained for them.
+
+    Raises:
+        UserError: a file is not valid.
+    """
+    if folders := _experiments()[1:]:
+        for table in sorted({cfg.table for cfg in cells}):
+            find_definition(table, (), folders)
 
 
 def has_ended(cfg: Config) -> bool:

@@ -18,7 +18,7 @@ from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
-from fpn_ablate.sweep.publish import publish, start_progress
+from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
 
@@ -94,6 +94,7 @@ class TableSweeper(BasicSweeper):
                 check_parts(cfg)
                 cells.append(cfg)
             reject_duplicate_rows(cells)
+            check_definitions(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells
         return cells

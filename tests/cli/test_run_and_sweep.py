@@ -65,6 +65,14 @@ def test_a_bad_value_in_a_late_job_stops_before_the_first_trains(cli, monkeypatc
     assert not Path("results").exists() or not records()
 
 
+def test_a_wrong_definition_of_the_users_stops_before_the_first_job_trains(cli, mine, monkeypatch):
+    monkeypatch.setattr(running, "run", lambda *_: pytest.fail("trained"))
+    (mine / "experiments").mkdir()
+    (mine / "experiments" / "own.yaml").write_text("# @package _global_\ntable: own\nreport: {title: own, columns: table1}\n")
+    code, _, err = cli("--config-dir", mine, "-m", "+experiments=own", "recipe=smoke", "ablation=fpn,c4")
+    assert code == 2 and "own.yaml: report.columns='table1': there is no " in err
+
+
 def test_two_rows_that_are_one_configuration_are_refused(cli):
     code, out, err = cli("-m", *TINY, "ablation=fpn,finest", "neck.output=p2")
     assert code not in (0, None)

@@ -249,10 +249,15 @@ def read_yaml(file: Path) -> dict[str, Any] | None:
 
 
 def _inherit_columns(file: Path, report: Any) -> Any:
-    """Replace `columns: NAME` by the facts, metrics and notes of NAME.yaml beside `file`, except those that `report` has."""
+    """Replace `columns: NAME` by the facts, metrics and notes of NAME.yaml beside `file`, or of ours, except those of `report`."""
     if not isinstance(report, dict) or "columns" not in report:
         return report
-    source = file.with_name(f"{report['columns']}.yaml")
+    places = [folder / f"{report['columns']}.yaml" for folder in dict.fromkeys((file.parent, EXPERIMENTS))]
+    source = next((place for place in places if place.exists()), None)
+    if source is None:
+        raise UserError(
+            f"{file}: report.columns={short_repr(report['columns'])}: there is no {' and no '.join(map(str, places))}"
+        )
     other = (read_yaml(source) or {}).get("report")
     if not isinstance(other, dict) or not {"facts", "metrics"} <= set(other):
         raise UserError(f"{file}: report.columns: {source} must have a report with its own facts and metrics")
