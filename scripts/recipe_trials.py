@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         trials = _read(options.csv)
+        if missing := [str(folder) for folder in options.runs if not folder.is_dir()]:
+            raise UserError(f"{', '.join(missing)}: no such folder")
         found = [line for folder in options.runs for line in map(_line, sorted(folder.rglob(RECORD))) if line]
         trials = pd.concat([trials, pd.DataFrame(found)])
         if trials.empty:
@@ -64,9 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return (
-        pd.read_csv(path, dtype={"fingerprint": str, "commit": str}) if path.exists() else pd.DataFrame(columns=["fingerprint"])
-    )
+    if not path.exists():
+        return pd.DataFrame(columns=["fingerprint"])
+    try:
+        return pd.read_csv(path, dtype={"fingerprint": str, "commit": str})
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _line(path: Path) -> dict[str, Any] | None:
@@ -74,8 +79,11 @@ def _line(path: Path) -> dict[str, Any] | None:
     run = record.read(path.parent)
     if not run or run["status"] != "finished" or run["row"] not in ROWS or run["task"] != "rpn":
         return None
-    steps = map(json.loads, (path.parent / METRICS_FILE).read_text().splitlines())
-    curve = [step["rpn_objectness"] for step in steps if "rpn_objectness" in step]
+    file = path.parent / METRICS_FILE
+    try:
+        curve = [step["rpn_objectness"] for step in map(json.loads, file.open()) if "rpn_objectness" in step]
+    except ValueError as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
     return {
         "fingerprint": run["fingerprint"],
         "data": run["data"],
