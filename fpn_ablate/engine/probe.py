@@ -10,7 +10,7 @@ without the top-down path: 97 and 96 % right on small objects; with distractors 
 has, so there they are drawn uniformly; on such a set the second question says more. Wrong proposals of an RPN would be harder,
 but each network would be asked about its own mistakes, and rows could not be compared.
 
-Shape letters: M places, d channels, D distractors, I pictures, K classes, B bootstrap samples.
+Shape letters: M places, d channels, I pictures, K classes, B bootstrap samples.
 """
 
 from collections import Counter, defaultdict
@@ -34,8 +34,8 @@ from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import numpy_generator
 
-# A thing's size is that of a box whose sides are 1.2 times shorter, for the world draws sides of objects and of distractors in
-# other shares on either side of 1.2 times the bounds (world.py): with other bounds, its size would tell what a thing is.
+# Sides of a generated thing's box over those of its body, as world.py has it. On either side of 1.2 times the bounds the world
+# draws objects and distractors in other shares; within other bounds, medium things could be told apart by their sides (66 %).
 BOX_SIDE = 1.2
 CANDIDATES = 1000  # places drawn in a picture, of which those in no box are background
 QUESTIONS = ("object", "category")
@@ -92,7 +92,7 @@ def choose_places(dataset: DetectionDataset, split: str, count: int) -> Places:
         parts.append((np.full(len(chosen), picture), points[chosen].astype(np.float32), labels[chosen], areas[chosen]))
     places = Places(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     if not places.labels.any():
-        raise UserError(f"{dataset.name}, split {split!r}: no object in {len(pictures)} pictures, so there is nothing to probe")
+        raise UserError(f"{dataset.name}, split {split!r}: no object in {len(pictures)} pictures; --pictures N probes more")
     return places
 
 
