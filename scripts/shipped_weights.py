@@ -12,12 +12,14 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fpn_ablate.config.composition import compose
+from fpn_ablate.data.shapes import RENDERER
 from fpn_ablate.engine.inputs import world
 from fpn_ablate.engine.pretrain import load_or_pretrain
 from fpn_ablate.runs.environment import device_name
@@ -38,10 +40,15 @@ def make(target: Path, arguments: Sequence[str] = ()) -> Path:
         tensors, facts = read(made.path).tensors, json.loads(made.path.with_suffix(".json").read_text())
     path = target / f"{cfg.backbone.label}.safetensors"
     write_safetensors(path, tensors, {"backbone": cfg.backbone.label})
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    facts |= {"threads": cfg.threads, "device": device_name(device), "torch": torch.__version__}
-    save_text(path.with_suffix(".json"), json.dumps({"sha256": sha256} | facts, indent=1) + "\n")
+    describe(path, facts | {"threads": cfg.threads, "device": device_name(device), "torch": torch.__version__})
     return path
+
+
+def describe(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the description of the weights `path`: their sha256, RENDERER and `facts`, without the seconds of one machine."""
+    facts = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **facts, "renderer": RENDERER}
+    facts.pop("seconds", None)
+    save_text(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

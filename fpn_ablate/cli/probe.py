@@ -51,29 +51,47 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 
 def show(report: Mapping[str, Any]) -> None:
     """Print one line for each level and run, finest level first, so that the runs stand below each other."""
-    runs, sizes, pictures, classes = report["runs"], report["objects"]["val"], report["pictures"], report["categories"]
-    chances = {"object": 50.0} | ({"category": 100 / classes} if classes > 1 else {})
-    several = len({run["seed"] for run in runs}) > 1
+    runs, sizes, pictures = report["runs"], report["objects"]["val"], report["pictures"]
+    columns = [(question, size) for question in QUESTIONS if question == "object" or report["categories"] > 1 for size in sizes]
+    names = _names(runs)
+    by_level = [(level, run, name) for run, name in zip(runs, names, strict=True) for level in run["levels"]]
+    by_level.sort(key=lambda line: (int(line[0][1:]), line[0]))
+    any_level = next(iter(runs[0]["levels"].values()))  # all are measured on the same places, and of the same classes
+    measured = {(question, size): any_level[size][question] for question, size in columns}
     table = Table("level", "row", box=box.ASCII, padding=0, show_edge=False)
-    for question in chances:
-        for size in sizes:
-            table.add_column(f"{QUESTIONS[question]}\n{size}", justify="right")
-    pairs = ((level, run) for run in runs for level in run["levels"])
-    for level, run in sorted(pairs, key=lambda pair: (int(pair[0][1:]), pair[0])):
-        name = run["row"] + f" seed {run['seed']}" * several
-        cells = [_cell(run["levels"][level][size][question]) for question in chances for size in sizes]
-        table.add_row(level, escape(name), *cells)
+    for question, size in columns:
+        table.add_column(f"{QUESTIONS[question]}\n{size}", justify="right")
+    table.add_row("", "by chance", *(f"{100 / cell['classes']:.3g}" if cell else "n/a" for cell in measured.values()))
+    for level, run, name in by_level:
+        cells = [_cell(run["levels"][level][size][question]) for question, size in columns]
+        table.add_row(f"{level} ({run['features'][level]})", escape(name), *cells)
     console = Console(highlight=False)
     data = escape(report["data"]) + " (generated)" * report["generated"]
-    chance = ", ".join(f"{QUESTIONS[question]} {value:.3g}" for question, value in chances.items())
+    rare = {
+        size: sizes[size] - cell["places"] for (question, size), cell in measured.items() if question == "category" and cell
+    }
+    left_out = f"; of too rare a category, and not asked for it: {_counts(rare)}" * any(rare.values())
     lines = (
         f"{data}: fitted on {pictures['train']} training, measured on {pictures['val']} validation pictures",
-        f"objects: {', '.join(f'{number} {size}' for size, number in sizes.items())}; background: {report['background']}",
-        f"balanced accuracy in %; by chance: {chance}",
+        f"objects: {_counts(sizes)}{left_out}",
+        f"background: {report['background']}",
+        "balanced accuracy in %; in brackets: features of the level",
+        *(escape(f"{name}: {run['folder']}") for name, run in zip(names, runs, strict=True) if "#" in name),
     )
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print(table)
+
+
+def _names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return rows, with the seed if there are several, and with the run's position if two would have one name."""
+    several = len({run["seed"] for run in runs}) > 1
+    names = [run["row"] + f" seed {run['seed']}" * several for run in runs]
+    return [name + f" #{n}" * (names.count(name) > 1) for n, name in enumerate(names, start=1)]
+
+
+def _counts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {size}" for size, number in sizes.items())
 
 
 def _cell(accuracy: Mapping[str, float] | None) -> str:

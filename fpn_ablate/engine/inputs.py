@@ -88,8 +88,7 @@ def prepare(cfg: Config) -> Inputs:
 def _pretrained(cfg: Config, device: torch.device) -> Pretrained | None:
     """Return the pre-trained weights that the backbone starts from: the package's, or those made here; None: others."""
     if cfg.backbone.weights == "shipped":
-        path, facts = find_shipped(cfg.backbone.label)
-        return Pretrained(path, facts["accuracy"], 0.0)
+        return Pretrained(*find_shipped(cfg.backbone.label), 0.0)
     if cfg.backbone.weights != "pretrain":
         return None
     pictures = world(cfg.data, cfg.recipe.short_side)

@@ -10,10 +10,11 @@ without the top-down path: 97 and 96 % right on small objects; with distractors 
 has, so there they are drawn uniformly; on such a set the second question says more. Wrong proposals of an RPN would be harder,
 but each network would be asked about its own mistakes, and rows could not be compared.
 
-Shape letters: M places, d channels, D distractors, I pictures, K classes, B bootstrap samples.
+Shape letters: M places, d channels, I pictures, K classes, B bootstrap samples.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +31,15 @@ from fpn_ablate.evaluation.coco import AREAS
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.structures.levels import Level
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.seeding import numpy_generator
 
-BODY_SHARE = 0.7  # of its box that a distractor's body fills, about
+# Sides of a generated thing's box over those of its body, as world.py has it. On either side of 1.2 times the bounds the world
+# draws objects and distractors in other shares; within other bounds, medium things could be told apart by their sides (66 %).
+BOX_SIDE = 1.2
 CANDIDATES = 1000  # places drawn in a picture, of which those in no box are background
 QUESTIONS = ("object", "category")
-FEWEST = 10  # objects of a size in a split; with fewer nothing is fitted
+FEWEST = 10  # places of an answer in a split; answers with fewer are left out
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Places:
 
     Attributes:
         pictures: (M,) positions of their pictures in the split.
-        points: (M, 2) x, y in native pixels.
+        points: (M, 2) x, y in native pixels, centres of boxes; of generated things also their hidden parts count.
         labels: (M,) the category 1..K of the object whose centre it is; 0 is background.
         areas: (M,) the size of the object or distractor, a position in AREAS; 0 for a place outside all boxes.
     """
@@ -57,11 +61,16 @@ class Places:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Balanced accuracy in 0..1, the mean over classes of the share that is right, with its 95 % interval over pictures."""
+    """Balanced accuracy in 0..1, the mean over classes of the share that is right, with its 95 % interval over pictures.
+
+    It is 1 / `classes` by chance. `places`: how many it is measured on.
+    """
 
     value: float
     low: float
     high: float
+    classes: int
+    places: int
 
 
 def choose_places(dataset: DetectionDataset, split: str, count: int) -> Places:
@@ -69,39 +78,59 @@ def choose_places(dataset: DetectionDataset, split: str, count: int) -> Places:
 
     Of distractors it takes as many as there are objects of their size, if the picture has them. Crowd regions are neither. The
     draw depends on `split` and the picture's id alone.
+
+    Raises:
+        UserError: the pictures have no object.
     """
-    labels = {category["id"]: n for n, category in enumerate(dataset.categories, start=1)}
+    pictures = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist()
+    find = _find_things if isinstance(dataset, ShapesDataset) else _find_boxes
+    parts = []
+    for picture, (points, labels, areas) in zip(pictures, find(dataset, pictures, split), strict=True):
+        wanted = Counter(areas[labels > 0].tolist()) | Counter({0: max(1, (labels > 0).sum())})
+        others = [np.flatnonzero((labels == 0) & (areas == area))[:number] for area, number in sorted(wanted.items())]
+        chosen = np.concatenate([np.flatnonzero(labels), *others])
+        parts.append((np.full(len(chosen), picture), points[chosen].astype(np.float32), labels[chosen], areas[chosen]))
+    places = Places(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if not places.labels.any():
+        raise UserError(f"{dataset.name}, split {split!r}: no object in {len(pictures)} pictures; --pictures N probes more")
+    return places
+
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # points, labels, areas, as of `Places`; background is in random order
+
+
+def _find_things(dataset: ShapesDataset, pictures: Sequence[int], split: str) -> Iterator[Found]:
+    """Yield the objects and distractors of each picture, all sized by the boxes that they were drawn in."""
+    for picture in pictures:
+        *_, things, _ = compose(dataset.world, dataset.split, picture)
+        things = [things[n] for n in _generator(dataset, picture, split).permutation(len(things))]
+        centers, halves = (np.reshape([getattr(thing, key) for thing in things], (-1, 2)) for key in ("center", "half"))
+        labels = np.array([thing.label for thing in things], int)
+        yield centers, labels, _sizes((2 * halves / BOX_SIDE).prod(1), dataset)
+
+
+def _find_boxes(dataset: DetectionDataset, pictures: Sequence[int], split: str) -> Iterator[Found]:
+    """Yield the annotated objects of each picture and places outside all boxes."""
+    label_of = {category["id"]: n for n, category in enumerate(dataset.categories, start=1)}
     annotations = defaultdict(list)
     for annotation in dataset.coco()["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
-    rows = []
-    for picture in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+    for picture in pictures:
         of_picture = annotations[dataset.image_ids[picture]]
         low, side = np.hsplit(np.array([a["bbox"] for a in of_picture], float).reshape(-1, 4), 2)
-        objects = [
-            (picture, *center, labels[a["category_id"]], int(_sizes(a["area"], dataset)))
-            for center, a in zip((low + side / 2).tolist(), of_picture, strict=True)
-            if not a.get("iscrowd")
-        ]
-        points, areas = _candidates(dataset, picture, split)
-        outside = ~((points[:, None] >= low) & (points[:, None] < low + side)).all(2).any(1)
-        wanted = Counter(area for *_, area in objects) | Counter({0: max(1, len(objects))})
-        chosen = [n for area in sorted(wanted) for n in np.flatnonzero(outside & (areas == area))[: wanted[area]]]
-        rows += objects + [(picture, *points[n], 0, areas[n]) for n in chosen]
-    pictures, x, y, labels_of_places, areas = (np.array(column) for column in zip(*rows, strict=True))
-    return Places(pictures, np.column_stack([x, y]).astype(np.float32), labels_of_places, areas)
+        height, width = dataset.sizes[picture]
+        points = _generator(dataset, picture, split).random((CANDIDATES, 2)) * [width, height]
+        points = points[~((points[:, None] >= low) & (points[:, None] < low + side)).all(2).any(1)]
+        objects = [n for n, a in enumerate(of_picture) if not a.get("iscrowd")]
+        labels = np.array([label_of[of_picture[n]["category_id"]] for n in objects], int)
+        areas = _sizes(np.array([of_picture[n]["area"] for n in objects], float), dataset)
+        outside = np.zeros(len(points), int)
+        centers = (low + side / 2)[objects]
+        yield np.concatenate([centers, points]), np.append(labels, outside), np.append(areas, outside)
 
 
-def _candidates(dataset: DetectionDataset, picture: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return places (D, 2) of a picture in random order that are background unless they lie in a box, and their sizes (D,)."""
-    rng = numpy_generator("probe", split, dataset.image_ids[picture])
-    if isinstance(dataset, ShapesDataset):
-        *_, things, _ = compose(dataset.world, dataset.split, picture)
-        distractors = [things[n] for n in rng.permutation(len(things)) if not things[n].label]
-        centers, halves = (np.reshape([getattr(d, key) for d in distractors], (-1, 2)) for key in ("center", "half"))
-        return centers, _sizes(BODY_SHARE * 4 * halves.prod(1), dataset)
-    height, width = dataset.sizes[picture]
-    return rng.random((CANDIDATES, 2)) * [width, height], np.zeros(CANDIDATES, int)
+def _generator(dataset: DetectionDataset, picture: int, split: str) -> np.random.Generator:
+    return numpy_generator("probe", split, dataset.image_ids[picture])
 
 
 def _sizes(areas: np.ndarray, dataset: DetectionDataset) -> np.ndarray:
@@ -142,20 +171,18 @@ def probe(
     """Fit classifiers on the places and features of one split, and measure them on those of the other.
 
     Returns:
-        {level: {"small": {"object": accuracy, "category": accuracy}, "medium": ..., "large": ...}}; None where a split has
-        fewer than FEWEST objects of the size, or the two share less than two answers.
+        {level: {"small": {"object": accuracy, "category": accuracy}, "medium": ..., "large": ...}}; None where less than two
+        answers have FEWEST places in both splits. Places of other answers are left out.
     """
 
     def measure(level: str, area: int, question: str) -> Accuracy | None:
-        if min(((at.areas == area) & (at.labels > 0)).sum() for at in (training, validation)) < FEWEST:
+        answers, expected = (_answers(at, area, question) for at in (training, validation))
+        frequent = [n for n in np.unique(answers) if n >= 0 and min((answers == n).sum(), (expected == n).sum()) >= FEWEST]
+        if len(frequent) < 2:
             return None
-        (fit, answers), (test, expected) = (_ask(at, area, question) for at in (training, validation))
-        known = np.isin(expected, answers)
-        test, expected = test[known], expected[known]
-        if len(np.unique(expected)) < 2:
-            return None
-        predicted = classify(of_training[level][fit], answers, of_validation[level][test])
-        return balanced_accuracy(expected, predicted, validation.pictures[test])
+        fit, test = (np.flatnonzero(np.isin(of_split, frequent)) for of_split in (answers, expected))
+        predicted = classify(of_training[level][fit], answers[fit], of_validation[level][test])
+        return balanced_accuracy(expected[test], predicted, validation.pictures[test])
 
     return {
         level: {
@@ -167,13 +194,11 @@ def probe(
     }
 
 
-def _ask(places: Places, area: int, question: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the places that a question about objects of a size is put to, and the answers."""
+def _answers(places: Places, area: int, question: str) -> np.ndarray:
+    """Return the answers (M,) to a question about objects of a size; -1 where it is not put."""
     if question == "category":
-        chosen = np.flatnonzero((places.areas == area) & (places.labels > 0))
-        return chosen, places.labels[chosen]
-    chosen = np.flatnonzero((places.areas == area) | (places.areas == 0))
-    return chosen, places.labels[chosen] > 0
+        return np.where((places.areas == area) & (places.labels > 0), places.labels, -1)
+    return np.where((places.areas == area) | (places.areas == 0), places.labels > 0, -1)
 
 
 def classify(features: Tensor, labels: np.ndarray, others: Tensor) -> np.ndarray:
@@ -213,7 +238,8 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, pictures: np.nd
     np.add.at(right, (image, y), labels == predicted)
     draws = bootstrap_indices(len(images), numpy_generator("probe", "bootstrap"))
     times = np.stack([np.bincount(draw, minlength=len(images)) for draw in draws])  # (B, I)
-    with np.errstate(invalid="ignore"):  # a class that a draw lacks
+    with np.errstate(invalid="ignore"):  # a draw may lack a class whose places are in few pictures
         values = np.nanmean(times @ right / (times @ total), axis=1)
     low, high = np.percentile(values, [2.5, 97.5])
-    return Accuracy(float((right.sum(0) / total.sum(0)).mean()), float(low), float(high))
+    value = (right.sum(0) / total.sum(0)).mean()
+    return Accuracy(float(value), float(low), float(high), len(classes), len(labels))

@@ -13,13 +13,15 @@ from fpn_ablate.utils.hashing import digest
 def portable(cfg: Config) -> dict[str, Any]:
     """Return the configuration without paths, which differ between machines; digests identify the files' contents.
 
-    Keys that the task does not read are left out too, so that a source of proposals is the same run as its row of Table 1.
+    Keys that are not read are left out too, so that a source of proposals is the same run as its row of Table 1.
     """
     values = cfg.model_dump(mode="json", exclude={"out"})
     for key in ("root", "train", "val", "links"):
         values["data"].pop(key, None)
     values["backbone"]["weights"] = Path(cfg.backbone.weights).name
     values["weights"] = Path(cfg.weights).name if cfg.weights else None
+    if cfg.backbone.weights != "pretrain":
+        del values["recipe"]["pretrain"]
     if isinstance(cfg.task, RPNTask):
         del values["recipe"]["roi"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
@@ -76,6 +78,7 @@ def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
     shared["parts"] = {key: files for key, files in facts["parts"].items() if not under(key, factors)}
     if {"backbone", "weights"} & set(factors):
         del shared["weights"]
+        shared["config"] = _without(shared["config"], "recipe.pretrain")  # of a backbone's own weights
     return digest(shared)
 
 

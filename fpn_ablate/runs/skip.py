@@ -73,7 +73,9 @@ def write_skip_entry(cfg: Config, inputs: "Inputs", fingerprint: str, start: flo
         if is_recent(stamps, start):
             return
         # As new as this run, but written atomically: another content is another file.
-        made = [folder / name for name in (RECORD, *REQUIRED)] + ([inputs.pretrained.path] if inputs.pretrained else [])
+        made = [folder / name for name in (RECORD, *REQUIRED)]
+        if cfg.backbone.weights == "pretrain" and inputs.pretrained:
+            made.append(inputs.pretrained.path)
         stamps |= stamps_of(made)
         content = {"request": request_digest(cfg), "stamps": {path: stamp for path, (stamp, _) in stamps.items()}}
         save_text(folder / SKIP, json.dumps(content, indent=1) + "\n")
@@ -107,7 +109,7 @@ def _program() -> list[str]:
 
 
 def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
-    """Yield the files and folders of files that a run's identity depends on, except shipped and pre-trained weights."""
+    """Yield the files and folders of files that a run's identity depends on, except pre-trained weights."""
     for split in inputs.splits:
         yield from getattr(split, "files", ())  # generated data have none
     for part in cfg.user_parts.values():  # one that was edited during the run gets no entry
@@ -115,6 +117,8 @@ def _files_read(cfg: Config, inputs: "Inputs") -> Iterator[Path | str]:
     if inputs.proposals_digest:
         yield cfg.task.proposals.file
     weights = cfg.weights if cfg.mode == "evaluate" else cfg.backbone.weights
-    if weights not in ("none", "shipped", "pretrain", "imagenet"):
+    if weights == "shipped":
+        yield inputs.pretrained.path
+    elif weights not in ("none", "pretrain", "imagenet"):
         path = Path(weights)  # a file, or the folder of a run
         yield from (path, *(sibling for name in (CONFIG, RECORD) if (sibling := path.with_name(name)).exists()))

@@ -1,13 +1,12 @@
 """The weights that come with the package (`backbone.weights=shipped`): one file, whatever the data, as ImageNet's weights are.
 
 `scripts/shipped_weights.py` makes SHIPPED/NAME.safetensors, and NAME.json that says how it was made: sha256 of the file,
-accuracy on held-out pictures, seconds, recipe, world, threads, device and torch's version.
+accuracy on held-out pictures, recipe, world and RENDERER (data/shapes/world.py), threads, device and torch's version.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE
@@ -16,8 +15,8 @@ from fpn_ablate.utils.paths import PACKAGE
 SHIPPED = PACKAGE / "weights" / "shipped"
 
 
-def find_shipped(backbone: str) -> tuple[Path, dict[str, Any]]:
-    """Return the file of a backbone's shipped weights, and how it was made.
+def find_shipped(backbone: str) -> tuple[Path, float]:
+    """Return the file of a backbone's shipped weights, and their accuracy on held-out pictures (0..1).
 
     Raises:
         UserError: it is missing, or not the file that its description is of.
@@ -25,7 +24,7 @@ def find_shipped(backbone: str) -> tuple[Path, dict[str, Any]]:
     path = SHIPPED / f"{backbone}.safetensors"
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        expected, actual = facts["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
+        accuracy, expected, actual = float(facts["accuracy"]), facts["sha256"], hashlib.sha256(path.read_bytes()).hexdigest()
         problem = "" if actual == expected else f"its sha256 is {actual}, not {expected}"
     except UNREADABLE as error:
         problem = f"missing or not readable ({error})"
@@ -34,4 +33,4 @@ def find_shipped(backbone: str) -> tuple[Path, dict[str, Any]]:
             f"backbone.weights=shipped: {path}: {problem}. Install the package again, or set backbone.weights=pretrain, which "
             "trains them in minutes"
         )
-    return path, facts
+    return path, accuracy

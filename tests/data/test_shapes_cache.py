@@ -56,7 +56,7 @@ def plain():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_cached_pictures_are_those_rendered_and_lie_in_shared_memory(plain, folder, rendered, processes):
     first = split(processes=processes)
-    assert {file.suffix for file in folder.iterdir()} == {".npz", ".pixels", ".lock"}
+    assert {file.suffix for file in folder.iterdir()} == {".npz", ".pixels"}
     rendered.clear()
     second = split()
     asked = ShapesDataset(WORLD, "val", SIZE)  # without `render_all`, as the commands that read finished runs
@@ -74,7 +74,7 @@ def test_another_world_split_or_size_is_rendered(rendered, other):
     assert len(split(**other)) == len(rendered) == len(set(rendered))
 
 
-@pytest.mark.parametrize("what", ["draw", "numpy"])
+@pytest.mark.parametrize("what", ["draw.py", "render.py", "world.py", "dataset.py", "cache.py", "seeding.py", "numpy"])
 def test_other_code_renders_anew(rendered, monkeypatch, what):
     split()
     rendered.clear()
@@ -83,7 +83,7 @@ def test_other_code_renders_anew(rendered, monkeypatch, what):
         monkeypatch.setattr(np, "__version__", "0")
     else:
         real = cache.source_digest
-        monkeypatch.setattr(cache, "source_digest", lambda file: "edited" if file.name == "draw.py" else real(file))
+        monkeypatch.setattr(cache, "source_digest", lambda file: "edited" if file.name == what else real(file))
     try:
         split()
     finally:
@@ -156,22 +156,73 @@ def test_without_a_disk_that_takes_them_pictures_are_rendered(plain, tmp_path, f
     assert len(rendered) == 2 * SIZE  # each once
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and "FPN_ABLATE_CACHE=FOLDER names another" in lines[0]
-    assert not folder.is_dir() or {file.suffix for file in folder.iterdir()} == {".lock"}
+    assert not folder.is_dir() or not any(folder.iterdir())
 
 
-def test_the_oldest_files_make_room(folder, monkeypatch):
-    size = SIZE * 40 * 48 * 3
-    monkeypatch.setattr(cache, "LIMIT", 3 * size)
-    for n, seed in enumerate((1, 2, 3)):
-        before = set(folder.iterdir()) if n else set()
-        split(replace(WORLD, seed=seed))
-        for file in set(folder.iterdir()) - before:
-            os.utime(file, (n, n))
-    held = [bool(cache.read(ShapesDataset(replace(WORLD, seed=seed), "val", SIZE).digest, 40, 48)) for seed in (1, 2, 3)]
-    assert held == [False, True, True]
-    before = set(folder.glob("*[zs]"))
-    split(size=4 * SIZE)  # more than all may have
-    assert set(folder.glob("*[zs]")) == before
+NBYTES = SIZE * 40 * 48 * 3  # pixels of a split
+OTHERS = [replace(WORLD, seed=seed) for seed in range(4)]
+
+
+def used(folder, age):
+    """Let the last use of all files in the cache be `age` seconds ago."""
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - age,) * 2)
+
+
+def held():
+    """Which of the worlds OTHERS have a split in the cache, without a use of it."""
+    paths = [cache._path(ShapesDataset(world, "val", SIZE).digest) for world in OTHERS]
+    assert all(path.exists() == path.with_suffix(".pixels").exists() for path in paths)
+    return [n for n, path in enumerate(paths) if path.exists()]
+
+
+def test_splits_unused_for_longest_make_room(folder, monkeypatch):
+    monkeypatch.setattr(cache, "LIMIT", 2 * NBYTES + 10_000)
+    split(OTHERS[0])
+    used(folder, 3 * cache.IN_USE)
+    split(OTHERS[1])
+    for file in set(folder.iterdir()) - {cache._path(ShapesDataset(OTHERS[0], "val", SIZE).digest)}:
+        os.utime(file, (time.time() - 2 * cache.IN_USE,) * 2)
+    split(OTHERS[0])  # read
+    split(OTHERS[2])
+    assert held() == [0, 2]
+
+
+def test_splits_in_use_stay_and_the_new_one_is_rendered_again(folder, monkeypatch, rendered, capsys):
+    """Two splits that do not fit together would otherwise remove each other at every start."""
+    monkeypatch.setattr(cache, "LIMIT", 2 * NBYTES + 10_000)
+    for world in OTHERS[:3]:
+        cache._logged.clear()
+        split(world)
+    assert held() == [0, 1]
+    assert capsys.readouterr().out.count("used within 60 minutes; FPN_ABLATE_CACHE=FOLDER names another") == 1
+    rendered.clear()
+    for world in OTHERS[:2]:
+        split(world)
+    assert not rendered
+
+
+def test_a_split_beyond_the_limit_removes_nothing_and_is_logged(folder, monkeypatch, capsys):
+    split(OTHERS[0])
+    used(folder, 2 * cache.IN_USE)
+    monkeypatch.setattr(cache, "LIMIT", 2 * NBYTES)
+    cache._logged.clear()
+    split(size=3 * SIZE)
+    assert held() == [0]
+    line = capsys.readouterr().out
+    assert "more than the cache's" in line and "FPN_ABLATE_CACHE" not in line
+
+
+def test_temporaries_of_other_writers_stay_until_they_are_old(folder, monkeypatch):
+    monkeypatch.setattr(cache, "LIMIT", 2 * NBYTES)
+    folder.mkdir(parents=True)
+    temporary = folder / ".a.pixels.1-host.pixels"
+    temporary.write_bytes(bytes(NBYTES + 1))
+    split(OTHERS[0])
+    assert temporary.exists() and held() == []
+    used(folder, 2 * cache.IN_USE)  # of a killed writer
+    split(OTHERS[0])
+    assert not temporary.exists() and held() == [0]
 
 
 def in_a_process(function, queue=None):
@@ -188,6 +239,24 @@ def test_of_two_processes_at_once_one_renders_and_both_have_the_pictures(plain, 
     for process in processes:
         process.join()
     assert ends == [(True, 0), (True, SIZE)]
+
+
+def test_processes_that_render_different_splits_make_room_one_after_the_other(folder, monkeypatch):
+    inside, make_room = FORK.Value("i", 0), cache._make_room
+
+    def watched(*args):
+        with inside.get_lock():
+            inside.value += 1
+        time.sleep(0.1)
+        assert inside.value == 1
+        make_room(*args)
+        inside.value -= 1
+
+    monkeypatch.setattr(cache, "_make_room", watched)
+    processes = [in_a_process(lambda world=world: split(world)) for world in OTHERS]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(OTHERS) and held() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("where", ["_write_pixels", "_digest"])

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fpn_ablate.data.shapes import World, compose, load
-from fpn_ablate.engine.probe import balanced_accuracy, choose_places, classify, features_at, probe, sample_map
+from fpn_ablate.data.shapes.world import BODIES
+from fpn_ablate.engine.probe import Places, balanced_accuracy, choose_places, classify, features_at, probe, sample_map
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils.errors import UserError
 
 CPU = torch.device("cpu")
 # Its level P2 is the picture itself, in the mean of 4 x 4 pixels.
@@ -96,6 +98,42 @@ def test_background_of_the_generated_set_is_distractors_as_large_as_the_objects(
         assert {tuple(point) for point in at.points[here & (at.labels == 0)]} <= distractors
         assert sum(objects.values()) == len(split[picture].boxes)
     assert Counter(at.areas[at.labels == 0])[1] == Counter(at.areas[at.labels > 0])[1]  # there are enough small ones
+
+
+def test_a_thing_s_body_and_sides_do_not_tell_an_object_from_a_distractor():
+    splits = load(World(seed=2, objects=(30, 40), distractors=(30, 40)), 40, 40)
+    places = [choose_places(split, split.split, 40) for split in splits]
+    geometry = []
+    for split, at in zip(splits, places, strict=True):
+        things = {
+            (n, *np.float32(thing.center)): thing
+            for n in range(len(split))
+            for thing in compose(split.world, split.split, n)[2]
+        }
+        chosen = [things[place] for place in zip(at.pictures.tolist(), *at.points.T, strict=True)]
+        rows = [[*thing.half, *np.log(thing.half), *(thing.body == body for body in BODIES)] for thing in chosen]
+        geometry.append({"p2": torch.tensor(rows)})
+        areas = np.array([np.prod(thing.half) for thing in chosen])
+        assert areas[at.areas == 1].max() < areas[at.areas == 2].min() < areas[at.areas == 2].max() < areas[at.areas == 3].min()
+    for of_size in probe(places[0], geometry[0], places[1], geometry[1])["p2"].values():
+        assert of_size["object"].low < 0.5 < of_size["object"].high < of_size["object"].low + 0.2
+
+
+def test_answers_that_are_rare_in_either_split_are_left_out():
+    """Category 1 is rare in training, 4 in validation; the features tell all."""
+    labels = [np.repeat([1, 2, 3, 4], counts) for counts in ((9, 20, 30, 12), (15, 10, 11, 9))]
+    places = [Places(np.arange(len(n)), np.zeros((len(n), 2), np.float32), n, np.full(len(n), 1)) for n in labels]
+    features = [{"p2": F.one_hot(torch.from_numpy(at.labels)).float()} for at in places]
+    small = probe(places[0], features[0], places[1], features[1])["p2"]["small"]
+    assert small["object"] is None  # no background at all
+    assert (small["category"].value, small["category"].classes, small["category"].places) == (1, 2, 21)
+
+
+def test_pictures_without_any_object_are_refused_in_words():
+    for distractors in ((0, 0), (5, 5)):
+        split = load(World(height=64, width=64, objects=(0, 0), distractors=distractors), 2, 1)[0]
+        with pytest.raises(UserError, match="'train': no object in 2 pictures"):
+            choose_places(split, "train", 2)
 
 
 def test_a_map_is_interpolated_between_the_centres_of_its_cells():

@@ -43,16 +43,21 @@ def facts(cfg, data="d", weights="w", device="cpu", deterministic=True, bf16=Fal
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
-@pytest.mark.parametrize("row", [("fpn",), ("c4",), ("fpn", "task=fast_rcnn"), ("c4", "task=faster_rcnn")])
+@pytest.mark.parametrize(
+    "row",
+    [("fpn",), ("c4",), ("fpn", "task=fast_rcnn"), ("c4", "task=faster_rcnn"), ("fpn", "task=rpn", "backbone.weights=pretrain")],
+)
 def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row, monkeypatch):
     monkeypatch.setattr(versions, "part_versions", lambda cfg: {})  # there is no part of another name
     cfg = config(f"ablation={row[0]}", *row[1:])
     before = identity.fingerprint(facts(cfg))
     paths = list(leaves(cfg.model_dump()))
     assert len(paths) > 50
+    # Of a second stage, and of weights, that this row has not.
+    others = [("recipe", "roi")] * (cfg.task.name == "rpn") + [("recipe", "pretrain")] * (cfg.backbone.weights == "shipped")
     for path in paths:
         after = identity.fingerprint(facts(changed(cfg, path)))
-        unread = path[0] in INCIDENTAL or path == ("recipe", "name") or (path[:2] == ("recipe", "roi") and len(row) == 1)
+        unread = path[0] in INCIDENTAL or path == ("recipe", "name") or path[:2] in others
         assert (after == before) == unread, ".".join(path)
 
 
@@ -119,6 +124,7 @@ def test_other_recipes_and_data_are_another_setting(config, other):
     ("factor", "other"),
     [
         ("backbone", ["backbone=resnet18", *SCRATCH]),
+        ("backbone", ["backbone=small_deep"]),  # which is pre-trained, where small's weights are shipped
         ("backbone.freeze_at", ["backbone.freeze_at=1"]),
         ("task.training", ["task.training=joint"]),
         ("rpn.samples", ["rpn.samples=8"]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from settings import JOINT, TINY
 
-from fpn_ablate import engine
+from fpn_ablate import __version__, engine
 from fpn_ablate.cli.main import main
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize
@@ -112,9 +112,20 @@ def test_runs_of_every_task_are_probed_on_the_same_places(finished, tmp_path, ca
     assert levels == {folder: ["c4"] if name == "fast" else ["p2", "p3", "p4", "p5", "p6"] for name, folder in finished.items()}
     accuracies = [run["levels"][level]["small"]["object"] for run in report["runs"] for level in run["levels"]]
     assert all(0 <= a["low"] <= a["value"] <= a["high"] <= 1 for a in accuracies)
-    assert (report["pictures"], report["background"]) == ({"train": 2, "val": 2}, "distractors of their size")
-    printed = capsys.readouterr().out
-    assert printed.count("\np") == 20 and printed.count("\nc4") == 1 and max(map(len, printed.splitlines())) <= 80
+    background = "distractors of their size, told apart by the time of day"
+    assert (report["pictures"], report["background"], report["version"]) == ({"train": 2, "val": 2}, background, __version__)
+    assert all(run["device"] == record.read(Path(run["folder"]))["environment"]["device"] for run in report["runs"])
+    printed = capsys.readouterr().out.split("\n\n")[-1]
+    widths = {level: number for run in report["runs"] for level, number in run["features"].items()}
+    assert (
+        printed.count("\np") == 20
+        and printed.count(f"\np2 ({widths['p2']})") == 4
+        and printed.count(f"\nc4 ({widths['c4']})") == 1
+    )
+    assert widths["p2"] != widths["c4"] and max(len(line) for line in printed.splitlines() if "|" in line) <= 80
+    # Rows of one name and seed are told apart.
+    for n, (name, folder) in enumerate(finished.items(), start=1):
+        assert name == "fast" or (printed.count(f"fpn #{n} ") == 5 and f"fpn #{n}: {folder}\n" in printed)
     alone = report_of(tmp_path, finished["joint"])
     assert alone == {**report, "runs": [run for run in report["runs"] if run["folder"] == str(finished["joint"])]}
 
@@ -128,7 +139,13 @@ def test_a_run_that_cannot_be_probed_is_refused_in_words(finished, tmp_path, cap
     folder = Path(shutil.copytree(finished["rpn"], tmp_path / "copy"))
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("train_images: 2", "train_images: 3"))
+    assert "the split 'train', have changed since" in complaint(folder)
+    (folder / "record.json").write_text(json.dumps(record.read(folder) | {"data_digest": {}}))  # as of an older run
     assert "different data" in complaint(finished["rpn"], folder)
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    if not torch.cuda.is_available():
+        assert "device=cuda: torch sees no GPU" in complaint(folder)
+    config.write_text(config.read_text().replace("device: cuda", "device: cpu"))
     (folder / "model.pt").write_bytes(b"PK\x03\x04cut off")
     assert f"{folder / 'model.pt'}: cannot be read" in complaint(folder)
     (folder / "record.json").write_text(json.dumps(record.read(folder) | {"status": "interrupted"}))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import asdict
 
 import pytest
@@ -10,11 +11,14 @@ import safetensors.torch
 import torch
 from settings import SHORT
 
+from fpn_ablate.data.shapes import RENDERER
 from fpn_ablate.engine import inputs, pretrain
 from fpn_ablate.model.build import build_backbone
 from fpn_ablate.runs import run as running
+from fpn_ablate.runs import skip
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store.layout import run_folder
+from fpn_ablate.utils import stamps
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import shipped
 from fpn_ablate.weights.backbone import backbone_weights
@@ -51,14 +55,19 @@ def describe(file):
 
 
 def test_the_description_is_of_the_file_and_of_the_default_recipe(config):
-    """If the recipe or the world has changed: `python scripts/shipped_weights.py` makes both files anew."""
+    """If the recipe, the world or RENDERER has changed: `python scripts/shipped_weights.py` makes both files anew."""
     assert FACTS["sha256"] == hashlib.sha256(FILE.read_bytes()).hexdigest()
     cfg = config("recipe=quick")
     assert cfg.backbone.weights == config().backbone.weights == "shipped"
     assert FACTS["recipe"] == cfg.recipe.pretrain.model_dump()
     world = asdict(pretrain._world(inputs.world(cfg.data, cfg.recipe.short_side), cfg.recipe.pretrain))
     assert FACTS["world"] == json.loads(json.dumps(world))
+    assert FACTS["renderer"] == RENDERER
     assert 1 / 12 < FACTS["accuracy"] < 1 and FACTS["threads"] >= 1 and FACTS["torch"]
+
+
+def without_accuracy(file):
+    file.with_suffix(".json").write_text(json.dumps({key: value for key, value in FACTS.items() if key != "accuracy"}))
 
 
 def swapped(file):
@@ -73,8 +82,9 @@ def swapped(file):
         (lambda file: file.unlink(), "missing or not readable"),
         (lambda file: file.with_suffix(".json").unlink(), "missing or not readable"),
         (lambda file: file.with_suffix(".json").write_text("{}"), "missing or not readable"),
+        (without_accuracy, r"missing or not readable \('accuracy'\)"),
     ],
-    ids=["swapped", "short", "absent", "undescribed", "empty description"],
+    ids=["swapped", "short", "absent", "undescribed", "empty description", "no accuracy"],
 )
 def test_a_file_that_is_not_the_one_described_is_refused(copied, cell, damage, reason):
     damage(copied)
@@ -127,6 +137,20 @@ def test_other_shipped_weights_are_another_run(copied, cell):
     write_safetensors(copied, tensors | {"stages.stem.1.bias": tensors["stages.stem.1.bias"] + 1}, {})
     describe(copied)
     assert Run(cfg, inputs.prepare(cfg), 0).fingerprint != before
+
+
+def test_weights_written_again_during_a_run_or_after_it_are_no_reason_to_skip_it(copied, cell):
+    cfg, start = cell("shipped"), time.time()
+    loaded, fingerprint = inputs.prepare(cfg), running.run(cfg)["fingerprint"]
+    skip.write_skip_entry(cfg, loaded, fingerprint, time.time() + 60)  # as if they were old
+    assert skip.finished_record(cfg)
+    copied.write_bytes(copied.read_bytes())
+    stamps.stamp_of.cache_clear()  # as in another process
+    assert skip.finished_record(cfg) is None
+    entry = run_folder(cfg, fingerprint) / "skip.json"
+    entry.unlink()
+    skip.write_skip_entry(cfg, loaded, fingerprint, start)
+    assert not entry.exists()
 
 
 def test_the_command_writes_what_is_read(script, tmp_path, monkeypatch, cell):

@@ -5,9 +5,12 @@ A split of N pictures is two files in the folder `shapes` of the user's cache (`
 absent or damaged, or the disk is full or read-only, the pictures are rendered: that costs time alone.
 """
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from shutil import disk_usage
 
@@ -19,11 +22,14 @@ from fpn_ablate.utils.content import cache_folder, content_digest
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, open_arrays, unwritable, write_atomically
 from fpn_ablate.utils.hashing import digest, source_digest
+from fpn_ablate.utils.imports import closure
 from fpn_ablate.utils.locks import exclusive
+from fpn_ablate.utils.paths import PACKAGE
 
 Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
 
-LIMIT = 2 * 2**30  # bytes of all splits, as 10,000 pictures of 256 px have; the oldest files make room for new ones
+LIMIT = 2 * 2**30  # bytes of all splits, as 10,000 pictures of 256 px have; those unused for longest make room for new ones
+IN_USE = 3600  # seconds since it was read or written, in which a split is not removed
 FREE = 2**30  # bytes that stay free on the disk
 
 
@@ -39,16 +45,21 @@ def read(split: str, height: int, width: int) -> list[Rendered]:
         # Copy on write, since torch warns of arrays that are read-only.
         images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(len(ends), height, width, 3)))
         samples = [to_sample(index, *parts) for index, parts in enumerate(zip(images, boxes, labels, strict=True))]
+        with suppress(OSError):  # another user's
+            os.utime(path)
         return list(zip(samples, areas, strict=True))
     return []
 
 
 def write(split: str, pictures: Sequence[Rendered]) -> None:
-    """Cache all pictures of a split; log a line if the disk or LIMIT has no room for them."""
+    """Cache all pictures of a split, within `rendering`; log a line if the disk or LIMIT has no room for them."""
     path, samples = _path(split), [sample for sample, _ in pictures]
-    pixels = path.with_suffix(".pixels")
+    pixels, size = path.with_suffix(".pixels"), sum(sample.image.nbytes for sample in samples)
+    if size > LIMIT:
+        _log_once(f"{size / 2**20:.0f} MiB are more than the cache's {LIMIT / 2**30:.0f} GiB")
+        return
     try:
-        _make_room(path.parent, sum(sample.image.nbytes for sample in samples))
+        _make_room(path, size)
         write_atomically(pixels, lambda temporary: _write_pixels(temporary, samples))
         columns = {
             "boxes": np.concatenate([sample.boxes for sample in samples]),
@@ -59,17 +70,17 @@ def write(split: str, pictures: Sequence[Rendered]) -> None:
         }
         write_atomically(path, lambda temporary: np.savez(temporary, **columns))
     except UserError as error:
-        _log_once(error)
+        _log_error(error)
 
 
 @contextmanager
-def rendering(split: str) -> Iterator[None]:
-    """Let one process at a time render a split; the others wait, and can then read what it has written."""
+def rendering() -> Iterator[None]:
+    """Let one process at a time render and write a split; the others wait, and can then read what it has written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(_path(split).with_suffix(".lock"), "rendering the generated pictures"))
+            stack.enter_context(exclusive(cache_folder() / "shapes.lock", "rendering the generated pictures"))
         except UserError as error:
-            _log_once(error)
+            _log_error(error)
         yield
 
 
@@ -85,8 +96,12 @@ def _path(split: str) -> Path:
 @lru_cache
 def _renderer() -> list[str]:
     """Identify the code that renders, and numpy, whose generators may draw other numbers in another version."""
-    code = [source_digest(Path(__file__).with_name(f"{module}.py")) for module in ("draw", "render", "world")]
-    return [np.__version__, *code]
+    files = closure(
+        ["fpn_ablate.data.shapes.dataset"],
+        {"fpn_ablate": PACKAGE},
+        lambda module: module.startswith("fpn_ablate.utils.") and module != "fpn_ablate.utils.seeding",
+    )
+    return [np.__version__, *(source_digest(file) for _, file in sorted(files.items()))]
 
 
 def _digest(pixels: Path) -> str:
@@ -99,21 +114,27 @@ def _write_pixels(path: Path, samples: Sequence[Sample]) -> None:
             file.write(sample.image)
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Remove the oldest files until `size` bytes more fit below LIMIT.
+def _make_room(path: Path, size: int) -> None:
+    """Remove the splits that were unused for longest until LIMIT has room for `size` bytes at `path`.
 
     Raises:
-        UserError: they do not, or the disk has too little room.
+        UserError: splits in use leave no room, or the disk has too little.
     """
+    folder, splits = path.parent, []
     try:
-        files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir() if file.suffix != ".lock")
-        excess = size + sum(nbytes for _, nbytes, _ in files) - LIMIT
-        for _, nbytes, file in files:
-            if excess > 0 and size <= LIMIT:
-                file.unlink(missing_ok=True)
+        others = sorted(file for file in folder.glob("*") if file.stem != path.stem)
+        for _, group in groupby(others, lambda file: file.stem):
+            stats = {file: file.stat() for file in group}
+            splits.append((max(s.st_mtime for s in stats.values()), sum(s.st_size for s in stats.values()), list(stats)))
+        excess = size + sum(nbytes for _, nbytes, _ in splits) - LIMIT
+        for used, nbytes, files in sorted(splits):
+            if excess > 0 and used < time.time() - IN_USE:
+                for file in files:
+                    file.unlink(missing_ok=True)
                 excess -= nbytes
-        if size > LIMIT or disk_usage(folder).free < size + FREE:
-            raise UserError(f"{folder}: no room for {size / 2**20:.0f} MiB")
+        if excess > 0 or disk_usage(folder.parent).free < size + FREE:
+            reason = f"beside splits used within {IN_USE // 60} minutes" if excess > 0 else "on the disk"
+            raise UserError(f"{folder}: no room for {size / 2**20:.0f} MiB {reason}")
     except OSError as error:
         raise unwritable(folder, error) from None
 
@@ -121,9 +142,13 @@ def _make_room(folder: Path, size: int) -> None:
 _logged: set[Path] = set()
 
 
-def _log_once(error: UserError) -> None:
+def _log_error(error: UserError) -> None:
+    """Log what is wrong with the cache's folder, with the fix for it: that of the error is for a run's folder."""
+    _log_once(f"{str(error).partition(';')[0]}; FPN_ABLATE_CACHE=FOLDER names another place for them")
+
+
+def _log_once(reason: str) -> None:
     """Log, once a process and folder, why pictures cannot be cached there."""
     if (folder := cache_folder()) not in _logged:
         _logged.add(folder)
-        reason = str(error).partition(";")[0]
-        log_line(f"generated pictures will be rendered again: {reason}; FPN_ABLATE_CACHE=FOLDER names another place for them")
+        log_line(f"generated pictures will be rendered again: {reason}")

@@ -53,7 +53,7 @@ class ShapesDataset:
     def render_all(self, processes: int) -> None:
         """Render all pictures now, so that no training step waits for them, and cache them on the disk."""
         if len(self._samples) < self.size:
-            with cache.rendering(self.digest):
+            with cache.rendering():
                 self._samples.update(self._cached())  # by a process that this one has waited for
                 if len(self._samples) < self.size:
                     self._render_missing(processes)
