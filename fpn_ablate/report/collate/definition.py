@@ -249,7 +249,7 @@ def read_yaml(file: Path) -> dict[str, Any] | None:
 
 
 def _inherit_columns(file: Path, report: Any) -> Any:
-    """Replace `columns: NAME` by the facts, metrics and notes of NAME.yaml beside `file` or of ours, but for what `report` has."""
+    """Replace `columns: NAME` by facts, metrics and notes of NAME.yaml, beside `file` or ours, where `report` has none."""
     if not isinstance(report, dict) or "columns" not in report:
         return report
     places = [folder / f"{report['columns']}.yaml" for folder in dict.fromkeys((file.parent, EXPERIMENTS))]
