@@ -45,7 +45,7 @@ def facts(cfg, data="d", weights="w", device="cpu", deterministic=True, bf16=Fal
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")
 @pytest.mark.parametrize(
     "row",
-    [("fpn",), ("c4",), ("fpn", "task=fast_rcnn"), ("c4", "task=faster_rcnn"), ("fpn", "task=rpn", "backbone.weights=pretrain")],
+    [("fpn",), ("c4",), ("fpn", "task=fast_rcnn"), ("c4", "task=faster_rcnn"), ("fpn", "backbone.weights=pretrain")],
 )
 def test_the_fingerprint_follows_every_key_that_matters_and_no_other(config, row, monkeypatch):
     monkeypatch.setattr(versions, "part_versions", lambda cfg: {})  # there is no part of another name
