@@ -27,7 +27,9 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
         try:
             print(update(folder))
         except (UserError, *UNREADABLE) as error:
-            print(f"left as it was: {folder}: {error}", file=sys.stderr)
+            reason = str(error).removeprefix(f"{folder}: ")
+            print(f"left as it was: {folder}: {reason}", file=sys.stderr)
             failures += 1
-    print(f"to make the tables again: python -m fpn_ablate report {' '.join(map(str, options.runs))}")
+    if failures < len(files):
+        print(f"to make the tables again: python -m fpn_ablate report {' '.join(map(str, options.runs))}")
     return 2 if failures else 0
