@@ -17,6 +17,7 @@ from fpn_ablate.engine.evaluate import predict
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import probe, remake, restore
 from fpn_ablate.runs import run as running
+from fpn_ablate.runs.environment import device_name
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 
@@ -104,6 +105,16 @@ def report_of(tmp_path, *folders):
     return json.loads((tmp_path / "probe.json").read_text())
 
 
+def edited_copy(run, tmp_path, old="seed: 0", new="seed: 0"):
+    """Copy a run, as of an older version that recorded no digests of its data, with another configuration."""
+    folder = Path(shutil.copytree(run, tmp_path / "copy", dirs_exist_ok=True))
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (folder / "config.yaml").write_text(text.replace(old, new))
+    (folder / "record.json").write_text(json.dumps(record.read(folder) | {"data_digest": None}))
+    return folder
+
+
 def test_runs_of_every_task_are_probed_on_the_same_places(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engine.probe, "FEWEST", 1)  # TINY has few objects
     monkeypatch.setenv("COLUMNS", "80")
@@ -114,20 +125,25 @@ def test_runs_of_every_task_are_probed_on_the_same_places(finished, tmp_path, ca
     assert all(0 <= a["low"] <= a["value"] <= a["high"] <= 1 for a in accuracies)
     background = "distractors of their size, told apart by the time of day"
     assert (report["pictures"], report["background"], report["version"]) == ({"train": 2, "val": 2}, background, __version__)
-    assert all(run["device"] == record.read(Path(run["folder"]))["environment"]["device"] for run in report["runs"])
-    printed = capsys.readouterr().out.split("\n\n")[-1]
+    assert {run["device"] for run in report["runs"]} == {device_name(torch.device("cpu"))}
+    printed = capsys.readouterr().out
     widths = {level: number for run in report["runs"] for level, number in run["features"].items()}
-    assert (
-        printed.count("\np") == 20
-        and printed.count(f"\np2 ({widths['p2']})") == 4
-        and printed.count(f"\nc4 ({widths['c4']})") == 1
-    )
+    assert printed.count("\np") == 20 and printed.count("\nc4") == 1
+    assert printed.count(f"\np2 ({widths['p2']})") == 4 and f"\nc4 ({widths['c4']})" in printed
     assert widths["p2"] != widths["c4"] and max(len(line) for line in printed.splitlines() if "|" in line) <= 80
     # Rows of one name and seed are told apart.
     for n, (name, folder) in enumerate(finished.items(), start=1):
         assert name == "fast" or (printed.count(f"fpn #{n} ") == 5 and f"fpn #{n}: {folder}\n" in printed)
     alone = report_of(tmp_path, finished["joint"])
     assert alone == {**report, "runs": [run for run in report["runs"] if run["folder"] == str(finished["joint"])]}
+    folder = edited_copy(finished["rpn"], tmp_path, "context: true", "context: false")
+    assert report_of(tmp_path, folder)["background"] == "distractors of their size, told apart by their marks (no context)"
+
+
+def test_an_evaluated_run_is_probed_as_the_run_that_trained_it(finished, config, tmp_path):
+    cfg = config(*TINY, *JOINT, "mode=evaluate", f"weights={finished['joint']}").model_copy(update={"out": str(tmp_path)})
+    trained, evaluated = report_of(tmp_path, finished["joint"], run_folder(cfg, running.run(cfg)["fingerprint"]))["runs"]
+    assert evaluated["levels"] == trained["levels"]
 
 
 def test_a_run_that_cannot_be_probed_is_refused_in_words(finished, tmp_path, capsys):
@@ -136,16 +152,14 @@ def test_a_run_that_cannot_be_probed_is_refused_in_words(finished, tmp_path, cap
         return capsys.readouterr().err
 
     assert "no readable record.json" in complaint(tmp_path)
-    folder = Path(shutil.copytree(finished["rpn"], tmp_path / "copy"))
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("train_images: 2", "train_images: 3"))
+    original = finished["rpn"]
+    folder = edited_copy(original, tmp_path, "train_images: 2", "train_images: 3")
+    assert "different data" in complaint(original, folder)
+    shutil.copy(original / "record.json", folder)
     assert "the split 'train', have changed since" in complaint(folder)
-    (folder / "record.json").write_text(json.dumps(record.read(folder) | {"data_digest": {}}))  # as of an older run
-    assert "different data" in complaint(finished["rpn"], folder)
-    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
     if not torch.cuda.is_available():
-        assert "device=cuda: torch sees no GPU" in complaint(folder)
-    config.write_text(config.read_text().replace("device: cuda", "device: cpu"))
+        assert "device=cuda: torch sees no GPU" in complaint(edited_copy(original, tmp_path, "device: cpu", "device: cuda"))
+    folder = edited_copy(original, tmp_path)
     (folder / "model.pt").write_bytes(b"PK\x03\x04cut off")
     assert f"{folder / 'model.pt'}: cannot be read" in complaint(folder)
     (folder / "record.json").write_text(json.dumps(record.read(folder) | {"status": "interrupted"}))
