@@ -52,18 +52,18 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 def show(report: Mapping[str, Any]) -> None:
     """Print one line for each level and run, finest level first, so that the runs stand below each other."""
     runs, sizes, pictures = report["runs"], report["objects"]["val"], report["pictures"]
-    columns = [(question, size) for question in QUESTIONS if question == "object" or report["categories"] > 1 for size in sizes]
+    questions = [question for question in QUESTIONS if question == "object" or report["categories"] > 1]
     names = _names(runs)
     by_level = [(level, run, name) for run, name in zip(runs, names, strict=True) for level in run["levels"]]
     by_level.sort(key=lambda line: (int(line[0][1:]), line[0]))
     any_level = next(iter(runs[0]["levels"].values()))  # all are measured on the same places, and of the same classes
-    measured = {(question, size): any_level[size][question] for question, size in columns}
+    measured = {(question, size): any_level[size][question] for question in questions for size in sizes}
     table = Table("level", "row", box=box.ASCII, padding=0, show_edge=False)
-    for question, size in columns:
+    for question, size in measured:
         table.add_column(f"{QUESTIONS[question]}\n{size}", justify="right")
     table.add_row("", "by chance", *(f"{100 / cell['classes']:.3g}" if cell else "n/a" for cell in measured.values()))
     for level, run, name in by_level:
-        cells = [_cell(run["levels"][level][size][question]) for question, size in columns]
+        cells = [_cell(run["levels"][level][size][question]) for question, size in measured]
         table.add_row(f"{level} ({run['features'][level]})", escape(name), *cells)
     console = Console(highlight=False)
     data = escape(report["data"]) + " (generated)" * report["generated"]

@@ -5,10 +5,10 @@ of objects. Two questions: is here the centre of an object, or background? Of wh
 It finds what a level states outright, as the last layer of a head would; what takes more layers to work out counts as absent.
 
 What counts as background decides what the first question asks. On the generated set it is centres of distractors: things of the
-same size and look, so that only their meaning tells them from objects. Places outside all boxes are easy there (small objects at
-P2, one seed of `quick`: 97.5 % right with and 96.2 % without the top-down path; among distractors 90.4 and 49.6 %), yet they are
-all that another set has, so there they are drawn uniformly; on such a set the second question says more. Wrong proposals of an
-RPN would be harder, but each network would be asked about its own mistakes, and rows could not be compared.
+same size and look, so that only their meaning tells them from objects. Places outside all boxes are easy there (small objects
+at P2, one seed of `quick`: 97.5 % right with and 96.2 % without the top-down path; among distractors 90.4 and 49.6 %), yet they
+are all that another set has, so there they are drawn uniformly; on such a set the second question says more. Wrong proposals of
+an RPN would be harder, but each network would be asked about its own mistakes, and rows could not be compared.
 
 Shape letters: M places, d channels, I pictures, K classes, B bootstrap samples.
 """
@@ -96,21 +96,19 @@ def choose_places(dataset: DetectionDataset, split: str, count: int) -> Places:
     return places
 
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # points, labels, areas, as of `Places`; background is in random order
-
-
-def _find_things(dataset: ShapesDataset, pictures: Sequence[int], split: str) -> Iterator[Found]:
-    """Yield the objects and distractors of each picture, all sized by the boxes that they were drawn in."""
+def _find_things(dataset: ShapesDataset, pictures: Sequence[int], split: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield points, labels and areas of each picture's objects and distractors, in random order and sized by the same rule."""
     for picture in pictures:
         *_, things, _ = compose(dataset.world, dataset.split, picture)
-        things = [things[n] for n in _generator(dataset, picture, split).permutation(len(things))]
+        rng = numpy_generator("probe", split, dataset.image_ids[picture])
+        things = [things[n] for n in rng.permutation(len(things))]
         centers, halves = (np.reshape([getattr(thing, key) for thing in things], (-1, 2)) for key in ("center", "half"))
         labels = np.array([thing.label for thing in things], int)
         yield centers, labels, _sizes((2 * halves / BOX_SIDE).prod(1), dataset)
 
 
-def _find_boxes(dataset: DetectionDataset, pictures: Sequence[int], split: str) -> Iterator[Found]:
-    """Yield the annotated objects of each picture and places outside all boxes."""
+def _find_boxes(dataset: DetectionDataset, pictures: Sequence[int], split: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield points, labels and areas of each picture's objects and of places outside all boxes, in random order."""
     label_of = {category["id"]: n for n, category in enumerate(dataset.categories, start=1)}
     annotations = defaultdict(list)
     for annotation in dataset.coco()["annotations"]:
@@ -119,18 +117,14 @@ def _find_boxes(dataset: DetectionDataset, pictures: Sequence[int], split: str) 
         of_picture = annotations[dataset.image_ids[picture]]
         low, side = np.hsplit(np.array([a["bbox"] for a in of_picture], float).reshape(-1, 4), 2)
         height, width = dataset.sizes[picture]
-        points = _generator(dataset, picture, split).random((CANDIDATES, 2)) * [width, height]
+        rng = numpy_generator("probe", split, dataset.image_ids[picture])
+        points = rng.random((CANDIDATES, 2)) * [width, height]
         points = points[~((points[:, None] >= low) & (points[:, None] < low + side)).all(2).any(1)]
         objects = [n for n, a in enumerate(of_picture) if not a.get("iscrowd")]
         labels = np.array([label_of[of_picture[n]["category_id"]] for n in objects], int)
         areas = _sizes(np.array([of_picture[n]["area"] for n in objects], float), dataset)
         outside = np.zeros(len(points), int)
-        centers = (low + side / 2)[objects]
-        yield np.concatenate([centers, points]), np.append(labels, outside), np.append(areas, outside)
-
-
-def _generator(dataset: DetectionDataset, picture: int, split: str) -> np.random.Generator:
-    return numpy_generator("probe", split, dataset.image_ids[picture])
+        yield np.concatenate([(low + side / 2)[objects], points]), np.append(labels, outside), np.append(areas, outside)
 
 
 def _sizes(areas: np.ndarray, dataset: DetectionDataset) -> np.ndarray:

@@ -82,9 +82,8 @@ def probe_runs(folders: Sequence[Path], count: int, config_dir: Path | None = No
 def _background(dataset: DetectionDataset) -> str:
     if not isinstance(dataset, ShapesDataset):
         return "places outside all boxes"
-    return (
-        f"distractors of their size, told apart by {'the time of day' if dataset.world.context else 'their marks (no context)'}"
-    )
+    tells = "the time of day" if dataset.world.context else "their marks (no context)"
+    return f"distractors of their size, told apart by {tells}"
 
 
 def load_trunk(folder: Path, cfg: Config, device: torch.device) -> Detector:
