@@ -71,7 +71,12 @@ def kill_at(step):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("killed_at", [3, 5, 6])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(config, pictures, tmp_path, optimizer, killed_at):
-    cfg = config(*SIX, f"recipe.optimizer={{name: {optimizer}, backbone_lr_factor: 0.5}}", "recipe.flip=true")
+    cfg = config(
+        *SIX,
+        "backbone.weights=pretrain",
+        f"recipe.optimizer={{name: {optimizer}, backbone_lr_factor: 0.5}}",
+        "recipe.flip=true",
+    )
     whole = trained(cfg, pictures, checkpoint=tmp_path / "whole.pt")
     path, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Killed):
@@ -259,7 +264,7 @@ def test_the_backbone_is_trained_at_its_own_rate(pictures, tmp_path, name, overr
     mine, moved = write(tmp_path, FILES), {}
     for factor in (1.0, 0.25):
         optimizer = f"recipe.optimizer={{name: {name}, lr: 0.01, backbone_lr_factor: {factor}}}"
-        cfg = compose([*SIX, *overrides, "recipe.steps=1", "recipe.roi.steps=1", optimizer], mine)
+        cfg = compose([*SIX, *overrides, "backbone.weights=pretrain", "recipe.steps=1", "recipe.roi.steps=1", optimizer], mine)
         model = fresh(cfg, len(pictures.categories))
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         fit(model, cfg, pictures)
