@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUNS", help="folders of runs to add")
     parser.add_argument("--csv", type=Path, default=REFERENCE / "trials.csv", help="default: %(default)s")
-    parser.add_argument("--plot", type=Path, default=REFERENCE / "plots" / "trials.png", help="default: %(default)s")
+    parser.add_argument("--plot", type=Path, default=REFERENCE / "trials.png", help="default: %(default)s")
     parser.add_argument("--readme", type=Path, help=f"document whose '<!-- {BLOCK} -->' block becomes the table")
     return parser
 
