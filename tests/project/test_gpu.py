@@ -13,6 +13,7 @@ from fpn_ablate.model.init import initialise
 from fpn_ablate.model.necks.upsample import bilinear
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.runs import run as running
+from fpn_ablate.structures.batch import Batch
 from fpn_ablate.structures.instances import Targets, map_tensors
 from fpn_ablate.utils.seeding import torch_generator
 
@@ -24,6 +25,7 @@ GPU = (*SCRATCH, "device=cuda")
 TASKS = {
     "fast_rcnn": ("task=fast_rcnn",),
     "joint": JOINT,
+    "joint_in_bf16": (*JOINT, "recipe.bf16=true"),
     **{name: ("task=faster_rcnn", f"task.training={name}") for name in ("separate", "four_step")},
 }
 
@@ -38,9 +40,9 @@ def batch():
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers):
-    cfg = config(f"ablation={row}", *GPU)
+@pytest.mark.parametrize(("workers", "bf16"), [(0, "false"), (2, "true")])
+def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers, bf16):
+    cfg = config(f"ablation={row}", f"recipe.bf16={bf16}", *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path), "workers": workers}))
     assert outcome["status"] == "finished"
     assert outcome["environment"]["device"] == torch.cuda.get_device_name(0)
@@ -54,6 +56,18 @@ def test_a_two_stage_smoke_row_runs_on_the_gpu(config, tmp_path, task, row):
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     assert outcome["status"] == "finished"
     assert outcome["cost"]["latency_ms"] > 0
+
+
+def test_batches_of_training_and_evaluation_are_pinned(config, tmp_path, monkeypatch):
+    to, pinned = Batch.to, []
+
+    def recorded(batch, device):
+        pinned.extend(x.is_pinned() for x in vars(batch).values() if isinstance(x, torch.Tensor))
+        return to(batch, device)
+
+    monkeypatch.setattr(Batch, "to", recorded)
+    running.run(config(*GPU).model_copy(update={"out": str(tmp_path)}))
+    assert pinned and all(pinned)
 
 
 REPEATED = [*((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")), (*JOINT, "deterministic=true")]
