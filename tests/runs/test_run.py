@@ -127,7 +127,9 @@ def test_a_record_holds_what_tables_need(finished):
     assert (on_disk["status"], on_disk["error"]) == ("finished", None)
     assert (on_disk["table"], on_disk["recipe"][:5], on_disk["row"], on_disk["seed"]) == ("table1_rpn", "smoke", "fpn", 0)
     assert (on_disk["data"], on_disk["generated"], on_disk["task"]) == ("shapes", True, "rpn")
-    recipe = {**on_disk["config"]["recipe"], "roi": cfg.recipe.roi.model_dump()}  # which the task does not read
+    unread = {key: getattr(cfg.recipe, key).model_dump() for key in ("roi", "pretrain")}
+    assert not unread.keys() & on_disk["config"]["recipe"].keys()
+    recipe = on_disk["config"]["recipe"] | unread
     assert validate({**on_disk["config"], "recipe": recipe, "out": cfg.out}) == cfg  # a record names no place on a disk
     assert set(on_disk["metrics"]) == {f"{ar}{size}" for ar in ("AR100", "AR1k") for size in ("", "_s", "_m", "_l")}
     assert on_disk["verify"]["anchors"] == 199974
