@@ -16,7 +16,7 @@ from fpn_ablate.utils.files import save_text
 
 ABOUT = """Show how much each feature level of finished runs says about objects. A linear classifier of its features, fitted on
 training pictures, is measured on validation pictures: is here an object, or background (on the generated set a distractor)? Of
-which category is it? Balanced accuracy in percent by the object's size, with half of its 95 %% interval over pictures."""
+which category is it? Balanced accuracy in percent by the object's size, with half of its 95 % interval over pictures."""
 QUESTIONS = {"object": "object?", "category": "category"}
 
 

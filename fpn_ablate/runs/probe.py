@@ -95,5 +95,6 @@ def load_trunk(folder: Path, cfg: Config, device: torch.device) -> Detector:
     try:
         model.load_state_dict({name: value for name, value in load_torch(folder / MODEL).items() if name in names})
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
-        raise UserError(f"{folder / MODEL}: cannot be read ({first_line(error)})") from None
+        reason = first_line(error)
+        raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder to train the run again") from None
     return model.eval()
