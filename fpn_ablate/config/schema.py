@@ -30,6 +30,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # integers that every
 Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
 Workers = Annotated[int, Field(strict=True, ge=0, le=1024)]
+Jobs = Annotated[int, Field(strict=True, gt=0, le=1024)]
 Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e30)]  # what fp32 holds
 Grey = Annotated[float, Field(strict=True, ge=0, le=255)]
@@ -214,6 +215,7 @@ class Config(Strict):
     threads: Threads | None
     workers: Workers
     deterministic: bool | Literal["auto"]
+    jobs: Jobs | Literal["auto"]
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
     backbone: or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
@@ -309,4 +311,4 @@ class Config(Strict):
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, whether it is deterministic there, and a CPU's threads are (runs.identity.fingerprint_inputs).
-INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "on_failure", "log")
+INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "jobs", "on_failure", "log")

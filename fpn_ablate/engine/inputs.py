@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import cpu_count
 
 from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes, Task
 from fpn_ablate.data import coco, shapes
@@ -24,6 +25,8 @@ from fpn_ablate.weights.backbone import backbone_weights
 from fpn_ablate.weights.evaluated import EvaluatedWeights, read_evaluated
 from fpn_ablate.weights.files import inference_settings
 from fpn_ablate.weights.shipped import find_shipped
+
+WORTH_PROCESSES = 100  # generated pictures, which take 3 s
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,10 @@ def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
     """Render pictures on all cores at once, or read them from the disk; training's only if it sees each of them."""
-    processes = max(workers, torch.get_num_threads())
-    validation.render_all(processes)
-    if recipe.steps * recipe.batch_size >= len(training):
-        training.render_all(processes)
+    for split in (validation, training):
+        if split is validation or recipe.steps * recipe.batch_size >= len(split):
+            # One process renders; other rows that run at once wait for it, so that it may take their cores.
+            split.render_all(max(workers, cpu_count() if len(split) >= WORTH_PROCESSES else 1))
 
 
 # The COCO-format set that was read last, with the stamps of its files: the rows of a sweep share it, and reading takes 16 s.

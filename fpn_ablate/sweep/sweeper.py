@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -18,6 +19,7 @@ from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
+from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
 from fpn_ablate.tracking.loggers import CELLS
 from fpn_ablate.utils import signals
@@ -36,11 +38,14 @@ class TableSweeper(BasicSweeper):
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
+        self.local: LocalLauncher | None = None  # unless Hydra's configuration names another launcher than its basic one
         self.cells: list[Config] = []
         self.launched: list[Config] = []  # by job number
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
+        if isinstance(self.launcher, BasicLauncher):
+            self.local = self.launcher = LocalLauncher(self.launcher, arguments)
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
         self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
@@ -72,6 +77,8 @@ class TableSweeper(BasicSweeper):
             pending = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not skip.report_if_finished(cfg)]
             self.overrides[self.batch_index] = [job for job, _ in pending]
             if pending:
+                if self.local:
+                    self.local.jobs = rows_at_once([cfg for _, cfg in pending])
                 self.launched += [cfg for _, cfg in pending]
                 os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)

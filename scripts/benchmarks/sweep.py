@@ -61,9 +61,7 @@ def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
         results["pre-training (s)"] = _costs(folder / "first")["pretrain_s"]
         for count in jobs:
             out, arguments = folder / str(count), ["-m", ROWS, *common]
-            if count > 1:
-                threads = max(1, (os.cpu_count() or 1) // count)
-                arguments += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}", f"threads={threads}"]
+            arguments += [f"jobs={count}", f"threads={max(1, (os.cpu_count() or 1) // count)}"]
             if (backbones := folder / "first" / "backbones").exists():
                 shutil.copytree(backbones, out / "backbones")
             results["ways"][f"{count} at once" if count > 1 else "row by row"] = {

@@ -46,9 +46,9 @@ from fpn_ablate.report.formats.tables import csv_text, latex, markdown
 from fpn_ablate.utils.paths import DETECTIONS, METRICS, MODEL
 
 # Table 1 and Table 2: pre-training, three RPNs, proposals of one of them, three second stages on these.
-SMOKE = ["recipe=smoke", "backbone.weights=pretrain", "device=cpu", "threads=1"]
+SMOKE = ["recipe=smoke", "backbone.weights=pretrain", "device=cpu", "threads=1", "jobs=1"]
 CELLS = ["-m", *SMOKE, "task=rpn,fast_rcnn", "ablation=c4,fpn,bottom_up"]
-JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+JOBLIB = ["jobs=2"]
 GRACE = 10  # seconds from a signal to the end: the usual minimum between SIGTERM and SIGKILL (Docker, `timeout -k`)
 # Record entries that differ between runs: costs, where a run was built on, start and end.
 MEASURED, WHEN = ("cost", "built_on"), ("started", "finished")

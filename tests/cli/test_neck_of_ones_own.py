@@ -16,7 +16,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 
-HOUSE = ("-m", "recipe=smoke", "out=results")
+HOUSE = ("-m", "recipe=smoke", "jobs=1", "out=results")
 
 
 @pytest.fixture
@@ -72,9 +72,7 @@ def test_a_neck_that_breaks_its_contract_is_refused_before_anything_runs(cli, mi
 @pytest.mark.slow
 def test_workers_of_joblib_have_the_folder(cli, mine):
     """In processes of their own."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=1")
-    code, out, err = cli("--config-dir", mine, "-m", *TINY, *joblib, "ablation=pan", "neck.depth=1,2")
+    code, out, err = cli("--config-dir", mine, "-m", *TINY, "jobs=2", "threads=1", "ablation=pan", "neck.depth=1,2")
     assert code == 0, out + err
     made = [json.loads(file.read_text()) for file in Path("results").rglob("record.json")]
     assert {(record["row"], record["status"]) for record in made} == {(f"pan+depth={n}", "finished") for n in (1, 2)}

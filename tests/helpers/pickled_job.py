@@ -23,7 +23,7 @@ def write(file: Path, *config_dir: str) -> None:
     register()  # Hydra loads its own plugins anew when it looks for ours
     Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"].launch = launch
     folder = [f"--config-dir={name}" for name in config_dir]
-    assert main(["-m", "ablation=fpn,c4", "recipe=smoke", f"out={file.parent / 'results'}", *folder]) == 130
+    assert main(["-m", "ablation=fpn,c4", "recipe=smoke", "jobs=1", f"out={file.parent / 'results'}", *folder]) == 130
 
 
 def read(file: Path) -> None:

@@ -8,7 +8,7 @@ SCRATCH = ("backbone.weights=none", "backbone.freeze_at=0", "backbone.frozen_bn=
 TINY = (
     "recipe=smoke",
     *SCRATCH,
-    *("recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "data.train_images=2", "device=cpu"),
+    *("recipe.steps=2", "recipe.batch_size=2", "recipe.eval_images=2", "data.train_images=2", "device=cpu", "jobs=1"),
 )
 # Four steps, with a checkpoint after the second.
 SHORT = (

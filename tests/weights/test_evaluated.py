@@ -151,7 +151,7 @@ def test_missing_settings_are_named(tmp_path, monkeypatch, capsys, arguments, wo
 def test_files_that_would_be_one_row_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        raise SystemExit(main(["-m", "recipe=smoke", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
+        raise SystemExit(main(["-m", "recipe=smoke", "jobs=1", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
     assert "give the files other names" in capsys.readouterr().err
     assert not list(tmp_path.rglob("record.json"))
 
