@@ -21,7 +21,7 @@ from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
-from fpn_ablate.tracking.loggers import CELLS
+from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 
 
@@ -79,6 +79,7 @@ class TableSweeper(BasicSweeper):
             if pending:
                 if self.local:
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending])
+                    os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched += [cfg for _, cfg in pending]
                 os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)

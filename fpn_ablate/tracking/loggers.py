@@ -12,7 +12,8 @@ from typing import ClassVar, Protocol
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import open_no_follow, save_text, unwritable
 
-CELLS = "FPN_ABLATE_CELLS"  # environment variable: the number of a sweep's runs, set by the sweep for its jobs
+# Environment variables that a sweep sets for its jobs: the number of its runs, and how many of them run at once.
+CELLS, AT_ONCE = "FPN_ABLATE_CELLS", "FPN_ABLATE_AT_ONCE"
 RATE = "lr"  # in every line of a training, and not in that of an evaluation
 
 
@@ -61,7 +62,8 @@ class JsonLines:
 
 
 class Console:
-    """A progress line with the time left for the run and for the sweep. A log file gets a line at every tenth of the steps."""
+    """A progress line with the time left for the run and for the sweep; in a log file, and where rows run at once, a line at
+    every tenth of the steps."""
 
     # Of this process, over all its runs.
     seconds: ClassVar[float] = 0.0
@@ -69,7 +71,8 @@ class Console:
 
     def __init__(self, title: str, steps: int, job: int = 0) -> None:
         self.title, self.steps, self.job = title, steps, job
-        self.cells = int(os.environ.get(CELLS, "1"))
+        self.cells, self.at_once = (int(os.environ.get(name, "1")) for name in (CELLS, AT_ONCE))
+        self.live = sys.stderr.isatty() and self.at_once == 1
         self.last: tuple[int, float] | None = None
         self.tenth = -1
 
@@ -79,16 +82,17 @@ class Console:
             Console.done += step - self.last[0]
             Console.seconds += now - self.last[1]
         self.last = step, now
-        live, tenth = sys.stderr.isatty(), 10 * step // max(self.steps, 1)
-        if not live and tenth == self.tenth:
+        tenth = 10 * step // max(self.steps, 1)
+        if not self.live and tenth == self.tenth:
             return
         self.tenth = tenth
         losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
         text = f"{self.title}: step {step}/{self.steps} {losses}, {self._time_for(self.steps - step)} left"
         if self.cells > 1:
-            later = (self.cells - self.job - 1) * self.steps
-            text += f"; row {self.job + 1} of {self.cells}, training {self._time_for(self.steps - step + later)} left"
-        log_line(f"\r\x1b[2K{text}" if live else text, sys.stderr, end="" if live else "\n")
+            own, later = self.steps - step, (self.cells - self.job - 1) * self.steps
+            left = self._time_for(max(own, (own + later) // self.at_once))
+            text += f"; row {self.job + 1} of {self.cells}, training {left} left"
+        log_line(f"\r\x1b[2K{text}" if self.live else text, sys.stderr, end="" if self.live else "\n")
 
     def _time_for(self, steps: int) -> str:
         """Estimate the minutes and seconds that `steps` more take, at the mean pace so far."""
@@ -100,5 +104,5 @@ class Console:
         return f"{minutes}:{seconds:02d}"
 
     def close(self) -> None:
-        if sys.stderr.isatty() and self.last:
+        if self.live and self.last:
             log_line("", sys.stderr)

@@ -16,6 +16,7 @@ def cli(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv(loggers.CELLS, "1")
+    monkeypatch.setenv(loggers.AT_ONCE, "1")
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments):

@@ -89,6 +89,10 @@ def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
     console = Console("fpn seed 4", 100, job=3)
     console.log(50, {"rpn_box": 0.1})
     assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
+    monkeypatch.setenv(loggers.AT_ONCE, "2")
+    console = Console("fpn seed 4", 100, job=3)
+    console.log(50, {"rpn_box": 0.1})
+    assert "0:50 left; row 4 of 6, training 2:05 left" in last()  # two rows at once
 
 
 def test_a_log_file_gets_a_line_at_every_tenth(capsys):
