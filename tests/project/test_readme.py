@@ -50,7 +50,7 @@ def quoted() -> list[str]:
 def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
     job, tests = (block.strip() for block in BLOCKS[:2])
     assert "\n" not in job + tests
-    assert job.endswith("/python -m fpn_ablate -m ablation=c4,c5,fpn,bottom_up,no_lateral,finest")
+    assert job.endswith("/python -m fpn_ablate -m ablation=fpn,bottom_up,no_lateral,finest,c5,c4")
     assert tests.endswith("/python -m pytest")
 
 
