@@ -86,6 +86,7 @@ def contents(out: Path) -> dict[str, Any]:
         folder, name = file.parent, str(file.parent.relative_to(out))
         record = json.loads(file.read_text())
         record["environment"] |= INCIDENTAL
+        record["config"]["jobs"] = None  # of which a drill changes the number
         items[f"{name}/record"] = {key: value for key, value in record.items() if key not in (*MEASURED, *WHEN)}
         weights = torch.load(folder / MODEL, weights_only=True)
         items[f"{name}/weights"] = {key: value.numpy().tobytes() for key, value in weights.items()}
