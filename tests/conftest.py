@@ -16,6 +16,7 @@ import torch
 
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
+from fpn_ablate.evaluation import bootstrap
 from fpn_ablate.report.html import live
 
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
@@ -72,6 +73,33 @@ def script():
 def cache_home(tmp_path_factory):
     """Keep the tests out of the user's cache, in the processes that they start too."""
     os.environ["FPN_ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waits_for_the_disk():
+    """Check a descriptor in place of flushing it: a tiny run flushes 30 times, which takes as long as its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: os.fstat(number))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_replicates():
+    """Draw 20 bootstrap samples of the images of a run: the usual 400 take a quarter of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "REPLICATES", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    """Leave out what takes more than half of a tiny run's time: 35 forward passes, a walk through the process's memory."""
+    from fpn_ablate.runs import run as running
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
+        patch.setattr(running, "reset_peak_memory", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,15 +20,9 @@ from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
 FOUR_STEP = ("task=faster_rcnn", "task.training=four_step")
-
-
-@pytest.fixture(autouse=True)
-def no_measurements(monkeypatch):
-    """More than half of a tiny run's time, and tested elsewhere: 35 forward passes, a walk through the process's memory."""
-    monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
-    monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
 
 
 @pytest.fixture
