@@ -24,12 +24,12 @@ WORLDS = [(0.006, 0.0, 0.0), (0.006, 0.1, 0.05), (0.002, 0.1, 0.1), (0.0, 0.1, 0
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_95_percent_intervals_cover_the_truth_in_93_to_97_percent(world, seeds):
     """Those of two seeds in at least 94 percent, and more where the images matter as much as the seeds."""
-    generator = np.random.default_rng(1)
-    covered = 0
-    for _ in range(REPETITIONS):
+    generator = np.random.default_rng(0)
+    covered, repetitions = 0, 2 * REPETITIONS  # 94 percent is a point below the truth, two deviations of so many
+    for _ in range(repetitions):
         found = estimate(*simulated(seeds, 100, *world, mean=0.3, generator=generator))
         covered += found.low <= 0.3 <= found.high
-    assert (0.94, 0.93)[seeds > 2] <= covered / REPETITIONS <= (0.99, 0.97)[seeds > 2]
+    assert (0.94, 0.93)[seeds > 2] <= covered / repetitions <= (0.99, 0.97)[seeds > 2]
 
 
 def test_percentiles_over_three_seeds_would_not():
