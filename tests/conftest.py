@@ -1,5 +1,6 @@
 """What several test files share: configurations composed as the command line composes them, and the measuring scripts."""
 
+import copy
 import functools
 import importlib.util
 import json
@@ -13,9 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 
 import pytest
 import torch
+import yaml
 
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
+from fpn_ablate.evaluation import bootstrap
 from fpn_ablate.report.html import live
 
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
@@ -72,6 +75,52 @@ def script():
 def cache_home(tmp_path_factory):
     """Keep the tests out of the user's cache, in the processes that they start too."""
     os.environ["FPN_ABLATE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waits_for_the_disk():
+    """Check a descriptor in place of flushing it: a tiny run flushes 30 times, which takes as long as its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: os.fstat(number))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_replicates():
+    """Draw 20 bootstrap samples of the images of a run: the usual 400 take a quarter of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "REPLICATES", 20)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_parsed_once():
+    """Keep what YAML texts hold: every composition reads the same twenty files, which is a fifth of its time."""
+    parse, parsed = yaml.load, {}
+
+    def load(stream: Any, Loader: Any) -> Any:
+        text = stream if isinstance(stream, str | bytes) else stream.read()
+        key = text, Loader.__name__
+        if key not in parsed:
+            if stream is not text:
+                stream.seek(0)  # an error names the file
+            parsed[key] = parse(stream, Loader)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    """Leave out what takes more than half of a tiny run's time: 35 forward passes, a walk through the process's memory."""
+    from fpn_ablate.runs import run as running
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
+        patch.setattr(running, "reset_peak_memory", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -36,7 +37,16 @@ def imports_of(file: Path, module: str, text: str | None = None) -> Iterator[str
         text: of the file, if it was read before.
     """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if text is None else text, filename=str(file))):
+    yield from _imported(file.read_text(encoding="utf-8") if text is None else text, package, str(file))
+
+
+@lru_cache(maxsize=1024)  # each row of a sweep follows the imports of its parts, through the same files
+def _imported(text: str, package: str, filename: str) -> tuple[str, ...]:
+    return tuple(_imported_names(ast.parse(text, filename=filename), package))
+
+
+def _imported_names(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -16,16 +16,26 @@ PYRAMID = ("backbone=resnet18", *JOINT, *SCRATCH, "neck.channels=256", "task.roi
 def run(config, ours, tmp_path):
     """`run("neck.upsample=bilinear")` -> the folder of a finished run with weights of that network."""
 
-    def make(*overrides: str):
-        folder = tmp_path / "run"
-        folder.mkdir()
-        common = [o for o in PYRAMID if "ablation=c4" not in overrides or not o.startswith("neck")]
-        cfg, model = config(*common, *overrides), ours(3, *common, *overrides)
-        torch.save(model.state_dict(), folder / "model.pt")
-        (folder / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
-        return folder, model.state_dict()
+    return lambda *overrides: leave_run(config, ours, tmp_path / "run", *overrides)
 
-    return make
+
+def leave_run(config, ours, folder, *overrides):
+    """Write what a finished run would leave to read weights from; return the folder and the state dict."""
+    folder.mkdir()
+    common = [o for o in PYRAMID if "ablation=c4" not in overrides or not o.startswith("neck")]
+    cfg, model = config(*common, *overrides), ours(3, *common, *overrides)
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    return folder, model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def pyramid(config, ours, tmp_path_factory):
+    """The folder of a finished run with a pyramid, which is read only, and a file of its weights alone."""
+    root = tmp_path_factory.mktemp("pyramid")
+    folder, state = leave_run(config, ours, root / "run")
+    torch.save(state, root / "bare.pt")
+    return folder, root / "bare.pt"
 
 
 def test_a_file_of_torchvision_comes_in_and_goes_out_again(cli, torchvision_file, tmp_path):
@@ -100,11 +110,10 @@ def test_what_torchvision_does_not_have_is_not_exported(cli, run, tmp_path, over
         ("import {theirs} {out} --bn-eps -1", "--bn-eps"),
     ],
 )
-def test_bad_arguments_are_told_with_the_fix(cli, torchvision_file, run, tmp_path, arguments, message):
+def test_bad_arguments_are_told_with_the_fix(cli, torchvision_file, pyramid, tmp_path, arguments, message):
     out = tmp_path / "out.safetensors"
-    folder, state = run()
-    torch.save(state, tmp_path / "bare.pt")
-    places = {"theirs": torchvision_file[0], "folder": tmp_path, "out": out, "run": folder, "bare": tmp_path / "bare.pt"}
+    folder, bare = pyramid
+    places = {"theirs": torchvision_file[0], "folder": tmp_path, "out": out, "run": folder, "bare": bare}
     code, _, err = cli("weights", *(word.format(**places) for word in arguments.split()))
     assert code == 2 and message in err
     assert not out.exists()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from coco_sets import annotation
 
-from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics, per_image_metrics
+from fpn_ablate.evaluation import bootstrap
+from fpn_ablate.evaluation.bootstrap import REPLICATES, bootstrap_indices, bootstrap_metrics, per_image_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
 
 CATEGORIES = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
@@ -83,7 +84,8 @@ def test_every_image_once_is_the_metric_itself(world):
         assert found[name][0] == pytest.approx(value, abs=1e-12)
 
 
-def test_the_same_generator_gives_the_same_draws():
+def test_the_same_generator_gives_the_same_draws(monkeypatch):
+    monkeypatch.setattr(bootstrap, "REPLICATES", REPLICATES)  # of a user's process; conftest.py draws fewer
     first, second = (bootstrap_indices(50, np.random.default_rng(9), 7) for _ in range(2))
     assert (first == second).all() and first.shape == (7, 50)
     assert (first != bootstrap_indices(50, np.random.default_rng(10), 7)).any()

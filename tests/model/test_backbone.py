@@ -1,6 +1,7 @@
 """Backbones: strides, freezing, and that the cut-up networks are torchvision's own."""
 
 import copy
+import functools
 import urllib.error
 from pathlib import Path
 
@@ -33,7 +34,7 @@ IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dt
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (31, 1)])
 def test_levels_say_what_comes_out(name, size):
     with torch.device("meta"):
-        backbone = make(name).eval()
+        backbone = made_on_meta(name)
         features = backbone(torch.empty(2, 3, *size))
     assert list(features) == ["c2", "c3", "c4", "c5"] == [level.name for level in backbone.levels]
     for level in backbone.levels:
@@ -43,6 +44,12 @@ def test_levels_say_what_comes_out(name, size):
 
 def make(name: str) -> Backbone:
     return build.build_backbone(backbone_config(name))
+
+
+@functools.cache
+def made_on_meta(name: str) -> Backbone:
+    """The layers of a deep one take longer than its shapes."""
+    return make(name).eval()
 
 
 def file_of(state: dict, folder: Path) -> str:

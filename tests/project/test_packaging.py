@@ -22,7 +22,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SMOKE = ["recipe=smoke", "threads=1", "jobs=1"]
+# From pre-training to tables and page, with hardly any pictures.
+SMOKE = ["recipe=smoke", "recipe.eval_images=2", "recipe.pretrain.steps=1", "data.train_images=4", "threads=1", "jobs=1"]
 
 
 def files_under(folder: Path) -> Iterator[Path]:

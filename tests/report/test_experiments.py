@@ -1,6 +1,7 @@
 """The files in experiments/: each sweeps the rows that it shows, and shows the paper's figures and no others."""
 
 import csv
+import functools
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def definition(name: str):
     return find_definition(content(name)["table"], ())
 
 
+@functools.cache  # a composition takes 0.1 s, and two tests read those of each file
 def cells(name: str, *more: str) -> list[Config]:
     """What `-m +experiments=<name> recipe=smoke` would run, for the first seed."""
     register()

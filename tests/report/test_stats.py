@@ -9,13 +9,19 @@ from scipy import stats
 from fpn_ablate.report.collate.stats import Estimate, control_half_width, estimate, holm, looks, seeds_needed
 
 
+def times_drawn(images, replicates, generator):
+    """Count how often each image is in each replicate: (B, I). A tenth of the time of `generator.multinomial`."""
+    positions = generator.integers(images, size=(replicates, images)) + images * np.arange(replicates)[:, None]
+    return np.bincount(positions.ravel(), minlength=replicates * images).reshape(replicates, images)
+
+
 def simulated(seeds=3, images=200, between=0.004, shared=0.05, own=0.05, mean=0.0, generator=None, replicates=200):
     """({seed: metric}, {seed: the metric on drawn images}) of a metric that is a ratio of sums over images, as recall is."""
     generator = generator or np.random.default_rng(0)
     objects = generator.poisson(6, images) + 1
     values = mean + generator.normal(0, between, seeds)[:, None]
     values = values + generator.normal(0, shared, images) + generator.normal(0, own, (seeds, images))
-    times = generator.multinomial(images, np.full(images, 1 / images), size=replicates)
+    times = times_drawn(images, replicates, generator)
     drawn = (times @ (values * objects).T / (times @ objects)[:, None]).T
     return dict(enumerate((values * objects).sum(axis=1) / objects.sum())), dict(enumerate(drawn))
 

@@ -398,15 +398,6 @@ def _all(cells, trained):
 
 
 @pytest.fixture(scope="module")
-def unmeasured():
-    """More than half of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
-        patch.setattr(running, "reset_peak_memory", lambda *_: None)
-        yield
-
-
-@pytest.fixture(scope="module")
 def left_alone(config, unmeasured, tmp_path_factory, script):
     """Three runs, of which two build on the first; and what they leave."""
     fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0")
