@@ -28,6 +28,7 @@ from fpn_ablate.utils.paths import RECORD
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 ROWS = ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest")
 METRICS = ("AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l")
+KEYS = ["data", "recipe", "steps"]  # runs that differ in the seed alone
 POINTS = 15  # of a learning curve
 BLOCK = "trials"  # of a document
 
@@ -107,10 +108,10 @@ def _thin(curve: list[float]) -> list[float]:
 
 def table(trials: pd.DataFrame) -> str:
     """Return the Markdown table: a line for each way to train, a column for each row."""
-    lines = [" | ".join(("| data | recipe", *ROWS)) + " |", "| --- | --- |" + " ---: |" * len(ROWS)]
-    for (data, recipe), runs in trials.groupby(["data", "recipe"]):
+    lines = [" | ".join(("| data | recipe | steps", *ROWS)) + " |", "| --- | --- |" + " ---: |" * (1 + len(ROWS))]
+    for (data, recipe, steps), runs in trials.groupby(KEYS):
         cells = [_cell(runs[runs.row == row]) for row in ROWS]
-        lines.append(" | ".join((f"| {data} | {recipe}", *cells)) + " |")
+        lines.append(" | ".join((f"| {data} | {recipe} | {steps}", *cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -128,10 +129,10 @@ def _plot(trials: pd.DataFrame, path: Path) -> None:
     """Plot each run's objectness loss over its steps, a panel for each way to train."""
     from matplotlib.figure import Figure
 
-    groups = list(trials.groupby(["data", "recipe"]))
+    groups = list(trials.groupby(KEYS))
     columns = min(3, len(groups))
     figure = Figure(figsize=(4 * columns, 3 * math.ceil(len(groups) / columns)), layout="constrained")
-    for number, ((data, recipe), runs) in enumerate(groups, start=1):
+    for number, ((data, recipe, _), runs) in enumerate(groups, start=1):
         axes = figure.add_subplot(math.ceil(len(groups) / columns), columns, number)
         for run in runs.itertuples():
             losses = [float(loss) for loss in str(run.objectness).split()]

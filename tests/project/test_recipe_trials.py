@@ -42,7 +42,7 @@ def test_each_run_is_kept_once_and_others_are_left_out(script, leave, tmp_path, 
     files = ["--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "t.png"), "--readme", str(document)]
     for _ in range(2):
         assert trials.main([str(runs), *files]) == 0
-        line = "| shapes | quick |  |  | 55.0 / 55.0 (sd 7.1 / 7.1, n 2) |  |  |  |"
+        line = "| shapes | quick | 40 |  |  | 55.0 / 55.0 (sd 7.1 / 7.1, n 2) |  |  |  |"
         assert line in capsys.readouterr().out.splitlines()
         assert line in document.read_text().splitlines()
     assert (tmp_path / "t.png").stat().st_size > 1000
