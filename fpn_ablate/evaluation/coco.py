@@ -26,12 +26,14 @@ class DetectionSet:
     """Boxes of many images in native pixels: image_ids (M,) int64, boxes (M, 4) XYXY float32, scores (M,) float32.
 
     labels: (M,) int64, 1..K; None for class-agnostic proposals.
+    masks: M masks (`utils.rle`) in pixels of their native images; None: boxes alone.
     """
 
     image_ids: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray | None = None
+    masks: Sequence[bytes] | None = None
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz file."""
