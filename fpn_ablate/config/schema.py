@@ -14,6 +14,7 @@ from fpn_ablate.config.parts import (
     Backbone,
     BuiltInNeck,
     FPNNeck,
+    MaskConfig,
     RoI,
     RPNConfig,
     SingleLevelNeck,
@@ -116,8 +117,15 @@ class FasterRCNNTask(Strict):
     roi: RoI
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
+class MaskRCNNTask(FasterRCNNTask):
+    """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask branch. `mask` null: the box branch alone, for comparison."""
+
+    name: Literal["mask_rcnn"]  # type: ignore[assignment]
+    mask: MaskConfig | None
+
+
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn")
 
 
 class Optimizer(Strict):
@@ -240,13 +248,19 @@ class Config(Strict):
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
+    def mask(self) -> MaskConfig | None:
+        """Return the configuration of the mask branch; None without one."""
+        return self.task.mask if isinstance(self.task, MaskRCNNTask) else None
+
+    @property
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
-        return parts | ({} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head})
+        parts |= {} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head}
+        return parts | ({"task.mask.head": self.mask.head} if self.mask else {})
 
     @property
     def user_parts(self) -> dict[str, UserPart]:
