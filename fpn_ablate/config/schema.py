@@ -123,6 +123,7 @@ class FasterRCNNTask(Strict):
 class MaskRCNNTask(FasterRCNNTask):
     """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask branch. `mask` null: the box branch alone, for comparison."""
 
+    masks: ClassVar[bool] = True  # also of the box branch alone, so that all rows read the same data
     name: Literal["mask_rcnn"]  # type: ignore[assignment]
     mask: MaskConfig | None
 

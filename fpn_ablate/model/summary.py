@@ -34,8 +34,8 @@ class RowFacts:
             share nothing. A second stage is counted with the paper's 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
             pooling, NMS and nearest upsampling are not counted; bilinear upsampling, two products here, is. The second stage
-            runs on 1000 RoIs, the mask branch on 100 detections. Where RPN and second stage share nothing, of both networks; where proposals are fixed, without
-            the network that made them.
+            runs on 1000 RoIs, the mask branch on 100 detections. Where RPN and second stage share nothing, of both networks;
+            where proposals are fixed, without the network that made them.
     """
 
     feature: str

@@ -60,8 +60,8 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
 def fit_to_model(model: Detector, path: Path, options: Options | None = None) -> Weights:
     """Read a file of any supported format, or a run's, as the tensors of `model`, which may be on the meta device.
 
-    If the model has no RPN, second stage or mask branch, the file's is left out, and a note says so. A model of 90 classes takes all rows
-    of a COCO detector of torchvision, any other the 80 that have a category.
+    If the model has no RPN, second stage or mask branch, the file's is left out, and a note says so. A model of 90 classes
+    takes all rows of a COCO detector of torchvision, any other the 80 that have a category.
 
     Raises:
         UserError: see `files.read` and `convert`; or the file does not fit the model.

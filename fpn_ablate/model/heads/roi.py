@@ -47,8 +47,8 @@ class RoIHeads(nn.Module):
     def losses(
         self, features: Features, proposals: Proposals, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs; with a mask
-        branch also `mask`, of the same positives."""
+        """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs, and with a
+        mask branch `mask`, of the same positives."""
         rois, labels, matched_idxs, sampled_mask = self.sample(proposals, targets, generator)
         scores, deltas, maps = self._forward(features, rois)
         losses = self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
