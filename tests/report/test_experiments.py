@@ -162,7 +162,9 @@ def test_published_values_of_masks_are_those_reported():
     if not all(table.exists() for table in tables):
         pytest.skip("the transcriptions of Mask R-CNN's figures are not beside this checkout")
     paper, later = ([*csv.DictReader(table.read_text(encoding="utf-8").splitlines())] for table in tables)
-    of_masks = {(line["row"].split(" (")[0], line["group"]): [line[key] for key in ("mask_AP", "AP50", "AP75")] for line in paper}
+    of_masks = {
+        (line["row"].split(" (")[0], line["group"]): [line[key] for key in ("mask_AP", "AP50", "AP75")] for line in paper
+    }
     lines = {
         "fpn": ("ResNet-50-FPN", "backbone"),
         "c4": ("ResNet-50-C4", "backbone"),
