@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from coco_sets import REAL, base, split, write, write_splits
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -16,7 +17,6 @@ from fpn_ablate.data.coco import CocoDataset
 from fpn_ablate.engine.inputs import load_data
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import UserError
-from tests.helpers.coco_sets import REAL, base, split, write, write_splits
 
 SIZES = {42: (40, 60), 7: (50, 50)}
 SQUARE, TRIANGLE = [20, 10, 50, 10, 50, 30, 20, 30], [0, 0, 15.5, 3, 4, 22.25]

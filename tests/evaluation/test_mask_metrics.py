@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from coco_sets import CATEGORIES, REAL
 
 from fpn_ablate.evaluation.bootstrap import bootstrap_metrics, per_image_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, mask_name
 from fpn_ablate.utils import rle
-from tests.helpers.coco_sets import CATEGORIES, REAL
 
 BOUNDS = 8.0**2, 14.0**2
 SIZES = {5: (40, 60), 3: (50, 50), 8: (64, 32), 9: (30, 30)}

@@ -17,7 +17,7 @@ from fpn_ablate.utils.errors import short_repr
 from fpn_ablate.utils.rle import Size
 
 ROUNDING, NOISE = 1.0, 1e-3  # pixels, as for boxes: `examine`
-LONGEST = 10**6  # pixels of a side; no picture of more is read
+LONGEST, MOST = 10**6, 2**31  # pixels of a side, and in all: pycocotools counts in 32 bits
 FAR = 0.5  # IoU of a mask's box and its object's, both a pixel wider; COCO's own are above 0.7
 
 
@@ -51,7 +51,7 @@ def to_mask(segmentation: Any, size: Size) -> bytes | Flawed:
     """Convert the `segmentation` of an object in an image of `size` to run lengths. Never raises on bad content."""
     if not segmentation and segmentation in (None, [], {}):
         return Flawed("mask-missing", f"`segmentation` is {short_repr(segmentation)}")
-    if not 0 < min(size) <= max(size) <= LONGEST:
+    if max(size) > LONGEST or not 0 < size[0] * size[1] < MOST:
         return Flawed("image-size", f"annotated as {size[1]}x{size[0]}")
     if isinstance(segmentation, dict):
         return _from_rle(segmentation, size)
