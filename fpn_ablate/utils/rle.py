@@ -73,9 +73,11 @@ def runs(counts: str) -> list[int] | None:
     A number has 5 bits a character, the lowest first, with bit 5 where more follow and a sign; from the fourth on it is the
     difference from the last but one.
     """
-    values = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if not counts or not counts.isascii():
+        return None
+    values = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(values & 32 == 0)
-    if not len(values) or values.min() < 0 or values.max() > 63 or values[-1] & 32:
+    if values.min() < 0 or values.max() > 63 or values[-1] & 32:
         return None
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
