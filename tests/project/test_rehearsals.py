@@ -62,7 +62,7 @@ def test_every_step_measures(rehearsal, folder, step):
     clock = rehearsal.Clock()
     rehearsal.STEPS[step](folder, clock, argparse.Namespace(scale=SCALE, pycocotools=2))
     figures = clock.figures
-    assert any(name.endswith(("(s)", "(ms)")) for name in figures)
+    assert any(name.endswith("s)") for name in figures)
     if step == "pycocotools":
         assert figures["greatest difference from ours"] < 1e-9
         assert {"AP, 2 x 100 (s)", "AR, 2 x 1,000 (s)"} <= set(figures)
@@ -72,7 +72,7 @@ def test_a_readmes_table_is_that_of_the_figures(rehearsal):
     root = SCRIPTS.parent
     file, text = root / "results" / "reference" / "rehearsal.json", (root / "results" / "README.md").read_text(encoding="utf-8")
     results = json.loads(file.read_text())
-    assert set(rehearsal.STEPS) == set(results["steps"]) and results["scale"] == 1
+    assert set(results["steps"]) <= set(rehearsal.STEPS) and results["scale"] == 1
     assert fill_blocks(text, rehearsal.BLOCK, lambda _: rehearsal.markdown(results)) == text
 
 
