@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from fpn_ablate.model.summary import CLASSES, PAPER_SIZE, ROIS, RowFacts
+from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowFacts
 
 
 def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     """Print the rows as a table."""
-    two_stage = any(facts.head for facts in rows.values())
-    columns = ["row", *(["proposals"] if two_stage else []), "feature", *(["head"] if two_stage else [])]
+    two_stage, masks = (any(getattr(facts, part) for facts in rows.values()) for part in ("head", "mask"))
+    columns = ["row", *(["proposals"] if two_stage else []), "feature"]
+    columns += [*(["head"] if two_stage else []), *(["mask head"] if masks else [])]
     columns += ["lateral?", "top-down?", "finest level sees"]
-    parts = ["backbone", "neck", "rpn", *(["head"] if two_stage else [])]
+    parts = ["backbone", "neck", "rpn", *(["head"] if two_stage else []), *(["mask"] if masks else [])]
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
-    table = Table(title=title + (f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""))
+    title += f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""
+    table = Table(title=title + (f", masks of {DETECTIONS} detections" if masks else ""))
     for column in columns:
         table.add_column(column)
     for column in [
@@ -28,18 +30,19 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     for row, facts in rows.items():
         marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
         proposals, head = ([facts.proposals], [facts.head]) if two_stage else ([], [])
+        head += [facts.mask] if masks else []
         gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
         counts = [
             *(f"{n:,}" if n else "" for n in (facts.anchors, facts.params, facts.trained)),
             *(f"{x:,.1f}" for x in gflops),
         ]
         table.add_row(row, *proposals, facts.feature, *head, *marks, " ".join(facts.reach), *counts)
-    Console(width=max(180, Console().width)).print(table)
+    Console(width=max(200 if masks else 180, Console().width)).print(table)
 
 
 def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -> str:
     """Return a Markdown table of what each row costs, for a README; parts that no row has are left out."""
-    titles = {"backbone": "backbone", "neck": "neck", "rpn": "RPN", "head": "head"}
+    titles = {"backbone": "backbone", "neck": "neck", "rpn": "RPN", "head": "head", "mask": "masks"}
     parts = [part for part in titles if any(getattr(facts, f"gflops_{part}") for facts in rows.values())]
     header = ["row", "parameters (M)", *(titles[part] for part in parts), "total", "neck / backbone"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
@@ -49,5 +52,6 @@ def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -
         share = f"{facts.gflops_neck / facts.gflops_backbone:.0%}" if facts.gflops_neck else ""
         lines.append([row, *(f"{x:.1f}" if x else "" for x in figures), share])
     head = f", the head on {ROIS:,} RoIs and {CLASSES} classes, without RoI pooling" if "head" in parts else ""
+    head += f", masks of {DETECTIONS} detections" if "mask" in parts else ""
     unit = f"Cost in GMAC (1e9 multiply-adds: GFLOPs / 2) for one image of {size[0]} x {size[1]}{head}."
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{unit}\n"

@@ -10,6 +10,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, Weights, to_torchvision
 from fpn_ablate.weights.files import locate, write_safetensors, write_torch
 from fpn_ablate.weights.loading import open_weights
+from fpn_ablate.weights.names import MASK
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -53,8 +54,10 @@ def _print_use_in_torchvision(weights: Weights) -> None:
     parts = [part for part in ("rpn", "roi") if any(name.startswith(f"{part}.") for name in weights.tensors)]
     classes = f", num_classes={int(weights.facts['num_classes']) + 1}" if "roi" in parts else ""
     partial = "" if len(parts) == 2 else f"; it has {parts[0] if parts else 'none'} of the heads, so load it with strict=False"
-    print(f"for FasterRCNN(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
-    print("box deltas of background, which are not trained, are 0; what else it computes with is to be set there:")
+    masks = any(name.startswith(MASK) for name in weights.tensors)
+    network, rows = ("MaskRCNN", "box deltas and masks") if masks else ("FasterRCNN", "box deltas")
+    print(f"for {network}(resnet_fpn_backbone(backbone_name='{backbone}', weights=None){classes}){partial}")
+    print(f"{rows} of background, which are not trained, are 0; what else it computes with is to be set there:")
     for key, value in json.loads(weights.facts.get("settings", "{}")).items():
         print(f"  {key}={json.dumps(value)}")
 

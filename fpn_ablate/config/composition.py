@@ -24,7 +24,7 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT
 
 DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
 # The table of a task, or of a way to train Faster R-CNN, where none is named; others have a table of their own name.
-TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn"}
+TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn", "masks_separate": "masks"}
 # Overrides that are no part of a recipe's name: rows, data and places have names of their own.
 _NOT_IN_RECIPE_NAME = (
     *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),
@@ -148,7 +148,7 @@ def cell_config(
 
     # As in Hydra, the last value of a key that is given twice counts.
     last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    row, recipe = [str(choices["ablation"])], [cfg.recipe.name]
+    row, recipe = [str(choices["ablation"]).rpartition("/")[2]], [cfg.recipe.name]
     if "ablation" not in last_values and "neck" in last_values and isinstance(cfg.neck, UserPart):
         row = [last_values.pop("neck")]
     for key, value in sorted((key, _name_of_value(key, value)) for key, value in last_values.items()):
@@ -157,8 +157,9 @@ def cell_config(
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
+    kind = f"masks_{cfg.procedure}" if cfg.task.name == "mask_rcnn" else cfg.procedure
     names = {
-        "table": cfg.table or (f"evaluated_{cfg.task.name}" if evaluates else TABLES.get(cfg.procedure, cfg.procedure)),
+        "table": cfg.table or (f"evaluated_{cfg.task.name}" if evaluates else TABLES.get(kind, kind)),
         "row": "+".join(row),
         "factors": factors,
         "recipe": cfg.recipe.model_copy(update={"name": "+".join(recipe)}),

@@ -228,3 +228,15 @@ class RoI(Strict):
     score_thresh: Share
     nms_thresh: Share
     detections: Many
+
+
+class MaskConfig(Strict):
+    """The mask branch; see `fpn_ablate.model.heads.mask.MaskBranch`."""
+
+    head: Literal["fcn", "mlp"]
+    resolution: Cells
+    convolutions: Annotated[int, Field(strict=True, ge=0, le=64)]
+    channels: Width
+    fc_dim: Width
+    class_agnostic: Annotated[bool, Field(strict=True)]
+    targets: Literal["exact", "torchvision"]

@@ -4,7 +4,7 @@ Hydra composes `conf/` into a plain dictionary, which `validation.validate` turn
 alone, so that each is written once.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from fpn_ablate.config.parts import (
     Backbone,
     BuiltInNeck,
     FPNNeck,
+    MaskConfig,
     RoI,
     RPNConfig,
     SingleLevelNeck,
@@ -89,6 +90,7 @@ class Coco(Strict):
 class RPNTask(Strict):
     """Table 1: the RPN alone, class-agnostic proposals."""
 
+    masks: ClassVar[bool] = False  # the task is trained and evaluated on masks
     name: Literal["rpn"]
 
 
@@ -102,6 +104,7 @@ class ProposalSource(Strict):
 class FastRCNNTask(Strict):
     """Table 2: Fast R-CNN on fixed proposals, the same for all rows."""
 
+    masks: ClassVar[bool] = False
     name: Literal["fast_rcnn"]
     proposals: ProposalSource
     roi: RoI
@@ -111,13 +114,22 @@ class FasterRCNNTask(Strict):
     """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
     shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
 
+    masks: ClassVar[bool] = False
     name: Literal["faster_rcnn"]
     training: Literal["separate", "four_step", "joint"]
     roi: RoI
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn")
+class MaskRCNNTask(FasterRCNNTask):
+    """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask branch. `mask` null: the box branch alone, for comparison."""
+
+    masks: ClassVar[bool] = True  # also of the box branch alone, so that all rows read the same data
+    name: Literal["mask_rcnn"]  # type: ignore[assignment]
+    mask: MaskConfig | None
+
+
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn")
 
 
 class Optimizer(Strict):
@@ -240,13 +252,19 @@ class Config(Strict):
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
+    def mask(self) -> MaskConfig | None:
+        """Return the configuration of the mask branch; None without one."""
+        return self.task.mask if isinstance(self.task, MaskRCNNTask) else None
+
+    @property
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
-        return parts | ({} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head})
+        parts |= {} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head}
+        return parts | ({"task.mask.head": self.mask.head} if self.mask else {})
 
     @property
     def user_parts(self) -> dict[str, UserPart]:

@@ -18,9 +18,10 @@ import numpy as np
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
-from fpn_ablate.data.checks.findings import NOTE, Finding
+from fpn_ablate.data.checks.findings import BOX, KINDS, NOTE, Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.content import CONTENT, WHOLE, content_digest
 from fpn_ablate.utils.errors import UserError
 
@@ -31,11 +32,13 @@ class CocoDataset:
     """A split of a COCO-format set: implements `structures.batch.DetectionDataset`.
 
     Args:
-        invalid: what to do with boxes outside their image or without area. 'error' refuses the set; 'clip' cuts them to the
-            image and drops those without area left; 'drop' drops them. Broken structure and broken images are always refused.
+        invalid: what to do with boxes and masks outside their image or without area. 'error' refuses the set; 'clip' cuts them
+            to the image and drops objects without area left; 'drop' drops the objects. Broken structure and broken images are
+            always refused.
         keep_empty: False leaves images without an object (crowd regions do not count) out of the samples, for training;
             `coco()` always declares them.
         links: follow links out of the folder `images`.
+        masks: read the objects' masks too, and check them.
 
     Attributes:
         repairs: how many entries were changed and how many images left out, by kind.
@@ -56,15 +59,16 @@ class CocoDataset:
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
         links: bool = False,
+        masks: bool = False,
     ) -> None:
-        report = examine.examine(annotations, images, links)
+        report = examine.examine(annotations, images, links, masks)
         refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
         for finding in report.at(NOTE):
             if finding.annotation_id is None:  # of the whole file
                 log.warning("%s: %s", name, finding)
-        self.name, self.generated = name, report.annotations.generated
+        self.name, self.generated, self.has_masks = name, report.annotations.generated, masks
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
         self._annotations, self._root = os.path.abspath(annotations), os.path.realpath(images)
@@ -104,7 +108,9 @@ class CocoDataset:
         boxes = self._table.boxes[objects].copy()
         boxes[:, 2:] += boxes[:, :2]
         boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-        return Sample(pixels, boxes, self._table.labels[objects].copy(), self._table.crowd[objects].copy(), image_id)
+        masks = None if self._table.masks is None else self._table.masks[objects].tolist()
+        labels, crowd = self._table.labels[objects].copy(), self._table.crowd[objects].copy()
+        return Sample(pixels, boxes, labels, crowd, image_id, masks=masks)
 
     @property
     def files(self) -> list[str]:
@@ -128,6 +134,9 @@ class CocoDataset:
             "area": table.areas,
             "iscrowd": table.crowd.astype(int),
         }
+        if table.masks is not None:
+            objects = zip(table.masks, table.sizes[table.image_index].tolist(), strict=True)
+            columns["segmentation"] = np.array([rle.coco_object(mask, size) for mask, size in objects], object)
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
             "images": [{"id": key, "file_name": name, "height": h, "width": w} for key, name, (h, w) in sizes],
@@ -136,35 +145,36 @@ class CocoDataset:
         }
 
 
-def load(cfg: Coco, eval_images: int | None = None) -> tuple[CocoDataset, CocoDataset]:
+def load(cfg: Coco, eval_images: int | None = None, masks: bool = False) -> tuple[CocoDataset, CocoDataset]:
     """Load the training and the evaluation split of a `data=coco` configuration (conf/data/coco.yaml).
 
     The evaluation split keeps images without objects, whatever `keep_empty` says.
 
     Args:
         eval_images: the first images are evaluated; None: all.
+        masks: read the objects' masks.
 
     Raises:
         UserError: there is no such folder, a split has problems, or the two do not go together.
     """
-    train, val = _split(cfg, cfg.train, cfg.keep_empty), load_val(cfg, eval_images)
+    train, val = _split(cfg, cfg.train, cfg.keep_empty, masks), load_val(cfg, eval_images, masks)
     if reason := unfit(cfg, train._table, val._table):
         raise UserError(reason)
     return train, val
 
 
-def load_val(cfg: Coco, eval_images: int | None = None) -> CocoDataset:
+def load_val(cfg: Coco, eval_images: int | None = None, masks: bool = False) -> CocoDataset:
     """Load the evaluation split alone; the arguments and errors are those of `load`."""
-    val = _split(cfg, cfg.val, keep_empty=True)
+    val = _split(cfg, cfg.val, True, masks)
     if reason := unfit_to_evaluate(cfg, val._table, eval_images):
         raise UserError(reason)
     return val
 
 
-def _split(cfg: Coco, split: Split, keep_empty: bool) -> CocoDataset:
+def _split(cfg: Coco, split: Split, keep_empty: bool, masks: bool) -> CocoDataset:
     root = root_of(cfg)
     name = cfg.label or root.resolve().name
-    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links}
+    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links, "masks": masks}
     return CocoDataset(root / split.annotations, root / split.images, name, **settings)
 
 
@@ -204,15 +214,15 @@ def unfit_to_evaluate(cfg: Coco, val: Annotations, eval_images: int | None) -> s
 
 
 def _refusal(name: str, report: examine.Report, refused: list[Finding]) -> str:
-    links = " --links" if report.links else ""
-    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{links}"
+    options = " --links" * report.links + " --masks" * report.masks
+    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{options}"
     count = sum(finding.count for finding in refused)
     head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
     return f"{head}: {examine.summary(refused, 10)}\nThe whole list: {command}"
 
 
 def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, int]]:
-    """Clip or drop the bad boxes of a table, and put its objects in the order of their images.
+    """Clip or drop the bad boxes and masks of a table, and put its objects in the order of their images.
 
     Returns:
         The table, and how many entries were changed, by kind.
@@ -227,10 +237,25 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
         boxes = np.where(clip[:, None], cut, boxes)
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
+    changed = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
+    if table.masks is not None:
+        changed |= _mask_changes(table, invalid, drop)
+        drop = drop | changed["objects dropped for their masks"]
     order = np.argsort(table.image_index, kind="stable")
-    masks = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
     result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
-    return result, table.changes | {change: int(mask.sum()) for change, mask in masks.items() if mask.any()}
+    return result, table.changes | {change: int(rows.sum()) for change, rows in changed.items() if rows.any()}
+
+
+def _mask_changes(table: Annotations, invalid: str, dropped: np.ndarray) -> dict[str, np.ndarray]:
+    """Return (M,) bool for each way in which masks change; `dropped`: the objects that are gone for their boxes."""
+    levels = np.array([KINDS[kind][0] if kind else NOTE for kind in table.mask_flaws.tolist()], object)
+    usable = np.array([bool(mask) for mask in table.masks], bool) & (invalid == "clip")
+    repairable = (levels == BOX) & ~dropped
+    return {
+        "masks clipped by up to 1 px": (table.mask_flaws == "mask-rounded") & ~dropped,
+        "masks clipped": repairable & usable,
+        "objects dropped for their masks": repairable & ~usable,
+    }
 
 
 def _numbered(ids: np.ndarray) -> np.ndarray:
@@ -243,9 +268,13 @@ def _numbered(ids: np.ndarray) -> np.ndarray:
 
 
 def _digest(table: Annotations, settings: dict[str, Any]) -> str:
-    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, but not of the location."""
+    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, with their masks where they
+    are read, but not of the location."""
     sha = hashlib.sha256(json.dumps([settings, table.categories, table.file_names], sort_keys=True).encode())
     arrays = (table.image_ids, table.sizes, table.ids, table.image_index, table.labels, table.boxes)
     for array in (*arrays, table.areas, table.crowd):
         sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+    if table.masks is not None:
+        for array in rle.join(table.masks.tolist()):
+            sha.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return sha.hexdigest()

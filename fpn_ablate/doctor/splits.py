@@ -40,13 +40,13 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
     """
     if not isinstance(cfg.data, Coco):
         splits = []
-        for name, dataset in zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode), strict=True):
+        for name, dataset in zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode, cfg.task.masks), strict=True):
             table = parse(dataset.coco() | {"info": {"generated": True}}, name, Findings())
             splits.append(Split(name, Report(None, None, [], table, None), dataset.area_bounds, table))
         return splits, []
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
-        report = examine(root / files.annotations, root / files.images, cfg.data.links)
+        report = examine(root / files.annotations, root / files.images, cfg.data.links, cfg.task.masks)
         splits.append(_read(name, report, cfg.data.invalid, keep_empty))
     train, val = (split.table for split in splits)
     reasons = [

@@ -30,7 +30,7 @@ Report = Callable[[int, dict[str, float]], None]  # (steps done, losses and lear
 
 def batch_targets(batch: Batch) -> Targets:
     """Return the ground truth of a batch."""
-    return Targets(batch.boxes, batch.labels, batch.valid, batch.crowd, batch.sizes)
+    return Targets(batch.boxes, batch.labels, batch.valid, batch.crowd, batch.sizes, batch.masks)
 
 
 def batch_proposals(batch: Batch) -> Proposals | None:

@@ -1,5 +1,6 @@
 """Build the modules of a row from its validated configuration. Weights follow: `init.initialise`, `weights.backbone`."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,24 +9,25 @@ import torch
 from torch import nn
 
 from fpn_ablate.config import user_parts
-from fpn_ablate.config.parts import AnyBackbone, AnyNeck, RoI, RPNConfig, TimmBackbone, UserPart
+from fpn_ablate.config.parts import AnyBackbone, AnyNeck, MaskConfig, RoI, RPNConfig, TimmBackbone, UserPart
 from fpn_ablate.config.schema import Config
 from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
 from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads.mask import MaskBranch
 from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, NECKS, RPN_HEADS
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
 # Configurations whose parts have been checked in this process.
 _checked: set[str] = set()
-# Heads of each task's network. With task.training=separate the RPN of Faster R-CNN is another network.
-HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi")}
+# Heads of each task's network. With task.training=separate the RPN is another network.
+HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi"), "mask_rcnn": ("rpn", "roi")}
 
 
 def build_backbone(config: AnyBackbone) -> Backbone:
@@ -56,26 +58,34 @@ def build_roi(
     short_side: int,
     backbone: Backbone,
     conv5: nn.Module | None = None,
+    mask: MaskConfig | None = None,
 ) -> RoIHeads:
-    """Build the second stage on a neck's levels; `conv5` is the backbone's last stage where the neck does not read it."""
+    """Build the second stage on a neck's levels, with a mask branch if there is `mask`; `conv5` is the backbone's last stage
+    where the neck does not read it."""
     kind = roi.head
     if kind == "auto":
         kind = "conv5" if conv5 and tuple(levels) == (backbone.levels[2],) else "2fc"
     built_in = None if isinstance(kind, UserPart) else BOX_HEADS[kind]
-    pooler = RoIPooler(
-        levels,
-        resolution=roi.conv5_resolution if built_in and built_in.backbone_stage else roi.resolution,
-        pooling=roi.pooling,
-        sampling_ratio=roi.sampling_ratio,
-        canonical_level=roi.canonical_level,
-        canonical_box_size=anchors.scaled(roi.canonical_box_size, short_side),
-    )
+
+    def pooler_of(resolution: int) -> RoIPooler:
+        box_size = anchors.scaled(roi.canonical_box_size, short_side)
+        return RoIPooler(levels, resolution, roi.pooling, roi.sampling_ratio, roi.canonical_level, box_size)
+
+    pooler = pooler_of(roi.conv5_resolution if built_in and built_in.backbone_stage else roi.resolution)
     shape = pooler.in_channels, pooler.resolution
     if built_in:
         box_head = built_in.from_config(roi, *shape, (conv5, backbone.out_channels))
     else:
         box_head = _build_user_part(kind, "task.roi.head", *shape)
-    return RoIHeads(pooler, box_head, num_classes, roi)
+    branch = None
+    if mask:
+        # Behind conv5 it shares the box head's maps, which halve the resolution.
+        own = None if box_head.backbone_stage else pooler_of(mask.resolution)
+        shape = (own.in_channels, own.resolution) if own else (box_head.out_channels, math.ceil(pooler.resolution / 2))
+        keys = mask if own else mask.model_copy(update={"convolutions": 0})
+        head = MASK_HEADS[mask.head](keys, *shape, 1 if mask.class_agnostic else num_classes)
+        branch = MaskBranch(head, own, mask)
+    return RoIHeads(pooler, box_head, num_classes, roi, branch)
 
 
 def _build_user_part(config: UserPart, key: str, *positional: Any) -> Any:
@@ -153,7 +163,7 @@ def build_detector(
     rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:
-        roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"))
+        roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"), cfg.mask)
         if roi.box_head.backbone_stage and not any(True for _ in roi.box_head.parameters()):
             raise UserError(
                 f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"

@@ -44,10 +44,11 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
     for name, module in list(detector.named_modules()):
         if type(module) is nn.Conv2d:
             detector.set_submodule(name, variant(module, Conv2d))
-    _replace(detector, "roi.pooler", RoIPooler, FastRoIPooler)
+    for name in ("roi.pooler", "roi.mask.pooler"):
+        _replace(detector, name, RoIPooler, FastRoIPooler)
     _replace(detector, "roi.box_head", TwoFC, FastTwoFC)
-    for name in ("scores", "deltas"):
-        _replace(detector, f"roi.predictor.{name}", nn.Linear, Linear)
+    for name in ("predictor.scores", "predictor.deltas", "mask.head.fc1", "mask.head.fc2", "mask.head.logits"):
+        _replace(detector, f"roi.{name}", nn.Linear, Linear)
     return detector
 
 

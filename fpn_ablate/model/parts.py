@@ -10,6 +10,7 @@ from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
+from fpn_ablate.model.heads.mask import FCN, MLP
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN
@@ -29,3 +30,5 @@ NECKS: dict[str, Callable[..., Neck]] = {"fpn": FPN, "single_level": SingleLevel
 RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
 # Constructed by their `from_config`.
 BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}
+# Constructed from the configuration, the features' width and resolution, and the number of classes.
+MASK_HEADS: dict[str, type[FCN] | type[MLP]] = {"fcn": FCN, "mlp": MLP}

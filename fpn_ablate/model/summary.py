@@ -11,10 +11,12 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.model.heads.roi_pooler import RoIPooler
 
 PAPER_SIZE = (800, 1000)  # height and width at which the paper's "# anchors" come out exactly
 ROIS = 1000  # an image, as the paper tests
 CLASSES = 80  # COCO's
+DETECTIONS = 100  # an image, whose masks are computed
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class RowFacts:
         reach: the backbone maps that the finest level depends on.
         head: "2fc", "conv5", a class of the user's, or "" without a second stage.
         proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
+        mask: "fcn", "mlp", or "" without a mask branch.
         params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
             share nothing. A second stage is counted with the paper's 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
             pooling, NMS and nearest upsampling are not counted; bilinear upsampling, two products here, is. The second stage
-            runs on 1000 RoIs. Where RPN and second stage share nothing, of both networks; where proposals are fixed, without
-            the network that made them.
+            runs on 1000 RoIs, the mask branch on 100 detections. Where RPN and second stage share nothing, of both networks;
+            where proposals are fixed, without the network that made them.
     """
 
     feature: str
@@ -49,9 +52,12 @@ class RowFacts:
     gflops_neck: float
     gflops_rpn: float
     gflops_head: float
+    gflops_mask: float = 0.0
+    mask: str = ""
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Return the facts of a record; those of masks only with a mask branch."""
+        return {key: value for key, value in asdict(self).items() if self.mask or not key.endswith("mask")}
 
 
 def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = PAPER_SIZE) -> RowFacts:
@@ -77,6 +83,7 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         top_down=neck.has_top_down,
         reach=finest_level_reach(cfg),
         head=next((m.roi.box_head.label for m in models if m.roi), ""),
+        mask=next((m.roi.mask.head.label for m in models if m.roi and m.roi.mask), ""),
         proposals=_proposals(cfg, models[0]),
         params=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
@@ -87,16 +94,22 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
 
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
     """Count the operations of each part of a network on the meta device for one image, and its anchors."""
-    cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head"), 0), []
+    cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head", "mask"), 0), []
     features, cost["backbone"] = _count_flops(model.backbone, torch.empty(1, 3, *size))
     levels, cost["neck"] = _count_flops(model.neck, features)
     if model.rpn:
         (_, _, anchors), cost["rpn"] = _count_flops(model.rpn, levels)
     if model.roi:  # after RoI pooling, which cannot run without values
-        pooler = model.roi.pooler
-        pooled = torch.empty(ROIS, pooler.in_channels, pooler.resolution, pooler.resolution)
-        _, cost["head"] = _count_flops(nn.Sequential(model.roi.box_head, model.roi.predictor), pooled)
+        _, cost["head"] = _count_flops(nn.Sequential(model.roi.box_head, model.roi.predictor), _pooled(model.roi.pooler, ROIS))
+        if mask := model.roi.mask:
+            shared = [] if mask.pooler else [model.roi.box_head.stage]
+            pooled = _pooled(mask.pooler or model.roi.pooler, DETECTIONS)
+            _, cost["mask"] = _count_flops(nn.Sequential(*shared, mask.head), pooled)
     return cost, sum(map(len, anchors))
+
+
+def _pooled(pooler: RoIPooler, rois: int) -> torch.Tensor:
+    return torch.empty(rois, pooler.in_channels, pooler.resolution, pooler.resolution)
 
 
 def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:

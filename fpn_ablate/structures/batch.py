@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fpn_ablate.structures.instances import map_tensors
+from fpn_ablate.structures.masks import ObjectMasks
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Sample:
     crowd: np.ndarray  # (G,) bool: a region of many objects, neither positive nor negative
     image_id: int
     proposals: np.ndarray | None = None  # (P, 4) float32, best first; P differs from image to image and may be 0
+    masks: Sequence[bytes] | None = None  # G masks of the objects (`utils.rle`); None: the set has none
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Batch:
     image_ids: list[int] = field(default_factory=list)
     proposals: Tensor | None = None  # (N, P, 4) float32, in pixels of `images`, best first; None: the set has none
     proposals_valid: Tensor | None = None  # (N, P) bool: a real proposal, not padding
+    masks: list[ObjectMasks] | None = None  # N; None: the set has none
 
     def to(self, device: torch.device | str) -> "Batch":
         return map_tensors(self, lambda x: x.to(device, non_blocking=True))
@@ -61,6 +64,7 @@ class DetectionDataset(Protocol):
     sizes: np.ndarray  # (N, 2) int64: height and width of the samples' images, in the order of image_ids
     area_bounds: tuple[float, float]  # small < a <= medium < b <= large, in square native pixels
     digest: str  # sha256 over everything that decides its samples
+    has_masks: bool  # samples have masks, and annotations `segmentation`
 
     def __len__(self) -> int: ...
 

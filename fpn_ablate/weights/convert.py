@@ -21,7 +21,7 @@ SUFFIX = ".safetensors"  # of what import writes
 ZOO = "Detectron2 Model Zoo"  # author of detectors on ResNets of Caffe, which read BGR divided by 1
 BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{names.STAGE}stem.0.weight"
-SCORES, DELTAS = "roi.predictor.scores", "roi.predictor.deltas"
+SCORES, DELTAS, MASKS = "roi.predictor.scores", "roi.predictor.deltas", f"{names.MASK}head.logits"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
 COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -147,8 +147,7 @@ def _rename(stored: Stored, source: str) -> Weights:
             raise UserError(f"{stored.path}: {name} and another tensor are both {our_name}")
         else:
             weights.tensors[our_name] = value
-    heads = [part for part in sorted(ignored) if "mask" in part or "keypoint" in part]
-    weights.notes += [f"left out: {head}, which a box detector does not have" for head in heads]
+    weights.notes += [f"left out: {part}, which our detectors do not have" for part in sorted(ignored) if "keypoint" in part]
     weights.facts.setdefault("source", source)
     if source in (names.TORCHVISION, names.RESNET):
         weights.facts["stride_in_1x1"] = "false"
@@ -158,7 +157,7 @@ def _rename(stored: Stored, source: str) -> Weights:
 
 
 def _convert_torchvision_classes(weights: Weights, options: Options) -> None:
-    """Remove the box deltas of background, which nothing trains or reads, and the rows of numbers that are no category."""
+    """Remove deltas and masks of background, which nothing trains or reads, and the rows of numbers that are no category."""
     rows = _rows(weights, background=1)
     if rows is None:
         return
@@ -173,6 +172,10 @@ def _convert_torchvision_classes(weights: Weights, options: Options) -> None:
         scores, deltas = weights.tensors[f"{SCORES}.{leaf}"], weights.tensors[f"{DELTAS}.{leaf}"]
         weights.tensors[f"{SCORES}.{leaf}"] = scores[keep]
         weights.tensors[f"{DELTAS}.{leaf}"] = deltas.unflatten(0, (rows, 4))[keep[1:]].flatten(0, 1)
+        if (masks := weights.tensors.get(f"{MASKS}.{leaf}")) is not None:
+            if masks.shape[:1] != (rows,):
+                raise UserError(f"{weights.path}: its masks are of {tuple(masks.shape)[:1]} classes, and its scores of {rows}")
+            weights.tensors[f"{MASKS}.{leaf}"] = masks[keep[1:]]
 
 
 def _convert_detectron2_classes(weights: Weights) -> None:
@@ -258,9 +261,10 @@ def backbone_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_torchvision(weights: Weights) -> dict[str, Tensor]:
-    """Return a state dict for torchvision: of FasterRCNN with resnet_fpn_backbone, or of a backbone without classifier.
+    """Return a state dict for torchvision: of FasterRCNN or MaskRCNN with resnet_fpn_backbone, or of a backbone without
+    classifier.
 
-    Ours has no box deltas of background; they are filled with 0.
+    Ours has no box deltas and no mask of background; they are filled with 0.
 
     Raises:
         UserError: torchvision has no such network.
@@ -286,6 +290,8 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
         their_name = names.to_torchvision(kind, name)
         if their_name is None:
             raise UserError(f"{path}: {name} has no counterpart in torchvision's {kind.removeprefix('torchvision ')}")
-        background = kind == names.TORCHVISION and name.startswith(DELTAS)
-        out[their_name] = torch.cat([value.new_zeros(4, *value.shape[1:]), value]) if background else value
+        if name.startswith(MASKS) and [str(n) for n in value.shape[:1]] != [weights.facts.get("num_classes")]:
+            raise UserError(f"{path}: torchvision has a mask for each class: task.mask.class_agnostic=false")
+        background = {DELTAS: 4, MASKS: 1}.get(name.rpartition(".")[0], 0) if kind == names.TORCHVISION else 0
+        out[their_name] = torch.cat([value.new_zeros(background, *value.shape[1:]), value]) if background else value
     return out

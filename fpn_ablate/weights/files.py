@@ -35,6 +35,7 @@ INFERENCE = {
         *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
         *("canonical_level", "canonical_box_size", "box_weights"),
     ),
+    "task.mask": ("resolution",),
 }
 # Keys of the state dict in what training programs save: detectron2 and torchvision, Caffe2, timm and Lightning, others.
 _CONTAINERS = ("model", "blobs", "state_dict", "model_state_dict")
@@ -193,7 +194,7 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
     Keys that the configuration lacks, as that of an older run may, are left out.
     """
     groups = {group: values.get(group, {}) for group in ("neck", "rpn", "recipe")}
-    groups["task.roi"] = values["task"].get("roi") or {}
+    groups |= {f"task.{part}": values["task"].get(part) or {} for part in ("roi", "mask")}
     chosen = {"neck": [key for key in groups["neck"] if key != "upsample_init"], **INFERENCE}
     return {f"{group}.{key}": groups[group][key] for group, keys in chosen.items() for key in keys if key in groups[group]}
 

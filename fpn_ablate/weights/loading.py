@@ -15,9 +15,9 @@ from fpn_ablate.weights import names
 from fpn_ablate.weights.convert import COCO_ROWS, SCORES, Options, Weights, backbone_part, convert
 from fpn_ablate.weights.files import LISTED, Stored, read
 
-# Stages that a network may lack although a file has them: the second stage if only the RPN is evaluated, the RPN if proposals
-# come from a file.
-OPTIONAL_STAGES = ("rpn", "roi")
+# Parts that a network may lack although a file has them: the second stage if only the RPN is evaluated, the RPN if proposals
+# come from a file, the mask branch if only boxes are.
+OPTIONAL_PARTS = ("rpn.", "roi.", names.MASK)
 COUNTER = "num_batches_tracked"  # of trained batch norms; frozen ones and torch before 0.4.1 lack it, and nothing needs it
 
 
@@ -47,7 +47,7 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
     """Read a file of weights, ours or another program's, under our names.
 
     Raises:
-        UserError: see `files.read` and `convert`; or it has tensors that no box detector of ours has.
+        UserError: see `files.read` and `convert`; or it has tensors that no detector of ours has.
     """
     weights = convert(read(path), options)
     if network := names.other_detector(weights.unknown) or names.other_backbone(weights.source, weights.tensors):
@@ -60,8 +60,8 @@ def open_weights(path: Path, options: Options | None = None) -> Weights:
 def fit_to_model(model: Detector, path: Path, options: Options | None = None) -> Weights:
     """Read a file of any supported format, or a run's, as the tensors of `model`, which may be on the meta device.
 
-    If the model has no RPN or no second stage, the file's is left out, and a note says so. A model of 90 classes takes all rows
-    of a COCO detector of torchvision, any other the 80 that have a category.
+    If the model has no RPN, second stage or mask branch, the file's is left out, and a note says so. A model of 90 classes
+    takes all rows of a COCO detector of torchvision, any other the 80 that have a category.
 
     Raises:
         UserError: see `files.read` and `convert`; or the file does not fit the model.
@@ -72,10 +72,11 @@ def fit_to_model(model: Detector, path: Path, options: Options | None = None) ->
         options = replace(options or Options(), keep_classes=True)
     weights = convert(read(path), options)
     _note_other_strides(model, weights)
-    for part in OPTIONAL_STAGES:
-        if getattr(model, part) is None and any(name.startswith(f"{part}.") for name in weights.tensors):
-            weights.tensors = {name: value for name, value in weights.tensors.items() if not name.startswith(f"{part}.")}
-            weights.notes.append(f"left out: {part}.*, which this network does not have")
+    for part in OPTIONAL_PARTS:
+        theirs, ours = (any(name.startswith(part) for name in tensors) for tensors in (weights.tensors, state))
+        if theirs and not ours:
+            weights.tensors = {name: value for name, value in weights.tensors.items() if not name.startswith(part)}
+            weights.notes.append(f"left out: {part}*, which this network does not have")
     if problem := misfit(state, weights.tensors | weights.unknown):
         hint = ""
         if model.rpn and model.roi and "task" in weights.facts and not any(n.startswith("rpn.") for n in weights.tensors):

@@ -1,7 +1,7 @@
 """Translate names of tensors between ours, torchvision's, detectron2's and Caffe2's; `convert` translates the values.
 
 Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{conv,objectness,deltas}, roi.box_head.{fc6,fc7}
-(row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}.
+(row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}, roi.mask.head.{convs.0..3,deconv,logits}.
 """
 
 import re
@@ -16,7 +16,9 @@ RESNET, MOBILENET, CAFFE2 = "torchvision ResNet", "torchvision MobileNetV2", "Ca
 OUR_BACKBONE = "fpn_ablate backbone"
 STAGE = "backbone.stages."
 CONV5 = "roi.box_head.stage."
+MASK = "roi.mask."
 _LEVELS = (2, 3, 4, 5)
+_MASK_CONVS = 4  # of torchvision's and detectron2's mask heads
 _RESNET = {"conv1": "stem.0", "bn1": "stem.1", **{f"layer{k - 1}": f"c{k}" for k in _LEVELS}}
 _PREDICTOR = {
     "roi_heads.box_predictor.cls_score": "roi.predictor.scores",
@@ -32,12 +34,16 @@ _TORCHVISION = {
     "roi_heads.box_head.fc6": "roi.box_head.fc6",
     "roi_heads.box_head.fc7": "roi.box_head.fc7",
     **_PREDICTOR,
+    **{f"roi_heads.mask_head.{k}.0": f"{MASK}head.convs.{k}" for k in range(_MASK_CONVS)},
+    "roi_heads.mask_predictor.conv5_mask": f"{MASK}head.deconv",
+    "roi_heads.mask_predictor.mask_fcn_logits": f"{MASK}head.logits",
 }
 # torchvision before 0.13.
 _TORCHVISION_OLD = {
     **{f"backbone.fpn.inner_blocks.{k - 2}": f"neck.lateral.p{k}" for k in _LEVELS},
     **{f"backbone.fpn.layer_blocks.{k - 2}": f"neck.smooth.p{k}" for k in _LEVELS},
     "rpn.head.conv": "rpn.head.conv",
+    **{f"roi_heads.mask_head.mask_fcn{k + 1}": f"{MASK}head.convs.{k}" for k in range(_MASK_CONVS)},
 }
 _DETECTRON2 = {
     **{f"backbone.fpn_lateral{k}": f"neck.lateral.p{k}" for k in _LEVELS},
@@ -48,13 +54,16 @@ _DETECTRON2 = {
     "roi_heads.box_head.fc1": "roi.box_head.fc6",
     "roi_heads.box_head.fc2": "roi.box_head.fc7",
     **_PREDICTOR,
+    **{f"roi_heads.mask_head.mask_fcn{k + 1}": f"{MASK}head.convs.{k}" for k in range(_MASK_CONVS)},
+    "roi_heads.mask_head.deconv": f"{MASK}head.deconv",
+    "roi_heads.mask_head.predictor": f"{MASK}head.logits",
 }
-# Tensors that our box detectors do not have, and that do not change their boxes: classifiers, masks, key points, constants.
+# Tensors that our detectors do not have, and that do not change what they detect: classifiers, key points, constants.
 _IGNORED = {
     RESNET: r"fc\.",
     MOBILENET: r"classifier\.|features\.18\.",
-    TORCHVISION: r"roi_heads\.(mask|keypoint)_",
-    DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.(mask|keypoint)_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
+    TORCHVISION: r"roi_heads\.keypoint_",
+    DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.keypoint_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
     # The reference also drops the bias in front of the stem's batch norm.
     CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
 }
@@ -112,7 +121,7 @@ def other_backbone(kind: str | None, tensors: Mapping[str, Tensor]) -> str | Non
 
 
 def is_ignored(kind: str, name: str) -> bool:
-    """Return whether a box detector does not need this tensor of `kind`."""
+    """Return whether our detectors do not need this tensor of `kind`."""
     return kind in _IGNORED and re.match(_IGNORED[kind], name) is not None
 
 

@@ -29,15 +29,8 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import RECORD
 
 ROWS = ("c4", "fpn")
-ARGUMENTS = (
-    "-m",
-    "recipe=smoke",
-    "backbone.weights=pretrain",
-    f"ablation={','.join(ROWS)}",
-    "threads=1",
-    "jobs=1",
-    "device=cpu",
-)
+SETTINGS = ("recipe=smoke", "backbone.weights=pretrain", "threads=1", "jobs=1", "device=cpu")
+ARGUMENTS = ("-m", f"ablation={','.join(ROWS)}", *SETTINGS)
 # KiB. Without a backbone the disk is full at once, after the plan, or in pre-training. With one (2.7 MiB) it is full at the
 # first checkpoint, at a later one, or after the first row. Checkpoints are the largest files, so they hit the limit first;
 # tests/project/test_disk.py covers the other files.

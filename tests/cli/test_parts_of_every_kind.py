@@ -64,8 +64,9 @@ def test_the_users_rows_stand_beside_the_papers(cli, mine, task, table):
     heads = "twoconv" if task == "rpn" else "fourconv"
     rows = ",".join([*ROWS, "pan", "five", heads])
     factors = "factors=[neck,backbone,rpn.head,task.roi.head]"
-    arguments = ("-m", "recipe=smoke", "jobs=1", "log.wandb=disabled", "out=results", factors, f"ablation={rows}")
-    code, out, err = cli("--config-dir", mine, *arguments, f"task={task}")
+    settings = ("recipe=smoke", "jobs=1", "log.wandb=disabled", "out=results")
+    arguments = ("-m", *settings, factors, f"ablation={rows}", f"task={task}")
+    code, out, err = cli("--config-dir", mine, *arguments)
     assert code == 0, err
     assert {row: r["status"] for row, r in records(table).items()} == dict.fromkeys(rows.split(","), "finished")
     assert all(row in out for row in rows.split(","))

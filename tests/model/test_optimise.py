@@ -21,11 +21,14 @@ from fpn_ablate.model.ops import box_head, fold_batch_norm, onednn, roi_align, r
 from fpn_ablate.model.ops.replace import variant
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.structures.instances import Proposals, Targets
+from fpn_ablate.structures.masks import ObjectMasks
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.seeding import torch_generator
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SIDES = (96, 128)
 TASKS = {"rpn": (), "fast_rcnn": ("task=fast_rcnn",), "joint": JOINT}
+MASKS = {head: ("task=mask_rcnn", "task.training=joint", f"task.mask.head={head}") for head in ("fcn", "mlp")}
 # Few samples, so that P2 and P3 are lazy, and many boxes that NMS suppresses, so that its first try keeps too few.
 NUMBERS = (
     *("recipe.short_side=96", "rpn.samples=8", "rpn.nms_thresh=0.1"),
@@ -54,7 +57,7 @@ def plain(config):
     """
 
     def build(task, row="fpn", backbone=None, roi=None, **neck):
-        cfg = config(*NUMBERS, *(() if task == "rpn" else SECOND), *TASKS[task])
+        cfg = config(*NUMBERS, *(() if task == "rpn" else SECOND), *(TASKS | MASKS)[task])
         keys = ROW_NECKS[row] | neck
         parts = {"neck": single_level_config(**keys) if "level" in keys else fpn_config(channels=16, **keys)}
         if backbone:
@@ -68,7 +71,7 @@ def plain(config):
             if "running_" in name or (name.startswith("backbone") and value.dim() == 1):
                 low = 0.1 if name.endswith(("mean", "bias")) else 0.5
                 nn.init.uniform_(value, low, 2 * low, generator=draw)
-            elif name.startswith(("rpn.head", "roi.predictor")) and value.dim() > 1:
+            elif name.startswith(("rpn.head", "roi.predictor", "roi.mask.head.logits")) and value.dim() > 1:
                 nn.init.normal_(value, std=0.2, generator=draw)
         return model.to(memory_format=torch.channels_last)
 
@@ -80,7 +83,12 @@ def batch(sides):
     gt = torch.tensor([[[10.0, 10, 30, 26], [40, 30, 120, 90]], [[4.0, 40, 90, 90], [0, 0, 0, 0]]])
     valid = torch.tensor([[True, True], [True, False]])
     sizes = torch.tensor([sides, (sides[0], sides[1] - 25)])
-    return images, Targets(clip(gt, sizes), torch.tensor([[1, 3], [2, 0]]), valid, torch.zeros_like(valid), sizes)
+    bitmaps = [
+        torch.rand(int(real.sum()), *size.tolist(), generator=torch_generator(0, "masks")) > 0.3
+        for real, size in zip(valid, sizes, strict=True)
+    ]
+    masks = [ObjectMasks(rle.encode(m.numpy()), m.shape[1:], m.shape[1:]) for m in bitmaps]
+    return images, Targets(clip(gt, sizes), torch.tensor([[1, 3], [2, 0]]), valid, torch.zeros_like(valid), sizes, masks)
 
 
 def given_proposals():
@@ -101,7 +109,7 @@ def results(model, sides=SIDES):
         out |= {f"proposals {n}": x for n, x in enumerate(astuple(model.propose(images, targets.sizes)))}
     if model.roi:
         out |= {f"detections {n}": x for n, x in enumerate(astuple(model.detect(images, targets.sizes, proposals)))}
-    return out
+    return {name: x for name, x in out.items() if x is not None}  # masks, where there are none
 
 
 def compare(fast, plain, tolerance, sides=SIDES):
@@ -128,6 +136,9 @@ CASES = [
     *(("rpn", {"p6": kind}) for kind in ("conv", "none")),
     ("rpn", {"smooth": "none"}),
     ("joint", {"smooth": "merged", "upsample": "deconv", "p6": "conv"}),
+    ("fcn", {}),
+    ("fcn", {"row": "c4"}),
+    ("mlp", {}),
     *(("fast_rcnn", {"roi": keys}) for keys in ({"pooling": "pool"}, {"pooling": "align_v2"}, {"sampling_ratio": 0})),
     ("rpn", {"backbone": "resnet18", "row": "c4"}),
     pytest.param(
@@ -145,6 +156,7 @@ def test_fast_is_plain_to_the_last_digits_of_fp64(double, plain, task, changes):
     expected = compare(fast, model, 1e-9, (64, 64) if "backbone" in changes else SIDES)
     assert all(value.isfinite().all() for value in expected.values())
     assert len(expected["proposals 2" if model.rpn else "detections 3"].nonzero()) > 10
+    assert ("detections 4" in expected) == (task in MASKS)
 
 
 @pytest.mark.parametrize(("task", "row"), [("rpn", "fpn"), *(("joint", row) for row in ROWS)])

@@ -48,7 +48,7 @@ def test_the_cost_of_each_part_is_that_of_its_layers_at_work(config, overrides):
     with torch.device("meta"):
         shapes = build_detector(cfg, num_classes=CLASSES)
         costs, anchor_count = cost_by_part(shapes.eval(), SIZE)
-    assert costs == {"backbone": backbone, "neck": neck, "rpn": rpn, "head": head}
+    assert costs == {"backbone": backbone, "neck": neck, "rpn": rpn, "head": head, "mask": 0}
     assert anchor_count == sum(map(len, made))
     facts = row_facts(cfg, size=SIZE)
     assert facts.gflops == pytest.approx(sum(costs.values()) / 1e9, abs=0.0051)

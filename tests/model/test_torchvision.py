@@ -1,17 +1,19 @@
-"""The same detector as torchvision's, with its random weights imported: every stage, every loss, every gradient.
+"""The same Mask R-CNN as torchvision's, with its random weights imported: every stage, every loss, every gradient. What is not
+of masks is equal to its Faster R-CNN.
 
-`recipe=torchvision` reproduces what theirs does otherwise, by choice or by slip: its anchors, its resizing, its box loss.
+`recipe=torchvision` reproduces what theirs does otherwise, by choice or by slip: its anchors, its resizing, its box loss, its
+targets of masks.
 """
 
 import numpy as np
 import pytest
 import torch
 from networks import load
-from settings import JOINT
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from fpn_ablate.data.transforms import Resize, collate, prepare, to_native
@@ -19,9 +21,11 @@ from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
 from fpn_ablate.model.heads import roi, rpn
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.structures.masks import ObjectMasks
+from fpn_ablate.utils import rle
 from fpn_ablate.weights.names import TORCHVISION, to_ours
 
-CLASSES, HIDDEN = 7, 128  # a head of 1024 units would take most of the time
+CLASSES, HIDDEN, MASK = 7, 128, 16  # heads of 1024 units and 256 channels would take most of the time
 LAST_NORM = {"resnet18": "bn2", "resnet50": "bn3"}  # of a block
 PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
 
@@ -29,7 +33,7 @@ PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
 def their_model(network, short_side, max_side):
     """Random weights that make scores of every size, so that nothing ties, with activations that neither vanish nor grow."""
     scale = short_side / 800
-    model = FasterRCNN(
+    model = MaskRCNN(
         resnet_fpn_backbone(backbone_name=network, weights=None, trainable_layers=5),
         min_size=short_side,
         max_size=max_side,
@@ -37,6 +41,9 @@ def their_model(network, short_side, max_side):
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=224 * scale),
         box_head=TwoMLPHead(256 * 49, HIDDEN),
         box_predictor=FastRCNNPredictor(HIDDEN, CLASSES + 1),
+        mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2, canonical_scale=224 * scale),
+        mask_head=MaskRCNNHeads(256, (MASK,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(MASK, MASK, CLASSES + 1),
     )
     generator = torch.Generator().manual_seed(0)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
@@ -49,15 +56,16 @@ def their_model(network, short_side, max_side):
                 value, generator=generator
             )
         else:
-            last = any(word in name for word in ("cls_logits", "bbox_pred", "cls_score"))
+            last = any(word in name for word in ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits"))
             nn.init.normal_(value, std=(0.5 if last else 1.4) * value[0].numel() ** -0.5, generator=generator)
     return model
 
 
 def our_model(config, path, network, short_side, max_side):
     cfg = config(
-        *(*JOINT, "recipe=torchvision", f"backbone={network}", "backbone.freeze_at=0"),
+        *("task=mask_rcnn", "task.training=joint", "recipe=torchvision", f"backbone={network}", "backbone.freeze_at=0"),
         *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
+        f"task.mask.channels={MASK}",
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
     load(model, path)
@@ -65,7 +73,7 @@ def our_model(config, path, network, short_side, max_side):
 
 
 def pictures(*sizes):
-    """Smooth pictures (height, width) with objects, none of them a crowd."""
+    """Smooth pictures (height, width) with objects, none of them a crowd: discs in their boxes."""
     generator = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
         coarse = torch.from_numpy(generator.random((1, 3, height // 9, width // 9)))
@@ -75,7 +83,10 @@ def pictures(*sizes):
         boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
         labels = generator.integers(1, CLASSES + 1, 5)
         pixels = (image * 255).byte().permute(1, 2, 0).numpy()
-        yield Sample(pixels, boxes, labels, np.zeros(5, bool), number)
+        y, x = np.ogrid[:height, :width]
+        middle, half = (corner + side / 2)[..., None, None], side[..., None, None] / 2
+        discs = ((x - middle[:, 0]) / half[:, 0]) ** 2 + ((y - middle[:, 1]) / half[:, 1]) ** 2 <= 1
+        yield Sample(pixels, boxes, labels, np.zeros(5, bool), number, masks=rle.encode(discs))
 
 
 def batch_of(samples, cfg):
@@ -87,7 +98,11 @@ def batch_of(samples, cfg):
 
 def their_input(samples):
     images = [torch.from_numpy(s.image).permute(2, 0, 1) / 255 for s in samples]
-    return images, [{"boxes": torch.from_numpy(s.boxes), "labels": torch.from_numpy(s.labels)} for s in samples]
+    masks = [torch.from_numpy(rle.decode(s.masks, s.image.shape[:2])).byte() for s in samples]
+    return images, [
+        {"boxes": torch.from_numpy(s.boxes), "labels": torch.from_numpy(s.labels), "masks": mask}
+        for s, mask in zip(samples, masks, strict=True)
+    ]
 
 
 def close(ours, theirs, tolerance):
@@ -173,7 +188,7 @@ def test_features_objectness_and_deltas_are_torchvisions(scene, sides, sizes):
 
 @EACH_SIZE
 @torch.no_grad()
-def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, scene):
+def test_proposals_scores_detections_and_masks_are_torchvisions(sides, sizes, double, scene):
     theirs, ours, samples, batch = scene(sides, sizes)
     images, _ = their_input(samples)
     inputs, _ = theirs.transform(images)
@@ -192,6 +207,10 @@ def test_proposals_scores_and_detections_are_torchvisions(sides, sizes, double, 
     close(deltas[proposals.valid], their_deltas.view(-1, CLASSES + 1, 4)[:, 1:], 1e-5)
 
     detections = ours.roi.detect(features, proposals, batch.sizes)
+    in_boxes, _ = theirs.roi_heads(levels, boxes, inputs.image_sizes)  # not pasted yet
+    for n, expected in enumerate(in_boxes):
+        close(detections.masks[n][detections.valid[n]], expected["masks"][:, 0], 1e-5)
+        assert expected["masks"].std() > 0.05
     for n, (sample, expected) in enumerate(zip(samples, theirs(images), strict=True)):
         keep = detections.valid[n]
         assert len(expected["labels"]) > 20
@@ -206,16 +225,28 @@ def test_losses_and_gradients_are_torchvisions_on_the_same_samples(sides, sizes,
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_by_position)
     theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(512, 0.25)
-    their_images = theirs.transform(their_input(samples)[0])[0].tensors
+    inputs, resized = theirs.transform(*their_input(samples))
     # A difference of 1e-7 would flip ReLUs now and then, of the many at 800 px.
-    close(ours.backbone.normalise(batch.images, batch.sizes), their_images, 1e-12)
+    close(ours.backbone.normalise(batch.images, batch.sizes), inputs.tensors, 1e-12)
+    # Theirs resizes masks to the input, by the nearest pixel, before it cuts them to RoIs.
+    batch.masks = [
+        ObjectMasks(rle.encode(target["masks"].numpy()), size, size)
+        for target, size in zip(resized, inputs.image_sizes, strict=True)
+    ]
     expected = theirs.train()(*their_input(samples))
     sum(expected.values()).backward()  # now: at 800 px both networks' activations would take 20 GB
     gradients = {to_ours(TORCHVISION, name): p.grad for name, p in theirs.named_parameters()}
-    for name in ("weight", "bias"):  # of the background's box deltas, which ours lacks and nothing reads
+    for name in ("weight", "bias"):  # of the background's box deltas and mask, which ours lacks and nothing reads
         gradients[f"roi.predictor.deltas.{name}"] = gradients[f"roi.predictor.deltas.{name}"][4:]
+        gradients[f"roi.mask.head.logits.{name}"] = gradients[f"roi.mask.head.logits.{name}"][1:]
     losses = ours.train().losses(batch.images, batch_targets(batch), lambda purpose: torch.Generator())
-    names = {"rpn_objectness": "objectness", "rpn_box": "rpn_box_reg", "roi_class": "classifier", "roi_box": "box_reg"}
+    names = {
+        "rpn_objectness": "objectness",
+        "rpn_box": "rpn_box_reg",
+        "roi_class": "classifier",
+        "roi_box": "box_reg",
+        "mask": "mask",
+    }
     assert set(losses) == set(names)
     for name, theirs_name in names.items():
         assert losses[name].item() == pytest.approx(expected[f"loss_{theirs_name}"].item(), rel=1e-6), name

@@ -21,6 +21,7 @@ PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 TASKS = {"table2_fast_rcnn": "fast_rcnn"} | dict.fromkeys(
     ("table3_faster_rcnn", "table5_sharing", "joint", "modern"), "faster_rcnn"
 )
+TASKS["masks"] = "mask_rcnn"
 
 
 def content(name: str) -> dict:
@@ -156,3 +157,28 @@ def test_published_values_of_later_code_are_those_reported():
         }
     found = {row.names[0]: str(row.published["AP"]) for row in definition("modern").rows}
     assert found == {"c4": reported["R-50-C4"], "fpn": reported["R-50-FPN"]}
+
+
+def test_published_values_of_masks_are_those_reported():
+    tables = [PAPER / "systems" / f"maskrcnn_{name}.csv" for name in ("table2_ablations", "later_codebases")]
+    if not all(table.exists() for table in tables):
+        pytest.skip("the transcriptions of Mask R-CNN's figures are not beside this checkout")
+    paper, later = ([*csv.DictReader(table.read_text(encoding="utf-8").splitlines())] for table in tables)
+    of_masks = {
+        (line["row"].split(" (")[0], line["group"]): [line[key] for key in ("mask_AP", "AP50", "AP75")] for line in paper
+    }
+    lines = {
+        "fpn": ("ResNet-50-FPN", "backbone"),
+        "c4": ("ResNet-50-C4", "backbone"),
+        "mlp": ("MLP 1024-1024-80x28x28", "mask branch"),
+        "roi_pool": ("RoIPool max", "RoI layer"),
+    }
+    boxes = {line["row"]: line for line in later if line["schedule"] == "1x"}
+    fpn, c4 = boxes["Detectron R50-FPN"], boxes["Detectron R50-C4"]
+    of_boxes = {"fpn": fpn["box_AP"], "c4": c4["box_AP"], "boxes": fpn["box_only_AP_same_code"]}
+    rows = {row.names[0]: row.published for row in definition("masks").rows}
+    assert {name: str(row["AP"]) for name, row in rows.items() if "AP" in row} == of_boxes
+    keys = ("mask_AP", "mask_AP50", "mask_AP75")
+    assert {name: [str(row[key]) for key in keys] for name, row in rows.items() if "mask_AP" in row} == {
+        name: of_masks[line] for name, line in lines.items()
+    }

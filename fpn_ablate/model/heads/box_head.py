@@ -34,6 +34,14 @@ class BoxHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def mask_features(self, x: Tensor) -> Tensor:
+        """Return the maps of pooled features (M, C, S, S) that a mask branch can share."""
+        return x
+
+    def from_mask_features(self, maps: Tensor) -> Tensor:
+        """Map `mask_features` to (M, out_channels): the rest of `forward`."""
+        return self(maps)
+
 
 class TwoFC(BoxHead):
     """Two fully connected layers with ReLU on the pooled features, shared over all levels."""
@@ -73,7 +81,15 @@ class Conv5(BoxHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features (M, C, S, S) to (M, out_channels)."""
-        return self.stage(x).mean((2, 3))
+        return self.from_mask_features(self.mask_features(x))
+
+    def mask_features(self, x: Tensor) -> Tensor:
+        """Return the stage's maps (M, out_channels, S / 2, S / 2)."""
+        return self.stage(x)
+
+    def from_mask_features(self, maps: Tensor) -> Tensor:
+        """Average the stage's maps."""
+        return maps.mean((2, 3))
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw the weights of convolutions as He et al., as in a backbone."""

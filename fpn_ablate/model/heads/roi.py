@@ -1,8 +1,10 @@
-"""Second stage: Fast R-CNN's head over any set of levels (Sec. 4.2).
+"""Second stage: Fast R-CNN's head over any set of levels (Sec. 4.2), with or without a mask branch (Mask R-CNN).
 
 Shape letters: N images, P proposals, G ground-truth boxes, S sampled RoIs an image, M = N * S RoIs, K classes, D detections,
-C channels. Labels are 1..K; 0 is background.
+C channels, R x R pixels of a mask. Labels are 1..K; 0 is background.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torchvision.ops import batched_nms
 from fpn_ablate.config.parts import RoI
 from fpn_ablate.model import boxes
 from fpn_ablate.model.heads.box_head import BoxHead, Predictor
+from fpn_ablate.model.heads.mask import MaskBranch
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.matching import IGNORED, POSITIVE, match, sample
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
@@ -19,26 +22,46 @@ from fpn_ablate.structures.levels import Features
 
 
 class RoIHeads(nn.Module):
-    """Pooling, box head and predictor, with their losses and their detections."""
+    """Pooling, box head, predictor and perhaps a mask branch, with their losses and their detections."""
 
-    def __init__(self, pooler: RoIPooler, box_head: BoxHead, num_classes: int, config: RoI) -> None:
+    def __init__(
+        self, pooler: RoIPooler, box_head: BoxHead, num_classes: int, config: RoI, mask: MaskBranch | None = None
+    ) -> None:
         super().__init__()
         self.pooler, self.box_head, self.config = pooler, box_head, config
         self.predictor = Predictor(box_head.out_channels, num_classes)
+        self.mask = mask
         self.register_buffer("_box_weights", torch.tensor(config.box_weights), persistent=False)
 
     def forward(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (N, S, K + 1) and deltas (N, S, K, 4) of RoIs (N, S, 4)."""
-        scores, deltas = self.predictor(self.box_head(self.pooler(features, rois)))
-        return scores.unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2])
+        scores, deltas, _ = self._forward(features, rois)
+        return scores, deltas
+
+    def _forward(self, features: Features, rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `forward` does, and the maps (M, ...) that a mask branch can share."""
+        maps = self.box_head.mask_features(self.pooler(features, rois))
+        scores, deltas = self.predictor(self.box_head.from_mask_features(maps))
+        return scores.unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2]), maps
 
     def losses(
         self, features: Features, proposals: Proposals, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs."""
+        """Return `roi_class` (cross-entropy) and `roi_box` (smooth L1 of the positives), both over the sampled RoIs, and with a
+        mask branch `mask`, of the same positives."""
         rois, labels, matched_idxs, sampled_mask = self.sample(proposals, targets, generator)
-        scores, deltas = self(features, rois)
-        return self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
+        scores, deltas, maps = self._forward(features, rois)
+        losses = self.losses_of(scores, deltas, rois, labels, matched_idxs, sampled_mask, targets.boxes)
+        if self.mask:
+            assert targets.masks is not None, "a mask branch needs the objects' masks"
+            image, place = (sampled_mask & (labels > 0)).nonzero(as_tuple=True)
+            box, label, objects = (x[image, place] for x in (rois, labels, matched_idxs))
+            if self.mask.pooler:
+                maps = self._mask_features(features, image, box)
+            else:  # computed for the box head
+                maps = maps.unflatten(0, rois.shape[:2])[image, place]
+            losses |= self.mask.losses(maps, label, targets.masks, image, objects, box)
+        return losses
 
     @torch.no_grad()
     def sample(
@@ -108,7 +131,23 @@ class RoIHeads(nn.Module):
         scores = scores.softmax(-1)[..., 1:]
         box = boxes.decode(deltas / self._box_weights, rois[:, :, None])
         box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
-        return self._suppress(box, scores, valid)
+        detections = self._suppress(box, scores, valid)
+        return replace(detections, masks=self._masks(features, detections)) if self.mask else detections
+
+    def _masks(self, features: Features, detections: BatchDetections) -> Tensor:
+        """Return the probabilities (N, D, R, R) of the masks of detected boxes, each of its box's class; 0 for padding."""
+        image, rank = detections.valid.nonzero(as_tuple=True)
+        maps = self._mask_features(features, image, detections.boxes[image, rank])
+        logits = self.mask(maps, detections.labels[image, rank])
+        masks = logits.new_zeros(*detections.valid.shape, *logits.shape[1:])
+        masks[image, rank] = logits.sigmoid()
+        return masks
+
+    def _mask_features(self, features: Features, image: Tensor, box: Tensor) -> Tensor:
+        """Return the maps that the mask branch reads of boxes (M, 4), each in its `image` (M,)."""
+        pooler = self.mask.pooler or self.pooler
+        pooled = pooler.pool(features, image, pooler.assign(box), box)
+        return pooled if self.mask.pooler else self.box_head.mask_features(pooled)
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:
         """Apply score threshold and NMS to boxes (N, P, K, 4) with scores (N, P, K) and valid (N, P); best first."""

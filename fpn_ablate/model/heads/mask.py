@@ -1,0 +1,120 @@
+"""Mask branch of the second stage: Mask R-CNN (He et al. 2017, Sec. 3 and Fig. 4).
+
+Shape letters: N images, M RoIs of the batch that get a mask, C channels, B x B bins of a RoI's features, K classes (1 if masks
+are class-agnostic), R x R pixels of a mask, R = 2 B. Labels are 1..K.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fpn_ablate.config.parts import MaskConfig
+from fpn_ablate.model.heads.roi_pooler import RoIPooler
+from fpn_ablate.model.precision import full_precision
+from fpn_ablate.structures.masks import ObjectMasks
+
+
+class FCN(nn.Module):
+    """3x3 convolutions, a deconvolution that doubles the resolution, and a 1x1 convolution.
+
+    A head of another kind has the same constructor, `label` and output, and its last layer is `logits` too.
+    """
+
+    label = "fcn"
+
+    def __init__(self, config: MaskConfig, in_channels: int, resolution: int, num_classes: int) -> None:
+        super().__init__()
+        widths = [in_channels, *[config.channels] * config.convolutions]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(widths))
+        self.deconv = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
+        self.logits = nn.Conv2d(config.channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (M, C, B, B) to the logits of each class's mask (M, K, R, R)."""
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.logits(F.relu(self.deconv(x)))
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw weights as He et al. 2015 by fan-out (detectron2); `MaskBranch` draws those of `logits`."""
+        if is_weight := parameter.dim() > 1 and layer is not self.logits:
+            nn.init.kaiming_normal_(parameter, mode="fan_out", generator=generator)
+        return is_weight
+
+
+class MLP(nn.Module):
+    """Three fully connected layers (Table 2 e); the first two start as those of the box head."""
+
+    label = "mlp"
+
+    def __init__(self, config: MaskConfig, in_channels: int, resolution: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels * resolution**2, config.fc_dim)
+        self.fc2 = nn.Linear(config.fc_dim, config.fc_dim)
+        self.logits = nn.Linear(config.fc_dim, num_classes * (2 * resolution) ** 2)
+        self.shape = num_classes, 2 * resolution, 2 * resolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (M, C, B, B) to the logits of each class's mask (M, K, R, R)."""
+        return self.logits(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))).unflatten(1, self.shape)
+
+
+class MaskBranch(nn.Module):
+    """Head and loss of masks.
+
+    Args:
+        pooler: of its own; None: it reads the box head's maps (`BoxHead.mask_features`).
+    """
+
+    def __init__(self, head: nn.Module, pooler: RoIPooler | None, config: MaskConfig) -> None:
+        super().__init__()
+        self.head, self.pooler, self.config = head, pooler, config
+
+    def forward(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits (M, R, R) of the masks of classes `labels` (M,) from features (M, C, B, B)."""
+        logits = full_precision(self.head(maps))
+        if self.config.class_agnostic:
+            return logits[:, 0]
+        return logits[torch.arange(len(labels), device=labels.device), labels - 1]
+
+    def losses(
+        self, maps: Tensor, labels: Tensor, masks: Sequence[ObjectMasks], image: Tensor, objects: Tensor, boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Return `mask`: the mean cross-entropy over the pixels of M positive RoIs, on the channel of the object's class alone.
+
+        Args:
+            maps, labels: as in `forward`.
+            masks, image, objects, boxes: as in `targets`.
+        """
+        logits = self(maps, labels)
+        targets = self.targets(masks, image, objects, boxes, logits.shape[-1]).to(logits)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return {"mask": loss / max(logits.numel(), 1)}  # without positives a gradient of 0
+
+    def targets(self, masks: Sequence[ObjectMasks], image: Tensor, objects: Tensor, boxes: Tensor, side: int) -> Tensor:
+        """Cut the masks of objects to RoIs.
+
+        Args:
+            masks: of N images.
+            image, objects: (M,) indices of images, ascending, and of objects in their image.
+            boxes: (M, 4).
+            side: R.
+
+        Returns:
+            (M, R, R) on the host, where run lengths are decoded: 1 where the object covers half of a bin or more, else 0. With
+            config.targets "torchvision" the share that it covers.
+        """
+        image, objects, boxes = image.cpu(), objects.cpu(), boxes.cpu()  # one wait for a GPU, before the first
+        exact, counts = self.config.targets == "exact", image.bincount(minlength=len(masks)).tolist()
+        of_images = zip(masks, objects.split(counts), boxes.split(counts), strict=True)
+        share = torch.cat([mask.crop(own, rois, side, aligned=exact) for mask, own, rois in of_images])
+        return (share >= 0.5).to(share.dtype) if exact else share
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw the last weights Gaussian with 0.001 (detectron2)."""
+        if is_last := parameter.dim() > 1 and layer is self.head.logits:
+            nn.init.normal_(parameter, std=0.001, generator=generator)
+        return is_last

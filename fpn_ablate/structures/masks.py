@@ -1,0 +1,84 @@
+"""Masks of objects in a batch. They stay run lengths of the native image until a region is rasterised, so memory stays bounded.
+
+Shape letters: G objects of an image, M regions, R x R bins. Boxes are XYXY in absolute pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from fpn_ablate.utils import rle
+from fpn_ablate.utils.rle import Size
+
+
+@dataclass(frozen=True)
+class ObjectMasks:
+    """The masks of an image's G objects, and what was done to the image.
+
+    Attributes:
+        counts: G masks (`utils.rle`), in pixels of the native image.
+        native_size, size: (height, width) of the native image and of the network's input, without padding.
+        flipped: the input is mirrored left to right.
+    """
+
+    counts: Sequence[bytes]
+    native_size: Size
+    size: Size
+    flipped: bool = False
+
+    def resized(self, size: Size, flipped: bool) -> "ObjectMasks":
+        """Return the masks of the image resized to `size` and, with `flipped`, mirrored."""
+        return replace(self, size=size, flipped=self.flipped != flipped)
+
+    def crop(self, objects: Tensor, boxes: Tensor, resolution: int, aligned: bool = True) -> Tensor:
+        """Return the share (M, R, R) of each bin of a box that its object covers; outside of the image nothing is covered.
+
+        Args:
+            objects: (M,) indices of objects.
+            boxes: (M, 4) in pixels of the network's input; they may reach outside of the image.
+            resolution: R.
+            aligned: a pixel's value belongs to its centre; False: to its corner, as in torchvision.
+        """
+        device, boxes = boxes.device, self._to_native(boxes.cpu())
+        out = boxes.new_zeros(len(boxes), resolution, resolution)
+        objects = objects.cpu()
+        for g in objects.unique().tolist():
+            regions = (objects == g).nonzero()[:, 0]
+            bitmap = torch.from_numpy(rle.decode([self.counts[g]], self.native_size)).to(boxes.dtype)
+            out[regions] = roi_align(bitmap[None], [boxes[regions]], resolution, aligned=aligned)[:, 0]
+        return (out.flip(-1) if self.flipped else out).to(device)
+
+    def _to_native(self, boxes: Tensor) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        if self.flipped:
+            x1, x2 = self.size[1] - x2, self.size[1] - x1
+        x, y = self.native_size[1] / self.size[1], self.native_size[0] / self.size[0]
+        return torch.stack([x1 * x, y1 * y, x2 * x, y2 * y], -1)
+
+
+def paste(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5) -> list[bytes]:
+    """Resize masks (M, R, R) of probabilities to boxes (M, 4) in an image of `size`; encode what is above `threshold`.
+
+    Bilinear between the centres of bins, at the centres of pixels. Only a box's own pixels are computed and set in one bitmap
+    of the image: 1,000 masks in 640 x 480 pixels take 0.4 s on a core, and 5 s where each is resized to the whole image.
+    """
+    bitmap = np.zeros(size, np.uint8, order="F")  # COCO's run lengths go down the columns
+    pasted: list[bytes] = []
+    for mask, (x1, y1, x2, y2) in zip(probabilities.cpu()[:, None, None].to(boxes.dtype), boxes.tolist(), strict=True):
+        left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+        right, bottom = min(size[1], math.ceil(x2)), min(size[0], math.ceil(y2))
+        window = bitmap[top:bottom, left:right]
+        if window.size:
+            x, y = (torch.arange(*ends, dtype=boxes.dtype) + 0.5 for ends in ((left, right), (top, bottom)))
+            u, v = (x - x1) / (x2 - x1) * 2 - 1, (y - y1) / (y2 - y1) * 2 - 1  # (W,), (H,): -1..1 within the box
+            grid = torch.stack(torch.broadcast_tensors(u, v[:, None]), -1)[None]
+            window[:] = F.grid_sample(mask, grid, align_corners=False)[0, 0] > threshold
+        pasted += rle.encode(bitmap[None])
+        window[:] = 0
+    return pasted
