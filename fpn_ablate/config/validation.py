@@ -48,7 +48,7 @@ def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", "built-in", "user"}
+    tags = {"shapes", "coco", "fpn", "single_level", "rpn", "fast_rcnn", "faster_rcnn", "segment_proposals", "built-in", "user"}
     tags |= {*_tags(Backbone), *_tags(TimmBackbone)}
     group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
     key = ".".join([*group, *(part for part in inner if part not in tags)])
