@@ -4,7 +4,7 @@ Hydra composes `conf/` into a plain dictionary, which `validation.validate` turn
 alone, so that each is written once.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -89,6 +89,7 @@ class Coco(Strict):
 class RPNTask(Strict):
     """Table 1: the RPN alone, class-agnostic proposals."""
 
+    masks: ClassVar[bool] = False  # the task is trained and evaluated on masks
     name: Literal["rpn"]
 
 
@@ -140,6 +141,7 @@ class ProposalSource(Strict):
 class FastRCNNTask(Strict):
     """Table 2: Fast R-CNN on fixed proposals, the same for all rows."""
 
+    masks: ClassVar[bool] = False
     name: Literal["fast_rcnn"]
     proposals: ProposalSource
     roi: RoI
@@ -149,6 +151,7 @@ class FasterRCNNTask(Strict):
     """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
     shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
 
+    masks: ClassVar[bool] = False
     name: Literal["faster_rcnn"]
     training: Literal["separate", "four_step", "joint"]
     roi: RoI

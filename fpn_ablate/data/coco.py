@@ -36,6 +36,7 @@ class CocoDataset:
         keep_empty: False leaves images without an object (crowd regions do not count) out of the samples, for training;
             `coco()` always declares them.
         links: follow links out of the folder `images`.
+        masks: read the objects' masks too, and check them.
 
     Attributes:
         repairs: how many entries were changed and how many images left out, by kind.
@@ -56,6 +57,7 @@ class CocoDataset:
         invalid: Literal["error", "clip", "drop"] = "error",
         keep_empty: bool = True,
         links: bool = False,
+        masks: bool = False,
     ) -> None:
         report = examine.examine(annotations, images, links)
         refused = report.refused(invalid)
@@ -64,7 +66,7 @@ class CocoDataset:
         for finding in report.at(NOTE):
             if finding.annotation_id is None:  # of the whole file
                 log.warning("%s: %s", name, finding)
-        self.name, self.generated = name, report.annotations.generated
+        self.name, self.generated, self.has_masks = name, report.annotations.generated, masks
         self.categories = report.annotations.categories
         self.label_of = {category["id"]: label for label, category in enumerate(self.categories, start=1)}
         self._annotations, self._root = os.path.abspath(annotations), os.path.realpath(images)
@@ -136,35 +138,36 @@ class CocoDataset:
         }
 
 
-def load(cfg: Coco, eval_images: int | None = None) -> tuple[CocoDataset, CocoDataset]:
+def load(cfg: Coco, eval_images: int | None = None, masks: bool = False) -> tuple[CocoDataset, CocoDataset]:
     """Load the training and the evaluation split of a `data=coco` configuration (conf/data/coco.yaml).
 
     The evaluation split keeps images without objects, whatever `keep_empty` says.
 
     Args:
         eval_images: the first images are evaluated; None: all.
+        masks: read the objects' masks.
 
     Raises:
         UserError: there is no such folder, a split has problems, or the two do not go together.
     """
-    train, val = _split(cfg, cfg.train, cfg.keep_empty), load_val(cfg, eval_images)
+    train, val = _split(cfg, cfg.train, cfg.keep_empty, masks), load_val(cfg, eval_images, masks)
     if reason := unfit(cfg, train._table, val._table):
         raise UserError(reason)
     return train, val
 
 
-def load_val(cfg: Coco, eval_images: int | None = None) -> CocoDataset:
+def load_val(cfg: Coco, eval_images: int | None = None, masks: bool = False) -> CocoDataset:
     """Load the evaluation split alone; the arguments and errors are those of `load`."""
-    val = _split(cfg, cfg.val, keep_empty=True)
+    val = _split(cfg, cfg.val, True, masks)
     if reason := unfit_to_evaluate(cfg, val._table, eval_images):
         raise UserError(reason)
     return val
 
 
-def _split(cfg: Coco, split: Split, keep_empty: bool) -> CocoDataset:
+def _split(cfg: Coco, split: Split, keep_empty: bool, masks: bool) -> CocoDataset:
     root = root_of(cfg)
     name = cfg.label or root.resolve().name
-    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links}
+    settings = {"invalid": cfg.invalid, "keep_empty": keep_empty, "links": cfg.links, "masks": masks}
     return CocoDataset(root / split.annotations, root / split.images, name, **settings)
 
 

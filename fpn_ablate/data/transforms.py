@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.structures.batch import Batch, Sample
+from fpn_ablate.structures.masks import ObjectMasks
 
 DIVISOR = 32  # sides of a batch's images are padded to a multiple of it
 
@@ -31,6 +32,7 @@ class Item:
     crowd: Tensor  # (G,) bool
     image_id: int
     proposals: Tensor | None = None  # (P, 4) float32
+    masks: ObjectMasks | None = None  # of G objects
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,15 @@ def prepare(sample: Sample, resize: Resize, flip: bool) -> Item:
         image, boxes = hflip(image, boxes)
     proposals = None if sample.proposals is None else boxes[objects:]
     labels, crowd = torch.from_numpy(sample.labels), torch.from_numpy(sample.crowd)
-    return Item(image, boxes[:objects], labels, crowd, sample.image_id, proposals)
+    masks = None
+    if sample.masks is not None:
+        native_size, size = sample.image.shape[:2], (image.shape[1], image.shape[2])
+        masks = ObjectMasks(sample.masks, native_size, size, flip)
+    return Item(image, boxes[:objects], labels, crowd, sample.image_id, proposals, masks)
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack items as a batch, padded to common shapes. Either all items have proposals or none has.
+    """Stack items as a batch, padded to common shapes. Either all items have proposals or none has; the same of masks.
 
     Images are padded with 0 at the right and the bottom to a multiple of DIVISOR, objects to the largest G and proposals to
     the largest P (which may be 0).
@@ -132,6 +138,7 @@ def collate(items: Sequence[Item]) -> Batch:
         image_ids=[item.image_id for item in items],
         proposals=proposals,
         proposals_valid=proposals_valid,
+        masks=[item.masks for item in items] if items[0].masks is not None else None,
     )
 
 

@@ -40,7 +40,7 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
     """
     if not isinstance(cfg.data, Coco):
         splits = []
-        for name, dataset in zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode), strict=True):
+        for name, dataset in zip(("train", "val"), load_data(cfg.data, cfg.recipe, cfg.mode, cfg.task.masks), strict=True):
             table = parse(dataset.coco() | {"info": {"generated": True}}, name, Findings())
             splits.append(Split(name, Report(None, None, [], table, None), dataset.area_bounds, table))
         return splits, []

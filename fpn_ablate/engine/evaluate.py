@@ -1,6 +1,7 @@
 """Inference over a data set and its evaluation, in pixels of the native images."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize, to_native
 from fpn_ablate.engine.train import autocast
-from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall
+from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, mask_name
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.structures.instances import BatchDetections, Proposals, map_tensors
+from fpn_ablate.structures.masks import paste
 from fpn_ablate.utils.hashing import digest
 
 
@@ -27,7 +29,10 @@ def predict(
     workers: int = 0,
     count: int | None = None,
 ) -> DetectionSet:
-    """Run `predictor` on all images of `dataset`, or on the first `count`. Boxes are in native pixels, best first per image."""
+    """Run `predictor` on all images of `dataset`, or on the first `count`.
+
+    Boxes are in native pixels, best first per image; masks are pasted into the native images.
+    """
     native_sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
     batches = evaluation_batches(
         dataset,
@@ -36,7 +41,7 @@ def predict(
         workers=workers,
         count=count,
     )
-    ids, boxes, scores, labels = [], [], [], []
+    ids, boxes, scores, labels, masks = [], [], [], [], []
     for batch in batches:
         with autocast(recipe.bf16, device):
             predictions = predictor(batch.to(device))
@@ -52,8 +57,14 @@ def predict(
             scores.append(predictions.scores[n][valid].numpy().astype(np.float32))
             if isinstance(predictions, BatchDetections):
                 labels.append(predictions.labels[n][valid].numpy())
+            if predictions.masks is not None:
+                masks.append(paste(predictions.masks[n][valid], native_boxes.float(), native_sizes[image_id]))
     return DetectionSet(
-        np.concatenate(ids), np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels) if labels else None
+        np.concatenate(ids),
+        np.concatenate(boxes),
+        np.concatenate(scores),
+        np.concatenate(labels) if labels else None,
+        list(chain.from_iterable(masks)) if masks else None,
     )
 
 
@@ -89,6 +100,8 @@ def ground_truth(dataset: DetectionDataset, count: int | None) -> dict:
 def evaluate(detections: DetectionSet, dataset: DetectionDataset, count: int | None = None) -> dict[str, Any]:
     """Evaluate on all images of `dataset`, or on the first `count`: AR of proposals, AP and AR100 of labelled detections.
 
+    Proposals with masks are evaluated by their masks, detections with masks by their boxes and, as mask_AP, by their masks.
+
     Returns:
         The evaluated keys of a record: metrics, per_class (of labelled detections), objects, images.
     """
@@ -98,6 +111,10 @@ def evaluate(detections: DetectionSet, dataset: DetectionDataset, count: int | N
         metrics = {name: value for name, value in metrics.items() if name.startswith("AR100")}
         precision, of_classes = average_precision(truth, detections, dataset.categories, dataset.area_bounds)
         metrics, per_class = precision | metrics, {"per_class": of_classes}
+        if detections.masks is not None:
+            precision, of_classes = average_precision(truth, detections, dataset.categories, dataset.area_bounds, by="segm")
+            metrics |= {mask_name(name): value for name, value in precision.items()}
+            per_class["mask_per_class"] = of_classes
     return {
         "metrics": metrics,
         **per_class,

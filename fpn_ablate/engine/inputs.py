@@ -73,7 +73,7 @@ def prepare(cfg: Config) -> Inputs:
     refuse_random_order(cfg, device, deterministic)
     set_deterministic(deterministic, fixed_shapes=isinstance(cfg.data, Shapes))
     set_tf32()
-    splits = load_data(cfg.data, cfg.recipe, cfg.mode)
+    splits = load_data(cfg.data, cfg.recipe, cfg.mode, cfg.task.masks)
     if isinstance(cfg.data, Shapes):
         _render_ahead(cfg.recipe, cfg.workers, *splits)
     proposals = load_fixed_proposals(cfg.task, splits, cfg.recipe.eval_images)
@@ -98,8 +98,8 @@ def _pretrained(cfg: Config, device: torch.device) -> Pretrained | None:
     return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, Path(cfg.out) / "backbones", device, cfg.workers)
 
 
-def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
-    """Load training and validation split, or validation twice if nothing is trained.
+def load_data(data: Shapes | Coco, recipe: Recipe, mode: str, masks: bool = False) -> Splits:
+    """Load training and validation split, or validation twice if nothing is trained; those of files with `masks` if needed.
 
     Raises:
         UserError: the data are broken.
@@ -109,7 +109,7 @@ def load_data(data: Shapes | Coco, recipe: Recipe, mode: str) -> Splits:
         evaluated = min(data.val_images, recipe.eval_images or data.val_images)
         splits = shapes.load(world(data, recipe.short_side), data.train_images, evaluated)
         return splits[1:] * 2 if mode == "evaluate" else splits
-    return _load_coco(data, recipe.eval_images, mode)
+    return _load_coco(data, recipe.eval_images, mode, masks)
 
 
 def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, validation: shapes.ShapesDataset) -> None:
@@ -124,16 +124,19 @@ def _render_ahead(recipe: Recipe, workers: int, training: shapes.ShapesDataset, 
 _cache: dict[tuple[Any, ...], tuple[dict[str, tuple[str, int]], Splits]] = {}
 
 
-def _load_coco(data: Coco, eval_images: int | None, mode: str) -> Splits:
+def _load_coco(data: Coco, eval_images: int | None, mode: str, masks: bool) -> Splits:
     """Load both splits, or return the cached ones if no file has changed since."""
-    key, start = (mode, data, eval_images, coco.root_of(data).resolve()), time.time()
+    key, start = (mode, data, eval_images, masks, coco.root_of(data).resolve()), time.time()
     if key in _cache:
         stamps, splits = _cache[key]
         with suppress(OSError):  # a file is gone: the loader names it
             if stamps_of(stamps) == stamps:
                 return splits
     _cache.clear()
-    splits = (coco.load_val(data, eval_images),) * 2 if mode == "evaluate" else coco.load(data, eval_images)
+    if mode == "evaluate":
+        splits = (coco.load_val(data, eval_images, masks),) * 2
+    else:
+        splits = coco.load(data, eval_images, masks)
     stamps = stamps_of(path for split in splits for path in split.files)
     if not is_recent(stamps, start):
         _cache[key] = stamps, splits

@@ -11,15 +11,18 @@ import numpy as np
 
 from fpn_ablate.evaluation.coco import (
     AREAS,
+    By,
     DetectionSet,
     area_ranges,
     evaluator,
+    mask_name,
+    match,
     mean,
     precision_by_size,
     quietly,
     recall_name,
 )
-from fpn_ablate.evaluation.recall import Matches, match_boxes
+from fpn_ablate.evaluation.recall import Matches
 
 # 400 replicates give an interval's width to 4 %, 100 to 7 % (1 / sqrt(2 B)). With 5000 images and 80 categories a replicate
 # takes more than a second, and with so many images the seeds matter more.
@@ -46,28 +49,32 @@ def bootstrap_metrics(
         indices: (B, I) positions in the images of `truth`, sorted by id, from `bootstrap_indices`.
 
     Returns:
-        {metric: (B,) values}, NaN where undefined: AP and AR100 of detections with labels, AR100 and AR1k of proposals.
+        {metric: (B,) values}, NaN where undefined: AP, mask_AP where there are masks, and AR100 of detections with labels,
+        AR100 and AR1k of proposals.
     """
     areas, labels = area_ranges(area_bounds), detections.labels is not None
     limits = (100,) if labels else (100, 1000)
-    boxes = detections.image_ids, detections.boxes, detections.scores
-    recall = _recall(match_boxes(truth, *boxes, areas, limits), limits, indices)
+    recall = _recall(match(truth, detections, areas, limits), limits, indices)
     if not labels:
         return recall
-    return _precision(_MatchedImages(truth, detections, categories, areas, limits), indices) | recall
+    precision = _precision(_MatchedImages(truth, detections, categories, areas, limits), indices)
+    if detections.masks is not None:
+        of_masks = _precision(_MatchedImages(truth, detections, categories, areas, limits, "segm"), indices)
+        precision |= {mask_name(name): values for name, values in of_masks.items()}
+    return precision | recall
 
 
 def per_image_metrics(
     truth: dict[str, Any], detections: DetectionSet, categories: Sequence[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluate each image alone: AP, or AR100 without labels.
+    """Evaluate each image alone: AP of boxes, or AR100 without labels.
 
     Returns:
         Image ids (I,), rising, and values (I,), NaN without objects.
     """
     all_areas = [(0, 1e10)]
     if detections.labels is None:
-        matches = match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, all_areas, (100,))
+        matches = match(truth, detections, all_areas, (100,))
         matched, objects = matches.matched[:, 0, 0].mean(-1), matches.objects[:, 0]
         recall = np.divide(matched, objects, out=np.full(len(matched), np.nan), where=objects > 0)
         return matches.ids, recall.astype(np.float32)
@@ -103,8 +110,9 @@ class _MatchedImages:
         categories: Sequence[dict[str, Any]],
         areas: list[tuple[float, float]],
         limits: tuple[int, ...],
+        by: By = "bbox",
     ) -> None:
-        evaluation = evaluator(truth, detections, categories, areas, limits)
+        evaluation = evaluator(truth, detections, categories, areas, limits, by=by)
         evaluation.separate_eval = True  # keep the matches of each image
         with quietly():
             evaluation.evaluate()

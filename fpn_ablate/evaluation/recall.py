@@ -1,4 +1,4 @@
-"""Class-agnostic recall by COCO's rule, from the few pairs of box and object that overlap enough to match.
+"""Class-agnostic recall by COCO's rule, from the few pairs of box and object that overlap enough to match: by boxes or masks.
 
 At each IoU threshold and for each range of areas, COCO's evaluator goes through the boxes of an image, best first, and matches
 each to the free object that it overlaps most. Crowd regions and objects outside the range take part too, but only get boxes
@@ -8,11 +8,13 @@ I images, L limits, A ranges of areas, T IoU thresholds, M boxes, G objects.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from fpn_ablate.utils import rle
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 IMAGES_AT_ONCE = 256  # their pairs are in memory together
@@ -46,6 +48,7 @@ def match_boxes(
     scores: np.ndarray,
     areas: Sequence[tuple[float, float]],
     limits: Sequence[int],
+    masks: Sequence[bytes] | None = None,
 ) -> Matches:
     """Match boxes to the objects of `truth`, a COCO instances dictionary, and count the matched objects per image.
 
@@ -54,6 +57,7 @@ def match_boxes(
             scores keep their order.
         areas: (smallest, largest) in square pixels, both included.
         limits: numbers of best boxes per image that count.
+        masks: of the boxes (M); if given, they are compared with the `segmentation` of objects in place of the boxes.
     """
     ids = np.unique(np.array([image["id"] for image in truth["images"]], dtype=np.int64))
     declared = set(ids.tolist())
@@ -62,6 +66,7 @@ def match_boxes(
     order = np.argsort(owner, kind="stable")
     owner, counted = owner[order], [counted[n] for n in order]
     xywh = np.array([a["bbox"] for a in counted], dtype=float).reshape(-1, 4)
+    overlaps = _box_overlaps(xywh, boxes) if masks is None else _mask_overlaps(counted, masks, image_sizes(truth))
     area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in counted], dtype=float)
     within = np.stack([(low <= area) & (area <= high) for low, high in areas], 1)  # (G, A)
     limits = sorted(limits)
@@ -73,7 +78,7 @@ def match_boxes(
         images = range(begin, min(begin + IMAGES_AT_ONCE, len(ids)))
         chunk = slice(*np.searchsorted(owner, (images.start, images.stop)))
         countable = np.repeat(within[chunk, :, None], len(THRESHOLDS), axis=2)
-        rank, pairs = _pairs(images, owner, xywh, boxes, ranked, first)
+        rank, pairs = _pairs(images, owner, overlaps, ranked, first)
         for number, unmatched in enumerate(_match(rank, pairs, _masks(countable), reach, limits)):
             np.add.at(matched, (owner[chunk], number), countable & ~_bits(unmatched, len(areas)))
     objects = np.zeros((len(ids), len(areas)), dtype=np.int64)
@@ -91,8 +96,33 @@ def _ranked(ids: np.ndarray, image_ids: np.ndarray, scores: np.ndarray, limit: i
     return np.concatenate([*best, order[:0]]), np.concatenate([[0], np.cumsum(last - first)])
 
 
+def image_sizes(truth: dict[str, Any]) -> dict[int, rle.Size]:
+    """Return (height, width) of the images of a COCO instances dictionary, by id."""
+    return {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+
+
+# (objects of an image, as a slice; positions of P boxes there) -> IoU (G, P)
+Overlaps = Callable[[slice, np.ndarray], np.ndarray]
+
+
+def _box_overlaps(xywh: np.ndarray, boxes: np.ndarray) -> Overlaps:
+    return lambda objects, best: _iou(xywh[objects], boxes[best].astype(float))
+
+
+def _mask_overlaps(counted: Sequence[dict[str, Any]], masks: Sequence[bytes], sizes: dict[int, rle.Size]) -> Overlaps:
+    def overlaps(objects: slice, best: np.ndarray) -> np.ndarray:
+        annotations = counted[objects]
+        if not annotations:
+            return np.zeros((0, len(best)))
+        size = sizes[annotations[0]["image_id"]]
+        of_objects = [rle.from_segmentation(a["segmentation"], size) for a in annotations]
+        return rle.iou(of_objects, [masks[m] for m in best], size)
+
+    return overlaps
+
+
 def _pairs(
-    images: range, owner: np.ndarray, xywh: np.ndarray, boxes: np.ndarray, ranked: np.ndarray, first: np.ndarray
+    images: range, owner: np.ndarray, overlaps: Overlaps, ranked: np.ndarray, first: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[bool, int, int]]]:
     """Find the pairs of a box and an object of some images whose IoU reaches the lowest threshold, in matching order.
 
@@ -106,7 +136,7 @@ def _pairs(
     begin = np.searchsorted(owner, images.start)
     for n in images:
         low, high = np.searchsorted(owner, (n, n + 1))
-        iou = _iou(xywh[low:high], boxes[ranked[first[n] : first[n + 1]]].astype(float))
+        iou = overlaps(slice(low, high), ranked[first[n] : first[n + 1]])
         g, rank = np.nonzero(iou >= THRESHOLDS[0])
         columns.append((rank, np.full(len(g), n), g + (low - begin), iou[g, rank]))
     rank, image, g, iou = (np.concatenate(column) for column in zip(*columns, strict=True))

@@ -25,8 +25,7 @@ from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.evaluate import ground_truth
 from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, bootstrap_metrics, per_image_metrics
-from fpn_ablate.evaluation.coco import DetectionSet
-from fpn_ablate.evaluation.recall import match_boxes
+from fpn_ablate.evaluation.coco import DetectionSet, match
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.structures.batch import DetectionDataset
@@ -67,7 +66,7 @@ def make_artifacts(
 
 
 def recall_by_size(truth: dict[str, Any], detections: DetectionSet, area_bounds: tuple[float, float]) -> dict[str, list]:
-    """Compute class-agnostic AR@100 in bins of object size.
+    """Compute class-agnostic AR@100 in bins of object size, by masks for proposals that have them.
 
     Returns:
         {"edges": E sides in pixels (roots of areas), rising by sqrt(2), "objects": E + 1 counts, "AR100": E + 1 values, None
@@ -77,7 +76,7 @@ def recall_by_size(truth: dict[str, Any], detections: DetectionSet, area_bounds:
     first, last = (round(2 * np.log2(side / small)) for side in (small / 4, large * 2))
     edges = [small * 2 ** (k / 2) for k in range(first, last + 1)]
     ranges = list(zip([0, *(edge**2 for edge in edges)], [*(edge**2 for edge in edges), 1e10], strict=True))
-    matches = match_boxes(truth, detections.image_ids, detections.boxes, detections.scores, ranges, (100,))
+    matches = match(truth, detections, ranges, (100,))
     values = [None if np.isnan(value) else float(value) for value in matches.recall()[0]]
     return {"edges": [round(edge, 2) for edge in edges], "objects": matches.objects.sum(0).tolist(), "AR100": values}
 

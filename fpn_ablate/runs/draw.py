@@ -93,7 +93,7 @@ def common_split(runs: Sequence[FinishedRun]) -> DetectionDataset:
         raise UserError(f"{first.folder} and {others[0]}: different data (if it is one set in two places, give --root PATH)")
     if not isinstance(first.cfg.data, Shapes) and not Path(first.cfg.data.root).expanduser().is_dir():
         raise UserError(f"{first.cfg.data.root}: no such folder; give the data set's folder with --root PATH")
-    _, dataset = load_data(first.cfg.data, first.cfg.recipe, first.cfg.mode)
+    _, dataset = load_data(first.cfg.data, first.cfg.recipe, first.cfg.mode, first.cfg.task.masks)
     if hashing.digest(list(dataset.image_ids[: images["count"]])) != images["digest"]:
         raise UserError(f"{dataset.name}: its images are not those on which {first.folder} was evaluated")
     for run in runs:

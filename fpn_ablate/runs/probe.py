@@ -42,7 +42,7 @@ def probe_runs(folders: Sequence[Path], count: int, config_dir: Path | None = No
     for folder in folders:
         cfg, content = read_finished(folder, config_dir)
         user_parts.refuse_changed(cfg.user_parts, content, folder)
-        training, validation = load_data(cfg.data, cfg.recipe, "train")
+        training, validation = load_data(cfg.data, cfg.recipe, "train", cfg.task.masks)
         read = {"train": training} if cfg.mode == "train" else {}  # mode=evaluate reads the validation split alone
         refuse_changed_data(folder, content, val=validation, **read)
         configs.append(cfg)

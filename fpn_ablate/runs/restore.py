@@ -51,7 +51,7 @@ def load_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config,
     """
     cfg, content = read_finished(folder, config_dir)
     cfg = cfg.model_copy(update={"out": str(folder.resolve().parents[4])})
-    training, validation = splits = _load_data(cfg.data, cfg.recipe, cfg.mode)
+    training, validation = splits = _load_data(cfg.data, cfg.recipe, cfg.mode, cfg.task.masks)
     refuse_changed_data(folder, content, val=validation, train=training)
     return cfg, content, splits
 
@@ -84,11 +84,13 @@ def load_detections(folder: Path) -> DetectionSet:
     path = folder / DETECTIONS
     try:
         detections = DetectionSet.load(path)
-        arrays = {name: array for name, array in vars(detections).items() if array is not None}
+        arrays = {name: array for name, array in vars(detections).items() if array is not None and name != "masks"}
         count = len(detections.boxes)
         for name, array in arrays.items():
             if array.dtype.kind not in "iuf" or array.shape != ((count, 4) if name == "boxes" else (count,)):
                 raise ValueError(f"{name} holds {array.dtype} of shape {array.shape} for {count} boxes")
+        if detections.masks is not None and len(detections.masks) != count:
+            raise ValueError(f"{len(detections.masks)} masks for {count} boxes")
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); remove its folder to train the run again") from None
     return detections

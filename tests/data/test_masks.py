@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import roi_align
 
 from fpn_ablate.structures.masks import ObjectMasks, paste
@@ -44,6 +45,23 @@ def test_a_pasted_mask_is_where_its_box_is(bitmaps):
     masks = ObjectMasks(rle.encode(bitmaps), SIZE, SIZE)
     pasted = paste(masks.crop(torch.arange(2), boxes, 28), boxes, SIZE)
     assert (rle.decode(pasted, SIZE) != bitmaps).mean() < 0.01
+
+
+def test_a_mask_is_pasted_as_if_it_were_resized_to_the_whole_image():
+    boxes = torch.tensor([[10.5, 5.2, 30.1, 20.9], [-8, -4, 70, 44], [55, 35, 90, 80], [3.3, 2, 3.6, 39], [70, 50, 80, 60]])
+    masks = (
+        F.interpolate(torch.rand(len(boxes), 1, 4, 4, generator=torch.Generator().manual_seed(0)), (14, 14))[:, 0]
+    masks[2] = 0.9  # only a corner is inside
+    )
+    x, y = torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5
+    x1, y1, x2, y2 = boxes[..., None].unbind(1)
+    u, v = (x - x1) / (x2 - x1) * 2 - 1, (y - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack(torch.broadcast_tensors(u[:, None], v[..., None]), -1)
+    whole = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0] > 0.5
+    assert whole.flatten(1).any(1).tolist() == [True] * 4 + [False]
+    # The windows' last bins reach half a bin beyond the box, where less than half of a mask is left.
+    assert np.array_equal(rle.decode(paste(masks, boxes, SIZE), SIZE), whole.numpy())
+    assert paste(masks[:0], boxes[:0], SIZE) == []
 
 
 def test_polygons_of_one_object_are_one_mask(bitmaps):

@@ -30,8 +30,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def rendered(monkeypatch):
     """The positions of the pictures that are rendered, in this process."""
-    positions, render = [], dataset._render_sample
-    monkeypatch.setattr(dataset, "_render_sample", lambda *a: positions.append(a[2]) or render(*a))
+    positions, render = [], dataset.render_sample
+    monkeypatch.setattr(dataset, "render_sample", lambda *a: positions.append(a[2]) or render(*a))
     return positions
 
 
@@ -44,7 +44,7 @@ def split(world=WORLD, name="val", size=SIZE, processes=1):
 def content_of(made):
     samples = [made[n] for n in range(len(made))]
     arrays = [getattr(s, part) for s in samples for part in ("image", "boxes", "labels", "crowd")]
-    return [(a.shape, a.dtype, a.tobytes()) for a in arrays], [s.image_id for s in samples], made.coco()
+    return [(a.shape, a.dtype, a.tobytes()) for a in arrays], [(s.image_id, s.masks) for s in samples], made.coco()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,9 @@ def test_another_world_split_or_size_is_rendered(rendered, other):
     assert len(split(**other)) == len(rendered) == len(set(rendered))
 
 
-@pytest.mark.parametrize("what", ["draw.py", "render.py", "world.py", "dataset.py", "cache.py", "seeding.py", "numpy"])
+@pytest.mark.parametrize(
+    "what", ["draw.py", "render.py", "world.py", "dataset.py", "cache.py", "seeding.py", "rle.py", "numpy"]
+)
 def test_other_code_renders_anew(rendered, monkeypatch, what):
     split()
     rendered.clear()
@@ -232,8 +234,8 @@ def in_a_process(function, queue=None):
 
 
 def test_of_two_processes_at_once_one_renders_and_both_have_the_pictures(plain, rendered, monkeypatch):
-    render, queue = dataset._render_sample, FORK.Queue()
-    monkeypatch.setattr(dataset, "_render_sample", lambda *a: time.sleep(0.1) or render(*a))
+    render, queue = dataset.render_sample, FORK.Queue()
+    monkeypatch.setattr(dataset, "render_sample", lambda *a: time.sleep(0.1) or render(*a))
     processes = [in_a_process(lambda q: q.put((content_of(split()) == plain, len(rendered))), queue) for _ in range(2)]
     ends = sorted(queue.get(timeout=60) for _ in processes)
     for process in processes:

@@ -339,7 +339,7 @@ def test_pictures_are_rendered_ahead_where_training_will_ask_for_all(cell, monke
         prepared = inputs.prepare(cfg)
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(dataset, "_render_sample", training_is_forbidden)
+    monkeypatch.setattr(dataset, "render_sample", training_is_forbidden)
     assert len(prepared.validation.coco()["images"]) == 3
     rendered = 0
     for index in range(4):

@@ -1,8 +1,8 @@
 """Cache rendered splits on the disk. Processes map the same file into their memory instead of rendering the pictures again.
 
 A split of N pictures is two files in the folder `shapes` of the user's cache (`content.cache_folder`): `.pixels` holds
-(N, H, W, 3) uint8 and nothing else, `.npz` the objects and the digest of the pixels, and is written last. Where files are
-absent or damaged, or the disk is full or read-only, the pictures are rendered: that costs time alone.
+(N, H, W, 3) uint8 and nothing else, `.npz` the objects with their masks and the digest of the pixels, and is written last.
+Where files are absent or damaged, or the disk is full or read-only, the pictures are rendered: that costs time alone.
 """
 
 import os
@@ -17,6 +17,7 @@ from shutil import disk_usage
 import numpy as np
 
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.content import cache_folder, content_digest
 from fpn_ablate.utils.errors import UserError
@@ -26,14 +27,13 @@ from fpn_ablate.utils.imports import closure
 from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.paths import PACKAGE
 
-Rendered = tuple[Sample, np.ndarray]  # a picture, and the visible area of each of its objects
-
 LIMIT = 2 * 2**30  # bytes of all splits, as 10,000 pictures of 256 px have; those unused for longest make room for new ones
 IN_USE = 3600  # seconds since it was read or written, in which a split is not removed
 FREE = 2**30  # bytes that stay free on the disk
+RENDERING_UTILS = ("fpn_ablate.utils.seeding", "fpn_ablate.utils.rle")  # the others do not decide what a picture is
 
 
-def read(split: str, height: int, width: int) -> list[Rendered]:
+def read(split: str, height: int, width: int) -> list[Sample]:
     """Return the pictures of the split with the digest `split`, pixels mapped from the disk; [] if they are not cached."""
     path = _path(split)
     with suppress(UserError, *UNREADABLE), open_arrays(path) as file:
@@ -41,19 +41,21 @@ def read(split: str, height: int, width: int) -> list[Rendered]:
         if _digest(pixels) != file["digest"].item():
             return []
         ends = np.cumsum(file["counts"])
-        boxes, labels, areas = (np.split(file[name], ends[:-1]) for name in ("boxes", "labels", "areas"))
+        boxes, labels = (np.split(file[name], ends[:-1]) for name in ("boxes", "labels"))
+        masks = rle.split(file["masks"], file["mask_lengths"])
+        masks_of = [masks[end - count : end] for end, count in zip(ends, file["counts"], strict=True)]
         # Copy on write, since torch warns of arrays that are read-only.
         images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=(len(ends), height, width, 3)))
-        samples = [to_sample(index, *parts) for index, parts in enumerate(zip(images, boxes, labels, strict=True))]
+        samples = [to_sample(index, *parts) for index, parts in enumerate(zip(images, boxes, labels, masks_of, strict=True))]
         with suppress(OSError):  # another user's
             os.utime(path)
-        return list(zip(samples, areas, strict=True))
+        return samples
     return []
 
 
-def write(split: str, pictures: Sequence[Rendered]) -> None:
+def write(split: str, samples: Sequence[Sample]) -> None:
     """Cache all pictures of a split, within `rendering`; log a line if the disk or LIMIT has no room for them."""
-    path, samples = _path(split), [sample for sample, _ in pictures]
+    path = _path(split)
     pixels, size = path.with_suffix(".pixels"), sum(sample.image.nbytes for sample in samples)
     if size > LIMIT:
         _log_once(f"{size / 2**20:.0f} MiB are more than the cache's {LIMIT / 2**30:.0f} GiB")
@@ -61,10 +63,12 @@ def write(split: str, pictures: Sequence[Rendered]) -> None:
     try:
         _make_room(path, size)
         write_atomically(pixels, lambda temporary: _write_pixels(temporary, samples))
+        masks, lengths = rle.join([mask for sample in samples for mask in sample.masks or ()])
         columns = {
             "boxes": np.concatenate([sample.boxes for sample in samples]),
             "labels": np.concatenate([sample.labels for sample in samples]),
-            "areas": np.concatenate([areas for _, areas in pictures]),
+            "masks": masks,
+            "mask_lengths": lengths,
             "counts": np.array([len(sample.labels) for sample in samples]),
             "digest": np.array(_digest(pixels)),
         }
@@ -84,9 +88,9 @@ def rendering() -> Iterator[None]:
         yield
 
 
-def to_sample(index: int, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
+def to_sample(index: int, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, masks: Sequence[bytes]) -> Sample:
     """Return picture `index` (from 0) of a split as a sample. It has no crowds."""
-    return Sample(image, boxes, labels, np.zeros(len(labels), bool), index + 1)
+    return Sample(image, boxes, labels, np.zeros(len(labels), bool), index + 1, masks=masks)
 
 
 def _path(split: str) -> Path:
@@ -99,7 +103,7 @@ def _renderer() -> list[str]:
     files = closure(
         ["fpn_ablate.data.shapes.dataset"],
         {"fpn_ablate": PACKAGE},
-        lambda module: module.startswith("fpn_ablate.utils.") and module != "fpn_ablate.utils.seeding",
+        lambda module: module.startswith("fpn_ablate.utils.") and module not in RENDERING_UTILS,
     )
     return [np.__version__, *(source_digest(file) for _, file in sorted(files.items()))]
 

@@ -12,17 +12,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from fpn_ablate.data.shapes import cache
-from fpn_ablate.data.shapes.cache import Rendered, to_sample
+from fpn_ablate.data.shapes.cache import to_sample
 from fpn_ablate.data.shapes.render import render
 from fpn_ablate.data.shapes.world import HUES, RENDERER, World
 from fpn_ablate.structures.batch import Sample
-from fpn_ablate.utils import signals
+from fpn_ablate.utils import rle, signals
 
 
 class ShapesDataset:
     """A split of `size` pictures, each rendered at its first use unless the disk's cache holds the split (`cache`)."""
 
     generated = True
+    has_masks = True
     name = "shapes"
 
     def __init__(self, world: World, split: str, size: int) -> None:
@@ -38,16 +39,16 @@ class ShapesDataset:
         return self.size
 
     @cached_property
-    def _samples(self) -> dict[int, Rendered]:
+    def _samples(self) -> dict[int, Sample]:
         """Pictures by position, as far as they are rendered."""
         return self._cached()
 
-    def _cached(self) -> dict[int, Rendered]:
+    def _cached(self) -> dict[int, Sample]:
         return dict(enumerate(cache.read(self.digest, self.world.height, self.world.width)))
 
-    def _sample(self, index: int) -> Rendered:
+    def __getitem__(self, index: int) -> Sample:
         if index not in self._samples:
-            self._samples[index] = _render_sample(self.world, self.split, index)
+            self._samples[index] = render_sample(self.world, self.split, index)
         return self._samples[index]
 
     def render_all(self, processes: int) -> None:
@@ -57,7 +58,7 @@ class ShapesDataset:
                 self._samples.update(self._cached())  # by a process that this one has waited for
                 if len(self._samples) < self.size:
                     self._render_missing(processes)
-                    cache.write(self.digest, [self._sample(index) for index in range(self.size)])
+                    cache.write(self.digest, [self[index] for index in range(self.size)])
                     self._samples.update(self._cached())  # shared between processes, unlike those just rendered
 
     def _render_missing(self, processes: int) -> None:
@@ -69,32 +70,29 @@ class ShapesDataset:
                 missing,
                 batch_size=None,
                 num_workers=min(processes, len(missing)),
-                collate_fn=partial(_render_sample, self.world, self.split),
+                collate_fn=partial(render_sample, self.world, self.split),
                 generator=torch.Generator(),  # otherwise the loader draws a number from the global one
                 worker_init_fn=signals.outlive_signals,
             )
             self._samples.update(zip(missing, loader, strict=True))
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._sample(index)[0]
-
     def coco(self) -> dict[str, Any]:
-        """Return COCO instances without segmentations (`export` writes those); `area` counts visible pixels, as in COCO."""
+        """Return COCO instances; `segmentation` and `area` are of visible pixels, as in COCO."""
         return self._ground_truth
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
         images, annotations = [], []
         for index, image_id in enumerate(self.image_ids):
-            sample, areas = self._sample(index)
             images.append(image_entry(self.world, image_id))
-            annotations += annotations_of(image_id, sample.boxes, sample.labels, areas, len(annotations) + 1)
+            annotations += annotations_of(self[index], len(annotations) + 1)
         return {"images": images, "annotations": annotations, "categories": list(self.categories)}
 
 
-def _render_sample(world: World, split: str, index: int) -> Rendered:
+def render_sample(world: World, split: str, index: int) -> Sample:
+    """Render picture `index` of a split as a sample."""
     picture = render(world, split, index)
-    return to_sample(index, picture.image, picture.boxes, picture.labels), picture.masks.sum((1, 2))
+    return to_sample(index, picture.image, picture.boxes, picture.labels, rle.encode(picture.masks))
 
 
 def image_entry(world: World, image_id: int) -> dict[str, Any]:
@@ -102,20 +100,21 @@ def image_entry(world: World, image_id: int) -> dict[str, Any]:
     return {"id": image_id, "file_name": f"{image_id:06d}.png", "height": world.height, "width": world.width}
 
 
-def annotations_of(
-    image_id: int, boxes: np.ndarray, labels: np.ndarray, areas: np.ndarray, first_id: int
-) -> list[dict[str, Any]]:
+def annotations_of(sample: Sample, first_id: int) -> list[dict[str, Any]]:
     """Return the entries of a picture's objects in `annotations` of a COCO file."""
+    size, masks = sample.image.shape[:2], sample.masks or ()
+    areas, segmentations = rle.areas(masks, size), rle.coco_objects(masks, size)
     return [
         {
             "id": first_id + i,
-            "image_id": image_id,
-            "category_id": int(labels[i]),
+            "image_id": sample.image_id,
+            "category_id": int(sample.labels[i]),
             "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
             "area": float(areas[i]),
             "iscrowd": 0,
+            "segmentation": segmentations[i],
         }
-        for i, (x0, y0, x1, y1) in enumerate(boxes)
+        for i, (x0, y0, x1, y1) in enumerate(sample.boxes)
     ]
 
 
