@@ -99,6 +99,7 @@ class SegmentProposalsTask(Strict):
     `mask`: R of the R x R bins of a mask. `schedule`: how many times recipe.steps are trained.
     """
 
+    masks: ClassVar[bool] = True
     name: Literal["segment_proposals"]
     mlp: Literal[5, 7, "dual"]
     mask: Cells

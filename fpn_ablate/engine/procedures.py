@@ -74,6 +74,7 @@ class Trained:
         predict: batch -> proposals (tasks rpn and segment_proposals) or detections.
         predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
         proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
+        mask_threshold: probability above which a pixel belongs to a mask.
     """
 
     model: Detector
@@ -81,6 +82,7 @@ class Trained:
     predict: Callable[[Batch], Proposals | BatchDetections]
     predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
+    mask_threshold: float = 0.5
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
@@ -206,7 +208,8 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
 
     if fixed is None:
         origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
-        return Trained(model, validation, predict, predict_end_to_end, origin)
+        threshold = getattr(context.cfg.task, "mask_threshold", 0.5)
+        return Trained(model, validation, predict, predict_end_to_end, origin, threshold)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
     origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
     return Trained(model, validation, predict, predict_end_to_end, origin)

@@ -22,7 +22,7 @@ from fpn_ablate.utils import rle
 
 LEVELS = tuple(Level(f"p{k}", 8) for k in (2, 3, 4))
 SIDES = (64, 96)
-CONFIG = {"scales": (10, 20, 40), "mask": 6, "hidden": 12, "samples": 40, "proposals": 30}
+CONFIG = {"scales": (10, 20, 40), "mask": 6, "hidden": 12, "samples": 80, "proposals": 30}
 
 
 def head(levels=LEVELS, short_side=800, std=0.1, **keys):
