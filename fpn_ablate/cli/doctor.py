@@ -29,6 +29,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the facts as JSON; - prints them instead of the text")
     parser.add_argument("--limit", type=int, default=50, help="findings to print of each split (default 50; 0: all)")
     parser.add_argument("--links", action="store_true", help="of FILE: follow links out of the folder of images")
+    parser.add_argument("--masks", action="store_true", help="of FILE: check the masks too, as for a task that needs them")
     options = parser.parse_intermixed_args(arguments)
     if options.json is not None and not Path(options.json).name:
         raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
@@ -47,6 +48,8 @@ def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int
         check_parts(cfg)
     if options.links:
         raise UserError("--links goes with a FILE; with key=value set data.links=true")
+    if options.masks:
+        raise UserError("--masks goes with a FILE; with key=value the task decides")
     report = describe_data(rows)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     if options.json == "-":
@@ -69,7 +72,7 @@ def _examine_file(options: argparse.Namespace, parser: Parser) -> int:
     annotations, images = Path(options.what[0]), Path(options.what[1]) if len(options.what) == 2 else None
     if annotations.is_dir():
         parser.error(f"{annotations} is a folder: data=coco data.root={annotations} looks over the set in it")
-    report = examine(annotations, images, options.links)
+    report = examine(annotations, images, options.links, options.masks)
     if report.annotations is not None:
         table = report.annotations
         print(f"{len(table.image_ids)} images, {len(table.ids)} objects, {len(table.categories)} categories")

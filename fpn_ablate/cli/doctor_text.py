@@ -67,7 +67,7 @@ def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
         "objects an image: mean": lambda s: f"{s['objects_an_image']['mean']:.1f}",
         "  median": lambda s: f"{s['objects_an_image']['median']:g}",
         "  most": lambda s: f"{s['objects_an_image']['max']:,}",
-        "boxes changed": lambda s: ", ".join(f"{n} {repair}" for repair, n in s["repairs"].items()) or "0",
+        "objects changed": lambda s: ", ".join(f"{n} {repair}" for repair, n in s["repairs"].items()) or "0",
     }
     for label, value in lines.items():
         table.add_row(label, *(value(split) for split in splits.values()))

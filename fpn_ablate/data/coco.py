@@ -18,9 +18,10 @@ import numpy as np
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.checks import examine
 from fpn_ablate.data.checks.annotations import Annotations
-from fpn_ablate.data.checks.findings import NOTE, Finding
+from fpn_ablate.data.checks.findings import BOX, KINDS, NOTE, Finding
 from fpn_ablate.data.checks.images import read_rgb
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.content import CONTENT, WHOLE, content_digest
 from fpn_ablate.utils.errors import UserError
 
@@ -31,8 +32,9 @@ class CocoDataset:
     """A split of a COCO-format set: implements `structures.batch.DetectionDataset`.
 
     Args:
-        invalid: what to do with boxes outside their image or without area. 'error' refuses the set; 'clip' cuts them to the
-            image and drops those without area left; 'drop' drops them. Broken structure and broken images are always refused.
+        invalid: what to do with boxes and masks outside their image or without area. 'error' refuses the set; 'clip' cuts them
+            to the image and drops objects without area left; 'drop' drops the objects. Broken structure and broken images are
+            always refused.
         keep_empty: False leaves images without an object (crowd regions do not count) out of the samples, for training;
             `coco()` always declares them.
         links: follow links out of the folder `images`.
@@ -59,7 +61,7 @@ class CocoDataset:
         links: bool = False,
         masks: bool = False,
     ) -> None:
-        report = examine.examine(annotations, images, links)
+        report = examine.examine(annotations, images, links, masks)
         refused = report.refused(invalid)
         if refused or report.annotations is None:
             raise UserError(_refusal(name, report, refused))
@@ -106,7 +108,9 @@ class CocoDataset:
         boxes = self._table.boxes[objects].copy()
         boxes[:, 2:] += boxes[:, :2]
         boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-        return Sample(pixels, boxes, self._table.labels[objects].copy(), self._table.crowd[objects].copy(), image_id)
+        masks = None if self._table.masks is None else self._table.masks[objects].tolist()
+        labels, crowd = self._table.labels[objects].copy(), self._table.crowd[objects].copy()
+        return Sample(pixels, boxes, labels, crowd, image_id, masks=masks)
 
     @property
     def files(self) -> list[str]:
@@ -130,6 +134,9 @@ class CocoDataset:
             "area": table.areas,
             "iscrowd": table.crowd.astype(int),
         }
+        if table.masks is not None:
+            objects = zip(table.masks, table.sizes[table.image_index].tolist(), strict=True)
+            columns["segmentation"] = np.array([rle.coco_object(mask, size) for mask, size in objects], object)
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return {
             "images": [{"id": key, "file_name": name, "height": h, "width": w} for key, name, (h, w) in sizes],
@@ -207,15 +214,15 @@ def unfit_to_evaluate(cfg: Coco, val: Annotations, eval_images: int | None) -> s
 
 
 def _refusal(name: str, report: examine.Report, refused: list[Finding]) -> str:
-    links = " --links" if report.links else ""
-    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{links}"
+    options = " --links" * report.links + " --masks" * report.masks
+    command = f"python -m fpn_ablate doctor {report.annotations_file} {report.image_folder} --limit 0{options}"
     count = sum(finding.count for finding in refused)
     head = f"{name}: {count} problems in {report.annotations_file} with images {report.image_folder}"
     return f"{head}: {examine.summary(refused, 10)}\nThe whole list: {command}"
 
 
 def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, int]]:
-    """Clip or drop the bad boxes of a table, and put its objects in the order of their images.
+    """Clip or drop the bad boxes and masks of a table, and put its objects in the order of their images.
 
     Returns:
         The table, and how many entries were changed, by kind.
@@ -230,10 +237,25 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
         boxes = np.where(clip[:, None], cut, boxes)
         areas = np.where(clip, np.minimum(areas, boxes[:, 2] * boxes[:, 3]), areas)
         drop &= ~clip
+    changed = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
+    if table.masks is not None:
+        changed |= _mask_changes(table, invalid, drop)
+        drop = drop | changed["objects dropped for their masks"]
     order = np.argsort(table.image_index, kind="stable")
-    masks = {"boxes clipped by up to 1 px": kinds["box-rounded"], "boxes clipped": clip, "boxes dropped": drop}
     result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
-    return result, table.changes | {change: int(mask.sum()) for change, mask in masks.items() if mask.any()}
+    return result, table.changes | {change: int(rows.sum()) for change, rows in changed.items() if rows.any()}
+
+
+def _mask_changes(table: Annotations, invalid: str, dropped: np.ndarray) -> dict[str, np.ndarray]:
+    """Return (M,) bool for each way in which masks change; `dropped`: the objects that are gone for their boxes."""
+    levels = np.array([KINDS[kind][0] if kind else NOTE for kind in table.mask_flaws.tolist()], object)
+    usable = np.array([bool(mask) for mask in table.masks], bool) & (invalid == "clip")
+    repairable = (levels == BOX) & ~dropped
+    return {
+        "masks clipped by up to 1 px": (table.mask_flaws == "mask-rounded") & ~dropped,
+        "masks clipped": repairable & usable,
+        "objects dropped for their masks": repairable & ~usable,
+    }
 
 
 def _numbered(ids: np.ndarray) -> np.ndarray:
@@ -246,9 +268,13 @@ def _numbered(ids: np.ndarray) -> np.ndarray:
 
 
 def _digest(table: Annotations, settings: dict[str, Any]) -> str:
-    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, but not of the location."""
+    """Return the sha256 of settings (with the pictures' digest), categories, images and objects, with their masks where they
+    are read, but not of the location."""
     sha = hashlib.sha256(json.dumps([settings, table.categories, table.file_names], sort_keys=True).encode())
     arrays = (table.image_ids, table.sizes, table.ids, table.image_index, table.labels, table.boxes)
     for array in (*arrays, table.areas, table.crowd):
         sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+    if table.masks is not None:
+        for array in rle.join(table.masks.tolist()):
+            sha.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return sha.hexdigest()

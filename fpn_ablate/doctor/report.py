@@ -11,7 +11,7 @@ It examines both splits as the run would see them. `describe_data` returns one d
     splits          {train, val}: null values if the annotation file, or its boxes, cannot be read
       annotations, image_folder    paths; null for generated pictures
       findings      [{kind, level, refused, file, image_id, annotation_id, value, count, fix}], see data/checks/findings.py
-      repairs       {kind of repair: boxes} that data.invalid changes
+      repairs       {kind of repair: objects} that data.invalid changes
       images, images_used, images_without_objects, objects, crowd, crowd_share
       objects_an_image    {mean, median, max, above_100}
       sizes         native and input: {bounds, small, medium, large, sqrt_area}; aspect_ratio (height / width),

@@ -46,7 +46,7 @@ def splits_of(cfg: Config) -> tuple[list[Split], list[str]]:
         return splits, []
     root, splits = coco.root_of(cfg.data), []
     for name, files, keep_empty in (("train", cfg.data.train, cfg.data.keep_empty), ("val", cfg.data.val, True)):
-        report = examine(root / files.annotations, root / files.images, cfg.data.links)
+        report = examine(root / files.annotations, root / files.images, cfg.data.links, cfg.task.masks)
         splits.append(_read(name, report, cfg.data.invalid, keep_empty))
     train, val = (split.table for split in splits)
     reasons = [

@@ -49,8 +49,42 @@ def from_segmentation(segmentation: list[list[float]] | dict[str, Any], size: Si
         return from_polygons(segmentation, size)
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+        return from_runs(counts, size)
     return counts.encode("ascii") if isinstance(counts, str) else counts
+
+
+def from_runs(runs: Sequence[int], size: Size) -> bytes:
+    """Compress run lengths, down the columns, outside first; they must be positive or 0 and sum to the image's pixels.
+
+    Runs of 0 but the first are merged away, since pycocotools' IoU stops where two masks have one at the same place.
+    """
+    merged: list[int] = []
+    for n, run in enumerate(runs):
+        if n % 2 != len(merged) % 2:  # the run between was 0
+            merged[-1] += run
+        elif run or not merged:
+            merged.append(run)
+    return coco_mask.frPyObjects({"size": list(size), "counts": merged}, *size)["counts"]
+
+
+def runs(counts: str) -> list[int] | None:
+    """Decompress run lengths; None if the text is none. Their sum, and whether they are negative, is the caller's to check.
+
+    A number has 5 bits a character, the lowest first, with bit 5 where more follow and a sign; from the fourth on it is the
+    difference from the last but one.
+    """
+    values = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(values & 32 == 0)
+    if not len(values) or values.min() < 0 or values.max() > 63 or values[-1] & 32:
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # more than 2^34
+        return None
+    shifts = 5 * (np.arange(len(values)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((values & 31) << shifts, starts) - ((values[ends] >> 4 & 1) << 5 * lengths)
+    numbers[1::2], numbers[2::2] = np.cumsum(numbers[1::2]), np.cumsum(numbers[2::2])
+    return numbers.tolist()
 
 
 def coco_object(counts: bytes, size: Size) -> dict[str, Any]:
@@ -68,6 +102,17 @@ def coco_areas(objects: Sequence[dict[str, Any]]) -> np.ndarray:
     # pycocotools 2.0 puts the number of masks into a byte, which NumPy 2 refuses.
     parts = [coco_mask.area(list(objects[n : n + 255])) for n in range(0, len(objects), 255)]
     return np.concatenate([*parts, np.zeros(0)])
+
+
+def boxes(counts: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
+    """Return the boxes of masks of images of `sizes` (G, 2): (G, 4) float64, x, y, width, height; 0 without a pixel."""
+    objects = [
+        coco_object(mask, (h, w)) if mask else coco_object(b"0", (0, 0))
+        for mask, (h, w) in zip(counts, sizes.tolist(), strict=True)
+    ]
+    # In parts for the same reason as `coco_areas`: here the byte holds the number of sides.
+    parts = [coco_mask.toBbox(objects[n : n + 63]) for n in range(0, len(objects), 63)]
+    return np.concatenate([*parts, np.zeros((0, 4))])
 
 
 def join(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

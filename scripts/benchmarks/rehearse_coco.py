@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ from PIL import Image
 from fpn_ablate.config.schema import Coco, Split
 from fpn_ablate.data.coco import CocoDataset, load
 from fpn_ablate.data.loader import step_batches, training_batches
-from fpn_ablate.data.transforms import Resize
+from fpn_ablate.data.transforms import Resize, prepare
 from fpn_ablate.engine.cost import peak_memory_mib
 from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, Engine, average_precision, average_recall, evaluator_name
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.runs.environment import machine
+from fpn_ablate.structures.masks import paste
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.files import save_text
 
@@ -97,14 +99,22 @@ def _instances(ids: np.ndarray, sizes: np.ndarray, objects: int, rng: np.random.
     category = rng.choice(CATEGORY_IDS, objects, p=_shares(1 / np.arange(2, len(CATEGORY_IDS) + 2)))
     x, y, w, h = _boxes(sizes[image], rng).T
     h[: 2 * (objects > 10_000)] = 0  # as two boxes of train2017 have
-    polygons = [json.dumps([np.round(rng.uniform(0, 640, 46), 2).tolist()]) for _ in range(100)]
+    outlines = [_outline(rng) for _ in range(100)]
     columns = (ids[image], category, x, y, w, h, np.round(w * h * 0.6, 3), crowds.astype(int))
     for n, (key, kind, *box, area, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True), start=1):
+        polygon = (outlines[n % 100] * box[2:] + box[:2]).round(2).ravel().tolist()
         yield (
-            f'{"," if n > 1 else ""}{{"segmentation": {polygons[n % 100]}, "area": {area}, "iscrowd": {crowd}, '
+            f'{"," if n > 1 else ""}{{"segmentation": [{polygon}], "area": {area}, "iscrowd": {crowd}, '
             f'"image_id": {key}, "bbox": {box}, "category_id": {kind}, "id": {n}}}\n'
         )
     yield "]}"
+
+
+def _outline(rng: np.random.Generator) -> np.ndarray:
+    """Draw a star-shaped outline of 23 points, as many as a polygon of COCO has, that fills 0..1 x 0..1: (23, 2)."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 23))
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.6, 1, (23, 1))
+    return (points - points.min(0)) / np.ptp(points, axis=0)
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:
@@ -168,8 +178,9 @@ def _splits(folder: Path) -> Coco:
     return Coco(name="coco", train=train, val=val, **settings)
 
 
-def _val(folder: Path) -> CocoDataset:
-    return CocoDataset(folder / _splits(folder).val.annotations, folder / "val2017", "rehearsal", invalid="drop")
+def _val(folder: Path, masks: bool = False) -> CocoDataset:
+    settings = {"invalid": "drop", "masks": masks}
+    return CocoDataset(folder / _splits(folder).val.annotations, folder / "val2017", "rehearsal", **settings)
 
 
 def index(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
@@ -177,6 +188,15 @@ def index(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     with clock("both splits"):
         train, val = load(_splits(folder))
     clock.figures |= {"images": len(train) + len(val), "repaired": train.repairs | val.repairs}
+
+
+def index_masks(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Index both splits with masks."""
+    with clock("both splits"):
+        splits = load(_splits(folder), masks=True)
+    masks = [mask for split in splits for mask in split._table.masks]
+    clock.figures |= {"masks": len(masks), "their run lengths (MB)": round(sum(map(len, masks)) / 1e6)}
+    clock.figures["repaired"] = splits[0].repairs | splits[1].repairs
 
 
 def order(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
@@ -221,6 +241,40 @@ def recall(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     with clock("AR@100 and AR@1k"):
         metrics = average_recall(truth, proposals)
     clock.figures |= {"boxes": len(proposals.scores), "AR@1k of random boxes": round(metrics["AR1k"], 3)}
+
+
+def rasterise(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Rasterise the masks of 128 regions an image at 28 x 28, as the mask branch is trained on at most."""
+    data, rng = _val(folder, masks=True), np.random.default_rng(0)
+    began, images, resize = 0.0, 0, Resize(800, 1333)
+    for n in range(min(200, len(data))):
+        item = prepare(data[n], resize, flip=True)
+        if len(item.boxes):
+            objects = torch.from_numpy(rng.integers(0, len(item.boxes), 128))
+            start = time.process_time()
+            item.masks.crop(objects, item.boxes[objects], 28)
+            began, images = began + time.process_time() - start, images + 1
+    clock.figures |= {"images": images, "processor time an image (ms)": round(1000 * began / images, 1)}
+
+
+def mask_precision(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
+    """Paste and evaluate 100 masks an image."""
+    data = _val(folder, masks=True)
+    truth, detections = data.coco(), _detections(data, 100, labels=True)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    grid = torch.linspace(-1, 1, 28)
+    disc = (1.2 - (grid**2 + grid[:, None] ** 2).sqrt()).expand(100, -1, -1)
+    masks: list[bytes] = []
+    with clock("paste"):
+        for first in range(0, len(detections.scores), 100):
+            boxes = torch.from_numpy(detections.boxes[first : first + 100])
+            masks += paste(disc, boxes, sizes[int(detections.image_ids[first])])
+    detections = replace(detections, masks=masks)
+    with clock("AP of masks"):
+        metrics, _ = average_precision(truth, detections, data.categories, by="segm")
+    with clock("AR@100 of masks"):
+        average_recall(truth, replace(detections, labels=None), limits=(100,))
+    clock.figures |= {"masks": len(masks), "mask_AP of random boxes": round(metrics["AP"], 3)}
 
 
 def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
@@ -273,7 +327,7 @@ def _evaluator_step(engine: Engine, name: str) -> Callable[[Path, Clock, argpars
 STEPS: dict[str, Callable[[Path, Clock, argparse.Namespace], None]] = {
     step.__name__: step
     for step in (
-        *(index, order, loading, precision, recall, replicates, tables),
+        *(index, index_masks, order, loading, rasterise, precision, recall, mask_precision, replicates, tables),
         *(_evaluator_step("faster-coco-eval", "faster_coco_eval"), _evaluator_step("pycocotools", "pycocotools")),
     )
 }

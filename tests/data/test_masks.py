@@ -49,10 +49,8 @@ def test_a_pasted_mask_is_where_its_box_is(bitmaps):
 
 def test_a_mask_is_pasted_as_if_it_were_resized_to_the_whole_image():
     boxes = torch.tensor([[10.5, 5.2, 30.1, 20.9], [-8, -4, 70, 44], [55, 35, 90, 80], [3.3, 2, 3.6, 39], [70, 50, 80, 60]])
-    masks = (
-        F.interpolate(torch.rand(len(boxes), 1, 4, 4, generator=torch.Generator().manual_seed(0)), (14, 14))[:, 0]
+    masks = F.interpolate(torch.rand(len(boxes), 1, 4, 4, generator=torch.Generator().manual_seed(0)), (14, 14))[:, 0]
     masks[2] = 0.9  # only a corner is inside
-    )
     x, y = torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5
     x1, y1, x2, y2 = boxes[..., None].unbind(1)
     u, v = (x - x1) / (x2 - x1) * 2 - 1, (y - y1) / (y2 - y1) * 2 - 1

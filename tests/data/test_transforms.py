@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import roi_align
 from torchvision.transforms.v2 import functional as v2
 from torchvision.tv_tensors import BoundingBoxFormat
 
 from fpn_ablate.data.transforms import Resize, collate, hflip, prepare, to_native
 from fpn_ablate.structures.batch import Sample
+from fpn_ablate.utils import rle
 
 
 def sample(height=40, width=60, boxes=((10, 5, 30, 25),), crowd=None, image_id=1) -> Sample:
@@ -49,6 +51,19 @@ def test_boxes_follow_pixels_through_resize_flip_and_pad(size, short, long, flip
     for n in range(2):
         torch.testing.assert_close(extent(batch.images[n]), batch.boxes[n, 0], atol=0.75, rtol=0)
     assert batch.images.shape[-2] % 32 == 0 and batch.images.shape[-1] % 32 == 0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_masks_follow_pixels_through_resize_and_flip(flip):
+    """The object is the white of the picture, so a crop of its mask shows what the same crop of the picture shows."""
+    first, none = sample(40, 60, ((10, 5, 30, 25),)), sample(50, 50, ())
+    first = replace(first, masks=rle.encode(first.image[None, ..., 0] > 0))
+    batch = collate([prepare(one, Resize(80, 1000), flip) for one in (first, replace(none, masks=[]))])
+    box = batch.boxes[0] + torch.tensor([-10.0, -4, 6, 14])
+    pixels = roi_align(batch.images[:1, :1].float() / 255, [box], 7, aligned=True)[:, 0]
+    torch.testing.assert_close(batch.masks[0].crop(torch.tensor([0]), box, 7), pixels, atol=0.1, rtol=0)
+    assert [len(masks.counts) for masks in batch.masks] == [1, 0]
+    assert collate([prepare(none, Resize(80, 1000), flip)]).masks is None
 
 
 @pytest.mark.parametrize("short, long", [(80, 200), (83, 1000), (21, 1000), (200, 90)])

@@ -1,13 +1,16 @@
 """Proposals come back in native pixels, for every declared image, from a model in evaluation mode."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fpn_ablate.engine.evaluate import ground_truth, propose
+from fpn_ablate.engine.evaluate import ground_truth, predict, propose
 from fpn_ablate.structures.batch import Sample
-from fpn_ablate.structures.instances import Proposals
+from fpn_ablate.structures.instances import BatchDetections, Proposals
+from fpn_ablate.utils import rle
 
 CPU = torch.device("cpu")
 SIZES = [(64, 64), (130, 65), (40, 200), (64, 96), (77, 91)]
@@ -58,6 +61,30 @@ def test_boxes_are_in_pixels_of_the_native_image(config, batch_size):
         height, width = SIZES[index]
         np.testing.assert_allclose(boxes, [[0, 0, width, height], [0, 0, width / 2, height / 2]], rtol=1e-5)
     assert proposals.scores.tolist() == pytest.approx([0.9, 0.8] * 4)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_masks_are_pasted_into_native_images(config, labelled):
+    """Each box's mask has its upper half: the upper half of the image, then that of its left upper quarter."""
+    half = (torch.arange(8) < 4).float()[:, None].expand(8, 8)
+
+    def predictor(batch):
+        proposals = WholeImage().propose(batch.images, batch.sizes)
+        masks = half.expand(*proposals.scores.shape, 8, 8)
+        if not labelled:
+            return replace(proposals, masks=masks)
+        labels = torch.ones_like(proposals.scores, dtype=torch.int64)
+        return BatchDetections(proposals.boxes, proposals.scores, labels, proposals.valid, masks)
+
+    predictions = predict(predictor, Pictures(), config("recipe.eval_batch_size=2").recipe, CPU)
+    assert (predictions.labels is not None) == labelled
+    for n, (image_id, mask) in enumerate(zip(predictions.image_ids.tolist(), predictions.masks, strict=True)):
+        height, width = SIZES[50 - image_id]
+        bitmap = rle.decode([mask], (height, width))[0]
+        scale = 1 + n % 2  # of the whole image, of its quarter
+        expected = np.zeros((height, width), bool)
+        expected[: height // 2 // scale, : width // scale] = True
+        assert (bitmap != expected).mean() < 0.05 and bitmap.any()
 
 
 def test_proposals_and_truth_are_of_the_same_images(config):

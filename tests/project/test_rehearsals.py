@@ -41,7 +41,8 @@ def test_the_set_is_coco_in_small(rehearsal, folder):
     np.testing.assert_allclose(shares, list(rehearsal.SIDES.values()), atol=0.06)
     file = folder / "annotations" / "instances_train2017.json"
     assert 400 < file.stat().st_size / len(truth) < 700  # bytes an object: 546 in COCO's own file
-    assert examine.examine(file, folder / "train2017").sound
+    report = examine.examine(file, folder / "train2017", masks=True)
+    assert report.sound and not report.findings
 
 
 def test_the_pictures_are_links_to_a_few_files(rehearsal, folder):
@@ -56,12 +57,12 @@ def test_a_set_that_is_there_is_left_alone(rehearsal, folder):
     assert file.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("step", ["index", "recall", "pycocotools"])
+@pytest.mark.parametrize("step", ["index", "index_masks", "rasterise", "recall", "mask_precision", "pycocotools"])
 def test_every_step_measures(rehearsal, folder, step):
     clock = rehearsal.Clock()
     rehearsal.STEPS[step](folder, clock, argparse.Namespace(scale=SCALE, pycocotools=2))
     figures = clock.figures
-    assert any(name.endswith("(s)") for name in figures)
+    assert any(name.endswith(("(s)", "(ms)")) for name in figures)
     if step == "pycocotools":
         assert figures["greatest difference from ours"] < 1e-9
         assert {"AP, 2 x 100 (s)", "AR, 2 x 1,000 (s)"} <= set(figures)

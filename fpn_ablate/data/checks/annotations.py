@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fpn_ablate.data.checks.findings import Finding, Findings
+from fpn_ablate.data.checks.segmentations import Flawed, MaskReader, far_from_boxes, to_mask
 from fpn_ablate.utils.errors import short_repr
 
 
@@ -33,10 +34,13 @@ class Annotations:
     crowd: np.ndarray  # (M,) bool: `iscrowd` or `ignore`
     generated: bool = False  # the file says that its pictures are drawn by a program
     changes: dict[str, int] = field(default_factory=dict)  # what is read otherwise than it is written: number of entries
+    masks: np.ndarray | None = None  # (M,) bytes (`utils.rle`), empty where no pixel can be used; None: masks are not read
+    mask_flaws: np.ndarray | None = None  # (M,) kinds of findings, "" for a sound mask; None: masks are not read
 
     def select(self, rows: np.ndarray) -> "Annotations":
         """Keep these annotations (positions, or a mask), and all images."""
-        columns = ("ids", "image_index", "labels", "boxes", "areas", "crowd")
+        columns = ["ids", "image_index", "labels", "boxes", "areas", "crowd"]
+        columns += [] if self.masks is None else ["masks", "mask_flaws"]
         return replace(self, **{column: getattr(self, column)[rows] for column in columns})
 
     def used_images(self, keep_empty: bool) -> np.ndarray:
@@ -76,6 +80,7 @@ class _Annotation:
     area: Annotated[Number, Field(ge=0, le=1e10)] | None = None  # COCO's evaluators ignore objects of more than 1e10 pixels
     iscrowd: Literal[0, 1] | None = None
     ignore: bool | None = None
+    segmentation: Any = None
 
 
 INTEGERS = ("id", "image_id", "category_id", "height", "width", "iscrowd")
@@ -83,22 +88,25 @@ GROUPS = {"categories": TypeAdapter(_Category), "images": TypeAdapter(_Image), "
 KIND_OF_ERROR = {"missing": "missing-key", "finite_number": "non-finite"}  # pydantic's name: kind of finding
 
 
-def read(path: Path) -> tuple[Annotations | None, Findings]:
-    """Parse an annotation file; return None and the findings if it cannot be parsed. Never raises on bad content."""
-    file, findings = str(path), Findings()
+def read(path: Path, masks: bool = False) -> tuple[Annotations | None, Findings]:
+    """Parse an annotation file, with its `masks` on request; return None and the findings if it cannot be parsed.
+
+    Never raises on bad content.
+    """
+    file, findings, reader = str(path), Findings(), MaskReader() if masks else None
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, findings))
+            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, findings, reader))
     except OSError as error:
         findings.append(Finding("annotations-missing", file, value=error.strerror or str(error)))
         return None, findings
     except (ValueError, RecursionError, MemoryError) as error:
         findings.append(Finding("annotations-not-json", file, value=_reason(error)))
         return None, findings
-    return parse(data, file, findings), findings
+    return parse(data, file, findings, masks), findings
 
 
-def parse(data: Any, file: str, findings: Findings) -> Annotations | None:
+def parse(data: Any, file: str, findings: Findings, masks: bool = False) -> Annotations | None:
     """Make the table of a COCO instances dictionary; note its faults in `findings`. None if a group is missing."""
     if faults := list(_structure_faults(data, file)):
         findings.extend(faults)
@@ -126,21 +134,58 @@ def parse(data: Any, file: str, findings: Findings) -> Annotations | None:
         changes["annotations with ignore=1 treated like crowd regions"] = ignored
     boxes = np.array([row.bbox for row in annotations], dtype=np.float64).reshape(-1, 4)
     areas = _areas(annotations, boxes, file, findings, changes)
+    sizes = np.array([(image.height, image.width) for image in by_image.values()], dtype=np.int64).reshape(-1, 2)
+    image_index = np.array([position.get(row.image_id, -1) for row in annotations], dtype=np.int64)
+    counts, flaws = _masks(annotations, sizes, image_index, boxes, file, findings) if masks else (None, None)
     info = data.get("info")
     return Annotations(
         categories=[{"id": key, "name": by_category[key].name} for key in label],
         image_ids=np.array(list(by_image), dtype=np.int64),
         file_names=[image.file_name for image in by_image.values()],
-        sizes=np.array([(image.height, image.width) for image in by_image.values()], dtype=np.int64).reshape(-1, 2),
+        sizes=sizes,
         ids=np.array(ids, dtype=np.int64),
-        image_index=np.array([position.get(row.image_id, -1) for row in annotations], dtype=np.int64),
+        image_index=image_index,
         labels=np.array([label.get(row.category_id, 0) for row in annotations], dtype=np.int64),
         boxes=boxes,
         areas=areas,
         crowd=np.array([row.iscrowd or row.ignore for row in annotations], dtype=bool),
         generated=isinstance(info, dict) and info.get("generated") is True,
         changes=changes,
+        masks=counts,
+        mask_flaws=flaws,
     )
+
+
+def _masks(
+    annotations: Sequence[_Annotation],
+    sizes: np.ndarray,
+    image_index: np.ndarray,
+    boxes: np.ndarray,
+    file: str,
+    findings: Findings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks and flaws (M,) of annotations, and free what was parsed. Those of unknown images have neither."""
+    counts, flaws = np.full(len(annotations), b"", object), np.full(len(annotations), "", object)
+    faults = []
+    for m, (row, n) in enumerate(zip(annotations, image_index.tolist(), strict=True)):
+        mask, row.segmentation = row.segmentation, None
+        if n >= 0 and not isinstance(mask, bytes | Flawed):  # its image stands behind it in the file
+            mask = to_mask(mask, tuple(sizes[n].tolist()))
+        if isinstance(mask, bytes):
+            counts[m] = mask
+        elif isinstance(mask, Flawed):
+            counts[m], flaws[m] = mask.counts, mask.kind
+            faults.append(Finding(mask.kind, file, row.image_id, row.id, mask.value))
+    if len(annotations) and (flaws == "mask-missing").all():
+        value = f"none of {len(annotations)} annotations has a `segmentation`"
+        faults = [Finding("masks-missing", file, value=value)]
+    findings.extend(faults)
+    far = np.flatnonzero(far_from_boxes(counts, sizes[image_index], boxes)) if len(sizes) else ()
+    if len(far):
+        first, box = annotations[far[0]], boxes[far[0]].tolist()
+        value = f"{len(far)} of {len(annotations)} masks lie elsewhere than `bbox`, the first beside {box}"
+        findings.append(Finding("mask-unlike-box", file, first.image_id, first.id, value))
+    return counts, flaws
 
 
 def _areas(
@@ -180,14 +225,17 @@ def unlike_boxes(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return telling & (areas == 0) | declared & (areas > most)
 
 
-def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings) -> dict[str, Any]:
-    """Build an object of the file, without its mask. Python's json would silently use the last of equal keys."""
+def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings, masks: MaskReader | None) -> dict[str, Any]:
+    """Build an object of the file, its mask read or left out. Python's json would silently use the last of equal keys."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
         findings.append(Finding("duplicate-key", file, value=f"{short_repr(key)} stands {count} times in {short_repr(entry)}"))
     # Polygons are most of a COCO file: free each one as soon as it is parsed.
-    entry.pop("segmentation", None)
+    if masks is None:
+        entry.pop("segmentation", None)
+    else:
+        masks(entry)
     return entry
 
 

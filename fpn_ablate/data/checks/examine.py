@@ -37,6 +37,7 @@ class Report:
     annotations: Annotations | None
     file_bytes: np.ndarray | None  # (N,) int64, 0 for a missing file; None: the images were not checked
     links: bool = False  # links out of the folder are followed
+    masks: bool = False  # masks were read
 
     def at(self, *levels: str) -> list[Finding]:
         """Return the findings of these levels (BROKEN, BOX, NOTE)."""
@@ -52,13 +53,14 @@ class Report:
         return not self.refused()
 
 
-def examine(annotations: Path | str, images: Path | str | None = None, links: bool = False) -> Report:
+def examine(annotations: Path | str, images: Path | str | None = None, links: bool = False, masks: bool = False) -> Report:
     """Check an annotation file and, if `images` is given, the image files in that folder. Never raises on bad content.
 
     Args:
         links: follow links out of the folder.
+        masks: read and check the masks too.
     """
-    table, findings = read(Path(annotations))
+    table, findings = read(Path(annotations), masks)
     file, folder, file_bytes = str(annotations), None if images is None else str(images), None
     if folder is not None and not os.path.isdir(folder):
         findings.append(Finding("images-missing", folder, value="no such folder"))
@@ -66,7 +68,7 @@ def examine(annotations: Path | str, images: Path | str | None = None, links: bo
         file_bytes = _check_images(table, file, folder, links, findings)
     if table is not None:
         _check_boxes(table, folder, file, findings)
-    return Report(file, folder, findings, table, file_bytes, links)
+    return Report(file, folder, findings, table, file_bytes, links, masks)
 
 
 def summary(findings: list[Finding], limit: int) -> str:

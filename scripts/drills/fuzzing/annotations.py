@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import UserError
 from fuzzing.checks import LONGEST, Lost, check_equal, check_message, run_command
 from fuzzing.configs import configuration
@@ -50,14 +51,15 @@ class Annotations:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.images = folder, write_pictures(folder)
-        self.file, self.refusal = folder / "instances.json", ""
+        self.file, self.refusal, self.masks = folder / "instances.json", "", False
 
     def case(self, draw: Draw) -> str:
         from fpn_ablate.cli.main import main
         from fpn_ablate.data.checks.examine import examine
 
         self.file.write_bytes(annotation_bytes(draw))
-        report = examine(self.file, self.images)
+        self.masks = draw.random() < 0.5
+        report = examine(self.file, self.images, masks=self.masks)
         for finding in report.findings:
             check_message(str(finding))
         accepted = [self._is_accepted(mode, report) for mode in ("error", "clip", "drop")]
@@ -65,7 +67,8 @@ class Annotations:
         if accepted[0] != report.sound and "recursion" not in self.refusal:
             raise Lost(f"sound by the doctor: {report.sound}, accepted: {accepted[0]} ({self.refusal})")
         if draw.random() < 0.2:
-            code, text = run_command(lambda: main(["doctor", str(self.file), str(self.images)]))
+            options = ["--masks"] * self.masks
+            code, text = run_command(lambda: main(["doctor", str(self.file), str(self.images), *options]))
             check_equal(code, 0 if report.sound else 1, "the doctor's exit code")
             check_message(text)
         if draw.random() < 0.05:
@@ -76,7 +79,7 @@ class Annotations:
         from fpn_ablate.data.coco import CocoDataset
 
         try:
-            dataset = CocoDataset(self.file, self.images, "set", invalid=mode)
+            dataset = CocoDataset(self.file, self.images, "set", invalid=mode, masks=self.masks)
         except UserError as error:
             check_message(str(error))
             self.refusal = str(error)
@@ -84,7 +87,8 @@ class Annotations:
         duplicates: list[str] = []
         raw = json.loads(self.file.read_text("utf-8-sig"), object_pairs_hook=lambda pairs: unique_pairs(pairs, duplicates))
         check_equal(duplicates, [], "duplicate keys")
-        truth, dropped = dataset.coco(), dataset.repairs.get("boxes dropped", 0)
+        truth = dataset.coco()
+        dropped = sum(dataset.repairs.get(kind, 0) for kind in ("boxes dropped", "objects dropped for their masks"))
         for key in ("images", "categories"):
             expected = {entry["id"]: entry.get("file_name", entry.get("name")) for entry in raw[key]}
             check_equal({e["id"]: e.get("file_name", e.get("name")) for e in truth[key]}, expected, key)
@@ -121,7 +125,7 @@ def unique_pairs(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[st
 
 
 def check_samples(dataset: Any, objects: int) -> None:
-    """Check that all samples can be read, have `objects` objects in all, and that each box lies in its picture."""
+    """Check that all samples can be read and have `objects` objects in all, with boxes and masks, where read, in their picture."""
     count = 0
     for n in range(len(dataset)):
         sample = dataset[n]
@@ -130,5 +134,8 @@ def check_samples(dataset: Any, objects: int) -> None:
         x0, y0, x1, y1 = sample.boxes.T
         inside = (x0 >= 0) & (y0 >= 0) & (x1 <= width) & (y1 <= height) & (x1 > x0) & (y1 > y0)
         check_equal(bool(inside.all()), True, f"boxes {sample.boxes.tolist()} in {width}x{height}")
+        if dataset.has_masks:
+            areas = rle.decode(sample.masks, (height, width)).sum((1, 2))
+            check_equal(len(areas) == len(sample.boxes) and bool(areas.all()), True, f"masks of {areas.tolist()} pixels")
         count += len(sample.boxes)
     check_equal(count, objects, "objects of all samples")

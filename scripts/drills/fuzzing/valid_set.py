@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fpn_ablate.utils import rle
+
 CATEGORIES = [{"id": 3, "name": "bee"}, {"id": 1, "name": "ant"}]
 PICTURES = {"a.jpg": (40, 60), "sub/b.png": (50, 50), "c.png": (30, 20)}  # height, width
 
@@ -24,10 +26,21 @@ def valid_annotations() -> dict[str, Any]:
     ]
     rows = [
         {"id": 10 + n, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": int(n == 3),
-         "segmentation": [[1, 2, 3, 4, 5, 6]]}
+         "segmentation": _mask(n, box, list(PICTURES.values())[image - 1])}
         for n, (image, kind, box) in enumerate(boxes)
     ]  # fmt: skip
     return {"info": {"year": 2026}, "images": images, "annotations": rows, "categories": CATEGORIES}
+
+
+def _mask(n: int, box: list[float], size: tuple[int, int]) -> Any:
+    """Return the mask of a box in one of COCO's ways to write it: polygons, run lengths as numbers or as text."""
+    x, y, w, h = box
+    bitmap = np.zeros((1, *size), bool)
+    bitmap[:, int(y) : int(y + h), int(x) : int(x + w)] = True
+    (counts,) = rle.encode(bitmap)
+    if n % 3 == 0:
+        return [[x, y, x + w, y, x, y + h], [x + w, y, x + w, y + h, x, y + h]]
+    return {"size": list(size), "counts": counts.decode() if n % 3 == 1 else rle.runs(counts.decode())}
 
 
 def write_pictures(folder: Path) -> Path:
