@@ -80,14 +80,14 @@ def _chosen_rows(overrides: Sequence[str]) -> list[str]:
 
 
 def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
-    """List the rows that a table's file in experiments/ sweeps over; those of Table 1 if it names none."""
+    """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation if it names none."""
     for folder in ([config_dir / "experiments"] if config_dir else []) + [EXPERIMENTS]:
         file = folder / f"{table}.yaml"
         if file.exists() and file.name != CLAIMS:
             rows = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.ablation")
             if isinstance(rows, str):
                 return rows.split(",")
-    return _rows_of_table(TABLES["rpn"], None)
+    return sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
 
 
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
@@ -153,7 +153,7 @@ def cell_config(
 
     # As in Hydra, the last value of a key that is given twice counts.
     last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    row, recipe = [str(choices["ablation"])], [cfg.recipe.name]
+    row, recipe = [str(choices["ablation"]).rpartition("/")[2]], [cfg.recipe.name]
     if "ablation" not in last_values and "neck" in last_values and isinstance(cfg.neck, UserPart):
         row = [last_values.pop("neck")]
     for key, value in sorted((key, _name_of_value(key, value)) for key, value in last_values.items()):

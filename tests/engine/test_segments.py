@@ -11,7 +11,7 @@ from fpn_ablate.runs.restore import restore
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils import rle
 
-TASK = (*SHORT, "task=segment_proposals", "task.proposals=20", "task.schedule=2", "recipe.steps=2", "ablation=mlp_5")
+TASK = (*SHORT, "task=segment_proposals", "task.proposals=20", "task.schedule=2", "recipe.steps=2", "ablation=segments/mlp_5")
 
 
 @pytest.fixture(autouse=True)

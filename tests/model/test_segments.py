@@ -327,7 +327,8 @@ def test_an_image_with_fewer_cells_than_proposals_has_padding():
 
 # ------------------------------------------------------------------------------------------------------------ the detector
 
-ROWS = ("fpn", "bottom_up", "no_lateral", "finest", "c4", "c5", "mlp_5", "mlp_7", "mask_28", "mask_28_long")
+SEGMENTS = ("mlp_5", "mlp_7", "mask_28", "mask_28_long")
+ROWS = ("fpn", "bottom_up", "no_lateral", "finest", "c4", "c5", *(f"segments/{row}" for row in SEGMENTS))
 
 
 @pytest.fixture
@@ -368,12 +369,14 @@ def test_every_row_trains_all_its_parameters_and_proposes(network, row):
     assert not [n for n in idle if n.startswith("segments")]
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     proposals = model.eval().propose(images, t.sizes)
-    side = 28 if row.startswith("mask_28") else 14
+    side = 28 if "mask_28" in row else 14
     assert proposals.masks.shape[2:] == (side, side) and not proposals.masks.requires_grad
 
 
 def test_rows_share_the_initial_weights_of_equal_names(network):
-    five, seven, dual = (dict(network(f"ablation={row}").named_parameters()) for row in ("mlp_5", "mlp_7", "fpn"))
+    five, seven, dual = (
+        dict(network(f"ablation={row}").named_parameters()) for row in ("segments/mlp_5", "segments/mlp_7", "fpn")
+    )
     for alone in (five, seven):
         assert all(torch.equal(p, dual[name]) for name, p in alone.items())
     assert {n for n in dual if n.startswith("segments")} == {n for n in (*five, *seven) if n.startswith("segments")}
@@ -395,14 +398,14 @@ def test_twice_the_schedule_is_twice_the_steps(config):
 
 
 @pytest.mark.parametrize(
-    ("row", "gmac", "regions"), [("mlp_5", 111.8, 68_208), ("mlp_7", 219.07, 68_208), ("fpn", 330.9, 136_416)]
+    ("row", "gmac", "regions"), [("segments/mlp_5", 111.8, 68_208), ("segments/mlp_7", 219.07, 68_208), ("fpn", 330.9, 136_416)]
 )
 def test_the_score_path_costs_what_the_paper_implies(config, row, gmac, regions):
     """At 800 x 1024: a 5x5 convolution of 128 to 512 channels, and one value more, at each cell of P2 to P6."""
     facts = row_facts(config("task=segment_proposals", "recipe=table6_2017", f"ablation={row}"), size=(800, 1024))
     assert facts.gflops_head / 2 == pytest.approx(gmac, abs=0.06)
     assert facts.anchors == regions and facts.gflops_rpn == 0
-    assert facts.head == {"mlp_5": "5x5", "mlp_7": "7x7", "fpn": "5x5, 7x7"}[row]
+    assert facts.head == {"segments/mlp_5": "5x5", "segments/mlp_7": "7x7", "fpn": "5x5, 7x7"}[row]
 
 
 def overlaps(proposals, t):
