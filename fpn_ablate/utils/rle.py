@@ -73,9 +73,11 @@ def runs(counts: str) -> list[int] | None:
     A number has 5 bits a character, the lowest first, with bit 5 where more follow and a sign; from the fourth on it is the
     difference from the last but one.
     """
-    values = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if not counts or not counts.isascii():
+        return None
+    values = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(values & 32 == 0)
-    if not len(values) or values.min() < 0 or values.max() > 63 or values[-1] & 32:
+    if values.min() < 0 or values.max() > 63 or values[-1] & 32:
         return None
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
@@ -106,13 +108,11 @@ def coco_areas(objects: Sequence[dict[str, Any]]) -> np.ndarray:
 
 def boxes(counts: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
     """Return the boxes of masks of images of `sizes` (G, 2): (G, 4) float64, x, y, width, height; 0 without a pixel."""
-    objects = [
-        coco_object(mask, (h, w)) if mask else coco_object(b"0", (0, 0))
-        for mask, (h, w) in zip(counts, sizes.tolist(), strict=True)
-    ]
-    # In parts for the same reason as `coco_areas`: here the byte holds the number of sides.
-    parts = [coco_mask.toBbox(objects[n : n + 63]) for n in range(0, len(objects), 63)]
-    return np.concatenate([*parts, np.zeros((0, 4))])
+    result = np.zeros((len(counts), 4))
+    for n in range(0, len(counts), 63):  # for the reason that `coco_areas` gives: here the byte holds the number of sides
+        pairs = zip(counts[n : n + 63], sizes[n : n + 63].tolist(), strict=True)
+        result[n : n + 63] = coco_mask.toBbox([coco_object(mask or b"0", size) for mask, size in pairs])
+    return result
 
 
 def join(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

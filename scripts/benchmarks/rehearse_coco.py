@@ -171,6 +171,13 @@ class Clock:
         yield
         self.figures[f"{name} (s)"] = round(time.perf_counter() - began, 2)
 
+    @contextmanager
+    def processor(self, name: str) -> Iterator[None]:
+        """Count processor seconds: wall times differ by the load of the machine."""
+        began = time.process_time()
+        yield
+        self.figures[f"{name} (processor s)"] = round(time.process_time() - began, 1)
+
 
 def _splits(folder: Path) -> Coco:
     train, val = (Split(annotations=f"annotations/instances_{split}.json", images=split) for split in IMAGES)
@@ -246,15 +253,12 @@ def recall(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
 def rasterise(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     """Rasterise the masks of 128 regions an image at 28 x 28, as the mask branch is trained on at most."""
     data, rng = _val(folder, masks=True), np.random.default_rng(0)
-    began, images, resize = 0.0, 0, Resize(800, 1333)
-    for n in range(min(200, len(data))):
-        item = prepare(data[n], resize, flip=True)
-        if len(item.boxes):
-            objects = torch.from_numpy(rng.integers(0, len(item.boxes), 128))
-            start = time.process_time()
-            item.masks.crop(objects, item.boxes[objects], 28)
-            began, images = began + time.process_time() - start, images + 1
-    clock.figures |= {"images": images, "processor time an image (ms)": round(1000 * began / images, 1)}
+    items = (prepare(data[n], Resize(800, 1333), flip=True) for n in range(min(200, len(data))))
+    images = [(item.masks, item.boxes) for item in items if len(item.boxes)]
+    with clock.processor(f"{len(images)} images"):
+        for masks, boxes in images:
+            objects = torch.from_numpy(rng.integers(0, len(boxes), 128))
+            masks.crop(objects, boxes[objects], 28)
 
 
 def mask_precision(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
@@ -265,14 +269,14 @@ def mask_precision(folder: Path, clock: Clock, options: argparse.Namespace) -> N
     grid = torch.linspace(-1, 1, 28)
     disc = (1.2 - (grid**2 + grid[:, None] ** 2).sqrt()).expand(100, -1, -1)
     masks: list[bytes] = []
-    with clock("paste"):
+    with clock.processor("paste"):
         for first in range(0, len(detections.scores), 100):
             boxes = torch.from_numpy(detections.boxes[first : first + 100])
             masks += paste(disc, boxes, sizes[int(detections.image_ids[first])])
     detections = replace(detections, masks=masks)
-    with clock("AP of masks"):
+    with clock.processor("AP of masks"):
         metrics, _ = average_precision(truth, detections, data.categories, by="segm")
-    with clock("AR@100 of masks"):
+    with clock.processor("AR@100 of masks"):
         average_recall(truth, replace(detections, labels=None), limits=(100,))
     clock.figures |= {"masks": len(masks), "mask_AP of random boxes": round(metrics["AP"], 3)}
 
@@ -283,9 +287,8 @@ def replicates(folder: Path, clock: Clock, options: argparse.Namespace) -> None:
     truth, detections = data.coco(), _detections(data, 100, labels=True)
     for count in (2, 12):
         indices = bootstrap_indices(len(data), np.random.default_rng(0), count)
-        began = time.process_time()  # wall times would differ by the load of the machine
-        bootstrap_metrics(truth, detections, data.categories, data.area_bounds, indices)
-        clock.figures[f"{count} replicates (processor s)"] = round(time.process_time() - began, 1)
+        with clock.processor(f"{count} replicates"):
+            bootstrap_metrics(truth, detections, data.categories, data.area_bounds, indices)
     two, twelve = clock.figures.values()
     total = twelve + (FEW_REPLICATES - 12) * (twelve - two) / 10
     clock.figures[f"{FEW_REPLICATES} replicates, EXTRAPOLATED (processor s)"] = round(total)

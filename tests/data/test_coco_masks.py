@@ -14,8 +14,8 @@ from fpn_ablate.data.checks.examine import examine
 from fpn_ablate.data.checks.findings import BROKEN, KINDS, NOTE
 from fpn_ablate.data.checks.segmentations import to_mask
 from fpn_ablate.data.coco import CocoDataset
-from fpn_ablate.engine.inputs import load_data
-from fpn_ablate.utils import rle
+from fpn_ablate.engine import inputs
+from fpn_ablate.utils import rle, stamps
 from fpn_ablate.utils.errors import UserError
 
 SIZES = {42: (40, 60), 7: (50, 50)}
@@ -124,6 +124,10 @@ FAULTS = {
 }
 
 
+def test_every_kind_of_fault_of_a_mask_is_here():
+    assert {kind for kind in KINDS if kind.startswith("mask-")} <= {kind for _, kind, _ in FAULTS.values()}
+
+
 @pytest.mark.parametrize(("mask", "kind", "repair"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_named_and_refused_or_repaired(tmp_path, mask, kind, repair):
     found = [f for f in faults(tmp_path, with_mask(mask)) if f.kind != "mask-unlike-box" or kind == f.kind]
@@ -166,10 +170,23 @@ def test_a_set_without_masks_is_refused_by_a_task_that_needs_them(tmp_path, conf
     assert finding.kind == "masks-missing" and "none of 4" in finding.value
     root = write_splits(tmp_path / "splits", split([(1, 1, [5, 6, 10, 12], 0)]), split([(1, 3, [5, 6, 10, 12], 0)]))
     cfg = config("data=coco", root)
-    assert load_data(cfg.data, cfg.recipe, "train") and not load_data(cfg.data, cfg.recipe, "train")[0].has_masks
+    assert inputs.load_data(cfg.data, cfg.recipe, "train") and not inputs.load_data(cfg.data, cfg.recipe, "train")[0].has_masks
     for mode in ("train", "evaluate"):
         with pytest.raises(UserError, match=r"masks-missing.*choose a task of boxes alone"):
-            load_data(cfg.data, cfg.recipe, mode, masks=True)
+            inputs.load_data(cfg.data, cfg.recipe, mode, masks=True)
+
+
+def test_a_set_that_was_read_for_boxes_is_read_again_for_masks(tmp_path, config, monkeypatch):
+    halves = [split([(1, 1, [5, 6, 10, 12], 0)]), split([(1, 3, [5, 6, 10, 12], 0)])]
+    for half in halves:
+        half["annotations"][0]["segmentation"] = [[5, 6, 15, 6, 15, 18, 5, 18]]
+    cfg = config("data=coco", write_splits(tmp_path, *halves))
+    monkeypatch.setattr(inputs, "_cache", {})
+    monkeypatch.setattr(stamps, "RECENT", -60)
+    boxes, masks = (inputs.load_data(cfg.data, cfg.recipe, "train", needed) for needed in (False, True))
+    assert [one.has_masks for one in (*boxes, *masks)] == [False, False, True, True]
+    assert boxes[0][0].masks is None and rle.areas(masks[0][0].masks, (40, 60)).tolist() == [120.0]
+    assert "segmentation" in masks[1].coco()["annotations"][0] and "segmentation" not in boxes[1].coco()["annotations"][0]
 
 
 def test_doctor_examines_masks_on_request(tmp_path, capsys):

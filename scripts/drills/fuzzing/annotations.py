@@ -125,7 +125,7 @@ def unique_pairs(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[st
 
 
 def check_samples(dataset: Any, objects: int) -> None:
-    """Check that all samples can be read and have `objects` objects in all, with boxes and masks, where read, in their picture."""
+    """Check that all samples can be read and have `objects` objects in all, with boxes and masks in their picture."""
     count = 0
     for n in range(len(dataset)):
         sample = dataset[n]
