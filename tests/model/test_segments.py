@@ -418,7 +418,6 @@ def overlaps(proposals, t):
 
 def test_a_picture_is_learned_by_heart(network):
     """Masks of the ten best proposals cover both objects."""
-    torch.set_num_threads(1)
     scales = ("task.scales=[200,400,800,1600,3200]", "task.proposals=10", "task.hidden=32")
     model = network("backbone.freeze_at=0", "backbone.frozen_bn=false", "backbone.weights=none", *scales)
     images, t = picture(images=1)
