@@ -10,18 +10,19 @@ from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowF
 
 def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     """Print the rows as a table."""
-    two_stage, masks = (any(getattr(facts, part) for facts in rows.values()) for part in ("head", "mask"))
+    with_head, two_stage, masks = (any(getattr(facts, key) for facts in rows.values()) for key in ("head", "proposals", "mask"))
     columns = ["row", *(["proposals"] if two_stage else []), "feature"]
-    columns += [*(["head"] if two_stage else []), *(["mask head"] if masks else [])]
+    columns += [*(["head"] if with_head else []), *(["mask head"] if masks else [])]
     columns += ["lateral?", "top-down?", "finest level sees"]
-    parts = ["backbone", "neck", "rpn", *(["head"] if two_stage else []), *(["mask"] if masks else [])]
+    parts = ["backbone", "neck", *(["rpn"] if two_stage or not with_head else [])]
+    parts += [*(["head"] if with_head else []), *(["mask"] if masks else [])]
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
     title += f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""
     table = Table(title=title + (f", masks of {DETECTIONS} detections" if masks else ""))
     for column in columns:
         table.add_column(column)
     for column in [
-        "# anchors",
+        "# anchors" if two_stage or not with_head else "# regions",
         "parameters",
         "trained",
         *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),
@@ -29,7 +30,7 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
         table.add_column(column, justify="right")
     for row, facts in rows.items():
         marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
-        proposals, head = ([facts.proposals], [facts.head]) if two_stage else ([], [])
+        proposals, head = [facts.proposals] if two_stage else [], [facts.head] if with_head else []
         head += [facts.mask] if masks else []
         gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
         counts = [
@@ -51,7 +52,8 @@ def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -
         figures = [facts.params / 1e6, *gmac, facts.gflops / 2]
         share = f"{facts.gflops_neck / facts.gflops_backbone:.0%}" if facts.gflops_neck else ""
         lines.append([row, *(f"{x:.1f}" if x else "" for x in figures), share])
-    head = f", the head on {ROIS:,} RoIs and {CLASSES} classes, without RoI pooling" if "head" in parts else ""
+    two_stage = any(facts.proposals for facts in rows.values())
+    head = f", the head on {ROIS:,} RoIs and {CLASSES} classes, without RoI pooling" if two_stage else ""
     head += f", masks of {DETECTIONS} detections" if "mask" in parts else ""
     unit = f"Cost in GMAC (1e9 multiply-adds: GFLOPs / 2) for one image of {size[0]} x {size[1]}{head}."
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{unit}\n"

@@ -24,7 +24,13 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT
 
 DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
 # The table of a task, or of a way to train Faster R-CNN, where none is named; others have a table of their own name.
-TABLES = {"rpn": "table1_rpn", "fast_rcnn": "table2_fast_rcnn", "separate": "table3_faster_rcnn", "masks_separate": "masks"}
+TABLES = {
+    "rpn": "table1_rpn",
+    "fast_rcnn": "table2_fast_rcnn",
+    "separate": "table3_faster_rcnn",
+    "segment_proposals": "table6_segments",
+    "masks_separate": "masks",
+}
 # Overrides that are no part of a recipe's name: rows, data and places have names of their own.
 _NOT_IN_RECIPE_NAME = (
     *("ablation", "seed", "recipe", "data", "data.root", "data.label", "task", "task.training", "experiments", "mode"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fpn_ablate.config.base import Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
@@ -94,6 +94,45 @@ class RPNTask(Strict):
     name: Literal["rpn"]
 
 
+class SegmentProposalsTask(Strict):
+    """Table 6: class-agnostic segment proposals; see `fpn_ablate.model.heads.segments.SegmentHead`.
+
+    `mask`: R of the R x R bins of a mask. `schedule`: how many times recipe.steps are trained.
+    """
+
+    masks: ClassVar[bool] = True
+    name: Literal["segment_proposals"]
+    mlp: Literal[5, 7, "dual"]
+    mask: Cells
+    schedule: Literal[1, 2]
+    hidden: Width
+    scales: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
+    ratio_7x7: PositiveFloat
+    padding: NotNegative
+    samples: Many
+    positive_fraction: Share
+    mask_weight: NotNegative
+    proposals: Many
+    distance: Literal["max", "euclidean"]
+    winner: Literal["nearest", "smallest"]
+    relu: bool
+    init: Literal["gaussian", "xavier"]
+    mask_loss: Literal["logistic", "logistic_sum", "dice"]
+    mask_average: Literal["positives", "samples"]
+    mask_threshold: Share
+
+    @model_validator(mode="after")
+    def _scales_differ(self) -> "SegmentProposalsTask":
+        sevens = [scale * self.ratio_7x7 for scale in self.scales] if self.mlp == "dual" else []
+        scales = [*self.scales, *sevens]
+        if len(set(scales)) < len(scales):
+            raise ValueError(
+                f"scales {', '.join(f'{scale:g}' for scale in sorted(scales))} come twice, and an object has one: change "
+                "scales, or ratio_7x7 (sqrt 2: half octaves)"
+            )
+        return self
+
+
 class ProposalSource(Strict):
     """Whose RPN makes the proposals: one with the neck `neck`, or a `file` that another run has made."""
 
@@ -128,8 +167,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals")
 
 
 class Optimizer(Strict):
@@ -244,6 +283,8 @@ class Config(Strict):
             return 0
         if self.task.name == "rpn":
             return self.recipe.steps
+        if isinstance(self.task, SegmentProposalsTask):
+            return self.recipe.steps * self.task.schedule
         return self.recipe.roi.steps + (self.recipe.steps if self.procedure == "four_step" else 0)
 
     @property
@@ -260,6 +301,8 @@ class Config(Strict):
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
+        if isinstance(self.task, SegmentProposalsTask):
+            return parts
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
@@ -321,10 +364,12 @@ class Config(Strict):
     def _fits_anchors(self, neck: AnyNeck) -> None:
         if isinstance(neck, FPNNeck) and neck.output == "pyramid":
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-            if len(self.rpn.anchor_sizes) < len(names):
+            segments = isinstance(self.task, SegmentProposalsTask)
+            key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
+            if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.
-                sizes, levels = len(self.rpn.anchor_sizes), f"{len(names)} levels {', '.join(names)}"
-                raise ValueError(f"rpn.anchor_sizes has {sizes} sizes for the {levels}: give one a level")
+                levels = f"{len(names)} levels {', '.join(names)}"
+                raise ValueError(f"{key} has {len(sizes)} sizes for the {levels}: give one a level")
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run

@@ -28,10 +28,12 @@ def predict(
     *,
     workers: int = 0,
     count: int | None = None,
+    mask_threshold: float = 0.5,
 ) -> DetectionSet:
     """Run `predictor` on all images of `dataset`, or on the first `count`.
 
-    Boxes are in native pixels, best first per image; masks are pasted into the native images.
+    Boxes are in native pixels, best first per image; masks are pasted into the native images, where they are above
+    `mask_threshold`.
     """
     native_sizes = {image["id"]: (image["height"], image["width"]) for image in dataset.coco()["images"]}
     batches = evaluation_batches(
@@ -58,7 +60,7 @@ def predict(
             if isinstance(predictions, BatchDetections):
                 labels.append(predictions.labels[n][valid].numpy())
             if predictions.masks is not None:
-                masks.append(paste(predictions.masks[n][valid], native_boxes.float(), native_sizes[image_id]))
+                masks.append(paste(predictions.masks[n][valid], native_boxes.float(), native_sizes[image_id], mask_threshold))
     return DetectionSet(
         np.concatenate(ids),
         np.concatenate(boxes),

@@ -163,8 +163,8 @@ def refuse_random_order(cfg: Config, device: torch.device, deterministic: bool) 
     Raises:
         UserError: it says what to set.
     """
-    trains_roi = cfg.mode == "train" and cfg.procedure != "rpn"
-    if deterministic and device.type == "cuda" and trains_roi and cfg.task.roi.pooling == "pool":
+    roi = getattr(cfg.task, "roi", None)
+    if deterministic and device.type == "cuda" and cfg.mode == "train" and roi and roi.pooling == "pool":
         raise UserError(
             "deterministic=true with task.roi.pooling=pool: on a GPU, RoIPool adds gradients in no fixed order. "
             "Set task.roi.pooling=align for all rows, or deterministic=auto"

@@ -1,4 +1,6 @@
-"""Training procedures: rpn, fast_rcnn, separate, joint, four_step. Each trains one network or several that build on each other.
+"""Training procedures: rpn, fast_rcnn, separate, joint, four_step, segment_proposals.
+
+Each trains one network, or several that build on each other.
 
 A run does not train again what another run trains (the RPN whose proposals Fast R-CNN learns from): `config.sources` names
 those runs, and `runs.run` finishes them first, as it does any row of a table.
@@ -69,9 +71,10 @@ class Trained:
     Attributes:
         model: saved as the row's weights.
         validation: the split that `predict` reads; its samples carry the fixed proposals, if there are any.
-        predict: batch -> proposals (task rpn) or detections.
+        predict: batch -> proposals (tasks rpn and segment_proposals) or detections.
         predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
         proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
+        mask_threshold: probability above which a pixel belongs to a mask.
     """
 
     model: Detector
@@ -79,6 +82,7 @@ class Trained:
     predict: Callable[[Batch], Proposals | BatchDetections]
     predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
+    mask_threshold: float = 0.5
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
@@ -107,7 +111,7 @@ def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
 
 def restore(context: RunContext, supply: ProposalSupply) -> Trained:
     """Load a finished run from its weights."""
-    heads = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "separate": ("roi",)}.get(context.cfg.procedure, ("rpn", "roi"))
+    heads = ("roi",) if context.cfg.procedure == "separate" else build.HEADS[context.cfg.task.name]
     model = _load(context, context.cfg, context.folder, heads)
     if context.cfg.procedure == "four_step":
         _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
@@ -132,6 +136,13 @@ def _train_rpn(context: RunContext, supply: ProposalSupply) -> Detector:
     """Train backbone, neck and RPN (Table 1)."""
     model = _build_initialised(context, ("rpn",))
     _train(context, model, context.inputs.training, context.cfg.recipe.steps)
+    return model
+
+
+def _train_segments(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train backbone, neck and segment head (Table 6)."""
+    model = _build_initialised(context, build.HEADS["segment_proposals"])
+    _train(context, model, context.inputs.training, context.cfg.steps)
     return model
 
 
@@ -174,6 +185,7 @@ def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
 
 _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
     "rpn": _train_rpn,
+    "segment_proposals": _train_segments,
     "fast_rcnn": _train_fast_rcnn,
     "separate": _train_fast_rcnn,  # the row's RPN is a separate network
     "joint": _train_joint,
@@ -196,7 +208,8 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
 
     if fixed is None:
         origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
-        return Trained(model, validation, predict, predict_end_to_end, origin)
+        threshold = getattr(context.cfg.task, "mask_threshold", 0.5)
+        return Trained(model, validation, predict, predict_end_to_end, origin, threshold)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
     origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
     return Trained(model, validation, predict, predict_end_to_end, origin)

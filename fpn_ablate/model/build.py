@@ -14,11 +14,13 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.mask import MaskBranch
 from fpn_ablate.model.heads.roi import RoIHeads
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
+from fpn_ablate.model.heads.segments import SegmentHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
@@ -27,7 +29,13 @@ from fpn_ablate.utils.errors import UserError
 # Configurations whose parts have been checked in this process.
 _checked: set[str] = set()
 # Heads of each task's network. With task.training=separate the RPN is another network.
-HEADS = {"rpn": ("rpn",), "fast_rcnn": ("roi",), "faster_rcnn": ("rpn", "roi"), "mask_rcnn": ("rpn", "roi")}
+HEADS = {
+    "rpn": ("rpn",),
+    "fast_rcnn": ("roi",),
+    "faster_rcnn": ("rpn", "roi"),
+    "mask_rcnn": ("rpn", "roi"),
+    "segment_proposals": ("segments",),
+}
 
 
 def build_backbone(config: AnyBackbone) -> Backbone:
@@ -108,9 +116,10 @@ def check(cfg: Config) -> None:
     if key in _checked:
         return
     where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
+    segments = cfg.task.name == "segment_proposals"
     with torch.device("meta"):
         backbone = build_backbone(cfg.backbone)
-        levels, sizes = backbone.levels, len(cfg.rpn.anchor_sizes)
+        levels, sizes = backbone.levels, len(cfg.task.scales if segments else cfg.rpn.anchor_sizes)
         neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
             contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None)
@@ -145,7 +154,7 @@ def build_detector(
 
     Args:
         num_classes: K of the second stage.
-        heads: the heads to build, of "rpn" and "roi"; by default those of the task's network.
+        heads: the heads to build, of "rpn" and "roi", or "segments" alone; by default those of the task's network.
         short_side: of the images, in pixels; by default the recipe's.
 
     Raises:
@@ -160,6 +169,8 @@ def build_detector(
     backbone.freeze(cfg.backbone.freeze_at)
     neck = build_neck(cfg.neck, backbone.levels)
     removed = backbone.truncate(neck.deepest)
+    if "segments" in heads:
+        return SegmentProposer(backbone, neck, SegmentHead(neck.levels, cfg.task, short_side))
     rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fpn_ablate.config.schema import Config
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
+from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 
@@ -25,17 +26,18 @@ class RowFacts:
 
     Attributes:
         feature: the maps that the heads read, in the paper's words: {Pk}, P2, C4.
-        anchors: of the row's RPN; 0 without one.
+        anchors: of the row's RPN, or regions of its segment head, whose scales play their part; 0 without either.
         reach: the backbone maps that the finest level depends on.
-        head: "2fc", "conv5", a class of the user's, or "" without a second stage.
+        head: "2fc", "conv5", a class of the user's, the windows of a segment head ("5x5, 7x7"), or "" without any.
         proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
         mask: "fcn", "mlp", or "" without a mask branch.
         params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
             share nothing. A second stage is counted with the paper's 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
             pooling, NMS and nearest upsampling are not counted; bilinear upsampling, two products here, is. The second stage
-            runs on 1000 RoIs, the mask branch on 100 detections. Where RPN and second stage share nothing, of both networks;
-            where proposals are fixed, without the network that made them.
+            runs on 1000 RoIs, the mask branch on 100 detections. Of a segment head the scores of all regions are counted, not
+            the masks of the best (1 or 2 % more). Where RPN and second stage share nothing, of both networks; where proposals
+            are fixed, without the network that made them.
     """
 
     feature: str
@@ -82,7 +84,7 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         lateral=neck.has_lateral,
         top_down=neck.has_top_down,
         reach=finest_level_reach(cfg),
-        head=next((m.roi.box_head.label for m in models if m.roi), ""),
+        head=next(filter(None, map(_head, models)), ""),
         mask=next((m.roi.mask.head.label for m in models if m.roi and m.roi.mask), ""),
         proposals=_proposals(cfg, models[0]),
         params=sum(p.numel() for p in parameters),
@@ -105,6 +107,9 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
             shared = [] if mask.pooler else [model.roi.box_head.stage]
             pooled = _pooled(mask.pooler or model.roi.pooler, DETECTIONS)
             _, cost["mask"] = _count_flops(nn.Sequential(*shared, mask.head), pooled)
+    if isinstance(model, SegmentProposer):
+        scores, cost["head"] = _count_flops(model.segments, levels)
+        anchors = list(scores)
     return cost, sum(map(len, anchors))
 
 
@@ -118,9 +123,16 @@ def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
     return out, counter.get_total_flops()
 
 
+def _head(model: Detector) -> str:
+    """Return the name of a network's second stage or segment head; "" without either."""
+    if isinstance(model, SegmentProposer):
+        return model.segments.label
+    return model.roi.box_head.label if model.roi else ""
+
+
 def _proposals(cfg: Config, model: Detector) -> str:
     """Return the source of the second stage's proposals; `model` is the row's."""
-    if cfg.task.name == "rpn":
+    if cfg.task.name in ("rpn", "segment_proposals"):
         return ""
     if cfg.task.name != "fast_rcnn":
         return f"RPN {model.neck.label}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.config.factors import under
-from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask
+from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask, SegmentProposalsTask
 from fpn_ablate.engine import versions
 from fpn_ablate.utils.hashing import digest
 
@@ -22,8 +22,10 @@ def portable(cfg: Config) -> dict[str, Any]:
     values["weights"] = Path(cfg.weights).name if cfg.weights else None
     if cfg.backbone.weights != "pretrain":
         del values["recipe"]["pretrain"]
-    if isinstance(cfg.task, RPNTask):
+    if isinstance(cfg.task, RPNTask | SegmentProposalsTask):
         del values["recipe"]["roi"]
+    if isinstance(cfg.task, SegmentProposalsTask):
+        del values["rpn"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
         values["task"]["proposals"] = {"file": Path(cfg.task.proposals.file).name}
         del values["rpn"]  # it makes no proposals

@@ -121,7 +121,8 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
     validation, count = trained.validation, recipe.eval_images
     with _out_of_memory(fewer):
-        detections = predict(trained.predict, validation, recipe, inputs.device, workers=cfg.workers, count=count)
+        settings = {"workers": cfg.workers, "count": count, "mask_threshold": trained.mask_threshold}
+        detections = predict(trained.predict, validation, recipe, inputs.device, **settings)
     write_atomically(run.folder / DETECTIONS, detections.save)
     evaluated = evaluate(detections, inputs.validation, count)
     evaluated["images"] |= {"trained_on": True} if inputs.trains_on_validation else {}

@@ -31,6 +31,7 @@ _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 INFERENCE = {
     "rpn": ("head", "anchor_sizes", "anchor_ratios", "anchor_grid"),
     "recipe": ("short_side", "max_side", "antialias"),
+    "task": ("mlp", "mask", "scales", "ratio_7x7", "padding", "relu", "mask_threshold"),
     "task.roi": (
         *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
         *("canonical_level", "canonical_box_size", "box_weights"),
@@ -193,10 +194,14 @@ def inference_settings(values: dict[str, Any]) -> dict[str, Any]:
 
     Keys that the configuration lacks, as that of an older run may, are left out.
     """
+    task = values["task"]
     groups = {group: values.get(group, {}) for group in ("neck", "rpn", "recipe")}
-    groups |= {f"task.{part}": values["task"].get(part) or {} for part in ("roi", "mask")}
+    groups["task"] = {key: value for key, value in task.items() if not isinstance(value, dict)}
+    groups |= {f"task.{part}": value for part, value in task.items() if isinstance(value, dict)}
     chosen = {"neck": [key for key in groups["neck"] if key != "upsample_init"], **INFERENCE}
-    return {f"{group}.{key}": groups[group][key] for group, keys in chosen.items() for key in keys if key in groups[group]}
+    return {
+        f"{group}.{key}": groups[group][key] for group, keys in chosen.items() for key in keys if key in groups.get(group, {})
+    }
 
 
 def _run_facts(path: Path) -> dict[str, str]:

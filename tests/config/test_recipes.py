@@ -50,6 +50,22 @@ def test_the_rate_is_the_papers_at_every_iteration(config, table, steps):
             assert base * learning_rate_factor(step, end, schedule) == pytest.approx(rate)
 
 
+def test_every_row_of_table_6_has_the_papers_settings(config):
+    """Sec. 6 and appendix A; the last row trains twice as long."""
+    rows = cells(config, "table6_segments", "table6_2017")
+    assert [(cfg.task.mlp, cfg.task.mask, cfg.steps) for cfg in rows] == [
+        *((5, 14, 80_000), (7, 14, 80_000), ("dual", 14, 80_000), ("dual", 28, 80_000), ("dual", 28, 160_000))
+    ]
+    for cfg in rows:
+        recipe, task = cfg.recipe, cfg.task
+        assert (recipe.short_side, recipe.batch_size, cfg.neck.channels, cfg.neck.p6) == (800, 16, 128, "subsample")
+        assert (task.hidden, task.scales, task.padding, task.ratio_7x7) == (512, (32, 64, 128, 256, 512), 0.25, 2**0.5)
+        assert (task.samples, task.positive_fraction, task.mask_weight, task.proposals) == (128, 0.25, 10, 1000)
+        base = base_learning_rate(recipe.optimizer, recipe.batch_size)
+        for share, rate in ((0.01, 0.03), (0.7499, 0.03), (0.75, 0.003), (0.9999, 0.003)):
+            assert base * learning_rate_factor(round(share * cfg.steps), cfg.steps, recipe.schedule) == pytest.approx(rate)
+
+
 def test_fewer_images_a_step_lower_the_rate_and_parts_of_a_step_do_not(config):
     def rate(*more):
         recipe = config("recipe=paper2017", *COCO, *more).recipe

@@ -5,7 +5,7 @@ from typing import Any
 
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.parts import AnyBackbone, FPNNeck, RoI, RPNConfig, SingleLevelNeck
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Config, SegmentProposalsTask
 
 
 @cache
@@ -23,6 +23,10 @@ def rpn_config(**keys: Any) -> RPNConfig:
 
 def roi_config(**keys: Any) -> RoI:
     return _changed(_composed("task=fast_rcnn", "recipe=paper2017").task.roi, {"pooling": "align"} | keys)
+
+
+def segments_config(**keys: Any) -> SegmentProposalsTask:
+    return _changed(_composed("task=segment_proposals").task, keys)
 
 
 def fpn_config(**keys: Any) -> FPNNeck:

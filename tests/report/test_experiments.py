@@ -18,7 +18,7 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != CLAIMS)
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 # The task of a file that does not train Table 1's.
-TASKS = {"table2_fast_rcnn": "fast_rcnn"} | dict.fromkeys(
+TASKS = {"table2_fast_rcnn": "fast_rcnn", "table6_segments": "segment_proposals"} | dict.fromkeys(
     ("table3_faster_rcnn", "table5_sharing", "joint", "modern"), "faster_rcnn"
 )
 TASKS["masks"] = "mask_rcnn"
@@ -127,6 +127,24 @@ def test_published_values_are_the_papers(name):
         assert row.label == paper[row.letter]["label"]
         found = {key: str(int(value)) if isinstance(value, bool) else str(value) for key, value in row.published.items()}
         assert found == expected
+
+
+def test_published_values_of_table_6_are_the_papers():
+    source = PAPER / "table6_segmentation_proposals.csv"
+    if not source.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    with source.open(newline="") as file:
+        paper = {line["label"]: line for line in csv.DictReader(file)}
+    rows = definition("table6_segments").rows
+    assert [row.label for row in rows] == list(paper)
+    metrics = {"AR1k": "AR", "AR1k_s": "AR_s", "AR1k_m": "AR_m", "AR1k_l": "AR_l"}
+    for row in rows:
+        line = paper[row.label]
+        assert {key: row.published.get(key) for key in metrics} == {
+            key: float(line[name]) if line[name] else None for key, name in metrics.items()
+        }
+        assert row.published["latency"] == round(1000 * float(line["time_s"]))
+        assert row.published["pyramid"] == (line["image_pyramid"] == "yes")
 
 
 def test_published_values_of_table_5_are_the_papers():
