@@ -10,7 +10,7 @@ from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
-from fpn_ablate.model.heads.mask import FCN, MLP
+from fpn_ablate.model.heads.mask_head import FCN, MLP
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN

@@ -5,7 +5,7 @@ Shape letters: G objects of an image, M regions, R x R bins. Boxes are XYXY in a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torchvision.ops import roi_align
 
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.rle import Size
+
+PIXELS_AT_ONCE = 2**23  # of bitmaps in memory together: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,27 @@ class ObjectMasks:
     size: Size
     flipped: bool = False
 
-    def resized(self, size: Size, flipped: bool) -> "ObjectMasks":
-        """Return the masks of the image resized to `size` and, with `flipped`, mirrored."""
-        return replace(self, size=size, flipped=self.flipped != flipped)
-
     def crop(self, objects: Tensor, boxes: Tensor, resolution: int, aligned: bool = True) -> Tensor:
         """Return the share (M, R, R) of each bin of a box that its object covers; outside of the image nothing is covered.
 
         Args:
-            objects: (M,) indices of objects.
+            objects: (M,) indices of objects, best on the host, where run lengths are decoded.
             boxes: (M, 4) in pixels of the network's input; they may reach outside of the image.
             resolution: R.
             aligned: a pixel's value belongs to its centre; False: to its corner, as in torchvision.
         """
-        device, boxes = boxes.device, self._to_native(boxes.cpu())
+        boxes = self._to_native(boxes)
         out = boxes.new_zeros(len(boxes), resolution, resolution)
-        objects = objects.cpu()
-        for g in objects.unique().tolist():
-            regions = (objects == g).nonzero()[:, 0]
-            bitmap = torch.from_numpy(rle.decode([self.counts[g]], self.native_size)).to(boxes.dtype)
-            out[regions] = roi_align(bitmap[None], [boxes[regions]], resolution, aligned=aligned)[:, 0]
-        return (out.flip(-1) if self.flipped else out).to(device)
+        used, which = objects.cpu().unique(return_inverse=True)
+        at_once = max(1, PIXELS_AT_ONCE // (self.native_size[0] * self.native_size[1]))
+        for start in range(0, len(used), at_once):
+            counts = [self.counts[g] for g in used[start : start + at_once].tolist()]
+            bitmaps = torch.from_numpy(rle.decode(counts, self.native_size)).to(boxes.device, non_blocking=True)
+            regions = ((start <= which) & (which < start + len(counts))).nonzero()[:, 0]
+            bitmap, regions = ((x.to(boxes.device, non_blocking=True)) for x in (which[regions] - start, regions))
+            rois = torch.cat([bitmap[:, None].to(boxes.dtype), boxes[regions]], 1)
+            out[regions] = roi_align(bitmaps[:, None].to(boxes.dtype), rois, resolution, aligned=aligned)[:, 0]
+        return out.flip(-1) if self.flipped else out
 
     def _to_native(self, boxes: Tensor) -> Tensor:
         x1, y1, x2, y2 = boxes.unbind(-1)

@@ -11,8 +11,18 @@ import torch.nn.functional as F
 from fpn_ablate.data.shapes import World, compose, load
 from fpn_ablate.data.shapes.world import BODIES
 from fpn_ablate.engine.probe import Places, balanced_accuracy, choose_places, classify, features_at, probe, sample_map
+from fpn_ablate.evaluation import bootstrap
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.utils.errors import UserError
+
+USUAL = bootstrap.REPLICATES
+
+
+@pytest.fixture(autouse=True)
+def usual_replicates(monkeypatch):
+    """Draw as many bootstrap samples as for users; conftest.py draws fewer."""
+    monkeypatch.setattr(bootstrap, "REPLICATES", USUAL)
+
 
 CPU = torch.device("cpu")
 # Its level P2 is the picture itself, in the mean of 4 x 4 pixels.

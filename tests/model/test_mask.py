@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from fpn_ablate.model.build import build_detector
-from fpn_ablate.model.heads.mask import FCN
+from fpn_ablate.model.heads.mask_head import FCN
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.structures.instances import Proposals, Targets

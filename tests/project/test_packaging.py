@@ -136,7 +136,7 @@ def imported(folder: Path, *own: str) -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(str(node.module).split(".")[0])
-    return names - {"fpn_ablate", "hydra_plugins", *own} - set(sys.stdlib_module_names)
+    return names - {"fpn_ablate", *own} - set(sys.stdlib_module_names)
 
 
 def providers(modules: set[str]) -> set[str]:

@@ -33,7 +33,7 @@ def test_a_crop_is_that_of_the_bitmap(bitmaps, aligned):
 
 def test_a_crop_follows_resize_and_flip(bitmaps):
     plain = ObjectMasks(rle.encode(bitmaps), SIZE, SIZE)
-    changed = plain.resized((80, 180), flipped=True)
+    changed = ObjectMasks(plain.counts, SIZE, (80, 180), flipped=True)
     x1, y1, x2, y2 = (BOXES * torch.tensor([3.0, 2, 3, 2])).unbind(-1)
     mirrored = torch.stack([180 - x2, y1, 180 - x1, y2], -1)
     torch.testing.assert_close(changed.crop(OBJECTS, mirrored, 7).flip(-1), plain.crop(OBJECTS, BOXES, 7))
