@@ -1,7 +1,7 @@
 """Mask branch of the second stage: Mask R-CNN (He et al. 2017, Sec. 3).
 
-Shape letters: N images, M RoIs of the batch that get a mask, C channels, B x B bins of a RoI's features, R x R pixels of a mask.
-Labels are 1..K.
+Shape letters: N images, M RoIs of the batch that get a mask, C channels, B x B bins of a RoI's features, R x R pixels of a
+mask. Labels are 1..K.
 """
 
 from collections.abc import Sequence
