@@ -115,6 +115,11 @@ def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | N
         raise UserError(f"{shlex.join(overrides)}: cannot be read as key=value ({first_line(error)})") from None
 
 
+def _row_name(choice: str) -> str:
+    """Return the name of a row: without its folder if the file is ours, as masks/mlp."""
+    return choice.rpartition("/")[2] if (CONF / "ablation" / f"{choice}.yaml").is_file() else choice
+
+
 def cell_config(
     composed: DictConfig, choices: dict[str, Any], overrides: Sequence[str], config_dir: Path | None = None
 ) -> Config:
@@ -154,7 +159,7 @@ def cell_config(
 
     # As in Hydra, the last value of a key that is given twice counts.
     last_values = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o)
-    row, recipe = [str(choices["ablation"]).rpartition("/")[2]], [cfg.recipe.name]
+    row, recipe = [_row_name(str(choices["ablation"]))], [cfg.recipe.name]
     if "ablation" not in last_values and "neck" in last_values and isinstance(cfg.neck, UserPart):
         row = [last_values.pop("neck")]
     for key, value in sorted((key, _name_of_value(key, value)) for key, value in last_values.items()):

@@ -126,9 +126,9 @@ class SegmentProposalsTask(Strict):
         sevens = [scale * self.ratio_7x7 for scale in self.scales] if self.mlp == "dual" else []
         scales = [*self.scales, *sevens]
         if len(set(scales)) < len(scales):
+            twice = ", ".join(f"{scale:g}" for scale in sorted({s for s in scales if scales.count(s) > 1}))
             raise ValueError(
-                f"scales {', '.join(f'{scale:g}' for scale in sorted(scales))} come twice, and an object has one: change "
-                "scales, or ratio_7x7 (sqrt 2: half octaves)"
+                f"scales {twice} come twice, and an object has one: change scales, or ratio_7x7 (sqrt 2: half octaves)"
             )
         return self
 
@@ -266,7 +266,7 @@ class Config(Strict):
     threads: Threads | None
     workers: Workers
     deterministic: bool | Literal["auto"]
-    jobs: Jobs | Literal["auto"]
+    jobs: Jobs | Literal["auto"] = "auto"  # configurations of earlier runs lack it
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
     backbone: or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]

@@ -84,7 +84,9 @@ class CocoDataset:
         pictures, self.hashed = content_digest([os.path.join(self._root, file) for file in self._table.file_names], name)
         if self.hashed != CONTENT:
             log.warning("%s: more than %d GiB; its identity holds %s of %s", name, WHOLE >> 30, self.hashed, images)
-        self.digest = _digest(self._table, {"invalid": invalid, "keep_empty": keep_empty, "pictures": pictures})
+        settings = {"invalid": invalid, "keep_empty": keep_empty, "pictures": pictures}
+        self.box_digest = _digest(replace(self._table, masks=None, mask_flaws=None), settings)
+        self.digest = _digest(self._table, settings) if self.has_masks else self.box_digest
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -241,6 +243,9 @@ def repaired(table: Annotations, invalid: str) -> tuple[Annotations, dict[str, i
     if table.masks is not None:
         changed |= _mask_changes(table, invalid, drop)
         drop = drop | changed["objects dropped for their masks"]
+        cut = np.flatnonzero(changed["masks clipped"])
+        areas = areas.copy()
+        areas[cut] = rle.areas_of(table.masks[cut], table.sizes[table.image_index[cut]])
     order = np.argsort(table.image_index, kind="stable")
     result = replace(table, boxes=boxes, areas=areas).select(order[~drop[order]])
     return result, table.changes | {change: int(rows.sum()) for change, rows in changed.items() if rows.any()}

@@ -28,7 +28,8 @@ class WithProposals(DetectionDataset):
         self.dataset = dataset
         self.name, self.generated, self.categories = dataset.name, dataset.generated, dataset.categories
         self.image_ids, self.sizes = dataset.image_ids, dataset.sizes
-        self.area_bounds, self.digest, self.has_masks = dataset.area_bounds, dataset.digest, dataset.has_masks
+        self.area_bounds, self.has_masks = dataset.area_bounds, dataset.has_masks
+        self.digest, self.box_digest = dataset.digest, dataset.box_digest
         self.repairs: dict[str, int] = getattr(dataset, "repairs", {})
         index = index_of(image_ids, dataset)
         # In the order of the images: the proposals of image n are [offsets[n], offsets[n + 1]).

@@ -52,6 +52,11 @@ class Inputs:
     def splits(self) -> Splits:
         return self.training, self.validation
 
+    def digests(self, masks: bool) -> tuple[str, str]:
+        """Return the digests of both splits for a run that reads their masks, or none, as the RPN of a run with masks."""
+        training, validation = ((split.digest if masks else split.box_digest) for split in self.splits)
+        return training, validation
+
     @property
     def trains_on_validation(self) -> bool:
         """Return True if training reads the split that is evaluated: equal content, or the same files."""

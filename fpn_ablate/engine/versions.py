@@ -22,7 +22,7 @@ CORE = tuple(
     f"fpn_ablate.{module}"
     for module in (
         *("config.sources", "engine.evaluate", "engine.procedures"),
-        *("model.heads.box_head", "model.heads.rpn", "utils.seeding"),
+        *("model.heads.box_head", "model.heads.rpn", "utils.rle", "utils.seeding"),
     )
 )
 # Values are in the configuration, and parts count where they are used. Bookkeeping, checks and summaries decide no figure.

@@ -49,7 +49,7 @@ class Run:
 
     def __post_init__(self) -> None:
         cfg, inputs = self.cfg, self.inputs
-        data = inputs.training.digest + inputs.validation.digest
+        data = "".join(inputs.digests(cfg.task.masks))
         weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
         machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
         facts = identity.fingerprint_inputs(
@@ -104,7 +104,7 @@ class Run:
             "recipe": cfg.recipe.name,
             "data": self.inputs.validation.name,
             "generated": self.inputs.validation.generated,
-            "data_digest": {name: split.digest for name, split in splits.items()},
+            "data_digest": dict(zip(splits, self.inputs.digests(cfg.task.masks), strict=True)),
             **({"data_hash": hashed} if hashed else {}),
             "task": cfg.task.name,
             "row": cfg.row,

@@ -64,6 +64,7 @@ class DetectionDataset(Protocol):
     sizes: np.ndarray  # (N, 2) int64: height and width of the samples' images, in the order of image_ids
     area_bounds: tuple[float, float]  # small < a <= medium < b <= large, in square native pixels
     digest: str  # sha256 over everything that decides its samples
+    box_digest: str  # the same without masks: of the data of a run that reads none
     has_masks: bool  # samples have masks, and annotations `segmentation`
 
     def __len__(self) -> int: ...

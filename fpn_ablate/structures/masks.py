@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401 (registers its operators)
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.rle import Size
 
+# In place of torchvision.ops.roi_align, which computes far more where torch is to be deterministic; masks need no gradient.
+_roi_align = torch.ops.torchvision.roi_align
 PIXELS_AT_ONCE = 2**23  # of bitmaps in memory together: 32 MiB
 
 
@@ -44,6 +46,8 @@ class ObjectMasks:
             aligned: a pixel's value belongs to its centre; False: to its corner, as in torchvision.
         """
         boxes = self._to_native(boxes)
+        if self.flipped and not aligned:  # the corner of a mirrored pixel is its other one
+            boxes = boxes - boxes.new_tensor([1, 0, 1, 0])
         out = boxes.new_zeros(len(boxes), resolution, resolution)
         used, which = objects.cpu().unique(return_inverse=True)
         at_once = max(1, PIXELS_AT_ONCE // (self.native_size[0] * self.native_size[1]))
@@ -53,7 +57,7 @@ class ObjectMasks:
             regions = ((start <= which) & (which < start + len(counts))).nonzero()[:, 0]
             bitmap, regions = ((x.to(boxes.device, non_blocking=True)) for x in (which[regions] - start, regions))
             rois = torch.cat([bitmap[:, None].to(boxes.dtype), boxes[regions]], 1)
-            out[regions] = roi_align(bitmaps[:, None].to(boxes.dtype), rois, resolution, aligned=aligned)[:, 0]
+            out[regions] = _roi_align(bitmaps[:, None].to(boxes.dtype), rois, 1.0, resolution, resolution, -1, aligned)[:, 0]
         return out.flip(-1) if self.flipped else out
 
     def _to_native(self, boxes: Tensor) -> Tensor:
@@ -62,6 +66,22 @@ class ObjectMasks:
             x1, x2 = self.size[1] - x2, self.size[1] - x1
         x, y = self.native_size[1] / self.size[1], self.native_size[0] / self.size[0]
         return torch.stack([x1 * x, y1 * y, x2 * x, y2 * y], -1)
+
+
+def crop(
+    masks: Sequence[ObjectMasks], image: Tensor, objects: Tensor, boxes: Tensor, resolution: int, aligned: bool = True
+) -> Tensor:
+    """Crop regions of a batch as `ObjectMasks.crop` does: (M, R, R), with one wait for a GPU.
+
+    Args:
+        masks: of N images.
+        image, objects: (M,) indices of images, ascending, and of objects in their image.
+        boxes: (M, 4).
+    """
+    image, objects = torch.stack([image, objects]).cpu()
+    counts = image.bincount(minlength=len(masks)).tolist()
+    of_images = zip(masks, objects.split(counts), boxes.split(counts), strict=True)
+    return torch.cat([mask.crop(own, regions, resolution, aligned) for mask, own, regions in of_images])
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float = 0.5) -> list[bytes]:
@@ -74,7 +94,7 @@ def paste(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float = 0
     pasted: list[bytes] = []
     for mask, (x1, y1, x2, y2) in zip(probabilities.cpu()[:, None, None].to(boxes.dtype), boxes.tolist(), strict=True):
         left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
-        right, bottom = min(size[1], math.ceil(x2)), min(size[0], math.ceil(y2))
+        right, bottom = max(left, min(size[1], math.ceil(x2))), max(top, min(size[0], math.ceil(y2)))
         window = bitmap[top:bottom, left:right]
         if window.size:
             x, y = (torch.arange(*ends, dtype=boxes.dtype) + 0.5 for ends in ((left, right), (top, bottom)))

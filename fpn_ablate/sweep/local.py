@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -37,8 +39,9 @@ def rows_at_once(cells: Sequence[Config]) -> int:
     if jobs == "auto":
         from joblib import cpu_count
 
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        jobs = 1 if len(cells) == 1 or any(map(_uses_gpu, cells)) else max(1, min(cpu_count() // threads, memory // MEMORY))
+        alone = len(cells) == 1 or any(map(_uses_gpu, cells))
+        processes = max(threads, 1 + cells[0].workers)
+        jobs = 1 if alone else max(1, min(cpu_count() // processes, _memory() // MEMORY))
     return min(jobs, len(cells))
 
 
@@ -46,3 +49,12 @@ def _uses_gpu(cfg: Config) -> bool:
     import torch  # which takes seconds, and finished cells do not need
 
     return cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())
+
+
+def _memory() -> int:
+    """Return the bytes of the machine's memory, or of the container's if that has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)

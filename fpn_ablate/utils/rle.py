@@ -115,6 +115,11 @@ def boxes(counts: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
     return result
 
 
+def areas_of(counts: Sequence[bytes], sizes: np.ndarray) -> np.ndarray:
+    """Count the pixels of masks in images of `sizes` (G, 2): (G,) float64."""
+    return coco_areas([coco_object(rle, tuple(size)) for rle, size in zip(counts, sizes.tolist(), strict=True)])
+
+
 def join(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Join masks for a file of arrays: all bytes (uint8), and the number of bytes of each mask."""
     return np.frombuffer(b"".join(counts), np.uint8), np.array([len(rle) for rle in counts], np.int64)

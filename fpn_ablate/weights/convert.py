@@ -139,7 +139,7 @@ def _rename(stored: Stored, source: str) -> Weights:
     ignored = set()
     for name, value in stored.tensors.items():
         our_name = names.to_ours(source, name)
-        if names.is_ignored(source, name):
+        if our_name is None and names.is_ignored(source, name):
             ignored.add(".".join(name.split(".")[:2]))
         elif our_name is None:
             weights.unknown[name] = value
@@ -147,7 +147,8 @@ def _rename(stored: Stored, source: str) -> Weights:
             raise UserError(f"{stored.path}: {name} and another tensor are both {our_name}")
         else:
             weights.tensors[our_name] = value
-    weights.notes += [f"left out: {part}, which our detectors do not have" for part in sorted(ignored) if "keypoint" in part]
+    heads = [part for part in sorted(ignored) if "keypoint" in part or "mask" in part]
+    weights.notes += [f"left out: {part}, which our detectors do not have" for part in heads]
     weights.facts.setdefault("source", source)
     if source in (names.TORCHVISION, names.RESNET):
         weights.facts["stride_in_1x1"] = "false"

@@ -58,12 +58,13 @@ _DETECTRON2 = {
     "roi_heads.mask_head.deconv": f"{MASK}head.deconv",
     "roi_heads.mask_head.predictor": f"{MASK}head.logits",
 }
-# Tensors that our detectors do not have, and that do not change what they detect: classifiers, key points, constants.
+# Tensors that our detectors do not have, and that do not change what they detect, where they have no name of ours: classifiers,
+# key points, other mask heads, constants.
 _IGNORED = {
     RESNET: r"fc\.",
     MOBILENET: r"classifier\.|features\.18\.",
-    TORCHVISION: r"roi_heads\.keypoint_",
-    DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.keypoint_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
+    TORCHVISION: r"roi_heads\.(keypoint|mask)_",
+    DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.(keypoint|mask)_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
     # The reference also drops the bias in front of the stem's batch norm.
     CAFFE2: r"(fc1000|pred|conv1)_b$|(fc1000|pred)_w$|.*_momentum$|(lr|weight_order|model_iter)$",
 }

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fpn_ablate.config.composition import compose
 from fpn_ablate.utils.errors import UserError
 
 
@@ -65,3 +66,11 @@ def test_a_factor_that_cannot_be_one_is_refused_with_what_can(config, factors, m
 )
 def test_a_run_without_a_table_stands_in_its_tasks(config, overrides, table):
     assert config(*overrides).table == table
+
+
+def test_a_row_in_a_folder_of_the_users_keeps_the_folder_in_its_name(tmp_path):
+    folder = tmp_path / "ablation" / "wide"
+    folder.mkdir(parents=True)
+    (folder / "fpn.yaml").write_text("# @package _global_\nneck: {upsample: bilinear}\n")
+    cfg = compose(["recipe=smoke", "ablation=wide/fpn"], tmp_path)
+    assert cfg.row == "wide/fpn" and compose(["recipe=smoke", "task=mask_rcnn", "ablation=masks/mlp"]).row == "mlp"

@@ -233,3 +233,24 @@ def test_masks_of_coco_are_those_of_its_own_api():
     reference, table = COCO(str(file)), report.annotations
     for mask, key in zip(table.masks, table.ids.tolist(), strict=True):
         assert mask == reference.annToRLE(reference.anns[key])["counts"]
+
+
+def test_an_area_that_is_missing_or_cut_is_that_of_the_mask(tmp_path):
+    """A thin diagonal is small, whatever its box says."""
+    data = base()
+    data["annotations"] = data["annotations"][:1]
+    row = data["annotations"][0]
+    row |= {"bbox": [5, 5, 35, 30], "segmentation": [[5, 5, 9, 5, 40, 35, 36, 35]]}
+    row.pop("area", None)
+    files = write(tmp_path, data)
+    drawn = CocoDataset(*files, "x", masks=True).coco()["annotations"][0]
+    pixels = rle.areas([drawn["segmentation"]["counts"].encode()], tuple(drawn["segmentation"]["size"]))[0]
+    assert drawn["area"] == pixels < 200
+    assert CocoDataset(*files, "x").coco()["annotations"][0]["area"] == 35 * 30
+
+
+def test_without_its_masks_a_set_is_the_same_data(tmp_path):
+    """The RPN that a run with masks stands on reads none, and is that of a run without."""
+    files = write(tmp_path, masked())
+    with_masks, boxes = CocoDataset(*files, "x", masks=True), CocoDataset(*files, "x")
+    assert with_masks.box_digest == boxes.box_digest == boxes.digest != with_masks.digest

@@ -31,6 +31,15 @@ def test_a_crop_is_that_of_the_bitmap(bitmaps, aligned):
     assert torch.equal(masks.crop(OBJECTS, BOXES, 14, aligned), expected)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_crop_of_a_mirrored_image_is_that_of_the_mirrored_bitmap(bitmaps, aligned):
+    masks = ObjectMasks(rle.encode(bitmaps), SIZE, SIZE, flipped=True)
+    whole = torch.from_numpy(bitmaps[..., ::-1].copy())[OBJECTS, None].float()
+    expected = roi_align(whole, [box[None] for box in BOXES], 14, aligned=aligned)[:, 0]
+    inside = slice(None) if aligned else [0, 1, 3]  # a corner outside of the image counts on another side of it
+    torch.testing.assert_close(masks.crop(OBJECTS, BOXES, 14, aligned)[inside], expected[inside], atol=1e-5, rtol=0)
+
+
 def test_a_crop_follows_resize_and_flip(bitmaps):
     plain = ObjectMasks(rle.encode(bitmaps), SIZE, SIZE)
     changed = ObjectMasks(plain.counts, SIZE, (80, 180), flipped=True)
@@ -60,6 +69,12 @@ def test_a_mask_is_pasted_as_if_it_were_resized_to_the_whole_image():
     # The windows' last bins reach half a bin beyond the box, where less than half of a mask is left.
     assert np.array_equal(rle.decode(paste(masks, boxes, SIZE), SIZE), whole.numpy())
     assert paste(masks[:0], boxes[:0], SIZE) == []
+
+
+def test_a_box_beside_the_image_has_no_pixel():
+    boxes = torch.tensor([[-80.0, 10, -20, 30], [10, -90, 30, -20], [70, 10, 90, 30], [10.0, 5, 10, 20]])
+    pasted = paste(torch.ones(4, 7, 7), boxes, SIZE)
+    assert not rle.areas(pasted, SIZE).any()
 
 
 def test_polygons_of_one_object_are_one_mask(bitmaps):

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fpn_ablate.data.checks.findings import Finding, Findings
 from fpn_ablate.data.checks.segmentations import Flawed, MaskReader, far_from_boxes, to_mask
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import short_repr
 
 
@@ -133,10 +134,10 @@ def parse(data: Any, file: str, findings: Findings, masks: bool = False) -> Anno
         findings.append(Finding("ignore-flag", file, value=f"{ignored} of {len(annotations)} annotations have `ignore` = 1"))
         changes["annotations with ignore=1 treated like crowd regions"] = ignored
     boxes = np.array([row.bbox for row in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = _areas(annotations, boxes, file, findings, changes)
     sizes = np.array([(image.height, image.width) for image in by_image.values()], dtype=np.int64).reshape(-1, 2)
     image_index = np.array([position.get(row.image_id, -1) for row in annotations], dtype=np.int64)
     counts, flaws = _masks(annotations, sizes, image_index, boxes, file, findings) if masks else (None, None)
+    areas = _areas(annotations, boxes, counts, sizes[image_index] if len(sizes) else sizes, file, findings, changes)
     info = data.get("info")
     return Annotations(
         categories=[{"id": key, "name": by_category[key].name} for key in label],
@@ -189,9 +190,16 @@ def _masks(
 
 
 def _areas(
-    annotations: Sequence[_Annotation], boxes: np.ndarray, file: str, findings: Findings, changes: dict[str, int]
+    annotations: Sequence[_Annotation],
+    boxes: np.ndarray,
+    masks: np.ndarray | None,
+    sizes: np.ndarray,
+    file: str,
+    findings: Findings,
+    changes: dict[str, int],
 ) -> np.ndarray:
-    """Return the areas (M,), with width x height of the box in place of what is missing or cannot be right."""
+    """Return the areas (M,); in place of what is missing or cannot be right those of the masks in images of `sizes` (M, 2), or
+    width x height of the box where there is none."""
     areas = np.array([row.area for row in annotations], dtype=np.float64)  # None becomes NaN
     if np.isnan(areas).any():
         findings.append(Finding("area-missing", file, value=f"{np.isnan(areas).sum()} of {len(areas)} without `area`"))
@@ -199,9 +207,14 @@ def _areas(
         first = int(unlike.argmax())
         example = f"as {areas[first]:g} in a box of {boxes[first, 2]:g} x {boxes[first, 3]:g}"
         findings.append(Finding("area-unlike-box", file, value=f"{count} of {len(areas)} `area` cannot be right, {example}"))
-        changes["areas that cannot be right replaced by width x height"] = count
+        changes[f"areas that cannot be right replaced by {'width x height' if masks is None else 'those of masks'}"] = count
     with np.errstate(over="ignore"):
-        return np.where(np.isnan(areas) | unlike, boxes[:, 2] * boxes[:, 3], areas)
+        made = boxes[:, 2] * boxes[:, 3]
+    wrong = np.isnan(areas) | unlike
+    if masks is not None:
+        drawn = np.flatnonzero(wrong & masks.astype(bool))
+        made[drawn] = rle.areas_of(masks[drawn], sizes[drawn])
+    return np.where(wrong, made, areas)
 
 
 def unlike_boxes(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class ShapesDataset:
         self.sizes = np.tile(np.array([[world.height, world.width]], np.int64), (size, 1))
         self.area_bounds = (world.bounds[0] ** 2, world.bounds[1] ** 2)
         facts = json.dumps([RENDERER, asdict(world), split, size], sort_keys=True)
-        self.digest = hashlib.sha256(facts.encode()).hexdigest()
+        self.digest = self.box_digest = hashlib.sha256(facts.encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.size

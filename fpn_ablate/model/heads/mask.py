@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpn_ablate.config.parts import MaskConfig
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.precision import full_precision
-from fpn_ablate.structures.masks import ObjectMasks
+from fpn_ablate.structures.masks import ObjectMasks, crop
 
 
 class MaskBranch(nn.Module):
@@ -52,19 +52,15 @@ class MaskBranch(nn.Module):
         """Cut the masks of objects to RoIs.
 
         Args:
-            masks: of N images.
-            image, objects: (M,) indices of images, ascending, and of objects in their image.
-            boxes: (M, 4).
+            masks, image, objects, boxes: as in `structures.masks.crop`.
             side: R.
 
         Returns:
             (M, R, R): 1 where the object covers half of a bin or more, else 0. With config.targets "torchvision" the share that
             it covers.
         """
-        image, objects = torch.stack([image, objects]).cpu()  # one wait for a GPU
-        exact, counts = self.config.targets == "exact", image.bincount(minlength=len(masks)).tolist()
-        of_images = zip(masks, objects.split(counts), boxes.split(counts), strict=True)
-        share = torch.cat([mask.crop(own, rois, side, aligned=exact) for mask, own, rois in of_images])
+        exact = self.config.targets == "exact"
+        share = crop(masks, image, objects, boxes, side, aligned=exact)
         return (share >= 0.5).to(share.dtype) if exact else share
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:

@@ -19,6 +19,7 @@ from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sa
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.masks import crop
 
 # Shapes of batches whose regions are kept, as in `heads.rpn`.
 MAX_GRIDS = 32
@@ -248,16 +249,12 @@ class SegmentHead(nn.Module):
         score, mask = self.predict_at(features, idxs)
         positive = sampled_mask & (labels.gather(1, idxs) == POSITIVE)
         score_loss = F.binary_cross_entropy_with_logits(score, positive.to(score.dtype), reduction="none")
-        objects = matched_idxs.gather(1, idxs)
-        target = torch.cat(
-            [
-                masks.crop(objects[n, positive[n]], regions.boxes[idxs[n, positive[n]]], config.mask)
-                for n, masks in enumerate(targets.masks)
-            ]
-        )
+        image, place = positive.nonzero(as_tuple=True)
+        region = idxs[image, place]
+        target = crop(targets.masks, image, matched_idxs[image, region], regions.boxes[region], config.mask)
         examples = sampled_mask.sum().clamp(min=1)
         averaged = positive.sum().clamp(min=1) if config.mask_average == "positives" else examples
-        mask_loss = self.mask_losses(mask[positive], (target >= 0.5).to(mask.dtype)).sum() / averaged
+        mask_loss = self.mask_losses(mask[image, place], (target >= 0.5).to(mask.dtype)).sum() / averaged
         return {
             "segment_score": torch.where(sampled_mask, score_loss, 0).sum() / examples,
             "segment_mask": config.mask_weight * mask_loss,
