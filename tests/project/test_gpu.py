@@ -26,6 +26,8 @@ TASKS = {
     "fast_rcnn": ("task=fast_rcnn",),
     "joint": JOINT,
     "joint_in_bf16": (*JOINT, "recipe.bf16=true"),
+    "masks": ("task=mask_rcnn", "task.training=joint"),
+    "segments": ("task=segment_proposals",),
     **{name: ("task=faster_rcnn", f"task.training={name}") for name in ("separate", "four_step")},
 }
 
@@ -51,7 +53,7 @@ def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers, bf16):
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_two_stage_smoke_row_runs_on_the_gpu(config, tmp_path, task, row):
+def test_a_smoke_row_of_every_task_runs_on_the_gpu(config, tmp_path, task, row):
     cfg = config(f"ablation={row}", *TASKS[task], *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     assert outcome["status"] == "finished"
