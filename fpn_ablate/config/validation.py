@@ -43,13 +43,25 @@ def validate(values: dict[str, Any], config_dir: Path | None = None) -> Config:
     try:
         return Config.model_validate(values, context={"config_dir": config_dir.resolve() if config_dir else None})
     except ValidationError as error:
-        raise UserError("\n".join(dict.fromkeys(_explain(problem) for problem in error.errors()))) from None
+        raise UserError("\n".join(_merged(_explain(problem) for problem in error.errors()))) from None
+
+
+def _merged(lines: Iterable[str]) -> Iterator[str]:
+    """Yield messages once; of a value that none of several types fits, what each of them wants in one line."""
+    wanted: dict[str, list[str]] = {}
+    for line in dict.fromkeys(lines):
+        head, same, rest = line.partition(": input should be ")
+        wanted.setdefault(head + same, []).append(rest)
+    yield from (head + " or ".join(rests) for head, rests in wanted.items())
 
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
     tags = {"shapes", "coco", "fpn", "single_level", "built-in", "user", *TASKS, *_tags(Backbone), *_tags(TimmBackbone)}
     group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
+    inner = [
+        part for part in inner if part not in ("bool", "int", "float", "str") and part.replace("_", "").isalnum()
+    ]  # of a union
     key = ".".join([*group, *(part for part in inner if part not in tags)])
     if problem["type"] == "extra_forbidden":
         return unknown_key(key, next((part for part in inner if part in tags - {"built-in"}), None))
@@ -64,6 +76,10 @@ def explain(key: str, problem: Any) -> str:
         return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
     if problem["type"] == "missing":
         return f"{key}: missing; set {key}=..."
+    if problem["type"] == "model_type":
+        return f"{key}={short_repr(problem['input'])}: input should be a group of keys; set them one by one, as {key}.KEY=VALUE"
+    if problem["type"] == "too_short":
+        return f"{key}={short_repr(problem['input'])}: give at least {problem['ctx']['min_length']}"
     return f"{key}={short_repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 

@@ -254,3 +254,16 @@ def test_without_its_masks_a_set_is_the_same_data(tmp_path):
     files = write(tmp_path, masked())
     with_masks, boxes = CocoDataset(*files, "x", masks=True), CocoDataset(*files, "x")
     assert with_masks.box_digest == boxes.box_digest == boxes.digest != with_masks.digest
+
+
+@pytest.mark.parametrize("place", ["videos", "attributes"])
+def test_what_else_has_an_id_and_a_size_is_no_image(tmp_path, place):
+    data, other = masked(), [{"id": image["id"], "width": 200, "height": 100} for image in masked()["images"]]
+    if place == "videos":
+        data = {"images": data.pop("images"), "videos": other, **data}
+    else:
+        for row in data["annotations"]:
+            row["attributes"] = {"id": row["image_id"], "width": 200, "height": 100}
+    data = {"images": data.pop("images"), **data}
+    found, expected = (CocoDataset(*write(tmp_path / name, d), "x", masks=True) for name, d in (("a", data), ("b", masked())))
+    assert found.digest == expected.digest

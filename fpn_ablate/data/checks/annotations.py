@@ -5,7 +5,7 @@ N images, M annotations, K categories. The arrays of COCO's training set need a 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,10 +94,21 @@ def read(path: Path, masks: bool = False) -> tuple[Annotations | None, Findings]
 
     Never raises on bad content.
     """
-    file, findings, reader = str(path), Findings(), MaskReader() if masks else None
+    if not masks:
+        return _read(path, False, lambda entry: entry.pop("segmentation", None))
+    reader = MaskReader()
+    table, findings = _read(path, True, reader)
+    if table and not reader.knew(table.image_ids, table.sizes):  # another list of the file looks like its images
+        return _read(path, True, lambda entry: None)
+    return table, findings
+
+
+def _read(path: Path, masks: bool, free: Callable[[dict[str, Any]], object]) -> tuple[Annotations | None, Findings]:
+    """Read a file as `read` does; `free` shrinks each object of it as soon as it is parsed, since polygons are most of a file."""
+    file, findings = str(path), Findings()
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, findings, reader))
+            data = json.load(stream, object_pairs_hook=lambda pairs: _object(pairs, file, findings, free))
     except OSError as error:
         findings.append(Finding("annotations-missing", file, value=error.strerror or str(error)))
         return None, findings
@@ -238,17 +249,15 @@ def unlike_boxes(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return telling & (areas == 0) | declared & (areas > most)
 
 
-def _object(pairs: list[tuple[str, Any]], file: str, findings: Findings, masks: MaskReader | None) -> dict[str, Any]:
-    """Build an object of the file, its mask read or left out. Python's json would silently use the last of equal keys."""
+def _object(
+    pairs: list[tuple[str, Any]], file: str, findings: Findings, free: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """Build an object of the file, and shrink it. Python's json would silently use the last of equal keys."""
     entry = dict(pairs)
     if len(entry) != len(pairs):
         ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
         findings.append(Finding("duplicate-key", file, value=f"{short_repr(key)} stands {count} times in {short_repr(entry)}"))
-    # Polygons are most of a COCO file: free each one as soon as it is parsed.
-    if masks is None:
-        entry.pop("segmentation", None)
-    else:
-        masks(entry)
+    free(entry)
     return entry
 
 

@@ -35,6 +35,7 @@ class MaskReader:
 
     def __init__(self) -> None:
         self._sizes: dict[int, Size] = {}
+        self._used: dict[int, Size] = {}
 
     def __call__(self, entry: dict[str, Any]) -> None:
         """Read an object of the file: note an image's size, or replace an annotation's `segmentation`."""
@@ -44,7 +45,13 @@ class MaskReader:
             if all(type(value) is int for value in values):
                 self._sizes[values[0]] = values[1:]
         elif type(key) is int and key in self._sizes and "segmentation" in entry:
-            entry["segmentation"] = to_mask(entry["segmentation"], self._sizes[key])
+            size = self._used.setdefault(key, self._sizes[key])
+            entry["segmentation"] = to_mask(entry["segmentation"], size)
+
+    def knew(self, image_ids: np.ndarray, sizes: np.ndarray) -> bool:
+        """Return whether masks were read in the sizes (N, 2) of their images, and not of what else has an id and a size."""
+        of_images = zip(image_ids.tolist(), map(tuple, sizes.tolist()), strict=True)
+        return all(self._used.get(key, size) == size for key, size in of_images)
 
 
 def to_mask(segmentation: Any, size: Size) -> bytes | Flawed:
@@ -72,7 +79,9 @@ def _from_rle(segmentation: dict[str, Any], size: Size) -> bytes | Flawed:
     else:
         return Flawed("mask-counts", f"`counts` is {short_repr(counts)}: no run lengths")
     if any(run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
-        return Flawed("mask-counts", f"{len(runs)} runs sum to {sum(runs)}, in an image of {size[0] * size[1]} pixels")
+        return Flawed(
+            "mask-counts", f"{len(runs)} runs sum to {short_repr(sum(runs))}, in an image of {size[0] * size[1]} pixels"
+        )
     if not any(runs[1::2]):
         return Flawed("mask-empty", "`counts` has no pixel of the object")
     return rle.from_runs(runs, size)
