@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "examine a data set before a sweep",
     "report": "make tables, plots and the page from finished runs",
     "pictures": "draw what finished runs detect, side by side",
+    "detections": "write the boxes or masks of a finished run in COCO's result format",
     "probe": "show what each feature level of finished runs says about objects",
     "measure": "measure the latency of finished runs again",
     "artifacts": "make the intervals and pictures of finished runs again",
