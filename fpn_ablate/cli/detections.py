@@ -9,8 +9,8 @@ from fpn_ablate.runs.draw import FinishedRun
 from fpn_ablate.runs.results import coco_results
 from fpn_ablate.utils.files import save_text
 
-ABOUT = """Write the boxes or the masks of a finished run, also of mode=evaluate, in COCO's result format, with the ids of images
-and categories of the data set. Proposals, which have no category, get category 1."""
+ABOUT = """Write the boxes or the masks of a finished run, also of mode=evaluate, in COCO's result format, with the ids of
+images and categories of the data set. Proposals, which have no category, get category 1."""
 MASKS = (
     "masks in place of boxes; they need a file of their own, since beside a box COCO's API takes the box's area for the mask's"
 )

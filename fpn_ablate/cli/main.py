@@ -40,7 +40,7 @@ Train one row, or with -m sweep over values that commas separate:
   python -m fpn_ablate -m +experiments=table1    a table as its file defines it
 
 Commands (COMMAND --help says more):
-{chr(10).join(f"  {name:<10} {about}" for name, about in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {about}" for name, about in COMMANDS.items())}
 
 Options:
   --config-dir DIR   a folder with rows, parts and tables of your own: DIR/ablation/NAME.yaml

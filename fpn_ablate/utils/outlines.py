@@ -9,10 +9,12 @@ from fpn_ablate.utils import rle
 def outlines(counts: bytes, size: rle.Size, tolerance: float = 0.7) -> list[np.ndarray]:
     """Trace a mask (`utils.rle`) of an image of `size`: polygons (N, 2) of x and y in its pixels, last point = first.
 
-    They run around holes the other way. Points less than `tolerance` pixels from the polygon are left out.
+    They run around holes the other way. Points less than `tolerance` pixels from the polygon, and less than a quarter of the
+    mask's shorter side, are left out.
     """
     x, y, width, height = rle.boxes([counts], np.array([size]))[0].astype(int).tolist()
     bitmap = np.pad(rle.decode([counts], size)[0][y : y + height, x : x + width], 1).astype(float)
+    tolerance = min(tolerance, min(width, height) / 4)
     lines = contour_generator(z=bitmap).lines(0.5)
     origin = np.array([x - 0.5, y - 0.5])  # the centre of the padding's first pixel
     return [_simplified(line + origin, tolerance) for line in lines]

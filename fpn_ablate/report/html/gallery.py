@@ -126,7 +126,7 @@ def load_artifacts(table: Table, album: Album) -> TableArtifacts:
     missing += [f"{run.row.name}, seed {seed}: evaluated on other pictures" for other, run in loaded if other != name]
     if name and not album.sets[name][1]["images"]:
         missing.append(f"the pictures: {name}/{TRUTH} is missing or damaged")
-    if not album.masks.get(name, True):
+    if any(run.masks is not None for _, run in loaded) and not album.masks.get(name):
         missing.append(f"masks of the ground truth: {name}/{TRUE_MASKS} is missing or damaged")
     return TableArtifacts(seed, name, tuple(run for other, run in loaded if other == name), tuple(missing))
 
@@ -241,17 +241,17 @@ def _load_run(row: Row, folder: Path) -> RunArtifacts:
     with open_arrays(folder / DETECTIONS) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
-        counts = rle.split(content["masks"], content["mask_lengths"]) if "masks" in content.files else None
-    proposals = MAX_PROPOSALS if counts is None else MATCHED_PROPOSALS
+        joined, lengths = (content[name] if name in content.files else None for name in ("masks", "mask_lengths"))
+    ends, limit = (None, MAX_PROPOSALS) if lengths is None else (np.cumsum(lengths), MATCHED_PROPOSALS)
     by_image: dict[str, list[list[int]]] = {}
     masks: dict[str, list[bytes]] = {}
     for k in np.argsort(-scores, kind="stable"):
         drawn = by_image.setdefault(str(ids[k]), [])
-        if scores[k] >= MIN_SCORE if detections else len(drawn) < proposals:
+        if scores[k] >= MIN_SCORE if detections else len(drawn) < limit:
             drawn.append([*(int(side) for side in boxes[k].round()), round(100 * float(scores[k]))])
-            if counts is not None:
-                masks.setdefault(str(ids[k]), []).append(counts[k])
-    return RunArtifacts(row, values, by_image, None if counts is None else masks, levels, detections)
+            if ends is not None:
+                masks.setdefault(str(ids[k]), []).append(joined[ends[k] - lengths[k] : ends[k]].tobytes())
+    return RunArtifacts(row, values, by_image, None if ends is None else masks, levels, detections)
 
 
 def _truth(folder: Path) -> dict[str, Any]:
