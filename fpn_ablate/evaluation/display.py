@@ -12,7 +12,13 @@ MATCHED_PROPOSALS = 100
 
 
 def closest(objects: Sequence[bytes], masks: Sequence[bytes], size: rle.Size) -> list[int]:
-    """Return the positions, rising, of the masks that overlap some object more than the others do, by IoU."""
+    """Return the positions, rising, of the masks that overlap some object more than the others do, by IoU.
+
+    Raises:
+        ValueError: a mask is damaged.
+    """
+    for counts in (*objects, *masks):
+        rle.decode([counts], size)  # refuses damaged masks, on which pycocotools' IoU may not end
     overlaps = rle.iou(objects, masks, size)  # (G, P)
     if not masks:
         return []

@@ -11,9 +11,13 @@ def outlines(counts: bytes, size: rle.Size, tolerance: float = 0.7) -> list[np.n
 
     They run around holes the other way. Points less than `tolerance` pixels from the polygon, and less than a quarter of the
     mask's shorter side, are left out.
+
+    Raises:
+        ValueError: the mask is damaged.
     """
+    (bitmap,) = rle.decode([counts], size)  # first: it refuses damaged masks
     x, y, width, height = rle.boxes([counts], np.array([size]))[0].astype(int).tolist()
-    bitmap = np.pad(rle.decode([counts], size)[0][y : y + height, x : x + width], 1).astype(float)
+    bitmap = np.pad(bitmap[y : y + height, x : x + width], 1).astype(float)
     tolerance = min(tolerance, min(width, height) / 4)
     lines = contour_generator(z=bitmap).lines(0.5)
     origin = np.array([x - 0.5, y - 0.5])  # the centre of the padding's first pixel

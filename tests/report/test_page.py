@@ -200,7 +200,7 @@ def test_masks_are_outlined_where_a_row_has_them(masked, detections):
     for picture in pictures.values():
         (path,) = picture["masks"]
         numbers = np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2)
-        assert (numbers.min(0) == [4, 6]).all() and (numbers.max(0) == [20, 30]).all()
+        assert np.abs([*numbers.min(0) - (4, 6), *numbers.max(0) - (20, 30)]).max() <= 0.5
         assert path.startswith("M") and path.endswith("z")
 
 
