@@ -142,7 +142,7 @@ def draw(runs: Sequence[FinishedRun], count: int = 4, threshold: float = MIN_SCO
     figure.suptitle(title, fontsize=11, fontweight="bold", color=COLOURS[0] if dataset.generated else "black")
     shown = f"boxes{' and masks' * masks} with score >= {threshold:g} (of proposals: the best {MAX_PROPOSALS}"
     if any(run.detections.recall_by == "segm" for run in runs):
-        shown += f", or of their masks, among the best {MATCHED_PROPOSALS}, those that match an object best"
+        shown += f",\nor of their masks, among the best {MATCHED_PROPOSALS}, those that match an object best"
     figure.supxlabel(f"{shown}); dashed: ground truth", fontsize=7)
     return figure
 
