@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "examine a data set before a sweep",
     "report": "make tables, plots and the page from finished runs",
     "pictures": "draw what finished runs detect, side by side",
+    "detections": "write the boxes or masks of a finished run in COCO's result format",
     "probe": "show what each feature level of finished runs says about objects",
     "measure": "measure the latency of finished runs again",
     "artifacts": "make the intervals and pictures of finished runs again",
@@ -39,7 +40,7 @@ Train one row, or with -m sweep over values that commas separate:
   python -m fpn_ablate -m +experiments=table1    a table as its file defines it
 
 Commands (COMMAND --help says more):
-{chr(10).join(f"  {name:<10} {about}" for name, about in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {about}" for name, about in COMMANDS.items())}
 
 Options:
   --config-dir DIR   a folder with rows, parts and tables of your own: DIR/ablation/NAME.yaml

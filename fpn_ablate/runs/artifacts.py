@@ -3,7 +3,8 @@
 - `resampled.npz` in the run's folder: metrics on bootstrap samples of the images, for intervals.
 - `artifacts.npz` there: the metric of each image, and an activation map of each pyramid level.
 - In the record: `by_size`, `pictures`, `draws`.
-- `<out>/runs/.pictures/<pictures>/`, once for all runs on the same images: thumbnails, and ground truth in `truth.json`.
+- `<out>/runs/.pictures/<pictures>/`, once for all runs on the same images: thumbnails, ground truth in `truth.json`, and if a
+  run has masks, its masks in `masks.json`.
 
 `python -m fpn_ablate artifacts results/runs` makes them again on any machine; only the activation maps need the device of the
 run.
@@ -30,7 +31,7 @@ from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.files import refuse_links_out, save_text, write_atomically
-from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, RESAMPLED, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, PICTURES, RESAMPLED, TRUE_MASKS, TRUTH
 
 THUMBNAILS = 200  # images
 THUMBNAIL_SIDE = 320  # pixels at most
@@ -61,6 +62,8 @@ def make_artifacts(
     runs = folder.resolve().parents[3]
     refuse_links_out(runs, runs / PICTURES / name)
     _save_thumbnails(runs / PICTURES / name, dataset, truth)
+    if detections.masks is not None:
+        _save_masks(runs / PICTURES / name, truth)
     draws = hashlib.sha256(np.append(ids, indices[:FEW_REPLICATES]).astype("<i8").tobytes()).hexdigest()[:16]
     return {"by_size": recall_by_size(truth, detections, dataset.area_bounds), "pictures": name, "draws": draws}
 
@@ -120,3 +123,14 @@ def _save_thumbnails(folder: Path, dataset: DetectionDataset, truth: dict[str, A
             entries[annotation["image_id"]]["objects"].append(entry | ({"crowd": True} if annotation.get("iscrowd") else {}))
     content = {"categories": [category["name"] for category in dataset.categories], "images": entries}
     save_text(folder / TRUTH, json.dumps(content))
+
+
+def _save_masks(folder: Path, truth: dict[str, Any]) -> None:
+    """Save the masks of the objects of the first images, in the order of `truth.json`, unless they exist."""
+    if (folder / TRUE_MASKS).exists():
+        return
+    masks: dict[int, list[str]] = {image["id"]: [] for image in truth["images"][:THUMBNAILS]}
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] in masks:
+            masks[annotation["image_id"]].append(annotation["segmentation"]["counts"])
+    save_text(folder / TRUE_MASKS, json.dumps(masks))

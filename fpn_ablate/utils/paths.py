@@ -15,8 +15,9 @@ CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but the cla
 CONFIG, RECORD, METRICS, ERROR, SKIP = "config.yaml", "record.json", "metrics.jsonl", "error.txt", "skip.json"
 DETECTIONS, ARTIFACTS, PROPOSALS, MODEL = "detections.npz", "artifacts.npz", "proposals.npz", "model.pt"
 RESAMPLED = "resampled.npz"  # beside a ledger too, for all its runs
-# Small copies of evaluated images, shared by all runs: `<out>/runs/.pictures/<set>/`, with their ground truth in `truth.json`.
-PICTURES, TRUTH = ".pictures", "truth.json"
+# Small copies of evaluated images, shared by all runs: `<out>/runs/.pictures/<set>/`, with their ground truth in `truth.json`,
+# and the masks of its objects, if a run has masks.
+PICTURES, TRUTH, TRUE_MASKS = ".pictures", "truth.json", "masks.json"
 
 # The folders of a path that only one machine has; {0}: what the name of a folder there does not hold. Addresses are kept.
 _FOLDERS = r"""

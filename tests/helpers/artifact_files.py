@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fpn_ablate.utils import rle
+
 NAME = "0123456789abcdef"
 EDGES = [round(4.0 * 2 ** (k / 2), 2) for k in range(10)]
 
@@ -15,7 +17,16 @@ def by_size(first: float = 0.1) -> dict:
     return {"edges": EDGES, "objects": [0, *range(1, 11)], "AR100": [None, *(first + 0.05 * k for k in range(10))]}
 
 
-def leave(folder: Path, strength: float, images: int = 12, side: int = 64, detections: bool = False) -> None:
+def rectangle(x0: int, y0: int, x1: int, y1: int, side: int) -> bytes:
+    """A mask that fills a box in an image of side x side pixels."""
+    mask = np.zeros((1, side, side), bool)
+    mask[:, y0:y1, x0:x1] = True
+    return rle.encode(mask)[0]
+
+
+def leave(
+    folder: Path, strength: float, images: int = 12, side: int = 64, detections: bool = False, masks: bool = False
+) -> None:
     """Files of one run; `strength` is what it finds of the even images, the odd ones are the other way round."""
     ids = np.arange(1, images + 1)
     values = np.where(ids % 2, 1 - strength, strength)
@@ -24,6 +35,13 @@ def leave(folder: Path, strength: float, images: int = 12, side: int = 64, detec
     boxes = np.tile(np.array([4.0, 6.0, 20.0, 30.0]), (3 * images, 1))
     more = {"labels": np.ones(3 * images, dtype=int)} if detections else {}
     scores = np.tile([0.9, 0.6, 0.2], images)
+    if masks:  # the second matches the object
+        three = [rectangle(40, 40, 50, 50, side), rectangle(4, 6, 20, 28, side), rectangle(4, 6, 12, 30, side)]
+        more["masks"], more["mask_lengths"] = rle.join(three * images)
+        place = folder.parents[3] / ".pictures" / NAME
+        place.mkdir(parents=True, exist_ok=True)
+        truth = {str(image): [rectangle(4, 6, 20, 30, side).decode()] for image in range(1, images + 1)}
+        (place / "masks.json").write_text(json.dumps(truth))
     np.savez_compressed(folder / "detections.npz", image_ids=np.repeat(ids, 3), boxes=boxes, scores=scores, **more)
     lines = [{"step": step, "rpn_class": 1.0 / step + strength, "lr": 0.1} for step in range(20, 501, 20)]
     lines.append({"step": 500, "AR100": 0.5})
@@ -32,9 +50,9 @@ def leave(folder: Path, strength: float, images: int = 12, side: int = 64, detec
 
 
 def pictures(folder: Path, images: int, side: int) -> None:
-    if folder.is_dir():
+    if (folder / "truth.json").exists():
         return
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
     shown = {}
     for image in range(1, images + 1):

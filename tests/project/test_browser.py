@@ -27,7 +27,7 @@ def made(tmp_path_factory):
             many = f"quick+{'recipe.roi.proposals=' * 15}"  # as settings are many that the command line adds
             record = make_record(row, seed, metrics=metrics, by_size=by_size(strength / 2), pictures=NAME, recipe=many)
             (folder / "record.json").write_text(json.dumps(record))
-            leave(folder, strength)
+            leave(folder, strength, masks=row == "fpn")
     tables = collate(load(runs))
     file = runs.parent / "report.html"
     file.write_text(page.render(tables), encoding="utf-8")
@@ -89,7 +89,10 @@ def the_gallery_is_filtered(browser):
     assert len(won) == 6 and all(value > 0 for value in won)
     browser.run("document.querySelector('[data-filter=b]').click()")
     assert all(value < 0 for value in browser.run(differences))
-    assert browser.run("document.querySelectorAll('.card .predicted').length") > 0
+    for kind in (".predicted", "path.mask", "path.true", "rect.true"):  # one row has masks
+        assert browser.run(f"document.querySelectorAll('.card {kind}').length") > 0
+    assert browser.run("getComputedStyle(document.querySelector('path.mask')).fillOpacity") == "0.35"
+    assert browser.run("document.querySelectorAll('.sheet path.object').length") == 12
 
 
 def the_theme_is_the_systems(browser):

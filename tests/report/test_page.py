@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from artifact_files import NAME, by_size, leave
 from records import FACTS, make_record
@@ -163,6 +164,57 @@ def test_boxes_of_other_data_are_not_drawn_on_these_pictures(full, put):
     shown = gallery.load_artifacts(table, gallery.Album())
     assert [run.row.row for run in shown.runs] == ["c4", "fpn"]
     assert any("other pictures" in line for line in shown.missing)
+
+
+@pytest.fixture
+def masked(put, runs):
+    """A row with masks and one without."""
+
+    def make(detections):
+        for row, strength in (("c4", 0.2), ("fpn", 0.9)):
+            folder = put(row, 2, by_size=by_size(), pictures=NAME)
+            leave(folder, strength, detections=detections, masks=row == "fpn")
+        return runs
+
+    return make
+
+
+def embedded(made):
+    """The comparison of rows, and the pictures, as the page's script reads them."""
+    blocks = [
+        json.loads(block) for block in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', made, re.DOTALL)
+    ]
+    comparison = next(block for block in blocks if "shown" in block)
+    return comparison, next(block for block in blocks if any(key.startswith(NAME) for key in block))
+
+
+@pytest.mark.parametrize("detections", [True, False])
+def test_masks_are_outlined_where_a_row_has_them(masked, detections):
+    comparison, pictures = embedded(rendered(masked(detections)))
+    rows = {row["row"]: row for row in comparison["rows"]}
+    assert "masks" not in rows["c4"] and [len(boxes) for boxes in rows["c4"]["boxes"]] == [2 + (not detections)] * 12
+    shown = [[score for _, score in masks] for masks in rows["fpn"]["masks"]]
+    assert shown == [[90, 60] if detections else [60]] * 12
+    assert [len(boxes) for boxes in rows["fpn"]["boxes"]] == [2 if detections else 0] * 12
+    assert ("Masks: of the 100 best", "Boxes and masks: detections")[detections] in comparison["shown"]
+    for picture in pictures.values():
+        (path,) = picture["masks"]
+        numbers = np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2)
+        assert np.abs([*numbers.min(0) - (4, 6), *numbers.max(0) - (20, 30)]).max() <= 0.5
+        assert path.startswith("M") and path.endswith("z")
+
+
+def test_the_masks_of_the_truth_may_be_missing_or_damaged(masked):
+    runs = masked(detections=False)
+    file = runs / ".pictures" / NAME / "masks.json"
+    for content in (b"", b"[1]", b'{"1": [2]}', None):
+        file.unlink() if content is None else file.write_bytes(content)
+        made = rendered(runs)
+        comparison, pictures = embedded(made)
+        assert comparison["rows"][0]["values"] and not any("masks" in picture for picture in pictures.values())
+        assert f"masks of the ground truth: {NAME}/masks.json is missing or damaged" in text_of(made)
+    file.write_text(json.dumps({str(image): ["<no mask>"] for image in range(1, 13)}))
+    assert {mask for picture in embedded(rendered(runs))[1].values() for mask in picture["masks"]} == {""}
 
 
 def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.store import record
 from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.layout import run_folder
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, RESAMPLED, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, RESAMPLED, TRUE_MASKS, TRUTH
 
 THREE = (*TINY, "recipe.eval_images=3")
 TASKS = {"rpn": [], "c4": ["ablation=c4"], "joint": [*JOINT, "recipe.roi.steps=2", "task.roi.score_thresh=0.0"]}
@@ -99,6 +101,23 @@ def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):
     sample = data[0]
     picture = np.asarray(Image.open(folder / f"{sample.image_id}.jpg"), dtype=float)
     assert picture.shape == sample.image.shape and abs(picture - sample.image).mean() < 15
+
+
+def test_masks_of_the_truth_are_kept_for_a_run_with_masks(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished["joint"].parents[4], out)
+    folder = out / finished["joint"].relative_to(finished["joint"].parents[4])
+    pictures = out / "runs" / PICTURES / record.read(folder)["pictures"]
+    assert not (pictures / TRUE_MASKS).exists()
+    _, truth, detections = evaluated(finished["joint"])
+    whole = rle.encode(np.ones((1, *(truth["images"][0][side] for side in ("height", "width"))), bool))
+    replace(detections, masks=whole * len(detections.boxes)).save(folder / DETECTIONS)
+    assert main(["artifacts", str(folder)]) == 0
+    saved, content = (json.loads((pictures / name).read_text()) for name in (TRUE_MASKS, TRUTH))
+    assert [len(saved[key]) for key in content["images"]] == [len(image["objects"]) for image in content["images"].values()]
+    masks = {(a["image_id"], tuple(a["bbox"])): a["segmentation"]["counts"] for a in truth["annotations"]}
+    for key, image in content["images"].items():
+        assert saved[key] == [masks[int(key), tuple(item["bbox"])] for item in image["objects"]]
 
 
 def test_the_command_makes_all_of_it_again_and_nothing_else(finished, tmp_path, capsys):

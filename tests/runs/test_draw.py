@@ -1,5 +1,7 @@
 """The figure of detections: what is drawn where, read from the figure; and what is refused."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,17 +10,22 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from matplotlib.patches import PathPatch, Rectangle
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from settings import JOINT, TINY
 
 from fpn_ablate.cli.main import main
 from fpn_ablate.cli.shapes import main as export_shapes
+from fpn_ablate.engine.evaluate import evaluate
 from fpn_ablate.engine.inputs import load_data
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.evaluation.display import MAX_PROPOSALS
 from fpn_ablate.runs import run as running
 from fpn_ablate.runs.draw import COLOURS, FinishedRun, draw
 from fpn_ablate.store.layout import run_folder
+from fpn_ablate.utils import rle
 
 STEP = ("recipe.steps=1", "recipe.roi.steps=1", "recipe.batch_size=1", "recipe.schedule.warmup_steps=0")
 DETECTIONS = (*JOINT, "task.roi.score_thresh=0.0")  # an untrained network is sure of nothing
@@ -67,7 +74,8 @@ def grid(figure, columns):
 
 def drawn(axis):
     """Solid boxes of a panel as (x0, y0, x1, y1, colour), without the ground truth upon a run's picture."""
-    patches = [p for p in axis.patches if to_hex(p.get_edgecolor()) not in ("#000000", "#ffffff")]
+    boxes = [p for p in axis.patches if isinstance(p, Rectangle)]
+    patches = [p for p in boxes if to_hex(p.get_edgecolor()) not in ("#000000", "#ffffff")]
     return [(*p.get_bbox().extents.tolist(), to_hex(p.get_edgecolor()).upper()) for p in patches]
 
 
@@ -121,6 +129,99 @@ def test_of_proposals_the_best_are_drawn_whatever_the_threshold(folders):
     best = np.argsort(run.detections.scores[first], kind="stable")[-MAX_PROPOSALS:]
     assert np.allclose([box[:4] for box in drawn(panel)], run.detections.boxes[first][best])
     assert texts(panel) == []
+
+
+def outlined(axis, edge=None):
+    """Boxes around the outlines of masks in a panel, with their colour; all that are filled, or those with this colour."""
+    patches = [p for p in axis.patches if isinstance(p, PathPatch)]
+    selected = [p for p in patches if (p.get_fill() if edge is None else to_hex(p.get_edgecolor()) == edge)]
+    return [(*p.get_path().get_extents().extents.round().tolist(), to_hex(p.get_edgecolor()).upper()) for p in selected]
+
+
+def rectangles(boxes, size=(64, 64)):
+    """Masks that fill boxes."""
+    masks = np.zeros((len(boxes), *size), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
+        mask[y0:y1, x0:x1] = True
+    return rle.encode(masks)
+
+
+def replace_masks(folder, boxes, **changes):
+    masks, lengths = rle.join(rectangles(boxes))
+    replace_detections(folder, boxes=boxes, masks=masks, mask_lengths=lengths, **changes)
+
+
+def truth_of(folder):
+    """The first sample of a run's data, and boxes around its masks, as outlines show them."""
+    run = FinishedRun.load(folder)
+    sample = load_data(run.cfg.data, run.cfg.recipe, run.cfg.mode)[1][0]
+    x, y, w, h = rle.boxes(sample.masks, np.array([sample.image.shape[:2]] * len(sample.masks))).T
+    return sample, np.stack([x, y, x + w, y + h], 1)
+
+
+def test_masks_are_drawn_with_the_boxes_of_detections_and_without_those_of_proposals(folders, copy):
+    joint, rpn = copy("joint"), copy("rpn")
+    boxes = np.array([[1, 2, 30, 40], [5, 6, 20, 21], [2, 2, 9, 9]], np.float32)
+    ids, scores = np.array([1, 1, 1]), np.array([0.9, 0.6, 0.3], np.float32)
+    replace_masks(joint, boxes, image_ids=ids, scores=scores, labels=np.array([3, 1, 2]))
+    replace_in_record(joint, metrics={"AP": 0.5, "mask_AP": 0.25})
+    sample, truth = truth_of(joint)
+    # Proposals: objects, each shifted, and masks of better scores that find none of them.
+    shifted = np.concatenate([np.clip(truth + np.array([1, 0, 1, 0]), 0, 64), np.tile([[0, 0, 1, 1]], (5, 1))]).astype(
+        np.float32
+    )
+    replace_masks(rpn, shifted, image_ids=np.ones(len(shifted), int), scores=np.linspace(0, 1, len(shifted), dtype=np.float32))
+    figure = draw([FinishedRun.load(folder) for folder in (joint, rpn, folders["joint"])], count=1)
+    objects, detections, proposals, plain = grid(figure, 4)[0]
+    colours = [COLOURS[label - 1] for label in sample.labels]
+    assert outlined(objects) == [(*box, colour) for box, colour in zip(truth.tolist(), colours, strict=True)]
+    expected = [(5, 6, 20, 21, COLOURS[0]), (1, 2, 30, 40, COLOURS[2])]
+    assert outlined(detections) == drawn(detections) == expected
+    assert {box[:4] for box in outlined(proposals)} <= {tuple(box) for box in shifted.tolist()}
+    assert 0 < len(outlined(proposals)) <= len(truth) and not [p for p in proposals.patches if isinstance(p, Rectangle)]
+    for panel in (detections, proposals):
+        assert [box[:4] for box in outlined(panel, "#ffffff")] == [tuple(box) for box in truth.tolist()]
+    assert outlined(plain) == outlined(plain, "#ffffff") == []
+    assert "AP 50.0, mask AP 25.0" in detections.get_title()
+    assert "match an object best" in figure.get_supxlabel()
+    alone = draw([FinishedRun.load(folders["joint"])], count=1)
+    assert outlined(alone.axes[0]) == [] and "mask" not in alone.get_supxlabel()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_results_of_a_run_are_read_by_cocos_api(copy, tmp_path, capsys, masks):
+    folder = copy("joint")
+    sample, truth = truth_of(folder)
+    boxes, scores = truth.astype(np.float32), np.linspace(0.9, 0.5, len(truth), dtype=np.float32)
+    boxes[1:] = np.clip(boxes[1:] + np.array([2, 0, 1, 0]), 0, 64)
+    replace_masks(folder, boxes, image_ids=np.ones(len(boxes), int), scores=scores, labels=sample.labels)
+    out = tmp_path / "results.json"
+    assert main(["detections", str(folder), "--out", str(out), *["--masks"] * masks]) == 0
+    assert f"{len(boxes)} {'masks' if masks else 'boxes'} written to {out}" in capsys.readouterr().out
+    run = FinishedRun.load(folder)
+    dataset = load_data(run.cfg.data, run.cfg.recipe, run.cfg.mode)[1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = dataset.coco()
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(str(out)), "segm" if masks else "bbox")
+        evaluation.params.areaRng[1:] = [[0, dataset.area_bounds[0]], list(dataset.area_bounds), [dataset.area_bounds[1], 1e10]]
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+            step()
+    recorded = evaluate(run.detections, dataset)["metrics"]
+    names = [("mask_" if masks else "") + name for name in ("AP", "AP50", "AP75", "AP_s", "AP_m", "AP_l")]
+    values = [-1 if recorded[name] is None else recorded[name] for name in names]
+    assert values == pytest.approx(evaluation.stats[:6].tolist(), abs=1e-9) and 0 < values[0] < 1
+
+
+def test_results_of_proposals_are_of_one_category_and_have_no_masks_without_masks(folders, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    assert main(["detections", str(folders["rpn"]), "--out", str(out)]) == 0
+    content = json.loads(out.read_text())
+    assert len(content) == len(FinishedRun.load(folders["rpn"]).detections.boxes) and {r["category_id"] for r in content} == {1}
+    assert main(["detections", str(folders["rpn"]), "--out", str(out), "--masks"]) == 2
+    assert "its detections have no masks; leave out --masks" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == content
 
 
 def test_generated_data_are_marked_and_other_sets_named(folders):

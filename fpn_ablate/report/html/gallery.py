@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from fpn_ablate.evaluation.display import MAX_PROPOSALS, MIN_SCORE
+from fpn_ablate.evaluation.display import MATCHED_PROPOSALS, MAX_PROPOSALS, MIN_SCORE, closest
 from fpn_ablate.report.collate.table import Row, Table
+from fpn_ablate.utils import rle
 from fpn_ablate.utils.files import UNREADABLE, open_arrays, safe_name
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUTH
+from fpn_ablate.utils.outlines import outlines, svg_path
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUE_MASKS, TRUTH
 
 # Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
 SPREAD, EVEN, SHEET = 16, 8, 12
-MAX_BYTES = 2_400_000  # of pictures, boxes and levels on one page, as text
+MAX_BYTES = 2_400_000  # of pictures, boxes, masks and levels on one page, as text
 
 
 @dataclass
@@ -31,12 +33,14 @@ class Album:
 
     Attributes:
         sets: {name of a set of pictures: (its folder, its ground truth)}.
+        masks: {name: {image: masks of its objects}}, of sets on which a run has masks.
         pictures: {key: picture as the page's script takes it}.
         spent: bytes used of MAX_BYTES.
         full: True once something was left out for its size.
     """
 
     sets: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
+    masks: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
     pictures: dict[str, dict[str, Any]] = field(default_factory=dict)
     spent: int = 0
     full: bool = False
@@ -59,16 +63,28 @@ class Album:
             if not self.reserve(len(picture["src"]) + 400):
                 return None
             self.pictures[key] = picture
+        self._add_masks(name, image, self.pictures[key])
         return key
+
+    def _add_masks(self, name: str, image: str, picture: dict[str, Any]) -> None:
+        masks = self.masks.get(name, {}).get(image, [])
+        if "masks" not in picture and len(masks) == len(picture["truth"]):
+            paths = [_path(mask, _size(picture)) for mask in masks]
+            if self.reserve(sum(map(len, paths)) + 20):
+                picture["masks"] = paths
 
 
 @dataclass(frozen=True)
 class RunArtifacts:
-    """Artifacts of one run: the metric (`values`) and the boxes of each image, and the neck's levels on the first image."""
+    """Artifacts of one run: the metric (`values`), boxes and masks of each image, and the neck's levels on the first image.
+
+    Boxes are best first, each with its score in percent; masks are of these boxes, and None without masks.
+    """
 
     row: Row
     values: dict[str, float]
     boxes: dict[str, list[list[int]]]
+    masks: dict[str, list[bytes]] | None
     levels: dict[str, np.ndarray]
     detections: bool
 
@@ -100,6 +116,8 @@ def load_artifacts(table: Table, album: Album) -> TableArtifacts:
             if name not in album.sets:
                 pictures = folder.resolve().parents[3] / PICTURES / safe_name(name)
                 album.sets[name] = pictures, _truth(pictures)
+            if artifacts.masks is not None and name not in album.masks:
+                album.masks[name] = _true_masks(album.sets[name][0])
             loaded.append((name, artifacts))
         except (*UNREADABLE, StopIteration) as error:
             why = f"no file {Path(error.filename).name}" if isinstance(error, FileNotFoundError) else "damaged or incomplete"
@@ -107,7 +125,9 @@ def load_artifacts(table: Table, album: Album) -> TableArtifacts:
     name = Counter(name for name, _ in loaded).most_common(1)[0][0] if loaded else ""
     missing += [f"{run.row.name}, seed {seed}: evaluated on other pictures" for other, run in loaded if other != name]
     if name and not album.sets[name][1]["images"]:
-        missing.append(f"the pictures: {name}/truth.json is missing or damaged")
+        missing.append(f"the pictures: {name}/{TRUTH} is missing or damaged")
+    if any(run.masks is not None for _, run in loaded) and not album.masks.get(name):
+        missing.append(f"masks of the ground truth: {name}/{TRUE_MASKS} is missing or damaged")
     return TableArtifacts(seed, name, tuple(run for other, run in loaded if other == name), tuple(missing))
 
 
@@ -126,14 +146,41 @@ def gallery(artifacts: TableArtifacts, album: Album, colours: dict[str, int]) ->
             "label": run.row.name,
             "colour": colours[run.row.row],
             "values": [round(100 * run.values[image], 1) for image in keys],
-            "boxes": [run.boxes.get(image, []) for image in keys],
+            **_drawn(run, {image: album.pictures[key] for image, key in keys.items()}, album.masks.get(artifacts.pictures, {})),
         }
         for run in artifacts.runs
     ]
     detections = any(run.detections for run in artifacts.runs)
-    boxes = f"detections of score ≥ {MIN_SCORE:g}" if detections else f"the best {MAX_PROPOSALS} proposals"
-    content = {"metric": "AP" if detections else "AR@100", "boxes": boxes, "images": list(keys.values()), "rows": rows}
+    masks = any(run.masks is not None for run in artifacts.runs)
+    if detections:
+        shown = f"Boxes{' and masks' * masks}: detections of score ≥ {MIN_SCORE:g}"
+    elif masks:
+        shown = f"Masks: of the {MATCHED_PROPOSALS} best proposals those that match an object best"
+    else:
+        shown = f"Boxes: the best {MAX_PROPOSALS} proposals"
+    content = {"metric": "AP" if detections else "AR@100", "shown": shown, "images": list(keys.values()), "rows": rows}
     return content if album.reserve(len(json.dumps(content, separators=(",", ":")))) else None
+
+
+def _drawn(run: RunArtifacts, pictures: dict[str, dict[str, Any]], objects: dict[str, list[bytes]]) -> dict[str, Any]:
+    """Return the boxes that the page draws on each picture and, if the run has masks, these as (SVG path, score in percent).
+
+    Of segment proposals the masks alone are drawn, those that match an object best.
+    """
+    boxes = [run.boxes.get(image, []) for image in pictures]
+    if run.masks is None:
+        return {"boxes": boxes}
+    masks = []
+    for (image, picture), drawn in zip(pictures.items(), boxes, strict=True):
+        counts, selected = run.masks.get(image, []), range(len(drawn))
+        if not run.detections:
+            real = [mask for mask, item in zip(objects.get(image, []), picture["truth"], strict=False) if not item[-1]]
+            try:
+                selected = closest(real, counts, _size(picture))
+            except UNREADABLE:
+                selected = []
+        masks.append([[_path(counts[k], _size(picture)), drawn[k][-1]] for k in selected])
+    return {"boxes": boxes if run.detections else [[] for _ in boxes], "masks": masks}
 
 
 def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
@@ -176,7 +223,9 @@ def sheets(album: Album) -> list[dict[str, Any]]:
         places = sorted({round(i) for i in np.linspace(0, len(images) - 1, min(SHEET, len(images)))})
         keys = [key for place in places if (key := album.add(name, images[place]))]
         if keys:
-            contact_sheets.append({"name": name, "categories": truth["categories"], "pictures": keys})
+            contact_sheets.append(
+                {"name": name, "categories": truth["categories"], "pictures": keys, "masks": bool(album.masks.get(name))}
+            )
     return contact_sheets
 
 
@@ -192,12 +241,17 @@ def _load_run(row: Row, folder: Path) -> RunArtifacts:
     with open_arrays(folder / DETECTIONS) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
+        joined, lengths = (content[name] if name in content.files else None for name in ("masks", "mask_lengths"))
+    ends, limit = (None, MAX_PROPOSALS) if lengths is None else (np.cumsum(lengths), MATCHED_PROPOSALS)
     by_image: dict[str, list[list[int]]] = {}
+    masks: dict[str, list[bytes]] = {}
     for k in np.argsort(-scores, kind="stable"):
         drawn = by_image.setdefault(str(ids[k]), [])
-        if scores[k] >= MIN_SCORE if detections else len(drawn) < MAX_PROPOSALS:
+        if scores[k] >= MIN_SCORE if detections else len(drawn) < limit:
             drawn.append([*(int(side) for side in boxes[k].round()), round(100 * float(scores[k]))])
-    return RunArtifacts(row, values, by_image, levels, detections)
+            if ends is not None:
+                masks.setdefault(str(ids[k]), []).append(joined[ends[k] - lengths[k] : ends[k]].tobytes())
+    return RunArtifacts(row, values, by_image, None if ends is None else masks, levels, detections)
 
 
 def _truth(folder: Path) -> dict[str, Any]:
@@ -208,6 +262,15 @@ def _truth(folder: Path) -> dict[str, Any]:
         return {"categories": [str(name) for name in content["categories"]], "images": images}
     except UNREADABLE:
         return {"categories": [], "images": {}}
+
+
+def _true_masks(folder: Path) -> dict[str, list[bytes]]:
+    """Read the masks of the objects of a set of pictures; none if they cannot be read."""
+    try:
+        content = json.loads((folder / TRUE_MASKS).read_text(encoding="utf-8"))
+        return {image: [mask.encode("ascii") for mask in masks] for image, masks in content.items()}
+    except UNREADABLE:
+        return {}
 
 
 def _picture(folder: Path, image: str, truth: dict[str, Any]) -> dict[str, Any]:
@@ -225,6 +288,18 @@ def _picture(folder: Path, image: str, truth: dict[str, Any]) -> dict[str, Any]:
                for item in truth["objects"]]  # fmt: skip
     size = {"width": int(truth["width"]), "height": int(truth["height"])}
     return {"src": _data_url("webp", buffer), **size, "truth": objects, "alt": f"image {file.stem}: {alt}"}
+
+
+def _size(picture: dict[str, Any]) -> rle.Size:
+    return picture["height"], picture["width"]
+
+
+def _path(mask: bytes, size: rle.Size) -> str:
+    """Return a mask's outline as an SVG path, exact to the pixels that the page shows; empty if the mask is damaged."""
+    try:
+        return svg_path(outlines(mask, size, max(0.7, max(size) / 400)))
+    except UNREADABLE:
+        return ""
 
 
 def _level(name: str, level: np.ndarray) -> tuple[str, str, str]:

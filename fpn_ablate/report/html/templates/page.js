@@ -3,7 +3,7 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const json = (element) => JSON.parse(element.textContent);
 const pressed = (button) => button.getAttribute("aria-pressed") === "true";
 const make = (tag, attributes = {}, ...children) => {
-  const svg = ["svg", "rect", "text", "title"].includes(tag);
+  const svg = ["svg", "rect", "path", "text", "title"].includes(tag);
   const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -89,24 +89,33 @@ for (const details of all(".values")) {
   });
 }
 
-// Pictures: each is embedded once; boxes are drawn over it.
+// Pictures: each is embedded once; boxes and masks are drawn over it.
 const pictures = json(document.getElementById("pictures"));
 function box(kind, [left, top, width, height], title) {
   const rect = make("rect", { class: kind, x: left, y: top, width, height });
   if (title) rect.append(make("title", {}, title));
   return rect;
 }
-function overlay(place, key, { predictions = [], truth = false, names = false, colour = 0 } = {}) {
+function outline(kind, d, title) {
+  const path = make("path", { class: kind, d });
+  if (title) path.append(make("title", {}, title));
+  return path;
+}
+function overlay(place, key, { predictions = [], masks, truth = false, names = false, colour = 0 } = {}) {
   const picture = pictures[key];
   place.replaceChildren(make("img", { src: picture.src, alt: picture.alt, width: picture.width, height: picture.height, loading: "lazy" }));
-  if (!truth && !predictions.length) return;
+  if (!truth && !predictions.length && !masks) return;
   const svg = make("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, preserveAspectRatio: "none", "aria-hidden": "true", style: `--row:var(--c${colour})` });
   for (const [x0, y0, x1, y1] of predictions) svg.append(box("under", [x0, y0, x1 - x0, y1 - y0]));
-  for (const object of truth ? picture.truth : []) {
-    svg.append(box("halo", object), box("true", object, object[4]));
+  for (const [k, object] of truth ? picture.truth.entries() : []) {
+    const d = picture.masks?.[k];
+    if (names && d) svg.append(outline("object", d));
+    if (masks && d) svg.append(outline("halo", d), outline("true", d, object[4]));
+    else svg.append(box("halo", object), box("true", object, object[4]));
     if (names) svg.append(make("text", { x: object[0], y: Math.max(object[1] - 4, picture.width / 15), "font-size": picture.width / 17 }, object[4]));
   }
   for (const [x0, y0, x1, y1, score] of predictions) svg.append(box("predicted", [x0, y0, x1 - x0, y1 - y0], `score ${score} %`));
+  for (const [d, score] of masks ?? []) svg.append(outline("mask", d, `score ${score} %`));
   place.append(svg);
 }
 for (const place of all("[data-picture]")) {
@@ -124,7 +133,7 @@ function gallery(root) {
   b.value = Number(a.value) === 0 ? 1 : 0;
   const panel = (row, k, won) => {
     const place = make("span", { class: "picture" });
-    overlay(place, content.images[k], { predictions: row.boxes[k], truth: true, colour: row.colour });
+    overlay(place, content.images[k], { predictions: row.boxes[k], masks: row.masks?.[k], truth: true, colour: row.colour });
     const name = make("span", { class: "name" }, make("span", { class: "swatch", style: `--row:var(--c${row.colour})` }), row.label);
     return make("figure", {}, place, make("figcaption", { class: won ? "" : "lost" }, name, make("b", {}, row.values[k].toFixed(1))));
   };
