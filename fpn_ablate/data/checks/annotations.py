@@ -104,7 +104,7 @@ def read(path: Path, masks: bool = False) -> tuple[Annotations | None, Findings]
 
 
 def _read(path: Path, masks: bool, free: Callable[[dict[str, Any]], object]) -> tuple[Annotations | None, Findings]:
-    """Read a file as `read` does; `free` shrinks each object of it as soon as it is parsed, since polygons are most of a file."""
+    """Read a file as `read` does; `free` shrinks each object as soon as it is parsed, since polygons are most of a file."""
     file, findings = str(path), Findings()
     try:
         with open(path, encoding="utf-8-sig") as stream:
