@@ -19,7 +19,7 @@ IDS = [42, 7, 9, 100, 3]  # in no order, as a file may have them
 
 
 class Pictures:
-    name, generated, digest, has_masks = "pictures", True, "0123", False
+    name, generated, digest, box_digest, has_masks = "pictures", True, "0123", "0123", False
     categories, area_bounds, image_ids = [{"id": 3, "name": "ant"}], (16.0**2, 48.0**2), IDS
     sizes = np.array([[32 + index, 40] for index in range(len(IDS))])
 
