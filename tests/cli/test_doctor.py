@@ -34,6 +34,11 @@ def test_a_set_that_a_run_would_refuse_ends_with_code_1(cli, root, tmp_path):
     assert "train: Problems: 1 image-missing" in out and out.endswith("A training would be refused.\n")
 
 
+def test_a_task_without_anchors_is_not_judged_by_them(cli):
+    report = json.loads(cli("doctor", "recipe=smoke", "task=segment_proposals", "--json", "-")[1])
+    assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])
+
+
 @pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])
 def test_the_rows_are_those_of_the_tasks_table_and_ones_own(cli, root, mine, task, rows):
     call = ["doctor", "data=coco", root, "recipe=smoke", f"task={task}", "--json", "-"]
