@@ -13,8 +13,12 @@ from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.mask_head import FCN, MLP
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
+from fpn_ablate.model.necks.bifpn import BiFPN
 from fpn_ablate.model.necks.fpn import FPN
+from fpn_ablate.model.necks.nas_fpn import NASFPN
 from fpn_ablate.model.necks.single_level import SingleLevel
+from fpn_ablate.model.necks.stacked import Stacked
+from fpn_ablate.model.necks.yolo import YOLO
 
 # Constructed from the configuration.
 BACKBONES: dict[str, Callable[[Any], Backbone]] = {
@@ -25,7 +29,14 @@ BACKBONES: dict[str, Callable[[Any], Backbone]] = {
     "timm": timm_backbone,
 }
 # Constructed from the backbone's levels and the configuration.
-NECKS: dict[str, Callable[..., Neck]] = {"fpn": FPN, "single_level": SingleLevel}
+NECKS: dict[str, Callable[..., Neck]] = {
+    "fpn": FPN,
+    "single_level": SingleLevel,
+    "bifpn": BiFPN,
+    "nas_fpn": NASFPN,
+    "stacked": Stacked,
+    "yolo": YOLO,
+}
 # Constructed from the levels' width and the number of anchors a cell.
 RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
 # Constructed by their `from_config`.

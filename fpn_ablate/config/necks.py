@@ -1,0 +1,69 @@
+"""Declare the configurations of the necks that came after FPN. FPN's own and the baselines' are in `parts`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fpn_ablate.config.base import Strict
+
+Layers = Annotated[int, Field(strict=True, ge=1, le=16)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Norm = Literal["none", "gn", "bn"]
+
+
+class _NeckKeys(Strict):
+    """`norm` follows each convolution of the neck: none, group norm, or batch norm with trained statistics."""
+
+    channels: Channels
+    levels: Literal["p2-p6", "p3-p7"]
+    norm: Norm
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return self.name  # type: ignore[attr-defined]
+
+
+class PAFPNNeck(_NeckKeys):
+    """Path aggregation; see `fpn_ablate.model.necks.pafpn.PAFPN`."""
+
+    name: Literal["pafpn"]
+    act: Literal["none", "relu"]
+
+
+class BiFPNNeck(_NeckKeys):
+    """See `fpn_ablate.model.necks.bifpn.BiFPN`."""
+
+    name: Literal["bifpn"]
+    layers: Layers
+    fusion: Literal["fast", "softmax", "sum"]
+    separable: bool
+    bottom_up: bool
+    act: Literal["none", "relu", "swish"]
+
+
+class NASFPNNeck(_NeckKeys):
+    """See `fpn_ablate.model.necks.nas_fpn.NASFPN`."""
+
+    name: Literal["nas_fpn"]
+    stacks: Layers
+    attention: Literal["coarse_max", "fine_mean"]
+
+
+class YOLONeck(_NeckKeys):
+    """See `fpn_ablate.model.necks.yolo.YOLO`."""
+
+    name: Literal["yolo"]
+    fuse: Literal["concat", "sum"]
+
+
+class StackedNeck(_NeckKeys):
+    """See `fpn_ablate.model.necks.stacked.Stacked`."""
+
+    name: Literal["stacked"]
+    layers: Layers
+    block: Literal["fpn", "fpn_pan", "full"]
+    separable: bool
+
+
+LaterNeck = PAFPNNeck | BiFPNNeck | NASFPNNeck | YOLONeck | StackedNeck
