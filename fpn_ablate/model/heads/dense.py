@@ -16,7 +16,7 @@ from fpn_ablate.model.nms import best_detections
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level
 
-GROUPS = 32  # of group norm; fewer where they do not divide the channels
+GROUP = 8  # channels of group norm, as 32 groups of 256; fewer where they do not divide the width
 
 
 class Subnet(nn.Sequential):
@@ -26,7 +26,7 @@ class Subnet(nn.Sequential):
         layers: list[nn.Module] = []
         for _ in range(convolutions):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
-            layers += [nn.GroupNorm(math.gcd(GROUPS, channels), channels)] if norm == "gn" else []
+            layers += [nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)] if norm == "gn" else []
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -71,7 +71,7 @@ class DenseHead(nn.Module):
 
     @torch.no_grad()
     def detect(self, features: Features, sizes: Tensor) -> BatchDetections:
-        """Detect in images of `sizes` (N, 2): the best of each level above the score threshold, NMS by class over all levels."""
+        """Detect in images of `sizes` (N, 2): the best scores of each level, NMS by class over all levels."""
         config = self.config
         box, score, label = self._best(self.predict(features), sizes)
         valid = (score > config.score_thresh) & (boxes.area(box) > 0)
