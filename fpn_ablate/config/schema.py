@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
@@ -167,8 +168,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
 
 
 class Optimizer(Strict):
@@ -281,7 +282,7 @@ class Config(Strict):
         """Training steps of the cell itself, without those of cells that it builds on."""
         if self.mode == "evaluate":
             return 0
-        if self.task.name == "rpn":
+        if isinstance(self.task, RPNTask | DenseTask):
             return self.recipe.steps
         if isinstance(self.task, SegmentProposalsTask):
             return self.recipe.steps * self.task.schedule
@@ -290,6 +291,8 @@ class Config(Strict):
     @property
     def procedure(self) -> str:
         """Return the name of the procedure that trains the cell (`fpn_ablate.engine.procedures`)."""
+        if isinstance(self.task, DenseTask):
+            return "dense"
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
@@ -303,11 +306,23 @@ class Config(Strict):
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
         if isinstance(self.task, SegmentProposalsTask):
             return parts
+        if isinstance(self.task, DenseTask):
+            return parts | {"task": self.task}
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
         parts |= {} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head}
         return parts | ({"task.mask.head": self.mask.head} if self.mask else {})
+
+    @property
+    def level_sizes(self) -> tuple[str, tuple[float, ...]] | None:
+        """Return the key that has one size a level of a pyramid, and its sizes; None: the row's head needs none."""
+        if isinstance(self.task, SegmentProposalsTask):
+            return "task.scales", self.task.scales
+        if isinstance(self.task, DenseTask):
+            key = self.task.level_sizes
+            return (f"task.{key}", getattr(self.task, key)) if key else None
+        return "rpn.anchor_sizes", self.rpn.anchor_sizes
 
     @property
     def user_parts(self) -> dict[str, UserPart]:
@@ -362,10 +377,8 @@ class Config(Strict):
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        if isinstance(neck, FPNNeck) and neck.output == "pyramid":
-            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-            segments = isinstance(self.task, SegmentProposalsTask)
-            key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
+        if isinstance(neck, FPNNeck) and neck.output == "pyramid" and self.level_sizes:
+            names, (key, sizes) = neck.level_names, self.level_sizes
             if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 levels = f"{len(names)} levels {', '.join(names)}"
