@@ -1,4 +1,4 @@
-"""Declare the configurations of the necks that came after FPN. FPN's own and the baselines' are in `parts`."""
+"""Declare the configurations of the necks that came after FPN and share no code with it; FPN's own is in `parts`."""
 
 from typing import Annotated, Literal
 
@@ -22,13 +22,6 @@ class _NeckKeys(Strict):
     def row(self) -> str:
         """Return the name of the row that differs from the default by this neck alone."""
         return self.name  # type: ignore[attr-defined]
-
-
-class PAFPNNeck(_NeckKeys):
-    """Path aggregation; see `fpn_ablate.model.necks.pafpn.PAFPN`."""
-
-    name: Literal["pafpn"]
-    act: Literal["none", "relu"]
 
 
 class BiFPNNeck(_NeckKeys):
@@ -64,6 +57,3 @@ class StackedNeck(_NeckKeys):
     layers: Layers
     block: Literal["fpn", "fpn_pan", "full"]
     separable: bool
-
-
-LaterNeck = PAFPNNeck | BiFPNNeck | NASFPNNeck | YOLONeck | StackedNeck

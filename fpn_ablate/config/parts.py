@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.necks import BiFPNNeck, NASFPNNeck, Norm, StackedNeck, YOLONeck
 
 
 class UserPart(BaseModel):
@@ -140,8 +141,10 @@ class FPNNeck(Strict):
     top_down: bool
     lateral: bool
     output: Literal["pyramid", "p2", "p3", "p4", "p5"]
-    upsample: Literal["nearest", "bilinear", "deconv"]
+    upsample: Literal["nearest", "bilinear", "deconv", "carafe"]
     upsample_init: Literal["bilinear", "random"] = "bilinear"  # earlier runs lack it; it is read before training alone
+    fuse: Literal["sum", "mean", "weighted"] = "sum"  # configurations of earlier runs lack it
+    norm: Norm = "none"  # as `fuse`
     smooth: Literal["all", "merged", "none"]
     p6: Literal["subsample", "conv", "conv_c5", "none"]
     levels: Literal["p2-p6", "p3-p7"] = "p2-p6"  # configurations of earlier runs lack it
@@ -197,7 +200,21 @@ class SingleLevelNeck(Strict):
         return self.level
 
 
-BuiltInNeck = FPNNeck | SingleLevelNeck
+class PAFPNNeck(FPNNeck):
+    """Path aggregation on top of the pyramid; see `fpn_ablate.model.necks.pafpn.PAFPN`."""
+
+    name: Literal["pafpn"]  # type: ignore[assignment]
+    output: Literal["pyramid"]  # type: ignore[assignment]
+    act: Literal["none", "relu"]
+    chain: Literal["output", "sum"]
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return self.name
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck | PAFPNNeck | BiFPNNeck | NASFPNNeck | YOLONeck | StackedNeck
 AnyNeck = BuiltInNeck | UserPart
 
 

@@ -18,6 +18,7 @@ from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.bifpn import BiFPN
 from fpn_ablate.model.necks.fpn import FPN
 from fpn_ablate.model.necks.nas_fpn import NASFPN
+from fpn_ablate.model.necks.pafpn import PAFPN
 from fpn_ablate.model.necks.single_level import SingleLevel
 from fpn_ablate.model.necks.stacked import Stacked
 from fpn_ablate.model.necks.yolo import YOLO
@@ -36,6 +37,7 @@ NECKS: dict[str, Callable[..., Neck]] = {
     "single_level": SingleLevel,
     "bifpn": BiFPN,
     "nas_fpn": NASFPN,
+    "pafpn": PAFPN,
     "stacked": Stacked,
     "yolo": YOLO,
 }

@@ -6,13 +6,12 @@ Shape letters: N images, d channels, Hi x Wi cells of level i.
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpn_ablate.config.necks import BiFPNNeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.layers import convolution, level_names, separable_convolution, upsample
+from fpn_ablate.model.necks.layers import FusionWeights, convolution, level_names, separable_convolution, upsample
 from fpn_ablate.structures.levels import Features, Level
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "swish": nn.SiLU}
@@ -32,8 +31,8 @@ class BiFPN(Neck):
             channels: d (64 to 384).
             levels: "p3-p7" (the paper's) or "p2-p6".
             layers: how often both ways are gone (3 to 8).
-            fusion: of a node's inputs, each with a learned weight: "fast" (the weights, cut off at 0, over their sum), "softmax",
-                or the plain "sum" (no weights).
+            fusion: of a node's inputs, each with a learned weight: "fast" (the weights, cut off at 0, over their sum) or
+                "softmax"; or the plain "sum" (no weights).
             separable: 3x3 of each channel by itself and 1x1, or plain 3x3 convolutions.
             bottom_up: go the way up as well; off: the way down alone.
             act: in front of a node's convolution (the authors' code; the paper has norm and activation behind it).
@@ -116,22 +115,10 @@ class Node(nn.Module):
         super().__init__()
         channels, norm = config.channels, config.norm
         self.project = convolution(width, channels, 1, norm) if width else nn.Identity()
-        self.fusion = config.fusion if inputs > 1 else "sum"
-        self.edges = nn.ParameterDict({"weight": nn.Parameter(torch.ones(inputs))} if self.fusion != "sum" else {})
+        self.fusion = FusionWeights(inputs, config.fusion) if inputs > 1 and config.fusion != "sum" else None
         self.act = ACTIVATIONS[config.act]()
         self.conv = separable_convolution(channels, norm) if config.separable else convolution(channels, channels, 3, norm)
 
-    @property
-    def shares(self) -> Tensor:
-        """Return the share (inputs,) of each input in the sum."""
-        weight = self.edges["weight"]
-        if self.fusion == "softmax":
-            return weight.softmax(0)
-        positive = weight.relu()
-        return positive / (positive.sum() + 1e-4)
-
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        maps = [self.project(first), *others]
-        if self.fusion != "sum":
-            maps = [share * x for share, x in zip(self.shares, maps, strict=True)]
-        return self.conv(self.act(sum(maps[1:], maps[0])))
+        first = self.project(first)
+        return self.conv(self.act(self.fusion([first, *others]) if self.fusion else sum(others, first)))

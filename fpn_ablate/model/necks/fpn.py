@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.parts import FPNNeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.upsample import Deconvolution, bilinear
+from fpn_ablate.model.necks.layers import FusionWeights, convolution
+from fpn_ablate.model.necks.upsample import CARAFE, Deconvolution, bilinear
 from fpn_ablate.structures.levels import Features, Level
 
 
@@ -26,8 +27,11 @@ class FPN(Neck):
             top_down: add the upsampled coarser map. Off: Table 1 (d).
             lateral: 1x1 convolutions on C2..C4. Off: Table 1 (e), everything comes from C5.
             output: "pyramid", or the only level to return, e.g. "p2": Table 1 (f).
-            upsample: "nearest" (the paper's), "bilinear" or "deconv".
+            upsample: "nearest" (the paper's), "bilinear", "deconv" or "carafe".
             upsample_init: weights that "deconv" starts from, "bilinear" or "random".
+            fuse: lateral and upsampled map are added ("sum", the paper's), averaged ("mean", detectron2's `fuse_type=avg`), or
+                added with learned shares ("weighted", as BiFPN's).
+            norm: behind each convolution: "none" (the paper's), "gn" or "bn".
             smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
                 of "each merged map"), or "none".
             p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (a stride-2 convolution on P5), "conv_c5" (on C5,
@@ -48,37 +52,48 @@ class FPN(Neck):
         self.computed = [n for n in names if n >= finest] if config.top_down else list(self.outputs)
         self.lateral = nn.ModuleDict(
             {
-                spec.name.replace("c", "p"): nn.Conv2d(spec.channels, channels, 1)
+                spec.name.replace("c", "p"): convolution(spec.channels, channels, 1, config.norm)
                 for spec in in_levels
                 if spec.name.replace("c", "p") in self.computed and (config.lateral or spec is in_levels[-1])
             }
         )
         steps = [n for n in self.computed if n != coarsest] if config.top_down else []
-        learned = steps if config.upsample == "deconv" else []
-        self.up = nn.ModuleDict({n: Deconvolution(channels, config.upsample_init) for n in learned})
+        self.up = nn.ModuleDict()
+        if config.upsample == "deconv":
+            self.up.update({n: Deconvolution(channels, config.upsample_init) for n in steps})
+        elif config.upsample == "carafe":
+            self.up.update({n: CARAFE(channels) for n in steps})
+        self.fuse, merges = config.fuse, [n for n in steps if n in self.lateral]
+        self.weights = nn.ModuleDict({n: FusionWeights(2) for n in merges if config.fuse == "weighted"})
         merged = {"all": set(names), "merged": set(names) - {coarsest}, "none": set()}[config.smooth]
-        self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
+        self.smooth = nn.ModuleDict({n: convolution(channels, channels, 3, config.norm) for n in self.outputs if n in merged})
         # A neck that is derived from this one may do more with these maps than return them.
         self.final_convs = [f"smooth.{n}" for n in self.smooth] if type(self).forward is FPN.forward else ()
         self.levels = tuple(Level(n, channels) for n in config.level_names)
         self.p6, self.extra = config.p6, [n for n in config.level_names if n > coarsest]
         convolved = self.extra if config.p6 != "subsample" else []
         width = in_levels[-1].channels if config.p6 == "conv_c5" else channels
-        self.p6_conv = nn.ModuleDict({n: nn.Conv2d(width, channels, 3, 2, 1) for n in convolved[:1]})
-        self.p7_conv = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, 2, 1) for n in convolved[1:]})
+        self.p6_conv = nn.ModuleDict({n: convolution(width, channels, 3, config.norm, stride=2) for n in convolved[:1]})
+        self.p7_conv = nn.ModuleDict({n: convolution(channels, channels, 3, config.norm, stride=2) for n in convolved[1:]})
 
     def forward(self, features: Features) -> Features:
         """Return the levels (N, d, Hi, Wi), finest first."""
+        return self.add_coarser(self.pyramid(features), features)
+
+    def pyramid(self, features: Features) -> Features:
+        """Return the levels that the backbone has maps for."""
         # Step 1, laterals: bring the maps to one width. Without laterals only C5 has one.
         maps = {n: self.lateral[n](features[n.replace("p", "c")]) for n in self.lateral}
         # Step 2, top-down: coarse to fine, upsample to the size of the finer map and add.
         if self.has_top_down:
             for fine, coarse in list(zip(self.computed, self.computed[1:], strict=False))[::-1]:
                 upsampled = self._upsample(fine, maps[coarse], features[fine.replace("p", "c")].shape[-2:])
-                maps[fine] = maps[fine] + upsampled if fine in maps else upsampled
+                maps[fine] = self._merge(fine, maps[fine], upsampled) if fine in maps else upsampled
         # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
-        out = {n: self.smooth[n](maps[n]) if n in self.smooth else maps[n] for n in self.outputs}
-        # Step 4, coarser levels, which no backbone map has.
+        return {n: self.smooth[n](maps[n]) if n in self.smooth else maps[n] for n in self.outputs}
+
+    def add_coarser(self, out: Features, features: Features) -> Features:
+        """Add the levels that no backbone map has."""
         for n in self.extra:
             finer = next(reversed(out.values()))
             if self.p6 == "subsample":
@@ -89,8 +104,13 @@ class FPN(Neck):
                 out[n] = self.p7_conv[n](F.relu(finer))
         return out
 
+    def _merge(self, name: str, lateral: Tensor, upsampled: Tensor) -> Tensor:
+        if self.fuse == "weighted":
+            return self.weights[name]([lateral, upsampled])
+        return (lateral + upsampled) / 2 if self.fuse == "mean" else lateral + upsampled
+
     def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:
-        if self.upsample == "deconv":
+        if fine in self.up:
             return self.up[fine](x, size)
         if self.upsample == "bilinear":
             return bilinear(x, size)

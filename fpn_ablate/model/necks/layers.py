@@ -6,6 +6,7 @@ Shape letters: N images, C channels, d the neck's width, Hi x Wi cells of level 
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,31 @@ def separable_convolution(channels: int, norm: Norm = "none") -> nn.Sequential:
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """Return a batch norm, or a group norm of 32 groups (fewer where 32 does not divide the channels)."""
     return nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+class FusionWeights(nn.Module):
+    """Add maps of one shape, each with a learned share (EfficientDet, Sec. 3.3).
+
+    Args:
+        inputs: how many maps.
+        kind: "fast": the weights, cut off at 0, over their sum; or "softmax".
+    """
+
+    def __init__(self, inputs: int, kind: str = "fast") -> None:
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.ones(inputs)), kind
+
+    @property
+    def shares(self) -> Tensor:
+        """Return the share of each input: (inputs,)."""
+        if self.kind == "softmax":
+            return self.weight.softmax(0)
+        positive = self.weight.relu()
+        return positive / (positive.sum() + 1e-4)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        first, *others = (share * x for share, x in zip(self.shares, maps, strict=True))
+        return sum(others, first)
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:

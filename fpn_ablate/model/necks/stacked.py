@@ -54,7 +54,10 @@ class Block(nn.Module):
         super().__init__()
         channels, norm = config.channels, config.norm
         self.convs = nn.ModuleDict(
-            {n: separable_convolution(channels, norm) if config.separable else convolution(channels, channels, 3, norm) for n in names}
+            {
+                n: separable_convolution(channels, norm) if config.separable else convolution(channels, channels, 3, norm)
+                for n in names
+            }
         )
 
 
@@ -86,6 +89,8 @@ class Full(Block):
     def forward(self, maps: Features) -> Features:
         order = {name: k for k, name in enumerate(maps)}
         return {
-            name: self.convs[name](sum(resample(x, order[name] - order[other], maps[name].shape[-2:]) for other, x in maps.items()))
+            name: self.convs[name](
+                sum(resample(x, order[name] - order[other], maps[name].shape[-2:]) for other, x in maps.items())
+            )
             for name in maps
         }

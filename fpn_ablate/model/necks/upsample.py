@@ -1,4 +1,4 @@
-"""Upsample maps of the top-down path: bilinear and learned. Nearest, the paper's, is torch's own.
+"""Upsample maps of the top-down path: bilinear, deconvolution, CARAFE. Nearest, the paper's, is torch's own.
 
 Shape letters: N images, C channels, H x W cells before, H' x W' cells after.
 """
@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,6 +35,36 @@ class Deconvolution(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
         return super().forward(x)[..., : size[0], : size[1]]
+
+
+class CARAFE(nn.Module):
+    """2x upsampling by kernels that are predicted from the map (Wang et al., ICCV 2019, arXiv:1905.02188).
+
+    Each new pixel is a weighted mean of the 5x5 pixels around the old one. A 1x1 convolution to 64 channels, a 3x3 and a
+    softmax predict the weights.
+    """
+
+    def __init__(self, channels: int, compressed: int = 64, kernel: int = 5) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.compress = nn.Conv2d(channels, compressed, 1)
+        self.encode = nn.Conv2d(compressed, 4 * kernel**2, 3, padding=1)
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw the encoder's weights small, so that upsampling starts as a mean over the window; leave the others to Xavier."""
+        if layer is not self.encode or parameter.dim() < 2:
+            return False
+        nn.init.normal_(parameter, std=0.001, generator=generator)
+        return True
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Upsample (N, C, H, W) to `size`, at most twice as large; odd sizes are cut."""
+        n, channels, height, width = x.shape
+        weights = F.pixel_shuffle(self.encode(self.compress(x)), 2).softmax(1)  # (N, 25, 2H, 2W)
+        windows = F.unfold(x, self.kernel, padding=self.kernel // 2).view(n, channels, -1, height, width)
+        weights = weights.view(n, 1, -1, height, 2, width, 2)
+        out = (windows[:, :, :, :, None, :, None] * weights).sum(2).reshape(n, channels, 2 * height, 2 * width)
+        return out[..., : size[0], : size[1]]
 
 
 def bilinear(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -18,13 +18,13 @@ from fpn_ablate.structures.levels import Features, Level
 class YOLO(Neck):
     """Five convolutions on the coarsest map; then, level by level, halve the width, upsample, concatenate, five more.
 
-    YOLOv3 reads C3..C5 and has an output of another width at each stride. Here 1x1 convolutions bring them to one width, so that
-    the heads stay the same, and coarser levels are max-pooled.
+    YOLOv3 reads C3..C5, and its outputs differ in width. Here 1x1 convolutions bring them to one width, so that the heads stay
+    the same, and coarser levels are max-pooled.
 
     Args:
         in_levels: C2..C5, finest first.
         config: its switches.
-            channels: d. Inside, the finest level read is d / 2 wide and each coarser one twice as wide (128, 256, 512 at 256).
+            channels: d. Inside, C5's level is 2d wide, and each finer one half as wide (512, 256, 128 at 256).
             levels: "p3-p7" (as YOLOv3 reads) or "p2-p6".
             fuse: "concat", or "sum" behind a 1x1 convolution on the backbone's map, as in FPN.
             norm: behind each convolution; batch norm in the paper. Leaky ReLU follows.
@@ -36,7 +36,7 @@ class YOLO(Neck):
         super().__init__()
         names = level_names(config.levels)
         read = [level for level in in_levels if level.name.replace("c", "p") in names]
-        widths = [max(1, config.channels * 2**n // 2) for n in range(len(read))]
+        widths = [max(1, 4 * config.channels >> n) for n in range(len(read), 0, -1)]
         self.fuse, norm = config.fuse, config.norm
         self.read = [level.name.replace("c", "p") for level in read]
         self.pooled = names[len(read) :]
