@@ -79,7 +79,18 @@ class _BackboneKeys(BaseModel):
 class Backbone(Strict, _BackboneKeys):
     """`stride_in_1x1`: where a bottleneck halves the resolution (`fpn_ablate.model.backbones.torchvision.stride_to_1x1`)."""
 
-    name: Literal["small", "small_deep", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2"]
+    name: Literal[
+        "small",
+        "small_deep",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+    ]
     stride_in_1x1: Annotated[bool, Field(strict=True)]
 
     @property
@@ -95,8 +106,34 @@ class Backbone(Strict, _BackboneKeys):
 
     @model_validator(mode="after")
     def _bottlenecks(self) -> "Backbone":
-        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152"):
+        if self.stride_in_1x1 and self.name not in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d"):
             raise ValueError(f"stride_in_1x1=true needs bottlenecks, which {self.name} lacks: use resnet50 or deeper, or false")
+        return self
+
+
+class PlainBackbone(Strict, _BackboneKeys):
+    """Bodies without residual bottlenecks of torchvision's kind. `width` scales every layer, for small machines; `map_norm`
+    normalises maps on their way to the neck: VGG's two finest (L2, as SSD), all of ConvNeXt's (layer norm)."""
+
+    name: Literal["vgg16", "convnext_tiny", "darknet53", "walkthrough"]
+    width: PositiveShare
+    map_norm: bool
+
+    @property
+    def label(self) -> str:
+        """Return the name that `backbone=` takes."""
+        return self.name
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PlainBackbone":
+        if self.weights == "imagenet" and self.name in ("darknet53", "walkthrough"):
+            raise ValueError(
+                f"torchvision has no ImageNet weights of {self.name}: use weights=pretrain, none, or a FILE of ours"
+            )
+        if self.width != 1 and (self.name == "convnext_tiny" or self.weights == "imagenet"):
+            raise ValueError(f"{self.name} with weights={self.weights} has one width: set backbone.width=1")
+        if self.map_norm and self.name in ("darknet53", "walkthrough"):
+            raise ValueError(f"map_norm is for vgg16 and convnext_tiny; with {self.name} set it to false")
         return self
 
 
@@ -130,7 +167,7 @@ class UserBackbone(UserPart, _BackboneKeys):
         return self
 
 
-AnyBackbone = Backbone | TimmBackbone | UserBackbone
+AnyBackbone = Backbone | PlainBackbone | TimmBackbone | UserBackbone
 
 
 class FPNNeck(Strict):

@@ -16,6 +16,7 @@ from fpn_ablate.config.parts import (
     BuiltInNeck,
     FPNNeck,
     MaskConfig,
+    PlainBackbone,
     RoI,
     RPNConfig,
     SingleLevelNeck,
@@ -270,7 +271,7 @@ class Config(Strict):
     jobs: Jobs | Literal["auto"] = "auto"  # configurations of earlier runs lack it
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
-    backbone: or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
+    backbone: or_user(Annotated[Backbone | PlainBackbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
     neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     rpn: RPNConfig
     task: Task = Field(discriminator="name")

@@ -6,9 +6,16 @@ from typing import Any
 from torch import nn
 
 from fpn_ablate.model.backbones.base import Backbone
+from fpn_ablate.model.backbones.darknet import darknet53
 from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
-from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
+from fpn_ablate.model.backbones.torchvision import (
+    torchvision_convnext,
+    torchvision_mobilenet,
+    torchvision_resnet,
+    torchvision_vgg,
+)
+from fpn_ablate.model.backbones.walkthrough import walkthrough
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.dense import DenseHead
 from fpn_ablate.model.heads.mask_head import FCN, MLP
@@ -27,8 +34,12 @@ from fpn_ablate.model.necks.yolo import YOLO
 BACKBONES: dict[str, Callable[[Any], Backbone]] = {
     "small": small_resnet,
     "small_deep": small_resnet,
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), torchvision_resnet),
-    "mobilenet_v2": torchvision_mobilenet,
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"), torchvision_resnet),
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_large"), torchvision_mobilenet),
+    "vgg16": torchvision_vgg,
+    "convnext_tiny": torchvision_convnext,
+    "darknet53": darknet53,
+    "walkthrough": walkthrough,
     "timm": timm_backbone,
 }
 # Constructed from the backbone's levels and the configuration.

@@ -153,7 +153,7 @@ def _rename(stored: Stored, source: str) -> Weights:
     if source in (names.TORCHVISION, names.RESNET):
         weights.facts["stride_in_1x1"] = "false"
     if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
-        weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
+        weights.facts["backbone"] = names.SLICED[source][0] if source in names.SLICED else "resnet"
     return weights
 
 
@@ -278,14 +278,15 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
         )
     if backbone is None:
         raise UserError(f"{path} does not say what its backbone is; give the run's folder, or a file that export wrote")
-    if not backbone.startswith("resnet") and not (alone and backbone == "mobilenet_v2"):
+    sliced = {network: kind for kind, (network, _) in names.SLICED.items()}
+    if not backbone.startswith(("resnet", "resnext")) and not (alone and backbone in sliced):
         raise UserError(f"{path}: torchvision has no {'backbone' if alone else 'such detector on'} {backbone}")
     neck = _NECK | json.loads(weights.facts.get("neck", "{}"))
     if required := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
         raise UserError(f"{path}: torchvision only has a pyramid with {', '.join(required)}")
     kind = names.TORCHVISION
     if alone:
-        kind = names.MOBILENET if backbone == "mobilenet_v2" else names.RESNET
+        kind = sliced.get(backbone, names.RESNET)
     out = {}
     for name, value in weights.tensors.items():
         their_name = names.to_torchvision(kind, name)

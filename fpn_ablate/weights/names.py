@@ -6,13 +6,22 @@ Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{c
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from torch import Tensor
 
-from fpn_ablate.model.backbones.torchvision import MOBILENET_CUTS
+from fpn_ablate.model.backbones.base import STAGES
+from fpn_ablate.model.backbones.torchvision import FEATURES
 
 OURS, TORCHVISION, DETECTRON2 = "fpn_ablate", "torchvision detector", "detectron2"
-RESNET, MOBILENET, CAFFE2 = "torchvision ResNet", "torchvision MobileNetV2", "Caffe2 ResNet"
+RESNET, CAFFE2 = "torchvision ResNet", "Caffe2 ResNet"
+# torchvision's networks of numbered `features`: our name of each, and a name of a tensor that no other has.
+SLICED = {
+    "torchvision MobileNetV2": ("mobilenet_v2", "features.1.conv."),
+    "torchvision MobileNetV3": ("mobilenet_v3_large", "features.1.block."),
+    "torchvision ConvNeXt": ("convnext_tiny", "features.1.0.layer_scale"),
+    "torchvision VGG": ("vgg16", "features.0.weight"),
+}
 OUR_BACKBONE = "fpn_ablate backbone"
 STAGE = "backbone.stages."
 CONV5 = "roi.box_head.stage."
@@ -62,7 +71,9 @@ _DETECTRON2 = {
 # key points, other mask heads, constants.
 _IGNORED = {
     RESNET: r"fc\.",
-    MOBILENET: r"classifier\.|features\.18\.",
+    **dict.fromkeys(SLICED, r"classifier\."),
+    "torchvision MobileNetV2": r"classifier\.|features\.18\.",
+    "torchvision MobileNetV3": r"classifier\.|features\.16\.",
     TORCHVISION: r"roi_heads\.(keypoint|mask)_",
     DETECTRON2: r"(stem\.)?(fc1000|fc|linear)\.|roi_heads\.(keypoint|mask)_head\.|pixel_(mean|std)$|.*\bcell_anchors\b",
     # The reference also drops the bias in front of the stem's batch norm.
@@ -91,7 +102,7 @@ def recognise(names: Iterable[str]) -> str | None:
         OUR_BACKBONE: ("stages.stem.",),
         CAFFE2: ("conv1_w", "res2_0_", "res_conv1_"),
         RESNET: ("conv1.weight", "layer1."),
-        MOBILENET: ("features.1.conv.",),  # other networks of torchvision have features.0 too
+        **{kind: (sign,) for kind, (_, sign) in SLICED.items()},
     }
     names = list(names)
     return next((kind for kind, starts in signs.items() if any(name.startswith(starts) for name in names)), None)
@@ -111,7 +122,7 @@ def other_backbone(kind: str | None, tensors: Mapping[str, Tensor]) -> str | Non
         tensors: under our names, if `kind` is known.
     """
     if kind is None and any(re.match(r"features\.\d", name) for name in tensors):
-        return f"a network of torchvision's other than ResNets and MobileNetV2, {_OTHER_BACKBONE}"
+        return f"a network of torchvision's other than ResNets, MobileNets, VGG-16 and ConvNeXt-T, {_OTHER_BACKBONE}"
     widths = [tensors.get(f"{STAGE}c2.0.conv{n}.weight") for n in (1, 2, 3)]
     if kind in (None, OURS, OUR_BACKBONE) or any(width is None or width.dim() != 4 for width in widths):
         return None
@@ -136,10 +147,12 @@ def _resnet(name: str) -> str | None:
     return f"{STAGE}{_RESNET[first]}.{rest}" if first in _RESNET and rest else None
 
 
-def _mobilenet(name: str) -> str | None:
+def _sliced(network: str, name: str) -> str | None:
     _, _, rest = name.partition("features.")
     number = rest.partition(".")[0]
-    stage = next((s for s, (a, b) in MOBILENET_CUTS.items() if number.isdecimal() and a <= int(number) < b), None)
+    starts = FEATURES[network]
+    slices = zip(STAGES, starts, starts[1:], strict=False)
+    stage = next((s for s, a, b in slices if number.isdecimal() and a <= int(number) < b), None)
     return f"{STAGE}{stage}.{rest}" if stage and name == f"features.{rest}" else None
 
 
@@ -195,15 +208,15 @@ _TO_OURS: dict[str, Callable[[str], str | None]] = {
     DETECTRON2: _detectron2,
     CAFFE2: _caffe2,
     RESNET: _resnet,
-    MOBILENET: _mobilenet,
+    **{kind: partial(_sliced, network) for kind, (network, _) in SLICED.items()},
 }
 
 
 def to_torchvision(kind: str, name: str) -> str | None:
     """Return torchvision's name of our tensor `name`, the inverse of `to_ours`; None: `kind` has no such tensor."""
-    if kind == MOBILENET:
+    if kind in SLICED:
         candidate = f"features.{name.removeprefix(STAGE).partition('.')[2]}"
-        return candidate if _mobilenet(candidate) == name else None
+        return candidate if to_ours(kind, candidate) == name else None
     for layer, stage in _RESNET.items():
         if name.startswith(f"{STAGE}{stage}."):
             short = f"{layer}.{name.removeprefix(f'{STAGE}{stage}.')}"

@@ -20,6 +20,7 @@ from fpn_ablate.engine.inputs import world
 from fpn_ablate.model import build
 from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.backbones.torchvision import FEATURES
 from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d, fold_batch_norm
 from fpn_ablate.model.parts import BACKBONES
 from fpn_ablate.utils.errors import UserError
@@ -42,8 +43,9 @@ def test_levels_say_what_comes_out(name, size):
     assert backbone.out_channels == features["c5"].shape[1]
 
 
-def make(name: str) -> Backbone:
-    return build.build_backbone(backbone_config(name))
+def make(name: str, **keys: object) -> Backbone:
+    narrow = {"width": 0.125, "weights": "pretrain"} if name in ("vgg16", "darknet53", "walkthrough") else {}
+    return build.build_backbone(backbone_config(name, **narrow | keys))
 
 
 @functools.cache
@@ -70,37 +72,43 @@ def test_resnet_features_are_torchvisions(config, tmp_path, name, frozen_bn):
         torch.testing.assert_close(features[level], expected[level])
 
 
-def mobilenet_stages(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Every output of the trunk before its resolution halves, and the last one before the classifier's 1x1."""
-    seen, x = {}, IMAGES
-    for number, layer in enumerate(net.features[:18]):
+def stages_of(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """Every output of `features` before its resolution halves, and the last one."""
+    maps, x = [], images
+    for layer in net.features:
         y = layer(x)
-        if number and y.shape[-1] < x.shape[-1]:
-            seen[f"c{len(seen) + 1}"] = x
+        if y.shape[-1] < x.shape[-1]:
+            maps.append(x)
         x = y
-    return {**seen, "c5": x}
+    return [*maps, x]
 
 
-def check_mobilenet(config, state: dict, path: str) -> None:
-    net = torchvision.models.mobilenet_v2(weights=None)
+def check_features(config, name: str, state: dict, path: str) -> None:
+    """Compare with torchvision's own, on sides that its poolings do not cut."""
+    net, images = getattr(torchvision.models, name)(weights=None), IMAGES[..., :64, :96]
     net.load_state_dict(state)
-    backbone = loaded_backbone(config("backbone=mobilenet_v2", f"backbone.weights={path}"))
+    if name.startswith("mobilenet"):
+        net.features = net.features[:-1]  # without the classifier's 1x1
+    backbone = loaded_backbone(config(f"backbone={name}", f"backbone.weights={path}"))
     with torch.no_grad():
-        expected, features = mobilenet_stages(net.eval().double()), backbone(IMAGES)
-    for level in ("c2", "c3", "c4", "c5"):
-        torch.testing.assert_close(features[level], expected[level])
+        expected, features = stages_of(net.eval().double(), images), backbone(images)
+    for level, value in zip(("c5", "c4", "c3", "c2"), reversed(expected), strict=False):
+        torch.testing.assert_close(features[level], value)
 
 
-def test_mobilenet_features_are_torchvisions(config, tmp_path):
-    state = randomised(torchvision.models.mobilenet_v2(weights=None)).state_dict()
-    check_mobilenet(config, state, file_of(state, tmp_path))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("vgg16", "convnext_tiny") else n for n in FEATURES]
+)
+def test_networks_of_numbered_features_are_torchvisions(config, tmp_path, name):
+    state = randomised(getattr(torchvision.models, name)(weights=None)).state_dict()
+    check_features(config, name, state, file_of(state, tmp_path))
 
 
 def test_real_imagenet_weights_load_into_mobilenet(config):
     path = REAL / "pretrained" / "mobilenetv2_coral.pth"
     if not path.is_file():
         pytest.skip(f"no weights at {path}")
-    check_mobilenet(config, torch.load(path, weights_only=True), str(path))
+    check_features(config, "mobilenet_v2", torch.load(path, weights_only=True), str(path))
 
 
 def test_weights_without_batch_counters_load(config, tmp_path):
@@ -145,7 +153,7 @@ def test_a_file_that_does_not_fit_is_refused_with_its_name(config, tmp_path, con
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2", "mobilenet_v3_large", "darknet53"])
 def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation(name):
     net = randomised(make(name))
     with torch.no_grad():
@@ -169,6 +177,34 @@ def test_freezing_takes_whole_stages_with_their_batch_statistics_out_of_training
     assert changed == set(STAGES[freeze_at:])
 
 
+@pytest.mark.parametrize(
+    ("name", "normed"),
+    [("vgg16", ["c2", "c3"]), pytest.param("convnext_tiny", ["c2", "c3", "c4", "c5"], marks=pytest.mark.slow)],
+)
+def test_norms_are_for_the_neck_alone(name, normed):
+    """A norm on C2 would change C3 too, if the next stage read it."""
+    plain, with_norms = randomised(make(name)), randomised(make(name, map_norm=True))
+    with_norms.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        maps, features = plain(IMAGES), with_norms(IMAGES)
+        for level, x in maps.items():
+            expected = with_norms.map_norms[level](x) if level in normed else x
+            torch.testing.assert_close(features[level], expected)
+            assert (level in normed) == (not torch.allclose(features[level], x))
+    assert [*with_norms.map_norms] == normed and not plain.map_norms
+
+
+def test_darknet_and_the_walkthrough_have_their_published_sizes():
+    with torch.device("meta"):
+        darknet, plain = (build.build_backbone(backbone_config(name, width=1.0)) for name in ("darknet53", "walkthrough"))
+        maps = plain(torch.empty(1, 3, 224, 224))
+    weights = sum(m.weight.numel() for m in darknet.modules() if isinstance(m, nn.Conv2d))
+    assert weights / 1e6 == pytest.approx(40.5, abs=0.1)  # yolov3.cfg's trunk
+    assert sum(isinstance(m, nn.Conv2d) for m in darknet.modules()) == 52  # and a classifier
+    assert sum(p.numel() for p in plain.parameters()) == 24_925_696
+    assert [x.shape[1:] for x in maps.values()] == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+
+
 def test_the_digest_of_weights_sees_names_and_values():
     state = {"a": torch.zeros(2), "b": torch.ones(2)}
     digests = [
@@ -179,7 +215,7 @@ def test_the_digest_of_weights_sees_names_and_values():
     assert weights_digest(dict(reversed(state.items()))) == digests[0]
 
 
-@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small", "small_deep", "resnet18", "mobilenet_v2", "vgg16", "walkthrough"])
 @pytest.mark.parametrize(("deepest", "dropped"), [("c5", []), ("c4", ["c5"]), ("c2", ["c3", "c4", "c5"])])
 def test_truncation_hands_back_the_stages_that_it_takes_out(name, deepest, dropped):
     """Put behind what is left, they compute what the whole did: the conv5 head continues a C4 backbone."""
@@ -225,7 +261,7 @@ def test_small_backbones_have_no_imagenet_weights(config):
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "small_deep", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2"]
+    "name", ["small", "small_deep", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow), "mobilenet_v2", "darknet53"]
 )
 def test_a_folded_batch_norm_computes_the_same_and_every_one_is_folded(name):
     """Values and all gradients, in double, with statistics and scales of every size."""

@@ -526,8 +526,7 @@ OTHER_NETWORKS = {
     "retinanet_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
     "fcos_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
     "ssdlite320_mobilenet_v3_large": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
-    "convnext_tiny": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
-    "efficientnet_b0": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
+    "efficientnet_b0": f"a network of torchvision's other than ResNets, MobileNets, VGG-16 and ConvNeXt-T, {TIMM}",
     "resnext50_32x4d": rf"a ResNeXt \(its convolutions have 32 groups\), {TIMM}",
     "wide_resnet50_2": f"a wide ResNet, {TIMM}",
 }

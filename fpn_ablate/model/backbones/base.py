@@ -26,6 +26,7 @@ class Backbone(nn.Module):
         mean, std: of the images that it reads, RGB in 0..1.
         runs_in_order: True if every block lists its layers in the order in which they run; a faster variant then folds a frozen
             batch norm into the convolution that is listed before it.
+        map_norms: norms of maps on their way to the neck, by the map's name; the next stage reads the map without.
 
     Attributes:
         levels: C2..C5.
@@ -39,10 +40,12 @@ class Backbone(nn.Module):
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         runs_in_order: bool = False,
+        map_norms: dict[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.runs_in_order = runs_in_order
         self.stages = nn.ModuleDict(stages)
+        self.map_norms = nn.ModuleDict(map_norms or {})
         self.levels = tuple(Level(name, width) for name, width in zip(STAGES[1:], channels, strict=True))
         self.out_channels = channels[-1]
         self.mean, self.std = tuple(mean), tuple(std)
@@ -62,13 +65,17 @@ class Backbone(nn.Module):
         x = images
         for name, stage in self.stages.items():
             x = stage(x)
-            features[name] = x
+            features[name] = self.map_norms[name](x) if name in self.map_norms else x
         del features["stem"]
         return features
 
     def truncate(self, deepest: str) -> dict[str, nn.Module]:
         """Take out the stages behind `deepest` ("c4"), which the neck does not read, and return them: {"c5": ...}."""
-        return {name: self.stages.pop(name) for name in list(self.stages)[STAGES.index(deepest) + 1 :]}
+        removed = list(self.stages)[STAGES.index(deepest) + 1 :]
+        for name in removed:
+            if name in self.map_norms:
+                del self.map_norms[name]
+        return {name: self.stages.pop(name) for name in removed}
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw the weights of convolutions as He et al. (see `init.initialise`)."""
