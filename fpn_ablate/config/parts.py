@@ -179,7 +179,27 @@ class SingleLevelNeck(Strict):
         return self.level
 
 
-BuiltInNeck = FPNNeck | SingleLevelNeck
+class HierarchyNeck(Strict):
+    """The backbone's maps as they are; see `fpn_ablate.model.necks.hierarchy.Hierarchy`."""
+
+    name: Literal["hierarchy"]
+    start: Literal["c2", "c3", "c4", "c5"]
+    extras: Annotated[int, Field(strict=True, ge=0, le=4)]
+    extra_channels: Annotated[int, Field(strict=True, ge=2, le=4096)]
+    l2_norm: bool
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return f"hierarchy+start={self.start}+extras={self.extras}" + "+l2_norm=true" * self.l2_norm
+
+    @property
+    def levels(self) -> int:
+        """Return the number of levels."""
+        return 6 - int(self.start[1:]) + self.extras
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck | HierarchyNeck
 AnyNeck = BuiltInNeck | UserPart
 
 
@@ -188,6 +208,7 @@ class RPNConfig(Strict):
 
     name: Literal["rpn"]
     head: or_user(Literal["conv"])  # type: ignore[valid-type]
+    shared: Annotated[bool, Field(strict=True)] = True  # configurations of earlier runs lack it
     anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]

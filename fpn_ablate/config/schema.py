@@ -14,6 +14,7 @@ from fpn_ablate.config.parts import (
     Backbone,
     BuiltInNeck,
     FPNNeck,
+    HierarchyNeck,
     MaskConfig,
     RoI,
     RPNConfig,
@@ -361,15 +362,38 @@ class Config(Strict):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
 
+    @model_validator(mode="after")
+    def _fits_widths(self) -> "Config":
+        """Refuse heads that levels of several widths cannot share, before anything is built."""
+        hierarchy, segments = isinstance(self.neck, HierarchyNeck), isinstance(self.task, SegmentProposalsTask)
+        if hierarchy and hasattr(self.task, "roi") and self.neck.start != "c5":
+            raise ValueError(
+                f"task={self.task.name} pools RoIs for one head, and the maps of neck=hierarchy differ in width: "
+                "use task=rpn or a task of one stage, or neck=fpn"
+            )
+        if hierarchy and segments and self.neck.levels > 1:
+            raise ValueError(
+                "task=segment_proposals has one head, and the levels of neck=hierarchy differ in width: use neck=fpn, "
+                "or neck.start=c5 neck.extras=0"
+            )
+        necks = [self.task.proposals.neck] if isinstance(self.task, FastRCNNTask) else [self.neck]
+        of_rpn = not segments and "rpn.head" in self.parts
+        if of_rpn and self.rpn.shared and any(isinstance(neck, HierarchyNeck) and neck.levels > 1 for neck in necks):
+            raise ValueError("the levels of neck=hierarchy differ in width, so that none can share a head: set rpn.shared=false")
+        return self
+
     def _fits_anchors(self, neck: AnyNeck) -> None:
+        names = []
         if isinstance(neck, FPNNeck) and neck.output == "pyramid":
             names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-            segments = isinstance(self.task, SegmentProposalsTask)
-            key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
-            if len(sizes) < len(names):
-                # A level without anchors would be computed for nothing.
-                levels = f"{len(names)} levels {', '.join(names)}"
-                raise ValueError(f"{key} has {len(sizes)} sizes for the {levels}: give one a level")
+        elif isinstance(neck, HierarchyNeck) and neck.levels > 1:
+            names = [f"c{int(neck.start[1:]) + number}" for number in range(neck.levels)]
+        segments = isinstance(self.task, SegmentProposalsTask)
+        key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
+        if len(sizes) < len(names):
+            # A level without anchors would be computed for nothing.
+            levels = f"{len(names)} levels {', '.join(names)}"
+            raise ValueError(f"{key} has {len(sizes)} sizes for the {levels}: give one a level")
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run

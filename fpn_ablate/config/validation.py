@@ -57,7 +57,7 @@ def _merged(lines: Iterable[str]) -> Iterator[str]:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {"shapes", "coco", "fpn", "single_level", "built-in", "user", *TASKS, *_tags(Backbone), *_tags(TimmBackbone)}
+    tags = {"shapes", "coco", "fpn", "single_level", "hierarchy", "built-in", "user", *TASKS, *_tags(Backbone), *_tags(TimmBackbone)}
     group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
     inner = [
         part for part in inner if part not in ("bool", "int", "float", "str") and part.replace("_", "").isalnum()

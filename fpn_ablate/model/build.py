@@ -122,16 +122,19 @@ def check(cfg: Config) -> None:
         levels, sizes = backbone.levels, len(cfg.task.scales if segments else cfg.rpn.anchor_sizes)
         neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
-            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None)
+            one_width = cfg.rpn.shared or cfg.task.name != "rpn"
+            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None, one_width)
         other = "task.proposals.neck"
         if other in cfg.parts:
             rpn_neck = build_neck(cfg.task.proposals.neck, levels, other)
         if other in parts:
-            contracts.check_neck(rpn_neck, levels, where[other], sizes)
+            contracts.check_neck(rpn_neck, levels, where[other], sizes, cfg.rpn.shared)
         if "rpn.head" in parts:
             rpn = build_rpn(cfg.rpn, rpn_neck.levels, cfg.recipe.short_side)
-            per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
-            contracts.check_rpn_head(rpn.head, rpn_neck.levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+            read = rpn_neck.levels[: len(rpn.level_sizes)]
+            heads = [(rpn.head, read)] if cfg.rpn.shared else [(rpn.head.levels[level.name], [level]) for level in read]
+            for (head, its_levels), of_cell in zip(heads, rpn.level_sizes, strict=False):
+                contracts.check_rpn_head(head, its_levels, len(of_cell) * len(cfg.rpn.anchor_ratios), where["rpn.head"])
         if "task.roi.head" in parts:
             roi = build_roi(cfg.task.roi, neck.levels, 1, cfg.recipe.short_side, backbone)
             contracts.check_box_head(roi.box_head, roi.pooler.in_channels, roi.pooler.resolution, where["task.roi.head"])

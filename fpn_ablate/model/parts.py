@@ -14,6 +14,7 @@ from fpn_ablate.model.heads.mask_head import FCN, MLP
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN
+from fpn_ablate.model.necks.hierarchy import Hierarchy
 from fpn_ablate.model.necks.single_level import SingleLevel
 
 # Constructed from the configuration.
@@ -25,7 +26,7 @@ BACKBONES: dict[str, Callable[[Any], Backbone]] = {
     "timm": timm_backbone,
 }
 # Constructed from the backbone's levels and the configuration.
-NECKS: dict[str, Callable[..., Neck]] = {"fpn": FPN, "single_level": SingleLevel}
+NECKS: dict[str, Callable[..., Neck]] = {"fpn": FPN, "single_level": SingleLevel, "hierarchy": Hierarchy}
 # Constructed from the levels' width and the number of anchors a cell.
 RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
 # Constructed by their `from_config`.

@@ -17,7 +17,7 @@ from fpn_ablate.model import boxes
 from fpn_ablate.model.matching import POSITIVE, match, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 
 # Shapes of batches whose anchors are kept. Grouped by aspect ratio, COCO's have a few dozen; each holds 4 MB at 800 x 1333.
 MAX_GRIDS = 32
@@ -50,13 +50,29 @@ class RPNHead(nn.Module):
         return is_weight
 
 
+class LevelHeads(nn.Module):
+    """A head of its own for each level (`rpn.shared=false`), in place of one that all share."""
+
+    def __init__(self, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleDict(heads)
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a shared head does, for levels of any widths."""
+        outputs = [self.levels[name]({name: x}) for name, x in features.items()]
+        return [score for scores, _ in outputs for score in scores], [delta for _, deltas in outputs for delta in deltas]
+
+
 class RPN(nn.Module):
     """Anchors, head, losses and proposals. A pyramid's coarsest levels are not used where there are fewer anchor sizes.
 
     Args:
         levels: of the neck.
         short_side: of the input in pixels; the configured sizes are those of a short side of 800.
-        head: constructs the head from the levels' width and the number of anchors a cell.
+        head: constructs a head from a width and the number of anchors a cell.
+
+    Raises:
+        UserError: the levels share a head, and their widths differ.
     """
 
     def __init__(
@@ -69,8 +85,13 @@ class RPN(nn.Module):
         super().__init__()
         self.levels, self.config = tuple(levels), config
         sizes = [anchor_grid.scaled(size, short_side) for size in config.anchor_sizes]
-        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes)
-        self.head = head(levels[0].channels, len(self.level_sizes[0]) * len(config.anchor_ratios))
+        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes, config.shared)
+        per_cell = [len(sizes) * len(config.anchor_ratios) for sizes in self.level_sizes]
+        if config.shared:
+            self.head = head(common_width(levels, "rpn.shared=true"), per_cell[0])
+        else:
+            pairs = zip(levels, per_cell, strict=False)
+            self.head = LevelHeads({level.name: head(level.channels, count) for level, count in pairs})
         self._grids: dict[tuple, list[Tensor]] = {}
 
     def anchors(self, features: Features) -> list[Tensor]:
