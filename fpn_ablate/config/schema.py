@@ -152,12 +152,23 @@ class FastRCNNTask(Strict):
 
 class FasterRCNNTask(Strict):
     """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
-    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
+    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper).
+    `proposal_recall`: the recall of the network's proposals is evaluated too."""
 
     masks: ClassVar[bool] = False
     name: Literal["faster_rcnn"]
     training: Literal["separate", "four_step", "joint"]
+    proposal_recall: Annotated[bool, Field(strict=True)] = False  # configurations of earlier runs lack it
     roi: RoI
+
+    @model_validator(mode="after")
+    def _proposes(self) -> "FasterRCNNTask":
+        if self.proposal_recall and self.training == "separate":
+            raise ValueError(
+                "proposal_recall=true is for one network; with training=separate the RPN is another, whose run (task=rpn) has "
+                "its recall: use training=joint or four_step"
+            )
+        return self
 
 
 class MaskRCNNTask(FasterRCNNTask):
@@ -292,6 +303,11 @@ class Config(Strict):
     def procedure(self) -> str:
         """Return the name of the procedure that trains the cell (`fpn_ablate.engine.procedures`)."""
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
+
+    @property
+    def proposal_recall(self) -> bool:
+        """Return whether the recall of proposals is evaluated beside the detections."""
+        return getattr(self.task, "proposal_recall", False)
 
     @property
     def mask(self) -> MaskConfig | None:

@@ -18,7 +18,7 @@ def sources(cfg: Config) -> dict[str, Config]:
     if cfg.procedure == "separate":
         return {"rpn": _source(cfg, task=RPNTask(name="rpn"))}
     if cfg.procedure == "four_step":
-        return {"second": _source(cfg, task=task.model_copy(update={"training": "separate"}))}
+        return {"second": _source(cfg, task=task.model_copy(update={"training": "separate", "proposal_recall": False}))}
     return {}
 
 

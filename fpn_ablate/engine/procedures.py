@@ -72,6 +72,7 @@ class Trained:
         model: saved as the row's weights.
         validation: the split that `predict` reads; its samples carry the fixed proposals, if there are any.
         predict: batch -> proposals (tasks rpn and segment_proposals) or detections.
+        propose: batch -> proposals, where their recall is evaluated beside the detections (task.proposal_recall).
         predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
         proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
         mask_threshold: probability above which a pixel belongs to a mask.
@@ -83,6 +84,7 @@ class Trained:
     predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
     mask_threshold: float = 0.5
+    propose: Callable[[Batch], Proposals] | None = None
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
@@ -198,9 +200,12 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     model.eval()
     validation, fixed, rpn = context.inputs.validation, supply.fixed, supply.rpn
 
+    def propose(batch: Batch) -> Proposals:
+        return model.propose(batch.images, batch.sizes)
+
     def predict(batch: Batch) -> Proposals | BatchDetections:
         if model.roi is None:
-            return model.propose(batch.images, batch.sizes)
+            return propose(batch)
         return model.detect(batch.images, batch.sizes, batch_proposals(batch))
 
     def predict_end_to_end(batch: Batch) -> Proposals | BatchDetections:
@@ -209,7 +214,8 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     if fixed is None:
         origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
         threshold = getattr(context.cfg.task, "mask_threshold", 0.5)
-        return Trained(model, validation, predict, predict_end_to_end, origin, threshold)
+        proposer = propose if context.cfg.proposal_recall else None
+        return Trained(model, validation, predict, predict_end_to_end, origin, threshold, proposer)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
     origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
     return Trained(model, validation, predict, predict_end_to_end, origin)

@@ -143,13 +143,6 @@ def check(cfg: Config) -> None:
     _checked.add(key)
 
 
-def row_rpn(cfg: Config) -> RPNConfig:
-    """Return the configuration of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
-    if cfg.procedure == "joint":
-        return cfg.rpn.model_copy(update={"post_nms_topk": cfg.task.roi.proposals})
-    return cfg.rpn
-
-
 def build_detector(
     cfg: Config, *, num_classes: int = 1, heads: Sequence[str] | None = None, short_side: int | None = None
 ) -> Detector:
@@ -174,7 +167,7 @@ def build_detector(
     removed = backbone.truncate(neck.deepest)
     if "segments" in heads:
         return SegmentProposer(backbone, neck, SegmentHead(neck.levels, cfg.task, short_side))
-    rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
+    rpn = build_rpn(cfg.rpn, neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:
         roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"), cfg.mask)

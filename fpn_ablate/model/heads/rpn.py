@@ -167,18 +167,25 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, to_train: bool
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        sizes: Tensor,
+        to_train: bool,
+        topk: int | None = None,
     ) -> Proposals:
         """Propose boxes: top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels.
 
         Args:
             objectness, deltas, anchors: as `forward` returns them.
             to_train: propose as many as a second stage is trained on, else as many as it is tested on.
+            topk: how many that is, in place of `post_nms_topk`.
         """
         config, mode = self.config, 0 if to_train else 1
         pre = (config.pre_nms_topk_single if len(anchors) == 1 else config.pre_nms_topk)[mode]
         levels = list(zip((full_precision(score) for score in objectness), deltas, anchors, strict=True))
-        best = self.select(levels, sizes, pre, config.post_nms_topk[mode])
+        best = self.select(levels, sizes, pre, topk or config.post_nms_topk[mode])
         longest = max(len(score) for _, score in best)
         box = torch.stack([F.pad(b, (0, 0, 0, longest - len(b))) for b, _ in best])
         score = torch.stack([F.pad(s, (0, longest - len(s)), value=-torch.inf) for _, s in best])
