@@ -395,7 +395,7 @@ class Config(Strict):
         necks = [self.task.proposals.neck] if isinstance(self.task, FastRCNNTask) else [self.neck]
         of_rpn = not segments and "rpn.head" in self.parts
         if of_rpn and self.rpn.shared and any(isinstance(neck, HierarchyNeck) and neck.levels > 1 for neck in necks):
-            raise ValueError("the levels of neck=hierarchy differ in width, so that none can share a head: set rpn.shared=false")
+            raise ValueError("the levels of neck=hierarchy differ in width and cannot share a head: set rpn.shared=false")
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:

@@ -39,7 +39,7 @@ from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
-OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files of a run beside REQUIRED; missing if the disk was full, or the task has none
+OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:

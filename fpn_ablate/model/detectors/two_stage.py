@@ -60,7 +60,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor, to_train: bool = False) -> Proposals:
-        """Return proposals in pixels of `images`: as many as an RPN leaves to train a second stage (`to_train`) or to test it."""
+        """Return proposals in pixels of `images`: as many as the RPN leaves to train a second stage (`to_train`) or to test."""
         return self.rpn.propose(*self.rpn(self.features(images, sizes)), sizes, to_train)
 
     @torch.no_grad()

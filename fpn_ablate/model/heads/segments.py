@@ -18,7 +18,7 @@ from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 from fpn_ablate.structures.masks import crop
 
 # Shapes of batches whose regions are kept, as in `heads.rpn`.
