@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
@@ -179,8 +180,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
 
 
 class Optimizer(Strict):
@@ -293,7 +294,7 @@ class Config(Strict):
         """Training steps of the cell itself, without those of cells that it builds on."""
         if self.mode == "evaluate":
             return 0
-        if self.task.name == "rpn":
+        if isinstance(self.task, RPNTask | DenseTask):
             return self.recipe.steps
         if isinstance(self.task, SegmentProposalsTask):
             return self.recipe.steps * self.task.schedule
@@ -302,6 +303,8 @@ class Config(Strict):
     @property
     def procedure(self) -> str:
         """Return the name of the procedure that trains the cell (`fpn_ablate.engine.procedures`)."""
+        if isinstance(self.task, DenseTask):
+            return "dense"
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
@@ -320,11 +323,23 @@ class Config(Strict):
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
         if isinstance(self.task, SegmentProposalsTask):
             return parts
+        if isinstance(self.task, DenseTask):
+            return parts | {"task": self.task}
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
         parts |= {} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head}
         return parts | ({"task.mask.head": self.mask.head} if self.mask else {})
+
+    @property
+    def level_sizes(self) -> tuple[str, tuple[float, ...]] | None:
+        """Return the key that has one size a level of a pyramid, and its sizes; None: the row's head needs none."""
+        if isinstance(self.task, SegmentProposalsTask):
+            return "task.scales", self.task.scales
+        if isinstance(self.task, DenseTask):
+            key = self.task.level_sizes
+            return (f"task.{key}", getattr(self.task, key)) if key else None
+        return "rpn.anchor_sizes", self.rpn.anchor_sizes
 
     @property
     def user_parts(self) -> dict[str, UserPart]:
@@ -378,38 +393,33 @@ class Config(Strict):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
 
+    @property
+    def one_width(self) -> bool:
+        """Return whether the row's neck has levels of one width, since a head is shared by them."""
+        if isinstance(self.task, DenseTask):
+            return not self.task.several_widths
+        return self.rpn.shared or not isinstance(self.task, RPNTask)
+
     @model_validator(mode="after")
     def _fits_widths(self) -> "Config":
-        """Refuse heads that levels of several widths cannot share, before anything is built."""
-        hierarchy, segments = isinstance(self.neck, HierarchyNeck), isinstance(self.task, SegmentProposalsTask)
-        if hierarchy and hasattr(self.task, "roi") and self.neck.start != "c5":
-            raise ValueError(
-                f"task={self.task.name} pools RoIs for one head, and the maps of neck=hierarchy differ in width: "
-                "use task=rpn or a task of one stage, or neck=fpn"
-            )
-        if hierarchy and segments and self.neck.levels > 1:
-            raise ValueError(
-                "task=segment_proposals has one head, and the levels of neck=hierarchy differ in width: use neck=fpn, "
-                "or neck.start=c5 neck.extras=0"
-            )
-        necks = [self.task.proposals.neck] if isinstance(self.task, FastRCNNTask) else [self.neck]
-        of_rpn = not segments and "rpn.head" in self.parts
-        if of_rpn and self.rpn.shared and any(isinstance(neck, HierarchyNeck) and neck.levels > 1 for neck in necks):
-            raise ValueError("the levels of neck=hierarchy differ in width and cannot share a head: set rpn.shared=false")
+        necks = [(self.neck, self.one_width)]
+        if isinstance(self.task, FastRCNNTask) and not self.task.proposals.file:
+            necks.append((self.task.proposals.neck, self.rpn.shared))
+        for number, (neck, one_width) in enumerate(necks):
+            if one_width and isinstance(neck, HierarchyNeck) and len(neck.level_names) > 1:
+                of_rpn = number or isinstance(self.task, RPNTask)
+                fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
+                user = "the RPN" if of_rpn else f"task={self.task.name}"
+                raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all of them: {fix}")
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        names = []
-        if isinstance(neck, FPNNeck) and neck.output == "pyramid":
-            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-        elif isinstance(neck, HierarchyNeck) and neck.levels > 1:
-            names = [f"c{int(neck.start[1:]) + number}" for number in range(neck.levels)]
-        segments = isinstance(self.task, SegmentProposalsTask)
-        key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
-        if len(sizes) < len(names):
-            # A level without anchors would be computed for nothing.
-            levels = f"{len(names)} levels {', '.join(names)}"
-            raise ValueError(f"{key} has {len(sizes)} sizes for the {levels}: give one a level")
+        if isinstance(neck, FPNNeck | HierarchyNeck) and len(neck.level_names) > 1 and self.level_sizes:
+            names, (key, sizes) = neck.level_names, self.level_sizes
+            if len(sizes) < len(names):
+                # A level without anchors would be computed for nothing.
+                levels = f"{len(names)} levels {', '.join(names)}"
+                raise ValueError(f"{key} has {len(sizes)} sizes for the {levels}: give one a level")
 
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run

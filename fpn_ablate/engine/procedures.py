@@ -1,4 +1,4 @@
-"""Training procedures: rpn, fast_rcnn, separate, joint, four_step, segment_proposals.
+"""Training procedures: rpn, fast_rcnn, separate, joint, four_step, segment_proposals, dense.
 
 Each trains one network, or several that build on each other.
 
@@ -148,6 +148,13 @@ def _train_segments(context: RunContext, supply: ProposalSupply) -> Detector:
     return model
 
 
+def _train_dense(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train a detector of one stage."""
+    model = _build_initialised(context, build.HEADS[context.cfg.task.name])
+    _train(context, model, context.inputs.training, context.cfg.steps)
+    return model
+
+
 def _train_fast_rcnn(context: RunContext, supply: ProposalSupply) -> Detector:
     """Train backbone, neck and second stage on fixed proposals (Tables 2 and 3, and step 2 of the four)."""
     assert supply.fixed
@@ -192,6 +199,7 @@ _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
     "separate": _train_fast_rcnn,  # the row's RPN is a separate network
     "joint": _train_joint,
     "four_step": _train_four_step,
+    "dense": _train_dense,
 }
 
 
@@ -204,7 +212,7 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
         return model.propose(batch.images, batch.sizes)
 
     def predict(batch: Batch) -> Proposals | BatchDetections:
-        if model.roi is None:
+        if not model.detects:
             return propose(batch)
         return model.detect(batch.images, batch.sizes, batch_proposals(batch))
 

@@ -14,6 +14,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.detectors.dense import DenseDetector
 from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.mask import MaskBranch
@@ -22,7 +23,7 @@ from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.heads.segments import SegmentHead
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, MASK_HEADS, NECKS, RPN_HEADS
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
@@ -35,6 +36,7 @@ HEADS = {
     "faster_rcnn": ("rpn", "roi"),
     "mask_rcnn": ("rpn", "roi"),
     "segment_proposals": ("segments",),
+    **dict.fromkeys(DENSE_HEADS, ("dense",)),
 }
 
 
@@ -116,14 +118,13 @@ def check(cfg: Config) -> None:
     if key in _checked:
         return
     where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
-    segments = cfg.task.name == "segment_proposals"
     with torch.device("meta"):
         backbone = build_backbone(cfg.backbone)
-        levels, sizes = backbone.levels, len(cfg.task.scales if segments else cfg.rpn.anchor_sizes)
+        levels, sizes = backbone.levels, len(cfg.level_sizes[1]) if cfg.level_sizes else None
         neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
-            one_width = cfg.rpn.shared or cfg.task.name != "rpn"
-            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None, one_width)
+            sizes_read = sizes if cfg.procedure != "fast_rcnn" else None
+            contracts.check_neck(neck, levels, where["neck"], sizes_read, cfg.one_width)
         other = "task.proposals.neck"
         if other in cfg.parts:
             rpn_neck = build_neck(cfg.task.proposals.neck, levels, other)
@@ -149,8 +150,8 @@ def build_detector(
     """Build the detector of a row; its weights are not initialised yet.
 
     Args:
-        num_classes: K of the second stage.
-        heads: the heads to build, of "rpn" and "roi", or "segments" alone; by default those of the task's network.
+        num_classes: K of the second stage, or of a dense head.
+        heads: the heads to build, of "rpn" and "roi", or "segments" or "dense" alone; by default those of the task's network.
         short_side: of the images, in pixels; by default the recipe's.
 
     Raises:
@@ -167,6 +168,8 @@ def build_detector(
     removed = backbone.truncate(neck.deepest)
     if "segments" in heads:
         return SegmentProposer(backbone, neck, SegmentHead(neck.levels, cfg.task, short_side))
+    if "dense" in heads:
+        return DenseDetector(backbone, neck, DENSE_HEADS[cfg.task.name](neck.levels, cfg.task, num_classes, short_side))
     rpn = build_rpn(cfg.rpn, neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:

@@ -10,7 +10,9 @@ from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
+from fpn_ablate.model.heads.dense import DenseHead
 from fpn_ablate.model.heads.mask_head import FCN, MLP
+from fpn_ablate.model.heads.retinanet import RetinaNetHead
 from fpn_ablate.model.heads.rpn import RPNHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN
@@ -33,3 +35,5 @@ RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
 BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}
 # Constructed from the configuration, the features' width and resolution, and the number of classes.
 MASK_HEADS: dict[str, type[FCN] | type[MLP]] = {"fcn": FCN, "mlp": MLP}
+# Constructed from the levels, the task's configuration, the number of classes and the images' short side; by the task's name.
+DENSE_HEADS: dict[str, type[DenseHead]] = {"retinanet": RetinaNetHead}

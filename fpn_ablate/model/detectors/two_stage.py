@@ -23,11 +23,18 @@ class Detector(nn.Module):
     """Backbone, neck, and the heads that the task trains: RPN, second stage or both.
 
     Convolutions may run in bf16 under autocast; matching, boxes, NMS and losses are fp32.
+
+    Attributes:
+        detects: it returns detections; False: proposals alone.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN | None, roi: RoIHeads | None) -> None:
         super().__init__()
         self.backbone, self.neck, self.rpn, self.roi = backbone, neck, rpn, roi
+
+    @property
+    def detects(self) -> bool:
+        return self.roi is not None
 
     @property
     def backbone_parts(self) -> dict[str, nn.Module]:

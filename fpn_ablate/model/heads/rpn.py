@@ -19,9 +19,6 @@ from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level, common_width
 
-# Shapes of batches whose anchors are kept. Grouped by aspect ratio, COCO's have a few dozen; each holds 4 MB at 800 x 1333.
-MAX_GRIDS = 32
-
 
 class RPNHead(nn.Module):
     """3x3 convolution with ReLU, then sibling 1x1 convolutions for objectness and box deltas; all levels share one head.
@@ -86,40 +83,14 @@ class RPN(nn.Module):
         self.levels, self.config = tuple(levels), config
         sizes = [anchor_grid.scaled(size, short_side) for size in config.anchor_sizes]
         self.level_sizes = anchor_grid.sizes_per_level(levels, sizes, config.shared)
-        per_cell = [len(sizes) * len(config.anchor_ratios) for sizes in self.level_sizes]
+        per_cell = [len(of_level) * len(config.anchor_ratios) for of_level in self.level_sizes]
         if config.shared:
             self.head = head(common_width(levels, "rpn.shared=true"), per_cell[0])
         else:
             pairs = zip(levels, per_cell, strict=False)
             self.head = LevelHeads({level.name: head(level.channels, count) for level, count in pairs})
-        self._grids: dict[tuple, list[Tensor]] = {}
-
-    def anchors(self, features: Features) -> list[Tensor]:
-        """Return the anchors (Ri, 4) of each level, cached for the last MAX_GRIDS shapes.
-
-        With `anchor_grid` "torchvision", as in torchvision: corners rounded to whole pixels, and strides that are the image's
-        sides divided by the map's, without remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells),
-        that is a stride of 61 px in place of 64, and anchors that lie up to 36 px off their cells.
-        """
-        maps = list(features.values())[: len(self.level_sizes)]
-        shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
-        if shape not in self._grids:
-            if len(self._grids) == MAX_GRIDS:
-                del self._grids[next(iter(self._grids))]
-            levels = zip(self.levels, self.level_sizes, maps, strict=False)
-            self._grids[shape] = [self._grid(*level, maps) for level in levels]
-        return self._grids[shape]
-
-    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        height, width = x.shape[-2:]
-        like_torchvision, strides = self.config.anchor_grid == "torchvision", (level.stride, level.stride)
-        if like_torchvision:
-            # The finest map divides the padded image without remainder.
-            strides = tuple(
-                side * self.levels[0].stride // cells for side, cells in zip(maps[0].shape[-2:], (height, width), strict=True)
-            )
-        base_anchors = anchor_grid.cell_anchors(sizes, self.config.anchor_ratios, round_to_pixels=like_torchvision)
-        return anchor_grid.grid(base_anchors.to(x.device), strides, height, width)
+        like_torchvision = config.anchor_grid == "torchvision"
+        self.anchors = anchor_grid.AnchorGrids(self.levels, self.level_sizes, config.anchor_ratios, like_torchvision)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return, for each level, objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4)."""
