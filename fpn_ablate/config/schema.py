@@ -410,7 +410,7 @@ class Config(Strict):
                 of_rpn = number or isinstance(self.task, RPNTask)
                 fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
                 user = "the RPN" if of_rpn else f"task={self.task.name}"
-                raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all of them: {fix}")
+                raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all: {fix}")
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:
