@@ -168,7 +168,8 @@ def cell_config(
             row.append(f"{key.removeprefix('neck.').removeprefix('task.')}={value}")
         elif not (key in _NOT_IN_RECIPE_NAME or group in (*INCIDENTAL, "hydra") or "/" in key or key.startswith(_PLACES)):
             recipe.append(f"{key.removeprefix('recipe.')}={value}")
-    kind = f"masks_{cfg.procedure}" if cfg.task.name == "mask_rcnn" else cfg.procedure
+    kind = {"mask_rcnn": f"masks_{cfg.procedure}"}.get(cfg.task.name, cfg.procedure)
+    kind = cfg.task.name if kind == "dense" else kind
     names = {
         "table": cfg.table or (f"evaluated_{cfg.task.name}" if evaluates else TABLES.get(kind, kind)),
         "row": "+".join(row),

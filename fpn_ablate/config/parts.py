@@ -143,7 +143,8 @@ class FPNNeck(Strict):
     upsample: Literal["nearest", "bilinear", "deconv"]
     upsample_init: Literal["bilinear", "random"] = "bilinear"  # earlier runs lack it; it is read before training alone
     smooth: Literal["all", "merged", "none"]
-    p6: Literal["subsample", "conv", "none"]
+    p6: Literal["subsample", "conv", "conv_c5", "none"]
+    levels: Literal["p2-p6", "p3-p7"] = "p2-p6"  # configurations of earlier runs lack it
 
     @model_validator(mode="after")
     def _connected(self) -> "FPNNeck":
@@ -160,10 +161,27 @@ class FPNNeck(Strict):
             raise ValueError(f"upsample_init=random needs upsample=deconv: {self.upsample} has no weights to start from")
         return self
 
+    @model_validator(mode="after")
+    def _puts_out(self) -> "FPNNeck":
+        if self.levels == "p3-p7" and self.output == "p2":
+            raise ValueError("output=p2 is none of levels=p3-p7: set levels=p2-p6")
+        return self
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Return the names of the levels that the neck puts out, finest first."""
+        if self.output != "pyramid":
+            return (self.output,)
+        finest, coarsest = self.levels.split("-")
+        names = ("p2", "p3", "p4", "p5", "p6", "p7")
+        end = "p5" if self.p6 == "none" else coarsest
+        return names[names.index(finest) : names.index(end) + 1]
+
     @property
     def row(self) -> str:
         """Return the name of the row that differs from the default by this neck alone."""
         name = "bottom_up" if not self.top_down else "fpn" if self.lateral else "no_lateral"
+        name += "" if self.levels == "p2-p6" else f"+levels={self.levels}"
         return name if self.output == "pyramid" else f"{name}+output={self.output}"
 
 
@@ -179,7 +197,27 @@ class SingleLevelNeck(Strict):
         return self.level
 
 
-BuiltInNeck = FPNNeck | SingleLevelNeck
+class HierarchyNeck(Strict):
+    """The backbone's maps as they are; see `fpn_ablate.model.necks.hierarchy.Hierarchy`."""
+
+    name: Literal["hierarchy"]
+    start: Literal["c2", "c3", "c4", "c5"]
+    extras: Annotated[int, Field(strict=True, ge=0, le=4)]
+    extra_channels: Annotated[int, Field(strict=True, ge=2, le=4096)]
+    l2_norm: bool
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return f"hierarchy+start={self.start}+extras={self.extras}" + "+l2_norm=true" * self.l2_norm
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Return the names of the levels that the neck puts out, finest first."""
+        return tuple(f"c{k}" for k in range(int(self.start[1:]), 6 + self.extras))
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck | HierarchyNeck
 AnyNeck = BuiltInNeck | UserPart
 
 
@@ -188,6 +226,7 @@ class RPNConfig(Strict):
 
     name: Literal["rpn"]
     head: or_user(Literal["conv"])  # type: ignore[valid-type]
+    shared: Annotated[bool, Field(strict=True)] = True  # configurations of earlier runs lack it
     anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]

@@ -9,11 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
     BuiltInNeck,
     FPNNeck,
+    HierarchyNeck,
     ImagePyramidConfig,
     MaskConfig,
     RoI,
@@ -152,12 +154,23 @@ class FastRCNNTask(Strict):
 
 class FasterRCNNTask(Strict):
     """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
-    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
+    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper).
+    `proposal_recall`: the recall of the network's proposals is evaluated too."""
 
     masks: ClassVar[bool] = False
     name: Literal["faster_rcnn"]
     training: Literal["separate", "four_step", "joint"]
+    proposal_recall: Annotated[bool, Field(strict=True)] = False  # configurations of earlier runs lack it
     roi: RoI
+
+    @model_validator(mode="after")
+    def _proposes(self) -> "FasterRCNNTask":
+        if self.proposal_recall and self.training == "separate":
+            raise ValueError(
+                "proposal_recall=true is for one network; with training=separate the RPN is another, whose run (task=rpn) has "
+                "its recall: use training=joint or four_step"
+            )
+        return self
 
 
 class MaskRCNNTask(FasterRCNNTask):
@@ -168,8 +181,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
 
 PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
@@ -285,7 +298,7 @@ class Config(Strict):
         """Training steps of the cell itself, without those of cells that it builds on."""
         if self.mode == "evaluate" or self.trained_without_pyramid:
             return 0
-        if self.task.name == "rpn":
+        if isinstance(self.task, RPNTask | DenseTask):
             return self.recipe.steps
         if isinstance(self.task, SegmentProposalsTask):
             return self.recipe.steps * self.task.schedule
@@ -294,12 +307,19 @@ class Config(Strict):
     @property
     def procedure(self) -> str:
         """Return the name of the procedure that trains the cell (`fpn_ablate.engine.procedures`)."""
+        if isinstance(self.task, DenseTask):
+            return "dense"
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
     def trained_without_pyramid(self) -> bool:
         """Return True if the cell is the trained detector of the same row without the image pyramid, tested with it."""
         return self.mode == "train" and self.image_pyramid is not None and self.image_pyramid.train == "one"
+
+    @property
+    def proposal_recall(self) -> bool:
+        """Return whether the recall of proposals is evaluated beside the detections."""
+        return getattr(self.task, "proposal_recall", False)
 
     @property
     def mask(self) -> MaskConfig | None:
@@ -313,11 +333,23 @@ class Config(Strict):
         parts |= {"image_pyramid": "image_pyramid"} if self.image_pyramid else {}
         if isinstance(self.task, SegmentProposalsTask):
             return parts
+        if isinstance(self.task, DenseTask):
+            return parts | {"task": self.task}
         fixed = isinstance(self.task, FastRCNNTask)
         if not (fixed and self.task.proposals.file):
             parts |= {"rpn.head": self.rpn.head} | ({"task.proposals.neck": self.task.proposals.neck} if fixed else {})
         parts |= {} if isinstance(self.task, RPNTask) else {"task.roi.head": self.task.roi.head}
         return parts | ({"task.mask.head": self.mask.head} if self.mask else {})
+
+    @property
+    def level_sizes(self) -> tuple[str, tuple[float, ...]] | None:
+        """Return the key that has one size a level of a pyramid, and its sizes; None: the row's head needs none."""
+        if isinstance(self.task, SegmentProposalsTask):
+            return "task.scales", self.task.scales
+        if isinstance(self.task, DenseTask):
+            key = self.task.level_sizes
+            return (f"task.{key}", getattr(self.task, key)) if key else None
+        return "rpn.anchor_sizes", self.rpn.anchor_sizes
 
     @property
     def user_parts(self) -> dict[str, UserPart]:
@@ -380,11 +412,31 @@ class Config(Strict):
             )
         return self
 
+    @property
+    def one_width(self) -> bool:
+        """Return whether the row's neck has levels of one width, since a head is shared by them."""
+        if isinstance(self.task, DenseTask):
+            return not self.task.several_widths
+        return self.rpn.shared or not isinstance(self.task, RPNTask)
+
+    @model_validator(mode="after")
+    def _fits_widths(self) -> "Config":
+        necks = [(self.neck, self.one_width)]
+        if isinstance(self.task, FastRCNNTask) and not self.task.proposals.file:
+            necks.append((self.task.proposals.neck, self.rpn.shared))
+        for number, (neck, one_width) in enumerate(necks):
+            if one_width and isinstance(neck, HierarchyNeck) and len(neck.level_names) > 1:
+                of_rpn = number or isinstance(self.task, RPNTask)
+                fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
+                user = "the RPN" if of_rpn else f"task={self.task.name}"
+                raise ValueError(
+                    f"the levels of neck=hierarchy differ in width, and {user} has one head for all of them: {fix}"
+                )
+        return self
+
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        if isinstance(neck, FPNNeck) and neck.output == "pyramid":
-            names = ["p2", "p3", "p4", "p5"] + ["p6"] * (neck.p6 != "none")
-            segments = isinstance(self.task, SegmentProposalsTask)
-            key, sizes = ("task.scales", self.task.scales) if segments else ("rpn.anchor_sizes", self.rpn.anchor_sizes)
+        if isinstance(neck, FPNNeck | HierarchyNeck) and len(neck.level_names) > 1 and self.level_sizes:
+            names, (key, sizes) = neck.level_names, self.level_sizes
             if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 levels = f"{len(names)} levels {', '.join(names)}"

@@ -25,7 +25,7 @@ def sources(cfg: Config) -> dict[str, Config]:
     if cfg.trained_without_pyramid:
         runs["without_pyramid"] = _source(cfg, image_pyramid=None, row=cfg.neck.row)
     elif cfg.procedure == "four_step":
-        runs["second"] = _source(cfg, task=task.model_copy(update={"training": "separate"}))
+        runs["second"] = _source(cfg, task=task.model_copy(update={"training": "separate", "proposal_recall": False}))
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Training procedures: rpn, fast_rcnn, separate, joint, four_step, segment_proposals.
+"""Training procedures: rpn, fast_rcnn, separate, joint, four_step, segment_proposals, dense.
 
 Each trains one network, or several that build on each other.
 
@@ -72,6 +72,7 @@ class Trained:
         model: saved as the row's weights.
         validation: the split that `predict` reads; its samples carry the fixed proposals, if there are any.
         predict: batch -> proposals (tasks rpn and segment_proposals) or detections.
+        propose: batch -> proposals, where their recall is evaluated beside the detections (task.proposal_recall).
         predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
         proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
         mask_threshold: probability above which a pixel belongs to a mask.
@@ -83,6 +84,7 @@ class Trained:
     predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
     mask_threshold: float = 0.5
+    propose: Callable[[Batch], Proposals] | None = None
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
@@ -156,6 +158,13 @@ def _train_segments(context: RunContext, supply: ProposalSupply) -> Detector:
     return model
 
 
+def _train_dense(context: RunContext, supply: ProposalSupply) -> Detector:
+    """Train a detector of one stage."""
+    model = _build_initialised(context, build.HEADS[context.cfg.task.name])
+    _train(context, model, context.inputs.training, context.cfg.steps)
+    return model
+
+
 def _train_fast_rcnn(context: RunContext, supply: ProposalSupply) -> Detector:
     """Train backbone, neck and second stage on fixed proposals (Tables 2 and 3, and step 2 of the four)."""
     assert supply.fixed
@@ -202,6 +211,7 @@ _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
     "separate": _train_fast_rcnn,  # the row's RPN is a separate network
     "joint": _train_joint,
     "four_step": _train_four_step,
+    "dense": _train_dense,
 }
 
 
@@ -210,9 +220,12 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     model.eval()
     validation, fixed, rpn = context.inputs.validation, supply.fixed, supply.rpn
 
+    def propose(batch: Batch) -> Proposals:
+        return model.propose(batch.images, batch.sizes)
+
     def predict(batch: Batch) -> Proposals | BatchDetections:
-        if model.roi is None:
-            return model.propose(batch.images, batch.sizes)
+        if not model.detects:
+            return propose(batch)
         return model.detect(batch.images, batch.sizes, batch_proposals(batch))
 
     def predict_end_to_end(batch: Batch) -> Proposals | BatchDetections:
@@ -221,7 +234,8 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     if fixed is None:
         origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
         threshold = getattr(context.cfg.task, "mask_threshold", 0.5)
-        return Trained(model, validation, predict, predict_end_to_end, origin, threshold)
+        proposer = propose if context.cfg.proposal_recall else None
+        return Trained(model, validation, predict, predict_end_to_end, origin, threshold, proposer)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
     origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
     return Trained(model, validation, predict, predict_end_to_end, origin)

@@ -14,6 +14,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.model import anchors, contracts
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.batch_norm import freeze_batch_norm
+from fpn_ablate.model.detectors.dense import DenseDetector
 from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.mask import MaskBranch
@@ -22,7 +23,7 @@ from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.heads.segments import SegmentHead
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DETECTORS, MASK_HEADS, NECKS, RPN_HEADS
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, DETECTORS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
@@ -35,6 +36,7 @@ HEADS = {
     "faster_rcnn": ("rpn", "roi"),
     "mask_rcnn": ("rpn", "roi"),
     "segment_proposals": ("segments",),
+    **dict.fromkeys(DENSE_HEADS, ("dense",)),
 }
 
 
@@ -116,22 +118,24 @@ def check(cfg: Config) -> None:
     if key in _checked:
         return
     where = {name: f"{name}.class={part.label}" for name, part in parts.items()}
-    segments = cfg.task.name == "segment_proposals"
     with torch.device("meta"):
         backbone = build_backbone(cfg.backbone)
-        levels, sizes = backbone.levels, len(cfg.task.scales if segments else cfg.rpn.anchor_sizes)
+        levels, sizes = backbone.levels, len(cfg.level_sizes[1]) if cfg.level_sizes else None
         neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
-            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None)
+            sizes_read = sizes if cfg.procedure != "fast_rcnn" else None
+            contracts.check_neck(neck, levels, where["neck"], sizes_read, cfg.one_width)
         other = "task.proposals.neck"
         if other in cfg.parts:
             rpn_neck = build_neck(cfg.task.proposals.neck, levels, other)
         if other in parts:
-            contracts.check_neck(rpn_neck, levels, where[other], sizes)
+            contracts.check_neck(rpn_neck, levels, where[other], sizes, cfg.rpn.shared)
         if "rpn.head" in parts:
             rpn = build_rpn(cfg.rpn, rpn_neck.levels, cfg.recipe.short_side)
-            per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
-            contracts.check_rpn_head(rpn.head, rpn_neck.levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+            read = rpn_neck.levels[: len(rpn.level_sizes)]
+            heads = [(rpn.head, read)] if cfg.rpn.shared else [(rpn.head.levels[level.name], [level]) for level in read]
+            for (head, its_levels), of_cell in zip(heads, rpn.level_sizes, strict=False):
+                contracts.check_rpn_head(head, its_levels, len(of_cell) * len(cfg.rpn.anchor_ratios), where["rpn.head"])
         if "task.roi.head" in parts:
             roi = build_roi(cfg.task.roi, neck.levels, 1, cfg.recipe.short_side, backbone)
             contracts.check_box_head(roi.box_head, roi.pooler.in_channels, roi.pooler.resolution, where["task.roi.head"])
@@ -140,21 +144,14 @@ def check(cfg: Config) -> None:
     _checked.add(key)
 
 
-def row_rpn(cfg: Config) -> RPNConfig:
-    """Return the configuration of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
-    if cfg.procedure == "joint":
-        return cfg.rpn.model_copy(update={"post_nms_topk": cfg.task.roi.proposals})
-    return cfg.rpn
-
-
 def build_detector(
     cfg: Config, *, num_classes: int = 1, heads: Sequence[str] | None = None, short_side: int | None = None
 ) -> Detector:
     """Build the detector of a row; its weights are not initialised yet.
 
     Args:
-        num_classes: K of the second stage.
-        heads: the heads to build, of "rpn" and "roi", or "segments" alone; by default those of the task's network.
+        num_classes: K of the second stage, or of a dense head.
+        heads: the heads to build, of "rpn" and "roi", or "segments" or "dense" alone; by default those of the task's network.
         short_side: of the images, in pixels; by default the recipe's.
 
     Raises:
@@ -171,7 +168,9 @@ def build_detector(
     removed = backbone.truncate(neck.deepest)
     if "segments" in heads:
         return SegmentProposer(backbone, neck, SegmentHead(neck.levels, cfg.task, short_side))
-    rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
+    if "dense" in heads:
+        return DenseDetector(backbone, neck, DENSE_HEADS[cfg.task.name](neck.levels, cfg.task, num_classes, short_side))
+    rpn = build_rpn(cfg.rpn, neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:
         roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"), cfg.mask)

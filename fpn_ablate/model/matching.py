@@ -24,12 +24,14 @@ def match(
     positive_iou: float,
     negative_iou: float,
     allow_low_quality_matches: bool = True,
+    low_quality_iou: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Match anchors (R, 4), or the RoIs (N, R, 4) of each image, with ground truth (N, G, 4).
 
     Positive: an IoU of at least `positive_iou` with any object. With `allow_low_quality_matches` (the RPN's rule), also the
-    highest IoU for some object, and all anchors that tie for it. Negative: an IoU under `negative_iou` with all objects. The
-    rest is ignored, and so are negatives that lie in a crowd region by half of their own area.
+    highest IoU for some object, and all anchors that tie for it, if they overlap any object by `low_quality_iou`. Negative: an
+    IoU under `negative_iou` with all objects. The rest is ignored, and so are negatives that lie in a crowd region by half of
+    their own area.
 
     Returns:
         matched_idxs (N, R) int64: the object that the anchor overlaps most; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.
@@ -42,7 +44,8 @@ def match(
     if n > 1 and n * g * anchors.shape[1] > MAX_PAIRS[anchors.device.type]:
         columns = (column.split(1) for column in (anchors, gt_boxes, valid, crowd))
         images = zip(*columns, strict=True)
-        per_image = (match(*image, positive_iou, negative_iou, allow_low_quality_matches) for image in images)
+        rules = positive_iou, negative_iou, allow_low_quality_matches, low_quality_iou
+        per_image = (match(*image, *rules) for image in images)
         return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
     intersections = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
     anchor_area = boxes.area(anchors)
@@ -56,7 +59,8 @@ def match(
     if allow_low_quality_matches:
         # An object that no anchor fits well still gets its best ones. An IoU of 0 is no match.
         highest = overlap.amax(2, keepdim=True)
-        labels.masked_fill_((overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1), POSITIVE)
+        highest_of_object = (overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1)
+        labels.masked_fill_(highest_of_object & (best >= low_quality_iou), POSITIVE)
     return matched_idxs, labels
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.dense import DenseTask
+from fpn_ablate.config.schema import Config, RPNTask, SegmentProposalsTask
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
+from fpn_ablate.model.detectors.dense import DenseDetector
 from fpn_ablate.model.detectors.image_pyramid import ImagePyramid
 from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -29,14 +31,16 @@ class RowFacts:
 
     Attributes:
         feature: the maps that the heads read, in the paper's words: {Pk}, P2, C4.
-        anchors: of the row's RPN, or regions of its segment head, whose scales play their part; 0 without either.
+        anchors: of the row's RPN or dense head (boxes, where that has no anchors), or regions of its segment head, whose scales
+            play their part; 0 without any.
         reach: the backbone maps that the finest level depends on.
-        head: "2fc", "conv5", a class of the user's, the windows of a segment head ("5x5, 7x7"), or "" without any.
+        head: "2fc", "conv5", a class of the user's, the windows of a segment head ("5x5, 7x7"), a dense head ("retinanet"), or
+            "" without any.
         proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
         mask: "fcn", "mlp", or "" without a mask branch.
         image_pyramid: the scales at which an image is read ("0.5, 1, 2"), or "": one. The cost is that of all of them.
         params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
-            share nothing. A second stage is counted with the paper's 80 classes.
+            share nothing. A second stage and a dense head are counted with the paper's 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
             pooling, NMS and nearest upsampling are not counted; bilinear upsampling, two products here, is. The second stage
             runs on 1000 RoIs, the mask branch on 100 detections. Of a segment head the scores of all regions are counted, not
@@ -72,7 +76,7 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
     """Build a row on the meta device (shapes only) for its cost and its parameters, and its neck for the reach.
 
     Args:
-        num_classes: K of the second stage.
+        num_classes: K of the second stage, or of a dense head.
         size: (height, width) of the image that `anchors` and `gflops` are for.
     """
     networks = [("rpn",), ("roi",)] if cfg.procedure == "separate" else [HEADS[cfg.task.name]]
@@ -126,6 +130,9 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
     if isinstance(model, SegmentProposer):
         scores, cost["head"] = _count_flops(model.segments, levels)
         anchors = list(scores)
+    if isinstance(model, DenseDetector):
+        (first, *_), cost["head"] = _count_flops(model.head, levels)
+        anchors = [x[0] for x in first]
     return cost, sum(map(len, anchors))
 
 
@@ -140,7 +147,9 @@ def _count_flops(module: Callable[[Any], Any], x: Any) -> tuple[Any, int]:
 
 
 def _head(model: Detector) -> str:
-    """Return the name of a network's second stage or segment head; "" without either."""
+    """Return the name of a network's second stage, segment head or dense head; "" without any."""
+    if isinstance(model, DenseDetector):
+        return model.head.label
     if isinstance(model, SegmentProposer):
         return model.segments.label
     return model.roi.box_head.label if model.roi else ""
@@ -148,7 +157,7 @@ def _head(model: Detector) -> str:
 
 def _proposals(cfg: Config, model: Detector) -> str:
     """Return the source of the second stage's proposals; `model` is the row's."""
-    if cfg.task.name in ("rpn", "segment_proposals"):
+    if isinstance(cfg.task, RPNTask | SegmentProposalsTask | DenseTask):
         return ""
     if cfg.task.name != "fast_rcnn":
         return f"RPN {model.neck.label}"

@@ -28,7 +28,11 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
     ("key", "value", "message"),
     [
         ("neck.topdown", True, "neck.topdown.*Did you mean neck.top_down\\? Allowed in neck: channels, lateral"),
-        ("neck.level", "c4", "neck.level with neck=fpn: there is no such key. Allowed in neck: channels, "),
+        (
+            "neck.level",
+            "c4",
+            "neck.level with neck=fpn: there is no such key. Did you mean neck.levels\\? Allowed in neck: channels, ",
+        ),
         ("recipe.optimiser", 1, "Did you mean recipe.optimizer"),
         ("sede", 1, "sede: there is no such key. Did you mean seed\\?"),
         ("neck.upsample", "cubic", "neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),

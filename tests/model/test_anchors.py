@@ -136,7 +136,7 @@ def test_the_papers_sizes_scale_with_the_short_side(config):
 
 def test_anchors_follow_the_shape_of_the_maps(monkeypatch):
     """They are kept for the last few shapes; another shape must not meet the old ones."""
-    monkeypatch.setattr("fpn_ablate.model.heads.rpn.MAX_GRIDS", 2)
+    monkeypatch.setattr("fpn_ablate.model.anchors.MAX_GRIDS", 2)
     rpn = RPN(PYRAMID[:1], rpn_config())
     small, large = ({"p2": torch.zeros(1, 8, *shape)} for shape in ((2, 3), (3, 2)))
     first = rpn.anchors(small)[0].clone()
@@ -145,4 +145,4 @@ def test_anchors_follow_the_shape_of_the_maps(monkeypatch):
     assert torch.equal(kept, first)
     rpn.anchors({"p2": torch.zeros(1, 8, 4, 4)})
     rpn.anchors(large)
-    assert len(rpn._grids) == 2 and rpn.anchors(small)[0] is not kept
+    assert len(rpn.anchors.cached) == 2 and rpn.anchors(small)[0] is not kept

@@ -1,7 +1,7 @@
 """Featurised image pyramid (Figure 1 (a)): one detector reads each image at several scales.
 
-Shape letters: N images of H x W pixels, P proposals, M = N * P boxes, S scales, Ri anchors of level i, A anchors a cell, C channels.
-"Pixels" are those of the detector's input; those of a resized image are called scaled.
+Shape letters: N images of H x W pixels, P proposals, M = N * P boxes, K classes, Ri anchors of level i.
+Pixels are those of the detector's input; those of a resized image are called scaled.
 """
 
 import math
@@ -53,13 +53,13 @@ def anchor_sizes_read(sizes: Sequence[float], scales: Sequence[float], box_size:
 class ImagePyramid(Detector):
     """A two-stage detector that is tested on an image pyramid.
 
-    The RPN reads at each scale the anchors that belong to it (`anchor_sizes_read`); its best ones of each scale and level go
-    through NMS of their own, and the best of all together are the proposals, as those of a feature pyramid's levels. The second
-    stage pools each RoI at the scale where it comes nearest to `box_size` ("nearest": SPPnet, Fast R-CNN), or at the two nearest
-    with the element-wise maximum of what the box head makes of them ("adjacent_max": Faster R-CNN+++).
+    The RPN reads at each scale the anchors that belong to it (`anchor_sizes_read`). Its best ones of each scale go through NMS
+    of their own, and the best of all scales together are the proposals, as with the levels of a feature pyramid. The second
+    stage pools each RoI at the scale where it comes nearest to `box_size` ("nearest": SPPnet, Fast R-CNN), or at the two
+    nearest, with the element-wise maximum of what the box head makes of them ("adjacent_max": Faster R-CNN+++).
 
-    It is trained on the input as it is, or with `config.train` "random" on all objects and with all anchors at one scale that is
-    drawn for each batch (Fast R-CNN). Larger images are enlarged from the input, not read anew.
+    It is trained on the input as it is, or with `config.train` "random" on all objects and with all anchors, at one scale that
+    is drawn for each batch (Fast R-CNN). Larger images are enlarged from the input, not read anew.
 
     Args:
         short_side: of the input in pixels; `config.box_size` is that of a short side of 800.
@@ -97,14 +97,15 @@ class ImagePyramid(Detector):
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor, to_train: bool = False) -> Proposals:
         """Return proposals of all scales in pixels of `images`, as many as `Detector.propose`."""
-        return self._propose_at_scales(self._features_at_scales(images, sizes), sizes, to_train)
+        return self.rpn.propose(*self._read_rpn_at_scales(self._features_at_scales(images, sizes)), sizes, to_train)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> BatchDetections:
         """Return detections in pixels of `images`, from `proposals` or from the RPN's own."""
         pyramid = self._features_at_scales(images, sizes)
         if proposals is None:
-            proposals = self._propose_at_scales(pyramid, sizes, to_train=False)
+            topk = self.roi.config.proposals[1]
+            proposals = self.rpn.propose(*self._read_rpn_at_scales(pyramid), sizes, to_train=False, topk=topk)
         rois, valid = self.roi.candidates(proposals)
         return self.roi.detections(*self._classify(pyramid, rois), rois, valid, sizes)
 
@@ -131,8 +132,11 @@ class ImagePyramid(Detector):
         return resize(_extend_edges(images, sizes), size, self.antialias), sizes * ratio[:2].flip(0), ratio
 
     def read_rpn(self, number: int, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4), in scaled pixels, of the levels that are read at scale
-        `number`."""
+        """Return what the RPN makes of the levels at scale `number`, without the anchors that are not read there.
+
+        Returns:
+            objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4), in scaled pixels, of each level with anchors.
+        """
         levels = list(self._anchors_read(number, features))
         objectness, deltas, anchors = zip(*levels, strict=True) if levels else ((), (), ())
         return list(objectness), list(deltas), list(anchors)
@@ -160,14 +164,15 @@ class ImagePyramid(Detector):
             pyramid.append((self.features(scaled, scaled_sizes), ratio))
         return pyramid
 
-    def _propose_at_scales(self, pyramid: Sequence[Scaled], sizes: Tensor, to_train: bool) -> Proposals:
+    def _read_rpn_at_scales(self, pyramid: Sequence[Scaled]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return what `read_rpn` does of all scales together, anchors in pixels."""
         levels: tuple[list, list, list] = ([], [], [])
         for number, (features, ratio) in enumerate(pyramid):
             objectness, deltas, anchors = self.read_rpn(number, features)
             # Deltas are shares of an anchor's sides: from an anchor in pixels they lead to a box in pixels.
             for column, of_scale in zip(levels, (objectness, deltas, [x / ratio for x in anchors]), strict=True):
                 column += of_scale
-        return self.rpn.propose(*levels, sizes, to_train)
+        return levels
 
     def _classify(self, pyramid: Sequence[Scaled], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (N, P, K + 1) and deltas (N, P, K, 4) of RoIs (N, P, 4), each from its scale or two."""
@@ -191,7 +196,7 @@ def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 
 def _extend_edges(images: Tensor, sizes: Tensor) -> Tensor:
-    """Repeat the last row and column of each image (N, 3, H, W) of `sizes` (N, 2) in its padding, which resizing would mix in."""
+    """Repeat the last row and column of images (N, 3, H, W) of `sizes` (N, 2) in their padding, which resizing would mix in."""
     channels, height, width = images.shape[1:]
     y, x = (
         torch.minimum(torch.arange(side, device=images.device), sizes[:, axis : axis + 1] - 1)

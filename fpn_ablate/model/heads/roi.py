@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from fpn_ablate.config.parts import RoI
 from fpn_ablate.model import boxes
@@ -17,6 +16,7 @@ from fpn_ablate.model.heads.box_head import BoxHead, Predictor
 from fpn_ablate.model.heads.mask import MaskBranch
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.matching import IGNORED, POSITIVE, match, sample
+from fpn_ablate.model.nms import best_detections
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features
 
@@ -158,22 +158,8 @@ class RoIHeads(nn.Module):
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:
         """Apply score threshold and NMS to boxes (N, P, K, 4) with scores (N, P, K) and valid (N, P); best first."""
-        config, (n, _, num_classes) = self.config, scores.shape
+        config = self.config
         detected = (scores > config.score_thresh) & valid[..., None] & (boxes.area(box) > 0)
         image, roi, label = detected.nonzero(as_tuple=True)
         box, score = box[image, roi, label], scores[image, roi, label]
-        # One call for all images and classes. An offset keeps groups apart; fp32 could not hold it to a fraction of a pixel.
-        keep = batched_nms(box.double(), score.double(), image * num_classes + label, config.nms_thresh)
-        keep = keep[image[keep].argsort(stable=True)]  # image by image, best first within one
-        image, label, box, score = image[keep], label[keep], box[keep], score[keep]
-        count = (image == torch.arange(n, device=image.device)[:, None]).sum(1)
-        rank = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
-        topk = min(config.detections, int(count.max())) if len(image) else 0
-        best = (rank < topk).nonzero()[:, 0]
-        place = image[best], rank[best]
-        out = BatchDetections(
-            box.new_zeros(n, topk, 4), score.new_zeros(n, topk), label.new_zeros(n, topk), valid.new_zeros(n, topk)
-        )
-        out.boxes[place], out.scores[place], out.labels[place] = box[best], score[best], label[best] + 1
-        out.valid[place] = True
-        return out
+        return best_detections(box, score, image, label + 1, len(scores), config.nms_thresh, config.detections)

@@ -17,10 +17,7 @@ from fpn_ablate.model import boxes
 from fpn_ablate.model.matching import POSITIVE, match, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
-from fpn_ablate.structures.levels import Features, Level
-
-# Shapes of batches whose anchors are kept. Grouped by aspect ratio, COCO's have a few dozen; each holds 4 MB at 800 x 1333.
-MAX_GRIDS = 32
+from fpn_ablate.structures.levels import Features, Level, common_width
 
 
 class RPNHead(nn.Module):
@@ -50,13 +47,29 @@ class RPNHead(nn.Module):
         return is_weight
 
 
+class LevelHeads(nn.Module):
+    """A head of its own for each level (`rpn.shared=false`), in place of one that all share."""
+
+    def __init__(self, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleDict(heads)
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a shared head does, for levels of any widths."""
+        outputs = [self.levels[name]({name: x}) for name, x in features.items()]
+        return [score for scores, _ in outputs for score in scores], [delta for _, deltas in outputs for delta in deltas]
+
+
 class RPN(nn.Module):
     """Anchors, head, losses and proposals. A pyramid's coarsest levels are not used where there are fewer anchor sizes.
 
     Args:
         levels: of the neck.
         short_side: of the input in pixels; the configured sizes are those of a short side of 800.
-        head: constructs the head from the levels' width and the number of anchors a cell.
+        head: constructs a head from a width and the number of anchors a cell.
+
+    Raises:
+        UserError: the levels share a head, and their widths differ.
     """
 
     def __init__(
@@ -69,36 +82,15 @@ class RPN(nn.Module):
         super().__init__()
         self.levels, self.config = tuple(levels), config
         sizes = [anchor_grid.scaled(size, short_side) for size in config.anchor_sizes]
-        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes)
-        self.head = head(levels[0].channels, len(self.level_sizes[0]) * len(config.anchor_ratios))
-        self._grids: dict[tuple, list[Tensor]] = {}
-
-    def anchors(self, features: Features) -> list[Tensor]:
-        """Return the anchors (Ri, 4) of each level, cached for the last MAX_GRIDS shapes.
-
-        With `anchor_grid` "torchvision", as in torchvision: corners rounded to whole pixels, and strides that are the image's
-        sides divided by the map's, without remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells),
-        that is a stride of 61 px in place of 64, and anchors that lie up to 36 px off their cells.
-        """
-        maps = list(features.values())[: len(self.level_sizes)]
-        shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
-        if shape not in self._grids:
-            if len(self._grids) == MAX_GRIDS:
-                del self._grids[next(iter(self._grids))]
-            levels = zip(self.levels, self.level_sizes, maps, strict=False)
-            self._grids[shape] = [self._grid(*level, maps) for level in levels]
-        return self._grids[shape]
-
-    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        height, width = x.shape[-2:]
-        like_torchvision, strides = self.config.anchor_grid == "torchvision", (level.stride, level.stride)
-        if like_torchvision:
-            # The finest map divides the padded image without remainder.
-            strides = tuple(
-                side * self.levels[0].stride // cells for side, cells in zip(maps[0].shape[-2:], (height, width), strict=True)
-            )
-        base_anchors = anchor_grid.cell_anchors(sizes, self.config.anchor_ratios, round_to_pixels=like_torchvision)
-        return anchor_grid.grid(base_anchors.to(x.device), strides, height, width)
+        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes, config.shared)
+        per_cell = [len(of_level) * len(config.anchor_ratios) for of_level in self.level_sizes]
+        if config.shared:
+            self.head = head(common_width(levels, "rpn.shared=true"), per_cell[0])
+        else:
+            pairs = zip(levels, per_cell, strict=False)
+            self.head = LevelHeads({level.name: head(level.channels, count) for level, count in pairs})
+        like_torchvision = config.anchor_grid == "torchvision"
+        self.anchors = anchor_grid.AnchorGrids(self.levels, self.level_sizes, config.anchor_ratios, like_torchvision)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return, for each level, objectness (N, Ri), deltas (N, Ri, 4) and anchors (Ri, 4)."""
@@ -146,18 +138,25 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, to_train: bool
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        sizes: Tensor,
+        to_train: bool,
+        topk: int | None = None,
     ) -> Proposals:
         """Propose boxes: top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels.
 
         Args:
             objectness, deltas, anchors: as `forward` returns them.
             to_train: propose as many as a second stage is trained on, else as many as it is tested on.
+            topk: how many that is, in place of `post_nms_topk`.
         """
         config, mode = self.config, 0 if to_train else 1
         pre = (config.pre_nms_topk_single if len(anchors) == 1 else config.pre_nms_topk)[mode]
         levels = list(zip((full_precision(score) for score in objectness), deltas, anchors, strict=True))
-        best = self.select(levels, sizes, pre, config.post_nms_topk[mode])
+        best = self.select(levels, sizes, pre, topk or config.post_nms_topk[mode])
         longest = max(len(score) for _, score in best)
         box = torch.stack([F.pad(b, (0, 0, 0, longest - len(b))) for b, _ in best])
         score = torch.stack([F.pad(s, (0, longest - len(s)), value=-torch.inf) for _, s in best])

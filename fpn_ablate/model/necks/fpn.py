@@ -1,4 +1,4 @@
-"""Feature pyramid network: from C2..C5 to P2..P6, which the heads read (Sec. 3, Fig. 3), with a switch for every part.
+"""Feature pyramid network: from C2..C5 to P2..P6 (or P3..P7), which the heads read (Sec. 3, Fig. 3). Every part has a switch.
 
 A switch that is off builds nothing.
 
@@ -30,13 +30,15 @@ class FPN(Neck):
             upsample_init: weights that "deconv" starts from, "bilinear" or "random".
             smooth: 3x3 convolutions on "all" maps (Detectron), on "merged" maps only, which P5 is not (the other reading
                 of "each merged map"), or "none".
-            p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (RetinaNet's stride-2 convolution on P5) or
-                "none". Only a pyramid has it.
+            p6: "subsample" (stride-2 subsampling of P5, the paper's), "conv" (a stride-2 convolution on P5), "conv_c5" (on C5,
+                RetinaNet's) or "none". Only a pyramid has it.
+            levels: "p2-p6", or "p3-p7" (RetinaNet's). P7 is made from P6 as P6 is, by a convolution with ReLU before it.
     """
 
     def __init__(self, in_levels: Sequence[Level], config: FPNNeck) -> None:
         super().__init__()
         channels = config.channels
+        in_levels = [spec for spec in in_levels if spec.name != "c2" or config.levels == "p2-p6"]
         self.has_lateral, self.has_top_down, self.upsample = config.lateral, config.top_down, config.upsample
         names = [spec.name.replace("c", "p") for spec in in_levels]
         self.outputs = names if config.output == "pyramid" else [config.output]
@@ -58,10 +60,12 @@ class FPN(Neck):
         self.smooth = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, padding=1) for n in self.outputs if n in merged})
         # A neck that is derived from this one may do more with these maps than return them.
         self.final_convs = [f"smooth.{n}" for n in self.smooth] if type(self).forward is FPN.forward else ()
-        self.p6 = config.p6 if config.output == "pyramid" else "none"
-        self.p6_conv = nn.ModuleDict({"p6": nn.Conv2d(channels, channels, 3, 2, 1)} if self.p6 == "conv" else {})
-        published = self.outputs + (["p6"] if self.p6 != "none" else [])
-        self.levels = tuple(Level(n, channels) for n in published)
+        self.levels = tuple(Level(n, channels) for n in config.level_names)
+        self.p6, self.extra = config.p6, [n for n in config.level_names if n > coarsest]
+        convolved = self.extra if config.p6 != "subsample" else []
+        width = in_levels[-1].channels if config.p6 == "conv_c5" else channels
+        self.p6_conv = nn.ModuleDict({n: nn.Conv2d(width, channels, 3, 2, 1) for n in convolved[:1]})
+        self.p7_conv = nn.ModuleDict({n: nn.Conv2d(channels, channels, 3, 2, 1) for n in convolved[1:]})
 
     def forward(self, features: Features) -> Features:
         """Return the levels (N, d, Hi, Wi), finest first."""
@@ -74,10 +78,15 @@ class FPN(Neck):
                 maps[fine] = maps[fine] + upsampled if fine in maps else upsampled
         # Step 3, outputs: a 3x3 convolution reduces the aliasing of upsampling.
         out = {n: self.smooth[n](maps[n]) if n in self.smooth else maps[n] for n in self.outputs}
-        if self.p6 == "subsample":
-            out["p6"] = out["p5"][..., ::2, ::2]
-        elif self.p6 == "conv":
-            out["p6"] = self.p6_conv["p6"](out["p5"])
+        # Step 4, coarser levels, which no backbone map has.
+        for n in self.extra:
+            finer = next(reversed(out.values()))
+            if self.p6 == "subsample":
+                out[n] = finer[..., ::2, ::2]
+            elif n == "p6":
+                out[n] = self.p6_conv[n](features["c5"] if self.p6 == "conv_c5" else finer)
+            else:
+                out[n] = self.p7_conv[n](F.relu(finer))
         return out
 
     def _upsample(self, fine: str, x: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,0 +1,170 @@
+"""RetinaNet's head (Lin et al. 2017): anchors, two subnets, focal loss.
+
+Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, T anchors
+that NMS leaves, K classes. Labels are 1..K.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
+
+from fpn_ablate.config.dense import RetinaNetTask
+from fpn_ablate.model import anchors, boxes
+from fpn_ablate.model.heads.dense import DenseHead, Subnet
+from fpn_ablate.model.matching import IGNORED, POSITIVE, match
+from fpn_ablate.model.nms import suppress
+from fpn_ablate.model.precision import autocast_off, full_precision
+from fpn_ablate.structures.instances import Targets
+from fpn_ablate.structures.levels import Features, Level
+
+MOMENTUM, START = 0.9, 100.0  # of the moving average of positives (detectron2)
+CANDIDATES = 4096  # hardest anchors of an image that NMS reads, with loss=ohem
+
+
+def octave_sizes(size: float, scales: int, round_down: bool = False) -> list[float]:
+    """Return `scales` sizes of one octave, from `size` on; `round_down`: to whole pixels, as torchvision does."""
+    sizes = [size * 2 ** (k / scales) for k in range(scales)]
+    return [float(int(s)) for s in sizes] if round_down else sizes
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float | None, gamma: float) -> Tensor:
+    """Return the focal loss -alpha_t (1 - p_t)^gamma log(p_t) of each logit (Eq. 5).
+
+    Args:
+        target: bool, whether the class is the right one.
+        alpha: weight of the right class, 1 - alpha that of a wrong one; None: no weights.
+        gamma: 0: cross-entropy.
+    """
+    wrong = torch.where(target, -logits, logits)  # the logit of 1 - p_t
+    loss = F.softplus(wrong)
+    if gamma:
+        loss = wrong.sigmoid() ** gamma * loss
+    return loss if alpha is None else torch.where(target, alpha, 1 - alpha) * loss
+
+
+class RetinaNetHead(DenseHead):
+    """Anchors, one subnet for classes and one for boxes, shared by all levels but not with each other.
+
+    Args: as `DenseHead`, and in `config`
+        anchor_scales: anchors of each size and ratio, within an octave.
+        unreached: best anchor of an object that none reaches: "positive" at any IoU, or "negative" below `negative_iou`.
+        normaliser: number of positives by which losses are divided: of the "batch", of each "image" (then the mean over the
+            images), or a "moving" average over the batches.
+    """
+
+    label = "retinanet"
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        config: RetinaNetTask,
+        num_classes: int,
+        short_side: int = anchors.PAPER_SHORT_SIDE,
+    ) -> None:
+        super().__init__(levels, config, num_classes, short_side)
+        like_torchvision = config.anchor_grid == "torchvision"
+        octaves = [
+            octave_sizes(anchors.scaled(size, short_side), config.anchor_scales, like_torchvision)
+            for size in config.anchor_sizes
+        ]
+        if len(self.levels) == 1:
+            octaves = [[size for octave in octaves for size in octave]]
+        self.anchors = anchors.AnchorGrids(self.levels, octaves, config.anchor_ratios, like_torchvision)
+        num_anchors, channels = len(octaves[0]) * len(config.anchor_ratios), self.levels[0].channels
+        self.class_subnet = Subnet(channels, config.convolutions, config.norm)
+        self.box_subnet = Subnet(channels, config.convolutions, config.norm)
+        self.scores = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
+        self.deltas = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        if config.normaliser == "moving":
+            self.register_buffer("moving_positives", torch.tensor(START))
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Draw Gaussian weights of 0.01; the bias of the scores makes each of them `prior` at the start (Sec. 4.1)."""
+        if parameter is self.scores.bias:
+            nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            return True
+        return super().init_parameter(layer, parameter, generator)
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Return, for each level, the logits (N, Ri, K) of the scores and the deltas (N, Ri, 4), in the anchors' order."""
+        hidden = [(self.class_subnet(x), self.box_subnet(x)) for x in features.values()]
+        with autocast_off():  # as in the RPN: scores of bf16 would tie
+            logits = [anchors.flatten_cells(self.scores(full_precision(x)), self.num_classes) for x, _ in hidden]
+            return logits, [anchors.flatten_cells(self.deltas(full_precision(x)), 4) for _, x in hidden]
+
+    def predict(self, features: Features) -> list[tuple[Tensor, Tensor]]:
+        levels = zip(*self(features), self.anchors(features), strict=True)
+        return [(logits.sigmoid(), boxes.decode(deltas, anchor)) for logits, deltas, anchor in levels]
+
+    def losses(self, features: Features, targets: Targets, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return `class` (focal, or another of the configuration's) and `box` (of the positives), in fp32."""
+        config, anchor = self.config, torch.cat(self.anchors(features))
+        logits, deltas = (torch.cat(column, 1) for column in self(features))
+        matched_idxs, matches = match(
+            anchor,
+            targets.boxes,
+            targets.valid,
+            targets.crowd,
+            config.positive_iou,
+            config.negative_iou,
+            low_quality_iou=config.negative_iou if config.unreached == "negative" else 0,
+        )
+        positive = matches == POSITIVE
+        labels, gt_boxes = torch.zeros_like(matched_idxs), torch.zeros_like(deltas)
+        if targets.boxes.shape[1]:
+            labels = torch.where(positive, targets.labels.gather(1, matched_idxs), 0)
+            gt_boxes = targets.boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4))
+        class_loss = self._class_losses(logits, labels).masked_fill(matches == IGNORED, 0)
+        box_loss = self._box_losses(deltas, anchor, gt_boxes, positive)
+        if config.normaliser == "moving":
+            self.moving_positives.lerp_(positive.sum().clamp(min=1).to(self.moving_positives), 1 - MOMENTUM)
+        if config.loss == "ohem":
+            chosen = self._hardest(class_loss.detach(), anchor, matches)
+            class_loss = (class_loss * chosen).sum() / chosen.sum().clamp(min=1)
+        else:
+            class_loss = self._normalise(class_loss, positive)
+        return {"class": class_loss, "box": config.box_loss_weight * self._normalise(box_loss, positive)}
+
+    def _class_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss (N, R) of each anchor, summed over the classes; labels (N, R) are 0 for all but positives."""
+        config = self.config
+        target = labels[..., None] == torch.arange(1, self.num_classes + 1, device=labels.device)
+        alpha = config.alpha if config.loss in ("focal", "balanced_ce") else None
+        return focal_loss(logits, target, alpha, config.gamma if config.loss == "focal" else 0).sum(-1)
+
+    def _box_losses(self, deltas: Tensor, anchor: Tensor, gt_boxes: Tensor, positive: Tensor) -> Tensor:
+        """Return the loss (N, R) of each positive's box, 0 of all other anchors."""
+        config = self.config
+        # Others have a box that fits themselves: an infinite loss, or one of no object, would be a NaN in the gradients.
+        gt_boxes = torch.where(positive[..., None], gt_boxes, anchor)
+        if config.box_loss == "giou":
+            loss = generalized_box_iou_loss(boxes.decode(deltas, anchor), gt_boxes)
+        else:
+            beta = config.box_loss_beta if config.box_loss == "smooth_l1" else 0
+            loss = F.smooth_l1_loss(deltas, boxes.encode(gt_boxes, anchor), beta=beta, reduction="none").sum(-1)
+        return torch.where(positive, loss, 0)
+
+    def _normalise(self, losses: Tensor, positive: Tensor) -> Tensor:
+        """Divide the sum of losses (N, R) by the number of positives."""
+        if self.config.normaliser == "image":
+            return (losses.sum(1) / positive.sum(1).clamp(min=1)).mean()
+        return losses.sum() / (self.moving_positives if self.config.normaliser == "moving" else positive.sum().clamp(min=1))
+
+    @torch.no_grad()
+    def _hardest(self, losses: Tensor, anchor: Tensor, matches: Tensor) -> Tensor:
+        """Choose the anchors of each image with the largest losses (N, R) after NMS by loss: (N, R) bool (OHEM, Sec. 5.1)."""
+        config, n = self.config, len(losses)
+        top, idxs = losses.masked_fill(matches == IGNORED, -torch.inf).topk(min(CANDIDATES, losses.shape[1]))
+        image, place = torch.isfinite(top).nonzero(as_tuple=True)
+        rows, valid = suppress(anchor[idxs[image, place]], top[image, place], image, image, n, config.ohem_nms_thresh)
+        idxs = idxs[image, place][rows]  # (N, T), hardest first
+        positive = valid & (matches.gather(1, idxs) == POSITIVE)
+        if config.ohem_negatives is not None:
+            negatives = (valid & ~positive).cumsum(1)
+            valid &= positive | (negatives <= config.ohem_negatives * positive.sum(1, keepdim=True).clamp(min=1))
+        valid &= valid.cumsum(1) <= config.ohem_samples
+        return torch.zeros_like(losses, dtype=torch.bool).scatter_reduce(1, idxs, valid, "amax")
