@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
-from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Scale, Share, Strict, Width
 
 
 class UserPart(BaseModel):
@@ -279,3 +279,23 @@ class MaskConfig(Strict):
     fc_dim: Width
     class_agnostic: Annotated[bool, Field(strict=True)]
     targets: Literal["exact", "torchvision"]
+
+
+class ImagePyramidConfig(Strict):
+    """A detector that reads each image at several scales; see `fpn_ablate.model.detectors.image_pyramid.ImagePyramid`.
+
+    `scales`: sides, as factors on those of the input. `train`: "one" (the detector is trained on the input as it is, and reads
+    the other scales at test time alone) or "random" (each batch is trained at a scale that is drawn for it).
+    """
+
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=16)]
+    box_size: Extent
+    roi: Literal["nearest", "adjacent_max"]
+    train: Literal["one", "random"]
+
+    @field_validator("scales")
+    @classmethod
+    def _differ(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(scales)) < len(scales):
+            raise ValueError("a scale comes twice, and would be computed twice: give each once")
+        return scales

@@ -16,6 +16,7 @@ from fpn_ablate.config.parts import (
     BuiltInNeck,
     FPNNeck,
     HierarchyNeck,
+    ImagePyramidConfig,
     MaskConfig,
     RoI,
     RPNConfig,
@@ -183,6 +184,8 @@ class MaskRCNNTask(FasterRCNNTask):
 Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
 TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
 
+PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
+
 
 class Optimizer(Strict):
     """`lr` is that of a batch of `lr_batch_size` images (null: of any): see `fpn_ablate.engine.optim.base_learning_rate`.
@@ -285,6 +288,7 @@ class Config(Strict):
     backbone: or_user(Annotated[Backbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
     neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     rpn: RPNConfig
+    image_pyramid: ImagePyramidConfig | None = None  # configurations of earlier runs lack it
     task: Task = Field(discriminator="name")
     recipe: Recipe
     log: Log
@@ -292,7 +296,7 @@ class Config(Strict):
     @property
     def steps(self) -> int:
         """Training steps of the cell itself, without those of cells that it builds on."""
-        if self.mode == "evaluate":
+        if self.mode == "evaluate" or self.trained_without_pyramid:
             return 0
         if isinstance(self.task, RPNTask | DenseTask):
             return self.recipe.steps
@@ -308,6 +312,11 @@ class Config(Strict):
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
+    def trained_without_pyramid(self) -> bool:
+        """Return True if the cell is the trained detector of the same row without the image pyramid, tested with it."""
+        return self.mode == "train" and self.image_pyramid is not None and self.image_pyramid.train == "one"
+
+    @property
     def proposal_recall(self) -> bool:
         """Return whether the recall of proposals is evaluated beside the detections."""
         return getattr(self.task, "proposal_recall", False)
@@ -321,6 +330,7 @@ class Config(Strict):
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
+        parts |= {"image_pyramid": "image_pyramid"} if self.image_pyramid else {}
         if isinstance(self.task, SegmentProposalsTask):
             return parts
         if isinstance(self.task, DenseTask):
@@ -391,6 +401,15 @@ class Config(Strict):
                 raise ValueError(f"task.roi.proposals asks for {used} an image, and rpn.post_nms_topk leaves {made}: raise it")
         if roi and roi.head == "conv5" and not (isinstance(self.neck, SingleLevelNeck) and self.neck.level == "c4"):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_image_pyramid(self) -> "Config":
+        if self.image_pyramid and (self.task.name not in PYRAMID_TASKS or self.mask):
+            raise ValueError(
+                f"image_pyramid goes with {', '.join(f'task={task}' for task in PYRAMID_TASKS)}, "
+                f"and not with task={self.task.name}: set image_pyramid=null, or another task"
+            )
         return self
 
     @property

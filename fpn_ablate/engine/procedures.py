@@ -95,7 +95,7 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
     if "rpn" not in context.sources:
         return ProposalSupply()
     folder = context.sources["rpn"]
-    cfg = context.cfg.model_copy(update={"neck": sources(context.cfg)["rpn"].neck})
+    cfg = sources(context.cfg)["rpn"]
     rpn, source = _load(context, cfg, folder, ("rpn",)), record.read(folder) or {}
 
     def make() -> FixedProposals:
@@ -106,18 +106,19 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
 
 
 def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
-    """Train by the procedure of the run's task; with mode=evaluate, load the weights to evaluate instead."""
-    procedure = _load_evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[context.cfg.procedure]
-    return _as_trained(context, supply, procedure(context, supply))
+    """Train by the procedure of the run's task, or load the weights that the run tests."""
+    if context.cfg.mode == "evaluate":
+        model = _load_evaluated(context)
+    elif "without_pyramid" in context.sources:
+        model = _load_finished(context, context.sources["without_pyramid"])
+    else:
+        model = _PROCEDURES[context.cfg.procedure](context, supply)
+    return _as_trained(context, supply, model)
 
 
 def restore(context: RunContext, supply: ProposalSupply) -> Trained:
     """Load a finished run from its weights."""
-    heads = ("roi",) if context.cfg.procedure == "separate" else build.HEADS[context.cfg.task.name]
-    model = _load(context, context.cfg, context.folder, heads)
-    if context.cfg.procedure == "four_step":
-        _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
-    return _as_trained(context, supply, model)
+    return _as_trained(context, supply, _load_finished(context, context.folder))
 
 
 def logged_steps(folder: Path, cfg: Config) -> int:
@@ -126,7 +127,16 @@ def logged_steps(folder: Path, cfg: Config) -> int:
     return before + checkpointed_steps(folder / name)
 
 
-def _load_evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
+def _load_finished(context: RunContext, folder: Path) -> Detector:
+    """Load the row's network from a finished run."""
+    heads = ("roi",) if context.cfg.procedure == "separate" else build.HEADS[context.cfg.task.name]
+    model = _load(context, context.cfg, folder, heads)
+    if context.cfg.procedure == "four_step":
+        _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
+    return model
+
+
+def _load_evaluated(context: RunContext) -> Detector:
     """Load the detector of the file that is evaluated."""
     assert context.inputs.checkpoint
     model = _build_initialised(context, build.HEADS[context.cfg.task.name])
@@ -189,7 +199,9 @@ def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
     fourth.load_state_dict(second.state_dict())
     fourth = _share_trunk(fourth, second)
     _train(context, fourth, _with_train_proposals(context, fixed), cfg.recipe.roi.steps, CHECKPOINT4, before=cfg.recipe.steps)
-    return Detector(fourth.backbone, fourth.neck, third.rpn, fourth.roi)
+    model = _share_trunk(_build_initialised(context, ("rpn", "roi")), fourth)
+    model.rpn, model.roi = third.rpn, fourth.roi
+    return model
 
 
 _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {

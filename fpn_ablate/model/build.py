@@ -23,7 +23,7 @@ from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.heads.segments import SegmentHead
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, MASK_HEADS, NECKS, RPN_HEADS
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, DETECTORS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
@@ -178,4 +178,6 @@ def build_detector(
             raise UserError(
                 f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"
             )
+    if cfg.image_pyramid:
+        return DETECTORS["image_pyramid"](backbone, neck, rpn, roi, cfg.image_pyramid, short_side, cfg.recipe.antialias)
     return Detector(backbone, neck, rpn, roi)

@@ -9,6 +9,7 @@ from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.small import small_resnet
 from fpn_ablate.model.backbones.timm import timm_backbone
 from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchvision_resnet
+from fpn_ablate.model.detectors.image_pyramid import ImagePyramid
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.dense import DenseHead
 from fpn_ablate.model.heads.mask_head import FCN, MLP
@@ -37,3 +38,5 @@ BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}
 MASK_HEADS: dict[str, type[FCN] | type[MLP]] = {"fcn": FCN, "mlp": MLP}
 # Constructed from the levels, the task's configuration, the number of classes and the images' short side; by the task's name.
 DENSE_HEADS: dict[str, type[DenseHead]] = {"retinanet": RetinaNetHead}
+# Constructed from backbone, neck, RPN and second stage, the configuration, the input's short side and how images are resized.
+DETECTORS: dict[str, type[ImagePyramid]] = {"image_pyramid": ImagePyramid}

@@ -23,6 +23,8 @@ def portable(cfg: Config) -> dict[str, Any]:
     values["weights"] = Path(cfg.weights).name if cfg.weights else None
     if cfg.backbone.weights != "pretrain":
         del values["recipe"]["pretrain"]
+    if cfg.image_pyramid is None:
+        del values["image_pyramid"]  # its absence is no fact: runs older than the key are the same
     if isinstance(cfg.task, RPNTask | SegmentProposalsTask | DenseTask):
         del values["recipe"]["roi"]
     if isinstance(cfg.task, SegmentProposalsTask | DenseTask):
