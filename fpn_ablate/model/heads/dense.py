@@ -20,12 +20,16 @@ GROUPS = 32  # of group norm; fewer where they do not divide the channels
 
 
 class Subnet(nn.Sequential):
-    """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them."""
+    """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them.
 
-    def __init__(self, channels: int, convolutions: int, norm: str) -> None:
+    Args:
+        bias: with group norm, the convolutions have biases too (FCOS).
+    """
+
+    def __init__(self, channels: int, convolutions: int, norm: str, bias: bool = False) -> None:
         layers: list[nn.Module] = []
         for _ in range(convolutions):
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias or norm == "none"))
             layers += [nn.GroupNorm(math.gcd(GROUPS, channels), channels)] if norm == "gn" else []
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
