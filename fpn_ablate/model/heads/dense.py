@@ -16,23 +16,26 @@ from fpn_ablate.model.nms import best_detections
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level
 
-GROUPS = 32  # of group norm; fewer where they do not divide the channels
+GROUP = 8  # channels of group norm, as 32 groups of 256; fewer where they do not divide the width
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)
 
 
 class Subnet(nn.Sequential):
     """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them.
 
     Args:
-        bias: with group norm, the convolutions have biases too (FCOS).
+        bias: convolutions in front of a norm have biases too (FCOS).
     """
 
     def __init__(self, channels: int, convolutions: int, norm: str, bias: bool = False) -> None:
-        layers: list[nn.Module] = []
+        super().__init__()
         for _ in range(convolutions):
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias or norm == "none"))
-            layers += [nn.GroupNorm(math.gcd(GROUPS, channels), channels)] if norm == "gn" else []
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
+            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias or norm == "none")
+            norms = [group_norm(channels)] if norm == "gn" else []
+            self.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
 
 
 class DenseHead(nn.Module):
@@ -75,7 +78,7 @@ class DenseHead(nn.Module):
 
     @torch.no_grad()
     def detect(self, features: Features, sizes: Tensor) -> BatchDetections:
-        """Detect in images of `sizes` (N, 2): the best of each level above the score threshold, NMS by class over all levels."""
+        """Detect in images of `sizes` (N, 2): the best scores of each level, NMS by class over all levels."""
         config = self.config
         box, score, label = self._best(self.predict(features), sizes)
         valid = (score > config.score_thresh) & (boxes.area(box) > 0)

@@ -1,4 +1,4 @@
-"""FCOS's head (Tian et al. 2019): locations inside an object predict the distances to the four sides of its box, without anchors.
+"""FCOS's head (Tian et al. 2019): locations inside an object predict the distances to the sides of its box, without anchors.
 
 Shape letters: N images, C channels, Hi x Wi cells of level i, R = sum(Hi * Wi) locations of an image, G ground-truth boxes,
 K classes.
@@ -57,8 +57,8 @@ def centerness(distance: Tensor) -> Tensor:
 def match(locations: Locations, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, radius: float | None) -> tuple[Tensor, Tensor]:
     """Match locations with ground truth (N, G, 4).
 
-    Positive: inside an object whose farthest side is in the range of the location's level; of several objects the smallest wins.
-    Ignored: in a crowd's box, unless positive. The rest is negative.
+    Positive: inside an object whose farthest side is in the range of the location's level; of several objects the smallest
+    wins. Ignored: in a crowd's box, unless positive. The rest is negative.
 
     Args:
         radius: a location must also be less than this many strides away from the object's centre, in x and in y (centre

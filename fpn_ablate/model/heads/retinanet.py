@@ -1,7 +1,7 @@
 """RetinaNet's head (Lin et al. 2017): anchors, two subnets, focal loss.
 
-Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, K classes,
-T anchors that NMS leaves. Labels are 1..K.
+Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, T anchors
+that NMS leaves, K classes. Labels are 1..K.
 """
 
 import math

@@ -47,7 +47,7 @@ class Priors:
         boxes: (R, 4), each in the middle of its cell.
         strides: (R,) of their levels.
         shapes: (L * A, 2), width and height of the A priors of each level, in pixels.
-        level_strides, widths, heights, first: (L,), of each level its stride, its map's sides and the number of its first prior.
+        level_strides, widths, heights, first: (L,), of each level its stride, its map's sides and its first prior's number.
     """
 
     boxes: Tensor
@@ -60,7 +60,7 @@ class Priors:
 
 
 def responsible(priors: Priors, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the prior (N, G) that predicts each object of (N, G, 4), and its IoU (N, G) with the object, centres moved together.
+    """Return the prior (N, G) that predicts each object of (N, G, 4), and their IoU (N, G) with equal centres.
 
     It has the best shape of all levels, and lies in the cell that has the object's centre.
     """
