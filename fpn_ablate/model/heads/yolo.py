@@ -7,7 +7,6 @@ ground-truth boxes, M matched priors, K classes. Labels are 1..K.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.dense import YOLOTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.heads.dense import GROUPS, DenseHead
+from fpn_ablate.model.heads.dense import DenseHead, group_norm
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
@@ -236,7 +235,7 @@ class YOLOHead(DenseHead):
 
 
 def _convolution(channels: int, norm: str) -> nn.Sequential:
-    norms = {"bn": nn.BatchNorm2d, "gn": partial(nn.GroupNorm, math.gcd(GROUPS, 2 * channels))}
+    norms = {"bn": nn.BatchNorm2d, "gn": group_norm}
     layers = [norms[norm](2 * channels)] if norm != "none" else []
     conv = nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=norm == "none")
     return nn.Sequential(conv, *layers, nn.LeakyReLU(0.1, inplace=True))
