@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
-from fpn_ablate.config.dense import DenseTask, RetinaNetTask
+from fpn_ablate.config.dense import AnyDenseTask, DenseTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
@@ -181,8 +181,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | AnyDenseTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet", "fcos", "yolo", "ssd")
 
 PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
