@@ -23,12 +23,11 @@ class Subnet(nn.Sequential):
     """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them."""
 
     def __init__(self, channels: int, convolutions: int, norm: str) -> None:
-        layers: list[nn.Module] = []
+        super().__init__()
         for _ in range(convolutions):
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
-            layers += [nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)] if norm == "gn" else []
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
+            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+            norms = [nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)] if norm == "gn" else []
+            self.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
 
 
 class DenseHead(nn.Module):
