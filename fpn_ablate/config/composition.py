@@ -37,7 +37,7 @@ _NOT_IN_RECIPE_NAME = (
 )
 _PLACES = ("data.train.", "data.val.")
 # Groups in which factors lie. Another data set or recipe is another table.
-_MODEL = ("backbone", "neck", "rpn", "task")
+_MODEL = ("backbone", "neck", "rpn", "task", "image_pyramid")
 
 
 def register() -> None:

@@ -15,11 +15,13 @@ Gamma = Annotated[float, Field(strict=True, ge=0, le=100)]
 class DenseTask(Strict):
     """A detector of one stage; see `fpn_ablate.model.heads.dense.DenseHead`.
 
-    `pre_nms_topk`: boxes of a level that NMS reads. `proposals`: an image, where it is evaluated as a proposer.
+    `pre_nms_topk`: boxes of a level that NMS reads. `proposals`: an image, where it is evaluated as a proposer, which
+    `proposal_recall` adds to its evaluation.
     """
 
     masks: ClassVar[bool] = False  # the task is trained and evaluated on masks
     level_sizes: ClassVar[str | None] = None  # the key with one size a level of a pyramid; None: no such key
+    several_widths: ClassVar[bool] = False  # the head has predictors of its own for each level
     name: str
     score_thresh: Share
     pre_nms_topk: Many
@@ -27,6 +29,7 @@ class DenseTask(Strict):
     detections: Many
     proposals: Many
     proposal_nms_thresh: Share
+    proposal_recall: Annotated[bool, Field(strict=True)] = False
 
 
 class RetinaNetTask(DenseTask):

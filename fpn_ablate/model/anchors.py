@@ -13,6 +13,7 @@ from fpn_ablate.structures.levels import Features, Level
 
 # The paper's sizes in pixels are those of an image with this short side (Sec. 5); they scale with that of the input.
 PAPER_SHORT_SIDE = 800
+FINEST = 2  # the smallest size is that of P2
 # Shapes of batches whose anchors are kept. Grouped by aspect ratio, COCO's have a few dozen; each holds 4 MB at 800 x 1333.
 MAX_GRIDS = 32
 
@@ -22,14 +23,23 @@ def scaled(size: float, short_side: int) -> float:
     return size * short_side / PAPER_SHORT_SIDE
 
 
-def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float]) -> list[list[float]]:
+def sizes_per_level(levels: Sequence[Level], sizes: Sequence[float], shared: bool = True) -> list[list[float]]:
     """Return the anchor sizes of each level: one size a level of a pyramid, all sizes on a single map.
 
-    A pyramid with fewer levels than sizes (no P6) leaves the largest ones out.
+    A pyramid with fewer levels than sizes (no P6) leaves the largest ones out, since a head that all levels share has as many
+    anchors a cell on each. With heads of their own (`shared` false) each size stays on the stride that it has on P2..P6, or on
+    the nearest that there is, as RoIs do (Eq. 1); no level is left without one.
     """
     if len(levels) == 1:
         return [list(sizes)]
-    return [[size] for _, size in zip(levels, sizes, strict=False)]
+    if shared or len(levels) >= len(sizes):
+        return [[size] for _, size in zip(levels, sizes, strict=False)]
+    finest, last = int(levels[0].name[1:]), len(levels) - 1
+    per_level: list[list[float]] = [[] for _ in levels]
+    for number, size in enumerate(sizes):
+        by_stride = min(max(FINEST + number - finest, 0), last)
+        per_level[max(by_stride, number + len(levels) - len(sizes))].append(size)
+    return per_level
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], round_to_pixels: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.dense import DenseTask
-from fpn_ablate.config.parts import AnyBackbone, FPNNeck, RoI, RPNConfig, SingleLevelNeck
+from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
 from fpn_ablate.config.schema import Config, SegmentProposalsTask
 
 
@@ -36,6 +36,10 @@ def fpn_config(**keys: Any) -> FPNNeck:
 
 def single_level_config(level: str) -> SingleLevelNeck:
     return SingleLevelNeck(name="single_level", level=level)
+
+
+def hierarchy_config(**keys: Any) -> HierarchyNeck:
+    return _changed(_composed("neck=hierarchy", "rpn.shared=false").neck, keys)
 
 
 def backbone_config(name: str, **keys: Any) -> AnyBackbone:

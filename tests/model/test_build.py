@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model.backbones.base import MEAN, STD
-from fpn_ablate.model.build import build_backbone, build_detector, row_rpn
+from fpn_ablate.model.build import build_backbone, build_detector
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.summary import finest_level_reach, row_facts
@@ -201,13 +201,6 @@ def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(con
         assert model.roi.pooler.canonical_box_size == pytest.approx(224 * side / 800)
         assert model.rpn.level_sizes[3][0] / model.roi.pooler.canonical_box_size == pytest.approx(256 / 224)
     assert build_detector(cfg).roi.pooler.canonical_box_size == pytest.approx(224 * 64 / 800)
-
-
-def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
-    written = ("task.roi.proposals=[21,22]", "rpn.post_nms_topk=[31,32]")
-    assert row_rpn(config(*JOINT, *written)).post_nms_topk == (21, 22)
-    assert row_rpn(config("task=faster_rcnn", *written)).post_nms_topk == (31, 32)
-    assert row_rpn(config("task=fast_rcnn", *written)).post_nms_topk == (31, 32)
 
 
 @pytest.mark.parametrize(
