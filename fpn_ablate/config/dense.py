@@ -92,6 +92,7 @@ class FCOSTask(DenseTask):
 class YOLOTask(DenseTask):
     """YOLOv3's head (Redmon and Farhadi 2018); see `fpn_ablate.model.heads.yolo.YOLOHead`."""
 
+    several_widths: ClassVar[bool] = True
     name: Literal["yolo"]  # type: ignore[assignment]
     priors: Annotated[tuple[tuple[Extent, Extent], ...], Field(min_length=1, max_length=256)]
     priors_per_level: Scales
@@ -106,6 +107,7 @@ class YOLOTask(DenseTask):
 class SSDTask(DenseTask):
     """SSD's head (Liu et al. 2016); see `fpn_ablate.model.heads.ssd.SSDHead`. `negatives`: for each positive."""
 
+    several_widths: ClassVar[bool] = True
     name: Literal["ssd"]  # type: ignore[assignment]
     scales: tuple[PositiveShare, PositiveShare]
     first_scale: PositiveShare | None
