@@ -19,12 +19,8 @@ from fpn_ablate.structures.instances import Targets
 from fpn_ablate.utils.errors import UserError
 
 EACH = pytest.mark.parametrize(("task", "row"), [("fcos", "fpn"), ("yolo", "c4"), ("ssd", "ssd")])
-RUN = (*SHORT, "recipe.steps=2", "task.detections=20", "task.proposals=30", "task.score_thresh=0.0")
-    *SHORT,
-    "recipe.steps=2",
-    "task.detections=20",
-    "task.proposals=30",
-    "task.score_thresh=0.0",
+RUN = (
+    *(*SHORT, "recipe.steps=2", "task.detections=20", "task.proposals=30", "task.score_thresh=0.0"),
     "task.proposal_recall=true",
 )
 
@@ -38,7 +34,7 @@ def no_measurements(monkeypatch):
 
 @EACH
 def test_a_run_is_evaluated_as_detector_and_as_proposer_and_restored_from_its_weights(config, tmp_path, task, row):
-    cfg = config(*RUN, "task.proposal_recall=true", f"task={task}", f"ablation={row}").model_copy(update={"out": str(tmp_path / "results")})
+    cfg = config(*RUN, f"task={task}", f"ablation={row}").model_copy(update={"out": str(tmp_path / "results")})
     record = running.run(cfg)
     assert (record["status"], record["cost"]["steps"], record["verify"]["head"]) == ("finished", 2, task)
     assert {"AP", "AP_s", "AR100", "proposal_AR100", "proposal_AR1k_s"} <= set(record["metrics"])
