@@ -21,7 +21,7 @@ SUFFIX = ".safetensors"  # of what import writes
 ZOO = "Detectron2 Model Zoo"  # author of detectors on ResNets of Caffe, which read BGR divided by 1
 BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{names.STAGE}stem.0.weight"
-DENSE_SCORES, DENSE_DELTAS = "head.scores", "head.deltas"
+DENSE_SCORES, DENSE_DELTAS, DENSE_DISTANCES = "head.scores", "head.deltas", "head.distances"
 SCORES, DELTAS, MASKS = "roi.predictor.scores", "roi.predictor.deltas", f"{names.MASK}head.logits"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
@@ -90,7 +90,8 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         network = names.other_detector(stored.tensors) or names.other_backbone(None, stored.tensors)
         raise UserError(
             f"{stored.path}: {network or 'unknown names of weights'} ({first}). Supported are detectors of fpn_ablate, "
-            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
+            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets and MobileNetV2 "
+            "of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
@@ -99,8 +100,8 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         weights.notes = list(stored.notes)
     if source == names.TORCHVISION:
         _convert_torchvision_classes(weights, options)
-    if source == names.RETINANET:
-        _convert_retinanet_rows(weights, options)
+    if source in (names.RETINANET, names.FCOS):
+        _convert_one_stage_rows(weights, options)
     if source in (names.DETECTRON2, names.CAFFE2):
         _add_statistics(weights.tensors)
         _convert_detectron2_classes(weights)
@@ -156,7 +157,7 @@ def _rename(stored: Stored, source: str) -> Weights:
     heads = [part for part in sorted(ignored) if "keypoint" in part or "mask" in part]
     weights.notes += [f"left out: {part}, which our detectors do not have" for part in heads]
     weights.facts.setdefault("source", source)
-    if source in (names.TORCHVISION, names.RETINANET, names.RESNET):
+    if source in (names.TORCHVISION, names.RETINANET, names.FCOS, names.RESNET):
         weights.facts["stride_in_1x1"] = "false"
     if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
         weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
@@ -185,16 +186,19 @@ def _convert_torchvision_classes(weights: Weights, options: Options) -> None:
             weights.tensors[f"{MASKS}.{leaf}"] = masks[keep[1:]]
 
 
-def _convert_retinanet_rows(weights: Weights, options: Options) -> None:
+def _convert_one_stage_rows(weights: Weights, options: Options) -> None:
     """Order the anchors of a cell size by size, as ours are, not ratio by ratio; remove rows of numbers that are no category.
+
+    FCOS has one place a cell, in place of anchors.
 
     Raises:
         UserError: scores and deltas do not have rows of the same anchors.
     """
-    rows = {name: weights.tensors.get(f"{name}.bias", torch.empty(0)).numel() for name in (DENSE_SCORES, DENSE_DELTAS)}
-    anchors = rows[DENSE_DELTAS] // 4
+    boxes = DENSE_DISTANCES if weights.source == names.FCOS else DENSE_DELTAS
+    rows = {name: weights.tensors.get(f"{name}.bias", torch.empty(0)).numel() for name in (DENSE_SCORES, boxes)}
+    anchors = rows[boxes] // 4
     classes = rows[DENSE_SCORES] // max(anchors, 1)
-    layers = {f"{name}.{leaf}": anchors * n for name, n in ((DENSE_SCORES, classes), (DENSE_DELTAS, 4)) for leaf in _LEAVES}
+    layers = {f"{name}.{leaf}": anchors * n for name, n in ((DENSE_SCORES, classes), (boxes, 4)) for leaf in _LEAVES}
     actual = {name: weights.tensors[name].shape[:1].numel() for name in layers if name in weights.tensors}
     if actual != layers or classes < 2:
         raise UserError(f"{weights.path}: its head has the wrong rows: {actual}, and not those of one set of anchors")
@@ -210,8 +214,9 @@ def _convert_retinanet_rows(weights: Weights, options: Options) -> None:
     weights.facts["num_classes"] = str(len(keep))
     p6 = weights.tensors.get(P6)
     on_p5 = p6 is not None and p6.dim() == 4 and len(p6) == p6.shape[1]
-    norm = " task.norm=gn" if any(".class_subnet.0.1." in name for name in weights.tensors) else ""
-    weights.notes.append(f"use it with neck.levels=p3-p7 neck.p6={'conv' if on_p5 else 'conv_c5'}{norm}")
+    keys = " task.norm=gn" if any(".class_subnet.0.1." in name for name in weights.tensors) else ""
+    keys = " task.points=torchvision" if weights.source == names.FCOS else keys
+    weights.notes.append(f"use it with neck.levels=p3-p7 neck.p6={'conv' if on_p5 else 'conv_c5'}{keys}")
 
 
 def _convert_detectron2_classes(weights: Weights) -> None:

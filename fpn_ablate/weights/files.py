@@ -34,6 +34,8 @@ INFERENCE = {
     "task": (
         *("mlp", "mask", "scales", "ratio_7x7", "padding", "relu", "mask_threshold"),
         *("anchor_sizes", "anchor_scales", "anchor_ratios", "anchor_grid"),
+        *("points", "centerness", "score", "distances", "priors"),
+        *("first_scale", "whole_percent", "ratios", "outer_ratios", "clip", "loss", "variances"),
     ),
     "task.roi": (
         *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fpn_ablate.data.transforms import Resize, collate, prepare
+from fpn_ablate.data.transforms import Resize, collate, prepare, to_native
 from fpn_ablate.structures.batch import Sample
 from fpn_ablate.utils import rle
 
@@ -65,3 +65,17 @@ def their_input(samples):
 def close(ours, theirs, tolerance):
     """Equal to `tolerance` of the largest value."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max())))
+
+
+@torch.no_grad()
+def same_detections(theirs, ours, samples, batch, most):
+    """Check the detections of a detector of one stage, of which theirs returns at most `most` an image."""
+    detections = ours.detect(batch.images, batch.sizes)
+    for n, (sample, expected) in enumerate(zip(samples, theirs(their_input(samples)[0]), strict=True)):
+        solid = (expected["boxes"][:, 2:] > expected["boxes"][:, :2]).all(1)  # theirs keeps boxes that clipping has emptied
+        labels, scores, boxes = (expected[key][solid] for key in ("labels", "scores", "boxes"))
+        assert len(labels) > 20 and (detections.valid[n].sum() == len(labels) or len(solid) == most)
+        first = slice(len(labels))
+        assert detections.labels[n][first].tolist() == labels.tolist()
+        close(detections.scores[n][first], scores, 1e-5)
+        close(to_native(detections.boxes[n][first], batch.sizes[n].tolist(), sample.image.shape[:2]), boxes, 1e-5)

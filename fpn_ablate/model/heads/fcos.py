@@ -20,7 +20,7 @@ from fpn_ablate.model.heads.retinanet import focal_loss
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class FCOSHead(DenseHead):
         self, levels: Sequence[Level], config: FCOSTask, num_classes: int, short_side: int = anchors.PAPER_SHORT_SIDE
     ) -> None:
         super().__init__(levels, config, num_classes, short_side)
-        channels = levels[0].channels
-        self.classification = Subnet(channels, config.convolutions, config.norm, bias=True)
-        self.regression = Subnet(channels, config.convolutions, config.norm, bias=True)
+        channels = common_width(levels, "task=fcos")
+        self.class_subnet = Subnet(channels, config.convolutions, config.norm, bias=True)
+        self.box_subnet = Subnet(channels, config.convolutions, config.norm, bias=True)
         self.scores = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = None if config.centerness == "none" else nn.Conv2d(channels, 1, 3, padding=1)
@@ -157,7 +157,7 @@ class FCOSHead(DenseHead):
         (N, Ri, 1) unless it is off."""
         config, scores, distance, central = self.config, [], [], []
         for level, x in zip(self.levels, features.values(), strict=True):
-            classification, regression = self.classification(x), self.regression(x)
+            classification, regression = self.class_subnet(x), self.box_subnet(x)
             with autocast_off():  # as in the RPN: scores of bf16 would tie
                 classification, regression = full_precision(classification), full_precision(regression)
                 scores.append(anchors.flatten_cells(self.scores(classification), self.num_classes))
