@@ -165,7 +165,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, lateral, level"),
+        ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, extra_channels, extras, l2_norm"),
         ("nek.top_down", "Did you mean neck?"),
         ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: backbone_lr_factor, lr, "),
         ("zzz", "Allowed: backbone, data"),
