@@ -10,19 +10,22 @@ from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowF
 
 def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     """Print the rows as a table."""
-    with_head, two_stage, masks = (any(getattr(facts, key) for facts in rows.values()) for key in ("head", "proposals", "mask"))
+    with_head, two_stage, masks, pyramids = (
+        any(getattr(facts, key) for facts in rows.values()) for key in ("head", "proposals", "mask", "image_pyramid")
+    )
+    with_rpn = two_stage or not all(facts.head for facts in rows.values())
     columns = ["row", *(["proposals"] if two_stage else []), "feature"]
     columns += [*(["head"] if with_head else []), *(["mask head"] if masks else [])]
-    columns += ["lateral?", "top-down?", "finest level sees"]
-    parts = ["backbone", "neck", *(["rpn"] if two_stage or not with_head else [])]
+    columns += [*(["image scales"] if pyramids else []), "lateral?", "top-down?", "finest level sees"]
+    parts = ["backbone", "neck", *(["rpn"] if with_rpn else [])]
     parts += [*(["head"] if with_head else []), *(["mask"] if masks else [])]
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
     title += f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""
     table = Table(title=title + (f", masks of {DETECTIONS} detections" if masks else ""))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "row")
     for column in [
-        "# anchors" if two_stage or not with_head else "# regions",
+        "# anchors" if with_rpn else "# regions",
         "parameters",
         "trained",
         *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),
@@ -31,14 +34,14 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     for row, facts in rows.items():
         marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
         proposals, head = [facts.proposals] if two_stage else [], [facts.head] if with_head else []
-        head += [facts.mask] if masks else []
+        head += [*([facts.mask] if masks else []), *([facts.image_pyramid] if pyramids else [])]
         gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
         counts = [
             *(f"{n:,}" if n else "" for n in (facts.anchors, facts.params, facts.trained)),
             *(f"{x:,.1f}" for x in gflops),
         ]
         table.add_row(row, *proposals, facts.feature, *head, *marks, " ".join(facts.reach), *counts)
-    Console(width=max(200 if masks else 180, Console().width)).print(table)
+    Console(width=max(200 if masks or pyramids else 180, Console().width)).print(table)
 
 
 def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -> str:

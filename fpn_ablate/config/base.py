@@ -12,6 +12,7 @@ Width = Annotated[int, Field(strict=True, gt=0, le=2**15)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
 Extent = Annotated[float, Field(strict=True, ge=0.001, le=10**5)]
+Scale = Annotated[float, Field(strict=True, ge=0.05, le=8)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
 
 

@@ -19,6 +19,12 @@ class _NeckKeys(Strict):
     norm: Norm
 
     @property
+    def level_names(self) -> tuple[str, ...]:
+        """Return the names of the levels that the neck puts out, finest first."""
+        first, last = (int(name[1:]) for name in self.levels.split("-"))
+        return tuple(f"p{k}" for k in range(first, last + 1))
+
+    @property
     def row(self) -> str:
         """Return the name of the row that differs from the default by this neck alone."""
         return self.name  # type: ignore[attr-defined]

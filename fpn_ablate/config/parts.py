@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
-from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
+from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Scale, Share, Strict, Width
 from fpn_ablate.config.necks import BiFPNNeck, NASFPNNeck, Norm, StackedNeck, YOLONeck
 
 
@@ -251,7 +251,27 @@ class PAFPNNeck(FPNNeck):
         return self.name
 
 
-BuiltInNeck = FPNNeck | SingleLevelNeck | PAFPNNeck | BiFPNNeck | NASFPNNeck | YOLONeck | StackedNeck
+class HierarchyNeck(Strict):
+    """The backbone's maps as they are; see `fpn_ablate.model.necks.hierarchy.Hierarchy`."""
+
+    name: Literal["hierarchy"]
+    start: Literal["c2", "c3", "c4", "c5"]
+    extras: Annotated[int, Field(strict=True, ge=0, le=4)]
+    extra_channels: Annotated[int, Field(strict=True, ge=2, le=4096)]
+    l2_norm: bool
+
+    @property
+    def row(self) -> str:
+        """Return the name of the row that differs from the default by this neck alone."""
+        return f"hierarchy+start={self.start}+extras={self.extras}" + "+l2_norm=true" * self.l2_norm
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Return the names of the levels that the neck puts out, finest first."""
+        return tuple(f"c{k}" for k in range(int(self.start[1:]), 6 + self.extras))
+
+
+BuiltInNeck = FPNNeck | SingleLevelNeck | HierarchyNeck | PAFPNNeck | BiFPNNeck | NASFPNNeck | YOLONeck | StackedNeck
 AnyNeck = BuiltInNeck | UserPart
 
 
@@ -260,6 +280,7 @@ class RPNConfig(Strict):
 
     name: Literal["rpn"]
     head: or_user(Literal["conv"])  # type: ignore[valid-type]
+    shared: Annotated[bool, Field(strict=True)] = True  # configurations of earlier runs lack it
     anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]
@@ -312,3 +333,23 @@ class MaskConfig(Strict):
     fc_dim: Width
     class_agnostic: Annotated[bool, Field(strict=True)]
     targets: Literal["exact", "torchvision"]
+
+
+class ImagePyramidConfig(Strict):
+    """A detector that reads each image at several scales; see `fpn_ablate.model.detectors.image_pyramid.ImagePyramid`.
+
+    `scales`: sides, as factors on those of the input. `train`: "one" (the detector is trained on the input as it is, and reads
+    the other scales at test time alone) or "random" (each batch is trained at a scale that is drawn for it).
+    """
+
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=16)]
+    box_size: Extent
+    roi: Literal["nearest", "adjacent_max"]
+    train: Literal["one", "random"]
+
+    @field_validator("scales")
+    @classmethod
+    def _differ(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(scales)) < len(scales):
+            raise ValueError("a scale comes twice, and would be computed twice: give each once")
+        return scales

@@ -9,12 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
-from fpn_ablate.config.dense import DenseTask, RetinaNetTask
+from fpn_ablate.config.dense import AnyDenseTask, DenseTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
     BuiltInNeck,
     FPNNeck,
+    HierarchyNeck,
+    ImagePyramidConfig,
     MaskConfig,
     PlainBackbone,
     RoI,
@@ -153,12 +155,23 @@ class FastRCNNTask(Strict):
 
 class FasterRCNNTask(Strict):
     """Tables 3 and 5: each row's own RPN makes the proposals. `training`: "separate" networks for RPN and Fast R-CNN (not
-    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper)."""
+    shared), "four_step" (shared features, Faster R-CNN's alternating training), or "joint" (end to end, not in the paper).
+    `proposal_recall`: the recall of the network's proposals is evaluated too."""
 
     masks: ClassVar[bool] = False
     name: Literal["faster_rcnn"]
     training: Literal["separate", "four_step", "joint"]
+    proposal_recall: Annotated[bool, Field(strict=True)] = False  # configurations of earlier runs lack it
     roi: RoI
+
+    @model_validator(mode="after")
+    def _proposes(self) -> "FasterRCNNTask":
+        if self.proposal_recall and self.training == "separate":
+            raise ValueError(
+                "proposal_recall=true is for one network; with training=separate the RPN is another, whose run (task=rpn) has "
+                "its recall: use training=joint or four_step"
+            )
+        return self
 
 
 class MaskRCNNTask(FasterRCNNTask):
@@ -169,8 +182,10 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | AnyDenseTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet", "fcos", "yolo", "ssd")
+
+PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
 
 class Optimizer(Strict):
@@ -274,6 +289,7 @@ class Config(Strict):
     backbone: or_user(Annotated[Backbone | PlainBackbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
     neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
     rpn: RPNConfig
+    image_pyramid: ImagePyramidConfig | None = None  # configurations of earlier runs lack it
     task: Task = Field(discriminator="name")
     recipe: Recipe
     log: Log
@@ -281,7 +297,7 @@ class Config(Strict):
     @property
     def steps(self) -> int:
         """Training steps of the cell itself, without those of cells that it builds on."""
-        if self.mode == "evaluate":
+        if self.mode == "evaluate" or self.trained_without_pyramid:
             return 0
         if isinstance(self.task, RPNTask | DenseTask):
             return self.recipe.steps
@@ -297,6 +313,16 @@ class Config(Strict):
         return self.task.training if isinstance(self.task, FasterRCNNTask) else self.task.name
 
     @property
+    def trained_without_pyramid(self) -> bool:
+        """Return True if the cell is the trained detector of the same row without the image pyramid, tested with it."""
+        return self.mode == "train" and self.image_pyramid is not None and self.image_pyramid.train == "one"
+
+    @property
+    def proposal_recall(self) -> bool:
+        """Return whether the recall of proposals is evaluated beside the detections."""
+        return getattr(self.task, "proposal_recall", False)
+
+    @property
     def mask(self) -> MaskConfig | None:
         """Return the configuration of the mask branch; None without one."""
         return self.task.mask if isinstance(self.task, MaskRCNNTask) else None
@@ -305,6 +331,7 @@ class Config(Strict):
     def parts(self) -> dict[str, Any]:
         """Return the parts that the cell uses, those of its proposals included, by their dotted keys."""
         parts: dict[str, Any] = {"backbone": self.backbone, "neck": self.neck}
+        parts |= {"image_pyramid": "image_pyramid"} if self.image_pyramid else {}
         if isinstance(self.task, SegmentProposalsTask):
             return parts
         if isinstance(self.task, DenseTask):
@@ -377,8 +404,37 @@ class Config(Strict):
             raise ValueError("task.roi.head=conv5 continues the backbone behind C4: it goes with ablation=c4 alone")
         return self
 
+    @model_validator(mode="after")
+    def _reads_image_pyramid(self) -> "Config":
+        if self.image_pyramid and (self.task.name not in PYRAMID_TASKS or self.mask):
+            raise ValueError(
+                f"image_pyramid goes with {', '.join(f'task={task}' for task in PYRAMID_TASKS)}, "
+                f"and not with task={self.task.name}: set image_pyramid=null, or another task"
+            )
+        return self
+
+    @property
+    def one_width(self) -> bool:
+        """Return whether the row's neck has levels of one width, since a head is shared by them."""
+        if isinstance(self.task, DenseTask):
+            return not self.task.several_widths
+        return self.rpn.shared or not isinstance(self.task, RPNTask)
+
+    @model_validator(mode="after")
+    def _fits_widths(self) -> "Config":
+        necks = [(self.neck, self.one_width)]
+        if isinstance(self.task, FastRCNNTask) and not self.task.proposals.file:
+            necks.append((self.task.proposals.neck, self.rpn.shared))
+        for number, (neck, one_width) in enumerate(necks):
+            if one_width and isinstance(neck, HierarchyNeck) and len(neck.level_names) > 1:
+                of_rpn = number or isinstance(self.task, RPNTask)
+                fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
+                user = "the RPN" if of_rpn else f"task={self.task.name}"
+                raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all: {fix}")
+        return self
+
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        if isinstance(neck, FPNNeck) and neck.output == "pyramid" and self.level_sizes:
+        if isinstance(neck, FPNNeck | HierarchyNeck) and len(neck.level_names) > 1 and self.level_sizes:
             names, (key, sizes) = neck.level_names, self.level_sizes
             if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.

@@ -1,4 +1,4 @@
-"""Name the runs that a run builds on: the RPN whose proposals it learns from, or its network of an earlier step."""
+"""Name the runs that a run builds on: the RPN whose proposals it learns from, or a network that it continues or tests."""
 
 from typing import Any
 
@@ -8,18 +8,25 @@ SOURCES = "sources"  # in the place of a table's name: runs that only serve othe
 
 
 def sources(cfg: Config) -> dict[str, Config]:
-    """Return the runs that a run builds on, by their role: `rpn`, or `second` (the second of the four steps)."""
+    """Return the runs that a run builds on, by their role.
+
+    `rpn` makes its proposals, `second` is the second of the four steps, and `without_pyramid` trains the detector that this run
+    tests with an image pyramid.
+    """
     task = cfg.task
     if cfg.mode == "evaluate":
         return {}
+    runs = {}
     if cfg.procedure == "fast_rcnn" and not task.proposals.file:
         neck = task.proposals.neck
-        return {"rpn": _source(cfg, task=RPNTask(name="rpn"), neck=neck, row=neck.row)}
+        runs["rpn"] = _source(cfg, task=RPNTask(name="rpn"), neck=neck, row=neck.row, image_pyramid=None)
     if cfg.procedure == "separate":
-        return {"rpn": _source(cfg, task=RPNTask(name="rpn"))}
-    if cfg.procedure == "four_step":
-        return {"second": _source(cfg, task=task.model_copy(update={"training": "separate"}))}
-    return {}
+        runs["rpn"] = _source(cfg, task=RPNTask(name="rpn"))
+    if cfg.trained_without_pyramid:
+        runs["without_pyramid"] = _source(cfg, image_pyramid=None, row=cfg.neck.row)
+    elif cfg.procedure == "four_step":
+        runs["second"] = _source(cfg, task=task.model_copy(update={"training": "separate", "proposal_recall": False}))
+    return runs
 
 
 def _source(cfg: Config, **changes: Any) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fpn_ablate.config.parts import Backbone, PlainBackbone, TimmBackbone, UserPart
+from fpn_ablate.config.parts import AnyBackbone, BuiltInNeck, UserPart
 from fpn_ablate.config.schema import TASKS, Config
 from fpn_ablate.utils.errors import UserError, short_repr
 
@@ -57,18 +57,8 @@ def _merged(lines: Iterable[str]) -> Iterator[str]:
 
 def _explain(problem: Any) -> str:
     # pydantic puts the chosen variant of a union into the location: data.shapes.mix is data.mix to the user.
-    tags = {
-        "shapes",
-        "coco",
-        "fpn",
-        "single_level",
-        "built-in",
-        "user",
-        *TASKS,
-        *_tags(Backbone),
-        *_tags(TimmBackbone),
-        *_tags(PlainBackbone),
-    }
+    parts = [part for kind in (BuiltInNeck, AnyBackbone) for part in typing.get_args(kind) if not issubclass(part, UserPart)]
+    tags = {"shapes", "coco", "built-in", "user", *TASKS, *(tag for part in parts for tag in _tags(part))}
     group, inner = [str(part) for part in problem["loc"][:1]], [str(part) for part in problem["loc"][1:]]
     inner = [
         part for part in inner if part not in ("bool", "int", "float", "str") and part.replace("_", "").isalnum()

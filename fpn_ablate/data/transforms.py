@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as v2
 
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.structures.batch import Batch, Sample
+from fpn_ablate.structures.images import resize
 from fpn_ablate.structures.masks import ObjectMasks
 
 DIVISOR = 32  # sides of a batch's images are padded to a multiple of it
@@ -69,11 +67,7 @@ class Resize:
         size = self.size(height, width)
         if size == (height, width):
             return image, boxes
-        if self.antialias:
-            resized = v2.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-        else:
-            resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-        return resized, boxes * _ratio(size, (height, width), boxes)
+        return resize(image, size, self.antialias), boxes * _ratio(size, (height, width), boxes)
 
 
 def to_native(boxes: Tensor, size: Sequence[int], native_size: Sequence[int]) -> Tensor:

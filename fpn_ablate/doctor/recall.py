@@ -23,7 +23,7 @@ def anchors_of(cfg: Config) -> AnchorSet:
     with torch.device("meta"):  # the neck publishes its levels
         levels = build_neck(cfg.neck, build_backbone(cfg.backbone).levels).levels
     sizes = [anchors.scaled(size, cfg.recipe.short_side) for size in cfg.rpn.anchor_sizes]
-    sizes = anchors.sizes_per_level(levels, sizes)
+    sizes = anchors.sizes_per_level(levels, sizes, cfg.rpn.shared)
     pairs = zip(levels, sizes, strict=False)
     return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(cfg.rpn.anchor_ratios)
 

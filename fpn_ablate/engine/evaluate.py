@@ -11,7 +11,7 @@ from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize, to_native
 from fpn_ablate.engine.train import autocast
-from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, mask_name
+from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, mask_name, proposal_name
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import Batch, DetectionDataset
 from fpn_ablate.structures.instances import BatchDetections, Proposals, map_tensors
@@ -99,10 +99,15 @@ def ground_truth(dataset: DetectionDataset, count: int | None) -> dict:
     return {**truth, "images": truth["images"][:count], "annotations": annotations}
 
 
-def evaluate(detections: DetectionSet, dataset: DetectionDataset, count: int | None = None) -> dict[str, Any]:
+def evaluate(
+    detections: DetectionSet, dataset: DetectionDataset, count: int | None = None, proposals: DetectionSet | None = None
+) -> dict[str, Any]:
     """Evaluate on all images of `dataset`, or on the first `count`: AR of proposals, AP and AR100 of labelled detections.
 
     Proposals with masks are evaluated by their masks, detections with masks by their boxes and, as mask_AP, by their masks.
+
+    Args:
+        proposals: of the same network, if their recall is evaluated beside its detections, as proposal_AR100, ...
 
     Returns:
         The evaluated keys of a record: metrics, per_class (of labelled detections), objects, images.
@@ -117,6 +122,9 @@ def evaluate(detections: DetectionSet, dataset: DetectionDataset, count: int | N
             precision, of_classes = average_precision(truth, detections, dataset.categories, dataset.area_bounds, by="segm")
             metrics |= {mask_name(name): value for name, value in precision.items()}
             per_class["mask_per_class"] = of_classes
+    if proposals is not None:
+        recall = average_recall(truth, proposals, dataset.area_bounds)
+        metrics |= {proposal_name(name): value for name, value in recall.items()}
     return {
         "metrics": metrics,
         **per_class,

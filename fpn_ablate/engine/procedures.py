@@ -72,6 +72,7 @@ class Trained:
         model: saved as the row's weights.
         validation: the split that `predict` reads; its samples carry the fixed proposals, if there are any.
         predict: batch -> proposals (tasks rpn and segment_proposals) or detections.
+        propose: batch -> proposals, where their recall is evaluated beside the detections (task.proposal_recall).
         predict_end_to_end: as `predict`; if the fixed proposals are of the row's own RPN, that RPN runs too (for the latency).
         proposals: row and fingerprint of the run whose RPN makes the proposals, for the record.
         mask_threshold: probability above which a pixel belongs to a mask.
@@ -83,6 +84,7 @@ class Trained:
     predict_end_to_end: Callable[[Batch], Proposals | BatchDetections]
     proposals: dict[str, Any] | None = None
     mask_threshold: float = 0.5
+    propose: Callable[[Batch], Proposals] | None = None
 
 
 def prepare_proposals(context: RunContext) -> ProposalSupply:
@@ -93,7 +95,7 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
     if "rpn" not in context.sources:
         return ProposalSupply()
     folder = context.sources["rpn"]
-    cfg = context.cfg.model_copy(update={"neck": sources(context.cfg)["rpn"].neck})
+    cfg = sources(context.cfg)["rpn"]
     rpn, source = _load(context, cfg, folder, ("rpn",)), record.read(folder) or {}
 
     def make() -> FixedProposals:
@@ -104,18 +106,19 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
 
 
 def train_or_load(context: RunContext, supply: ProposalSupply) -> Trained:
-    """Train by the procedure of the run's task; with mode=evaluate, load the weights to evaluate instead."""
-    procedure = _load_evaluated if context.cfg.mode == "evaluate" else _PROCEDURES[context.cfg.procedure]
-    return _as_trained(context, supply, procedure(context, supply))
+    """Train by the procedure of the run's task, or load the weights that the run tests."""
+    if context.cfg.mode == "evaluate":
+        model = _load_evaluated(context)
+    elif "without_pyramid" in context.sources:
+        model = _load_finished(context, context.sources["without_pyramid"])
+    else:
+        model = _PROCEDURES[context.cfg.procedure](context, supply)
+    return _as_trained(context, supply, model)
 
 
 def restore(context: RunContext, supply: ProposalSupply) -> Trained:
     """Load a finished run from its weights."""
-    heads = ("roi",) if context.cfg.procedure == "separate" else build.HEADS[context.cfg.task.name]
-    model = _load(context, context.cfg, context.folder, heads)
-    if context.cfg.procedure == "four_step":
-        _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
-    return _as_trained(context, supply, model)
+    return _as_trained(context, supply, _load_finished(context, context.folder))
 
 
 def logged_steps(folder: Path, cfg: Config) -> int:
@@ -124,7 +127,16 @@ def logged_steps(folder: Path, cfg: Config) -> int:
     return before + checkpointed_steps(folder / name)
 
 
-def _load_evaluated(context: RunContext, supply: ProposalSupply) -> Detector:
+def _load_finished(context: RunContext, folder: Path) -> Detector:
+    """Load the row's network from a finished run."""
+    heads = ("roi",) if context.cfg.procedure == "separate" else build.HEADS[context.cfg.task.name]
+    model = _load(context, context.cfg, folder, heads)
+    if context.cfg.procedure == "four_step":
+        _freeze_trunk(model)  # as in training: frozen batch norm rounds differently
+    return model
+
+
+def _load_evaluated(context: RunContext) -> Detector:
     """Load the detector of the file that is evaluated."""
     assert context.inputs.checkpoint
     model = _build_initialised(context, build.HEADS[context.cfg.task.name])
@@ -187,7 +199,9 @@ def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
     fourth.load_state_dict(second.state_dict())
     fourth = _share_trunk(fourth, second)
     _train(context, fourth, _with_train_proposals(context, fixed), cfg.recipe.roi.steps, CHECKPOINT4, before=cfg.recipe.steps)
-    return Detector(fourth.backbone, fourth.neck, third.rpn, fourth.roi)
+    model = _share_trunk(_build_initialised(context, ("rpn", "roi")), fourth)
+    model.rpn, model.roi = third.rpn, fourth.roi
+    return model
 
 
 _PROCEDURES: dict[str, Callable[[RunContext, ProposalSupply], Detector]] = {
@@ -206,9 +220,12 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     model.eval()
     validation, fixed, rpn = context.inputs.validation, supply.fixed, supply.rpn
 
+    def propose(batch: Batch) -> Proposals:
+        return model.propose(batch.images, batch.sizes)
+
     def predict(batch: Batch) -> Proposals | BatchDetections:
         if not model.detects:
-            return model.propose(batch.images, batch.sizes)
+            return propose(batch)
         return model.detect(batch.images, batch.sizes, batch_proposals(batch))
 
     def predict_end_to_end(batch: Batch) -> Proposals | BatchDetections:
@@ -217,7 +234,8 @@ def _as_trained(context: RunContext, supply: ProposalSupply, model: Detector) ->
     if fixed is None:
         origin = {"row": context.cfg.row, "fingerprint": context.fingerprint} if model.roi else None
         threshold = getattr(context.cfg.task, "mask_threshold", 0.5)
-        return Trained(model, validation, predict, predict_end_to_end, origin, threshold)
+        proposer = propose if context.cfg.proposal_recall else None
+        return Trained(model, validation, predict, predict_end_to_end, origin, threshold, proposer)
     validation = WithProposals(validation, fixed.val_ids, fixed.val_boxes, context.cfg.task.roi.proposals[1])
     origin = {"row": fixed.row, "fingerprint": fixed.fingerprint}
     return Trained(model, validation, predict, predict_end_to_end, origin)

@@ -66,7 +66,7 @@ def _part_version(key: str, part: Any, core: Collection[str]) -> dict[str, str]:
         from fpn_ablate.model import parts  # loads torch
 
         lists = {"backbone": parts.BACKBONES, "rpn.head": parts.RPN_HEADS, "task.roi.head": parts.BOX_HEADS}
-        lists |= {"task.mask.head": parts.MASK_HEADS, "task": parts.DENSE_HEADS}
+        lists |= {"task.mask.head": parts.MASK_HEADS, "task": parts.DENSE_HEADS, "image_pyramid": parts.DETECTORS}
         names = ("2fc", "conv5") if part == "auto" else (getattr(part, "name", part),)
         own, modules = {}, [lists.get(key, parts.NECKS)[name].__module__ for name in names]
     return own | _digests({module: file for module, file in _follow(modules).items() if module not in core})

@@ -19,6 +19,7 @@ from fpn_ablate.evaluation.coco import (
     match,
     mean,
     precision_by_size,
+    proposal_name,
     quietly,
     recall_name,
 )
@@ -41,16 +42,18 @@ def bootstrap_metrics(
     categories: Sequence[dict[str, Any]],
     area_bounds: tuple[float, float],
     indices: np.ndarray,
+    proposals: DetectionSet | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute each metric on the images of each replicate.
 
     Args:
         truth, detections, categories, area_bounds: as for `average_recall` and `average_precision`.
         indices: (B, I) positions in the images of `truth`, sorted by id, from `bootstrap_indices`.
+        proposals: of the same network, if their recall is evaluated beside detections with labels.
 
     Returns:
         {metric: (B,) values}, NaN where undefined: AP, mask_AP where there are masks, and AR100 of detections with labels,
-        AR100 and AR1k of proposals.
+        AR100 and AR1k of proposals, which are called proposal_AR100, ... beside detections.
     """
     areas, labels = area_ranges(area_bounds), detections.labels is not None
     limits = (100,) if labels else (100, 1000)
@@ -61,6 +64,9 @@ def bootstrap_metrics(
     if detections.masks is not None:
         of_masks = _precision(_MatchedImages(truth, detections, categories, areas, limits, "segm"), indices)
         precision |= {mask_name(name): values for name, values in of_masks.items()}
+    if proposals is not None:
+        of_proposals = bootstrap_metrics(truth, proposals, categories, area_bounds, indices)
+        recall |= {proposal_name(name): values for name, values in of_proposals.items()}
     return precision | recall
 
 

@@ -187,6 +187,11 @@ def mask_name(name: str) -> str:
     return f"mask_{name}"
 
 
+def proposal_name(name: str) -> str:
+    """Return the name of a recall of proposals where detections are evaluated too: proposal_AR1k, ..."""
+    return f"proposal_{name}"
+
+
 def recall_name(limit: int, area: str) -> str:
     """Format a metric's name: AR100, AR1k_s, ..."""
     return (f"AR{limit // 1000}k" if limit % 1000 == 0 else f"AR{limit}") + SUFFIX[area]

@@ -23,7 +23,7 @@ from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN
 from fpn_ablate.model.heads.segments import SegmentHead
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, MASK_HEADS, NECKS, RPN_HEADS
+from fpn_ablate.model.parts import BACKBONES, BOX_HEADS, DENSE_HEADS, DETECTORS, MASK_HEADS, NECKS, RPN_HEADS
 from fpn_ablate.structures.levels import Level
 from fpn_ablate.utils.errors import UserError
 
@@ -123,29 +123,25 @@ def check(cfg: Config) -> None:
         levels, sizes = backbone.levels, len(cfg.level_sizes[1]) if cfg.level_sizes else None
         neck = rpn_neck = build_neck(cfg.neck, levels)
         if "neck" in parts:
-            contracts.check_neck(neck, levels, where["neck"], sizes if cfg.procedure != "fast_rcnn" else None)
+            sizes_read = sizes if cfg.procedure != "fast_rcnn" else None
+            contracts.check_neck(neck, levels, where["neck"], sizes_read, cfg.one_width)
         other = "task.proposals.neck"
         if other in cfg.parts:
             rpn_neck = build_neck(cfg.task.proposals.neck, levels, other)
         if other in parts:
-            contracts.check_neck(rpn_neck, levels, where[other], sizes)
+            contracts.check_neck(rpn_neck, levels, where[other], sizes, cfg.rpn.shared)
         if "rpn.head" in parts:
             rpn = build_rpn(cfg.rpn, rpn_neck.levels, cfg.recipe.short_side)
-            per_cell = len(rpn.level_sizes[0]) * len(cfg.rpn.anchor_ratios)
-            contracts.check_rpn_head(rpn.head, rpn_neck.levels[: len(rpn.level_sizes)], per_cell, where["rpn.head"])
+            read = rpn_neck.levels[: len(rpn.level_sizes)]
+            heads = [(rpn.head, read)] if cfg.rpn.shared else [(rpn.head.levels[level.name], [level]) for level in read]
+            for (head, its_levels), of_cell in zip(heads, rpn.level_sizes, strict=False):
+                contracts.check_rpn_head(head, its_levels, len(of_cell) * len(cfg.rpn.anchor_ratios), where["rpn.head"])
         if "task.roi.head" in parts:
             roi = build_roi(cfg.task.roi, neck.levels, 1, cfg.recipe.short_side, backbone)
             contracts.check_box_head(roi.box_head, roi.pooler.in_channels, roi.pooler.resolution, where["task.roi.head"])
         if timm or "backbone" in parts:  # last, for it takes stages out
             contracts.check_backbone(backbone, where.get("backbone", f"backbone={cfg.backbone.label}"))
     _checked.add(key)
-
-
-def row_rpn(cfg: Config) -> RPNConfig:
-    """Return the configuration of a row's RPN. Trained jointly, it proposes no more than the second stage uses."""
-    if cfg.procedure == "joint":
-        return cfg.rpn.model_copy(update={"post_nms_topk": cfg.task.roi.proposals})
-    return cfg.rpn
 
 
 def build_detector(
@@ -174,7 +170,7 @@ def build_detector(
         return SegmentProposer(backbone, neck, SegmentHead(neck.levels, cfg.task, short_side))
     if "dense" in heads:
         return DenseDetector(backbone, neck, DENSE_HEADS[cfg.task.name](neck.levels, cfg.task, num_classes, short_side))
-    rpn = build_rpn(row_rpn(cfg), neck.levels, short_side) if "rpn" in heads else None
+    rpn = build_rpn(cfg.rpn, neck.levels, short_side) if "rpn" in heads else None
     roi = None
     if "roi" in heads:
         roi = build_roi(cfg.task.roi, neck.levels, num_classes, short_side, backbone, removed.get("c5"), cfg.mask)
@@ -182,4 +178,6 @@ def build_detector(
             raise UserError(
                 f"backbone={cfg.backbone.label} has only pooling behind C4, so there is no conv5 head: set task.roi.head=2fc"
             )
+    if cfg.image_pyramid:
+        return DETECTORS["image_pyramid"](backbone, neck, rpn, roi, cfg.image_pyramid, short_side, cfg.recipe.antialias)
     return Detector(backbone, neck, rpn, roi)

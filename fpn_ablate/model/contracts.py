@@ -43,11 +43,14 @@ def check_backbone(backbone: Any, where: str) -> None:
         _check_maps(backbone, torch.empty(2, 3, *PROBES[0]), backbone.levels[: stages - 1], PROBES[0], where, image)
 
 
-def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: int | None = None) -> None:
+def check_neck(
+    neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: int | None = None, one_width: bool = True
+) -> None:
     """Check the levels of a neck on a backbone's levels.
 
     Args:
         anchor_sizes: how many sizes of anchors the RPN has; None without an RPN.
+        one_width: the levels share a head.
 
     Raises:
         UserError: as `check_backbone`.
@@ -60,9 +63,10 @@ def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: 
     if not levels or not all(isinstance(level, Level) for level in levels):
         raise UserError(f"{where}: levels is {levels!r}; set it to a tuple of Level(name, channels), finest first")
     strides, widths = [level.stride for level in levels], {level.channels for level in levels}
-    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or len(widths) > 1:
+    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)) or (one_width and len(widths) > 1):
         found = ", ".join(f"{level.name} ({level.channels} channels)" for level in levels)
-        raise UserError(f"{where}: levels are {found}; each must have twice the stride of the one before, and all one width")
+        width = ", and all one width (an RPN alone can do with several: rpn.shared=false)" if one_width else ""
+        raise UserError(f"{where}: levels are {found}; each must have twice the stride of the one before{width}")
     if anchor_sizes is not None and len(levels) > max(anchor_sizes, 1):
         raise UserError(f"{where}: it has {len(levels)} levels and rpn.anchor_sizes {anchor_sizes} sizes: give one a level")
     read = in_levels[: names.index(neck.deepest) + 1]
@@ -73,7 +77,7 @@ def check_neck(neck: Any, in_levels: Sequence[Level], where: str, anchor_sizes: 
 
 
 def check_rpn_head(head: Any, levels: Sequence[Level], num_anchors: int, where: str) -> None:
-    """Check the objectness (N, Ri) and deltas (N, Ri, 4) of an RPN's head on the levels that have anchors.
+    """Check the objectness (N, Ri) and deltas (N, Ri, 4) of an RPN's head on the levels that it reads.
 
     Raises:
         UserError: as `check_backbone`.

@@ -1,25 +1,36 @@
 """Layers that several parts share."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fpn_ablate.model.precision import full_precision
+
+GROUP = 8  # channels of group norm, as 32 groups of 256; fewer where they do not divide the width
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)
+
 
 class L2Norm(nn.Module):
-    """Normalise each cell's features (N, C, H, W) to length 1, and scale each channel by a learned factor (SSD, Sec. 3.1).
+    """Scale the features of each cell to length 1, then each channel by a learned factor (ParseNet; SSD's conv4_3).
 
-    Args:
-        scale: that every factor starts from.
+    Maps of different depth differ in scale, and the finest would be drowned.
     """
 
-    def __init__(self, channels: int, scale: float = 20.0) -> None:
-        super().__init__()
-        self.scale, self.start = nn.Parameter(torch.full((channels,), scale)), scale
+    START = 20.0
 
-    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
-        """Set the factors to their start."""
-        nn.init.constant_(parameter, self.start)
-        return True
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((channels,), self.START))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale[:, None, None] * F.normalize(x, dim=1)
+        return F.normalize(full_precision(x)) * self.factor[:, None, None]
+
+    def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Start at 20 (SSD)."""
+        nn.init.constant_(parameter, self.START)
+        return True

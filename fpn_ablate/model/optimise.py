@@ -9,7 +9,7 @@ from torch import nn
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.box_head import TwoFC
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
-from fpn_ablate.model.heads.rpn import RPN, RPNHead
+from fpn_ablate.model.heads.rpn import RPN, LevelHeads, RPNHead
 from fpn_ablate.model.ops.box_head import FastTwoFC
 from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
 from fpn_ablate.model.ops.onednn import Conv2d, Linear
@@ -29,7 +29,7 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
         fold_batch_norm(detector.backbone)
         if detector.roi and detector.roi.box_head.backbone_stage:
             fold_batch_norm(detector.roi.box_head)
-    _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and type(detector.rpn.head) is RPNHead else FastRPN)
+    _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and _is_sparse(detector.rpn.head) else FastRPN)
     if device.type == "cuda":
         if isinstance(detector.rpn, FastRPN):
             detector.rpn.one_nms = True
@@ -50,6 +50,12 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
     for name in ("predictor.scores", "predictor.deltas", "mask.head.fc1", "mask.head.fc2", "mask.head.logits"):
         _replace(detector, f"roi.{name}", nn.Linear, Linear)
     return detector
+
+
+def _is_sparse(head: nn.Module) -> bool:
+    """Return whether `SparseRPN` computes what this head of an RPN, or each level's own, does."""
+    heads = head.levels.values() if type(head) is LevelHeads else [head]
+    return all(type(one) is RPNHead for one in heads)
 
 
 def _replace(detector: Detector, name: str, plain: type[nn.Module], fast: type[nn.Module]) -> None:

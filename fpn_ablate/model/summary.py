@@ -1,6 +1,8 @@
 """Summarise a row before it is trained: anchors, reach of the switches, parameters, cost."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from fpn_ablate.config.schema import Config, RPNTask, SegmentProposalsTask
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.dense import DenseDetector
+from fpn_ablate.model.detectors.image_pyramid import ImagePyramid
 from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
@@ -35,6 +38,7 @@ class RowFacts:
             "" without any.
         proposals: the source of the second stage's proposals ("RPN C4", "file"), or "".
         mask: "fcn", "mlp", or "" without a mask branch.
+        image_pyramid: the scales at which an image is read ("0.5, 1, 2"), or "": one. The cost is that of all of them.
         params, trained: parameters that are built, and those that are not frozen; of both networks where RPN and second stage
             share nothing. A second stage and a dense head are counted with the paper's 80 classes.
         gflops: 1e9 floating-point operations, 2 per multiply-add, of convolutions and matrix products (torch's counter). RoI
@@ -60,10 +64,12 @@ class RowFacts:
     gflops_head: float
     gflops_mask: float = 0.0
     mask: str = ""
+    image_pyramid: str = ""
 
     def to_dict(self) -> dict:
-        """Return the facts of a record; those of masks only with a mask branch."""
-        return {key: value for key, value in asdict(self).items() if self.mask or not key.endswith("mask")}
+        """Return the facts of a record; those of masks and of an image pyramid only with one."""
+        absent = [part for part in ("mask", "image_pyramid") if not getattr(self, part)]
+        return {key: value for key, value in asdict(self).items() if not key.endswith(tuple(absent))}
 
 
 def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = PAPER_SIZE) -> RowFacts:
@@ -90,6 +96,7 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
         reach=finest_level_reach(cfg),
         head=next(filter(None, map(_head, models)), ""),
         mask=next((m.roi.mask.head.label for m in models if m.roi and m.roi.mask), ""),
+        image_pyramid=", ".join(f"{scale:g}" for scale in cfg.image_pyramid.scales) if cfg.image_pyramid else "",
         proposals=_proposals(cfg, models[0]),
         params=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
@@ -101,12 +108,21 @@ def row_facts(cfg: Config, num_classes: int = CLASSES, size: tuple[int, int] = P
 def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int], int]:
     """Count the operations of each part of a network on the meta device for one image, and its anchors."""
     cost, anchors = dict.fromkeys(("backbone", "neck", "rpn", "head", "mask"), 0), []
-    features, cost["backbone"] = _count_flops(model.backbone, torch.empty(1, 3, *size))
-    levels, cost["neck"] = _count_flops(model.neck, features)
-    if model.rpn:
-        (_, _, anchors), cost["rpn"] = _count_flops(model.rpn, levels)
+    pyramid = model if isinstance(model, ImagePyramid) else None
+    for number, image_size in enumerate(pyramid.scaled_sizes(size) if pyramid else [size]):
+        features, flops = _count_flops(model.backbone, torch.empty(1, 3, *image_size))
+        cost["backbone"] += flops
+        levels, flops = _count_flops(model.neck, features)
+        cost["neck"] += flops
+        if model.rpn:
+            (_, _, of_image), flops = _count_flops(partial(pyramid.read_rpn, number) if pyramid else model.rpn, levels)
+            cost["rpn"] += flops
+            anchors += of_image
     if model.roi:  # after RoI pooling, which cannot run without values
-        _, cost["head"] = _count_flops(nn.Sequential(model.roi.box_head, model.roi.predictor), _pooled(model.roi.pooler, ROIS))
+        rois = ROIS * (pyramid.scales_per_roi if pyramid else 1)
+        _, cost["head"] = _count_flops(model.roi.box_head, _pooled(model.roi.pooler, rois))
+        hidden = torch.empty(ROIS, model.roi.box_head.out_channels)
+        cost["head"] += _count_flops(model.roi.predictor, hidden)[1]
         if mask := model.roi.mask:
             shared = [] if mask.pooler else [model.roi.box_head.stage]
             pooled = _pooled(mask.pooler or model.roi.pooler, DETECTIONS)
@@ -124,7 +140,7 @@ def _pooled(pooler: RoIPooler, rois: int) -> torch.Tensor:
     return torch.empty(rois, pooler.in_channels, pooler.resolution, pooler.resolution)
 
 
-def _count_flops(module: nn.Module, x: Any) -> tuple[Any, int]:
+def _count_flops(module: Callable[[Any], Any], x: Any) -> tuple[Any, int]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         out = module(x)
     return out, counter.get_total_flops()

@@ -38,7 +38,12 @@ THUMBNAIL_SIDE = 320  # pixels at most
 
 
 def make_artifacts(
-    folder: Path, dataset: DetectionDataset, detections: DetectionSet, count: int | None, maps: dict[str, np.ndarray]
+    folder: Path,
+    dataset: DetectionDataset,
+    detections: DetectionSet,
+    count: int | None,
+    maps: dict[str, np.ndarray],
+    proposals: DetectionSet | None = None,
 ) -> dict[str, Any]:
     """Write the artifacts of a run, and return the keys that its record gets.
 
@@ -46,6 +51,7 @@ def make_artifacts(
         folder: of the run, four levels below <out>/runs.
         dataset, detections, count: the split that the run was evaluated on, or its first `count` images; the detections there.
         maps: from `activation_maps`; empty if the network cannot be restored.
+        proposals: on the same images, if their recall is evaluated beside the detections.
 
     Raises:
         UserError: a file cannot be written.
@@ -53,7 +59,7 @@ def make_artifacts(
     truth = ground_truth(dataset, count)
     generator = np.random.default_rng(int(dataset.digest[:16], 16))  # the same samples for all rows
     indices = bootstrap_indices(len(truth["images"]), generator)
-    resampled = bootstrap_metrics(truth, detections, dataset.categories, dataset.area_bounds, indices)
+    resampled = bootstrap_metrics(truth, detections, dataset.categories, dataset.area_bounds, indices, proposals)
     write_atomically(folder / RESAMPLED, partial(save, replicates=resampled))
     ids, values = per_image_metrics(truth, detections, dataset.categories)
     levels = {f"level_{name}": level for name, level in maps.items()}

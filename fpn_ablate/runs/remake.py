@@ -11,7 +11,7 @@ from fpn_ablate.runs.restore import load_detections, load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, open_arrays
-from fpn_ablate.utils.paths import ARTIFACTS
+from fpn_ablate.utils.paths import ARTIFACTS, PROPOSED
 
 
 def measure_again(folder: Path, measured: dict[str, float], config_dir: Path | None = None) -> str:
@@ -41,8 +41,10 @@ def remake_artifacts(folder: Path, config_dir: Path | None = None) -> str:
     """
     cfg, content, (_, dataset) = load_finished(folder)
     detections = load_detections(folder)
+    proposals = load_detections(folder, PROPOSED) if cfg.proposal_recall else None
     maps = _activation_maps_of(folder, config_dir)
-    record.write(folder, content | make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, maps))
+    artifacts = make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, maps, proposals)
+    record.write(folder, content | artifacts)
     return f"{folder}: made"
 
 

@@ -75,13 +75,13 @@ def refuse_changed_data(folder: Path, content: dict[str, Any], **splits: Detecti
             )
 
 
-def load_detections(folder: Path) -> DetectionSet:
-    """Load the saved detections of a finished run.
+def load_detections(folder: Path, name: str = DETECTIONS) -> DetectionSet:
+    """Load the saved detections of a finished run, or what else is in its file `name`.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = folder / DETECTIONS
+    path = folder / name
     try:
         detections = DetectionSet.load(path)
         arrays = {name: array for name, array in vars(detections).items() if array is not None and name != "masks"}

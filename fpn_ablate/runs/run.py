@@ -36,10 +36,10 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, RECORD, RESAMPLED
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
-OPTIONAL = (RESAMPLED, ARTIFACTS)  # files of a run beside REQUIRED; missing if the disk was full
+OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
 def run(cfg: Config, job: int = 0) -> dict[str, Any]:
@@ -123,8 +123,11 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     with _out_of_memory(fewer):
         settings = {"workers": cfg.workers, "count": count, "mask_threshold": trained.mask_threshold}
         detections = predict(trained.predict, validation, recipe, inputs.device, **settings)
+        proposals = predict(trained.propose, validation, recipe, inputs.device, **settings) if trained.propose else None
     write_atomically(run.folder / DETECTIONS, detections.save)
-    evaluated = evaluate(detections, inputs.validation, count)
+    if proposals is not None:
+        write_atomically(run.folder / PROPOSED, proposals.save)
+    evaluated = evaluate(detections, inputs.validation, count, proposals)
     evaluated["images"] |= {"trained_on": True} if inputs.trains_on_validation else {}
     run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
     times.append(time.monotonic())
@@ -134,7 +137,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     return {
         "verify": facts.to_dict(),
         **evaluated,
-        **_make_artifacts(run, trained, detections),
+        **_make_artifacts(run, trained, detections, proposals),
         **({"proposals": trained.proposals} if trained.proposals else {}),
         "repairs": {name: getattr(split, "repairs", {}) for name, split in zip(("train", "val"), inputs.splits, strict=True)},
         "built_on": sorted(map(list, run.built_on.items())),
@@ -179,11 +182,14 @@ def _finish_source(run: Run, cfg: Config) -> Path:
     return folder
 
 
-def _make_artifacts(run: Run, trained: procedures.Trained, detections: DetectionSet) -> dict[str, Any]:
+def _make_artifacts(
+    run: Run, trained: procedures.Trained, detections: DetectionSet, proposals: DetectionSet | None
+) -> dict[str, Any]:
     """Make what the report shows beside the figures. A failure costs a warning, not the run: it can be made later."""
     try:
         maps = artifacts.activation_maps(trained.model, trained.validation, run.cfg.recipe, run.inputs.device)
-        return artifacts.make_artifacts(run.folder, trained.validation, detections, run.cfg.recipe.eval_images, maps)
+        count = run.cfg.recipe.eval_images
+        return artifacts.make_artifacts(run.folder, trained.validation, detections, count, maps, proposals)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log_line(f"warning: {reason}; make it later: python -m fpn_ablate artifacts {run.folder}", sys.stderr)

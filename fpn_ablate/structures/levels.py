@@ -4,9 +4,12 @@ Shape letters: N images of H x W pixels.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from fpn_ablate.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,15 @@ class Level:
 
 
 Features = dict[str, Tensor]  # level name -> (N, channels, ceil(H / stride), ceil(W / stride)), finest first
+
+
+def common_width(levels: Sequence[Level], reader: str) -> int:
+    """Return the number of channels of all levels, for a `reader` that has one set of weights for them.
+
+    Raises:
+        UserError: they differ.
+    """
+    if len({level.channels for level in levels}) > 1:
+        widths = ", ".join(f"{level.name} ({level.channels} channels)" for level in levels)
+        raise UserError(f"{reader} needs levels of one width, and the neck's are {widths}")
+    return levels[0].channels

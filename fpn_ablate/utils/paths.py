@@ -14,6 +14,7 @@ CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but the cla
 # Files in a run's folder.
 CONFIG, RECORD, METRICS, ERROR, SKIP = "config.yaml", "record.json", "metrics.jsonl", "error.txt", "skip.json"
 DETECTIONS, ARTIFACTS, PROPOSALS, MODEL = "detections.npz", "artifacts.npz", "proposals.npz", "model.pt"
+PROPOSED = "proposed.npz"  # on the evaluated images, where the recall of proposals is evaluated beside detections
 RESAMPLED = "resampled.npz"  # beside a ledger too, for all its runs
 # Small copies of evaluated images, shared by all runs: `<out>/runs/.pictures/<set>/`, with their ground truth in `truth.json`,
 # and the masks of its objects, if a run has masks.

@@ -4,7 +4,8 @@ from functools import cache
 from typing import Any
 
 from fpn_ablate.config.composition import compose
-from fpn_ablate.config.parts import AnyBackbone, FPNNeck, RoI, RPNConfig, SingleLevelNeck
+from fpn_ablate.config.dense import DenseTask
+from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
 from fpn_ablate.config.schema import Config, SegmentProposalsTask
 
 
@@ -37,6 +38,15 @@ def single_level_config(level: str) -> SingleLevelNeck:
     return SingleLevelNeck(name="single_level", level=level)
 
 
+def hierarchy_config(**keys: Any) -> HierarchyNeck:
+    return _changed(_composed("neck=hierarchy", "rpn.shared=false").neck, keys)
+
+
 def backbone_config(name: str, **keys: Any) -> AnyBackbone:
     """Return the configuration of `backbone=name`."""
     return _changed(_composed(f"backbone={name}").backbone, keys)
+
+
+def dense_config(name: str, **keys: Any) -> DenseTask:
+    """Return the configuration of `task=name`, a dense head."""
+    return _changed(_composed(f"task={name}").task, keys)

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fpn_ablate.model.backbones.base import MEAN, STD
-from fpn_ablate.model.build import build_backbone, build_detector, row_rpn
+from fpn_ablate.model.build import build_backbone, build_detector
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.init import initialise
 from fpn_ablate.model.summary import finest_level_reach, row_facts
@@ -79,6 +79,20 @@ def test_every_trained_parameter_of_every_row_gets_a_gradient(config, overrides,
     assert {name for name in trained if name.startswith(("backbone.stages.stem", "backbone.stages.c2."))} == set()
     parts = {"rpn": {"rpn"}, "fast_rcnn": {"roi"}, "joint": {"rpn", "roi"}}[task]
     assert {name.split(".")[0] for name in reached} - {"backbone", "neck"} == parts
+
+
+@pytest.mark.parametrize("row", ["own_heads", "no_1x1", "from_c4", "l2_norm"])
+def test_every_trained_parameter_gets_a_gradient_where_levels_share_no_head(config, row):
+    """Objects are an anchor of each level, or the deltas of a level without a positive one would learn nothing."""
+    model, (images, targets) = built(config(f"ablation=ssd/{row}", "rpn.samples=1000")), batch()
+    grids = model.rpn(model.features(images, targets.sizes))[2]
+    gt = torch.stack([grid[len(grid) // 2] for grid in grids]).expand(2, -1, 4)
+    flags = torch.ones(gt.shape[:2], dtype=torch.bool)
+    targets = Targets(gt, flags.long(), flags, ~flags, targets.sizes)
+    sum(model.losses(images, targets, lambda purpose: torch.Generator().manual_seed(0)).values()).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, gradient in trained.items() if gradient is None or not gradient.any()} == set()
+    assert len([name for name in trained if "objectness.weight" in name]) == len(model.neck.levels)
 
 
 @pytest.mark.parametrize("backbone", ["small", "resnet18"])
@@ -201,13 +215,6 @@ def test_the_size_in_equation_1_scales_with_the_short_side_as_the_anchors_do(con
         assert model.roi.pooler.canonical_box_size == pytest.approx(224 * side / 800)
         assert model.rpn.level_sizes[3][0] / model.roi.pooler.canonical_box_size == pytest.approx(256 / 224)
     assert build_detector(cfg).roi.pooler.canonical_box_size == pytest.approx(224 * 64 / 800)
-
-
-def test_joint_training_proposes_as_many_as_the_second_stage_reads(config):
-    written = ("task.roi.proposals=[21,22]", "rpn.post_nms_topk=[31,32]")
-    assert row_rpn(config(*JOINT, *written)).post_nms_topk == (21, 22)
-    assert row_rpn(config("task=faster_rcnn", *written)).post_nms_topk == (31, 32)
-    assert row_rpn(config("task=fast_rcnn", *written)).post_nms_topk == (31, 32)
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,30 @@ def test_the_rpns_losses_are_the_same_bits_with_a_second_stage_as_without(networ
 
 
 def test_the_second_stage_learns_from_given_proposals_or_from_the_rpns_own(network):
-    """Both agree where the given ones are the RPN's own, as many as it makes to train on."""
+    """Both agree where the given ones are the RPN's own."""
     model, (images, targets) = network("rpn", "roi"), batch()
     losses = values(model.losses(images, targets, generators()))
     same = model.propose(images, targets.sizes, to_train=True)
     assert values(model.losses(images, targets, generators(), same)) == losses
-    fewer = model.propose(images, targets.sizes)
-    assert fewer.boxes.shape[1] == 32 < same.boxes.shape[1] == 64
     other = values(model.losses(images, targets, generators(), some_proposals()))
     assert {name: other[name] for name in RPN_LOSSES} == {name: losses[name] for name in RPN_LOSSES}
     assert all(other[name] != losses[name] for name in ROI_LOSSES)
+
+
+def test_an_rpn_makes_as_many_proposals_as_the_second_stage_reads_and_alone_as_many_as_it_may(network, monkeypatch):
+    model, (images, targets) = network("rpn", "roi", overrides=("rpn.post_nms_topk=[70,50]",)), batch()
+    read = []
+
+    def count(method):
+        return lambda features, proposals, *rest: read.append(proposals.boxes.shape[1]) or method(features, proposals, *rest)
+
+    for name in ("losses", "detect"):
+        monkeypatch.setattr(model.roi, name, count(getattr(model.roi, name)))
+    model.losses(images, targets, generators())
+    model.eval().detect(images, targets.sizes)
+    assert read == [64, 32] == list(model.roi.config.proposals)
+    made = [model.propose(images, targets.sizes, to_train) for to_train in (True, False)]
+    assert [proposals.boxes.shape[1] for proposals in made] == [70, 50]
 
 
 def test_proposals_are_needed_where_there_is_no_rpn(network):

@@ -4,10 +4,11 @@ import copy
 import importlib.util
 from collections import Counter
 from dataclasses import astuple
+from functools import partial
 
 import pytest
 import torch
-from parts import backbone_config, fpn_config, single_level_config
+from parts import backbone_config, fpn_config, hierarchy_config, single_level_config
 from settings import JOINT, ROWS
 from torch import nn
 
@@ -39,7 +40,10 @@ SECOND = ("task.roi.proposals=[150,40]", "task.roi.score_thresh=0.1", "task.roi.
 ROW_NECKS = {
     **{"c4": {"level": "c4"}, "c5": {"level": "c5"}, "fpn": {}, "bottom_up": {"top_down": False}, "finest": {"output": "p2"}},
     "no_lateral": {"lateral": False, "upsample": "bilinear"},
+    "hierarchy": {"start": "c3", "extras": 1, "l2_norm": True},
 }
+# By the first of their keys.
+NECKS = {"level": single_level_config, "start": hierarchy_config}
 
 
 @pytest.fixture
@@ -56,10 +60,13 @@ def plain(config):
     `row` has also keys of the neck; `roi` has keys of the second stage.
     """
 
-    def build(task, row="fpn", backbone=None, roi=None, **neck):
+    def build(task, row="fpn", backbone=None, roi=None, shared=True, **neck):
         cfg = config(*NUMBERS, *(() if task == "rpn" else SECOND), *(TASKS | MASKS)[task])
         keys = ROW_NECKS[row] | neck
-        parts = {"neck": single_level_config(**keys) if "level" in keys else fpn_config(channels=16, **keys)}
+        of_kind = NECKS.get(next(iter(keys), ""), partial(fpn_config, channels=16))
+        parts = {"neck": of_kind(**keys)}
+        if not shared:
+            parts["rpn"] = cfg.rpn.model_copy(update={"shared": False})
         if backbone:
             parts["backbone"] = backbone_config(backbone, weights="pretrain")
         if roi:
@@ -134,6 +141,8 @@ CASES = [
     *((task, {"row": row}) for task in TASKS for row in ROWS),
     *(("rpn", {"upsample": kind}) for kind in ("bilinear", "deconv")),
     *(("rpn", {"p6": kind}) for kind in ("conv", "none")),
+    *((task, {"row": "bottom_up", "shared": False}) for task in ("rpn", "joint")),
+    ("rpn", {"row": "hierarchy", "shared": False}),  # four levels for five sizes: the coarsest has two
     ("rpn", {"smooth": "none"}),
     ("joint", {"smooth": "merged", "upsample": "deconv", "p6": "conv"}),
     ("fcn", {}),
@@ -187,6 +196,7 @@ def test_every_way_to_save_time_is_taken(plain, monkeypatch):
 
     count(sparse_conv.LazyMap, "at", "cells of a lazy map", lambda x, cell: len(cell) <= 2 * 9 * 8)
     count(sparse_conv.LazyMap, "dense", "whole lazy map")
+    count(rpn, "_head_at", "head at samples")
     count(rpn.FastRPN, "select", "NMS")
     count(rpn.FastRPN, "_select", "tries of NMS")
     count(roi_align, "roi_align", "RoIAlign")
@@ -196,8 +206,11 @@ def test_every_way_to_save_time_is_taken(plain, monkeypatch):
     count(fold_batch_norm.FoldedConv2d, "forward", "folded batch norm")
     results(optimise(plain("rpn"), CPU))
     assert (calls["cells of a lazy map"], calls["whole lazy map"]) == (2, 0)  # P2 and P3; the others are small
-    assert calls["tries of NMS"] > calls["NMS"] == 1
+    assert (calls["tries of NMS"] > calls["NMS"] == 1) and calls["head at samples"] == 1
     assert min(calls["product"], calls["1x1 convolution"], calls["folded batch norm"]) > 0
+    calls.clear()
+    results(optimise(plain("rpn", shared=False), CPU))
+    assert (calls["cells of a lazy map"], calls["whole lazy map"], calls["head at samples"]) == (2, 0, 5)
     results(optimise(plain("joint"), CPU))
     assert calls["cells of a lazy map"] == 2  # a second stage reads whole maps
     assert min(calls["RoIAlign"], calls["box head in channels_last"]) == 2

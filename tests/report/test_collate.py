@@ -11,8 +11,9 @@ from fpn_ablate.config.sources import SOURCES
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load, write_ledger
 from fpn_ablate.report.collate.table import file_name
+from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import EXPERIMENTS
+from fpn_ablate.utils.paths import EXPERIMENTS, RESAMPLED
 
 
 def only_table(runs):
@@ -117,6 +118,21 @@ def test_table_without_a_definition_shows_what_it_finds(runs, put):
         "AP", "AP_s", "AR100", "AR1k", "AR1k_s", "AR1k_m", "AR1k_l",
     ]  # fmt: skip
     assert [row.row for row in table.rows] == ["b"] and not table.published
+
+
+def test_a_column_may_read_another_metric_of_records_that_have_it(runs, put, tmp_path):
+    """RPNs and detectors in one table: AR1k of the ones, proposal_AR1k of the others, with its replicates."""
+    metrics = [{"key": "AR1k", "instead": "proposal_AR1k"}]
+    report = {"title": "t", "facts": [], "metrics": metrics, "rows": [{"row": "a"}, {"row": "b"}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"table": "mine", "report": report}))
+    draws = np.linspace(0.2, 0.3, 20)
+    for row, values in (("a", {"AR1k": 0.4}), ("b", {"AR1k": 0.4, "proposal_AR1k": 0.5})):
+        folder = put(row, table="mine", metrics=values)
+        save(folder / RESAMPLED, {name: draws + value for name, value in values.items()})
+    (table,) = collate(load(runs), experiments=[tmp_path])
+    cells = [row_of(table, row).cells["AR1k"] for row in "ab"]
+    assert [cell.values for cell in cells] == [{0: pytest.approx(40)}, {0: pytest.approx(50)}]
+    assert cells[1].resampled[0].mean() - cells[0].resampled[0].mean() == pytest.approx(10, abs=0.01)
 
 
 def test_a_later_folder_defines_a_table_anew(runs, put, tmp_path):

@@ -26,6 +26,7 @@ class Detector(nn.Module):
 
     Attributes:
         detects: it returns detections; False: proposals alone.
+        num_classes: K of its detections; None without them.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN | None, roi: RoIHeads | None) -> None:
@@ -35,6 +36,10 @@ class Detector(nn.Module):
     @property
     def detects(self) -> bool:
         return self.roi is not None
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.roi.predictor.scores.out_features - 1 if self.roi else None
 
     @property
     def backbone_parts(self) -> dict[str, nn.Module]:
@@ -59,7 +64,7 @@ class Detector(nn.Module):
             losses |= self.rpn.losses(features, targets, generators("rpn"))
             if self.roi and proposals is None:
                 with torch.no_grad():
-                    proposals = self._propose(features, targets.sizes, to_train=True)
+                    proposals = self._propose_to_roi(features, targets.sizes, to_train=True)
         if self.roi:
             assert proposals is not None, "a detector without an RPN needs proposals"
             losses |= self.roi.losses(features, proposals, targets, generators("roi"))
@@ -67,16 +72,18 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def propose(self, images: Tensor, sizes: Tensor, to_train: bool = False) -> Proposals:
-        """Return proposals in pixels of `images`: as many as a second stage is trained on (`to_train`) or tested on."""
-        return self._propose(self.features(images, sizes), sizes, to_train)
+        """Return proposals in pixels of `images`: as many as the RPN leaves to train a second stage (`to_train`) or to test."""
+        return self.rpn.propose(*self.rpn(self.features(images, sizes)), sizes, to_train)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor, proposals: Proposals | None = None) -> BatchDetections:
         """Return detections in pixels of `images`, from `proposals` or from the RPN's own."""
         features = self.features(images, sizes)
         if proposals is None:
-            proposals = self._propose(features, sizes, to_train=False)
+            proposals = self._propose_to_roi(features, sizes, to_train=False)
         return self.roi.detect(features, proposals, sizes)
 
-    def _propose(self, features: Features, sizes: Tensor, to_train: bool) -> Proposals:
-        return self.rpn.propose(*self.rpn(features), sizes, to_train)
+    def _propose_to_roi(self, features: Features, sizes: Tensor, to_train: bool) -> Proposals:
+        """Return no more proposals than the second stage uses."""
+        topk = self.roi.config.proposals[0 if to_train else 1]
+        return self.rpn.propose(*self.rpn(features), sizes, to_train, topk)

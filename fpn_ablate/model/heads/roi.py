@@ -125,14 +125,21 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def detect(self, features: Features, proposals: Proposals, sizes: Tensor) -> BatchDetections:
         """Detect in images of `sizes` (N, 2): every class of every RoI above the score threshold, NMS per class."""
+        rois, valid = self.candidates(proposals)
+        detections = self.detections(*self(features, rois), rois, valid, sizes)
+        return replace(detections, masks=self._masks(features, detections)) if self.mask else detections
+
+    def candidates(self, proposals: Proposals) -> tuple[Tensor, Tensor]:
+        """Return the RoIs (N, P, 4) that are tested, and which of them are valid (N, P)."""
         topk = self.config.proposals[1]
-        rois, valid = proposals.boxes[:, :topk], proposals.valid[:, :topk]
-        scores, deltas = self(features, rois)
+        return proposals.boxes[:, :topk], proposals.valid[:, :topk]
+
+    def detections(self, scores: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, sizes: Tensor) -> BatchDetections:
+        """Return the detections of `detect` without masks, from what `forward` returns of RoIs (N, P, 4) and valid (N, P)."""
         scores = scores.softmax(-1)[..., 1:]
         box = boxes.decode(deltas / self._box_weights, rois[:, :, None])
         box = boxes.clip(box.flatten(1, 2), sizes).view_as(box)
-        detections = self._suppress(box, scores, valid)
-        return replace(detections, masks=self._masks(features, detections)) if self.mask else detections
+        return self._suppress(box, scores, valid)
 
     def _masks(self, features: Features, detections: BatchDetections) -> Tensor:
         """Return the probabilities (N, D, R, R) of the masks of detected boxes, each of its box's class; 0 for padding."""

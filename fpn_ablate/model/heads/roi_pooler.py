@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.model.boxes import area
 from fpn_ablate.model.precision import full_precision
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 
 COARSEST_STRIDE = 32
 
@@ -36,6 +36,9 @@ class RoIPooler(nn.Module):
             since a cell's value belongs to its centre).
         sampling_ratio: points of RoIAlign in each bin and direction; 0: as many as the bin has cells.
         canonical_level, canonical_box_size: k0 and the 224 of Eq. 1, in pixels of the network's input.
+
+    Raises:
+        UserError: the levels' widths differ.
     """
 
     def __init__(
@@ -49,12 +52,13 @@ class RoIPooler(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = [level for level in levels if level.stride <= COARSEST_STRIDE]
+        common_width(self.levels, "the second stage")
         self.resolution, self.pooling, self.sampling_ratio = resolution, pooling, sampling_ratio
         self.canonical_level, self.canonical_box_size = canonical_level, canonical_box_size
 
     @property
     def in_channels(self) -> int:
-        return self.levels[0].channels
+        return self.levels[0].channels  # of all of them
 
     def assign(self, boxes: Tensor) -> Tensor:
         """Return the index in `levels` (...) of each of the boxes (..., 4)."""

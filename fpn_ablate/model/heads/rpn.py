@@ -17,7 +17,7 @@ from fpn_ablate.model import boxes
 from fpn_ablate.model.matching import POSITIVE, match, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 
 
 class RPNHead(nn.Module):
@@ -47,13 +47,29 @@ class RPNHead(nn.Module):
         return is_weight
 
 
+class LevelHeads(nn.Module):
+    """A head of its own for each level (`rpn.shared=false`), in place of one that all share."""
+
+    def __init__(self, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleDict(heads)
+
+    def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what a shared head does, for levels of any widths."""
+        outputs = [self.levels[name]({name: x}) for name, x in features.items()]
+        return [score for scores, _ in outputs for score in scores], [delta for _, deltas in outputs for delta in deltas]
+
+
 class RPN(nn.Module):
     """Anchors, head, losses and proposals. A pyramid's coarsest levels are not used where there are fewer anchor sizes.
 
     Args:
         levels: of the neck.
         short_side: of the input in pixels; the configured sizes are those of a short side of 800.
-        head: constructs the head from the levels' width and the number of anchors a cell.
+        head: constructs a head from a width and the number of anchors a cell.
+
+    Raises:
+        UserError: the levels share a head, and their widths differ.
     """
 
     def __init__(
@@ -66,8 +82,13 @@ class RPN(nn.Module):
         super().__init__()
         self.levels, self.config = tuple(levels), config
         sizes = [anchor_grid.scaled(size, short_side) for size in config.anchor_sizes]
-        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes)
-        self.head = head(levels[0].channels, len(self.level_sizes[0]) * len(config.anchor_ratios))
+        self.level_sizes = anchor_grid.sizes_per_level(levels, sizes, config.shared)
+        per_cell = [len(of_level) * len(config.anchor_ratios) for of_level in self.level_sizes]
+        if config.shared:
+            self.head = head(common_width(levels, "rpn.shared=true"), per_cell[0])
+        else:
+            pairs = zip(levels, per_cell, strict=False)
+            self.head = LevelHeads({level.name: head(level.channels, count) for level, count in pairs})
         like_torchvision = config.anchor_grid == "torchvision"
         self.anchors = anchor_grid.AnchorGrids(self.levels, self.level_sizes, config.anchor_ratios, like_torchvision)
 
@@ -117,18 +138,25 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor, to_train: bool
+        self,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        sizes: Tensor,
+        to_train: bool,
+        topk: int | None = None,
     ) -> Proposals:
         """Propose boxes: top-k of each level, clipping to `sizes` (N, 2), NMS per level, top-k over all levels.
 
         Args:
             objectness, deltas, anchors: as `forward` returns them.
             to_train: propose as many as a second stage is trained on, else as many as it is tested on.
+            topk: how many that is, in place of `post_nms_topk`.
         """
         config, mode = self.config, 0 if to_train else 1
         pre = (config.pre_nms_topk_single if len(anchors) == 1 else config.pre_nms_topk)[mode]
         levels = list(zip((full_precision(score) for score in objectness), deltas, anchors, strict=True))
-        best = self.select(levels, sizes, pre, config.post_nms_topk[mode])
+        best = self.select(levels, sizes, pre, topk or config.post_nms_topk[mode])
         longest = max(len(score) for _, score in best)
         box = torch.stack([F.pad(b, (0, 0, 0, longest - len(b))) for b, _ in best])
         score = torch.stack([F.pad(s, (0, longest - len(s)), value=-torch.inf) for _, s in best])

@@ -18,7 +18,7 @@ from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
-from fpn_ablate.structures.levels import Features, Level
+from fpn_ablate.structures.levels import Features, Level, common_width
 from fpn_ablate.structures.masks import crop
 
 # Shapes of batches whose regions are kept, as in `heads.rpn`.
@@ -163,8 +163,9 @@ class SegmentHead(nn.Module):
         ratios = {"5": 1.0, "7": config.ratio_7x7}
         self.ratios = ratios if config.mlp == "dual" else {str(config.mlp): ratios[str(config.mlp)]}
         self.num_scales = len(self.level_scales[0])
+        channels = common_width(levels, "task=segment_proposals")
         self.mlps = nn.ModuleDict(
-            {window: SegmentMLP(levels[0].channels, int(window), self.num_scales, config) for window in self.ratios}
+            {window: SegmentMLP(channels, int(window), self.num_scales, config) for window in self.ratios}
         )
         self._grids: dict[tuple, Regions] = {}
 

@@ -13,7 +13,7 @@ class Neck(nn.Module):
     Its constructor gets the backbone's levels C2..C5, finest first, and its configuration.
 
     Attributes:
-        levels: what `forward` returns, finest first, all of one width.
+        levels: what `forward` returns, finest first, all of one width unless each has a head of its own.
         deepest: the last backbone map that it reads; later stages are not built.
         has_lateral, has_top_down: marks in the tables' columns "lateral?" and "top-down?".
         final_convs: names of 3x3 convolutions whose output the neck returns as it is. A faster variant of them computes only

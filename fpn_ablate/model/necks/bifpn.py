@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.necks import BiFPNNeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.layers import FusionWeights, convolution, level_names, separable_convolution, upsample
+from fpn_ablate.model.necks.layers import FusionWeights, convolution, separable_convolution, upsample
 from fpn_ablate.structures.levels import Features, Level
 
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "swish": nn.SiLU}
@@ -43,7 +43,7 @@ class BiFPN(Neck):
 
     def __init__(self, in_levels: Sequence[Level], config: BiFPNNeck) -> None:
         super().__init__()
-        names = level_names(config.levels)
+        names = list(config.level_names)
         widths = {level.name.replace("c", "p"): level.channels for level in in_levels}
         self.read = {n: n.replace("p", "c") for n in names if n in widths}
         self.pooled = [n for n in names if n not in widths]

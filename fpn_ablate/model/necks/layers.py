@@ -3,7 +3,6 @@
 Shape letters: N images, C channels, d the neck's width, Hi x Wi cells of level i.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fpn_ablate.config.necks import Norm
+from fpn_ablate.model.layers import group_norm
 from fpn_ablate.structures.levels import Features, Level
 
 
@@ -39,8 +39,8 @@ def separable_convolution(channels: int, norm: Norm = "none") -> nn.Sequential:
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """Return a batch norm, or a group norm of 32 groups (fewer where 32 does not divide the channels)."""
-    return nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(math.gcd(32, channels), channels)
+    """Return a batch norm or a group norm."""
+    return nn.BatchNorm2d(channels) if norm == "bn" else group_norm(channels)
 
 
 class FusionWeights(nn.Module):
@@ -83,18 +83,11 @@ def resample(x: Tensor, steps: int, size: Sequence[int]) -> Tensor:
     return downsample(x, steps) if steps > 0 else upsample(x, size) if steps < 0 else x
 
 
-def level_names(levels: str) -> list[str]:
-    """List the levels of "p2-p6": p2, p3, p4, p5, p6."""
-    first, last = (int(name[1:]) for name in levels.split("-"))
-    return [f"p{k}" for k in range(first, last + 1)]
-
-
 class InputLevels(nn.Module):
     """1x1 convolutions bring the backbone's maps to one width; coarser levels are max-pooled from the one before."""
 
-    def __init__(self, in_levels: Sequence[Level], channels: int, levels: str, norm: Norm) -> None:
+    def __init__(self, in_levels: Sequence[Level], names: Sequence[str], channels: int, norm: Norm) -> None:
         super().__init__()
-        names = level_names(levels)
         widths = {level.name.replace("c", "p"): level.channels for level in in_levels}
         self.lateral = nn.ModuleDict({n: convolution(widths[n], channels, 1, norm) for n in names if n in widths})
         self.pooled = [n for n in names if n not in widths]

@@ -45,7 +45,7 @@ class NASFPN(Neck):
 
     def __init__(self, in_levels: Sequence[Level], config: NASFPNNeck) -> None:
         super().__init__()
-        self.inputs = InputLevels(in_levels, config.channels, config.levels, config.norm)
+        self.inputs = InputLevels(in_levels, config.level_names, config.channels, config.norm)
         self.stacks = nn.ModuleList(Cells(config.channels, config.attention, config.norm) for _ in range(config.stacks))
         self.levels = self.inputs.levels
 

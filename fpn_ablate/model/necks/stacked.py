@@ -33,7 +33,7 @@ class Stacked(Neck):
 
     def __init__(self, in_levels: Sequence[Level], config: StackedNeck) -> None:
         super().__init__()
-        self.inputs = InputLevels(in_levels, config.channels, config.levels, config.norm)
+        self.inputs = InputLevels(in_levels, config.level_names, config.channels, config.norm)
         self.levels = self.inputs.levels
         names = [level.name for level in self.levels]
         blocks = {"fpn": [TopDown], "fpn_pan": [TopDown, BottomUp], "full": [Full]}[config.block]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.necks import Norm, YOLONeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.layers import convolution, downsample, level_names, upsample
+from fpn_ablate.model.necks.layers import convolution, downsample, upsample
 from fpn_ablate.structures.levels import Features, Level
 
 
@@ -34,7 +34,7 @@ class YOLO(Neck):
 
     def __init__(self, in_levels: Sequence[Level], config: YOLONeck) -> None:
         super().__init__()
-        names = level_names(config.levels)
+        names = list(config.level_names)
         read = [level for level in in_levels if level.name.replace("c", "p") in names]
         widths = [max(1, 4 * config.channels >> n) for n in range(len(read), 0, -1)]
         self.fuse, norm = config.fuse, config.norm

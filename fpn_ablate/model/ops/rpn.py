@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from fpn_ablate.model import boxes
-from fpn_ablate.model.heads.rpn import RPN
+from fpn_ablate.model.heads.rpn import RPN, LevelHeads, RPNHead
 from fpn_ablate.model.ops.onednn import linear
 from fpn_ablate.model.ops.sparse_conv import conv3x3_at, gather_3x3
 from fpn_ablate.model.precision import autocast_off, full_precision
@@ -78,7 +78,7 @@ class FastRPN(RPN):
 
 
 class SparseRPN(FastRPN):
-    """`RPN` with an `RPNHead` that is computed at the sampled anchors alone.
+    """`RPN` whose `RPNHead`, or one for each level, is computed at the sampled anchors alone.
 
     The losses read 256 of an image's many thousand anchors, and nothing else of the head's output has a gradient.
     """
@@ -89,12 +89,30 @@ class SparseRPN(FastRPN):
         return 9 * self.config.samples
 
     def predict_at(self, features: Features, idxs: Tensor) -> tuple[Tensor, Tensor]:
-        head, num_anchors = self.head, self.head.objectness.out_channels
-        cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
-        hidden = F.relu(conv3x3_at(gather_3x3(list(features.values()), cell), head.conv))
-        with autocast_off():
-            hidden = full_precision(hidden)
-            objectness = linear(hidden, head.objectness.weight.flatten(1), head.objectness.bias)
-            deltas = linear(hidden, head.deltas.weight.flatten(1), head.deltas.bias).view(-1, num_anchors, 4)
-        row = torch.arange(len(anchor), device=anchor.device)
-        return objectness[row, anchor].view_as(idxs), deltas[row, anchor].view(*idxs.shape, 4)
+        if not isinstance(self.head, LevelHeads):
+            return _head_at(self.head, list(features.values()), idxs)
+        scores, deltas, first = [], [], 0
+        for name, x in features.items():
+            # Each head is computed at all samples, those of other levels moved to an end of its own: their number would have
+            # to be waited for on a GPU, and a sample costs little.
+            head = self.head.levels[name]
+            count = x.shape[-2] * x.shape[-1] * head.objectness.out_channels
+            its_score, its_delta = _head_at(head, [x], (idxs - first).clamp(0, count - 1))
+            inside = (idxs >= first) & (idxs < first + count)
+            scores.append(torch.where(inside, its_score, 0))
+            deltas.append(torch.where(inside[..., None], its_delta, 0))
+            first += count
+        return sum(scores), sum(deltas)
+
+
+def _head_at(head: RPNHead, maps: list[Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return objectness (N, S) and deltas (N, S, 4) of a head at the anchors `idxs` (N, S) of the maps that it reads."""
+    num_anchors = head.objectness.out_channels
+    cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
+    hidden = F.relu(conv3x3_at(gather_3x3(maps, cell), head.conv))
+    with autocast_off():
+        hidden = full_precision(hidden)
+        objectness = linear(hidden, head.objectness.weight.flatten(1), head.objectness.bias)
+        deltas = linear(hidden, head.deltas.weight.flatten(1), head.deltas.bias).view(-1, num_anchors, 4)
+    row = torch.arange(len(anchor), device=anchor.device)
+    return objectness[row, anchor].view_as(idxs), deltas[row, anchor].view(*idxs.shape, 4)

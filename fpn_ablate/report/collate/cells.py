@@ -1,5 +1,6 @@
 """Hold one metric of one row over seeds and images, and compute differences of rows seed by seed and image by image."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,12 +42,18 @@ class Contrast(Cell):
         noise: how large it may be by chance if all rows were equal (A/A control); None without a control.
         lacks_replicates: other cells of the table include the variance of the images and this one does not, so that its
             interval is too narrow.
+        ratio: it is the logarithm of a ratio of means.
     """
 
     unpaired_variance: float | None = None
     squared_weights: float = 2.0
     noise: float | None = None
     lacks_replicates: bool = False
+    ratio: bool = False
+
+    def shown(self, value: float | None) -> float | None:
+        """Return one of its figures as it is read: of a ratio the ratio itself."""
+        return math.exp(value) if self.ratio and value is not None else value
 
     @property
     def variance_removed(self) -> float | None:
@@ -71,6 +78,14 @@ def subtract_metric(cell: Cell, other: Cell) -> Cell:
     values = {s: None if None in (cell.values[s], other.values[s]) else cell.values[s] - other.values[s] for s in seeds}
     resampled = {s: cell.resampled[s] - other.resampled[s] for s in seeds if s in cell.resampled and s in other.resampled}
     published = None if None in (cell.published, other.published) else cell.published - other.published
+    return Cell(values, published, resampled)
+
+
+def logarithm(cell: Cell) -> Cell:
+    """Return the logarithm of a cell, whose differences are ratios; undefined where it is not above 0."""
+    values = {s: math.log(v) if v is not None and v > 0 else None for s, v in cell.values.items()}
+    resampled = {s: np.log(np.where(draws > 0, draws, np.nan)) for s, draws in cell.resampled.items()}
+    published = math.log(cell.published) if cell.published is not None and cell.published > 0 else None
     return Cell(values, published, resampled)
 
 

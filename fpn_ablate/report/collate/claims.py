@@ -1,5 +1,6 @@
 """Judge the claims about a table's rows. The claims are data: experiments/claims.yaml."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
         if missing:
             verdicts[k] = Verdict(claim, "not run", reason=f"the table has no {missing}")
             continue
-        contrast, look = comparison.at_look(claim.metric, claim.plus, claim.minus, claim.less)
+        contrast, look = comparison.at_look(claim.metric, claim.plus, claim.minus, claim.less, claim.ratio)
         available = len(comparison.seeds([*claim.plus, *claim.minus]))
         verdict = Verdict(claim, "inconclusive", contrast, 1.0, look=look, available=available)
         if not contrast.ours.n:
@@ -65,8 +66,9 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
             verdicts[k] = replace(verdict, reason=reason)
         else:
             ours = contrast.ours  # a bound that a claim does not have is infinite, and decides nothing
-            p_true = max(ours.p_above(claim.above), ours.p_below(claim.below))
-            p_false = min(ours.p_below(claim.above), ours.p_above(claim.below))
+            above, below = claim.interval
+            p_true = max(ours.p_above(above), ours.p_below(below))
+            p_false = min(ours.p_below(above), ours.p_above(below))
             to_test[k] = verdict, (p_true, p_false)
     two_sided = {k: min(1.0, 2 * min(sides) * (v.look.factor if v.look else 1.0)) for k, (v, sides) in to_test.items()}
     adjusted = dict(zip(two_sided, holm(list(two_sided.values())), strict=True))
@@ -76,7 +78,7 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
             verdicts[k] = replace(verdicts[k], verdict="supported" if p_true < p_false else "contradicted")
         elif not verdict.reason:
             ours = verdict.contrast.ours
-            nearest = min(claims[k].bounds, key=lambda bound: abs(ours.mean - bound))
+            nearest = min(filter(math.isfinite, claims[k].interval), key=lambda bound: abs(ours.mean - bound))
             family = len(to_test) if adjusted[k] == 1.0 else adjusted[k] / two_sided[k]
             verdicts[k] = replace(verdicts[k], seeds_needed=seeds_needed(ours, nearest, family, planned))
     return tuple(verdicts[k] for k in range(len(claims)))
@@ -88,6 +90,8 @@ def _reason_not_to_judge(claim: Claim, contrast: Contrast, comparison: Compariso
         return ONE_SEED
     if contrast.lacks_replicates:
         return "resampled.npz of a run is missing (python -m fpn_ablate artifacts RUNS makes it)"
+    if claim.ratio:
+        return None
     means = [comparison.rows[name].cells[claim.metric].ours.mean for name in (*claim.plus, *claim.minus)]
     least = MIN_MEAN_TO_BOUND * max(map(abs, claim.bounds))
     if min(means) < least:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fpn_ablate.report.collate.cells import Cell, Contrast, contrast, subtract_metric
+from fpn_ablate.report.collate.cells import Cell, Contrast, contrast, logarithm, subtract_metric
 from fpn_ablate.report.collate.definition import Definition
 from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.stats import Look, control_half_width, looks
@@ -47,21 +47,25 @@ class Comparison:
         scale: float = 1.0,
         less: str | None = None,
         seeds: Sequence[int] | None = None,
+        ratio: bool = False,
     ) -> Contrast:
         """Compute a difference of rows in one metric, minus their difference in the metric `less` if there is one.
 
-        `seeds`: over these alone; by default over all that the rows share.
+        `seeds`: over these alone; by default over all that the rows share. `ratio`: of the logarithms, which is that of a ratio
+        (of geometric means over rows and seeds).
         """
-        sides = ([self._cell(self.rows[name], metric, less) for name in side] for side in (plus, minus))
+        cells = [[self._cell(self.rows[name], metric, less) for name in side] for side in (plus, minus)]
+        sides = ([logarithm(cell) for cell in side] if ratio else side for side in cells)
         difference = contrast(*sides, self.seeds([*plus, *minus]) if seeds is None else seeds, scale)
         n = difference.ours.n
-        unit = self._control_half_width(metric, less) if n else None
+        unit = self._control_half_width(metric, less) if n and not ratio else None
         noise = None if unit is None else unit * math.sqrt(difference.squared_weights / n)
-        lacks_replicates = bool(n) and difference.ours.image_variance is None and self._has_replicates
-        return replace(difference, noise=noise, lacks_replicates=lacks_replicates)
+        of_images = any(m.key == metric and m.source is None for m in self.definition.metrics)  # a cost is not
+        lacks_replicates = bool(n) and of_images and difference.ours.image_variance is None and self._has_replicates
+        return replace(difference, noise=noise, lacks_replicates=lacks_replicates, ratio=ratio)
 
     def at_look(
-        self, metric: str, plus: Sequence[str], minus: Sequence[str], less: str | None = None
+        self, metric: str, plus: Sequence[str], minus: Sequence[str], less: str | None = None, ratio: bool = False
     ) -> tuple[Contrast, Look | None]:
         """Compute a difference over the seeds of the last look (`stats.looks`), and return it with that look.
 
@@ -69,7 +73,7 @@ class Comparison:
         come. With fewer than planned there is no look yet, and the difference is of all. Without a plan all seeds are the one
         look.
         """
-        whole, planned = self.contrast(metric, plus, minus, less=less), self.definition.seeds
+        whole, planned = self.contrast(metric, plus, minus, less=less, ratio=ratio), self.definition.seeds
         if not planned:
             return whole, Look(1, whole.ours.n, 1.0)
         started = [{r["seed"]: time_of(r.get("started")) for r in self.rows[name].finished} for name in (*plus, *minus)]
@@ -80,7 +84,8 @@ class Comparison:
         complete = [look for look in looks(len(planned)) if look.seeds <= len(order)]
         if not complete:
             return whole, None
-        return self.contrast(metric, plus, minus, less=less, seeds=sorted(order[: complete[-1].seeds])), complete[-1]
+        of_look = sorted(order[: complete[-1].seeds])
+        return self.contrast(metric, plus, minus, less=less, seeds=of_look, ratio=ratio), complete[-1]
 
     def p_value(self, metric: str, plus: Sequence[str], minus: Sequence[str]) -> float | None:
         """Return the two-sided p-value of a difference at its last look; None if it cannot be judged."""

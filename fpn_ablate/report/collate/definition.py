@@ -68,12 +68,14 @@ class Fact(Entry):
 class Metric(Entry):
     """A column of results: the record's `source`, or its `metrics.<key>`, printed times `scale` with `digits` decimals.
 
+    `instead`: the metric that is read of records that have it, as proposal_AR1k of detectors beside the AR1k of RPNs.
     Metrics are fractions. The value of another source is printed as it is and not plotted, unless the definition says so.
     """
 
     key: Text
     title: Text = Field(default_factory=lambda metric: metric.get("key"))
     source: Text | None = Field(None, alias="from")
+    instead: Text | None = None
     scale: Number = Field(default_factory=lambda metric: 1.0 if metric.get("source") else 100.0)
     digits: Whole = Field(1, ge=0)
     plot: Flag = Field(default_factory=lambda metric: not metric.get("source"))
@@ -231,8 +233,8 @@ def _generic(table: str, metrics: Iterable[str]) -> Definition:
 
 
 def _metric_order(name: str) -> tuple:
-    base, _, size = name.partition("_")
-    return base, SIZES.index(size) if size in SIZES else len(SIZES), size
+    base, _, size = name.rpartition("_")
+    return (base, SIZES.index(size)) if size in SIZES[1:] else (name, 0)
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:

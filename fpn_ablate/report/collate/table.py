@@ -25,12 +25,13 @@ def clean(text: Any) -> str:
 
 
 class Claim(Entry):
-    """A statement that a difference of rows lies above and/or below a bound, in points.
+    """A statement that a difference of rows, in points, or their ratio lies above and/or below a bound.
 
     Attributes:
         plus: rows, by the first of their names.
         minus: rows whose mean is subtracted.
         less: a metric whose difference is subtracted from that of `metric`.
+        ratio: True if `plus` is divided by `minus`, and the bounds are ratios, as of costs.
         ours: True if nobody has published the statement.
     """
 
@@ -42,16 +43,26 @@ class Claim(Entry):
     above: Number = -math.inf
     below: Number = math.inf
     less: Text | None = None
+    ratio: Flag = False
     ours: Flag = False
 
     @property
     def bounds(self) -> tuple[float, ...]:
         return tuple(bound for bound in (self.above, self.below) if math.isfinite(bound))
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the bounds of the contrast, which of a ratio is its logarithm."""
+        if not self.ratio:
+            return self.above, self.below
+        return math.log(self.above) if math.isfinite(self.above) else -math.inf, math.log(self.below)
+
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if not self.bounds or self.above >= self.below:
             raise ValueError("needs 'above' or 'below', or both with above < below, as numbers")
+        if self.ratio and (min(self.bounds) <= 0 or self.less):
+            raise ValueError("a ratio needs bounds above 0, and no 'less'")
         return self
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fpn_ablate.report.collate.cells import Cell
+from fpn_ablate.report.collate.cells import Cell, Contrast
 from fpn_ablate.report.collate.definition import Fact, Metric
 from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict, clean
 
@@ -127,13 +127,22 @@ def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
             outcome += f"; look {look.number} of {look.seeds} seeds"
         if contrast.within_noise:
             outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
-        published = "" if verdict.published is None else f"{verdict.published:+.1f}"
-        half_width = contrast.ours.half_width
-        ours = f"{contrast.ours.mean:+z.1f}" + (f" ± {half_width:.1f}" if half_width is not None else "")
+        ours = _contrast_text(contrast)
+        published = "" if verdict.published is None else _contrast_text(contrast, verdict.published)
         p = "" if verdict.reason else _p_text(verdict.p)
     text = f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else "")
     cells = text, metric, ours, str(contrast.ours.n if contrast else 0), published, outcome, p
     return dict(zip(VERDICT_HEADER, map(clean, cells), strict=True))
+
+
+def _contrast_text(contrast: Contrast, published: float | None = None) -> str:
+    """Write a difference with its interval, or a ratio as x 2.31 (2.25 to 2.38); or the `published` one in its place."""
+    low, high, half_width = (contrast.shown(contrast.ours.low), contrast.shown(contrast.ours.high), contrast.ours.half_width)
+    mean = contrast.shown(contrast.ours.mean if published is None else published)
+    text = f"x {mean:.2f}" if contrast.ratio else f"{mean:+z.1f}"
+    if published is not None or half_width is None or mean is None:
+        return text
+    return text + (f" ({low:.2f} to {high:.2f})" if contrast.ratio else f" ± {half_width:.1f}")
 
 
 def _p_text(p: float) -> str:
@@ -141,10 +150,11 @@ def _p_text(p: float) -> str:
 
 
 def _bounds(claim: Claim) -> str:
-    """Write a claim's bounds in points, as `> 0`, `< 2` or `-2 to 2`."""
+    """Write a claim's bounds in points, as `> 0`, `< 2` or `-2 to 2`; of a ratio as `> x 2`."""
+    above, below = (f"{'x ' * claim.ratio}{bound:g}" for bound in (claim.above, claim.below))
     if len(claim.bounds) == 2:
-        return f"{claim.above:g} to {claim.below:g}"
-    return f"> {claim.above:g}" if math.isfinite(claim.above) else f"< {claim.below:g}"
+        return f"{above} to {below}"
+    return f"> {above}" if math.isfinite(claim.above) else f"< {below}"
 
 
 def _label(table: Table, row: Row) -> str:

@@ -176,7 +176,7 @@ def csv_text(table: Table) -> str:
 
 
 def claims_csv(table: Table) -> str:
-    """Return CSV with one line for each claim about the table, at full precision; differences in points."""
+    """Return CSV with one line for each claim about the table, at full precision; differences in points, or ratios."""
     lines = [_claim_line(table, verdict) for verdict in table.verdicts]
     return to_csv(lines[0], (line.values() for line in lines))
 
@@ -184,15 +184,17 @@ def claims_csv(table: Table) -> str:
 def _claim_line(table: Table, verdict: Verdict) -> dict[str, Any]:
     claim, contrast = verdict.claim, verdict.contrast
     ours = contrast.ours if contrast else Estimate(0)
+    shown = contrast.shown if contrast else lambda value: value
     return {
         **dict(zip(("table", "recipe", "data"), table.key, strict=True)),
         **{"generated": table.generated, "warning": table.warning or None},
-        **{"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less},
+        **{"claim": claim.text, "ours_only": claim.ours, "metric": claim.metric, "less": claim.less, "ratio": claim.ratio},
         **{"plus": " ".join(claim.plus), "minus": " ".join(claim.minus)},
         "above": claim.above if math.isfinite(claim.above) else None,
         "below": claim.below if math.isfinite(claim.below) else None,
-        **{"n": ours.n, "mean": ours.mean, "low": ours.low, "high": ours.high},
-        **{"published": verdict.published, "verdict": verdict.verdict, "look": verdict.look.number if verdict.look else None},
+        **{"n": ours.n, "mean": shown(ours.mean), "low": shown(ours.low), "high": shown(ours.high)},
+        **{"published": shown(verdict.published), "verdict": verdict.verdict},
+        "look": verdict.look.number if verdict.look else None,
         **{"p_holm": verdict.p, "seeds_needed": verdict.seeds_needed, "noise": contrast.noise if contrast else None},
         "variance_removed_by_pairing": contrast.variance_removed if contrast else None,
     }

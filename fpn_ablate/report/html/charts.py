@@ -259,7 +259,7 @@ def _effect_points(table: Table) -> list[Point]:
     points = []
     for verdict in table.verdicts:
         claim = verdict.claim
-        if verdict.contrast is not None:
+        if verdict.contrast is not None and not claim.ratio:  # whose axis is another
             plus, minus = (" & ".join(_short(rows[name]) for name in side) for side in (claim.plus, claim.minus))
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
             texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
