@@ -280,7 +280,9 @@ class RPNConfig(Strict):
 
     name: Literal["rpn"]
     head: or_user(Literal["conv"])  # type: ignore[valid-type]
-    shared: Annotated[bool, Field(strict=True)] = True  # configurations of earlier runs lack it
+    relu: Annotated[bool, Field(strict=True)] = True  # configurations of earlier runs lack it, and the next two
+    scores: Literal[1, 2] = 1
+    shared: Annotated[bool, Field(strict=True)] = True
     anchor_sizes: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_ratios: Annotated[tuple[Extent, ...], Field(min_length=1, max_length=64)]
     anchor_grid: Literal["exact", "torchvision"]
@@ -298,6 +300,8 @@ class RPNConfig(Strict):
     def _thresholds(self) -> "RPNConfig":
         if self.negative_iou > self.positive_iou:
             raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
+        if isinstance(self.head, UserPart) and (self.scores == 2 or not self.relu):
+            raise ValueError(f"relu and scores are of the head conv: with {self.head.class_} leave relu=true and scores=1")
         return self
 
 

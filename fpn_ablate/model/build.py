@@ -56,8 +56,10 @@ def build_neck(config: AnyNeck, levels: Sequence[Level], key: str = "neck") -> N
 
 def build_rpn(config: RPNConfig, levels: Sequence[Level], short_side: int) -> RPN:
     """Build the RPN on a neck's levels, for images with this short side in pixels."""
-    user = isinstance(config.head, UserPart)
-    head = partial(_build_user_part, config.head, "rpn.head") if user else RPN_HEADS[config.head]
+    if isinstance(config.head, UserPart):
+        head = partial(_build_user_part, config.head, "rpn.head")
+    else:
+        head = partial(RPN_HEADS[config.head], relu=config.relu, scores=config.scores)
     return RPN(levels, config, short_side, head)
 
 

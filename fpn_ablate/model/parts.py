@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from fpn_ablate.model.backbones.base import Backbone
 from fpn_ablate.model.backbones.darknet import darknet53
 from fpn_ablate.model.backbones.small import small_resnet
@@ -58,8 +56,8 @@ NECKS: dict[str, Callable[..., Neck]] = {
     "stacked": Stacked,
     "yolo": YOLO,
 }
-# Constructed from the levels' width and the number of anchors a cell.
-RPN_HEADS: dict[str, Callable[[int, int], nn.Module]] = {"conv": RPNHead}
+# Constructed from the levels' width, the number of anchors a cell, and the configuration's keys.
+RPN_HEADS: dict[str, type[RPNHead]] = {"conv": RPNHead}
 # Constructed by their `from_config`.
 BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}
 # Constructed from the configuration, the features' width and resolution, and the number of classes.

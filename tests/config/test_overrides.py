@@ -38,7 +38,7 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
         ("head.samples=3", "head.samples: there is no such key"),
         ("+row=mine", "row: there is no such key"),
         ("report.title=x", "report.title: there is no such key"),
-        ("neck=null", "neck=null: give the name of a file in conf/neck, as neck=fpn"),
+        ("neck=null", "neck=null: give the name of a file in conf/neck, as neck=bifpn"),
         ("neck=[1]", "neck=[1]: give the name of a file in conf/neck"),
         ("task={}", "task={}: give the name of a file in conf/task"),
     ],
@@ -135,7 +135,10 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("ablation=fpn,fnp", "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bottom_up, c4, "),
+        (
+            "ablation=fpn,fnp",
+            "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bifpn, bottom_up, c4, ",
+        ),
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick? There are "),
         (
             "task=xyz",

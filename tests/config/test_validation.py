@@ -35,7 +35,7 @@ def test_what_is_composed_is_valid_and_survives_a_round_trip(values):
         ),
         ("recipe.optimiser", 1, "Did you mean recipe.optimizer"),
         ("sede", 1, "sede: there is no such key. Did you mean seed\\?"),
-        ("neck.upsample", "cubic", "neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        ("neck.upsample", "cubic", "neck.upsample='cubic': input should be 'nearest', 'bilinear', 'deconv' or 'carafe'"),
         ("neck.upsample_init", "random", "upsample_init=random needs upsample=deconv: nearest has no weights to start from"),
         ("neck.output", "p6", "neck.output='p6': .*'pyramid', 'p2', 'p3', 'p4' or 'p5'"),
         ("neck.smooth", None, "neck.smooth=None"),
@@ -165,7 +165,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: channels, extra_channels, extras, l2_norm"),
+        ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: act, attention, block, bottom_up, chain, channels"),
         ("nek.top_down", "Did you mean neck?"),
         ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: backbone_lr_factor, lr, "),
         ("zzz", "Allowed: backbone, data"),

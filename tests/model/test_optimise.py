@@ -60,13 +60,13 @@ def plain(config):
     `row` has also keys of the neck; `roi` has keys of the second stage.
     """
 
-    def build(task, row="fpn", backbone=None, roi=None, shared=True, **neck):
+    def build(task, row="fpn", backbone=None, roi=None, rpn=None, **neck):
         cfg = config(*NUMBERS, *(() if task == "rpn" else SECOND), *(TASKS | MASKS)[task])
         keys = ROW_NECKS[row] | neck
         of_kind = NECKS.get(next(iter(keys), ""), partial(fpn_config, channels=16))
         parts = {"neck": of_kind(**keys)}
-        if not shared:
-            parts["rpn"] = cfg.rpn.model_copy(update={"shared": False})
+        if rpn:
+            parts["rpn"] = cfg.rpn.model_copy(update=rpn)
         if backbone:
             parts["backbone"] = backbone_config(backbone, weights="pretrain")
         if roi:
@@ -141,8 +141,9 @@ CASES = [
     *((task, {"row": row}) for task in TASKS for row in ROWS),
     *(("rpn", {"upsample": kind}) for kind in ("bilinear", "deconv")),
     *(("rpn", {"p6": kind}) for kind in ("conv", "none")),
-    *((task, {"row": "bottom_up", "shared": False}) for task in ("rpn", "joint")),
-    ("rpn", {"row": "hierarchy", "shared": False}),  # four levels for five sizes: the coarsest has two
+    *((task, {"row": "bottom_up", "rpn": {"shared": False}}) for task in ("rpn", "joint")),
+    ("rpn", {"rpn": {"relu": False, "scores": 2}}),
+    ("rpn", {"row": "hierarchy", "rpn": {"shared": False}}),  # four levels for five sizes: the coarsest has two
     ("rpn", {"smooth": "none"}),
     ("joint", {"smooth": "merged", "upsample": "deconv", "p6": "conv"}),
     ("fcn", {}),
@@ -209,7 +210,7 @@ def test_every_way_to_save_time_is_taken(plain, monkeypatch):
     assert (calls["tries of NMS"] > calls["NMS"] == 1) and calls["head at samples"] == 1
     assert min(calls["product"], calls["1x1 convolution"], calls["folded batch norm"]) > 0
     calls.clear()
-    results(optimise(plain("rpn", shared=False), CPU))
+    results(optimise(plain("rpn", rpn={"shared": False}), CPU))
     assert (calls["cells of a lazy map"], calls["whole lazy map"], calls["head at samples"]) == (2, 0, 5)
     results(optimise(plain("joint"), CPU))
     assert calls["cells of a lazy map"] == 2  # a second stage reads whole maps

@@ -8,7 +8,9 @@ from parts import rpn_config
 from torchvision.ops import box_iou, nms
 
 from fpn_ablate.model import boxes
-from fpn_ablate.model.heads.rpn import RPN
+from fpn_ablate.model.anchors import flatten_cells
+from fpn_ablate.model.build import build_detector
+from fpn_ablate.model.heads.rpn import RPN, RPNHead
 from fpn_ablate.model.matching import POSITIVE, match, sample
 from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
 from fpn_ablate.structures.instances import Targets
@@ -16,6 +18,7 @@ from fpn_ablate.structures.levels import Level
 
 LEVELS = tuple(Level(f"p{k}", 8) for k in (3, 4, 5))
 SIDES = (64, 96)
+UNFROZEN = ("backbone.freeze_at=0", "backbone.frozen_bn=false")
 CONFIG = {
     **{"anchor_sizes": (12, 24, 48), "samples": 40},
     **{"pre_nms_topk": (60, 30), "pre_nms_topk_single": (100, 50), "post_nms_topk": (50, 20)},
@@ -72,6 +75,30 @@ def slow_losses(outputs, t, config, draw):
                     beta = config.box_loss_beta
                     box += 0.5 * x * x / beta if x < beta else x - 0.5 * beta
     return {"rpn_objectness": objectness / count, "rpn_box": box / count}
+
+
+def test_two_scores_an_anchor_are_a_softmax_and_relu_is_a_switch():
+    features = {"p3": torch.randn(2, 8, 4, 6, generator=generator())}
+    plain, two, linear = RPNHead(8, 3), RPNHead(8, 3, scores=2), RPNHead(8, 3, relu=False)
+    linear.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain(features)[0][0], linear(features)[0][0])
+    scores = flatten_cells(two.objectness(two.conv(features["p3"]).relu()), 2).softmax(-1)[..., 1]
+    torch.testing.assert_close(two(features)[0][0].sigmoid(), scores)
+
+
+def test_the_walkthroughs_shapes_are_those_that_its_text_prints(config):
+    cfg = config("ablation=walkthrough", "recipe.channels=256", "backbone.weights=none", *UNFROZEN)
+    with torch.device("meta"):
+        model = build_detector(cfg)
+        levels = model.neck(model.backbone(torch.empty(2, 3, 224, 224)))
+        for x, side in zip(levels.values(), (56, 28, 14, 7), strict=True):
+            assert x.shape == (2, 256, side, side)
+            hidden = model.rpn.head.conv(x)
+            assert model.rpn.head.objectness(hidden).shape == (2, 6, side, side)
+            assert model.rpn.head.deltas(hidden).shape == (2, 12, side, side)
+    assert list(model.neck.smooth) == ["p2", "p3", "p4"]
+    parameters = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.neck, model.rpn)]
+    assert parameters == pytest.approx([2.75, 0.59], abs=0.01)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -23,22 +23,34 @@ from fpn_ablate.structures.levels import Features, Level, common_width
 class RPNHead(nn.Module):
     """3x3 convolution with ReLU, then sibling 1x1 convolutions for objectness and box deltas; all levels share one head.
 
-    A head of another kind has the same constructor and the same output.
+    A head of another kind has a width and the number of anchors a cell as its constructor's arguments, and the same output.
+
+    Args:
+        relu: behind the 3x3.
+        scores: of an anchor; 2: background and object, as in Faster R-CNN, whose softmax is the sigmoid of their difference.
     """
 
-    def __init__(self, channels: int, num_anchors: int) -> None:
+    def __init__(self, channels: int, num_anchors: int, relu: bool = True, scores: int = 1) -> None:
         super().__init__()
+        self.num_anchors, self.relu, self.scores = num_anchors, relu, scores
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.objectness = nn.Conv2d(channels, scores * num_anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * num_anchors, 1)
 
     def forward(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
         """Return, for each level, objectness (N, Ri) and deltas (N, Ri, 4), in the order of the anchors."""
-        hidden = [F.relu(self.conv(x)) for x in features.values()]
+        hidden = [self.act(self.conv(x)) for x in features.values()]
         with autocast_off():  # bf16 has so few values that hundreds of the best scores would tie
             hidden = [full_precision(x) for x in hidden]
-            objectness = [anchor_grid.flatten_cells(self.objectness(x), 1)[..., 0] for x in hidden]
+            objectness = [self.logit(anchor_grid.flatten_cells(self.objectness(x), self.scores)) for x in hidden]
             return objectness, [anchor_grid.flatten_cells(self.deltas(x), 4) for x in hidden]
+
+    def act(self, hidden: Tensor) -> Tensor:
+        return F.relu(hidden) if self.relu else hidden
+
+    def logit(self, scores: Tensor) -> Tensor:
+        """Return the logit (...) of an object from the scores (..., 1) or (..., 2) of an anchor."""
+        return scores[..., -1] if self.scores == 1 else scores[..., 1] - scores[..., 0]
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw Gaussian weights of 0.01 (Detectron)."""

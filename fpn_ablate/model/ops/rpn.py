@@ -4,7 +4,6 @@ Shape letters: N images, A anchors a cell, Ri anchors of level i, S sampled anch
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -96,7 +95,7 @@ class SparseRPN(FastRPN):
             # Each head is computed at all samples, those of other levels moved to an end of its own: their number would have
             # to be waited for on a GPU, and a sample costs little.
             head = self.head.levels[name]
-            count = x.shape[-2] * x.shape[-1] * head.objectness.out_channels
+            count = x.shape[-2] * x.shape[-1] * head.num_anchors
             its_score, its_delta = _head_at(head, [x], (idxs - first).clamp(0, count - 1))
             inside = (idxs >= first) & (idxs < first + count)
             scores.append(torch.where(inside, its_score, 0))
@@ -107,12 +106,13 @@ class SparseRPN(FastRPN):
 
 def _head_at(head: RPNHead, maps: list[Tensor], idxs: Tensor) -> tuple[Tensor, Tensor]:
     """Return objectness (N, S) and deltas (N, S, 4) of a head at the anchors `idxs` (N, S) of the maps that it reads."""
-    num_anchors = head.objectness.out_channels
+    num_anchors = head.num_anchors
     cell, anchor = idxs // num_anchors, (idxs % num_anchors).flatten()
-    hidden = F.relu(conv3x3_at(gather_3x3(maps, cell), head.conv))
+    hidden = head.act(conv3x3_at(gather_3x3(maps, cell), head.conv))
     with autocast_off():
         hidden = full_precision(hidden)
-        objectness = linear(hidden, head.objectness.weight.flatten(1), head.objectness.bias)
+        scores = linear(hidden, head.objectness.weight.flatten(1), head.objectness.bias)
+        objectness = head.logit(scores.unflatten(1, (num_anchors, head.scores)))
         deltas = linear(hidden, head.deltas.weight.flatten(1), head.deltas.bias).view(-1, num_anchors, 4)
     row = torch.arange(len(anchor), device=anchor.device)
     return objectness[row, anchor].view_as(idxs), deltas[row, anchor].view(*idxs.shape, 4)
