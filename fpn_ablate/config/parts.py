@@ -309,6 +309,7 @@ class RoI(Strict):
     """The second stage; see `fpn_ablate.model.heads.roi.RoIHeads`. Pairs are (training, test)."""
 
     head: or_user(Literal["auto", "2fc", "conv5"])  # type: ignore[valid-type]
+    levels: Literal["assigned", "all"] = "assigned"  # configurations of earlier runs lack it
     canonical_level: Cells
     canonical_box_size: Extent
     pooling: Literal["align", "align_v2", "pool"]
@@ -325,6 +326,12 @@ class RoI(Strict):
     score_thresh: Share
     nms_thresh: Share
     detections: Many
+
+    @model_validator(mode="after")
+    def _merges_levels(self) -> "RoI":
+        if self.levels == "all" and self.head not in ("auto", "2fc"):
+            raise ValueError("levels=all needs the head 2fc, which merges what it pools from several levels")
+        return self
 
 
 class MaskConfig(Strict):

@@ -79,14 +79,15 @@ def build_roi(
         kind = "conv5" if conv5 and tuple(levels) == (backbone.levels[2],) else "2fc"
     built_in = None if isinstance(kind, UserPart) else BOX_HEADS[kind]
 
-    def pooler_of(resolution: int) -> RoIPooler:
+    def pooler_of(resolution: int, all_levels: bool = False) -> RoIPooler:
         box_size = anchors.scaled(roi.canonical_box_size, short_side)
-        return RoIPooler(levels, resolution, roi.pooling, roi.sampling_ratio, roi.canonical_level, box_size)
+        return RoIPooler(levels, resolution, roi.pooling, roi.sampling_ratio, roi.canonical_level, box_size, all_levels)
 
-    pooler = pooler_of(roi.conv5_resolution if built_in and built_in.backbone_stage else roi.resolution)
+    resolution = roi.conv5_resolution if built_in and built_in.backbone_stage else roi.resolution
+    pooler = pooler_of(resolution, roi.levels == "all")
     shape = pooler.in_channels, pooler.resolution
     if built_in:
-        box_head = built_in.from_config(roi, *shape, (conv5, backbone.out_channels))
+        box_head = built_in.from_config(roi, *shape, (conv5, backbone.out_channels), pooler.views)
     else:
         box_head = _build_user_part(kind, "task.roi.head", *shape)
     branch = None

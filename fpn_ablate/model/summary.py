@@ -120,7 +120,7 @@ def cost_by_part(model: Detector, size: tuple[int, int]) -> tuple[dict[str, int]
             anchors += of_image
     if model.roi:  # after RoI pooling, which cannot run without values
         rois = ROIS * (pyramid.scales_per_roi if pyramid else 1)
-        _, cost["head"] = _count_flops(model.roi.box_head, _pooled(model.roi.pooler, rois))
+        _, cost["head"] = _count_flops(model.roi.box_head, _pooled(model.roi.pooler, rois * model.roi.pooler.views))
         hidden = torch.empty(ROIS, model.roi.box_head.out_channels)
         cost["head"] += _count_flops(model.roi.predictor, hidden)[1]
         if mask := model.roi.mask:

@@ -137,7 +137,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
     [
         (
             "ablation=fpn,fnp",
-            "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bifpn, bottom_up, c4, ",
+            "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bifpn, ",
         ),
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick? There are "),
         (

@@ -142,6 +142,7 @@ CASES = [
     *(("rpn", {"upsample": kind}) for kind in ("bilinear", "deconv")),
     *(("rpn", {"p6": kind}) for kind in ("conv", "none")),
     *((task, {"row": "bottom_up", "rpn": {"shared": False}}) for task in ("rpn", "joint")),
+    ("fast_rcnn", {"roi": {"levels": "all"}}),
     ("rpn", {"rpn": {"relu": False, "scores": 2}}),
     ("rpn", {"row": "hierarchy", "rpn": {"shared": False}}),  # four levels for five sizes: the coarsest has two
     ("rpn", {"smooth": "none"}),

@@ -383,6 +383,15 @@ def test_no_detection_at_all_is_an_answer(number):
     assert (d.labels.dtype, d.valid.dtype) == (torch.int64, torch.bool)
 
 
+def test_adaptive_feature_pooling_is_the_maximum_over_levels_behind_the_first_layer():
+    pooler, features = RoIPooler(PYRAMID, 7, canonical_box_size=CANONICAL, all_levels=True), maps(2)
+    head = TwoFC(4, 7, 16, views=4)
+    rois = torch.stack([boxes_in((256, 320), 9, generator(n)) for n in range(2)])
+    levels = [RoIPooler([level], 7)({level.name: features[level.name]}, rois) for level in PYRAMID[:4]]  # P6 is the RPN's alone
+    hidden = torch.stack([head.fc6(x.flatten(1)).relu() for x in levels]).amax(0)
+    torch.testing.assert_close(head(pooler(features, rois)), head.fc7(hidden).relu())
+
+
 def test_detections_of_a_batch_are_those_of_its_images():
     """Many boxes, so that NMS is asked for in its other way (torchvision takes classes one by one from 1,000 boxes on)."""
     model, (proposals, targets) = heads(8, std=0.15).eval(), scene(numbers=(300, 200, 0, 250))

@@ -183,8 +183,7 @@ class ImagePyramid(Detector):
         for number, (features, ratio) in enumerate(pyramid):
             idxs = (nearest == number).any(1).nonzero()[:, 0]
             if len(idxs):
-                scaled = box[idxs] * ratio
-                pooled = roi.pooler.pool(features, image[idxs], roi.pooler.assign(scaled), scaled)
+                pooled = roi.pooler.pool(features, image[idxs], box[idxs] * ratio)
                 hidden[idxs] = torch.maximum(hidden[idxs], roi.box_head(pooled).to(hidden.dtype))
         scores, deltas = roi.predictor(hidden)
         return scores.unflatten(0, (n, p)), deltas.unflatten(0, (n, p))

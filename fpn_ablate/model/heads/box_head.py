@@ -44,24 +44,34 @@ class BoxHead(nn.Module):
 
 
 class TwoFC(BoxHead):
-    """Two fully connected layers with ReLU on the pooled features, shared over all levels."""
+    """Two fully connected layers with ReLU on the pooled features, shared over all levels.
+
+    Args:
+        views: pooled features of each RoI, one a level with adaptive feature pooling; the maximum of what the first layer makes
+            of them goes on (PANet, Sec. 3.2).
+    """
 
     label = "2fc"
 
-    def __init__(self, in_channels: int, resolution: int, fc_dim: int) -> None:
+    def __init__(self, in_channels: int, resolution: int, fc_dim: int, views: int = 1) -> None:
         super().__init__()
+        self.views = views
         self.out_channels = fc_dim
         self.fc6 = nn.Linear(in_channels * resolution**2, fc_dim)
         self.fc7 = nn.Linear(fc_dim, fc_dim)
 
     @classmethod
-    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage, views: int) -> Self:
         """Construct the head for pooled features of C = in_channels and S = resolution."""
-        return cls(in_channels, resolution, config.fc_dim)
+        return cls(in_channels, resolution, config.fc_dim, views)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pooled features (M, C, S, S) to (M, fc_dim)."""
-        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
+        """Map pooled features (M, C, S, S), or (views * M, C, S, S), to (M, fc_dim)."""
+        return F.relu(self.fc7(self.merge(F.relu(self.fc6(x.flatten(1))))))
+
+    def merge(self, hidden: Tensor) -> Tensor:
+        """Return the maximum (M, fc_dim) over the views of each RoI."""
+        return hidden.unflatten(0, (self.views, -1)).amax(0) if self.views > 1 else hidden
 
 
 class Conv5(BoxHead):
@@ -75,7 +85,7 @@ class Conv5(BoxHead):
         self.stage, self.out_channels = stage, out_channels
 
     @classmethod
-    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage) -> Self:
+    def from_config(cls, config: RoI, in_channels: int, resolution: int, conv5: Conv5Stage, views: int) -> Self:
         """Construct the head from the stage alone."""
         return cls(*conv5)
 

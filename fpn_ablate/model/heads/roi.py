@@ -153,7 +153,7 @@ class RoIHeads(nn.Module):
     def _mask_features(self, features: Features, image: Tensor, box: Tensor) -> Tensor:
         """Return the maps that the mask branch reads of boxes (M, 4), each in its `image` (M,)."""
         pooler = self.mask.pooler or self.pooler
-        pooled = pooler.pool(features, image, pooler.assign(box), box)
+        pooled = pooler.pool(features, image, box)
         return pooled if self.mask.pooler else self.box_head.mask_features(pooled)
 
     def _suppress(self, box: Tensor, scores: Tensor, valid: Tensor) -> BatchDetections:

@@ -1,6 +1,6 @@
 """RoI pooling over any set of levels (Sec. 4.2).
 
-Shape letters: N images, P RoIs an image, C channels, S x S bins. Boxes are XYXY in pixels of the network's input.
+Shape letters: N images, P RoIs an image, L levels, C channels, S x S bins. Boxes are XYXY in pixels of the network's input.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ class RoIPooler(nn.Module):
             since a cell's value belongs to its centre).
         sampling_ratio: points of RoIAlign in each bin and direction; 0: as many as the bin has cells.
         canonical_level, canonical_box_size: k0 and the 224 of Eq. 1, in pixels of the network's input.
+        all_levels: pool each RoI from every level (adaptive feature pooling, PANet, Sec. 3.2); the box head merges them.
 
     Raises:
         UserError: the levels' widths differ.
@@ -49,16 +50,23 @@ class RoIPooler(nn.Module):
         sampling_ratio: int = 2,
         canonical_level: int = 4,
         canonical_box_size: float = 224,
+        all_levels: bool = False,
     ) -> None:
         super().__init__()
         self.levels = [level for level in levels if level.stride <= COARSEST_STRIDE]
         common_width(self.levels, "the second stage")
         self.resolution, self.pooling, self.sampling_ratio = resolution, pooling, sampling_ratio
         self.canonical_level, self.canonical_box_size = canonical_level, canonical_box_size
+        self.all_levels = all_levels
 
     @property
     def in_channels(self) -> int:
         return self.levels[0].channels  # of all of them
+
+    @property
+    def views(self) -> int:
+        """Return how many pooled maps each RoI has."""
+        return len(self.levels) if self.all_levels else 1
 
     def assign(self, boxes: Tensor) -> Tensor:
         """Return the index in `levels` (...) of each of the boxes (..., 4)."""
@@ -72,10 +80,16 @@ class RoIPooler(nn.Module):
         """Pool boxes (N, P, 4) to (N * P, C, S, S), in the order of the boxes whatever their levels."""
         n, p = boxes.shape[:2]
         image = torch.arange(n, device=boxes.device).repeat_interleave(p)
-        boxes = boxes.flatten(0, 1)
-        return self.pool(features, image, self.assign(boxes), boxes)
+        return self.pool(features, image, boxes.flatten(0, 1))
 
-    def pool(self, features: Features, image: Tensor, level_idxs: Tensor, boxes: Tensor) -> Tensor:
+    def pool(self, features: Features, image: Tensor, boxes: Tensor) -> Tensor:
+        """Pool boxes (M, 4), each from its `image` (M,), to (M, C, S, S); from all levels to (L * M, C, S, S)."""
+        if not self.all_levels:
+            return self.pool_from(features, image, self.assign(boxes), boxes)
+        level_idxs = torch.arange(self.views, device=boxes.device).repeat_interleave(len(boxes))
+        return self.pool_from(features, image.repeat(self.views), level_idxs, boxes.repeat(self.views, 1))
+
+    def pool_from(self, features: Features, image: Tensor, level_idxs: Tensor, boxes: Tensor) -> Tensor:
         """Pool boxes (M, 4), each from its `image` (M,) and level (M,), to (M, C, S, S)."""
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         if len(self.levels) == 1:

@@ -12,7 +12,7 @@ class FastTwoFC(TwoFC):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(_flat_linear(x, self.fc6.weight, self.fc6.bias))
-        return F.relu(linear(hidden, self.fc7.weight, self.fc7.bias))
+        return F.relu(linear(self.merge(hidden), self.fc7.weight, self.fc7.bias))
 
 
 def _flat_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
