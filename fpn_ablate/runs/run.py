@@ -139,6 +139,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
         **evaluated,
         **_make_artifacts(run, trained, detections, proposals),
         **({"proposals": trained.proposals} if trained.proposals else {}),
+        **({"fusion": [list(item) for item in shares.items()]} if (shares := trained.model.neck.fusion_shares) else {}),
         "repairs": {name: getattr(split, "repairs", {}) for name, split in zip(("train", "val"), inputs.splits, strict=True)},
         "built_on": sorted(map(list, run.built_on.items())),
         "cost": {

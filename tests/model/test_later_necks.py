@@ -142,6 +142,17 @@ def test_a_bifpn_of_plain_sums_without_the_way_up_is_a_block_of_repeated_fpn():
         torch.testing.assert_close(x, expected[name])
 
 
+def test_shares_of_a_weighted_sum_are_told_and_start_equal():
+    model = BiFPN(LEVELS, BiFPNNeck(**DEFAULTS[BiFPN][1] | {"channels": WIDTH, "levels": "p2-p6", "layers": 1}))
+    assert list(model.fusion_shares) == [
+        *(f"layers.0.down.p{k}" for k in (2, 3, 4, 5)),
+        *(f"layers.0.up.p{k}" for k in (3, 4, 5, 6)),
+    ]
+    assert model.fusion_shares["layers.0.up.p3"] == pytest.approx([1 / 3] * 3, abs=1e-3)
+    assert not neck(BiFPN, fusion="sum").fusion_shares and not neck(FPN).fusion_shares
+    assert list(neck(FPN, fuse="weighted").fusion_shares) == ["weights.p2", "weights.p3", "weights.p4"]
+
+
 def test_nas_fpn_is_mmdetections():
     theirs = mmdetection_neck("nas_fpn", "NASFPN")
     theirs = randomise(theirs(list(CHANNELS), WIDTH, 5, 2, start_level=1, norm_cfg={"type": "BN"}), scale=0.5).double()

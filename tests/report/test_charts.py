@@ -77,6 +77,21 @@ def test_costs_are_those_of_the_records(drawn, table):
     assert drawn["costs"].choices == ("GFLOPs",), "a cost that no record has is no choice"
 
 
+def test_learned_weights_are_the_mean_over_seeds_and_no_chart_without_any(put, runs, drawn):
+    assert "fusion" not in drawn
+    for seed, share in ((2, 0.5), (3, 0.7)):
+        put("fpn", seed, fusion=[["layers.0.down.p2", [share, 1 - share]]])
+    table = collate(load(runs))[0]
+    chart = {c.key: c for c in charts.charts(table, charts.row_colours([table])[table.name]) if not isinstance(c, str)}[
+        "fusion"
+    ]
+    assert [(p["sum"], p["input"], p["share"]) for p in points(chart)] == [
+        ("layers.0.down.p2", 1, 60.0),
+        ("layers.0.down.p2", 2, 40.0),
+    ]
+    assert vl_convert.vegalite_to_svg(chart.spec)
+
+
 def test_one_seed_has_no_interval(put, runs):
     put("c4", 2)
     put("fpn", 2)

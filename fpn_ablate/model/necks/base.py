@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fpn_ablate.model.necks.layers import FusionWeights
 from fpn_ablate.structures.levels import Features, Level
 
 
@@ -31,6 +32,12 @@ class Neck(nn.Module):
         """Return the maps that the heads read, in the paper's words: {Pk}, P2, C4."""
         names = [level.name.upper() for level in self.levels]
         return names[0] if len(names) == 1 else f"{{{names[0][0]}k}}"
+
+    @property
+    def fusion_shares(self) -> dict[str, list[float]]:
+        """Return the learned share of each input of each weighted sum, by the sum's place in the neck; {} without any."""
+        sums = ((name, module) for name, module in self.named_modules() if isinstance(module, FusionWeights))
+        return {name.removesuffix(".fusion"): module.shares.tolist() for name, module in sums}
 
     def forward(self, features: Features) -> Features:
         """Map C2..`deepest` to `levels`, maps of ceil(side / stride)."""

@@ -71,7 +71,8 @@ class Chart:
 
 def charts(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> list[Chart | str]:
     """Build a table's charts; for one that cannot be drawn, a line on what is missing. `steps`: points of a learning curve."""
-    return [recall(table, colours), effects(table), costs(table, colours), curves(table, colours, steps)]
+    drawn = [recall(table, colours), effects(table), costs(table, colours), curves(table, colours, steps)]
+    return drawn + ([weights] if (weights := fusion(table, colours)) else [])
 
 
 def row_colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
@@ -154,6 +155,29 @@ def curves(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> 
     spec = _spec(points, _band("loss", tips, dots=4), {"x": x, "color": _colour(colours)}, "loss", choices[0])
     note = "Line: mean over seeds; band: from the lowest seed to the highest."
     return Chart("curves", "Learning curves", note, spec, choices, "loss")
+
+
+def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
+    """Plot what a neck has learned: the share of each input in each weighted sum, mean over seeds; None without any."""
+    points = []
+    for row in table.finished_rows:
+        of_seeds = [dict(shares) for record in row.finished if isinstance(shares := record.get("fusion"), list)]
+        for place in of_seeds[0] if of_seeds else ():
+            for number, shares in enumerate(zip(*(seed[place] for seed in of_seeds), strict=True), start=1):
+                point = {"row": _name(row, colours), "label": row.name, "sum": place, "input": number}
+                points.append(point | {"share": _rounded(100 * fmean(shares)), "n": len(shares)})
+    if not points:
+        return None
+    choices = tuple(dict.fromkeys(point["label"] for point in points))
+    tips = [_tip("sum"), _tip("input"), _tip("share", "share (%)", ".1f"), _tip("n", "seeds")]
+    encoding = {
+        "x": _number("share", "share of the sum (%)", stack="zero"),
+        "y": {"field": "sum", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
+        "color": {"field": "input", "type": "ordinal", "title": "input"},
+    }
+    note = "Inputs of a sum in order: the level's own map, the one from the way down, the one from the way up."
+    spec = _spec(points, [{"mark": {"type": "bar"}, "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
+    return Chart("fusion", "Learned weights of fusion", note, spec, choices, "label")
 
 
 def _logged_losses(row: Row, record: Record) -> Iterable[tuple[str, int, float]]:
