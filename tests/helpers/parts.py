@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from fpn_ablate.config.composition import compose
-from fpn_ablate.config.dense import DenseTask
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
 from fpn_ablate.config.schema import Config, SegmentProposalsTask
 
@@ -28,6 +28,10 @@ def roi_config(**keys: Any) -> RoI:
 
 def segments_config(**keys: Any) -> SegmentProposalsTask:
     return _changed(_composed("task=segment_proposals").task, keys)
+
+
+def retinanet_config(**keys: Any) -> RetinaNetTask:
+    return _changed(_composed("task=retinanet").task, keys)
 
 
 def fpn_config(**keys: Any) -> FPNNeck:
