@@ -211,7 +211,9 @@ def test_each_step_to_ssd_is_one_change(config):
     assert [cfg.row for cfg in rows.values()] == list(STEPS) and not set(STEPS) & set(ROWS)
     assert not any(cfg.rpn.shared for cfg in rows.values())
     bottom_up = config("ablation=bottom_up")
-    assert rows["own_heads"].neck == bottom_up.neck and rows["own_heads"].rpn == bottom_up.rpn.model_copy(update={"shared": False})
+    assert rows["own_heads"].neck == bottom_up.neck and rows["own_heads"].rpn == bottom_up.rpn.model_copy(
+        update={"shared": False}
+    )
     assert rows["l2_norm"].neck == rows["extras"].neck.model_copy(update={"l2_norm": True})
     models = {name: build_detector(cfg) for name, cfg in rows.items()}
     assert {name: model.rpn.level_sizes for name, model in models.items() if name != "from_c4"} == {
