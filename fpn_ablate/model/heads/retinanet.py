@@ -1,7 +1,7 @@
 """RetinaNet's head (Lin et al. 2017): anchors, two subnets, focal loss.
 
-Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, M positives
-of a batch, T anchors that NMS leaves, K classes. Labels are 1..K.
+Shape letters: N images, A anchors a cell, Hi x Wi cells and Ri = Hi * Wi * A anchors of level i, R = sum of Ri, M positives
+of a batch, T anchors that NMS leaves, K classes.
 """
 
 import math
