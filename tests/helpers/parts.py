@@ -30,10 +30,6 @@ def segments_config(**keys: Any) -> SegmentProposalsTask:
     return _changed(_composed("task=segment_proposals").task, keys)
 
 
-def retinanet_config(**keys: Any) -> RetinaNetTask:
-    return _changed(_composed("task=retinanet").task, keys)
-
-
 def fpn_config(**keys: Any) -> FPNNeck:
     return _changed(_composed().neck, keys)
 

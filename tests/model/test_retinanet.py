@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from parts import retinanet_config
+from parts import dense_config
 from torchvision.ops import box_iou, generalized_box_iou, nms
 
 from fpn_ablate.model import boxes
@@ -27,7 +27,7 @@ def generator(seed=3):
 
 
 def head(levels=LEVELS, std=0.2, **keys):
-    model = RetinaNetHead(levels, retinanet_config(**SMALL | keys), CLASSES)
+    model = RetinaNetHead(levels, dense_config("retinanet", **SMALL | keys), CLASSES)
     for number, p in enumerate(model.parameters()):
         torch.nn.init.normal_(p, std=std, generator=generator(number))
     return model.double()
