@@ -63,3 +63,72 @@ class RetinaNetTask(DenseTask):
         if self.negative_iou > self.positive_iou:
             raise ValueError(f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou})")
         return self
+
+
+class FCOSTask(DenseTask):
+    """FCOS (Tian et al. 2019); see `fpn_ablate.model.heads.fcos.FCOSHead`.
+
+    `range`: end of a level's range of distances, in strides, on an input of a short side of 800. `center_sampling`: in strides;
+    null: all locations inside an object.
+    """
+
+    name: Literal["fcos"]  # type: ignore[assignment]
+    points: Literal["exact", "center", "torchvision"]
+    range: Extent
+    center_sampling: Extent | None
+    convolutions: Convolutions
+    norm: Literal["none", "gn"]
+    prior: Alpha
+    centerness: Literal["regression", "classification", "none"]
+    score: Literal["sqrt", "product"]
+    distances: Literal["relu", "exp"]
+    level_scale: bool
+    alpha: Alpha
+    gamma: Gamma
+    box_loss: Literal["giou", "iou"]
+    box_weights: Literal["none", "centerness"]
+
+
+class YOLOTask(DenseTask):
+    """YOLOv3's head (Redmon and Farhadi 2018); see `fpn_ablate.model.heads.yolo.YOLOHead`."""
+
+    several_widths: ClassVar[bool] = True
+    name: Literal["yolo"]  # type: ignore[assignment]
+    priors: Annotated[tuple[tuple[Extent, Extent], ...], Field(min_length=1, max_length=256)]
+    priors_per_level: Scales
+    norm: Literal["none", "gn", "bn"]
+    prior: Alpha
+    ignore: Literal["priors", "predictions"]
+    ignore_iou: Share
+    weigh_small: bool
+    normaliser: Literal["objects", "images"]
+
+
+class SSDTask(DenseTask):
+    """SSD's head (Liu et al. 2016); see `fpn_ablate.model.heads.ssd.SSDHead`. `negatives`: for each positive."""
+
+    several_widths: ClassVar[bool] = True
+    name: Literal["ssd"]  # type: ignore[assignment]
+    scales: tuple[PositiveShare, PositiveShare]
+    first_scale: PositiveShare | None
+    whole_percent: bool
+    ratios: Annotated[tuple[Extent, ...], Field(max_length=64)]
+    outer_ratios: Annotated[tuple[Extent, ...], Field(max_length=64)]
+    clip: bool
+    positive_iou: PositiveShare
+    loss: Literal["hard_negatives", "focal"]
+    negatives: NotNegative
+    prior: Alpha
+    alpha: Alpha
+    gamma: Gamma
+    variances: tuple[Extent, Extent, Extent, Extent]
+    box_loss_beta: NotNegative
+
+    @model_validator(mode="after")
+    def _grow(self) -> "SSDTask":
+        if self.scales[0] >= self.scales[1]:
+            raise ValueError(f"scales: the first ({self.scales[0]}) must be below the second ({self.scales[1]})")
+        return self
+
+
+AnyDenseTask = RetinaNetTask | FCOSTask | YOLOTask | SSDTask

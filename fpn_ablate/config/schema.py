@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fpn_ablate.config.base import Cells, Extent, Many, NotNegative, PositiveShare, Share, Strict, Width
-from fpn_ablate.config.dense import DenseTask, RetinaNetTask
+from fpn_ablate.config.dense import AnyDenseTask, DenseTask
 from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
@@ -181,8 +181,8 @@ class MaskRCNNTask(FasterRCNNTask):
     mask: MaskConfig | None
 
 
-Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | RetinaNetTask
-TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet")
+Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | AnyDenseTask
+TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet", "fcos", "yolo", "ssd")
 PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
 
@@ -428,9 +428,7 @@ class Config(Strict):
                 of_rpn = number or isinstance(self.task, RPNTask)
                 fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
                 user = "the RPN" if of_rpn else f"task={self.task.name}"
-                raise ValueError(
-                    f"the levels of neck=hierarchy differ in width, and {user} has one head for all of them: {fix}"
-                )
+                raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all: {fix}")
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:

@@ -58,6 +58,11 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], round_to_pixel
     return anchors.round() if round_to_pixels else anchors
 
 
+def centered(sides: Tensor, offset: float) -> Tensor:
+    """Return boxes of `sides` (A, 2), width and height, around a point `offset` pixels right of and below a cell's: (A, 4)."""
+    return torch.cat([offset - sides / 2, offset + sides / 2], -1)
+
+
 def grid(base_anchors: Tensor, strides: tuple[int, int], height: int, width: int) -> Tensor:
     """Place the anchors (A, 4) of one cell on every cell of a map: (height * width * A, 4).
 
@@ -73,45 +78,57 @@ def grid(base_anchors: Tensor, strides: tuple[int, int], height: int, width: int
     return (shift[:, :, None] + base_anchors).reshape(-1, 4)
 
 
-class AnchorGrids:
-    """The anchors of all levels, cached for the last MAX_GRIDS shapes.
+class Grids:
+    """Boxes on all cells of all levels, cached for the last MAX_GRIDS shapes.
 
     Args:
-        levels: those that have anchors, finest first.
+        levels: those that have boxes, finest first.
+        cells: of each level, the boxes (A, 4) of one cell, XYXY around its place.
+        whole_strides: strides are the image's sides divided by the map's, without remainder, as in torchvision. Where a map's
+            side was rounded up (P6 of an 800 px side has 13 cells), that is a stride of 61 px in place of 64, and anchors that
+            lie up to 36 px off their cells.
+    """
+
+    def __init__(self, levels: Sequence[Level], cells: Sequence[Tensor], whole_strides: bool = False) -> None:
+        self.levels, self.cells, self.whole_strides = tuple(levels), cells, whole_strides
+        self.cached: dict[tuple, list[Tensor]] = {}
+
+    def __call__(self, features: Features) -> list[Tensor]:
+        """Return the boxes (Ri, 4) of each level; `features` may have coarser levels, without boxes."""
+        maps = list(features.values())[: len(self.cells)]
+        shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
+        if shape not in self.cached:
+            if len(self.cached) == MAX_GRIDS:
+                del self.cached[next(iter(self.cached))]
+            levels = zip(self.levels, self.cells, maps, strict=False)
+            self.cached[shape] = [self._grid(*level, maps) for level in levels]
+        return self.cached[shape]
+
+    def _grid(self, level: Level, cell: Tensor, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        height, width = x.shape[-2:]
+        strides = (level.stride, level.stride)
+        if self.whole_strides:
+            # The finest map divides the padded image without remainder.
+            strides = tuple(
+                side * self.levels[0].stride // cells for side, cells in zip(maps[0].shape[-2:], (height, width), strict=True)
+            )
+        return grid(cell.to(x.device), strides, height, width)
+
+
+class AnchorGrids(Grids):
+    """The anchors of all levels.
+
+    Args:
         sizes: in pixels of the input, of each level.
         ratios: height / width.
-        like_torchvision: corners rounded to whole pixels, and strides that are the image's sides divided by the map's, without
-            remainder. Where a map's side was rounded up (P6 of an 800 px side has 13 cells), that is a stride of 61 px in place
-            of 64, and anchors that lie up to 36 px off their cells.
+        like_torchvision: corners rounded to whole pixels, and whole strides.
     """
 
     def __init__(
         self, levels: Sequence[Level], sizes: Sequence[Sequence[float]], ratios: Sequence[float], like_torchvision: bool
     ) -> None:
-        self.levels, self.sizes, self.ratios, self.like_torchvision = tuple(levels), sizes, ratios, like_torchvision
-        self.cached: dict[tuple, list[Tensor]] = {}
-
-    def __call__(self, features: Features) -> list[Tensor]:
-        """Return the anchors (Ri, 4) of each level; `features` may have coarser levels, without anchors."""
-        maps = list(features.values())[: len(self.sizes)]
-        shape = (*(tuple(x.shape[-2:]) for x in maps), maps[0].device)
-        if shape not in self.cached:
-            if len(self.cached) == MAX_GRIDS:
-                del self.cached[next(iter(self.cached))]
-            levels = zip(self.levels, self.sizes, maps, strict=False)
-            self.cached[shape] = [self._grid(*level, maps) for level in levels]
-        return self.cached[shape]
-
-    def _grid(self, level: Level, sizes: Sequence[float], x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        height, width = x.shape[-2:]
-        strides = (level.stride, level.stride)
-        if self.like_torchvision:
-            # The finest map divides the padded image without remainder.
-            strides = tuple(
-                side * self.levels[0].stride // cells for side, cells in zip(maps[0].shape[-2:], (height, width), strict=True)
-            )
-        base_anchors = cell_anchors(sizes, self.ratios, round_to_pixels=self.like_torchvision)
-        return grid(base_anchors.to(x.device), strides, height, width)
+        cells = [cell_anchors(level_sizes, ratios, round_to_pixels=like_torchvision) for level_sizes in sizes]
+        super().__init__(levels, cells, whole_strides=like_torchvision)
 
 
 def flatten_cells(x: Tensor, values: int) -> Tensor:

@@ -53,8 +53,9 @@ def match(
     best, matched_idxs = overlap.max(1)
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
     labels.masked_fill_(best < negative_iou, NEGATIVE)
-    in_crowd = ((2 * intersections >= anchor_area[:, None]) & crowd[..., None]).any(1)
-    labels.masked_fill_((labels == NEGATIVE) & in_crowd, IGNORED)
+    if crowd.is_cuda or crowd.any():  # a sixth of the time, and few images have a crowd; a GPU would wait to know
+        in_crowd = ((2 * intersections >= anchor_area[:, None]) & crowd[..., None]).any(1)
+        labels.masked_fill_((labels == NEGATIVE) & in_crowd, IGNORED)
     labels.masked_fill_(best >= positive_iou, POSITIVE)
     if allow_low_quality_matches:
         # An object that no anchor fits well still gets its best ones. An IoU of 0 is no match.

@@ -12,9 +12,12 @@ from fpn_ablate.model.backbones.torchvision import torchvision_mobilenet, torchv
 from fpn_ablate.model.detectors.image_pyramid import ImagePyramid
 from fpn_ablate.model.heads.box_head import Conv5, TwoFC
 from fpn_ablate.model.heads.dense import DenseHead
+from fpn_ablate.model.heads.fcos import FCOSHead
 from fpn_ablate.model.heads.mask_head import FCN, MLP
 from fpn_ablate.model.heads.retinanet import RetinaNetHead
 from fpn_ablate.model.heads.rpn import RPNHead
+from fpn_ablate.model.heads.ssd import SSDHead
+from fpn_ablate.model.heads.yolo import YOLOHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.model.necks.fpn import FPN
 from fpn_ablate.model.necks.hierarchy import Hierarchy
@@ -37,6 +40,6 @@ BOX_HEADS: dict[str, type[TwoFC] | type[Conv5]] = {"2fc": TwoFC, "conv5": Conv5}
 # Constructed from the configuration, the features' width and resolution, and the number of classes.
 MASK_HEADS: dict[str, type[FCN] | type[MLP]] = {"fcn": FCN, "mlp": MLP}
 # Constructed from the levels, the task's configuration, the number of classes and the images' short side; by the task's name.
-DENSE_HEADS: dict[str, type[DenseHead]] = {"retinanet": RetinaNetHead}
+DENSE_HEADS: dict[str, type[DenseHead]] = {"retinanet": RetinaNetHead, "fcos": FCOSHead, "yolo": YOLOHead, "ssd": SSDHead}
 # Constructed from backbone, neck, RPN and second stage, the configuration, the input's short side and how images are resized.
 DETECTORS: dict[str, type[ImagePyramid]] = {"image_pyramid": ImagePyramid}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.config.dense import DenseTask
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask, SegmentProposalsTask
 from fpn_ablate.engine import versions
@@ -24,9 +25,9 @@ def portable(cfg: Config) -> dict[str, Any]:
         del values["recipe"]["pretrain"]
     if cfg.image_pyramid is None:
         del values["image_pyramid"]  # its absence is no fact: runs older than the key are the same
-    if isinstance(cfg.task, RPNTask | SegmentProposalsTask):
+    if isinstance(cfg.task, RPNTask | SegmentProposalsTask | DenseTask):
         del values["recipe"]["roi"]
-    if isinstance(cfg.task, SegmentProposalsTask):
+    if isinstance(cfg.task, SegmentProposalsTask | DenseTask):
         del values["rpn"]
     if isinstance(cfg.task, FastRCNNTask) and cfg.task.proposals.file:
         values["task"]["proposals"] = {"file": Path(cfg.task.proposals.file).name}
@@ -80,6 +81,8 @@ def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
     for factor in factors:
         shared["config"] = _without(shared["config"], factor)
     shared["parts"] = {key: files for key, files in facts["parts"].items() if not under(key, factors)}
+    if "task" in factors:
+        shared["config"] = _without(shared["config"], "recipe.roi")  # of tasks with a second stage
     if {"backbone", "weights"} & set(factors):
         del shared["weights"]
         shared["config"] = _without(shared["config"], "recipe.pretrain")  # of a backbone's own weights

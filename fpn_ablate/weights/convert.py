@@ -21,14 +21,18 @@ SUFFIX = ".safetensors"  # of what import writes
 ZOO = "Detectron2 Model Zoo"  # author of detectors on ResNets of Caffe, which read BGR divided by 1
 BN_EPS = 1e-5  # of all our batch norms; torch's default
 STEM = f"{names.STAGE}stem.0.weight"
+DENSE_SCORES, DENSE_DELTAS, DENSE_DISTANCES = "head.scores", "head.deltas", "head.distances"
 SCORES, DELTAS, MASKS = "roi.predictor.scores", "roi.predictor.deltas", f"{names.MASK}head.logits"
 # COCO numbers its categories 1..90 and uses 80 of the numbers; torchvision's detectors have a row for every number.
 COCO_ROWS = 91
 COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_LEAVES = ("weight", "bias")
+RATIOS = 3  # of the anchors of torchvision's RetinaNet
+P6 = "neck.p6_conv.p6.weight"
 # The configuration of torchvision's pyramid, which its weights do not reveal completely.
 _NECK = {
     **{"name": "fpn", "top_down": True, "lateral": True, "output": "pyramid"},
-    **{"upsample": "nearest", "smooth": "all", "p6": "subsample"},
+    **{"upsample": "nearest", "smooth": "all", "p6": "subsample", "levels": "p2-p6"},
 }
 
 
@@ -86,7 +90,8 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         network = names.other_detector(stored.tensors) or names.other_backbone(None, stored.tensors)
         raise UserError(
             f"{stored.path}: {network or 'unknown names of weights'} ({first}). Supported are detectors of fpn_ablate, "
-            "torchvision (fasterrcnn_..._fpn) and detectron2, and the ResNets and MobileNetV2 of torchvision"
+            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets and MobileNetV2 "
+            "of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
@@ -95,13 +100,15 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         weights.notes = list(stored.notes)
     if source == names.TORCHVISION:
         _convert_torchvision_classes(weights, options)
+    if source in (names.RETINANET, names.FCOS):
+        _convert_one_stage_rows(weights, options)
     if source in (names.DETECTRON2, names.CAFFE2):
         _add_statistics(weights.tensors)
         _convert_detectron2_classes(weights)
         _convert_colours(weights, options, from_torchvision=stored.facts.get("author") == "torchvision")
     if options.bn_eps != BN_EPS:
         _convert_eps(weights, options.bn_eps)
-    elif source == names.TORCHVISION:
+    elif source in (names.TORCHVISION, names.RETINANET):
         weights.notes.append("for torchvision's own COCO_V1 detectors, whose batch norms have no eps, use import --bn-eps 0")
     if (scores := weights.tensors.get(f"{SCORES}.weight")) is not None:
         weights.facts["num_classes"] = str(len(scores) - 1)
@@ -150,7 +157,7 @@ def _rename(stored: Stored, source: str) -> Weights:
     heads = [part for part in sorted(ignored) if "keypoint" in part or "mask" in part]
     weights.notes += [f"left out: {part}, which our detectors do not have" for part in heads]
     weights.facts.setdefault("source", source)
-    if source in (names.TORCHVISION, names.RESNET):
+    if source in (names.TORCHVISION, names.RETINANET, names.FCOS, names.RESNET):
         weights.facts["stride_in_1x1"] = "false"
     if source not in (names.OURS, names.OUR_BACKBONE):  # its depth is known to who loads it
         weights.facts["backbone"] = "mobilenet_v2" if source == names.MOBILENET else "resnet"
@@ -177,6 +184,39 @@ def _convert_torchvision_classes(weights: Weights, options: Options) -> None:
             if masks.shape[:1] != (rows,):
                 raise UserError(f"{weights.path}: its masks are of {tuple(masks.shape)[:1]} classes, and its scores of {rows}")
             weights.tensors[f"{MASKS}.{leaf}"] = masks[keep[1:]]
+
+
+def _convert_one_stage_rows(weights: Weights, options: Options) -> None:
+    """Order the anchors of a cell size by size, as ours are, not ratio by ratio; remove rows of numbers that are no category.
+
+    FCOS has one place a cell, in place of anchors.
+
+    Raises:
+        UserError: scores and deltas do not have rows of the same anchors.
+    """
+    boxes = DENSE_DISTANCES if weights.source == names.FCOS else DENSE_DELTAS
+    rows = {name: weights.tensors.get(f"{name}.bias", torch.empty(0)).numel() for name in (DENSE_SCORES, boxes)}
+    anchors = rows[boxes] // 4
+    classes = rows[DENSE_SCORES] // max(anchors, 1)
+    layers = {f"{name}.{leaf}": anchors * n for name, n in ((DENSE_SCORES, classes), (boxes, 4)) for leaf in _LEAVES}
+    actual = {name: weights.tensors[name].shape[:1].numel() for name in layers if name in weights.tensors}
+    if actual != layers or classes < 2:
+        raise UserError(f"{weights.path}: its head has the wrong rows: {actual}, and not those of one set of anchors")
+    ratios = RATIOS if anchors % RATIOS == 0 else 1
+    keep = list(range(1, classes))  # nothing is labelled as background
+    if classes == COCO_ROWS and not options.keep_classes:
+        keep = [row for row in keep if row not in COCO_UNUSED]
+        weights.notes.append("91 rows of classes: COCO's 80 categories are kept (--keep-classes)")
+    for name in layers:
+        by_ratio = weights.tensors[name].unflatten(0, (ratios, anchors // ratios, -1))
+        by_size = by_ratio.transpose(0, 1)
+        weights.tensors[name] = (by_size[:, :, keep] if name.startswith(DENSE_SCORES) else by_size).flatten(0, 2)
+    weights.facts["num_classes"] = str(len(keep))
+    p6 = weights.tensors.get(P6)
+    on_p5 = p6 is not None and p6.dim() == 4 and len(p6) == p6.shape[1]
+    keys = " task.norm=gn" if any(".class_subnet.0.1." in name for name in weights.tensors) else ""
+    keys = " task.points=torchvision" if weights.source == names.FCOS else keys
+    weights.notes.append(f"use it with neck.levels=p3-p7 neck.p6={'conv' if on_p5 else 'conv_c5'}{keys}")
 
 
 def _convert_detectron2_classes(weights: Weights) -> None:

@@ -31,7 +31,12 @@ _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 INFERENCE = {
     "rpn": ("head", "shared", "anchor_sizes", "anchor_ratios", "anchor_grid"),
     "recipe": ("short_side", "max_side", "antialias"),
-    "task": ("mlp", "mask", "scales", "ratio_7x7", "padding", "relu", "mask_threshold"),
+    "task": (
+        *("mlp", "mask", "scales", "ratio_7x7", "padding", "relu", "mask_threshold"),
+        *("anchor_sizes", "anchor_scales", "anchor_ratios", "anchor_grid"),
+        *("points", "centerness", "score", "distances", "priors"),
+        *("first_scale", "whole_percent", "ratios", "outer_ratios", "clip", "loss", "variances"),
+    ),
     "task.roi": (
         *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
         *("canonical_level", "canonical_box_size", "box_weights"),

@@ -12,18 +12,19 @@ from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.weights import names
-from fpn_ablate.weights.convert import COCO_ROWS, SCORES, Options, Weights, backbone_part, convert
+from fpn_ablate.weights.convert import COCO_ROWS, Options, Weights, backbone_part, convert
 from fpn_ablate.weights.files import LISTED, Stored, read
 
 # Parts that a network may lack although a file has them: the second stage if only the RPN is evaluated, the RPN if proposals
 # come from a file, the mask branch if only boxes are.
 OPTIONAL_PARTS = ("rpn.", "roi.", names.MASK)
-COUNTER = "num_batches_tracked"  # of trained batch norms; frozen ones and torch before 0.4.1 lack it, and nothing needs it
+# Of trained batch norms (frozen ones and torch before 0.4.1 lack it), and of the losses' normaliser: no detection needs them.
+COUNTERS = ("num_batches_tracked", "moving_positives")
 
 
 def misfit(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str | None:
-    """List missing, unexpected and mis-shaped tensors, up to ten names of each; None: all fit. Batch counters are ignored."""
-    expected, actual = ({n: t.shape for n, t in tensors.items() if not n.endswith(COUNTER)} for tensors in (expected, actual))
+    """List missing, unexpected and mis-shaped tensors, up to ten names of each; None: all fit. Counters are ignored."""
+    expected, actual = ({n: t.shape for n, t in tensors.items() if not n.endswith(COUNTERS)} for tensors in (expected, actual))
     kinds = {
         "missing": [name for name in expected if name not in actual],
         "unexpected": [name for name in actual if name not in expected],
@@ -67,8 +68,8 @@ def fit_to_model(model: Detector, path: Path, options: Options | None = None) ->
         UserError: see `files.read` and `convert`; or the file does not fit the model.
     """
     state = model.state_dict()
-    rows = len(state[f"{SCORES}.bias"]) if model.roi else None
-    if rows == COCO_ROWS:
+    classes = model.num_classes
+    if classes == COCO_ROWS - 1:
         options = replace(options or Options(), keep_classes=True)
     weights = convert(read(path), options)
     _note_other_strides(model, weights)
@@ -84,8 +85,8 @@ def fit_to_model(model: Detector, path: Path, options: Options | None = None) ->
                 "; its RPN was trained in another run (task=fast_rcnn or task.training=separate), but one network with both is "
                 "needed: task.training=joint or four_step makes one"
             )
-        if rows and weights.facts.get("num_classes", str(rows - 1)) != str(rows - 1):
-            hint += f"; it has {weights.facts['num_classes']} classes, and the data have {rows - 1}"
+        if classes and weights.facts.get("num_classes", str(classes)) != str(classes):
+            hint += f"; it has {weights.facts['num_classes']} classes, and the data have {classes}"
         if "row" in weights.facts:
             hint += f"; it was trained as row {weights.facts['row']}"
         network = names.other_detector(weights.unknown) or names.other_backbone(weights.source, weights.tensors)

@@ -1,11 +1,14 @@
 """Translate names of tensors between ours, torchvision's, detectron2's and Caffe2's; `convert` translates the values.
 
 Ours: backbone.stages.{stem,c2..c5}, neck.{lateral,smooth}.{p2..p5}, rpn.head.{conv,objectness,deltas}, roi.box_head.{fc6,fc7}
-(row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}, roi.mask.head.{convs.0..3,deconv,logits}.
+(row c4: roi.box_head.stage, which is conv5), roi.predictor.{scores,deltas}, roi.mask.head.{convs.0..3,deconv,logits}; RetinaNet
+neck.{p6,p7}_conv, head.{class,box}_subnet.{0..3}.{0,1} (convolution, norm), head.{scores,deltas}. FCOS: the same neck and
+subnets, head.{scores,distances,centerness}.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -13,7 +16,7 @@ from fpn_ablate.model.backbones.torchvision import MOBILENET_CUTS
 
 OURS, TORCHVISION, DETECTRON2 = "fpn_ablate", "torchvision detector", "detectron2"
 RESNET, MOBILENET, CAFFE2 = "torchvision ResNet", "torchvision MobileNetV2", "Caffe2 ResNet"
-OUR_BACKBONE = "fpn_ablate backbone"
+OUR_BACKBONE, RETINANET, FCOS = "fpn_ablate backbone", "torchvision RetinaNet", "torchvision FCOS"
 STAGE = "backbone.stages."
 CONV5 = "roi.box_head.stage."
 MASK = "roi.mask."
@@ -45,6 +48,41 @@ _TORCHVISION_OLD = {
     "rpn.head.conv": "rpn.head.conv",
     **{f"roi_heads.mask_head.mask_fcn{k + 1}": f"{MASK}head.convs.{k}" for k in range(_MASK_CONVS)},
 }
+# Its FPN begins at C3. Files before torchvision 0.13 number convolutions with the ReLUs between them, and have no norms.
+_SUBNETS = {"classification_head": "class_subnet", "regression_head": "box_subnet"}
+_P3_TO_P7 = {
+    **{
+        f"backbone.fpn.{block}_blocks.{k - 3}{end}": f"neck.{name}.p{k}"
+        for block, name in (("inner", "lateral"), ("layer", "smooth"))
+        for k in _LEVELS[1:]
+        for end in (".0", "")
+    },
+    **{f"backbone.fpn.extra_blocks.p{k}": f"neck.p{k}_conv.p{k}" for k in (6, 7)},
+    "head.classification_head.cls_logits": "head.scores",
+}
+_RETINANET = {
+    **_P3_TO_P7,
+    **{
+        f"head.{head}.conv.{k}.{part}": f"head.{subnet}.{k}.{part}"
+        for head, subnet in _SUBNETS.items()
+        for k in range(4)
+        for part in (0, 1)
+    },
+    **{f"head.{head}.conv.{2 * k}": f"head.{subnet}.{k}.0" for head, subnet in _SUBNETS.items() for k in range(4)},
+    "head.regression_head.bbox_reg": "head.deltas",
+}
+# Convolution, norm, ReLU, convolution, ...
+_FCOS = {
+    **_P3_TO_P7,
+    **{
+        f"head.{head}.conv.{3 * k + part}": f"head.{subnet}.{k}.{part}"
+        for head, subnet in _SUBNETS.items()
+        for k in range(4)
+        for part in (0, 1)
+    },
+    "head.regression_head.bbox_reg": "head.distances",
+    "head.regression_head.bbox_ctrness": "head.centerness",
+}
 _DETECTRON2 = {
     **{f"backbone.fpn_lateral{k}": f"neck.lateral.p{k}" for k in _LEVELS},
     **{f"backbone.fpn_output{k}": f"neck.smooth.p{k}" for k in _LEVELS},
@@ -70,7 +108,7 @@ _IGNORED = {
 }
 # Networks that are not read, by a name that no other has.
 _OTHER_DETECTORS = {
-    r"head\.(classification_head|regression_head|cls_|bbox_)": "a detector of one stage (RetinaNet, FCOS, SSD)",
+    r"head\.(classification_head|regression_head|cls_|bbox_)": "a detector of one stage (SSD, or one of detectron2)",
     r"backbone\.fpn\.inner_blocks\.\d\.1\.": "a detector of torchvision's second version (..._v2), with batch norms in its FPN",
     r"roi_heads\.box_predictor\.\d\.": "a Cascade R-CNN, with several second stages",
     r"backbone\.body\.\d": "a detector of torchvision on another backbone than a ResNet",
@@ -86,6 +124,8 @@ def recognise(names: Iterable[str]) -> str | None:
     """Return the kind of network that a file with tensors of these names holds, such as TORCHVISION; None: unknown."""
     signs = {
         OURS: (STAGE,),
+        FCOS: ("head.regression_head.bbox_ctrness.",),
+        RETINANET: ("head.regression_head.bbox_reg.",),
         TORCHVISION: ("backbone.body.", "backbone.fpn."),
         DETECTRON2: ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "proposal_generator.", "stem.conv1.", "res2."),
         OUR_BACKBONE: ("stages.stem.",),
@@ -149,6 +189,12 @@ def _torchvision(name: str) -> str | None:
     return _layer(name, _TORCHVISION) or _layer(name, _TORCHVISION_OLD)
 
 
+def _one_stage(layers: dict[str, str], name: str) -> str | None:
+    if name.startswith("backbone.body."):
+        return _resnet(name.removeprefix("backbone.body."))
+    return _layer(name, layers)
+
+
 def _detectron2(name: str) -> str | None:
     if translated := _layer(name, _DETECTRON2):
         return translated
@@ -192,6 +238,8 @@ _TO_OURS: dict[str, Callable[[str], str | None]] = {
     OURS: lambda name: name,
     OUR_BACKBONE: lambda name: f"backbone.{name}",
     TORCHVISION: _torchvision,
+    RETINANET: partial(_one_stage, _RETINANET),
+    FCOS: partial(_one_stage, _FCOS),
     DETECTRON2: _detectron2,
     CAFFE2: _caffe2,
     RESNET: _resnet,

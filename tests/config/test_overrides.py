@@ -139,7 +139,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick? There are "),
         (
             "task=xyz",
-            "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, mask_rcnn, rpn, segment_proposals; a file ",
+            "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, fcos, mask_rcnn, retinanet, rpn, ",
         ),
         ("+experiments=tabel1_rpn", "experiments=tabel1_rpn: there is no such file. Did you mean experiments=table1_rpn?"),
         ("ablation=mein", "ablation=mein: there is no such file. Did you mean ablation=mine?"),

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 from fpn_ablate.config.composition import compose
+from fpn_ablate.config.dense import DenseTask
 from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
 from fpn_ablate.config.schema import Config, SegmentProposalsTask
 
@@ -44,3 +45,8 @@ def hierarchy_config(**keys: Any) -> HierarchyNeck:
 def backbone_config(name: str, **keys: Any) -> AnyBackbone:
     """Return the configuration of `backbone=name`."""
     return _changed(_composed(f"backbone={name}").backbone, keys)
+
+
+def dense_config(name: str, **keys: Any) -> DenseTask:
+    """Return the configuration of `task=name`, a dense head."""
+    return _changed(_composed(f"task={name}").task, keys)

@@ -81,6 +81,20 @@ def test_every_trained_parameter_of_every_row_gets_a_gradient(config, overrides,
     assert {name.split(".")[0] for name in reached} - {"backbone", "neck"} == parts
 
 
+@pytest.mark.parametrize("row", ["own_heads", "no_1x1", "from_c4", "l2_norm"])
+def test_every_trained_parameter_gets_a_gradient_where_levels_share_no_head(config, row):
+    """Objects are an anchor of each level, or the deltas of a level without a positive one would learn nothing."""
+    model, (images, targets) = built(config(f"ablation=ssd/{row}", "rpn.samples=1000")), batch()
+    grids = model.rpn(model.features(images, targets.sizes))[2]
+    gt = torch.stack([grid[len(grid) // 2] for grid in grids]).expand(2, -1, 4)
+    flags = torch.ones(gt.shape[:2], dtype=torch.bool)
+    targets = Targets(gt, flags.long(), flags, ~flags, targets.sizes)
+    sum(model.losses(images, targets, lambda purpose: torch.Generator().manual_seed(0)).values()).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, gradient in trained.items() if gradient is None or not gradient.any()} == set()
+    assert len([name for name in trained if "objectness.weight" in name]) == len(model.neck.levels)
+
+
 @pytest.mark.parametrize("backbone", ["small", "resnet18"])
 @pytest.mark.parametrize("task", ["rpn", "joint"])
 def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, backbone, task):

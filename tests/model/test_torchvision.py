@@ -5,28 +5,25 @@ of masks is equal to its Faster R-CNN.
 targets of masks.
 """
 
-import numpy as np
 import pytest
 import torch
 from networks import load
-from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision_scene import CLASSES, LAST_NORM, batch_of, close, pictures, randomise, their_input
 
-from fpn_ablate.data.transforms import Resize, collate, prepare, to_native
+from fpn_ablate.data.transforms import to_native
 from fpn_ablate.engine.train import batch_targets
 from fpn_ablate.model import build
 from fpn_ablate.model.heads import roi, rpn
-from fpn_ablate.structures.batch import Sample
 from fpn_ablate.structures.masks import ObjectMasks
 from fpn_ablate.utils import rle
 from fpn_ablate.weights.names import TORCHVISION, to_ours
 
-CLASSES, HIDDEN, MASK = 7, 128, 16  # heads of 1024 units and 256 channels would take most of the time
-LAST_NORM = {"resnet18": "bn2", "resnet50": "bn3"}  # of a block
+HIDDEN, MASK = 128, 16  # heads of 1024 units and 256 channels would take most of the time
 PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
 
 
@@ -45,19 +42,7 @@ def their_model(network, short_side, max_side):
         mask_head=MaskRCNNHeads(256, (MASK,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(MASK, MASK, CLASSES + 1),
     )
-    generator = torch.Generator().manual_seed(0)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if "running_mean" in name or name.endswith("bias"):
-            nn.init.normal_(value, std=0.05, generator=generator)
-        elif "running_var" in name:
-            nn.init.uniform_(value, 0.5, 1.5, generator=generator)
-        elif value.dim() == 1:
-            nn.init.uniform_(value, 0.1, 0.3, generator=generator) if LAST_NORM[network] in name else nn.init.uniform_(
-                value, generator=generator
-            )
-        else:
-            last = any(word in name for word in ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits"))
-            nn.init.normal_(value, std=(0.5 if last else 1.4) * value[0].numel() ** -0.5, generator=generator)
+    randomise(model, LAST_NORM[network], ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits"))
     return model
 
 
@@ -70,44 +55,6 @@ def our_model(config, path, network, short_side, max_side):
     model = build.build_detector(cfg, num_classes=CLASSES)
     load(model, path)
     return model.eval(), cfg
-
-
-def pictures(*sizes):
-    """Smooth pictures (height, width) with objects, none of them a crowd: discs in their boxes."""
-    generator = np.random.default_rng(0)
-    for number, (height, width) in enumerate(sizes):
-        coarse = torch.from_numpy(generator.random((1, 3, height // 9, width // 9)))
-        image = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
-        corner = generator.random((5, 2)) * [width * 0.6, height * 0.6]
-        side = (0.06 + 0.3 * generator.random((5, 2))) * [width, height]
-        boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
-        labels = generator.integers(1, CLASSES + 1, 5)
-        pixels = (image * 255).byte().permute(1, 2, 0).numpy()
-        y, x = np.ogrid[:height, :width]
-        middle, half = (corner + side / 2)[..., None, None], side[..., None, None] / 2
-        discs = ((x - middle[:, 0]) / half[:, 0]) ** 2 + ((y - middle[:, 1]) / half[:, 1]) ** 2 <= 1
-        yield Sample(pixels, boxes, labels, np.zeros(5, bool), number, masks=rle.encode(discs))
-
-
-def batch_of(samples, cfg):
-    resize = Resize.of(cfg.recipe)
-    batch = collate([prepare(sample, resize, flip=False) for sample in samples])
-    batch.boxes = batch.boxes.to(torch.get_default_dtype())
-    return batch
-
-
-def their_input(samples):
-    images = [torch.from_numpy(s.image).permute(2, 0, 1) / 255 for s in samples]
-    masks = [torch.from_numpy(rle.decode(s.masks, s.image.shape[:2])).byte() for s in samples]
-    return images, [
-        {"boxes": torch.from_numpy(s.boxes), "labels": torch.from_numpy(s.labels), "masks": mask}
-        for s, mask in zip(samples, masks, strict=True)
-    ]
-
-
-def close(ours, theirs, tolerance):
-    """Equal to `tolerance` of the largest value."""
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.detach().abs().max())))
 
 
 def first_by_position(labels, count, fraction, generator=None):
@@ -156,16 +103,6 @@ def scene(config, tmp_path):
         return theirs, ours, samples, batch_of(samples, cfg)
 
     return make
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """Compute in double precision: no rounding ties two scores, flips a ReLU (which moves a gradient by 1e-4) or hides a
-    difference. torchvision's ratio of sizes stays float32."""
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.is_floating_point() else x.double())
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @EACH_SIZE

@@ -523,9 +523,7 @@ TIMM = "which is not read; set backbone=timm/NAME"
 OTHER_NETWORKS = {
     "fasterrcnn_resnet50_fpn_v2": "a detector of torchvision's second version .*, with batch norms in its FPN, which",
     "fasterrcnn_mobilenet_v3_large_fpn": "a detector of torchvision on another backbone than a ResNet, which is not read",
-    "retinanet_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
-    "fcos_resnet50_fpn": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
-    "ssdlite320_mobilenet_v3_large": r"a detector of one stage \(RetinaNet, FCOS, SSD\), which is not read",
+    "ssdlite320_mobilenet_v3_large": r"a detector of one stage \(SSD, or one of detectron2\), which is not read",
     "convnext_tiny": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
     "efficientnet_b0": f"a network of torchvision's other than ResNets and MobileNetV2, {TIMM}",
     "resnext50_32x4d": rf"a ResNeXt \(its convolutions have 32 groups\), {TIMM}",

@@ -22,6 +22,10 @@ class DenseDetector(Detector):
         super().__init__(backbone, neck, rpn=None, roi=None)
         self.head = head
 
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
     def losses(
         self, images: Tensor, targets: Targets, generators: Generators, proposals: Proposals | None = None
     ) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class Detector(nn.Module):
 
     Attributes:
         detects: it returns detections; False: proposals alone.
+        num_classes: K of its detections; None without them.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RPN | None, roi: RoIHeads | None) -> None:
@@ -35,6 +36,10 @@ class Detector(nn.Module):
     @property
     def detects(self) -> bool:
         return self.roi is not None
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.roi.predictor.scores.out_features - 1 if self.roi else None
 
     @property
     def backbone_parts(self) -> dict[str, nn.Module]:

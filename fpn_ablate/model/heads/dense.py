@@ -19,16 +19,23 @@ from fpn_ablate.structures.levels import Features, Level
 GROUP = 8  # channels of group norm, as 32 groups of 256; fewer where they do not divide the width
 
 
-class Subnet(nn.Sequential):
-    """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them."""
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)
 
-    def __init__(self, channels: int, convolutions: int, norm: str) -> None:
-        layers: list[nn.Module] = []
+
+class Subnet(nn.Sequential):
+    """3x3 convolutions of one width, each with ReLU and perhaps group norm before it; all levels share them.
+
+    Args:
+        bias: convolutions in front of a norm have biases too (FCOS).
+    """
+
+    def __init__(self, channels: int, convolutions: int, norm: str, bias: bool = False) -> None:
+        super().__init__()
         for _ in range(convolutions):
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
-            layers += [nn.GroupNorm(channels // math.gcd(GROUP, channels), channels)] if norm == "gn" else []
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
+            conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias or norm == "none")
+            norms = [group_norm(channels)] if norm == "gn" else []
+            self.append(nn.Sequential(conv, *norms, nn.ReLU(inplace=True)))
 
 
 class DenseHead(nn.Module):

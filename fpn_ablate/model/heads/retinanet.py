@@ -1,7 +1,7 @@
 """RetinaNet's head (Lin et al. 2017): anchors, two subnets, focal loss.
 
-Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, T anchors
-that NMS leaves, K classes. Labels are 1..K.
+Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, M positives
+of a batch, T anchors that NMS leaves, K classes. Labels are 1..K.
 """
 
 import math
@@ -114,20 +114,19 @@ class RetinaNetHead(DenseHead):
             low_quality_iou=config.negative_iou if config.unreached == "negative" else 0,
         )
         positive = matches == POSITIVE
-        labels, gt_boxes = torch.zeros_like(matched_idxs), torch.zeros_like(deltas)
-        if targets.boxes.shape[1]:
-            labels = torch.where(positive, targets.labels.gather(1, matched_idxs), 0)
-            gt_boxes = targets.boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4))
+        image, place = positive.nonzero(as_tuple=True)
+        objects = image, matched_idxs[image, place]
+        labels = torch.zeros_like(matched_idxs)
+        labels[image, place] = targets.labels[objects]
         class_loss = self._class_losses(logits, labels).masked_fill(matches == IGNORED, 0)
-        box_loss = self._box_losses(deltas, anchor, gt_boxes, positive)
-        if config.normaliser == "moving":
-            self.moving_positives.lerp_(positive.sum().clamp(min=1).to(self.moving_positives), 1 - MOMENTUM)
+        box_loss = self._box_losses(deltas[image, place], anchor[place], targets.boxes[objects])
+        weights = self._weights(positive)
         if config.loss == "ohem":
             chosen = self._hardest(class_loss.detach(), anchor, matches)
             class_loss = (class_loss * chosen).sum() / chosen.sum().clamp(min=1)
         else:
-            class_loss = self._normalise(class_loss, positive)
-        return {"class": class_loss, "box": config.box_loss_weight * self._normalise(box_loss, positive)}
+            class_loss = (class_loss.sum(1) * weights).sum()
+        return {"class": class_loss, "box": config.box_loss_weight * (box_loss * weights[image]).sum()}
 
     def _class_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss (N, R) of each anchor, summed over the classes; labels (N, R) are 0 for all but positives."""
@@ -136,23 +135,22 @@ class RetinaNetHead(DenseHead):
         alpha = config.alpha if config.loss in ("focal", "balanced_ce") else None
         return focal_loss(logits, target, alpha, config.gamma if config.loss == "focal" else 0).sum(-1)
 
-    def _box_losses(self, deltas: Tensor, anchor: Tensor, gt_boxes: Tensor, positive: Tensor) -> Tensor:
-        """Return the loss (N, R) of each positive's box, 0 of all other anchors."""
-        config = self.config
-        # Others have a box that fits themselves: an infinite loss, or one of no object, would be a NaN in the gradients.
-        gt_boxes = torch.where(positive[..., None], gt_boxes, anchor)
-        if config.box_loss == "giou":
-            loss = generalized_box_iou_loss(boxes.decode(deltas, anchor), gt_boxes)
-        else:
-            beta = config.box_loss_beta if config.box_loss == "smooth_l1" else 0
-            loss = F.smooth_l1_loss(deltas, boxes.encode(gt_boxes, anchor), beta=beta, reduction="none").sum(-1)
-        return torch.where(positive, loss, 0)
+    def _box_losses(self, deltas: Tensor, anchor: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Return the losses (M,) of the boxes of positives, from deltas, anchors and objects (M, 4)."""
+        if self.config.box_loss == "giou":
+            return generalized_box_iou_loss(boxes.decode(deltas, anchor), gt_boxes)
+        beta = self.config.box_loss_beta if self.config.box_loss == "smooth_l1" else 0
+        return F.smooth_l1_loss(deltas, boxes.encode(gt_boxes, anchor), beta=beta, reduction="none").sum(-1)
 
-    def _normalise(self, losses: Tensor, positive: Tensor) -> Tensor:
-        """Divide the sum of losses (N, R) by the number of positives."""
+    def _weights(self, positive: Tensor) -> Tensor:
+        """Return the weights (N,) of the images' losses: one over the number of positives (N, R) by `normaliser`."""
+        count = positive.sum(1)
         if self.config.normaliser == "image":
-            return (losses.sum(1) / positive.sum(1).clamp(min=1)).mean()
-        return losses.sum() / (self.moving_positives if self.config.normaliser == "moving" else positive.sum().clamp(min=1))
+            return 1 / (count.clamp(min=1) * len(count))
+        total = count.sum().clamp(min=1)
+        if self.config.normaliser == "moving":
+            total = self.moving_positives.lerp_(total.to(self.moving_positives), 1 - MOMENTUM)
+        return (1 / total).expand(len(count))
 
     @torch.no_grad()
     def _hardest(self, losses: Tensor, anchor: Tensor, matches: Tensor) -> Tensor:

@@ -233,8 +233,8 @@ def _generic(table: str, metrics: Iterable[str]) -> Definition:
 
 
 def _metric_order(name: str) -> tuple:
-    base, _, size = name.partition("_")
-    return base, SIZES.index(size) if size in SIZES else len(SIZES), size
+    base, _, size = name.rpartition("_")
+    return (base, SIZES.index(size)) if size in SIZES[1:] else (name, 0)
 
 
 def read_yaml(file: Path) -> dict[str, Any] | None:
