@@ -407,7 +407,7 @@ class Config(Strict):
         if self.image_pyramid and self.task.name not in PYRAMID_TASKS:
             raise ValueError(
                 f"image_pyramid goes with {', '.join(f'task={task}' for task in PYRAMID_TASKS)}, "
-                f"and not with task={self.task.name}: set image_pyramid=null, or another task"
+                f"and not with task={self.task.name}: set image_pyramid=none, or another task"
             )
         return self
 
