@@ -154,7 +154,11 @@ def test_published_values_of_table_4_are_the_papers():
     with source.open(newline="") as file:
         paper = {line["row"]: line for line in csv.DictReader(file)}
     rows = {row.names[0]: row.published for row in definition("table4_systems").rows}
-    named = {"fpn": "ours", "image_pyramid_tested": "FRCNN+++", **{name: name for name in ("G-RMI", "AttractioNet", "Multipath", "ION")}}
+    named = {
+        "fpn": "ours",
+        "image_pyramid_tested": "FRCNN+++",
+        **{name: name for name in ("G-RMI", "AttractioNet", "Multipath", "ION")},
+    }
     metrics, splits = ("AP50", "AP", "AP_s", "AP_m", "AP_l"), {"": "dev", "_test_std": "std"}
     expected = {}
     for row, name in named.items():
