@@ -13,10 +13,11 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     with_head, two_stage, masks, pyramids = (
         any(getattr(facts, key) for facts in rows.values()) for key in ("head", "proposals", "mask", "image_pyramid")
     )
+    with_rpn = two_stage or not all(facts.head for facts in rows.values())
     columns = ["row", *(["proposals"] if two_stage else []), "feature"]
     columns += [*(["head"] if with_head else []), *(["mask head"] if masks else [])]
     columns += [*(["image scales"] if pyramids else []), "lateral?", "top-down?", "finest level sees"]
-    parts = ["backbone", "neck", *(["rpn"] if two_stage or not with_head else [])]
+    parts = ["backbone", "neck", *(["rpn"] if with_rpn else [])]
     parts += [*(["head"] if with_head else []), *(["mask"] if masks else [])]
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
     title += f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""
@@ -24,7 +25,7 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
     for column in columns:
         table.add_column(column, no_wrap=column == "row")
     for column in [
-        "# anchors" if two_stage or not with_head else "# regions",
+        "# anchors" if with_rpn else "# regions",
         "parameters",
         "trained",
         *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),

@@ -70,14 +70,20 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     rows = _chosen_rows(overrides)
     if not rows:
         added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
-        table = _compose([DEFAULT_ROW], overrides, config_dir)[0].table
+        table = _last_value("experiments", overrides) or _compose([DEFAULT_ROW], overrides, config_dir)[0].table
         rows = list(dict.fromkeys([*_rows_of_table(table, config_dir), *added]))
     return _compose(rows, overrides, config_dir)
 
 
 def _chosen_rows(overrides: Sequence[str]) -> list[str]:
-    chosen = [o.partition("=")[2].split(",") for o in overrides if o.startswith("ablation=")]
-    return chosen[-1] if chosen else []
+    chosen = _last_value("ablation", overrides)
+    return chosen.split(",") if chosen else []
+
+
+def _last_value(key: str, overrides: Sequence[str]) -> str | None:
+    """Return the value that counts of a key that may be given several times; None without any."""
+    values = [value for name, _, value in (o.lstrip("+").partition("=") for o in overrides) if name == key]
+    return values[-1] if values else None
 
 
 def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:

@@ -33,11 +33,25 @@ def test_every_row_of_table_1_is_shown_before_training(cli, tmp_path):
         (["task=faster_rcnn"], ["c4", "c5", "fpn"]),  # those of Table 3
         (["ablation=fpn,finest"], ["fpn", "finest"]),
         (["ablation=c4", "rpn.samples=8"], ["c4"]),
+        (["+experiments=figure1"], ["image_pyramid_tested", "image_pyramid", "c4", "c5", "ssd", "fpn"]),  # of several tasks
     ],
 )
 def test_the_rows_are_those_of_the_tasks_table_or_those_named(cli, arguments, rows):
     code, out, _ = cli("verify", "recipe=smoke", *arguments)
     assert (code, list(rows_of(out))) == (0, rows)
+
+
+def test_rows_with_and_without_an_rpn_stand_in_one_table(cli):
+    """An RPN is a part of the cost, and its anchors are counted, also where another row has a head of another kind."""
+    code, out, _ = cli("verify", "recipe=smoke", "ablation=bottom_up,ssd/own_heads,ssd/from_c4,ssd")
+    assert code == 0 and "# anchors" in out
+    cells = {row: [cell.strip() for cell in line.split("│")[2:-1]] for row, line in rows_of(out).items()}
+    assert [cells[row][0] for row in cells] == ["{Pk}", "{Pk}", "{Ck}", "{Ck}"]
+    assert cells["bottom_up"][5] == cells["own_heads"][5] == "199,974" and cells["from_c4"][5] == "31,374"
+    assert cells["bottom_up"][-5:] == cells["own_heads"][-5:]  # heads of their own are no dearer, but have more parameters
+    assert float(cells["ssd"][-3]) == 0 < float(cells["from_c4"][-3]) and float(cells["from_c4"][-2]) == 0 < float(
+        cells["ssd"][-2]
+    )
 
 
 @pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])

@@ -192,7 +192,7 @@ def test_heads_that_do_not_fit_are_refused_before_anything_is_built(config, over
 
 def test_proposals_of_an_rpn_on_the_hierarchy_serve_a_second_stage_on_another_neck(config):
     proposals = ("task=fast_rcnn", "neck@task.proposals.neck=hierarchy")
-    with pytest.raises(UserError, match="set rpn.shared=false"):
+    with pytest.raises(UserError, match=r"set rpn\.shared=false"):
         config(*proposals)
     cfg = config(*proposals, "rpn.shared=false")
     assert cfg.task.proposals.neck.row == "hierarchy+start=c4+extras=3"
@@ -211,7 +211,8 @@ def test_each_step_to_ssd_is_one_change(config):
     assert [cfg.row for cfg in rows.values()] == list(STEPS) and not set(STEPS) & set(ROWS)
     assert not any(cfg.rpn.shared for cfg in rows.values())
     bottom_up = config("ablation=bottom_up")
-    assert rows["own_heads"].neck == bottom_up.neck and rows["own_heads"].rpn == bottom_up.rpn.model_copy(update={"shared": False})
+    assert rows["own_heads"].neck == bottom_up.neck
+    assert rows["own_heads"].rpn == bottom_up.rpn.model_copy(update={"shared": False})
     assert rows["l2_norm"].neck == rows["extras"].neck.model_copy(update={"l2_norm": True})
     models = {name: build_detector(cfg) for name, cfg in rows.items()}
     assert {name: model.rpn.level_sizes for name, model in models.items() if name != "from_c4"} == {
