@@ -227,6 +227,12 @@ class RoIRecipe(Strict):
     loss_beta: NotNegative
 
 
+class DenseRecipe(Strict):
+    """The numbers of detectors of one stage in a recipe; see `fpn_ablate.config.dense`."""
+
+    init: Literal["gaussian", "he"]
+
+
 class Recipe(Strict):
     """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on.
     `fast`: put in the faster modules of `fpn_ablate.model.optimise`, which compute the same."""
@@ -251,6 +257,7 @@ class Recipe(Strict):
     checkpoint_every: Positive
     pretrain: Pretrain
     roi: RoIRecipe
+    dense: DenseRecipe = DenseRecipe(init="gaussian")  # configurations of earlier runs lack it
 
     @model_validator(mode="after")
     def _sides(self) -> "Recipe":

@@ -39,7 +39,7 @@ def maps(images=3, levels=LEVELS):
 
 
 def targets():
-    """Three images, no anchor on the edge of a rule: two objects, of which no anchor reaches the first (long and flat); none; two objects and a crowd."""
+    """Two objects, of which no anchor reaches the first; none; two and a crowd. No anchor lies just half in the crowd."""
     gt = torch.zeros(3, 3, 4).double()
     gt[0, :2] = torch.tensor([[2.0, 20, 90, 26], [30, 10, 71, 50]])
     gt[2] = torch.tensor([[41.0, 30, 51, 44], [1, 1, 41, 39], [60, 20, 84, 45]])
