@@ -183,7 +183,6 @@ class MaskRCNNTask(FasterRCNNTask):
 
 Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | AnyDenseTask
 TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet", "fcos", "yolo", "ssd")
-
 PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
 
@@ -405,10 +404,10 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _reads_image_pyramid(self) -> "Config":
-        if self.image_pyramid and (self.task.name not in PYRAMID_TASKS or self.mask):
+        if self.image_pyramid and self.task.name not in PYRAMID_TASKS:
             raise ValueError(
                 f"image_pyramid goes with {', '.join(f'task={task}' for task in PYRAMID_TASKS)}, "
-                f"and not with task={self.task.name}: set image_pyramid=null, or another task"
+                f"and not with task={self.task.name}: set image_pyramid=none, or another task"
             )
         return self
 

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from fpn_ablate.config.composition import compose
-from fpn_ablate.config.dense import DenseTask
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
 from fpn_ablate.config.schema import Config, SegmentProposalsTask
 

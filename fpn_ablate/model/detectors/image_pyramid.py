@@ -4,7 +4,6 @@ Shape letters: N images of H x W pixels, P proposals, M = N * P boxes, K classes
 Pixels are those of the detector's input; those of a resized image are called scaled.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -44,9 +43,10 @@ def anchor_sizes_read(sizes: Sequence[float], scales: Sequence[float], box_size:
     reads one image, one size a scale if there are as many scales as sizes. The papers state such a rule for RoIs alone.
     """
     read: list[set[float]] = [set() for _ in scales]
-    for size, number in zip(sizes, nearest_scales(torch.tensor(sizes, device="cpu") ** 2, scales, box_size), strict=True):
-        scaled = size * scales[int(number)]
-        read[int(number)].add(min(sizes, key=lambda other: abs(math.log(other / scaled))))
+    areas = torch.tensor([float(size) ** 2 for size in sizes], device="cpu")
+    for size, number in zip(sizes, nearest_scales(areas, scales, box_size).flatten().tolist(), strict=True):
+        ratios = {other: other / (size * scales[number]) for other in sizes}
+        read[number].add(min(sizes, key=lambda other: max(ratios[other], 1 / ratios[other])))
     return read
 
 
