@@ -168,7 +168,7 @@ class SSDHead(DenseHead):
         classes = torch.zeros_like(labels, dtype=torch.int64)
         classes[image, place] = targets.labels[image, objects]
         if self.softmax:
-            class_loss = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")
+            class_loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
             counted = hard_negatives(class_loss.detach(), labels, config.negatives) | (labels == POSITIVE)
         else:
             is_class = F.one_hot(classes, self.num_classes + 1)[..., 1:].bool()
