@@ -116,7 +116,7 @@ class ImagePyramid(Detector):
 
     def scaled_sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Return (height, width) at each scale of a padded batch of `size`."""
-        return [_scaled(size, scale) for scale in self.config.scales]
+        return [_scaled_size(size, scale) for scale in self.config.scales]
 
     def resize(self, images: Tensor, sizes: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Resize a padded batch (N, 3, H, W) of `sizes` (N, 2).
@@ -124,7 +124,7 @@ class ImagePyramid(Detector):
         Returns:
             the images, their sizes (N, 2), which may be fractions of a pixel, and the factors (4,) by which boxes grow.
         """
-        before, size = tuple(images.shape[-2:]), _scaled(images.shape[-2:], scale)
+        before, size = tuple(images.shape[-2:]), _scaled_size(images.shape[-2:], scale)
         y, x = (new / old for new, old in zip(size, before, strict=True))
         ratio = torch.tensor([x, y, x, y], device=images.device)
         if size == before:
@@ -190,7 +190,7 @@ class ImagePyramid(Detector):
         return scores.unflatten(0, (n, p)), deltas.unflatten(0, (n, p))
 
 
-def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+def _scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 
