@@ -34,8 +34,9 @@ def test_a_set_that_a_run_would_refuse_ends_with_code_1(cli, root, tmp_path):
     assert "train: Problems: 1 image-missing" in out and out.endswith("A training would be refused.\n")
 
 
-def test_a_task_without_anchors_is_not_judged_by_them(cli):
-    report = json.loads(cli("doctor", "recipe=smoke", "task=segment_proposals", "--json", "-")[1])
+@pytest.mark.parametrize("task", ["segment_proposals", "yolo"])
+def test_a_task_without_an_rpns_anchors_is_not_judged_by_them(cli, task):
+    report = json.loads(cli("doctor", "recipe=smoke", f"task={task}", "--json", "-")[1])
     assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])
 
 

@@ -73,7 +73,11 @@ def test_batches_of_training_and_evaluation_are_pinned(config, tmp_path, monkeyp
     assert pinned and all(pinned)
 
 
-REPEATED = [*((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")), (*JOINT, "deterministic=true"), ("task=ssd", "deterministic=true")]
+REPEATED = [
+    *((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")),
+    (*JOINT, "deterministic=true"),
+    ("task=ssd", "deterministic=true"),
+]
 
 
 @pytest.mark.parametrize("overrides", REPEATED)
