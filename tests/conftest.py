@@ -119,6 +119,7 @@ def unmeasured():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
+        patch.setattr(running, "end_to_end_memory_mib", lambda *_: 1)
         patch.setattr(running, "reset_peak_memory", lambda *_: None)
         yield
 

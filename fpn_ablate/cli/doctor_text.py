@@ -124,7 +124,7 @@ def _anchors(report: Mapping[str, Any]) -> Table:
         rows.setdefault(json.dumps(anchors), []).append(row)
     for anchors, names in rows.items():
         anchors = json.loads(anchors)
-        levels = [f"{v['stride']}: {' '.join(f'{side:.4g}' for side in v['anchor_sizes'])}" for v in anchors["levels"]]
+        levels = [f"{v['stride']:g}: {' '.join(f'{side:.4g}' for side in v['anchor_sizes'])}" for v in anchors["levels"]]
         table.add_row(", ".join(names), "\n".join(levels), *(_cover(anchors["recall"][area]) for area in AREAS))
     return table
 

@@ -30,6 +30,7 @@ TABLES = {
     "separate": "table3_faster_rcnn",
     "segment_proposals": "table6_segments",
     "masks_separate": "masks",
+    "retinanet": "retinanet",
 }
 # Overrides that are no part of a recipe's name: rows, data and places have names of their own.
 _NOT_IN_RECIPE_NAME = (
@@ -87,14 +88,17 @@ def _last_value(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
-    """List the rows that a table's file in experiments/ sweeps over; all of conf/ablation if it names none."""
+    """List the rows that a table's file in experiments/ sweeps over; those of Table 1 if it names none.
+
+    Other rows may not go with the task: an image pyramid needs an RPN, and SSD's row has a task of its own.
+    """
     for folder in ([config_dir / "experiments"] if config_dir else []) + [EXPERIMENTS]:
         file = folder / f"{table}.yaml"
         if file.exists() and file.name != CLAIMS:
             rows = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.ablation")
             if isinstance(rows, str):
                 return rows.split(",")
-    return sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
+    return _rows_of_table(TABLES["rpn"], None)
 
 
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:

@@ -43,6 +43,7 @@ class RetinaNetTask(DenseTask):
     anchor_grid: Literal["exact", "torchvision"]
     convolutions: Convolutions
     norm: Literal["none", "gn"]
+    init: Literal["gaussian", "he"]
     prior: Alpha
     positive_iou: PositiveShare
     negative_iou: Share

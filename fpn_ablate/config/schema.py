@@ -184,7 +184,6 @@ class MaskRCNNTask(FasterRCNNTask):
 
 Task = RPNTask | FastRCNNTask | FasterRCNNTask | MaskRCNNTask | SegmentProposalsTask | AnyDenseTask
 TASKS = ("rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "segment_proposals", "retinanet", "fcos", "yolo", "ssd")
-
 PYRAMID_TASKS = ("rpn", "fast_rcnn", "faster_rcnn")  # those that an image pyramid goes with
 
 
@@ -229,6 +228,12 @@ class RoIRecipe(Strict):
     loss_beta: NotNegative
 
 
+class DenseRecipe(Strict):
+    """The numbers of detectors of one stage in a recipe; see `fpn_ablate.config.dense`."""
+
+    init: Literal["gaussian", "he"]
+
+
 class Recipe(Strict):
     """`batch_size`: images of one update; `accumulate`: in how many parts, one after the other, they are worked on.
     `fast`: put in the faster modules of `fpn_ablate.model.optimise`, which compute the same."""
@@ -253,6 +258,7 @@ class Recipe(Strict):
     checkpoint_every: Positive
     pretrain: Pretrain
     roi: RoIRecipe
+    dense: DenseRecipe = DenseRecipe(init="gaussian")  # configurations of earlier runs lack it
 
     @model_validator(mode="after")
     def _sides(self) -> "Recipe":
@@ -406,10 +412,10 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _reads_image_pyramid(self) -> "Config":
-        if self.image_pyramid and (self.task.name not in PYRAMID_TASKS or self.mask):
+        if self.image_pyramid and self.task.name not in PYRAMID_TASKS:
             raise ValueError(
                 f"image_pyramid goes with {', '.join(f'task={task}' for task in PYRAMID_TASKS)}, "
-                f"and not with task={self.task.name}: set image_pyramid=null, or another task"
+                f"and not with task={self.task.name}: set image_pyramid=none, or another task"
             )
         return self
 

@@ -3,29 +3,52 @@
 M objects, A anchors per cell of a level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
+from fpn_ablate.config.parts import ImagePyramidConfig
+from fpn_ablate.config.schema import Config, SegmentProposalsTask
 from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.build import build_backbone, build_neck
+from fpn_ablate.model.build import build_backbone, build_detector, build_neck
+from fpn_ablate.model.detectors.image_pyramid import anchor_sizes_read
 
-# (stride, side lengths of its anchors) of each level, and the aspect ratios. Equal for rows with the same anchors.
-AnchorSet = tuple[tuple[tuple[int, tuple[float, ...]], ...], tuple[float, ...]]
+Sides = tuple[float, tuple[float, ...]]  # a level's stride and the side lengths of its anchors, in pixels of the input
+AnchorSet = tuple[tuple[Sides, ...], tuple[float, ...]]  # levels and aspect ratios, equal for rows with equal anchors
 
 
 def anchors_of(cfg: Config) -> AnchorSet:
-    """Return the anchors of a row's RPN at the recipe's input size."""
+    """Return the anchors of a row at the recipe's input size: of its RPN (of an image pyramid those of all scales), or of
+    RetinaNet's head. Levels have no sides where the row's head has no anchors of this kind.
+    """
     with torch.device("meta"):  # the neck publishes its levels
+        if isinstance(cfg.task, RetinaNetTask):
+            grids = build_detector(cfg).head.anchors
+            pairs = zip(grids.levels, grids.sizes, strict=False)
+            return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(grids.ratios)
         levels = build_neck(cfg.neck, build_backbone(cfg.backbone).levels).levels
+    if isinstance(cfg.task, DenseTask | SegmentProposalsTask):
+        return tuple((level.stride, ()) for level in levels), ()
     sizes = [anchors.scaled(size, cfg.recipe.short_side) for size in cfg.rpn.anchor_sizes]
     sizes = anchors.sizes_per_level(levels, sizes, cfg.rpn.shared)
-    pairs = zip(levels, sizes, strict=False)
-    return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(cfg.rpn.anchor_ratios)
+    pairs = [(level.stride, tuple(sides)) for level, sides in zip(levels, sizes, strict=False)]
+    if cfg.image_pyramid:
+        pairs = list(_at_scales(pairs, cfg.image_pyramid, cfg.recipe.short_side))
+    return tuple(pairs), tuple(cfg.rpn.anchor_ratios)
+
+
+def _at_scales(levels: Sequence[Sides], pyramid: ImagePyramidConfig, short_side: int) -> Iterator[Sides]:
+    """Yield the levels of each scale with the anchors that are read there, in pixels of the input."""
+    all_sizes = sorted({size for _, sides in levels for size in sides})
+    read = anchor_sizes_read(all_sizes, pyramid.scales, anchors.scaled(pyramid.box_size, short_side))
+    for scale, sizes in zip(pyramid.scales, read, strict=True):
+        for stride, sides in levels:
+            if kept := [side / scale for side in sides if side in sizes]:
+                yield stride / scale, tuple(kept)
 
 
 def input_sizes(sizes: np.ndarray, resize: Resize) -> np.ndarray:
@@ -51,7 +74,7 @@ def best_iou(objects: Tensor, sizes: Tensor, anchor_set: AnchorSet) -> Tensor:
     return boxes.iou(objects[:, None], candidates)[:, 0].amax(1)
 
 
-def _nearest(objects: Tensor, sizes: Tensor, stride: int, sides: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def _nearest(objects: Tensor, sizes: Tensor, stride: float, sides: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Return one level's anchors (M, A, 4) at the cell whose centre, (column, row) * stride, is nearest to the object's."""
     padded = -(-sizes // DIVISOR) * DIVISOR
     last = (-(-padded // stride) - 1).flip(-1)  # (M, 2) last column and row

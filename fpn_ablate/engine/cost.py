@@ -71,6 +71,21 @@ def peak_memory_mib(device: torch.device) -> int:
 
 def end_to_end_latency_ms(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> float:
     """Measure the latency of the first validation image at batch size 1, from pixels to the task's output (Sec. 5.2)."""
+    return round(latency_ms(_predict_first(trained, recipe, device), device), 2)
+
+
+def end_to_end_memory_mib(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> int:
+    """Measure the memory in MiB that the same prediction takes at its peak, beyond the weights and all else that is in use."""
+    predict = _predict_first(trained, recipe, device)
+    predict()  # allocates what libraries keep
+    reset_peak_memory(device)
+    before = peak_memory_mib(device)
+    predict()
+    return peak_memory_mib(device) - before
+
+
+def _predict_first(trained: procedures.Trained, recipe: Recipe, device: torch.device) -> Callable[[], None]:
+    """Return a function that predicts on the first validation image."""
     batch = next(evaluation_batches(trained.validation, resize=Resize.of(recipe), batch_size=1, count=1)).to(device)
 
     @torch.no_grad()
@@ -78,4 +93,4 @@ def end_to_end_latency_ms(trained: procedures.Trained, recipe: Recipe, device: t
         with autocast(recipe.bf16, device):
             trained.predict_end_to_end(batch)
 
-    return round(latency_ms(predict, device), 2)
+    return predict

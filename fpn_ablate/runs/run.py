@@ -21,7 +21,7 @@ import torch
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
-from fpn_ablate.engine.cost import end_to_end_latency_ms, peak_memory_mib, reset_peak_memory
+from fpn_ablate.engine.cost import end_to_end_latency_ms, end_to_end_memory_mib, peak_memory_mib, reset_peak_memory
 from fpn_ablate.engine.evaluate import evaluate, predict
 from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
@@ -152,6 +152,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
             "resumed_at": run.resumed_at,
             "peak_memory_mib": peak,
             "latency_ms": end_to_end_latency_ms(trained, recipe, inputs.device),
+            "test_memory_mib": end_to_end_memory_mib(trained, recipe, inputs.device),
         },
     }
 

@@ -54,6 +54,14 @@ def test_rows_with_and_without_an_rpn_stand_in_one_table(cli):
     )
 
 
+def test_scales_are_shown_of_a_row_with_an_image_pyramid_and_its_cost_is_of_all_of_them(cli):
+    lines = rows_of(cli("verify", "recipe=smoke", "ablation=c4,image_pyramid")[1])
+    assert "0.5, 1, 2" in lines["image_pyramid"] and "0.5, 1, 2" not in lines["c4"]
+    c4, pyramid = (float(line.rstrip(" │").split("│")[-1]) for line in lines.values())
+    assert pyramid == pytest.approx(5.25 * c4, rel=0.05)
+    assert "image scales" not in cli("verify", "recipe=smoke", "ablation=c4")[1]
+
+
 @pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])
 def test_rows_of_ones_own_stand_below_them(cli, mine, task, rows):
     code, out, _ = cli("verify", "recipe=smoke", f"task={task}", "--config-dir", mine)

@@ -22,6 +22,8 @@ from fpn_ablate.utils.errors import UserError
             "fpn+upsample=deconv+upsample_init=random",
             "smoke",
         ),
+        (["image_pyramid=tested"], "fpn+image_pyramid=tested", "smoke"),
+        (["ablation=image_pyramid", "image_pyramid.roi=adjacent_max"], "image_pyramid+image_pyramid.roi=adjacent_max", "smoke"),
         (["task=faster_rcnn", "task.training=joint"], "fpn", "smoke"),  # its table says it
         (["task=faster_rcnn", "task.roi.head=2fc"], "fpn", "smoke+task.roi.head=2fc"),
         (

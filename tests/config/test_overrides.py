@@ -15,7 +15,9 @@ def test_an_experiment_is_known_by_the_beginning_of_its_name(typed):
 
 
 def test_a_beginning_that_several_names_have_is_refused():
-    with pytest.raises(UserError, match="which of table1_rpn, table2_fast_rcnn, table3_faster_rcnn, table5_sharing"):
+    with pytest.raises(
+        UserError, match="which of table1_rpn, table2_fast_rcnn, table3_faster_rcnn, table4_systems, table5_sharing"
+    ):
         normalise(["+experiments=table"])
 
 

@@ -146,6 +146,20 @@ def test_the_best_anchor_is_that_of_the_whole_grid(config, row, size):
     torch.testing.assert_close(best, expected)
 
 
+@torch.no_grad()
+def test_the_anchors_of_an_image_pyramid_are_those_that_it_reads_at_all_scales(config):
+    cfg, generator = config("ablation=image_pyramid", "recipe.short_side=256", "recipe.max_side=448"), torch.Generator()
+    corners = torch.rand(200, 2, 2, generator=generator.manual_seed(0)).sort(1).values * torch.tensor([96, 64])
+    objects, sizes, every = corners.reshape(-1, 4), torch.tensor([[64, 96]]), []
+    model = build_detector(cfg).eval()
+    for number, scale in enumerate(cfg.image_pyramid.scales):
+        images, scaled_sizes, ratio = model.resize(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), sizes, scale)
+        _, _, of_scale = model.read_rpn(number, model.features(images, scaled_sizes))
+        every += [x / ratio for x in of_scale]
+    best = recall.best_iou(objects, sizes.expand(200, 2), recall.anchors_of(cfg))
+    torch.testing.assert_close(best, boxes.iou(objects, torch.cat(every)).amax(1))
+
+
 def test_boxes_and_sizes_of_the_input_are_those_of_a_training(config, make):
     objects = [(1, 1, [-0.5, 2, 7, 9], 0), (1, 3, [50, 0, 10.5, 40], 0), (2, 3, [10, 10, 31, 33], 0), (3, 1, [3, 5, 7, 11], 0)]
     cfg = config("data=coco", make(split(objects), split(VAL, ONE, first=11)))

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,3 +75,13 @@ def test_on_a_gpu_torchs_own_counters_are_read_and_reset(monkeypatch):
     assert cost.peak_memory_mib(gpu) == 300
     cost.reset_peak_memory(gpu)
     assert cost.peak_memory_mib(gpu) == 0
+
+
+@pytest.mark.skipif(not resettable(), reason="this system cannot reset the peak")
+def test_the_memory_of_a_test_is_what_one_prediction_takes_beyond_what_is_in_use(config, monkeypatch):
+    batch = SimpleNamespace(to=lambda device: batch)
+    monkeypatch.setattr(cost, "evaluation_batches", lambda *_, **__: iter([batch]))
+    kept = torch.ones(100 * 2**18)
+    trained = SimpleNamespace(validation=None, predict_end_to_end=lambda batch: touch(150))
+    assert 140 < cost.end_to_end_memory_mib(trained, config().recipe, CPU) < 210
+    del kept

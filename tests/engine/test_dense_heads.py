@@ -29,6 +29,7 @@ RUN = (
 def no_measurements(monkeypatch):
     """As in test_procedures.py."""
     monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr(running, "end_to_end_memory_mib", lambda *_: 1)
     monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
 
 

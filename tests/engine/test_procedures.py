@@ -12,9 +12,11 @@ from settings import JOINT, SHORT
 
 from fpn_ablate.config.sources import SOURCES, sources
 from fpn_ablate.engine import procedures
+from fpn_ablate.engine.evaluate import predict
 from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.runs import run as running
+from fpn_ablate.runs.restore import restore
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
@@ -133,6 +135,39 @@ def test_a_row_of_table_1_serves_as_the_source(cell, trainings):
     assert trainings == [(True, False), (False, True)]
     assert not runs(cell(), SOURCES)
     assert outcome["built_on"] == [[first["fingerprint"], first["cost"]["train_s"]]]
+
+
+@pytest.mark.parametrize(
+    "task", [JOINT, *(pytest.param(task, marks=pytest.mark.slow) for task in ((), (FAST,), (SEPARATE,), FOUR_STEP))]
+)
+def test_a_row_tested_on_an_image_pyramid_is_the_trained_row_without_it(cell, trainings, task):
+    tested, plain = cell(*task, "ablation=image_pyramid_tested"), cell(*task, "ablation=c4")
+    a = running.run(tested)
+    before = len(trainings)
+    b = running.run(plain)
+    assert len(trainings) == before  # it was trained for the other, and is taken over
+    folder, other = folder_of(tested, a), folder_of(plain, b)
+    assert equal(weights(folder), weights(other)) and not same_detections(folder, other)
+    assert (a["cost"]["steps"], a["verify"]["image_pyramid"]) == (0, "0.5, 1, 2") and b["cost"]["steps"] > 0
+    assert [b["fingerprint"], b["cost"]["train_s"]] in a["built_on"]
+    trained, _, device = restore(folder)
+    again = predict(trained.predict, trained.validation, tested.recipe, device, count=3)
+    assert np.array_equal(again.boxes, DetectionSet.load(folder / "detections.npz").boxes)
+    if task == JOINT:  # as a file of weights, without the run
+        evaluated = cell(*task, "ablation=image_pyramid_tested", "mode=evaluate", f"weights={other}")
+        assert same_detections(folder, folder_of(evaluated, running.run(evaluated)))
+
+
+@pytest.mark.parametrize(
+    "task", [(), *(pytest.param(task, marks=pytest.mark.slow) for task in (JOINT, (FAST,), (SEPARATE,), FOUR_STEP))]
+)
+def test_a_row_trained_on_an_image_pyramid_is_another_network(cell, task):
+    cfg = cell(*task, "ablation=image_pyramid")
+    outcome = running.run(cfg)
+    assert outcome["status"] == "finished" and outcome["cost"]["steps"] == cfg.steps > 0
+    trained, _, device = restore(folder_of(cfg, outcome))
+    again = predict(trained.predict, trained.validation, cfg.recipe, device, count=3)
+    assert np.array_equal(again.boxes, DetectionSet.load(folder_of(cfg, outcome) / "detections.npz").boxes)
 
 
 def together(cells):

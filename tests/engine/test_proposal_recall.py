@@ -23,6 +23,7 @@ TASK = (*TINY, *JOINT, "recipe.roi.steps=2", "task.roi.proposals=[8,4]", "rpn.po
 def no_measurements(monkeypatch):
     """As in test_procedures.py."""
     monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr(running, "end_to_end_memory_mib", lambda *_: 1)
     monkeypatch.setattr(running, "reset_peak_memory", lambda *_: None)
 
 

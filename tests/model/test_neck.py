@@ -327,6 +327,34 @@ def test_only_a_random_start_depends_on_the_seed():
     assert float(random_start[0].detach().abs().max()) == pytest.approx((6 / (4 * 6)) ** 0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("height, width", [(64, 96), (65, 190)])
+def test_p3_to_p7_are_the_pyramid_above_p2_and_two_levels_more(height, width):
+    maps, pyramid = features(height, width), neck()
+    levels = with_weights_of(pyramid, levels="p3-p7")
+    out, expected = levels(maps), pyramid(maps)
+    assert list(out) == [level.name for level in levels.levels] == ["p3", "p4", "p5", "p6", "p7"]
+    assert not hasattr(levels.lateral, "p2") and reach(levels, "p3") == {"c3", "c4", "c5"}
+    for name in ("p3", "p4", "p5", "p6"):
+        assert torch.equal(out[name], expected[name])
+    assert torch.equal(out["p7"], out["p6"][..., ::2, ::2])
+    assert [tuple(x.shape[-2:]) for x in out.values()] == [(-(-height // 2**k), -(-width // 2**k)) for k in range(3, 8)]
+
+
+def test_p6_by_a_convolution_on_p5_or_c5_and_p7_by_one_on_p6_behind_a_relu():
+    maps = features()
+    for p6, source in (("conv", lambda out: out["p5"]), ("conv_c5", lambda out: maps["c5"])):
+        model = neck(levels="p3-p7", p6=p6)
+        out = model(maps)
+        assert torch.equal(out["p6"], model.p6_conv["p6"](source(out)))
+        assert torch.equal(out["p7"], model.p7_conv["p7"](out["p6"].relu()))
+        assert (out["p6"] < 0).any()  # so that the ReLU shows
+    assert list(neck(levels="p3-p7", p6="none")(maps)) == ["p3", "p4", "p5"]
+    assert list(neck(p6="conv_c5")(maps)) == ["p2", "p3", "p4", "p5", "p6"]
+    assert list(neck(levels="p3-p7", output="p3")(maps)) == ["p3"]
+    with pytest.raises(ValueError, match="output=p2 is none of levels=p3-p7"):
+        neck(levels="p3-p7", output="p2")
+
+
 @pytest.mark.parametrize("level", ["c2", "c3", "c4", "c5"])
 def test_a_single_level_is_the_backbones_map_itself(level):
     inputs, model = features(), SingleLevel(LEVELS, single_level_config(level))

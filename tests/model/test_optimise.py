@@ -60,13 +60,15 @@ def plain(config):
     `row` has also keys of the neck; `roi` has keys of the second stage.
     """
 
-    def build(task, row="fpn", backbone=None, roi=None, rpn=None, **neck):
+    def build(task, row="fpn", backbone=None, roi=None, rpn=None, pyramid=False, **neck):
         cfg = config(*NUMBERS, *(() if task == "rpn" else SECOND), *(TASKS | MASKS)[task])
         keys = ROW_NECKS[row] | neck
         of_kind = NECKS.get(next(iter(keys), ""), partial(fpn_config, channels=16))
         parts = {"neck": of_kind(**keys)}
         if rpn:
             parts["rpn"] = cfg.rpn.model_copy(update=rpn)
+        if pyramid:
+            parts["image_pyramid"] = config("ablation=image_pyramid").image_pyramid
         if backbone:
             parts["backbone"] = backbone_config(backbone, weights="pretrain")
         if roi:
@@ -141,6 +143,7 @@ CASES = [
     *((task, {"row": row}) for task in TASKS for row in ROWS),
     *(("rpn", {"upsample": kind}) for kind in ("bilinear", "deconv")),
     *(("rpn", {"p6": kind}) for kind in ("conv", "none")),
+    *((task, {"row": "c4", "pyramid": True}) for task in ("rpn", "joint")),
     *((task, {"row": "bottom_up", "rpn": {"shared": False}}) for task in ("rpn", "joint")),
     ("fast_rcnn", {"roi": {"levels": "all"}}),
     ("rpn", {"rpn": {"relu": False, "scores": 2}}),

@@ -224,6 +224,7 @@ def whole(config, tmp_path_factory):
     cfg = config(*STEPS).model_copy(update={"out": str(tmp_path_factory.mktemp("whole"))})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "end_to_end_latency_ms", lambda *arguments: 1.0)
+        patch.setattr(running, "end_to_end_memory_mib", lambda *arguments: 1)
         seen = strike(patch, lambda name, time: False)
         outcome = running.run(cfg)
     return cfg, run_folder(cfg, outcome["fingerprint"]), seen
@@ -233,6 +234,7 @@ def whole(config, tmp_path_factory):
 def in_no_time(monkeypatch):
     """Latency and plots take most of a tiny run, and nothing here is about them."""
     monkeypatch.setattr(running, "end_to_end_latency_ms", lambda *arguments: 1.0)
+    monkeypatch.setattr(running, "end_to_end_memory_mib", lambda *arguments: 1)
     for module in (plots, figures):
         monkeypatch.setattr(module, "render", lambda table: {})
 

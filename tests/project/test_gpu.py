@@ -28,6 +28,8 @@ TASKS = {
     "joint_in_bf16": (*JOINT, "recipe.bf16=true"),
     "masks": ("task=mask_rcnn", "task.training=joint"),
     "segments": ("task=segment_proposals",),
+    "retinanet": ("task=retinanet",),
+    **{name: (f"task={name}",) for name in ("fcos", "yolo", "ssd")},
     **{name: ("task=faster_rcnn", f"task.training={name}") for name in ("separate", "four_step")},
 }
 
@@ -72,7 +74,11 @@ def test_batches_of_training_and_evaluation_are_pinned(config, tmp_path, monkeyp
     assert pinned and all(pinned)
 
 
-REPEATED = [*((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")), (*JOINT, "deterministic=true")]
+REPEATED = [
+    *((f"neck.upsample={mode}",) for mode in ("nearest", "bilinear", "deconv")),
+    (*JOINT, "deterministic=true"),
+    ("task=ssd", "deterministic=true"),
+]
 
 
 @pytest.mark.parametrize("overrides", REPEATED)

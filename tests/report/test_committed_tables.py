@@ -20,6 +20,7 @@ CLAIMS = sorted(REFERENCE.glob("tables/*-claims.csv"))
 TABLES = sorted(set(REFERENCE.glob("tables/*.csv")) - set(CLAIMS))
 STEP, UNDEFINED = 1 / 50_000, 65_535  # of the 16-bit replicates
 COSTS = {"latency": "cost.latency_ms", "memory": "cost.peak_memory_mib"}
+COSTS |= {"test_memory": "cost.test_memory_mib", "gflops": "verify.gflops"}
 
 
 def lines(file):

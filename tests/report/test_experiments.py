@@ -19,11 +19,15 @@ FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 # The task of a file that does not train Table 1's.
 TASKS = {"table2_fast_rcnn": "fast_rcnn", "table6_segments": "segment_proposals"} | dict.fromkeys(
-    ("table3_faster_rcnn", "table5_sharing", "joint", "modern"), "faster_rcnn"
+    ("table3_faster_rcnn", "table4_systems", "table5_sharing", "joint", "modern"), "faster_rcnn"
 )
 TASKS["masks"] = "mask_rcnn"
 # Of files whose rows are of several tasks.
-SEVERAL_TASKS = {"figure1": {"faster_rcnn", "ssd"}, "ssd_steps": {"rpn", "ssd"}}
+SEVERAL_TASKS = {
+    "figure1": {"faster_rcnn", "ssd"},
+    "ssd_steps": {"rpn", "ssd"},
+    "retinanet": {"retinanet", "faster_rcnn"},
+}
 
 
 def content(name: str) -> dict:
@@ -149,6 +153,31 @@ def test_published_values_of_table_6_are_the_papers():
         assert row.published["pyramid"] == (line["image_pyramid"] == "yes")
 
 
+def test_published_values_of_table_4_are_the_papers():
+    source = PAPER / "table4_single_model.csv"
+    if not source.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    with source.open(newline="") as file:
+        paper = {line["row"]: line for line in csv.DictReader(file)}
+    rows = {row.names[0]: row.published for row in definition("table4_systems").rows}
+    named = {
+        "fpn": "ours",
+        "image_pyramid_tested": "FRCNN+++",
+        **{name: name for name in ("G-RMI", "AttractioNet", "Multipath", "ION")},
+    }
+    metrics, splits = ("AP50", "AP", "AP_s", "AP_m", "AP_l"), {"": "dev", "_test_std": "std"}
+    expected = {}
+    for row, name in named.items():
+        line, pyramid = paper[name], paper[name]["image_pyramid"] == "yes"  # a blank is no
+        for suffix, split in splits.items():
+            values = {key: float(line[f"{split}_{key}"]) for key in metrics if line[f"{split}_{key}"]}
+            if values:
+                expected[row + suffix] = {"backbone": line["backbone"], "pyramid": pyramid} | values
+    read = {row: {k: v for k, v in values.items() if k not in ("feature", "head")} for row, values in rows.items()}
+    assert {row: read[row] for row in expected} == expected
+    assert {row: values["AP"] for row, values in read.items() if row not in expected} == {"fpn_minival": 35.6, "c4": 32.2}
+
+
 def test_published_values_of_table_5_are_the_papers():
     source = PAPER / "table5_sharing_features.csv"
     if not source.exists():
@@ -222,3 +251,25 @@ def test_published_values_of_masks_are_those_reported():
     assert {name: [str(row[key]) for key in keys] for name, row in rows.items() if "mask_AP" in row} == {
         name: of_masks[line] for name, line in lines.items()
     }
+
+
+RETINANET = {
+    "focal": ("retinanet_table1b_gamma.csv", "FL gamma 2.0"),
+    "ce": ("retinanet_table1a_alpha_ce.csv", "CE alpha 0.5"),
+    "balanced_ce": ("retinanet_table1a_alpha_ce.csv", "CE alpha 0.75"),
+    "one_anchor": ("retinanet_table1c_anchors.csv", "1 scales x 1 ratios"),
+    "six_anchors": ("retinanet_table1c_anchors.csv", "2 scales x 3 ratios"),
+}
+
+
+def test_published_values_of_retinanet_are_the_papers():
+    if not PAPER.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    shown = {row.names[0]: row.published for row in definition("retinanet").rows if "AP" in row.published}
+    assert shown.keys() == RETINANET.keys()
+    for row, (file, line) in RETINANET.items():
+        with (PAPER / "systems" / file).open(encoding="utf-8", newline="") as text:
+            (printed,) = [entry for entry in csv.DictReader(text) if entry["row"] == line]
+        assert {key: float(printed[key]) for key in ("AP", "AP50", "AP75")} == {
+            k: shown[row][k] for k in ("AP", "AP50", "AP75")
+        }

@@ -4,7 +4,6 @@ Shape letters: N images of H x W pixels, P proposals, M = N * P boxes, K classes
 Pixels are those of the detector's input; those of a resized image are called scaled.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -44,9 +43,10 @@ def anchor_sizes_read(sizes: Sequence[float], scales: Sequence[float], box_size:
     reads one image, one size a scale if there are as many scales as sizes. The papers state such a rule for RoIs alone.
     """
     read: list[set[float]] = [set() for _ in scales]
-    for size, number in zip(sizes, nearest_scales(torch.tensor(sizes, device="cpu") ** 2, scales, box_size), strict=True):
-        scaled = size * scales[int(number)]
-        read[int(number)].add(min(sizes, key=lambda other: abs(math.log(other / scaled))))
+    areas = torch.tensor([float(size) ** 2 for size in sizes], device="cpu")
+    for size, number in zip(sizes, nearest_scales(areas, scales, box_size).flatten().tolist(), strict=True):
+        ratios = {other: other / (size * scales[number]) for other in sizes}
+        read[number].add(min(sizes, key=lambda other: max(ratios[other], 1 / ratios[other])))
     return read
 
 
@@ -116,7 +116,7 @@ class ImagePyramid(Detector):
 
     def scaled_sizes(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Return (height, width) at each scale of a padded batch of `size`."""
-        return [_scaled(size, scale) for scale in self.config.scales]
+        return [_scaled_size(size, scale) for scale in self.config.scales]
 
     def resize(self, images: Tensor, sizes: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Resize a padded batch (N, 3, H, W) of `sizes` (N, 2).
@@ -124,7 +124,7 @@ class ImagePyramid(Detector):
         Returns:
             the images, their sizes (N, 2), which may be fractions of a pixel, and the factors (4,) by which boxes grow.
         """
-        before, size = tuple(images.shape[-2:]), _scaled(images.shape[-2:], scale)
+        before, size = tuple(images.shape[-2:]), _scaled_size(images.shape[-2:], scale)
         y, x = (new / old for new, old in zip(size, before, strict=True))
         ratio = torch.tensor([x, y, x, y], device=images.device)
         if size == before:
@@ -189,7 +189,7 @@ class ImagePyramid(Detector):
         return scores.unflatten(0, (n, p)), deltas.unflatten(0, (n, p))
 
 
-def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+def _scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 

@@ -1,7 +1,7 @@
 """RetinaNet's head (Lin et al. 2017): anchors, two subnets, focal loss.
 
-Shape letters: N images, A anchors a cell, Hi x Wi cells of level i, Ri = Hi * Wi * A, R = sum of Ri anchors an image, M
-positives of a batch, T anchors that NMS leaves, K classes. Labels are 1..K.
+Shape letters: N images, A anchors a cell, Hi x Wi cells and Ri = Hi * Wi * A anchors of level i, R = sum of Ri, M positives
+of a batch, T anchors that NMS leaves, K classes.
 """
 
 import math
@@ -83,9 +83,12 @@ class RetinaNetHead(DenseHead):
             self.register_buffer("moving_positives", torch.tensor(START))
 
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
-        """Draw Gaussian weights of 0.01; the bias of the scores makes each of them `prior` at the start (Sec. 4.1)."""
+        """Draw Gaussian weights of 0.01 (or He's in the subnets), and a bias that makes each score `prior` (Sec. 4.1)."""
         if parameter is self.scores.bias:
             nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            return True
+        if self.config.init == "he" and parameter.dim() > 1 and layer not in (self.scores, self.deltas):
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
             return True
         return super().init_parameter(layer, parameter, generator)
 

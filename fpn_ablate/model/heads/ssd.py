@@ -79,8 +79,9 @@ def match(default_boxes: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor,
     area = boxes.area(default_boxes)
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), area.expand(n, -1)).masked_fill_(~valid[..., None], -1)
     best, matched_idxs = overlap.max(1)
-    in_crowd = ((2 * intersections >= area) & crowd[..., None]).any(1)
-    labels = torch.full_like(matched_idxs, NEGATIVE, dtype=torch.int8).masked_fill_(in_crowd, IGNORED)
+    labels = torch.full_like(matched_idxs, NEGATIVE, dtype=torch.int8)
+    if crowd.is_cuda or crowd.any():  # as `matching.match`
+        labels.masked_fill_(((2 * intersections >= area) & crowd[..., None]).any(1), IGNORED)
     labels.masked_fill_(best >= positive_iou, POSITIVE)
     highest, best_box = overlap.max(2)
     number = torch.arange(1, g + 1, device=best_box.device) * (highest > 0)  # 0: padding, or an object beside every box
@@ -96,10 +97,12 @@ def hard_negatives(background_loss: Tensor, labels: Tensor, ratio: float) -> Ten
         labels: (N, R), as `match` returns them.
     """
     negative = labels == NEGATIVE
-    order = background_loss.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(labels.shape[1], device=labels.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, places)
-    return negative & (rank < ratio * (labels == POSITIVE).sum(1, keepdim=True))
+    wanted = ratio * (labels == POSITIVE).sum(1, keepdim=True)
+    # No more than are wanted of any image: a sort of all takes ten times as long.
+    most = min(math.ceil(wanted.max()), labels.shape[1])
+    hardest = background_loss.masked_fill(~negative, -torch.inf).topk(most, dim=1).indices
+    chosen = torch.arange(most, device=labels.device) < wanted
+    return torch.zeros_like(negative).scatter(1, hardest, chosen) & negative
 
 
 class SSDHead(DenseHead):

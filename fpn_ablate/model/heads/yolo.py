@@ -103,9 +103,10 @@ def match(
     intersections = boxes.intersection(gt_boxes, candidates)  # (N, G, R)
     area = boxes.area(candidates)
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), area).masked_fill_(~valid[..., None], -1)
-    in_crowd = ((2 * intersections >= area[:, None]) & crowd[..., None]).any(1)
     labels = torch.full((n, r), NEGATIVE, dtype=torch.int8, device=gt_boxes.device)
-    labels.masked_fill_((overlap.amax(1) > ignore_iou) | in_crowd, IGNORED)
+    labels.masked_fill_(overlap.amax(1) > ignore_iou, IGNORED)
+    if crowd.is_cuda or crowd.any():  # as `matching.match`
+        labels.masked_fill_(((2 * intersections >= area[:, None]) & crowd[..., None]).any(1), IGNORED)
     place, fit = responsible(priors, gt_boxes)
     # An object loses its prior to one that fits better, or that fits as well and comes first.
     number = torch.arange(g, device=place.device)

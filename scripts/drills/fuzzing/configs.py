@@ -21,6 +21,7 @@ BASES = [
     ("recipe=smoke", "task=faster_rcnn", "backbone=resnet18", "backbone.weights=imagenet"),
     ("recipe=smoke", "data=coco", "data.root=nowhere"),
     ("recipe=smoke", "neck=single_level", "backbone=mobilenet_v2"),
+    ("recipe=smoke", "neck=hierarchy", "rpn.shared=false"),
     ("recipe=paper2017", "task=faster_rcnn", "task.training=joint"),
 ]
 EXTREMES = [
