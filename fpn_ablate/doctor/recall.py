@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import ImagePyramidConfig
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.schema import Config, SegmentProposalsTask
 from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.build import build_backbone, build_neck
+from fpn_ablate.model.build import build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.image_pyramid import anchor_sizes_read
 
 Sides = tuple[float, tuple[float, ...]]  # a level's stride and the side lengths of its anchors, in pixels of the input
@@ -21,9 +22,17 @@ AnchorSet = tuple[tuple[Sides, ...], tuple[float, ...]]  # levels and aspect rat
 
 
 def anchors_of(cfg: Config) -> AnchorSet:
-    """Return the anchors of a row's RPN at the recipe's input size; of an image pyramid those of all scales."""
+    """Return the anchors of a row at the recipe's input size: of its RPN (of an image pyramid those of all scales), or of
+    RetinaNet's head. Levels have no sides where the row's head has no anchors of this kind.
+    """
     with torch.device("meta"):  # the neck publishes its levels
+        if isinstance(cfg.task, RetinaNetTask):
+            grids = build_detector(cfg).head.anchors
+            pairs = zip(grids.levels, grids.sizes, strict=False)
+            return tuple((level.stride, tuple(sides)) for level, sides in pairs), tuple(grids.ratios)
         levels = build_neck(cfg.neck, build_backbone(cfg.backbone).levels).levels
+    if isinstance(cfg.task, DenseTask | SegmentProposalsTask):
+        return tuple((level.stride, ()) for level in levels), ()
     sizes = [anchors.scaled(size, cfg.recipe.short_side) for size in cfg.rpn.anchor_sizes]
     sizes = anchors.sizes_per_level(levels, sizes, cfg.rpn.shared)
     pairs = [(level.stride, tuple(sides)) for level, sides in zip(levels, sizes, strict=False)]

@@ -33,8 +33,7 @@ import numpy as np
 import torch
 
 from fpn_ablate.config.composition import data_name
-from fpn_ablate.config.dense import DenseTask
-from fpn_ablate.config.schema import Coco, Config, SegmentProposalsTask
+from fpn_ablate.config.schema import Coco, Config
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.doctor import facts
 from fpn_ablate.doctor.recall import AnchorSet, anchors_of, best_iou, input_sizes
@@ -85,9 +84,9 @@ def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
     # Generated pictures of the two splits cannot coincide: their seeds differ.
     if is_coco and train.table is not None and val.table is not None:
         report["shared_images"] = facts.shared_images(train, val)
-    # Segments have regions, and a detector of one stage has boxes of its own; the anchors are an RPN's.
-    if val.table is not None and not isinstance(cfg.task, SegmentProposalsTask | DenseTask):
-        report["anchors"] = _recalls(val, cfg, anchors)
+    if val.table is not None:
+        with_anchors = {row: (levels, ratios) for row, (levels, ratios) in anchors.items() if ratios}
+        report["anchors"] = _recalls(val, cfg, with_anchors)
     report["warnings"] = _warnings(report)
     return report
 

@@ -129,6 +129,7 @@ class AnchorGrids(Grids):
     ) -> None:
         cells = [cell_anchors(level_sizes, ratios, round_to_pixels=like_torchvision) for level_sizes in sizes]
         super().__init__(levels, cells, whole_strides=like_torchvision)
+        self.sizes, self.ratios = sizes, ratios
 
 
 def flatten_cells(x: Tensor, values: int) -> Tensor:

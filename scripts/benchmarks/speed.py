@@ -35,9 +35,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from fpn_ablate.config.composition import compose_rows, register
 from fpn_ablate.config.schema import Config
@@ -48,8 +49,9 @@ from fpn_ablate.engine.cost import synchronise
 from fpn_ablate.engine.optim import build_optimizer, set_learning_rate
 from fpn_ablate.engine.train import autocast, batch_targets
 from fpn_ablate.model import build, init
+from fpn_ablate.model.detectors.dense import DenseDetector
 from fpn_ablate.model.detectors.two_stage import Detector
-from fpn_ablate.model.heads import roi, rpn
+from fpn_ablate.model.heads import retinanet, roi, rpn
 from fpn_ablate.model.ops.onednn import linear
 from fpn_ablate.model.ops.sparse_conv import LazyMap
 from fpn_ablate.model.optimise import optimise
@@ -70,6 +72,7 @@ BACKGROUND = 4  # torchvision's head has box deltas for the background too; they
 JOINT, RPN = ("task=faster_rcnn", "task.training=joint"), ("task=rpn",)
 SMALL = ("recipe=quick", "backbone.freeze_at=0", "recipe.roi.samples=128")
 R50 = ("recipe=torchvision",)  # the first two stages of its backbone and its batch norms are frozen
+RETINANET = ("ablation=retinanet/torchvision",)
 EQUAL = ("ablation=fpn", "rpn.anchor_grid=torchvision", f"recipe.roi.loss_beta={1 / 9}")
 COPY = "copy, read and written (GB/s)"
 Run = Callable[[], object]
@@ -109,13 +112,13 @@ def cases(large: bool, device: torch.device) -> list[Case]:
     small = [
         Case(f"{name}, small, {side} px", (*SMALL, *task), (side, side), 16, 6, warmup_steps=10)
         for side in (128, 256)
-        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN), ("RetinaNet", RETINANET))
     ]
     if not large:
         return small
     return small + [
         Case(f"{name}, ResNet-50, 800 x 1066", (*R50, *task), (800, 1066), 1, CLASSES)
-        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN))
+        for name, task in (("Faster R-CNN", JOINT), ("RPN", RPN), ("RetinaNet", RETINANET))
     ]
 
 
@@ -167,14 +170,20 @@ class Pyramid(nn.Module):
         self.out_channels = ours.neck.levels[0].channels
         self.body = build.build_detector(cfg, heads=()).backbone
         self.body.load_state_dict(ours.backbone.state_dict())
-        widths = [level.channels for level in ours.backbone.levels]
-        self.fpn = FeaturePyramidNetwork(widths, self.out_channels, LastLevelMaxPool())
+        self.read = [name.replace("p", "c") for name in ours.neck.lateral]
+        widths = [level.channels for level in ours.backbone.levels if level.name in self.read]
+        dense, width = isinstance(ours, DenseDetector), self.out_channels
+        self.fpn = FeaturePyramidNetwork(widths, width, LastLevelP6P7(width, width) if dense else LastLevelMaxPool())
+        if dense:
+            _copy(ours.neck.p6_conv["p6"], self.fpn.extra_blocks.p6)
+            _copy(ours.neck.p7_conv["p7"], self.fpn.extra_blocks.p7)
         for number, name in enumerate(ours.neck.lateral):
             _copy(ours.neck.lateral[name], self.fpn.inner_blocks[number][0])
             _copy(ours.neck.smooth[name], self.fpn.layer_blocks[number][0])
 
     def forward(self, images: Tensor) -> Features:
-        return self.fpn(self.body(images))
+        maps = self.body(images)
+        return self.fpn({name: maps[name] for name in self.read})
 
 
 def _copy(ours: nn.Module, theirs: nn.Module, skip_rows: int = 0) -> None:
@@ -184,8 +193,42 @@ def _copy(ours: nn.Module, theirs: nn.Module, skip_rows: int = 0) -> None:
         theirs.bias[skip_rows:].copy_(ours.bias)
 
 
-def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN:
-    """Build torchvision's Faster R-CNN with the settings and weights of ours; without a second stage where ours has none."""
+def their_retinanet(ours: DenseDetector, cfg: Config, case: Case) -> RetinaNet:
+    """Build torchvision's RetinaNet with the settings and weights of ours.
+
+    A random row of scores stands for background, which ours lacks; and weights of one anchor serve another, since theirs are in
+    another order. Neither changes the work.
+    """
+    task, grids = ours.head.config, ours.head.anchors
+    sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
+    anchors = AnchorGenerator(tuple(tuple(map(int, sizes)) for sizes in grids.sizes), (tuple(grids.ratios),) * len(grids.sizes))
+    per_cell = len(grids.sizes[0]) * len(grids.ratios)
+    pyramid = Pyramid(ours, cfg)
+    model = RetinaNet(
+        pyramid,
+        case.classes + 1,
+        **sides,
+        anchor_generator=anchors,
+        head=RetinaNetHead(pyramid.out_channels, per_cell, case.classes + 1),
+        score_thresh=task.score_thresh,
+        nms_thresh=task.nms_thresh,
+        detections_per_img=task.detections,
+        topk_candidates=task.pre_nms_topk,
+    )
+    classes, boxes = model.head.classification_head, model.head.regression_head
+    for subnet, convs in ((ours.head.class_subnet, classes.conv), (ours.head.box_subnet, boxes.conv)):
+        for block, conv in zip(subnet, convs, strict=True):
+            _copy(block[0], conv[0])
+    _copy(ours.head.scores, classes.cls_logits, skip_rows=per_cell)
+    _copy(ours.head.deltas, boxes.bbox_reg)
+    return model.to(next(ours.parameters()).device).train()
+
+
+def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN | RetinaNet:
+    """Build torchvision's detector with the settings and weights of ours: RetinaNet, or Faster R-CNN, without a second stage
+    where ours has none."""
+    if isinstance(ours, DenseDetector):
+        return their_retinanet(ours, cfg, case)
     rpn = ours.rpn.config
     sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
     (train_pre, test_pre), (train_post, test_post) = rpn.pre_nms_topk, rpn.post_nms_topk
@@ -299,6 +342,8 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     RoIs as there are proposals.
     """
     n, device = len(batch.images), batch.images.device
+    if isinstance(model, DenseDetector):
+        return _dense_layers_alone(model, batch, cfg, training)
     head, channels = model.rpn.head, model.neck.levels[0].channels
     cell_counts = _sampled_cell_counts(model, batch, cfg) if training else []
     patches = torch.rand(n * cfg.rpn.samples, 9 * channels, device=device, requires_grad=training)
@@ -329,6 +374,17 @@ def layers_alone(model: Detector, batch: Batch, cfg: Config, training: bool) -> 
     return run
 
 
+def _dense_layers_alone(model: DenseDetector, batch: Batch, cfg: Config, training: bool) -> Run:
+    def run() -> None:
+        with autocast(cfg.recipe.bf16, batch.images.device), torch.set_grad_enabled(training):
+            out = [x for column in model.head(model.features(batch.images, batch.sizes)) for x in column]
+        if training:
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(out, [torch.ones_like(x) for x in out])
+
+    return run
+
+
 def _sampled_cell_counts(model: Detector, batch: Batch, cfg: Config) -> list[int]:
     """Count the cells that a step reads of each lazily convolved map, finest first."""
     counts, at = [], LazyMap.at
@@ -344,15 +400,15 @@ def contenders(case: Case, cfg: Config, ours: Detector, batch: Batch) -> Iterato
     images, objects = their_input(batch)  # once, since a loader would deliver them in this form
     steps = {OURS: our_step(ours, batch, cfg)}
     for name, model in models.items():
-        losses = model if ours.roi else partial(their_rpn_losses, model, proposals=True)
+        losses = model if ours.detects else partial(their_rpn_losses, model, proposals=True)
         steps[name] = Step(model, partial(losses, images, objects), cfg)
-    if ours.roi is None:
+    if not ours.detects:
         losses = partial(their_rpn_losses, last, images, objects, proposals=False)
         steps[f"{THEIRS}, {CHANNELS_LAST}, no proposals"] = Step(last, losses, cfg)
     for step in steps.values():
         set_learning_rate(step.optimizer, 0.0)  # so that each repetition does the same work on the same weights
     yield "training step", {**steps, LIMIT: layers_alone(ours, batch, cfg, training=True)}
-    if ours.roi:
+    if ours.detects:
         calls: dict[str, Run] = {OURS: lambda: ours.detect(batch.images, batch.sizes)}
         calls |= {name: partial(model.eval(), images) for name, model in models.items()}
         context = partial(autocast, cfg.recipe.bf16, batch.images.device)
@@ -375,6 +431,8 @@ def count_work(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[st
     """Count what must be equal for a fair comparison, of ours and of torchvision's."""
     theirs, (images, objects) = their_model(ours, cfg, case), their_input(batch)
     trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
+    if isinstance(ours, DenseDetector):
+        return _count_dense_work(ours, theirs, batch, trained)
     with torch.no_grad():
         features = ours.features(batch.images, batch.sizes)
         our_proposals = ours.propose(batch.images, batch.sizes, to_train=True)
@@ -394,6 +452,20 @@ def count_work(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[st
             rois, *_ = theirs.roi_heads.select_training_samples(proposals, objects)
             counts["RoIs"] = (int(sampled_mask.sum()), sum(map(len, rois)))
     return {"parameters trained": tuple(trained), **counts}
+
+
+def _count_dense_work(ours: DenseDetector, theirs: RetinaNet, batch: Batch, trained: list[int]) -> dict[str, tuple[int, int]]:
+    image_list, _ = theirs.transform(their_input(batch)[0])
+    with torch.no_grad():
+        features, their_features = ours.features(batch.images, batch.sizes), theirs.backbone(image_list.tensors)
+    anchors = theirs.anchor_generator(image_list, list(their_features.values()))[0]
+    channels, per_cell = ours.head.scores.in_channels, ours.head.deltas.out_channels // 4
+    trained[1] -= per_cell * (9 * channels + 1)  # the scores of background
+    return {
+        "parameters trained": (trained[0], trained[1]),
+        "images": (tuple(batch.images.shape), tuple(image_list.tensors.shape)),
+        "anchors an image": (sum(map(len, ours.head.anchors(features))), len(anchors)),
+    }
 
 
 # Timing
@@ -509,12 +581,21 @@ class PartTimer:
 def breakdown(model: Detector, run: Run, device: torch.device, repeats: int) -> dict[str, float]:
     """Measure the median seconds of each part of `run`, on the clock that ratios use. No part lies within another."""
     step = run.optimizer if isinstance(run, Step) else None
+    dense = [("head", model.head, "forward"), ("matching", retinanet, "match")] if isinstance(model, DenseDetector) else []
+    proposer = (
+        [
+            ("RPN head, every cell", model.rpn.head, "forward"),
+            ("RPN head, sampled anchors", model.rpn, "predict_at"),
+            *(("matching and sampling", module, name) for module in (rpn, roi) for name in ("match", "sample")),
+            ("proposals, with NMS", model.rpn, "propose"),
+        ]
+        if model.rpn
+        else []
+    )
     functions = [
         ("backbone and neck", model, "features"),
-        ("RPN head, every cell", model.rpn.head, "forward"),
-        ("RPN head, sampled anchors", model.rpn, "predict_at"),
-        *(("matching and sampling", module, name) for module in (rpn, roi) for name in ("match", "sample")),
-        ("proposals, with NMS", model.rpn, "propose"),
+        *proposer,
+        *dense,
         *([("backward", torch.Tensor, "backward"), ("optimiser", step, "step")] if step else []),
     ]
     if model.roi:

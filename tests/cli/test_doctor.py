@@ -34,8 +34,15 @@ def test_a_set_that_a_run_would_refuse_ends_with_code_1(cli, root, tmp_path):
     assert "train: Problems: 1 image-missing" in out and out.endswith("A training would be refused.\n")
 
 
-@pytest.mark.parametrize("task", ["segment_proposals", "yolo"])
-def test_a_task_without_an_rpns_anchors_is_not_judged_by_them(cli, task):
+def test_retinanet_is_judged_by_its_own_anchors(cli):
+    report = json.loads(cli("doctor", "recipe=smoke", "ablation=retinanet/six_anchors", "--json", "-")[1])
+    (row,) = report["anchors"].values()
+    assert [level["stride"] for level in row["levels"]] == [8, 16, 32, 64, 128] and row["ratios"] == [0.5, 1, 2]
+    assert row["levels"][0]["anchor_sizes"] == pytest.approx([32 * 64 / 800, 32 * 64 / 800 * 2**0.5])
+
+
+@pytest.mark.parametrize("task", ["segment_proposals", "fcos"])
+def test_a_task_without_anchors_is_not_judged_by_them(cli, task):
     report = json.loads(cli("doctor", "recipe=smoke", f"task={task}", "--json", "-")[1])
     assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])
 

@@ -1,6 +1,8 @@
 """RetinaNet's head: losses against slow references and closed forms, and every switch; detections against a loop over boxes."""
 
+import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +15,7 @@ from fpn_ablate.model import boxes
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.heads.retinanet import RetinaNetHead, focal_loss
 from fpn_ablate.model.init import initialise
+from fpn_ablate.model.optimise import optimise
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Level
@@ -124,6 +127,16 @@ def test_anchors_of_an_image_of_800_by_1000_and_the_heads_share_of_the_cost(conf
     assert (facts.anchors, facts.head, facts.proposals, facts.gflops_rpn) == (150426, "retinanet", "", 0)
     assert facts.gflops_head == pytest.approx(2 * 110, rel=0.05)  # 110 GMAC at 800 x 1024
     assert row_facts(config("ablation=retinanet/one_anchor")).anchors * 9 == 150426
+
+
+@pytest.mark.parametrize("init", ["gaussian", "he"])
+def test_the_subnets_start_is_the_papers_or_keeps_the_size_of_activations(config, init):
+    model = build_detector(config("ablation=retinanet/focal", f"task.init={init}"), num_classes=CLASSES)
+    initialise(model, 0)
+    convs = [subnet[0][0].weight for subnet in (model.head.class_subnet, model.head.box_subnet)]
+    expected = 0.01 if init == "gaussian" else (2 / convs[0][0].numel()) ** 0.5
+    assert [float(w.detach().std()) for w in convs] == pytest.approx([expected] * 2, rel=0.05)
+    assert float(model.head.deltas.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------------ losses
@@ -291,6 +304,20 @@ def test_a_key_of_the_detections_changes_them(key, value):
 def test_nothing_above_the_threshold_is_no_detection():
     out = head(score_thresh=1.0).detect(maps(), targets().sizes)
     assert out.boxes.shape == (3, 0, 4) and out.valid.shape == out.labels.shape == (3, 0)
+
+
+def test_the_faster_modules_compute_the_same(config):
+    cfg = config("ablation=retinanet/focal", "backbone.weights=pretrain", "task.init=he", "task.score_thresh=0.0")
+    plain = build_detector(cfg, num_classes=CLASSES)
+    initialise(plain, 0)
+    fast = optimise(copy.deepcopy(plain), torch.device("cpu"))
+    assert type(fast.head.class_subnet[0][0]) is not type(plain.head.class_subnet[0][0])
+    images, t = torch.rand(3, 3, 64, 96, generator=generator()) * 255, targets()
+    t = replace(t, boxes=t.boxes.float())
+    ours, theirs = (model.losses(images, t, lambda purpose: generator()) for model in (plain, fast))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    a, b = (model.eval().detect(images, t.sizes) for model in (plain, fast))
+    torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-6)
 
 
 def test_a_single_map_has_the_anchors_of_all_sizes():

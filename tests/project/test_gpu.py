@@ -28,6 +28,7 @@ TASKS = {
     "joint_in_bf16": (*JOINT, "recipe.bf16=true"),
     "masks": ("task=mask_rcnn", "task.training=joint"),
     "segments": ("task=segment_proposals",),
+    "retinanet": ("task=retinanet",),
     **{name: (f"task={name}",) for name in ("fcos", "yolo", "ssd")},
     **{name: ("task=faster_rcnn", f"task.training={name}") for name in ("separate", "four_step")},
 }

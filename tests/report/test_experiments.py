@@ -23,7 +23,11 @@ TASKS = {"table2_fast_rcnn": "fast_rcnn", "table6_segments": "segment_proposals"
 )
 TASKS["masks"] = "mask_rcnn"
 # Of files whose rows are of several tasks.
-SEVERAL_TASKS = {"figure1": {"faster_rcnn", "ssd"}, "ssd_steps": {"rpn", "ssd"}}
+SEVERAL_TASKS = {
+    "figure1": {"faster_rcnn", "ssd"},
+    "ssd_steps": {"rpn", "ssd"},
+    "retinanet": {"retinanet", "faster_rcnn"},
+}
 
 
 def content(name: str) -> dict:
@@ -247,3 +251,25 @@ def test_published_values_of_masks_are_those_reported():
     assert {name: [str(row[key]) for key in keys] for name, row in rows.items() if "mask_AP" in row} == {
         name: of_masks[line] for name, line in lines.items()
     }
+
+
+RETINANET = {
+    "focal": ("retinanet_table1b_gamma.csv", "FL gamma 2.0"),
+    "ce": ("retinanet_table1a_alpha_ce.csv", "CE alpha 0.5"),
+    "balanced_ce": ("retinanet_table1a_alpha_ce.csv", "CE alpha 0.75"),
+    "one_anchor": ("retinanet_table1c_anchors.csv", "1 scales x 1 ratios"),
+    "six_anchors": ("retinanet_table1c_anchors.csv", "2 scales x 3 ratios"),
+}
+
+
+def test_published_values_of_retinanet_are_the_papers():
+    if not PAPER.exists():
+        pytest.skip("the transcription of the paper's tables is not beside this checkout")
+    shown = {row.names[0]: row.published for row in definition("retinanet").rows if "AP" in row.published}
+    assert shown.keys() == RETINANET.keys()
+    for row, (file, line) in RETINANET.items():
+        with (PAPER / "systems" / file).open(encoding="utf-8", newline="") as text:
+            (printed,) = [entry for entry in csv.DictReader(text) if entry["row"] == line]
+        assert {key: float(printed[key]) for key in ("AP", "AP50", "AP75")} == {
+            k: shown[row][k] for k in ("AP", "AP50", "AP75")
+        }
