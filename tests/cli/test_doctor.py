@@ -41,7 +41,7 @@ def test_retinanet_is_judged_by_its_own_anchors(cli):
     assert row["levels"][0]["anchor_sizes"] == pytest.approx([32 * 64 / 800, 32 * 64 / 800 * 2**0.5])
 
 
-@pytest.mark.parametrize("task", ["segment_proposals", "fcos"])
+@pytest.mark.parametrize("task", ["segment_proposals", "yolo"])
 def test_a_task_without_anchors_is_not_judged_by_them(cli, task):
     report = json.loads(cli("doctor", "recipe=smoke", f"task={task}", "--json", "-")[1])
     assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])

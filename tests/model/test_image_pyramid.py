@@ -85,9 +85,10 @@ def test_the_nearest_scales_are_those_of_fast_rcnn():
     assert nearest_scales(torch.zeros(1), SCALES, 224).tolist() == [[0]]  # padding, at the least cost
 
 
-@pytest.mark.parametrize("roi", ["nearest", "adjacent_max"])
-@pytest.mark.parametrize("row", ["c4", "fpn"])
-@pytest.mark.parametrize("train", ["one", "random"])
+@pytest.mark.parametrize(
+    ("row", "roi", "train"),
+    [("c4", "nearest", "random"), ("c4", "adjacent_max", "one"), ("fpn", "nearest", "one"), ("fpn", "adjacent_max", "random")],
+)
 def test_one_scale_is_the_plain_detector_to_the_last_bit(network, row, roi, train):
     plain, pyramid = network(row=row, scales=None), network(row=row, scales=(1.0,), roi=roi, train=train)
     assert type(plain) is Detector and type(pyramid) is ImagePyramid
