@@ -8,12 +8,14 @@ from torch import nn
 
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.heads.box_head import TwoFC
+from fpn_ablate.model.heads.retinanet import RetinaNetHead
 from fpn_ablate.model.heads.roi_pooler import RoIPooler
 from fpn_ablate.model.heads.rpn import RPN, LevelHeads, RPNHead
 from fpn_ablate.model.ops.box_head import FastTwoFC
 from fpn_ablate.model.ops.fold_batch_norm import fold_batch_norm
 from fpn_ablate.model.ops.onednn import Conv2d, Linear
 from fpn_ablate.model.ops.replace import variant
+from fpn_ablate.model.ops.retinanet import FastRetinaNetHead
 from fpn_ablate.model.ops.roi_align import FastRoIPooler
 from fpn_ablate.model.ops.rpn import FastRPN, SparseRPN
 from fpn_ablate.model.ops.sparse_conv import LazyConv2d, is_plain_3x3
@@ -30,6 +32,7 @@ def optimise(detector: Detector, device: torch.device) -> Detector:
         if detector.roi and detector.roi.box_head.backbone_stage:
             fold_batch_norm(detector.roi.box_head)
     _replace(detector, "rpn", RPN, SparseRPN if detector.rpn and _is_sparse(detector.rpn.head) else FastRPN)
+    _replace(detector, "head", RetinaNetHead, FastRetinaNetHead)
     if device.type == "cuda":
         if isinstance(detector.rpn, FastRPN):
             detector.rpn.one_nms = True

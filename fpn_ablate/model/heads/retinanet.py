@@ -133,10 +133,14 @@ class RetinaNetHead(DenseHead):
 
     def _class_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss (N, R) of each anchor, summed over the classes; labels (N, R) are 0 for all but positives."""
-        config = self.config
         target = labels[..., None] == torch.arange(1, self.num_classes + 1, device=labels.device)
-        alpha = config.alpha if config.loss in ("focal", "balanced_ce") else None
-        return focal_loss(logits, target, alpha, config.gamma if config.loss == "focal" else 0).sum(-1)
+        return focal_loss(logits, target, *self.focal).sum(-1)
+
+    @property
+    def focal(self) -> tuple[float | None, float]:
+        """Return alpha and gamma of the focal loss, of which the other losses are special cases."""
+        alpha, gamma, loss = self.config.alpha, self.config.gamma, self.config.loss
+        return {"focal": (alpha, gamma), "balanced_ce": (alpha, 0)}.get(loss, (None, 0))
 
     def _box_losses(self, deltas: Tensor, anchor: Tensor, gt_boxes: Tensor) -> Tensor:
         """Return the losses (M,) of the boxes of positives, from deltas, anchors and objects (M, 4)."""
