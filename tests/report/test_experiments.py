@@ -19,7 +19,7 @@ FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != 
 PAPER = Path(__file__).resolve().parents[2].parent / "shared" / "paper"
 # The task of a file that does not train Table 1's.
 TASKS = {"table2_fast_rcnn": "fast_rcnn", "table6_segments": "segment_proposals"} | dict.fromkeys(
-    ("table3_faster_rcnn", "table4_systems", "table5_sharing", "joint", "modern"), "faster_rcnn"
+    ("table3_faster_rcnn", "table4_systems", "table5_sharing", "joint", "modern", "necks"), "faster_rcnn"
 )
 TASKS["masks"] = "mask_rcnn"
 # Of files whose rows are of several tasks.
