@@ -50,7 +50,9 @@ def match(
     intersections = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
     anchor_area = boxes.area(anchors)
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
-    best, matched_idxs = overlap.max(1)
+    # The first of the objects that an anchor overlaps most. `max` with indices takes twice the time.
+    best, order = overlap.amax(1), torch.arange(g, 0, -1, dtype=torch.int16, device=overlap.device)[:, None]
+    matched_idxs = g - ((overlap == best[:, None]) * order).amax(1).long()
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
     labels.masked_fill_(best < negative_iou, NEGATIVE)
     if crowd.is_cuda or crowd.any():  # a sixth of the time, and few images have a crowd; a GPU would wait to know
