@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from fpn_ablate.config.composition import cell_config, register, without_hydra
 from fpn_ablate.config.schema import Config
 from fpn_ablate.report.collate.definition import find_definition
+from fpn_ablate.runs.identity import comparison_key, fingerprint_inputs
 from fpn_ablate.sweep.checks import reject_duplicate_rows
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
@@ -64,7 +65,10 @@ def test_what_is_swept_is_what_is_shown(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_rows_differ_in_declared_factors_alone(name):
-    first, *others = (cfg.model_dump() for cfg in cells(name))
+    configurations = cells(name)
+    facts = [fingerprint_inputs(cfg, "", "", "cpu", True) for cfg in configurations]
+    assert len({comparison_key(of_row, configurations[0].factors) for of_row in facts}) == 1  # or their table is refused
+    first, *others = (cfg.model_dump() for cfg in configurations)
     factors = [tuple(factor.split(".")) for factor in first["factors"]]
 
     def differing(a, b, where=()):
