@@ -30,6 +30,7 @@ TABLES = {
     "separate": "table3_faster_rcnn",
     "segment_proposals": "table6_segments",
     "masks_separate": "masks",
+    "retinanet": "retinanet",
 }
 # Overrides that are no part of a recipe's name: rows, data and places have names of their own.
 _NOT_IN_RECIPE_NAME = (
