@@ -88,6 +88,8 @@ class Console:
         self.tenth = tenth
         losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
         text = f"{self.title}: step {step}/{self.steps} {losses}, {self._time_for(self.steps - step)} left"
+        if not self.steps:  # a run that evaluates alone
+            text = f"{self.title}: {losses}"
         if self.cells > 1:
             own, later = self.steps - step, (self.cells - self.job - 1) * self.steps
             left = self._time_for(max(own, (own + later) // self.at_once))
