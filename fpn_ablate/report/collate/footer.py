@@ -261,7 +261,8 @@ def _cost(records: list[Record]) -> str:
     if not train:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
-    text = f"{runs}: training {_minutes(sum(train))}, evaluation {_minutes(sum(evaluate))}"
+    trained = any(record.get("config.mode") != "evaluate" for record in records)
+    text = f"{runs}: {f'training {_minutes(sum(train))}, ' * trained}evaluation {_minutes(sum(evaluate))}"
     resumed = sum(bool(record.get("cost.resumed_at")) for record in records)
     counts = "counts" if resumed == 1 else "count"
     text += f" ({resumed} went on after an interruption, and {counts} from there)" if resumed else ""
