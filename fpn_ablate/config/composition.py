@@ -71,8 +71,12 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     rows = _chosen_rows(overrides)
     if not rows:
         added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
-        table = _last_value("experiments", overrides) or _compose([DEFAULT_ROW], overrides, config_dir)[0].table
-        rows = list(dict.fromkeys([*_rows_of_table(table, config_dir), *added]))
+        table = _last_value("experiments", overrides)
+        task = None if table else _last_value("task", overrides)
+        table = table or _compose([DEFAULT_ROW], overrides, config_dir)[0].table
+        # A row of the table may be of another task, as Faster R-CNN beside RetinaNet is.
+        of_table = [row for row in _rows_of_table(table, config_dir) if not task or _task_of_row(row) in (None, task)]
+        rows = list(dict.fromkeys([*of_table, *added]))
     return _compose(rows, overrides, config_dir)
 
 
@@ -99,6 +103,15 @@ def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
             if isinstance(rows, str):
                 return rows.split(",")
     return _rows_of_table(TABLES["rpn"], None)
+
+
+def _task_of_row(row: str) -> str | None:
+    """Return the task that the file of a built-in row chooses; None if it goes with any."""
+    file = CONF / "ablation" / f"{row}.yaml"
+    defaults = OmegaConf.select(OmegaConf.load(file), "defaults") if file.exists() else None
+    return next(
+        (entry["override /task"] for entry in defaults or () if not isinstance(entry, str) and "override /task" in entry), None
+    )
 
 
 def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:

@@ -88,10 +88,13 @@ class Console:
         self.tenth = tenth
         losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
         text = f"{self.title}: step {step}/{self.steps} {losses}, {self._time_for(self.steps - step)} left"
+        if not self.steps:  # a run that evaluates alone
+            text = f"{self.title}: {losses}"
         if self.cells > 1:
             own, later = self.steps - step, (self.cells - self.job - 1) * self.steps
             left = self._time_for(max(own, (own + later) // self.at_once))
-            text += f"; row {self.job + 1} of {self.cells}, training {left} left"
+            text += f"; row {self.job + 1} of {self.cells}"
+            text += f", training {left} left" if Console.done else ""  # unknown until a pace is
         log_line(f"\r\x1b[2K{text}" if self.live else text, sys.stderr, end="" if self.live else "\n")
 
     def _time_for(self, steps: int) -> str:

@@ -216,7 +216,9 @@ def _convert_one_stage_rows(weights: Weights, options: Options) -> None:
     on_p5 = p6 is not None and p6.dim() == 4 and len(p6) == p6.shape[1]
     norm = " task.norm=gn" if any(".class_subnet.0.1." in name for name in weights.tensors) else ""
     keys = f"neck.levels=p3-p7 neck.p6={'conv' if on_p5 else 'conv_c5'}{norm}"
-    weights.notes.append(f"use it with {'ablation=fcos/torchvision' if weights.source == names.FCOS else keys}")
+    row = {(True, ""): "torchvision", (False, " task.norm=gn"): "torchvision_v2"}.get((on_p5, norm))
+    keys = f"ablation=retinanet/{row} ({keys})" if row else f"task=retinanet {keys}"
+    weights.notes.append(f"use it with {'task=fcos ablation=fcos/torchvision' if weights.source == names.FCOS else keys}")
 
 
 def _convert_detectron2_classes(weights: Weights) -> None:

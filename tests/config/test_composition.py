@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpn_ablate.config.composition import compose
+from fpn_ablate.config.composition import compose, compose_rows
 from fpn_ablate.utils.errors import UserError
 
 
@@ -76,3 +76,9 @@ def test_a_row_in_a_folder_of_the_users_keeps_the_folder_in_its_name(tmp_path):
     (folder / "fpn.yaml").write_text("# @package _global_\nneck: {upsample: bilinear}\n")
     cfg = compose(["recipe=smoke", "ablation=wide/fpn"], tmp_path)
     assert cfg.row == "wide/fpn" and compose(["recipe=smoke", "task=mask_rcnn", "ablation=masks/mlp"]).row == "mlp"
+
+
+def test_rows_of_a_tasks_table_that_are_of_another_task_are_left_out_unless_the_table_is_named() -> None:
+    alone = [cfg.row for cfg in compose_rows(["task=retinanet", "recipe=smoke"])]
+    table = [cfg.row for cfg in compose_rows(["+experiments=retinanet", "recipe=smoke"])]
+    assert "focal" in alone and [row for row in table if row not in alone] == ["two_stage"]

@@ -52,7 +52,7 @@ def scene(config, tmp_path):
         )
         ours = build.build_detector(cfg, num_classes=CLASSES)
         notes = load(ours, tmp_path / "theirs.pth")
-        assert "use it with ablation=fcos/torchvision" in notes
+        assert "use it with task=fcos ablation=fcos/torchvision" in notes
         samples = list(pictures(*sizes))
         return theirs, ours.eval(), samples, batch_of(samples, cfg)
 

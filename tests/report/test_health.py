@@ -91,4 +91,4 @@ def test_the_cost_says_which_runs_count_from_an_interruption_on(runs, put):
     for seed in range(3):
         put(seed=seed, cost={"train_s": 60.0, "eval_s": 6.0, "resumed_at": 100 * (seed == 1)})
     (table,) = collate(load(runs))
-    assert "(1 went on after an interruption, and count from there)" in dict(table.footer)["cost"]
+    assert "(1 went on after an interruption, and counts from there)" in dict(table.footer)["cost"]

@@ -225,7 +225,10 @@ def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
     assert '<body data-reload="15">' in made and NASTY not in made
     shown = text_of(made)
     assert (
-        "2 of 4 runs done" in shown and "1 failed" in shown and "step 40 of 500, 3 min left" in shown and "5 min left" in shown
+        "2 of 4 runs done" in shown
+        and "1 failed or unhealthy" in shown
+        and "step 40 of 500, 3 min left" in shown
+        and "5 min left" in shown
     )
     assert "data-reload" not in re.sub(r"<script.*?</script>", "", rendered(full), flags=re.DOTALL).replace("dataset", "")
 

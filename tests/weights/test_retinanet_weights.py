@@ -41,7 +41,7 @@ def test_each_tensor_of_torchvisions_network_is_one_of_ours(config, network):
     assert weights.facts["num_classes"] == "80"
     second = network.endswith("v2")
     hint = f"neck.levels=p3-p7 neck.p6={'conv_c5' if second else 'conv'}{' task.norm=gn' if second else ''}"
-    assert f"use it with {hint}" in weights.notes
+    assert f"use it with ablation=retinanet/{NETWORKS[network]} ({hint})" in weights.notes
 
 
 def test_names_before_torchvision_0_13_are_the_same_layers():

@@ -261,9 +261,11 @@ def _cost(records: list[Record]) -> str:
     if not train:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
-    text = f"{runs}: training {_minutes(sum(train))}, evaluation {_minutes(sum(evaluate))}"
+    trained = any(record.get("config.mode") != "evaluate" for record in records)
+    text = f"{runs}: {f'training {_minutes(sum(train))}, ' * trained}evaluation {_minutes(sum(evaluate))}"
     resumed = sum(bool(record.get("cost.resumed_at")) for record in records)
-    text += f" ({resumed} went on after an interruption, and count from there)" if resumed else ""
+    counts = "counts" if resumed == 1 else "count"
+    text += f" ({resumed} went on after an interruption, and {counts} from there)" if resumed else ""
     # Rows that learn from one RPN's proposals share that run. It was trained once, and may be a row itself.
     sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
     others = set(sources) - {record["fingerprint"] for record in records}

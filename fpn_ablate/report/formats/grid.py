@@ -208,7 +208,7 @@ def _legend(table: Table) -> str:
         return ""
     paper = table.definition.paper
     source = "the paper" if paper.name == "paper" else paper.name
-    text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}"
+    text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}".removesuffix(".")
     if table.same_data:
         return f"{text}."
     return f"{text}. Δ is BETWEEN DIFFERENT DATA SETS ({table.data} and {paper.data}): for orientation only."

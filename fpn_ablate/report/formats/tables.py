@@ -29,12 +29,14 @@ def show(table: Table, console: Console | None = None) -> None:
     parts = [Text(content.title, style="bold")]
     parts += [Text(content.banner, style="bold yellow")] if content.banner else []
     parts += [Text(content.legend)] if content.legend else []
-    parts += [Text(), rich_table, Text()]
-    parts += [_rich_verdicts(content), Text()] if content.verdicts else []
-    parts += [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
-    parts += [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
-    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), rich_table).minimum)
+    notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
+    notes += [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
     console.print(Group(*parts, Text()))
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(width=1000), rich_table).minimum)
+    console.print(Group(rich_table, Text(), *([_rich_verdicts(content), Text()] if content.verdicts else [])))
+    console.width = width  # sentences wrap where the terminal does
+    console.print(Group(*notes, Text()))
 
 
 def _rich_table(table: Table, content: Grid) -> RichTable:
