@@ -49,7 +49,7 @@ def check_neck(
     """Check the levels of a neck on a backbone's levels.
 
     Args:
-        anchor_sizes: how many sizes of anchors the RPN has; None without an RPN.
+        anchor_sizes: how many sizes of anchors the RPN has, or the task's head; None without anchors.
         one_width: the levels share a head.
 
     Raises:
@@ -68,7 +68,8 @@ def check_neck(
         width = ", and all one width (an RPN alone can do with several: rpn.shared=false)" if one_width else ""
         raise UserError(f"{where}: levels are {found}; each must have twice the stride of the one before{width}")
     if anchor_sizes is not None and len(levels) > max(anchor_sizes, 1):
-        raise UserError(f"{where}: it has {len(levels)} levels and rpn.anchor_sizes {anchor_sizes} sizes: give one a level")
+        keys = "rpn.anchor_sizes (task.anchor_sizes of RetinaNet, task.scales of segments)"
+        raise UserError(f"{where}: it has {len(levels)} levels and {keys} {anchor_sizes} sizes: give one a level")
     read = in_levels[: names.index(neck.deepest) + 1]
     for size in PROBES:
         features = {level.name: torch.empty(2, level.channels, *_cells(level, size)) for level in read}

@@ -173,6 +173,8 @@ def test_a_users_neck_may_have_several_widths_where_heads_are_not_shared():
     check_neck(TwoWidths(), LEVELS, "neck.class=x", 5, one_width=False)
     with pytest.raises(UserError, match=r"and all one width \(an RPN alone can do with several: rpn.shared=false\)"):
         check_neck(TwoWidths(), LEVELS, "neck.class=x", 5)
+    with pytest.raises(UserError, match=r"task\.anchor_sizes of RetinaNet.* 1 sizes: give one a level"):
+        check_neck(TwoWidths(), LEVELS, "neck.class=x", 1, one_width=False)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,15 @@ def test_a_users_neck_may_have_several_widths_where_heads_are_not_shared():
 def test_heads_that_do_not_fit_are_refused_before_anything_is_built(config, overrides, problem):
     with pytest.raises(UserError, match=problem):
         config("neck=hierarchy", "rpn.shared=false", *overrides)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "pafpn", "bifpn", "nas_fpn", "yolo", "stacked"])
+@pytest.mark.parametrize(
+    ("task", "key"), [("retinanet", "task.anchor_sizes"), ("rpn", "rpn.anchor_sizes"), ("segment_proposals", "task.scales")]
+)
+def test_a_level_without_a_size_is_refused_with_every_neck(config, neck, task, key):
+    with pytest.raises(UserError, match=rf"{key} has 2 sizes for the 5 levels p3, p4, p5, p6, p7: give one a level"):
+        config(f"task={task}", f"neck={neck}", "neck.levels=p3-p7", f"{key}=[32,64]")
 
 
 def test_proposals_of_an_rpn_on_the_hierarchy_serve_a_second_stage_on_another_neck(config):
