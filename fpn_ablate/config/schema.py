@@ -14,7 +14,6 @@ from fpn_ablate.config.parts import (
     AnyNeck,
     Backbone,
     BuiltInNeck,
-    FPNNeck,
     HierarchyNeck,
     ImagePyramidConfig,
     MaskConfig,
@@ -440,8 +439,9 @@ class Config(Strict):
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        if isinstance(neck, FPNNeck | HierarchyNeck) and len(neck.level_names) > 1 and self.level_sizes:
-            names, (key, sizes) = neck.level_names, self.level_sizes
+        names = () if isinstance(neck, SingleLevelNeck | UserPart) else neck.level_names
+        if len(names) > 1 and self.level_sizes:
+            key, sizes = self.level_sizes
             if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 levels = f"{len(names)} levels {', '.join(names)}"
