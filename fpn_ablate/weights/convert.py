@@ -91,8 +91,8 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         network = names.other_detector(stored.tensors) or names.other_backbone(None, stored.tensors)
         raise UserError(
             f"{stored.path}: {network or 'unknown names of weights'} ({first}). Supported are detectors of fpn_ablate, "
-            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets and MobileNetV2 "
-            "of torchvision"
+            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets, MobileNets, "
+            "VGG-16 and ConvNeXt-T of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
