@@ -228,7 +228,7 @@ class RoIRecipe(Strict):
 
 
 class DenseRecipe(Strict):
-    """The numbers of detectors of one stage in a recipe; see `fpn_ablate.config.dense`."""
+    """The numbers of RetinaNet in a recipe; see `fpn_ablate.config.dense.RetinaNetTask`."""
 
     init: Literal["gaussian", "he"]
 
