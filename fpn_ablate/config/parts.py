@@ -202,6 +202,12 @@ class FPNNeck(Strict):
         return self
 
     @model_validator(mode="after")
+    def _fuses(self) -> "FPNNeck":
+        if self.fuse != "sum" and not (self.top_down and self.lateral):
+            raise ValueError(f"fuse={self.fuse} needs top_down=true and lateral=true: there is nothing else to fuse")
+        return self
+
+    @model_validator(mode="after")
     def _puts_out(self) -> "FPNNeck":
         if self.levels == "p3-p7" and self.output == "p2":
             raise ValueError("output=p2 is none of levels=p3-p7: set levels=p2-p6")

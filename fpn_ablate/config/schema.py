@@ -228,7 +228,7 @@ class RoIRecipe(Strict):
 
 
 class DenseRecipe(Strict):
-    """The numbers of detectors of one stage in a recipe; see `fpn_ablate.config.dense`."""
+    """The numbers of RetinaNet in a recipe; see `fpn_ablate.config.dense.RetinaNetTask`."""
 
     init: Literal["gaussian", "he"]
 
@@ -439,8 +439,9 @@ class Config(Strict):
         return self
 
     def _fits_anchors(self, neck: AnyNeck) -> None:
-        if not isinstance(neck, UserPart | SingleLevelNeck) and len(neck.level_names) > 1 and self.level_sizes:
-            names, (key, sizes) = neck.level_names, self.level_sizes
+        names = () if isinstance(neck, SingleLevelNeck | UserPart) else neck.level_names
+        if len(names) > 1 and self.level_sizes:
+            key, sizes = self.level_sizes
             if len(sizes) < len(names):
                 # A level without anchors would be computed for nothing.
                 levels = f"{len(names)} levels {', '.join(names)}"

@@ -127,7 +127,8 @@ def _backward(
 
     The losses of a part are means over its samples; the losses of the update are means over the parts, as on the paper's 8 GPUs
     with 2 images each. These equal the means over the whole batch if each image yields its full number of samples, as nearly
-    always; not so for masks, which only positives have. Batch norm that is not frozen takes its statistics from one part.
+    always; not so for masks, which only positives have, and for dense heads, which divide by a part's positives. Batch norm
+    that is not frozen takes its statistics from one part.
 
     Args:
         key: seed and step. The samples of a part depend on them and on its number alone: a resumed training needs no state, and

@@ -29,11 +29,12 @@ COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _LEAVES = ("weight", "bias")
 RATIOS = 3  # of the anchors of torchvision's RetinaNet
 P6 = "neck.p6_conv.p6.weight"
-# The configuration of torchvision's pyramid, which its weights do not reveal completely.
+# The configuration of torchvision's detectors, which their weights do not reveal completely.
 _NECK = {
     **{"name": "fpn", "top_down": True, "lateral": True, "output": "pyramid"},
-    **{"upsample": "nearest", "smooth": "all", "p6": "subsample", "levels": "p2-p6"},
+    **{"upsample": "nearest", "fuse": "sum", "norm": "none", "smooth": "all", "p6": "subsample", "levels": "p2-p6"},
 }
+_HEADS = {"rpn.relu": True, "task.roi.levels": "assigned"}
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def convert(stored: Stored, options: Options | None = None, backbone_only: bool 
         network = names.other_detector(stored.tensors) or names.other_backbone(None, stored.tensors)
         raise UserError(
             f"{stored.path}: {network or 'unknown names of weights'} ({first}). Supported are detectors of fpn_ablate, "
-            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets and MobileNetV2 "
-            "of torchvision"
+            "torchvision (fasterrcnn_..._fpn, retinanet_..._fpn, fcos_..._fpn) and detectron2, and the ResNets, MobileNets, "
+            "VGG-16 and ConvNeXt-T of torchvision"
         )
     _refuse_options(stored, source, options)
     weights = _rename(stored, source)
@@ -326,6 +327,9 @@ def to_torchvision(weights: Weights) -> dict[str, Tensor]:
     neck = _NECK | json.loads(weights.facts.get("neck", "{}"))
     if required := [f"neck.{key}={value}" for key, value in _NECK.items() if neck[key] != value]:
         raise UserError(f"{path}: torchvision only has a pyramid with {', '.join(required)}")
+    settings = _HEADS | json.loads(weights.facts.get("settings", "{}"))
+    if required := [f"{key}={value}" for key, value in _HEADS.items() if settings[key] != value]:
+        raise UserError(f"{path}: torchvision only has heads with {', '.join(required)}")
     kind = names.TORCHVISION
     if alone:
         kind = sliced.get(backbone, names.RESNET)

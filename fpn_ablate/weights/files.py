@@ -29,16 +29,16 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6
 # Keys that decide what a detector computes with given weights, beside all of `neck` but the start of its weights.
 INFERENCE = {
-    "rpn": ("head", "shared", "anchor_sizes", "anchor_ratios", "anchor_grid"),
+    "rpn": ("head", "relu", "shared", "anchor_sizes", "anchor_ratios", "anchor_grid"),
     "recipe": ("short_side", "max_side", "antialias"),
     "task": (
         *("mlp", "mask", "scales", "ratio_7x7", "padding", "relu", "mask_threshold"),
         *("anchor_sizes", "anchor_scales", "anchor_ratios", "anchor_grid"),
         *("points", "centerness", "score", "distances", "priors"),
-        *("first_scale", "whole_percent", "ratios", "outer_ratios", "clip", "loss", "variances"),
+        *("first_scale", "whole_percent", "ratios", "outer_ratios", "clip", "variances"),
     ),
     "task.roi": (
-        *("head", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
+        *("head", "levels", "pooling", "sampling_ratio", "resolution", "conv5_resolution"),
         *("canonical_level", "canonical_box_size", "box_weights"),
     ),
     "task.mask": ("resolution",),

@@ -81,6 +81,9 @@ def test_a_run_goes_out_both_ways(cli, run, tmp_path):
     [
         (("ablation=bottom_up",), "torchvision only has a pyramid with neck.top_down=True"),
         (("neck.upsample=bilinear",), "only has a pyramid with neck.upsample=nearest"),
+        (("neck.fuse=mean",), "only has a pyramid with neck.fuse=sum"),
+        (("rpn.relu=false",), "only has heads with rpn.relu=True"),
+        (("task.roi.levels=all",), "only has heads with task.roi.levels=assigned"),
         (("neck.smooth=none",), "only has a pyramid with neck.smooth=all"),
         (("backbone=small",), "torchvision has no such detector on small"),
         (("ablation=c4",), "torchvision only has a pyramid with neck.name=fpn"),

@@ -148,6 +148,20 @@ def test_a_pyramid_that_is_connected_to_nothing_is_refused_with_the_reason(value
         validate(values)
 
 
+@pytest.mark.parametrize("switches", [{"top_down": False, "fuse": "weighted"}, {"lateral": False, "fuse": "mean"}])
+def test_a_fusion_of_nothing_is_refused(values, switches):
+    values["neck"] |= switches
+    with pytest.raises(UserError, match=r"fuse=\w+ needs top_down=true and lateral=true"):
+        validate(values)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "pafpn", "bifpn", "nas_fpn", "stacked", "yolo"])
+@pytest.mark.parametrize(("task", "key"), [("rpn", "rpn.anchor_sizes"), ("retinanet", "task.anchor_sizes")])
+def test_a_level_without_anchors_is_refused_on_every_neck(config, neck, task, key):
+    with pytest.raises(UserError, match=rf"{key} has 4 sizes for the 5 levels"):
+        config(f"neck={neck}", f"task={task}", f"{key}=[32,64,128,256]")
+
+
 def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
     names = set(keys())
     assert {"neck.top_down", "neck.level", "data.root", "data.seed", "recipe.pretrain.steps", "log.wandb", "rpn"} <= names

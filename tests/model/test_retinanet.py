@@ -334,3 +334,10 @@ def test_a_single_map_has_the_anchors_of_all_sizes():
     with torch.no_grad():
         logits, deltas = model(maps(levels=(Level("c4", 8),)))
     assert logits[0].shape == (3, 4 * 6 * 18, CLASSES) and deltas[0].shape == (3, 4 * 6 * 18, 4)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_a_logit_that_is_certainly_right_has_no_gradient(gamma):
+    logits = torch.tensor([-120.0, -90.0, 120.0], requires_grad=True)
+    focal_loss(logits, torch.tensor([False, False, True]), 0.25, gamma).sum().backward()
+    assert torch.equal(logits.grad, torch.zeros(3))

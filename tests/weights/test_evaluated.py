@@ -94,6 +94,12 @@ def test_settings_other_than_in_training_give_a_warning(trained, evaluated, caps
     assert 'WARNING: it was trained with neck.upsample="nearest" and is evaluated with "bilinear"' in capsys.readouterr().err
 
 
+def test_settings_are_those_that_the_weights_do_not_reveal(config):
+    of = [inference_settings(config(*overrides).model_dump(mode="json")) for overrides in (JOINT, ["task=retinanet"])]
+    assert {"rpn.relu", "task.roi.levels", "neck.fuse"} <= set(of[0])
+    assert "task.loss" not in of[1]  # a detector that was trained with another loss detects the same
+
+
 def test_other_classes_are_refused_by_name(config, trained):
     cfg = config(*TINY, JOINT[0], "mode=evaluate", f"weights={trained[2]}")
     data = prepare(cfg).validation

@@ -42,7 +42,9 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float | None, gamma: float
     wrong = torch.where(target, -logits, logits)  # the logit of 1 - p_t
     loss = F.softplus(wrong)
     if gamma:
-        loss = wrong.sigmoid() ** gamma * loss
+        p = wrong.sigmoid()
+        # Below a gamma of 1 the slope of p^gamma is infinite at 0, and its product with the sigmoid's, 0 there, is NaN.
+        loss = (p.clamp(min=torch.finfo(p.dtype).tiny) if gamma < 1 else p) ** gamma * loss
     return loss if alpha is None else torch.where(target, alpha, 1 - alpha) * loss
 
 

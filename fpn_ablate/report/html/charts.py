@@ -175,7 +175,7 @@ def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
         "y": {"field": "sum", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
         "color": {"field": "input", "type": "ordinal", "title": "input"},
     }
-    note = "Inputs of a sum, as far as it has them: the level's own map, the one from the way down, the one from the way up."
+    note = "Inputs of a sum in order: the level's own map, then those from the way down and the way up, if there are any."
     spec = _spec(points, [{"mark": {"type": "bar"}, "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
     return Chart("fusion", "Learned weights of fusion", note, spec, choices, "label")
 
