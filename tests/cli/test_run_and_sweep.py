@@ -30,9 +30,9 @@ def records(folder="results/runs"):
         (["+row=mine"], r"row: there is no such key"),
         (
             ["ablation=fpm"],
-            r"^ablation=fpm: there is no such file\. Did you mean ablation=fpn\?.* bottom_up, c4, c5, finest, fpn, no_lateral",
+            r"^ablation=fpm: there is no such file\. Did you mean ablation=fpn\?.* bottom_up, c4, c5, finest, fpn, ",
         ),
-        (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear' or 'deconv'"),
+        (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear', 'deconv' or 'carafe'"),
         (["experiments=table99"], r"^experiments=table99: there is no such file\. .*table1_rpn"),
         (["recipe.short_side=${nope}"], r"recipe.short_side: Interpolation key 'nope' not found"),
         (["++recipe.name=null"], r"recipe.name=None: input should be a valid string"),

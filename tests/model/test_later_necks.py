@@ -188,9 +188,7 @@ def test_yolos_neck_is_mmdetections():
 
 def test_bifpn_is_effdets():
     efficientdet = pytest.importorskip("effdet.efficientdet")
-    from effdet import get_efficientdet_config
-
-    settings = get_efficientdet_config("efficientdet_d0")
+    settings = pytest.importorskip("effdet").get_efficientdet_config("efficientdet_d0")
     settings.fpn_cell_repeats, settings.fpn_channels, settings.image_size = 2, WIDTH, (128, 192)
     maps = [{"num_chs": level.channels, "reduction": level.stride} for level in LEVELS[1:]]
     theirs = randomise(efficientdet.BiFpn(settings, maps), scale=0.5).double()
