@@ -147,7 +147,7 @@ def test_proposals_scores_detections_and_masks_are_torchvisions(sides, sizes, do
     in_boxes, _ = theirs.roi_heads(levels, boxes, inputs.image_sizes)  # not pasted yet
     for n, expected in enumerate(in_boxes):
         close(detections.masks[n][detections.valid[n]], expected["masks"][:, 0], 1e-5)
-        assert expected["masks"].std() > 0.05
+        assert expected["masks"].std() > 1e-2  # far more than what may differ
     for n, (sample, expected) in enumerate(zip(samples, theirs(images), strict=True)):
         keep = detections.valid[n]
         assert len(expected["labels"]) > 20
