@@ -55,7 +55,7 @@ def match(
     matched_idxs = g - ((overlap == best[:, None]) * order).amax(1).long()
     labels = torch.full_like(matched_idxs, IGNORED, dtype=torch.int8)
     labels.masked_fill_(best < negative_iou, NEGATIVE)
-    if crowd.is_cuda or crowd.any():  # a sixth of the time, and few images have a crowd; a GPU would wait to know
+    if perhaps_any(crowd):  # a sixth of the time, and few images have a crowd
         in_crowd = ((2 * intersections >= anchor_area[:, None]) & crowd[..., None]).any(1)
         labels.masked_fill_((labels == NEGATIVE) & in_crowd, IGNORED)
     labels.masked_fill_(best >= positive_iou, POSITIVE)
@@ -65,6 +65,11 @@ def match(
         highest_of_object = (overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1)
         labels.masked_fill_(highest_of_object & (best >= low_quality_iou), POSITIVE)
     return matched_idxs, labels
+
+
+def perhaps_any(mask: Tensor) -> bool:
+    """Return whether anything is marked; on a GPU, for whose answer the host would wait, True."""
+    return mask.is_cuda or bool(mask.any())
 
 
 def sample(labels: Tensor, count: int, positive_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,8 @@ def their_model(ours: Detector, cfg: Config, case: Case) -> FasterRCNN | RetinaN
         return their_retinanet(ours, cfg, case)
     rpn = ours.rpn.config
     sides = {"min_size": min(case.size), "max_size": max(case.size), "_skip_resize": True}
-    (train_pre, test_pre), (train_post, test_post) = rpn.pre_nms_topk, rpn.post_nms_topk
+    train_pre, test_pre = rpn.pre_nms_topk
+    train_post, test_post = ours.roi.config.proposals if ours.roi else rpn.post_nms_topk
     numbers = {
         "rpn_pre_nms_top_n_train": train_pre,
         "rpn_pre_nms_top_n_test": test_pre,
@@ -435,7 +436,8 @@ def count_work(ours: Detector, case: Case, cfg: Config, batch: Batch) -> dict[st
         return _count_dense_work(ours, theirs, batch, trained)
     with torch.no_grad():
         features = ours.features(batch.images, batch.sizes)
-        our_proposals = ours.propose(batch.images, batch.sizes, to_train=True)
+        topk = ours.roi.config.proposals[0] if ours.roi else None
+        our_proposals = ours.rpn.propose(*ours.rpn(features), batch.sizes, to_train=True, topk=topk)
         image_list, objects = theirs.transform(images, objects)
         their_features = theirs.backbone(image_list.tensors)
         proposals, _ = theirs.rpn(image_list, their_features, objects)

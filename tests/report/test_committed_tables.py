@@ -19,7 +19,7 @@ REFERENCE = ROOT / "results" / "reference"
 CLAIMS = sorted(REFERENCE.glob("tables/*-claims.csv"))
 TABLES = sorted(set(REFERENCE.glob("tables/*.csv")) - set(CLAIMS))
 STEP, UNDEFINED = 1 / 50_000, 65_535  # of the 16-bit replicates
-COSTS = {"latency": "cost.latency_ms", "memory": "cost.peak_memory_mib"}
+COSTS = {"latency": "cost.latency_ms", "memory": "cost.peak_memory_mib", "gflops": "verify.gflops"}
 COSTS |= {"test_memory": "cost.test_memory_mib", "gflops": "verify.gflops"}
 
 
@@ -48,13 +48,27 @@ def runs():
     return tables
 
 
+@functools.cache
+def instead(table):
+    """{metric: the one that is read in its place from records that have it} of a table's columns."""
+    content = yaml.safe_load((ROOT / "experiments" / f"{table}.yaml").read_text())
+    return {metric["key"]: metric["instead"] for metric in content["report"].get("metrics", []) if "instead" in metric}
+
+
+def in_record(run, metric):
+    other = instead(run[0]["table"]).get(metric)
+    return other if other and run[0][f"metrics.{other}"] else metric
+
+
 def value(run, metric):
+    metric = in_record(run, metric)
     text = run[0][COSTS.get(metric, f"metrics.{metric}")]
     return None if text == "" else float(text) * (1 if metric in COSTS else 100)
 
 
 def draws(run, metric):
     """(B,) in percent, or None."""
+    metric = in_record(run, metric)
     if run[1] is None or metric not in run[1].dtype.names:
         return None
     packed = run[1][metric]
@@ -129,6 +143,16 @@ def assert_estimate(line, values, drawn):
     return mean, error, df
 
 
+def assert_ratio(line, table, plus, minus, metric):
+    """Check a claim on the quotient of two rows' costs, the geometric mean over the seeds; so far of one, without a verdict."""
+    ((more,), (less,)) = plus, minus
+    seeds = sorted({seed for row, seed in table if row == more} & {seed for row, seed in table if row == less})
+    logarithms = [math.log(value(table[more, seed], metric) / value(table[less, seed], metric)) for seed in seeds]
+    assert int(line["n"]) == len(seeds) == 1, "write the interval of several seeds down here"
+    assert close(line["mean"], math.exp(math.fsum(logarithms) / len(seeds)))
+    assert (line["verdict"], line["p_holm"]) == ("inconclusive", "1.0")
+
+
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem[:40])
 def test_means_intervals_and_differences_are_the_ledgers(file):
     checked, p_values = 0, {}
@@ -176,6 +200,9 @@ def test_claims_and_verdicts_are_the_ledgers(file):
         above, below = (float(line[side]) if line[side] else None for side in ("above", "below"))
         if line["verdict"] == "not run":
             assert any(row not in {name for name, _ in table} for row in plus + minus)
+            continue
+        if line["ratio"] == "true":
+            assert_ratio(line, table, plus, minus, metric)
             continue
         values, drawn = contrast(table, plus, minus, metric, line["less"])
         assert_estimate(line, values, drawn)
