@@ -433,7 +433,7 @@ class Config(Strict):
         for number, (neck, one_width) in enumerate(necks):
             if one_width and isinstance(neck, HierarchyNeck) and len(neck.level_names) > 1:
                 of_rpn = number or isinstance(self.task, RPNTask)
-                fix = "set rpn.shared=false" if of_rpn else "use task=ssd, task=rpn with rpn.shared=false, or neck=fpn"
+                fix = "set rpn.shared=false" if of_rpn else "use task=ssd or yolo, task=rpn with rpn.shared=false, or neck=fpn"
                 user = "the RPN" if of_rpn else f"task={self.task.name}"
                 raise ValueError(f"the levels of neck=hierarchy differ in width, and {user} has one head for all: {fix}")
         return self

@@ -3,6 +3,7 @@
 Shape letters: N images, L levels, Ri boxes of level i, T best boxes of a level, K classes. Labels are 1..K.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,11 @@ from fpn_ablate.model.layers import group_norm
 from fpn_ablate.model.nms import best_detections
 from fpn_ablate.structures.instances import BatchDetections, Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level
+
+
+def prior_bias(prior: float) -> float:
+    """Return the bias by which a sigmoid score is `prior` at the start (RetinaNet, Sec. 4.1)."""
+    return -math.log((1 - prior) / prior)
 
 
 class Subnet(nn.Sequential):

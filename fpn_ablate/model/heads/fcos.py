@@ -15,7 +15,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from fpn_ablate.config.dense import FCOSTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.heads.dense import DenseHead, Subnet
+from fpn_ablate.model.heads.dense import DenseHead, Subnet, prior_bias
 from fpn_ablate.model.heads.retinanet import focal_loss
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
 from fpn_ablate.model.precision import autocast_off, full_precision
@@ -135,7 +135,7 @@ class FCOSHead(DenseHead):
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw Gaussian weights of 0.01; every class starts with the probability `prior`."""
         if layer is self.scores and parameter is layer.bias:
-            nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            nn.init.constant_(parameter, prior_bias(self.config.prior))
             return True
         return super().init_parameter(layer, parameter, generator)
 

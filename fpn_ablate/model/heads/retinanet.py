@@ -4,7 +4,6 @@ Shape letters: N images, A anchors a cell, Hi x Wi cells and Ri = Hi * Wi * A an
 of a batch, T anchors that NMS leaves, K classes.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from fpn_ablate.config.dense import RetinaNetTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.heads.dense import DenseHead, Subnet
+from fpn_ablate.model.heads.dense import DenseHead, Subnet, prior_bias
 from fpn_ablate.model.matching import IGNORED, POSITIVE, match
 from fpn_ablate.model.nms import suppress
 from fpn_ablate.model.precision import autocast_off, full_precision
@@ -87,7 +86,7 @@ class RetinaNetHead(DenseHead):
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw Gaussian weights of 0.01 (or He's in the subnets), and a bias that makes each score `prior` (Sec. 4.1)."""
         if parameter is self.scores.bias:
-            nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            nn.init.constant_(parameter, prior_bias(self.config.prior))
             return True
         if self.config.init == "he" and parameter.dim() > 1 and layer not in (self.scores, self.deltas):
             nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)

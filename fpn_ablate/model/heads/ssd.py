@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.dense import SSDTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.heads.dense import DenseHead
+from fpn_ablate.model.heads.dense import DenseHead, prior_bias
 from fpn_ablate.model.heads.retinanet import focal_loss
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
+from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, perhaps_any
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Features, Level
@@ -80,7 +80,7 @@ def match(default_boxes: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor,
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), area.expand(n, -1)).masked_fill_(~valid[..., None], -1)
     best, matched_idxs = overlap.max(1)
     labels = torch.full_like(matched_idxs, NEGATIVE, dtype=torch.int8)
-    if crowd.is_cuda or crowd.any():  # as `matching.match`
+    if perhaps_any(crowd):
         labels.masked_fill_(((2 * intersections >= area) & crowd[..., None]).any(1), IGNORED)
     labels.masked_fill_(best >= positive_iou, POSITIVE)
     highest, best_box = overlap.max(2)
@@ -138,7 +138,7 @@ class SSDHead(DenseHead):
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Leave the weights to Xavier's rule (SSD); with focal loss every class starts with the probability `prior`."""
         if starts := not self.softmax and parameter.dim() == 1 and layer in self.scores.values():
-            nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            nn.init.constant_(parameter, prior_bias(self.config.prior))
         return starts
 
     def forward(self, features: Features) -> tuple[list[Tensor], ...]:

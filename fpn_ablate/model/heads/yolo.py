@@ -4,7 +4,6 @@ Shape letters: N images, L levels, A priors a cell, Hi x Wi cells of level i, R 
 ground-truth boxes, M matched priors, K classes. Labels are 1..K.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.dense import YOLOTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.heads.dense import DenseHead
+from fpn_ablate.model.heads.dense import DenseHead, prior_bias
 from fpn_ablate.model.layers import group_norm
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
+from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, perhaps_any
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Features, Level
@@ -105,7 +104,7 @@ def match(
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), area).masked_fill_(~valid[..., None], -1)
     labels = torch.full((n, r), NEGATIVE, dtype=torch.int8, device=gt_boxes.device)
     labels.masked_fill_(overlap.amax(1) > ignore_iou, IGNORED)
-    if crowd.is_cuda or crowd.any():  # as `matching.match`
+    if perhaps_any(crowd):
         labels.masked_fill_(((2 * intersections >= area[:, None]) & crowd[..., None]).any(1), IGNORED)
     place, fit = responsible(priors, gt_boxes)
     # An object loses its prior to one that fits better, or that fits as well and comes first.
@@ -163,7 +162,7 @@ class YOLOHead(DenseHead):
     def init_parameter(self, layer: nn.Module, parameter: Tensor, generator: torch.Generator) -> bool:
         """Draw Gaussian weights of 0.01; every objectness starts at `prior`."""
         if parameter.dim() == 1 and layer in self.objectness.values():
-            nn.init.constant_(parameter, -math.log((1 - self.config.prior) / self.config.prior))
+            nn.init.constant_(parameter, prior_bias(self.config.prior))
             return True
         return super().init_parameter(layer, parameter, generator)
 
