@@ -207,8 +207,9 @@ def _legend(table: Table) -> str:
     if not table.published:
         return ""
     paper = table.definition.paper
-    source = "the paper" if paper.name == "paper" else paper.name
-    text = f"Under each row: {source}'s figures on {paper.data}, and Δ = ours − {paper.name}".removesuffix(".")
+    # "published": figures of several sources.
+    source = {"paper": "the paper's", "published": "published"}.get(paper.name, f"{paper.name}'s")
+    text = f"Under each row: {source} figures on {paper.data}, and Δ = ours − {paper.name}".removesuffix(".")
     if table.same_data:
         return f"{text}."
     return f"{text}. Δ is BETWEEN DIFFERENT DATA SETS ({table.data} and {paper.data}): for orientation only."
