@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts" / "drills"))  # for fu
 
 from records import make_record
 
+FACTS: dict[str, Any] = {}  # of rows, by their configuration
 WORKERS = 4  # each holds torch and what its tests make: up to 2 GB
 
 
@@ -114,10 +115,24 @@ def files_are_parsed_once():
 
 @pytest.fixture(scope="module")
 def unmeasured():
-    """Leave out what takes more than half of a tiny run's time: 35 forward passes, a walk through the process's memory."""
+    """Leave out what takes more than half of a tiny run's time: 35 forward passes, a walk through the process's memory.
+
+    The facts of a row, for which it is built a second time, are computed once for the runs that share them.
+    """
     from fpn_ablate.runs import run as running
 
+    compute = running.row_facts
+
+    def row_facts(cfg: Config) -> Any:
+        if cfg.user_parts:  # whose classes a configuration only names
+            return compute(cfg)
+        key = cfg.model_dump_json(include={"mode", "backbone", "neck", "rpn", "image_pyramid", "task", "recipe"})
+        if key not in FACTS:
+            FACTS[key] = compute(cfg)
+        return FACTS[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "row_facts", row_facts)
         patch.setattr(running, "end_to_end_latency_ms", lambda *_: 1.0)
         patch.setattr(running, "end_to_end_memory_mib", lambda *_: 1)
         patch.setattr(running, "reset_peak_memory", lambda *_: None)

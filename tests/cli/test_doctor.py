@@ -9,6 +9,7 @@ from settings import ROWS
 
 TRAIN = [(1, 1, [1, 2, 3, 4], 0), (1, 3, [0, 0, 60, 40], 0), (3, 3, [10, 10, 50, 100], 0)]
 VAL = [(11, 3, [5, 6, 10, 12], 0)]
+FEW = ("data.train_images=8", "data.val_images=8")  # rendering all that recipe=smoke has takes ten seconds
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_set_that_a_run_would_refuse_ends_with_code_1(cli, root, tmp_path):
 
 
 def test_retinanet_is_judged_by_its_own_anchors(cli):
-    report = json.loads(cli("doctor", "recipe=smoke", "ablation=retinanet/six_anchors", "--json", "-")[1])
+    report = json.loads(cli("doctor", "recipe=smoke", *FEW, "ablation=retinanet/six_anchors", "--json", "-")[1])
     (row,) = report["anchors"].values()
     assert [level["stride"] for level in row["levels"]] == [8, 16, 32, 64, 128] and row["ratios"] == [0.5, 1, 2]
     assert row["levels"][0]["anchor_sizes"] == pytest.approx([32 * 64 / 800, 32 * 64 / 800 * 2**0.5])
@@ -43,7 +44,7 @@ def test_retinanet_is_judged_by_its_own_anchors(cli):
 
 @pytest.mark.parametrize("task", ["segment_proposals", "yolo"])
 def test_a_task_without_anchors_is_not_judged_by_them(cli, task):
-    report = json.loads(cli("doctor", "recipe=smoke", f"task={task}", "--json", "-")[1])
+    report = json.loads(cli("doctor", "recipe=smoke", *FEW, f"task={task}", "--json", "-")[1])
     assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])
 
 

@@ -95,9 +95,8 @@ def test_every_trained_parameter_gets_a_gradient_where_levels_share_no_head(conf
     assert len([name for name in trained if "objectness.weight" in name]) == len(model.neck.levels)
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18"])
-@pytest.mark.parametrize("task", ["rpn", "joint"])
-def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, backbone, task):
+@pytest.mark.parametrize(("task", "backbone"), [("rpn", "small"), ("joint", "small"), ("rpn", "resnet18")])
+def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, task, backbone):
     """Also with a second stage: pyramids and P2 have it whole, C4 and C5 its predictor where the widths agree."""
     overrides = (f"backbone={backbone}", *SCRATCH)
     rows = {row: built(of_task(config, task, f"ablation={row}", *overrides)).state_dict() for row in ROWS}

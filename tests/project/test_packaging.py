@@ -202,17 +202,32 @@ def test_a_folder_that_cannot_be_written_to_stays_as_it_is(installed: Environmen
     assert not list(here.iterdir())  # root may write anywhere: it must not have wanted to
 
 
-def test_checkout_and_editable_install_read_the_same_configuration(installed: Environment, tmp_path: Path) -> None:
-    composed = ["-m", "fpn_ablate", "+experiments=table1_rpn", "ablation=c4", "--cfg", "job"]
-    of_wheel = installed.run("python", composed, tmp_path).stdout
-    bare = Environment(tmp_path / "bare")
-    assert bare.run("python", composed, ROOT).stdout == of_wheel
+COMPOSED = ["-m", "fpn_ablate", "+experiments=table1_rpn", "ablation=c4", "--cfg", "job"]
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, str]:
+    """An environment with an editable install, and what a checkout composed in it before that."""
+    bare = Environment(tmp_path_factory.mktemp("editable") / "bare")
+    of_checkout = bare.run("python", COMPOSED, ROOT).stdout
     bare.install("-e", str(ROOT))
+    return bare, of_checkout
+
+
+def test_checkout_and_editable_install_read_the_same_configuration(
+    installed: Environment, editable: tuple[Environment, str], tmp_path: Path
+) -> None:
+    bare, of_checkout = editable
+    of_wheel = installed.run("python", COMPOSED, tmp_path).stdout
+    assert of_checkout == of_wheel and "single_level" in of_wheel
     assert Path(bare.run("python", ["-c", WHERE], tmp_path).stdout.split()[0]).is_relative_to(ROOT)
-    for program, arguments in (("python", composed), ("fpn-ablate", composed[2:])):
-        assert bare.run(program, arguments, tmp_path).stdout == of_wheel
-    assert "single_level" in of_wheel
-    _read_job_in_a_fresh_interpreter(bare, tmp_path)
+    assert bare.run("fpn-ablate", COMPOSED[2:], tmp_path).stdout == of_wheel
+
+
+@pytest.mark.slow  # as the next one does in an environment of the wheel
+def test_a_job_of_an_editable_install_runs_in_a_fresh_interpreter(editable: tuple[Environment, str], tmp_path: Path) -> None:
+    assert editable[0].run("python", COMPOSED, tmp_path).stdout == editable[1]
+    _read_job_in_a_fresh_interpreter(editable[0], tmp_path)
 
 
 def test_a_job_of_the_wheel_runs_in_a_fresh_interpreter(installed: Environment, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_percentiles_over_three_seeds_would_not():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
-        _, drawn = simulated(3, 100, 0.006, 0.02, 0.0, generator=generator)
+        _, drawn = simulated(3, 100, *WORLDS[0], generator=generator)
         picked = generator.integers(3, size=(200, 3))
         means = np.stack(list(drawn.values()))[picked, np.arange(200)[:, None]].mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
