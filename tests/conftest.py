@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 import pytest
 import torch
 import yaml
+from hydra import compose as hydra_compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
+from fpn_ablate.config import composition
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
 from fpn_ablate.evaluation import bootstrap
@@ -110,6 +117,35 @@ def files_are_parsed_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_composed_once():
+    """Set keys of a composition's groups on a copy of what the groups give, by Hydra's own function.
+
+    Hydra composes the same groups again for every value, which takes a tenth of a second. Files of a test's own are left to it,
+    and whatever is more than `group.key=value`.
+    """
+    parser, bases = OverridesParser.create(), {}
+
+    def compose_groups(config_name: str, overrides: list[str]) -> DictConfig:
+        values = [o for o in overrides if re.match(r"\+*(?!hydra\.)\w+(\.\w+)+=", o)]
+        groups = tuple(o for o in overrides if o not in values)
+        path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+        if not values or any(folder.provider == "command-line" for folder in path):
+            return hydra_compose(config_name, overrides)
+        parsed = parser.parse_overrides(values)
+        if any(o.is_sweep_override() for o in parsed):
+            return hydra_compose(config_name, overrides)  # refuses them
+        if groups not in bases:
+            bases[groups] = hydra_compose(config_name, list(groups))
+        composed = copy.deepcopy(bases[groups])
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, composed)
+        return composed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composition, "hydra_compose", compose_groups)
         yield
 
 

@@ -1,7 +1,9 @@
 """What a composed job is called, and which keys may be factors."""
 
+import hydra
 import pytest
 
+from fpn_ablate.config import composition
 from fpn_ablate.config.composition import compose, compose_rows
 from fpn_ablate.utils.errors import UserError
 
@@ -82,3 +84,10 @@ def test_rows_of_a_tasks_table_that_are_of_another_task_are_left_out_unless_the_
     alone = [cfg.row for cfg in compose_rows(["task=retinanet", "recipe=smoke"])]
     table = [cfg.row for cfg in compose_rows(["+experiments=retinanet", "recipe=smoke"])]
     assert "focal" in alone and [row for row in table if row not in alone] == ["two_stage"]
+
+
+def test_the_tests_short_cut_composes_what_hydra_does(monkeypatch):
+    overrides = ["recipe=smoke", "ablation=ssd", "task.nms_thresh=0.3", "recipe.channels=8", "data.objects=[1, 2]"]
+    short = compose(overrides)
+    monkeypatch.setattr(composition, "hydra_compose", hydra.compose)
+    assert compose(overrides).model_dump_json() == short.model_dump_json()
