@@ -1,6 +1,6 @@
 """Identity of a run: hash its configuration, data, starting weights, device and code, but no time stamp."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,8 @@ def fingerprint_inputs(
         threads: their actual number on a CPU, where it decides the last bits; None on a GPU.
         bf16: whether convolutions run in bf16 on the actual device.
     """
-    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
-    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
     return {
-        "config": config,
+        "config": _hashed_config(cfg),
         "data": data,
         "weights": weights,
         "device": device,
@@ -70,6 +68,12 @@ def fingerprint_inputs(
     }
 
 
+def _hashed_config(cfg: Config) -> dict[str, Any]:
+    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
+    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
+    return config
+
+
 def fingerprint(facts: dict[str, Any]) -> str:
     """Return the identity of a run."""
     return digest(facts)
@@ -78,15 +82,26 @@ def fingerprint(facts: dict[str, Any]) -> str:
 def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
     """Hash everything but the declared factors (dotted keys of Config), the seed and the threads: a table's rows share it."""
     shared, factors = {key: value for key, value in facts.items() if key != "threads"}, (*factors, "seed")
-    for factor in factors:
-        shared["config"] = _without(shared["config"], factor)
+    shared["config"] = _without_factors(shared["config"], factors)
     shared["parts"] = {key: files for key, files in facts["parts"].items() if not under(key, factors)}
-    if "task" in factors:
-        shared["config"] = _without(shared["config"], "recipe.roi")  # of tasks with a second stage
     if {"backbone", "weights"} & set(factors):
         del shared["weights"]
-        shared["config"] = _without(shared["config"], "recipe.pretrain")  # of a backbone's own weights
     return digest(shared)
+
+
+def config_key(cfg: Config) -> str:
+    """Hash the configuration's share of `comparison_key`, which is known before data and weights are read."""
+    return digest(_without_factors(_hashed_config(cfg), (*cfg.factors, "seed")))
+
+
+def _without_factors(config: dict[str, Any], factors: Collection[str]) -> dict[str, Any]:
+    if "task" in factors:
+        factors = (*factors, "recipe.roi")  # of tasks with a second stage
+    if {"backbone", "weights"} & set(factors):
+        factors = (*factors, "recipe.pretrain")  # of a backbone's own weights
+    for factor in factors:
+        config = _without(config, factor)
+    return config
 
 
 def _without(values: dict[str, Any], key: str) -> dict[str, Any]:

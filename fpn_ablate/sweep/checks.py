@@ -9,8 +9,11 @@ from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
+from fpn_ablate.config.composition import data_name
+from fpn_ablate.config.factors import flatten
 from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.runs import identity
 from fpn_ablate.store import plan
 from fpn_ablate.store.layout import LOCKS
 from fpn_ablate.utils.errors import UserError
@@ -66,6 +69,25 @@ def reject_duplicate_rows(cells: Sequence[Config]) -> None:
         twin = seen.setdefault(cfg.model_dump_json(exclude={*INCIDENTAL, "row"}), cfg)
         if twin.row != cfg.row:
             raise UserError(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")
+
+
+def reject_unfair_rows(cells: Sequence[Config]) -> None:
+    """Refuse rows of one table that differ in more than its declared factors: the table would refuse them after training.
+
+    Raises:
+        UserError: it names the keys and the rows.
+    """
+    tables: dict[tuple[str, str, str], dict[str, list[Config]]] = {}
+    for cfg in cells:
+        table = tables.setdefault((cfg.table, cfg.recipe.name, data_name(cfg)), {})
+        table.setdefault(identity.config_key(cfg), []).append(cfg)
+    for (table, recipe, data), groups in tables.items():
+        if len(groups) > 1:
+            from fpn_ablate.report.collate.choose import unfair_message  # loads pandas
+
+            names = {"table": table, "recipe": recipe, "data": data}
+            records = [[flatten({**names, "row": c.row, "config": identity.portable(c)}) for c in g] for g in groups.values()]
+            raise UserError(unfair_message(records))
 
 
 class HydraUserError(ConfigCompositionException):

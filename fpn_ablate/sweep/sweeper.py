@@ -18,7 +18,7 @@ from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
+from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows, reject_unfair_rows
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
@@ -102,6 +102,7 @@ class TableSweeper(BasicSweeper):
                 check_parts(cfg)
                 cells.append(cfg)
             reject_duplicate_rows(cells)
+            reject_unfair_rows(cells)
             check_definitions(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
         self.cells += cells

@@ -14,6 +14,7 @@ from fpn_ablate.engine import procedures
 from fpn_ablate.engine.train import checkpointed_steps
 from fpn_ablate.runs import run as running
 from fpn_ablate.sweep import publish
+from fpn_ablate.sweep.checks import reject_unfair_rows
 from fpn_ablate.utils.errors import Diverged
 
 
@@ -78,6 +79,17 @@ def test_two_rows_that_are_one_configuration_are_refused(cli):
     assert code not in (0, None)
     assert "are the same configuration: take one of them out" in out + err
     assert not records()
+
+
+def test_rows_that_their_table_would_refuse_are_refused_before_the_first_trains(cli, config):
+    code, out, err = cli("-m", *TINY, "ablation=fpn,walkthrough")
+    assert (code, out) == (2, "") and not records()
+    assert "the rows of this sweep differ in more than image_pyramid, neck, so they cannot be compared" in err
+    assert "backbone.name walkthrough against small" in err and "(rows fpn | walkthrough)" in err
+    same = ("backbone=walkthrough", "factors=[neck,rpn]")
+    reject_unfair_rows(
+        [config("ablation=walkthrough", *same), config("ablation=fpn", *same), config("ablation=c4", "data.seed=1")]
+    )
 
 
 def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_time(cli, monkeypatch):

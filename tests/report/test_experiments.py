@@ -13,7 +13,7 @@ from fpn_ablate.config.composition import cell_config, register, without_hydra
 from fpn_ablate.config.schema import Config
 from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.runs.identity import comparison_key, fingerprint_inputs
-from fpn_ablate.sweep.checks import reject_duplicate_rows
+from fpn_ablate.sweep.checks import reject_duplicate_rows, reject_unfair_rows
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 FILES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.name != CLAIMS)
@@ -61,6 +61,7 @@ def test_what_is_swept_is_what_is_shown(name):
     assert {cfg.table for cfg in swept} == {content(name)["table"]} == {name}
     assert {cfg.task.name for cfg in swept} == SEVERAL_TASKS.get(name, {TASKS.get(name, "rpn")})
     reject_duplicate_rows(swept)
+    reject_unfair_rows(swept)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -46,7 +46,10 @@ def select_setting(
     matching = sorted(key for key in groups if key[0] in (requested or ()))
     chosen = matching or [max(groups, key=lambda key: (max(map(_age, groups[key])), key))]
     if len(chosen) > 1 and not allow_unfair:
-        raise UserError(_unfair_message([groups[key] for key in chosen]))
+        unfair = unfair_message([groups[key] for key in chosen])
+        raise UserError(
+            f"{unfair}; the records are kept, and python -m fpn_ablate report RUNS --allow-unfair shows them together"
+        )
     return groups.pop(chosen[0]), [groups[key] for key in sorted(groups)]
 
 
@@ -110,7 +113,11 @@ def _factors(record: Record) -> Record:
     return {key: value for key, value in record.items() if key == "weights" or under(key, factors_of(record), "config.")}
 
 
-def _unfair_message(groups: list[list[Record]]) -> str:
+def unfair_message(groups: list[list[Record]]) -> str:
+    """Return the message that the groups' rows cannot stand in one table, with the keys in which they differ and the fix.
+
+    A record of a run that has not started holds `table`, `recipe`, `data`, `row` and the configuration.
+    """
     table, recipe, data = (groups[0][0][key] for key in ("table", "recipe", "data"))
     factors = ", ".join(declared_factors(record for group in groups for record in group))
     first, *others = groups
@@ -119,8 +126,7 @@ def _unfair_message(groups: list[list[Record]]) -> str:
     keys = dict.fromkeys(text or "the content of the data or weight files" for text in differences)
     return (
         f"table '{table}' (recipe {recipe}, data {data}): the rows of this sweep differ in more than {factors}, so "
-        f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out; "
-        "the records are kept, and python -m fpn_ablate report RUNS --allow-unfair shows them together"
+        f"they cannot be compared. {'; '.join(keys)} (rows {' | '.join(rows)}). Give every row the same, or take the row out"
     )
 
 
