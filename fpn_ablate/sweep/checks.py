@@ -3,14 +3,14 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
 from fpn_ablate.config.composition import data_name
-from fpn_ablate.config.factors import flatten
+from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.runs import identity
@@ -88,6 +88,19 @@ def reject_unfair_rows(cells: Sequence[Config]) -> None:
             names = {"table": table, "recipe": recipe, "data": data}
             records = [[flatten({**names, "row": c.row, "config": identity.portable(c)}) for c in g] for g in groups.values()]
             raise UserError(unfair_message(records))
+
+
+def reject_unread_keys(cells: Sequence[Config], overrides: Iterable[str]) -> None:
+    """Refuse keys of the RPN on a command line none of whose rows has one: they would change nothing.
+
+    Raises:
+        UserError: it names the first of them.
+    """
+    read = any("rpn.head" in cfg.parts for cfg in cells)
+    for key, _, value in () if read else (o.lstrip("+").partition("=") for o in overrides):
+        if under(key, ["rpn"]):
+            tasks = dict.fromkeys(f"task={cfg.task.name}" for cfg in cells)
+            raise UserError(f"{key}={value}: nothing reads it, as {' and '.join(tasks)} has no RPN; take it out")
 
 
 class HydraUserError(ConfigCompositionException):

@@ -23,7 +23,7 @@ from fpn_ablate.config.composition import cell_config
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
-from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable
+from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_unread_keys
 from fpn_ablate.sweep.publish import has_ended, mark_killed, publish
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -48,6 +48,8 @@ def run_job(composed: DictConfig) -> None:
         with as_hydra_error(exit_on_error=single):  # a single run's error is printed before its table
             config_dir = folder_of(context.runtime.config_sources)
             cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
+            if single:  # a sweep has looked at all its rows
+                reject_unread_keys([cfg], context.overrides.task)
             check_parts(cfg)
             check_writable(cfg.out)
             cells.append(cfg)

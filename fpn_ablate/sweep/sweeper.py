@@ -18,7 +18,14 @@ from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows, reject_unfair_rows
+from fpn_ablate.sweep.checks import (
+    as_hydra_error,
+    check_parts,
+    check_writable,
+    reject_duplicate_rows,
+    reject_unfair_rows,
+    reject_unread_keys,
+)
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
@@ -92,7 +99,7 @@ class TableSweeper(BasicSweeper):
 
     def _validated(self, batch: Sequence[Sequence[str]]) -> list[Config]:
         assert self.hydra_context is not None and self.config is not None
-        cells = []
+        cells, given = [], []
         with as_hydra_error(exit_on_error=True):
             for overrides in batch:
                 composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -101,6 +108,8 @@ class TableSweeper(BasicSweeper):
                 cfg = cell_config(without_hydra(composed), context.runtime.choices, context.overrides.task, config_dir)
                 check_parts(cfg)
                 cells.append(cfg)
+                given += context.overrides.task
+            reject_unread_keys(cells, given)
             reject_duplicate_rows(cells)
             reject_unfair_rows(cells)
             check_definitions(cells)

@@ -219,7 +219,7 @@ def _convert_one_stage_rows(weights: Weights, options: Options) -> None:
     keys = f"neck.levels=p3-p7 neck.p6={'conv' if on_p5 else 'conv_c5'}{norm}"
     row = {(True, ""): "torchvision", (False, " task.norm=gn"): "torchvision_v2"}.get((on_p5, norm))
     keys = f"ablation=retinanet/{row} ({keys})" if row else f"task=retinanet {keys}"
-    weights.notes.append(f"use it with {'task=fcos ablation=fcos/torchvision' if weights.source == names.FCOS else keys}")
+    weights.notes.append(f"use it with {'ablation=fcos/torchvision' if weights.source == names.FCOS else keys}")
 
 
 def _convert_detectron2_classes(weights: Weights) -> None:

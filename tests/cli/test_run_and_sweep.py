@@ -14,8 +14,8 @@ from fpn_ablate.engine import procedures
 from fpn_ablate.engine.train import checkpointed_steps
 from fpn_ablate.runs import run as running
 from fpn_ablate.sweep import publish
-from fpn_ablate.sweep.checks import reject_unfair_rows
-from fpn_ablate.utils.errors import Diverged
+from fpn_ablate.sweep.checks import reject_unfair_rows, reject_unread_keys
+from fpn_ablate.utils.errors import Diverged, UserError
 
 
 def records(folder="results/runs"):
@@ -28,6 +28,7 @@ def records(folder="results/runs"):
     [
         (["neck.topdown=true"], r"neck.topdown with neck=fpn: .*Did you mean neck.top_down\? Allowed in neck: channels"),
         (["+neck.topdown=true"], r"Did you mean neck.top_down\?"),
+        (["ablation=retinanet/focal", "rpn.samples=8"], "rpn.samples=8: nothing reads it, as task=retinanet has no RPN"),
         (["+row=mine"], r"row: there is no such key"),
         (
             ["ablation=fpm"],
@@ -79,6 +80,15 @@ def test_two_rows_that_are_one_configuration_are_refused(cli):
     assert code not in (0, None)
     assert "are the same configuration: take one of them out" in out + err
     assert not records()
+
+
+def test_keys_of_the_rpn_are_for_the_rows_of_a_sweep_that_have_one(config):
+    cells = [config("ablation=retinanet/focal"), config("task=segment_proposals"), config("ablation=retinanet/two_stage")]
+    reject_unread_keys(cells, ["seed=0", "++rpn.samples=8"])
+    with pytest.raises(UserError, match="as task=retinanet and task=segment_proposals has no RPN"):
+        reject_unread_keys(cells[:2], ["seed=0", "++rpn.samples=8"])
+    with pytest.raises(UserError, match=r"rpn\.nms_thresh=0\.5: nothing reads it"):  # they are in the file
+        reject_unread_keys([config("task=fast_rcnn", "task.proposals.file=a.npz")], ["rpn.nms_thresh=0.5"])
 
 
 def test_rows_that_their_table_would_refuse_are_refused_before_the_first_trains(cli, config):

@@ -46,13 +46,13 @@ def scene(config, tmp_path):
         torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
         network, short_side, max_side, width = sides
         cfg = config(
-            *("task=fcos", "recipe=torchvision", "ablation=fcos/torchvision", f"backbone={network}", "backbone.freeze_at=0"),
+            *("recipe=torchvision", "ablation=fcos/torchvision", f"backbone={network}", "backbone.freeze_at=0"),
             *(f"neck.channels={width}", f"task.score_thresh={SCORE}", f"task.range={8 * 800 / short_side}"),
             *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}"),
         )
         ours = build.build_detector(cfg, num_classes=CLASSES)
         notes = load(ours, tmp_path / "theirs.pth")
-        assert "use it with task=fcos ablation=fcos/torchvision" in notes
+        assert "use it with ablation=fcos/torchvision" in notes
         samples = list(pictures(*sizes))
         return theirs, ours.eval(), samples, batch_of(samples, cfg)
 
