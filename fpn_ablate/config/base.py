@@ -13,6 +13,7 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveShare = Annotated[float, Field(strict=True, gt=0, le=1)]
 Extent = Annotated[float, Field(strict=True, ge=0.001, le=10**5)]
 Scale = Annotated[float, Field(strict=True, ge=0.05, le=8)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, le=1e30)]  # what fp32 holds
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=1e30)]
 
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fpn_ablate.config.schema import Config, RPNTask
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.tasks import RPNTask
 
 SOURCES = "sources"  # in the place of a table's name: runs that only serve other runs
 

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fpn_ablate.config.parts import AnyBackbone, BuiltInNeck, UserPart
-from fpn_ablate.config.schema import TASKS, Config
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.tasks import TASKS
 from fpn_ablate.utils.errors import UserError, short_repr
 
 

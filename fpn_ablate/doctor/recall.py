@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fpn_ablate.config.dense import DenseTask, RetinaNetTask
 from fpn_ablate.config.parts import ImagePyramidConfig
-from fpn_ablate.config.schema import Config, SegmentProposalsTask
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.tasks import SegmentProposalsTask
 from fpn_ablate.data.transforms import DIVISOR, Resize
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.build import build_backbone, build_detector, build_neck

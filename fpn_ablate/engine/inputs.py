@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from joblib import cpu_count
 
-from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes, Task
+from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes
+from fpn_ablate.config.tasks import Task
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain

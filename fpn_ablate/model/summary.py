@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fpn_ablate.config.dense import DenseTask
-from fpn_ablate.config.schema import Config, RPNTask, SegmentProposalsTask
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.tasks import RPNTask, SegmentProposalsTask
 from fpn_ablate.model.anchors import PAPER_SHORT_SIDE
 from fpn_ablate.model.build import HEADS, build_backbone, build_detector, build_neck
 from fpn_ablate.model.detectors.dense import DenseDetector

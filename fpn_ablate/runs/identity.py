@@ -6,7 +6,8 @@ from typing import Any
 
 from fpn_ablate.config.dense import DenseTask
 from fpn_ablate.config.factors import under
-from fpn_ablate.config.schema import INCIDENTAL, Config, FastRCNNTask, RPNTask, SegmentProposalsTask
+from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.config.tasks import FastRCNNTask, RPNTask, SegmentProposalsTask
 from fpn_ablate.engine import versions
 from fpn_ablate.utils.hashing import digest
 

@@ -6,7 +6,8 @@ from typing import Any
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.dense import DenseTask
 from fpn_ablate.config.parts import AnyBackbone, FPNNeck, HierarchyNeck, RoI, RPNConfig, SingleLevelNeck
-from fpn_ablate.config.schema import Config, SegmentProposalsTask
+from fpn_ablate.config.schema import Config
+from fpn_ablate.config.tasks import SegmentProposalsTask
 
 
 @cache

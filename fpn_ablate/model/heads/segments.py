@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fpn_ablate.config.schema import SegmentProposalsTask
+from fpn_ablate.config.tasks import SegmentProposalsTask
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sample
 from fpn_ablate.model.precision import autocast_off, full_precision
