@@ -2,7 +2,8 @@
 
 import pytest
 
-from fpn_ablate.config.composition import compose, compose_rows
+from fpn_ablate.config.composition import compose
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.utils.errors import UserError
 
 
