@@ -42,9 +42,10 @@ _MODEL = ("backbone", "neck", "rpn", "task", "image_pyramid")
 
 
 def register() -> None:
-    """Register the resolver of conf/config.yaml and timm's configurations with Hydra; you can call it as often as you like."""
+    """Register the resolvers of conf/ and timm's configurations with Hydra; you can call it as often as you like."""
     timm_source.register()
     OmegaConf.register_new_resolver("fpn_ablate_root", lambda: f"file://{ROOT}", replace=True)
+    OmegaConf.register_new_resolver("fpn_ablate_scaled", lambda width, factor: round(width * factor), replace=True)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:

@@ -83,3 +83,27 @@ def test_rows_of_a_tasks_table_that_are_of_another_task_are_left_out_unless_the_
     alone = [cfg.row for cfg in compose_rows(["task=retinanet", "recipe=smoke"])]
     table = [cfg.row for cfg in compose_rows(["+experiments=retinanet", "recipe=smoke"])]
     assert "focal" in alone and [row for row in table if row not in alone] == ["two_stage"]
+
+
+def test_rows_are_every_combination_of_several_values_and_what_a_table_sweeps_over() -> None:
+    both = compose_rows(["ablation=fpn,c4", "backbone=small,vgg16", "factors=[neck,backbone]"])
+    assert [cfg.row for cfg in both] == [f"{row}+backbone={body}" for row in ("fpn", "c4") for body in ("small", "vgg16")]
+    table = compose_rows(["+experiments=table5", "task.training=joint"])
+    assert [(cfg.backbone.name, cfg.task.training) for cfg in table] == [("small", "joint"), ("small_deep", "joint")]
+
+
+def test_a_neck_that_is_named_is_the_row() -> None:
+    assert [cfg.row for cfg in compose_rows(["neck=pafpn"])] == ["fpn+neck=pafpn"]
+    assert [cfg.neck.upsample for cfg in compose_rows(["neck.upsample=bilinear,deconv"])] == ["bilinear", "deconv"]
+
+
+def test_the_wide_fpn_is_as_wide_as_the_recipe_says() -> None:
+    assert [compose(["ablation=necks/fpn_wide", f"recipe.channels={width}"]).neck.channels for width in (64, 256)] == [96, 384]
+
+
+def test_batch_norm_needs_more_than_one_number_a_channel() -> None:
+    alone = ["ablation=bifpn", "recipe.batch_size=2", "recipe.accumulate=2", "recipe.short_side=128"]
+    with pytest.raises(UserError, match=r"one image a part and a map of one cell \(stride 128\): set neck.norm=gn"):
+        compose([*alone, "neck.levels=p3-p7"])
+    for fix in ("neck.norm=gn", "recipe.accumulate=1", "neck.levels=p2-p6"):
+        compose([*alone, "neck.levels=p3-p7", fix])
