@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 
 
 def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int:
-    from fpn_ablate.config.composition import compose_rows
+    from fpn_ablate.config.rows import compose_rows
     from fpn_ablate.doctor.report import describe_data
     from fpn_ablate.sweep.checks import check_parts
 

@@ -4,14 +4,17 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fpn_ablate.cli.parser import command_parser
-from fpn_ablate.config.composition import compose_rows
-from fpn_ablate.config.schema import Config
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
+
+if TYPE_CHECKING:
+    from fpn_ablate.model.summary import RowFacts
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -26,12 +29,10 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
             raise UserError(f"--readme {options.readme}: no such file")
         save_text(options.readme, fill_verify_blocks(options.readme.read_text(encoding="utf-8"), config_dir))
         return 0
-    rows = _checked_rows(options, config_dir)
+    facts = _facts(options, config_dir)
 
-    from fpn_ablate.cli.verify_text import markdown, show  # with torch, for which a mistyped key does not wait
-    from fpn_ablate.model.summary import row_facts
+    from fpn_ablate.cli.verify_text import markdown, show
 
-    facts = {cfg.row: row_facts(cfg, size=options.size) for cfg in rows}
     if options.markdown:
         print(markdown(facts, options.size), end="")
     else:
@@ -48,11 +49,9 @@ def fill_verify_blocks(text: str, config_dir: Path | None = None) -> str:
 
     def table(arguments: str) -> str:
         from fpn_ablate.cli.verify_text import markdown
-        from fpn_ablate.model.summary import row_facts
 
         options = _options(arguments.split())
-        facts = {cfg.row: row_facts(cfg, size=options.size) for cfg in _checked_rows(options, config_dir)}
-        return markdown(facts, options.size)
+        return markdown(_facts(options, config_dir), options.size)
 
     return fill_blocks(text, "verify: ARGUMENTS", table)
 
@@ -75,8 +74,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _checked_rows(options: argparse.Namespace, config_dir: Path | None) -> list[Config]:
+def _facts(options: argparse.Namespace, config_dir: Path | None) -> dict[str, "RowFacts"]:
+    """Return the facts of each row; rows that differ in no factor are told apart by the names of their recipes."""
     rows = compose_rows(options.overrides, config_dir)
     for cfg in rows:
         check_parts(cfg)
-    return rows
+
+    from fpn_ablate.model.summary import row_facts  # with torch, for which a mistyped key does not wait
+
+    unique = len({cfg.row for cfg in rows}) == len(rows)
+    return {cfg.row if unique else f"{cfg.row}, {cfg.recipe.name}": row_facts(cfg, size=options.size) for cfg in rows}

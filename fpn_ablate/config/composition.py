@@ -1,7 +1,7 @@
 """Compose configurations: from overrides, or from what Hydra composed for a job, to a validated `Config`."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
-from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, MODEL, ROOT
+from fpn_ablate.utils.paths import CONF, MODEL, ROOT
 
 DEFAULT_ROW = "fpn"  # as conf/config.yaml has it
 # The table of a task, or of a way to train Faster R-CNN, where none is named; others have a table of their own name.
@@ -42,9 +42,10 @@ _MODEL = ("backbone", "neck", "rpn", "task", "image_pyramid")
 
 
 def register() -> None:
-    """Register the resolver of conf/config.yaml and timm's configurations with Hydra; you can call it as often as you like."""
+    """Register the resolvers of conf/ and timm's configurations with Hydra; you can call it as often as you like."""
     timm_source.register()
     OmegaConf.register_new_resolver("fpn_ablate_root", lambda: f"file://{ROOT}", replace=True)
+    OmegaConf.register_new_resolver("fpn_ablate_scaled", lambda width, factor: round(width * factor), replace=True)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
@@ -57,80 +58,32 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     Raises:
         UserError: a key or a value does not exist.
     """
-    overrides = normalise(overrides)
-    return _compose(_chosen_rows(overrides)[:1] or [DEFAULT_ROW], overrides, config_dir)[0]
+    return compose_jobs([()], normalise(overrides), config_dir)[0]
 
 
-def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) -> list[Config]:
-    """Compose the rows of `ablation=ROW,ROW`; by default those of the task's table and those in `config_dir`.
+def compose_jobs(jobs: Iterable[Sequence[str]], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
+    """Compose the jobs of a sweep, each a list of overrides to which come those of all jobs. All are `normalise`d.
 
     Raises:
         UserError: as `compose`.
     """
-    overrides = normalise(overrides)
-    rows = _chosen_rows(overrides)
-    if not rows:
-        added = sorted(path.stem for path in (config_dir / "ablation").glob("*.yaml")) if config_dir else []
-        table = _last_value("experiments", overrides)
-        task = None if table else _last_value("task", overrides)
-        table = table or _compose([DEFAULT_ROW], overrides, config_dir)[0].table
-        # A row of the table may be of another task, as Faster R-CNN beside RetinaNet is.
-        of_table = [row for row in _rows_of_table(table, config_dir) if not task or _task_of_row(row) in (None, task)]
-        rows = list(dict.fromkeys([*of_table, *added]))
-    return _compose(rows, overrides, config_dir)
-
-
-def _chosen_rows(overrides: Sequence[str]) -> list[str]:
-    chosen = _last_value("ablation", overrides)
-    return chosen.split(",") if chosen else []
-
-
-def _last_value(key: str, overrides: Sequence[str]) -> str | None:
-    """Return the value that counts of a key that may be given several times; None without any."""
-    values = [value for name, _, value in (o.lstrip("+").partition("=") for o in overrides) if name == key]
-    return values[-1] if values else None
-
-
-def _rows_of_table(table: str, config_dir: Path | None) -> list[str]:
-    """List the rows that a table's file in experiments/ sweeps over; those of Table 1 if it names none.
-
-    Other rows may not go with the task: an image pyramid needs an RPN, and SSD's row has a task of its own.
-    """
-    for folder in ([config_dir / "experiments"] if config_dir else []) + [EXPERIMENTS]:
-        file = folder / f"{table}.yaml"
-        if file.exists() and file.name != CLAIMS:
-            rows = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.ablation")
-            if isinstance(rows, str):
-                return rows.split(",")
-    return _rows_of_table(TABLES["rpn"], None)
-
-
-def _task_of_row(row: str) -> str | None:
-    """Return the task that the file of a built-in row chooses; None if it goes with any."""
-    file = CONF / "ablation" / f"{row}.yaml"
-    defaults = OmegaConf.select(OmegaConf.load(file), "defaults") if file.exists() else None
-    return next(
-        (entry["override /task"] for entry in defaults or () if not isinstance(entry, str) and "override /task" in entry), None
-    )
-
-
-def _compose(rows: Sequence[str], overrides: Sequence[str], config_dir: Path | None) -> list[Config]:
     register()
-    check_files([*overrides, *(f"ablation={row}" for row in rows)], config_dir)
-    others = [o for o in overrides if not o.startswith("ablation=")]
-    named = [o for o in overrides if o.startswith("ablation=")]
+    jobs = list(jobs)
+    check_files([*overrides, *(override for job in jobs for override in job)], config_dir)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if config_dir:  # as Hydra's own option puts it there
                 search_path = GlobalHydra.instance().config_loader().get_search_path()
                 search_path.prepend("command-line", f"file://{config_dir}", "schema")
             cells = []
-            for row in rows:
-                composed = hydra_compose("config", [*others, f"ablation={row}"])
+            for job in jobs:
+                every = [*overrides, *job]
+                composed = hydra_compose("config", every)
+                rows = [o.removeprefix("ablation=") for o in every if o.startswith("ablation=")] or [DEFAULT_ROW]
                 try:
-                    cells.append(cell_config(composed, {"ablation": row}, [*named, *others], config_dir))
+                    cells.append(cell_config(composed, {"ablation": rows[-1]}, every, config_dir))
                 except UserError as error:
-                    raise UserError(f"ablation={row}: {error}" if len(rows) > 1 else str(error)) from None
+                    raise UserError(f"{' '.join(job)}: {error}" if len(jobs) > 1 else str(error)) from None
             return cells
     except (CompactHydraException, yaml.YAMLError) as error:
         raise UserError(error) from None

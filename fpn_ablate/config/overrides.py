@@ -129,6 +129,14 @@ def add_if_missing(override: str) -> str:
     return f"++{override}" if "." in key and not re.search(r"^[+~]|[@/]|^hydra\.", key) else override
 
 
+def choices(override: str) -> list[str]:
+    """Return an override for each value of one with several, as `key=a,b`; otherwise itself."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_choice_sweep():
+        return [override]
+    return [f"{override.partition('=')[0]}={value}" for value in parsed.sweep_string_iterator()]
+
+
 def _experiment_file(name: str) -> str:
     files = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.name != CLAIMS)
     matches = [name] if name in files else [stem for stem in files if stem.startswith(name)]

@@ -321,6 +321,18 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _has_batch_statistics(self) -> "Config":
+        alone = self.mode == "train" and self.recipe.batch_size == self.recipe.accumulate
+        if alone and not isinstance(self.neck, UserPart) and getattr(self.neck, "norm", None) == "bn":
+            stride = 2 ** int(self.neck.level_names[-1][1:])
+            if self.recipe.short_side <= stride:
+                raise ValueError(
+                    f"neck.norm=bn has no statistics of one image a part and a map of one cell (stride {stride}): "
+                    f"set neck.norm=gn, recipe.short_side above {stride}, or recipe.batch_size above recipe.accumulate"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _reads_image_pyramid(self) -> "Config":
         if self.image_pyramid and self.task.name not in PYRAMID_TASKS:
             raise ValueError(

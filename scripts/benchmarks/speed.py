@@ -40,7 +40,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from fpn_ablate.config.composition import compose_rows, register
+from fpn_ablate.config.composition import register
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.config.schema import Config
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.shapes import World, load

@@ -4,7 +4,8 @@ import hydra
 import pytest
 
 from fpn_ablate.config import composition
-from fpn_ablate.config.composition import compose, compose_rows
+from fpn_ablate.config.composition import compose
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.utils.errors import UserError
 
 
@@ -91,3 +92,27 @@ def test_the_tests_short_cut_composes_what_hydra_does(monkeypatch):
     short = compose(overrides)
     monkeypatch.setattr(composition, "hydra_compose", hydra.compose)
     assert compose(overrides).model_dump_json() == short.model_dump_json()
+
+
+def test_rows_are_every_combination_of_several_values_and_what_a_table_sweeps_over() -> None:
+    both = compose_rows(["ablation=fpn,c4", "backbone=small,vgg16", "factors=[neck,backbone]"])
+    assert [cfg.row for cfg in both] == [f"{row}+backbone={body}" for row in ("fpn", "c4") for body in ("small", "vgg16")]
+    table = compose_rows(["+experiments=table5", "task.training=joint"])
+    assert [(cfg.backbone.name, cfg.task.training) for cfg in table] == [("small", "joint"), ("small_deep", "joint")]
+
+
+def test_a_neck_that_is_named_is_the_row() -> None:
+    assert [cfg.row for cfg in compose_rows(["neck=pafpn"])] == ["fpn+neck=pafpn"]
+    assert [cfg.neck.upsample for cfg in compose_rows(["neck.upsample=bilinear,deconv"])] == ["bilinear", "deconv"]
+
+
+def test_the_wide_fpn_is_as_wide_as_the_recipe_says() -> None:
+    assert [compose(["ablation=necks/fpn_wide", f"recipe.channels={width}"]).neck.channels for width in (64, 256)] == [96, 384]
+
+
+def test_batch_norm_needs_more_than_one_number_a_channel() -> None:
+    alone = ["ablation=bifpn", "recipe.batch_size=2", "recipe.accumulate=2", "recipe.short_side=128"]
+    with pytest.raises(UserError, match=r"one image a part and a map of one cell \(stride 128\): set neck.norm=gn"):
+        compose([*alone, "neck.levels=p3-p7"])
+    for fix in ("neck.norm=gn", "recipe.accumulate=1", "neck.levels=p2-p6"):
+        compose([*alone, "neck.levels=p3-p7", fix])

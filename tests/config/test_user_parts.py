@@ -9,8 +9,9 @@ import pytest
 from user_folder import BLOCKS, write
 
 from fpn_ablate.config import user_parts
-from fpn_ablate.config.composition import compose, compose_rows
+from fpn_ablate.config.composition import compose
 from fpn_ablate.config.parts import UserBackbone, UserPart
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.config.validation import load_saved_config, validate
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import PACKAGE

@@ -266,3 +266,17 @@ def test_the_model_is_a_key_of_timm_alone(config):
         config("backbone=timm")
     with pytest.raises(UserError, match="weights=none starts from random weights"):
         config("backbone=timm/test_resnet", "backbone.weights=none")
+
+
+@pytest.mark.slow
+def test_darknet53_is_timms():
+    net = randomised(timm.create_model("darknet53", features_only=True, out_indices=(2, 3, 4, 5)))
+    for module in net.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = 0.1  # as Darknet's configuration has it; timm takes torch's default
+    backbone = build.build_backbone(backbone_config("darknet53", weights="pretrain")).double()
+    ours, theirs = backbone.state_dict(), net.state_dict()
+    backbone.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    with torch.no_grad():
+        for x, expected in zip(backbone.eval()(IMAGES).values(), net.eval().double()(IMAGES), strict=True):
+            torch.testing.assert_close(x, expected)

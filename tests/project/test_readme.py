@@ -19,8 +19,9 @@ from hydra.core.override_parser.types import Override
 
 from fpn_ablate.cli.main import COMMANDS, main, split_command
 from fpn_ablate.cli.verify import fill_verify_blocks
-from fpn_ablate.config.composition import cell_config, compose_rows, register, without_hydra
+from fpn_ablate.config.composition import cell_config, register, without_hydra
 from fpn_ablate.config.overrides import normalise
+from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
