@@ -36,6 +36,13 @@ def portable(cfg: Config) -> dict[str, Any]:
     return values
 
 
+def requested(cfg: Config) -> dict[str, Any]:
+    """Return what the configuration says of a run's figures."""
+    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
+    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
+    return config
+
+
 def fingerprint_inputs(
     cfg: Config,
     data: str,
@@ -56,7 +63,7 @@ def fingerprint_inputs(
         bf16: whether convolutions run in bf16 on the actual device.
     """
     return {
-        "config": _hashed_config(cfg),
+        "config": requested(cfg),
         "data": data,
         "weights": weights,
         "device": device,
@@ -67,12 +74,6 @@ def fingerprint_inputs(
         **({} if threads is None else {"threads": threads}),
         **({"bf16": True} if bf16 else {}),
     }
-
-
-def _hashed_config(cfg: Config) -> dict[str, Any]:
-    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
-    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
-    return config
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -92,7 +93,7 @@ def comparison_key(facts: dict[str, Any], factors: Iterable[str]) -> str:
 
 def config_key(cfg: Config) -> str:
     """Hash the configuration's share of `comparison_key`, which is known before data and weights are read."""
-    return digest(_without_factors(_hashed_config(cfg), (*cfg.factors, "seed")))
+    return digest(_without_factors(requested(cfg), (*cfg.factors, "seed")))
 
 
 def _without_factors(config: dict[str, Any], factors: Collection[str]) -> dict[str, Any]:
