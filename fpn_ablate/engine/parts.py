@@ -100,7 +100,7 @@ class RunningStatistics:
             parts[0] = part
         else:
             with self.ranks.connected():
-                dist.all_gather_into_tensor(parts, part, group=self.ranks.gpu_group)
+                dist.all_gather_into_tensor(parts.flatten(0, 1), part, group=self.ranks.gpu_group)
         shares = torch.cat([part.new_full((2 * norm.num_features,), 1 - norm.momentum) for norm in self.norms])
         statistics, calls = self.before
         for added, calls_of_part in parts:
