@@ -59,9 +59,7 @@ class RankGroup:
         self.processes: list[subprocess.Popen] = []
         launched = launched_rank()
         if launched and launched.size != job.gpus:
-            raise UserError(
-                f"gpus={job.gpus}, but WORLD_SIZE={launched.size} processes were launched: set gpus={launched.size}"
-            )
+            raise UserError(f"gpus={job.gpus}, but {launched.size} processes were launched: set gpus={launched.size}")
         visible = torch.cuda.device_count()
         if device.type == "cuda" and not launched and job.gpus > visible:
             raise UserError(f"gpus={job.gpus}: torch sees {visible} here; for GPUs of several machines use torchrun or srun")

@@ -40,8 +40,8 @@ def rows_at_once(cells: Sequence[Config]) -> int:
         from joblib import cpu_count
 
         alone = len(cells) == 1 or any(map(_uses_gpu, cells))
-        processes = max(threads, 1 + cells[0].workers)
-        jobs = 1 if alone else max(1, min(cpu_count() // processes, _memory() // MEMORY))
+        processes, ranks = max(threads, 1 + cells[0].workers), cells[0].gpus
+        jobs = 1 if alone else max(1, min(cpu_count() // processes, _memory() // MEMORY) // ranks)
     return min(jobs, len(cells))
 
 
