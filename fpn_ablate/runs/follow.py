@@ -6,12 +6,14 @@ from contextlib import suppress
 
 import torch
 
+from fpn_ablate.config.user_parts import describe
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.distributed import RankFailed, Ranks
 from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.runs import stages
 from fpn_ablate.runs.ranks import Work, meet
 from fpn_ablate.utils import signals
+from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.threads import num_threads
 
 
@@ -46,6 +48,10 @@ def _carry_out_all(ranks: Ranks) -> None:
 
 
 def _carry_out(work: Work, context: procedures.RunContext) -> None:
+    if describe(work.cfg.user_parts) != work.user_parts:
+        raise UserError(
+            "the files of a class of yours differ from those that rank 0 has read; start again to use them as they are"
+        )
     with num_threads(work.threads):
         supply = stages.prepare_proposals(context)
         stages.test(context, stages.train(context, supply))

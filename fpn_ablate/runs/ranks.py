@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.user_parts import describe
 from fpn_ablate.engine.distributed import ALONE, RankFailed, Ranks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import PACKAGE
@@ -36,6 +37,7 @@ class Work:
         job: the configuration of the job, whose inputs the runs that it builds on share; with rank 0's kind of device.
         cfg, folder, fingerprint, sources: those of `procedures.RunContext`.
         threads: CPU threads, which decide the last bits.
+        user_parts: what the user's parts are (`config.user_parts.describe`), which each process loads by itself.
     """
 
     job: Config
@@ -44,6 +46,7 @@ class Work:
     fingerprint: str
     sources: dict[str, Path]
     threads: int
+    user_parts: dict[str, dict[str, str]]
 
 
 class RankGroup:
@@ -71,7 +74,7 @@ class RankGroup:
                 self.ranks = self._start()
                 self.ranks.broadcast(self.device)
                 self.ranks = self.ranks.on(self.device)
-            self.ranks.broadcast(Work(self.job, cfg, folder, fingerprint, sources, threads))
+            self.ranks.broadcast(Work(self.job, cfg, folder, fingerprint, sources, threads, describe(cfg.user_parts)))
         return self.ranks
 
     def __enter__(self) -> "RankGroup":

@@ -1,8 +1,11 @@
 """A row on several processes: the results are those of one to the bit, and what befalls one of them is told in words."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import faulty_neck
@@ -125,12 +128,12 @@ def test_what_befalls_one_rank_ends_all_soon_and_the_run_goes_on_at_another_numb
     cell, tmp_path, monkeypatch, fault, error, words
 ):
     folder = write(tmp_path / "own", faulty_neck.FILES)
-    parts, children, popen = {"config_dir": folder}, [], subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    parts, groups, start = {"config_dir": folder}, [], ranks.RankGroup._start
+    monkeypatch.setattr(ranks.RankGroup, "_start", lambda group: groups.append(group) or start(group))
     monkeypatch.setenv("FAULT", fault)
     with pytest.raises(error, match=words) as raised:
         running.run(cell("several", "neck=faulty", "gpus=2", **parts))
-    assert all(child.poll() is not None for child in children) and len(children) == 1
+    assert [process.poll() is not None for group in groups for process in group.processes] == [True]
     if fault == "SIGTERM":
         assert raised.value.code == 143
     (file,) = (tmp_path / "several").rglob("record.json")
@@ -140,3 +143,69 @@ def test_what_befalls_one_rank_ends_all_soon_and_the_run_goes_on_at_another_numb
     assert resumed["cost"]["resumed_at"] == (1 if fault == "SIGTERM" else 0)
     running.run(one := cell("one", "neck=faulty", **parts))
     assert_equal(one, cell("several", "neck=faulty", **parts))
+
+
+COMMAND = ("-m", "fpn_ablate", *SHARED, "log.wandb=disabled")
+
+
+def started(arguments, *words, **variables):
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    return subprocess.Popen([sys.executable, *arguments, *words], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def followers_of(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "fpn_ablate.runs.follow" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed in /proc")
+@pytest.mark.parametrize("of_rank", [0, 1])
+def test_sigterm_to_any_process_of_a_command_leaves_a_checkpoint_and_exit_code_143(cell, tmp_path, of_rank):
+    steps, out = "recipe.steps=40", f"out={tmp_path / 'several'}"
+    process = started(COMMAND, steps, out, "gpus=2")
+    wait_for(lambda: any(file.read_text().count("\n") > 1 for file in tmp_path.rglob("metrics.jsonl")))
+    (follower,) = followers_of(process.pid)
+    os.kill([process.pid, follower][of_rank], signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    (file,) = (tmp_path / "several").rglob("checkpoint.pt")
+    assert json.loads(file.with_name("record.json").read_text())["status"] == "interrupted"
+    running.run(cell("several", steps, "gpus=4"))
+    running.run(cell("one", steps))
+    assert_equal(cell("one", steps), cell("several", steps))
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_or_srun_has_started_train_a_row_together(cell, tmp_path):
+    out = f"out={tmp_path / 'several'}"
+    torchrun = started(("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *COMMAND), out)
+    assert torchrun.wait(300) == 0
+    assert torchrun.stdout.read().count(": finished, ") == 1  # rank 0 alone writes
+    running.run(cell("one"))
+    assert_equal(cell("one"), cell("several"))
+    # Finished before: no process waits for another. As with srun, each is told its number.
+    address = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500 + os.getpid() % 1000}
+    processes = [started(COMMAND, out, RANK=rank, **address) for rank in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert "finished before" in processes[0].stdout.read() and not processes[1].stdout.read()
+    refused = started((*COMMAND, "-m"), out, RANK=0, **address), started(COMMAND, RANK=1, **address)
+    assert [process.wait(120) for process in refused] == [2, 0]
+
+
+@pytest.mark.slow
+def test_rows_that_joblib_runs_at_once_have_their_own_processes(cell, tmp_path):
+    out = f"out={tmp_path / 'several'}"
+    sweep = started(COMMAND, out, "-m", "ablation=fpn,c4", "gpus=2", "jobs=2")
+    assert sweep.wait(500) == 0
+    for row in ("fpn", "c4"):
+        running.run(cell("one", f"ablation={row}"))
+    assert_equal(cell("one"), cell("several"))
