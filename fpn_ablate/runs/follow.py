@@ -49,9 +49,7 @@ def _carry_out_all(ranks: Ranks) -> None:
 
 def _carry_out(work: Work, context: procedures.RunContext) -> None:
     if describe(work.cfg.user_parts) != work.user_parts:
-        raise UserError(
-            "the files of a class of yours differ from those that rank 0 has read; start again to use them as they are"
-        )
+        raise UserError("the files of a class of yours differ from those that rank 0 has read: start again to use them")
     with num_threads(work.threads):
         supply = stages.prepare_proposals(context)
         stages.test(context, stages.train(context, supply))
