@@ -1,17 +1,18 @@
 """A rank but the first: carry out, with the others, the runs that rank 0 sends. `python -m fpn_ablate.runs.follow`"""
 
 import os
+import socket
 import sys
 from contextlib import suppress
 
 import torch
 
-from fpn_ablate.config.user_parts import describe
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.distributed import RankFailed, Ranks
-from fpn_ablate.engine.inputs import prepare
+from fpn_ablate.engine.inputs import Inputs, prepare
 from fpn_ablate.runs import stages
 from fpn_ablate.runs.ranks import Work, meet
+from fpn_ablate.runs.state import Run
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.threads import num_threads
@@ -44,12 +45,18 @@ def _carry_out_all(ranks: Ranks) -> None:
     while work := ranks.broadcast():
         if work.job != job:
             job, inputs = work.job, prepare(work.job)
-        _carry_out(work, procedures.RunContext(work.cfg, inputs, work.folder, work.fingerprint, work.sources, _log, ranks))
+        _carry_out(work, inputs, ranks)
 
 
-def _carry_out(work: Work, context: procedures.RunContext) -> None:
-    if describe(work.cfg.user_parts) != work.user_parts:
-        raise UserError("the files of a class of yours differ from those that rank 0 has read: start again to use them")
+def _carry_out(work: Work, inputs: Inputs, ranks: Ranks) -> None:
+    run = Run(work.cfg, inputs, 0, work.threads)
+    different = [key for key in work.facts.keys() | run.facts.keys() if work.facts.get(key) != run.facts.get(key)]
+    if different:
+        raise UserError(
+            f"{socket.gethostname()}: {', '.join(sorted(different))} differ from rank 0's; all processes of a row need one "
+            "set of data, weights, code and kind of device, and one folder `out`"
+        )
+    context = procedures.RunContext(work.cfg, inputs, run.folder, run.fingerprint, work.sources, _log, ranks)
     with num_threads(work.threads):
         supply = stages.prepare_proposals(context)
         stages.test(context, stages.train(context, supply))

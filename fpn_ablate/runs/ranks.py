@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.config.user_parts import describe
 from fpn_ablate.engine.distributed import ALONE, RankFailed, Ranks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import PACKAGE
@@ -35,18 +35,15 @@ class Work:
 
     Attributes:
         job: the configuration of the job, whose inputs the runs that it builds on share; with rank 0's kind of device.
-        cfg, folder, fingerprint, sources: those of `procedures.RunContext`.
-        threads: CPU threads, which decide the last bits.
-        user_parts: what the user's parts are (`config.user_parts.describe`), which each process loads by itself.
+        cfg, sources: those of `procedures.RunContext`.
+        threads, facts: those of rank 0's `state.Run`.
     """
 
     job: Config
     cfg: Config
-    folder: Path
-    fingerprint: str
     sources: dict[str, Path]
     threads: int
-    user_parts: dict[str, dict[str, str]]
+    facts: dict[str, Any]
 
 
 class RankGroup:
@@ -67,14 +64,14 @@ class RankGroup:
         if device.type == "cuda" and not launched and job.gpus > visible:
             raise UserError(f"gpus={job.gpus}: torch sees {visible} here; for GPUs of several machines use torchrun or srun")
 
-    def send(self, cfg: Config, folder: Path, fingerprint: str, sources: dict[str, Path], threads: int) -> Ranks:
+    def send(self, cfg: Config, sources: dict[str, Path], threads: int, facts: dict[str, Any]) -> Ranks:
         """Let the other ranks begin with a run; return the ranks that carry it out."""
         if self.job.gpus > 1:
             if self.ranks.size == 1:
                 self.ranks = self._start()
                 self.ranks.broadcast(self.device)
                 self.ranks = self.ranks.on(self.device)
-            self.ranks.broadcast(Work(self.job, cfg, folder, fingerprint, sources, threads, describe(cfg.user_parts)))
+            self.ranks.broadcast(Work(self.job, cfg, sources, threads, facts))
         return self.ranks
 
     def __enter__(self) -> "RankGroup":

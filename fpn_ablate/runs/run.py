@@ -108,7 +108,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     facts = row_facts(cfg)
     sources = {role: _finish_source(run, source) for role, source in sources_of(cfg).items()}
     run.open_loggers()
-    ranks = run.group.send(cfg, run.folder, run.fingerprint, sources, run.threads)
+    ranks = run.group.send(cfg, sources, run.threads, run.facts)
     context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log, ranks)
     times = [time.monotonic()]
     supply = stages.prepare_proposals(context)
