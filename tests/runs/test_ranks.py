@@ -71,7 +71,7 @@ def assert_equal(a, b):
                 (*JOINT, SURE),
                 ("task=faster_rcnn", "task.training=four_step", SURE),
                 ("task=mask_rcnn", SURE),
-                ("ablation=retinanet/focal",),
+                ("ablation=retinanet/focal", "task.score_thresh=0.0"),
             )
         ),
         pytest.param(4, ("task=fast_rcnn", SURE), marks=pytest.mark.slow),
