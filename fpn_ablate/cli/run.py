@@ -30,8 +30,9 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         from fpn_ablate.runs.follow import follow
 
         return follow()
+    given = any(argument.startswith("gpus=") for argument in arguments)
     try:
-        return _run([*arguments, f"gpus={launched.size}"], config_dir)
+        return _run([*arguments, *([] if given else [f"gpus={launched.size}"])], config_dir)
     finally:
         from fpn_ablate.runs.ranks import dismiss
 
