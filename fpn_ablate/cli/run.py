@@ -13,6 +13,7 @@ from fpn_ablate.sweep.publish import unpublished
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.paths import CONF
+from fpn_ablate.utils.world import launched_rank
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -21,6 +22,24 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     Raises:
         UserError: a key or a value does not exist.
     """
+    launched = launched_rank()
+    if launched is None:
+        return _run(arguments, config_dir)
+    # The first process reads the command, and the others follow it. Both modules take seconds to import.
+    if launched.rank:
+        from fpn_ablate.runs.follow import follow
+
+        return follow()
+    given = any(argument.startswith("gpus=") for argument in arguments)
+    try:
+        return _run([*arguments, *([] if given else [f"gpus={launched.size}"])], config_dir)
+    finally:
+        from fpn_ablate.runs.ranks import dismiss
+
+        dismiss()
+
+
+def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
     folder = ["--config-dir", str(config_dir)] if config_dir else []
     overrides = normalise(arguments)
     check_files(overrides, config_dir)

@@ -26,6 +26,11 @@ class UserPart(BaseModel):
     def model_post_init(self, context: Any) -> None:
         self._folder = (context or {}).get("config_dir")
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave out the class, whose module another process has not imported: it loads the class from the same folder."""
+        state = super().__getstate__()
+        return state | {"__pydantic_private__": {**state["__pydantic_private__"], "_loaded": None}}
+
     @property
     def folder(self) -> Path | None:
         """Return the folder that `--config-dir` named; None without one."""

@@ -42,6 +42,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # integers that every
 Things = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Batch = Annotated[int, Field(strict=True, gt=0, le=10**5)]
 Workers = Annotated[int, Field(strict=True, ge=0, le=1024)]
+GPUs = Annotated[int, Field(strict=True, gt=0, le=1024)]
 Jobs = Annotated[int, Field(strict=True, gt=0, le=1024)]
 Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
 Grey = Annotated[float, Field(strict=True, ge=0, le=255)]
@@ -199,6 +200,7 @@ class Config(Strict):
     threads: Threads | None
     workers: Workers
     deterministic: bool | Literal["auto"]
+    gpus: GPUs = 1  # configurations of earlier runs lack it
     jobs: Jobs | Literal["auto"] = "auto"  # configurations of earlier runs lack it
     on_failure: Literal["continue", "stop"]
     data: Shapes | Coco = Field(discriminator="name")
@@ -272,6 +274,16 @@ class Config(Strict):
     def user_parts(self) -> dict[str, UserPart]:
         """Return those of `parts` whose class is the user's."""
         return {key: part for key, part in self.parts.items() if isinstance(part, UserPart)}
+
+    @model_validator(mode="after")
+    def _shares_parts(self) -> "Config":
+        parts = self.recipe.accumulate
+        if self.mode == "train" and parts % self.gpus:
+            raise ValueError(
+                f"gpus={self.gpus} cannot share the recipe.accumulate={parts} parts of an update evenly: set recipe.accumulate "
+                f"to a multiple, as {self.gpus}, for all rows of a table (it decides the last bits, gpus does not)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _starts(self) -> "Config":
@@ -373,4 +385,6 @@ class Config(Strict):
 
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, whether it is deterministic there, and a CPU's threads are (runs.identity.fingerprint_inputs).
-INCIDENTAL = ("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "jobs", "on_failure", "log")
+INCIDENTAL = (
+    *("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "gpus", "jobs", "on_failure", "log"),
+)

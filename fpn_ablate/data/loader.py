@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 
 import numpy as np
 import torch
@@ -123,14 +123,16 @@ def training_batches(
     workers: int = 0,
     group_by_aspect: bool = False,
     parts: int = 1,
+    ranks: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Load the batches of `steps`, for each of them `parts` batches of `batch_size / parts` images.
 
     A resumed run asks for the remaining steps. `group_by_aspect` puts images of similar shape into a step; see `step_batches`.
+    With `ranks` (this process, their number) it loads every W-th batch; W divides `parts`.
     """
     aspects = dataset.sizes[:, 1] / dataset.sizes[:, 0] if group_by_aspect else None
     batches = step_batches(len(dataset), batch_size, steps, seed, flip, parts, aspects)
-    return _loader(dataset, batches, resize, workers)
+    return _loader(dataset, islice(batches, ranks[0], None, ranks[1]), resize, workers)
 
 
 def evaluation_batches(
@@ -140,8 +142,9 @@ def evaluation_batches(
     batch_size: int,
     workers: int = 0,
     count: int | None,
+    ranks: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Load the first `count` images (None: all) once, in order."""
+    """Load the first `count` images (None: all) once, in order; with `ranks` (this process, their number) every W-th batch."""
     indices = [(i, False) for i in range(len(dataset) if count is None else min(count, len(dataset)))]
-    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)][ranks[0] :: ranks[1]]
     return _loader(dataset, batches, resize, workers)

@@ -10,6 +10,7 @@ import torch
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import evaluation_batches
 from fpn_ablate.data.transforms import Resize, to_native
+from fpn_ablate.engine.distributed import ALONE, Ranks
 from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.coco import DetectionSet, average_precision, average_recall, mask_name, proposal_name
 from fpn_ablate.model.detectors.two_stage import Detector
@@ -29,8 +30,9 @@ def predict(
     workers: int = 0,
     count: int | None = None,
     mask_threshold: float = 0.5,
+    ranks: Ranks = ALONE,
 ) -> DetectionSet:
-    """Run `predictor` on all images of `dataset`, or on the first `count`.
+    """Run `predictor` on all images of `dataset`, or on the first `count`; `ranks` share the batches, and get all detections.
 
     Boxes are in native pixels, best first per image; masks are pasted into the native images, where they are above
     `mask_threshold`.
@@ -42,8 +44,9 @@ def predict(
         resize=Resize.of(recipe),
         workers=workers,
         count=count,
+        ranks=(ranks.rank, ranks.size),
     )
-    ids, boxes, scores, labels, masks = [], [], [], [], []
+    by_batch = []
     for batch in batches:
         with autocast(recipe.bf16, device):
             predictions = predictor(batch.to(device))
@@ -51,6 +54,7 @@ def predict(
         predictions = map_tensors(predictions, lambda x: x.to("cpu", non_blocking=True))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        ids, boxes, scores, labels, masks = [], [], [], [], []
         for n, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes.tolist(), strict=True)):
             valid = predictions.valid[n]
             native_boxes = to_native(predictions.boxes[n][valid], size, native_sizes[image_id])
@@ -61,6 +65,8 @@ def predict(
                 labels.append(predictions.labels[n][valid].numpy())
             if predictions.masks is not None:
                 masks.append(paste(predictions.masks[n][valid], native_boxes.float(), native_sizes[image_id], mask_threshold))
+        by_batch.append((ids, boxes, scores, labels, masks))
+    ids, boxes, scores, labels, masks = (list(chain.from_iterable(x)) for x in zip(*ranks.gather(by_batch), strict=True))
     return DetectionSet(
         np.concatenate(ids),
         np.concatenate(boxes),
@@ -79,6 +85,7 @@ def propose(
     workers: int = 0,
     count: int | None = None,
     to_train: bool = False,
+    ranks: Ranks = ALONE,
 ) -> DetectionSet:
     """Propose on all images of `dataset`, or on the first `count`; `to_train`: as many as a second stage is trained on."""
     model.eval()
@@ -86,7 +93,7 @@ def propose(
     def proposals(batch: Batch) -> Proposals:
         return model.propose(batch.images, batch.sizes, to_train)
 
-    return predict(proposals, dataset, recipe, device, workers=workers, count=count)
+    return predict(proposals, dataset, recipe, device, workers=workers, count=count, ranks=ranks)
 
 
 def ground_truth(dataset: DetectionDataset, count: int | None) -> dict:

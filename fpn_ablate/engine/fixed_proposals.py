@@ -4,6 +4,7 @@ M proposals in all. Boxes are (M, 4) XYXY in native pixels, best first within an
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.proposals import index_of
+from fpn_ablate.engine.distributed import ALONE, Ranks
 from fpn_ablate.engine.evaluate import propose
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.structures.batch import DetectionDataset, Splits
@@ -47,12 +49,19 @@ class FixedProposals:
 
     @staticmethod
     def from_rpn(
-        model: Detector, splits: Splits, recipe: Recipe, device: torch.device, row: str, fingerprint: str, workers: int = 0
+        model: Detector,
+        splits: Splits,
+        recipe: Recipe,
+        device: torch.device,
+        row: str,
+        fingerprint: str,
+        workers: int = 0,
+        ranks: Ranks = ALONE,
     ) -> "FixedProposals":
         """Propose on both splits with the RPN of `model`."""
         (training, validation), count = splits, recipe.eval_images
-        train = propose(model, training, recipe, device, workers=workers, to_train=True)
-        val = propose(model, validation, recipe, device, workers=workers, count=count)
+        train = propose(model, training, recipe, device, workers=workers, to_train=True, ranks=ranks)
+        val = propose(model, validation, recipe, device, workers=workers, count=count, ranks=ranks)
         return FixedProposals(
             *(train.image_ids, train.boxes, np.asarray(training.image_ids)),
             *(val.image_ids, val.boxes, np.asarray(validation.image_ids[:count])),
@@ -61,19 +70,29 @@ class FixedProposals:
 
     @staticmethod
     def cached(
-        folder: Path, make: Callable[[], "FixedProposals"], splits: Splits, count: int | None, wait: bool = True
+        folder: Path,
+        make: Callable[[], "FixedProposals"],
+        splits: Splits,
+        count: int | None,
+        wait: bool = True,
+        ranks: Ranks = ALONE,
     ) -> "FixedProposals":
         """Read the cache in the folder of a finished run; without one, `make` and save. Concurrent runs wait for the first.
+
+        Of several `ranks`, all make a share, rank 0 saves, and all read.
 
         Raises:
             Held: another process makes it, and `wait` is False.
         """
-        with exclusive(folder / f".{PROPOSALS}.lock", f"{folder / PROPOSALS}", wait):
-            if not (folder / PROPOSALS).exists():
-                for leftover in folder.glob(f".{PROPOSALS}.[0-9]*"):  # of a process that was killed while writing
-                    leftover.unlink(missing_ok=True)
+        lock = exclusive(folder / f".{PROPOSALS}.lock", f"{folder / PROPOSALS}", wait) if ranks.first else nullcontext()
+        with lock:
+            if ranks.broadcast(not (folder / PROPOSALS).exists()):
                 proposals = make()
-                write_atomically(folder / PROPOSALS, lambda temporary: np.savez_compressed(temporary, **vars(proposals)))
+                if ranks.first:
+                    for leftover in folder.glob(f".{PROPOSALS}.[0-9]*"):  # of a process that was killed while writing
+                        leftover.unlink(missing_ok=True)
+                    write_atomically(folder / PROPOSALS, lambda temporary: np.savez_compressed(temporary, **vars(proposals)))
+            ranks.exchange()  # now it is written
         return FixedProposals.load(folder / PROPOSALS, splits, count, "remove it, and the next run makes it again")
 
     @staticmethod

@@ -17,6 +17,7 @@ from torch import nn
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources
 from fpn_ablate.data.proposals import WithProposals
+from fpn_ablate.engine.distributed import ALONE, Ranks
 from fpn_ablate.engine.fixed_proposals import FixedProposals
 from fpn_ablate.engine.inputs import Inputs
 from fpn_ablate.engine.train import batch_proposals, checkpointed_steps, place, read_checkpoint, train
@@ -47,6 +48,7 @@ class RunContext:
         sources: folders of the finished runs that `sources` names.
         log: takes the steps done and named values.
         wait: for proposals that another process makes; otherwise `Held` is raised.
+        ranks: processes that share the work; each has a context, and rank 0 alone writes.
     """
 
     cfg: Config
@@ -56,6 +58,7 @@ class RunContext:
     sources: dict[str, Path]
     log: Callable[[int, dict[str, float]], None]
     wait: bool = True
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
     def make() -> FixedProposals:
         return _propose(context, rpn, source["row"], source["fingerprint"])
 
-    fixed = FixedProposals.cached(folder, make, inputs.splits, context.cfg.recipe.eval_images, context.wait)
+    count = context.cfg.recipe.eval_images
+    fixed = FixedProposals.cached(folder, make, inputs.splits, count, context.wait, context.ranks)
     return ProposalSupply(fixed, rpn if context.cfg.procedure == "separate" else None)
 
 
@@ -192,9 +196,11 @@ def _train_four_step(context: RunContext, supply: ProposalSupply) -> Detector:
     second = _load(context, cfg, context.sources["second"], ("roi",))
     _freeze_trunk(second)
     third = _share_trunk(_build_initialised(context, ("rpn",)), second)
-    if not step3.exists():
+    if context.ranks.broadcast(not step3.exists()):
         _train(context, third, context.inputs.training, cfg.recipe.steps)
-        write_atomically(step3, lambda temporary: torch.save(third.state_dict(), temporary))
+        if context.ranks.first:
+            write_atomically(step3, lambda temporary: torch.save(third.state_dict(), temporary))
+        context.ranks.exchange()  # now it is written
     third.load_state_dict(read_checkpoint(step3))
     fixed = _propose(context, third, cfg.row, context.fingerprint)
     fourth = _build_initialised(context, ("roi",))
@@ -285,7 +291,8 @@ def _share_trunk(model: Detector, other: Detector) -> Detector:
 def _propose(context: RunContext, rpn: Detector, row: str, fingerprint: str) -> FixedProposals:
     """Propose on both splits; `row` and `fingerprint` are of the run that trained `rpn`."""
     inputs, cfg = context.inputs, context.cfg
-    return FixedProposals.from_rpn(rpn, inputs.splits, cfg.recipe, inputs.device, row, fingerprint, cfg.workers)
+    origin = (row, fingerprint)
+    return FixedProposals.from_rpn(rpn, inputs.splits, cfg.recipe, inputs.device, *origin, cfg.workers, context.ranks)
 
 
 def _train(
@@ -304,4 +311,5 @@ def _train(
         checkpoint=context.folder / checkpoint,
         log_every=cfg.log.every,
         report=lambda step, values: context.log(before + step, values),
+        ranks=context.ranks,
     )

@@ -1,9 +1,9 @@
 """Training loop: a plain loop over batches, with checkpoints."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fpn_ablate.config.schema import Recipe
 from fpn_ablate.data.loader import training_batches
 from fpn_ablate.data.transforms import Resize
+from fpn_ablate.engine.distributed import ALONE, Ranks
 from fpn_ablate.engine.optim import base_learning_rate, build_optimizer, learning_rate_factor, set_learning_rate
+from fpn_ablate.engine.parts import PartSum, RunningStatistics
 from fpn_ablate.model.detectors.two_stage import Detector
 from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.structures.batch import Batch, DetectionDataset
@@ -66,6 +68,7 @@ def train(
     checkpoint: Path | None = None,
     log_every: int = 1,
     report: Report = lambda step, values: None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train the parameters of `model` that are not frozen, in place, up to step `steps`.
 
@@ -73,15 +76,17 @@ def train(
 
     Args:
         seed: for the order and flips of images and for sampling anchors and RoIs.
-        report: called every `log_every` steps and after the last.
+        report: called every `log_every` steps and after the last, on rank 0.
+        ranks: share the parts of each update, of which `recipe.accumulate` says the number.
 
     Raises:
         Diverged: a loss is not finite; the message names the step, the loss and the images.
-        Stopped: a signal asked this process to stop; the checkpoint holds the step that was in progress.
+        Stopped: a signal asked this process, or another rank, to stop; the checkpoint holds the step that was in progress.
     """
     optimizer = build_optimizer(model, recipe.optimizer, model.backbone_parts.values())
     states = {"model": model, "optimizer": optimizer}
     start = load_checkpoint(checkpoint, states)["step"] if checkpoint else 0
+    _check_start(start, checkpoint, ranks)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     batches = training_batches(
         dataset,
@@ -93,37 +98,57 @@ def train(
         group_by_aspect=recipe.group_by_aspect,
         resize=Resize.of(recipe),
         workers=workers,
+        ranks=(ranks.rank, ranks.size),
     )
     base = base_learning_rate(recipe.optimizer, recipe.batch_size)
     model.train()
+    statistics = RunningStatistics(model, recipe.accumulate, ranks)
     for step in range(start, steps):
         rate = base * learning_rate_factor(step, steps, recipe.schedule)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        losses, image_ids = _backward(model, islice(batches, recipe.accumulate), recipe, device, (seed, step))
+        sums = PartSum(trained, ranks)
+        image_ids = _backward(model, batches, recipe, device, (seed, step), sums, statistics)
+        losses, stop = sums.finish()
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
         done = step + 1
         # Reading a loss waits for the GPU, so there it is read only to log or save. A NaN lasts until then and is not saved.
         logged = done % log_every == 0 or done == steps
-        stop = signals.pending_signal()
         # Also after the last step: a run killed during evaluation need not train again.
         saved = checkpoint and (stop or done == steps or done % recipe.checkpoint_every == 0)
         if logged or saved or device.type == "cpu":
-            values = _check_finite(losses, step, image_ids)
-        if logged:
+            values = _check_finite(losses, step, image_ids, ranks)
+        if logged and ranks.first:
             report(done, {**values, "lr": rate})
         optimizer.step()
-        if checkpoint and saved:
+        if checkpoint and saved and ranks.first:
             save_checkpoint(checkpoint, states, step=done)
         if stop:
-            signals.raise_if_stopped()
+            raise signals.Stopped(stop)
+
+
+def _check_start(start: int, checkpoint: Path | None, ranks: Ranks) -> None:
+    """Check that all ranks go on from the same step, where they are on several machines.
+
+    Raises:
+        UserError: a rank does not read the checkpoint that rank 0 reads.
+    """
+    expected = ranks.broadcast(start)
+    if start != expected:
+        raise UserError(f"{checkpoint}: this machine sees step {start} there, that of rank 0 step {expected}: share the folder")
 
 
 def _backward(
-    model: Detector, parts: Iterable[Batch], recipe: Recipe, device: torch.device, key: tuple[int, int]
-) -> tuple[dict[str, Tensor], list[int]]:
-    """Accumulate the gradients of one update over the `parts` of its batch; return its losses and image ids.
+    model: Detector,
+    batches: Iterator[Batch],
+    recipe: Recipe,
+    device: torch.device,
+    key: tuple[int, int],
+    sums: PartSum,
+    statistics: RunningStatistics,
+) -> list[list[int]]:
+    """Add up the gradients and losses of one update over the parts of its batch; return the image ids of this rank's parts.
 
     The losses of a part are means over its samples; the losses of the update are means over the parts, as on the paper's 8 GPUs
     with 2 images each. These equal the means over the whole batch if each image yields its full number of samples, as nearly
@@ -134,28 +159,30 @@ def _backward(
         key: seed and step. The samples of a part depend on them and on its number alone: a resumed training needs no state, and
             whatever process computes a part draws the same.
     """
-    losses: dict[str, Tensor] = {}
     image_ids = []
-    for number, batch in enumerate(parts):
-        batch = batch.to(device)
+    for number in sums.ranks.share(range(recipe.accumulate)):
+        batch = next(batches).to(device)
         generators = partial(torch_generator, *key, number, device=device)
         torch.manual_seed(seeding.key(*key, number, "layers"))  # for layers that draw by themselves: a user's dropout
+        statistics.begin_part()
         with autocast(recipe.bf16, device):
             part_losses = model.losses(batch.images, batch_targets(batch), generators, batch_proposals(batch))
         shares = {name: loss / recipe.accumulate for name, loss in part_losses.items()}
         torch.stack(list(shares.values())).sum().backward()
-        losses = {name: losses.get(name, 0) + share.detach() for name, share in shares.items()}
-        image_ids += batch.image_ids
-    return losses, image_ids
+        sums.add({name: share.detach() for name, share in shares.items()}, signals.pending_signal())
+        statistics.add_parts()
+        image_ids.append(batch.image_ids)
+    return image_ids
 
 
-def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[int]) -> dict[str, float]:
-    """Return the losses as floats, or raise `Diverged` for the first that is not finite."""
+def _check_finite(losses: dict[str, Tensor], step: int, image_ids: list[list[int]], ranks: Ranks) -> dict[str, float]:
+    """Return the losses as floats, or raise `Diverged` for the first that is not finite, on all ranks alike."""
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for a GPU
     for name, value in values.items():
         if not math.isfinite(value):
+            images = list(chain.from_iterable(ranks.gather(image_ids)))
             raise Diverged(
-                f"diverged at step {step}: {name} is {value} (losses {values}, images {image_ids}); "
+                f"diverged at step {step}: {name} is {value} (losses {values}, images {images}); "
                 "lower recipe.optimizer.lr or set recipe.clip_norm"
             )
     return values

@@ -9,8 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,18 +21,19 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.cost import end_to_end_latency_ms, end_to_end_memory_mib, peak_memory_mib, reset_peak_memory
-from fpn_ablate.engine.evaluate import evaluate, predict
+from fpn_ablate.engine.evaluate import evaluate
 from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
-from fpn_ablate.runs import artifacts, skip
+from fpn_ablate.runs import artifacts, skip, stages
+from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import REQUIRED, find_run, is_finished, run_lock
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.errors import Diverged, UserError, first_line
+from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import Held, exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
@@ -50,7 +50,8 @@ def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
         Held: another process works on the run or on what it builds on, and `wait` is False.
     """
     start, inputs = time.time(), prepare(cfg, wait)
-    outcome = _run(Run(cfg, inputs, job, wait=wait))
+    with RankGroup(cfg, inputs.device) as group:
+        outcome = _run(Run(cfg, inputs, job, wait=wait, group=group))
     skip.write_skip_entry(cfg, inputs, outcome["fingerprint"], start)
     return outcome
 
@@ -63,11 +64,13 @@ def run_sources(cfg: Config, job: int = 0) -> None:
         As `run`.
     """
     start, inputs = time.time(), prepare(cfg)
-    run, sources = Run(cfg, inputs, job, wait=False), sources_of(cfg)
-    with num_threads(run.threads):
-        folders = {role: _finish_source(run, source) for role, source in sources.items()}
-        context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, folders, run.log, run.wait)
-        procedures.prepare_proposals(context)
+    sources = sources_of(cfg)
+    with RankGroup(cfg, inputs.device) as group:
+        run = Run(cfg, inputs, job, wait=False, group=group)
+        with num_threads(run.threads):
+            folders = {role: _finish_source(run, source) for role, source in sources.items()}
+            context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, folders, run.log, run.wait)
+            stages.prepare_proposals(context)  # of several ranks, by this one alone
     for source in sources.values():
         skip.write_skip_entry(source, inputs, Run(source, inputs, job, run.threads).fingerprint, start)
 
@@ -127,27 +130,20 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     facts = row_facts(cfg)
     sources = {role: _finish_source(run, source) for role, source in sources_of(cfg).items()}
     run.open_loggers()
-    context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log, run.wait)
+    ranks = run.group.send(cfg, sources, run.threads, run.facts)
+    context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log, run.wait, ranks)
     times = [time.monotonic()]
-    fewer = f"recipe.eval_batch_size below {recipe.eval_batch_size}"
-    with _out_of_memory(fewer):
-        supply = procedures.prepare_proposals(context)
+    supply = stages.prepare_proposals(context)
     times.append(time.monotonic())
     reset_peak_memory(inputs.device)
-    more = f"recipe.accumulate above {recipe.accumulate}, for all rows: the same update from fewer images at a time"
-    with _out_of_memory(more):
-        trained = procedures.train_or_load(context, supply)
+    trained = stages.train(context, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
-    validation, count = trained.validation, recipe.eval_images
-    with _out_of_memory(fewer):
-        settings = {"workers": cfg.workers, "count": count, "mask_threshold": trained.mask_threshold}
-        detections = predict(trained.predict, validation, recipe, inputs.device, **settings)
-        proposals = predict(trained.propose, validation, recipe, inputs.device, **settings) if trained.propose else None
+    detections, proposals = stages.test(context, trained)
     write_atomically(run.folder / DETECTIONS, detections.save)
     if proposals is not None:
         write_atomically(run.folder / PROPOSED, proposals.save)
-    evaluated = evaluate(detections, inputs.validation, count, proposals)
+    evaluated = evaluate(detections, inputs.validation, recipe.eval_images, proposals)
     evaluated["images"] |= {"trained_on": True} if inputs.trains_on_validation else {}
     run.log(cfg.steps, {name: value for name, value in evaluated["metrics"].items() if value is not None})
     times.append(time.monotonic())
@@ -177,18 +173,9 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _out_of_memory(setting: str) -> Iterator[None]:
-    """Name the setting that needs less memory."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"out of memory: set {setting} ({first_line(error)})") from None
-
-
 def _finish_source(run: Run, cfg: Config) -> Path:
     """Return the folder of a run on the same inputs that `run` builds on; carry that run out unless it is finished."""
-    source = Run(cfg, run.inputs, run.job, run.threads, run.wait)
+    source = Run(cfg, run.inputs, run.job, run.threads, run.wait, run.group)
     folder = find_run(cfg.out, cfg.seed, source.fingerprint)
     if folder is None:
         folder = source.folder

@@ -13,6 +13,7 @@ from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
 from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.runs import environment, identity
+from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
@@ -32,6 +33,7 @@ class Run:
         threads: CPU threads; if not given and threads=null, those of an earlier start or of the runs that it builds on, or
             torch's own choice.
         wait: for locks that other processes hold; otherwise `Held` is raised.
+        group: the processes that carry it out.
         facts: everything that decides the figures (`identity.fingerprint_inputs`).
         built_on: fingerprint -> training seconds of the runs that it builds on.
         resumed_at: steps that an earlier start has done; the times in the record do not include them.
@@ -42,6 +44,7 @@ class Run:
     job: int
     threads: int | None = None
     wait: bool = True
+    group: RankGroup | None = None
     facts: dict[str, Any] = field(init=False)
     folder: Path = field(init=False)
     built_on: dict[str, float] = field(default_factory=dict)

@@ -34,6 +34,7 @@ from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.gpus import claim_gpus
 from fpn_ablate.utils.locks import Held, is_free
+from fpn_ablate.utils.world import launched_rank
 
 # Environment variables. STOP: a file of the sweep that holds the first failure, if on_failure=stop. SOURCES: a job carries out
 # only what its row builds on.
@@ -81,15 +82,16 @@ def run_job(composed: DictConfig) -> Deferred | None:
 
 def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
     """Run a cell, or only what it builds on. `job`: its position in the sweep; None: a single run, which waits for locks."""
-    if cfg.device != "cpu":
-        claim_gpus()
+    launched = launched_rank()  # by torchrun or srun, which share the GPUs out and would end if this rank came back later
+    if cfg.device != "cpu" and not launched:
+        claim_gpus(cfg.gpus)
     from fpn_ablate.runs.run import run, run_sources  # takes seconds, which a job that must not begin does not have
 
     try:
         if SOURCES in os.environ:
             run_sources(cfg, job or 0)
         else:
-            run(cfg, job or 0, wait=job is None)
+            run(cfg, job or 0, wait=job is None or bool(launched))
     except Held as held:
         return Deferred(str(held.path.resolve()), held.task)
     return None

@@ -115,12 +115,12 @@ def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:
         if len(cells) == 1:
             jobs = 1
         elif any(cfg.device != "cpu" for cfg in cells) and visible_gpus():
-            jobs = max(1, len(free_gpus()))
+            jobs = max(1, len(free_gpus()) // cells[0].gpus)
         elif any(map(_uses_gpu, cells)):
             jobs = 1
         else:
-            processes = max(threads, 1 + cells[0].workers)
-            jobs = max(1, min(cpu_count() // processes, _memory() // MEMORY))
+            processes = max(threads, 1 + cells[0].workers) * cells[0].gpus
+            jobs = max(1, min(cpu_count() // processes, _memory() // (MEMORY * cells[0].gpus)))
     return min(jobs, len(cells))
 
 

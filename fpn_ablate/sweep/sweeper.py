@@ -31,6 +31,8 @@ from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
+from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.world import launched_rank
 
 
 class DropJobConfigs(Callback):
@@ -61,6 +63,10 @@ class TableSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         with as_hydra_error(exit_on_error=True):
+            if launched_rank():
+                raise UserError(
+                    "torchrun starts the processes of one row: leave out -m, or sweep without torchrun, with gpus=N"
+                )
             check_writable(self.config.out)  # before Hydra writes its own file there
         os.environ[jobs.STOP] = str(self.launcher.stop_file)
         try:

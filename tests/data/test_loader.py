@@ -186,6 +186,12 @@ def test_a_step_in_parts_is_collated_part_by_part():
     assert flat(batch.image_ids for batch in parts) == flat(batch.image_ids for batch in whole)
 
 
+def test_ranks_load_every_batch_between_them():
+    for load, options in ((training, {"parts": 4}), (evaluation, {})):
+        whole, shares = load(**options), [load(**options, ranks=(rank, 2)) for rank in range(2)]
+        assert len(whole) == sum(map(len, shares)) and all(same(batch, shares[n % 2][n // 2]) for n, batch in enumerate(whole))
+
+
 def test_grouped_batches_come_from_the_sizes_of_the_set():
     aspects = Numbered.sizes[:, 1] / Numbered.sizes[:, 0]
     for workers in (0, 2):
@@ -195,8 +201,9 @@ def test_grouped_batches_come_from_the_sizes_of_the_set():
         assert len(expected) == len(batches) == 12
 
 
-def evaluation(count=None, workers=0):
-    return list(evaluation_batches(Numbered(), batch_size=4, resize=Resize(32, 64), workers=workers, count=count))
+def evaluation(count=None, workers=0, **options):
+    options |= {"batch_size": 4, "resize": Resize(32, 64), "workers": workers}
+    return list(evaluation_batches(Numbered(), count=count, **options))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(None, 10), (10, 10), (6, 6), (99, 10), (1, 1)])

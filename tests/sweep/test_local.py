@@ -36,6 +36,7 @@ def machine(monkeypatch):
         (8, 1, False, 6, [], 1),
         (8, 64, False, 6, ["threads=4"], 2),
         (2, 64, False, 6, ["threads=4"], 1),
+        (8, 64, False, 6, ["gpus=2", "recipe.accumulate=2"], 4),  # on a CPU: processes
         (8, 64, True, 6, [], 1),
         (8, 64, True, 6, ["device=cpu"], 6),
         (8, 64, False, 1, [], 1),
