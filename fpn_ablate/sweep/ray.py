@@ -1,0 +1,111 @@
+"""Run the jobs of a sweep as tasks of Ray, on this machine or on a cluster.
+
+Hydra's own launcher for Ray loses all returns of a batch when one process is killed, leaves the jobs on a cluster without the
+sweep's environment and folder, and needs an old cloudpickle. `hydra.launcher.ray` has the same keys.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fpn_ablate.sweep.checks import as_hydra_error
+from fpn_ablate.sweep.jobs import WorkerKilled
+from fpn_ablate.utils.errors import UserError
+
+# Environment variables that a job reads; the nodes of a cluster have those of `ray start`.
+HANDED_OVER = ("FPN_ABLATE_", "PYTHONPATH", "OMP_", "MKL_", "WANDB_", "TORCH_", "XDG_CACHE_HOME", "HF_", "HYDRA_FULL_ERROR")
+
+
+class RayLauncher(Launcher):
+    """Launch each job as a task of Ray: `hydra/launcher=ray`."""
+
+    def __init__(self, ray: DictConfig) -> None:
+        self.settings: dict[str, Any] = OmegaConf.to_container(ray, resolve=True)  # type: ignore[assignment]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        with as_hydra_error(exit_on_error=True):
+            _connect(self.settings["init"])
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import ray
+
+        task, state = ray.remote(_run_in).options(**self._options()), Singleton.get_state()
+        references = [
+            task.remote(os.getcwd(), number, list(job), self.hydra_context, self.config, self.task_function, state)
+            for number, job in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        try:
+            return [_wait_for(reference, job) for reference, job in zip(references, job_overrides, strict=True)]
+        except KeyboardInterrupt:
+            for reference in references:
+                ray.cancel(reference)  # Ctrl-C in the job: it finishes its step and saves a checkpoint
+            ray.wait(references, num_returns=len(references))
+            raise
+
+    def _options(self) -> dict[str, Any]:
+        import ray
+
+        options = dict(self.settings["remote"])
+        if options.get("num_gpus") is None:
+            options["num_gpus"] = int(self.config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+        environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
+        runtime = options.get("runtime_env") or {}
+        return options | {"runtime_env": runtime | {"env_vars": environment | runtime.get("env_vars", {})}}
+
+
+def _connect(settings: dict[str, Any]) -> None:
+    """Start Ray, or connect to a cluster.
+
+    Raises:
+        UserError: Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError('hydra/launcher=ray: Ray is not installed; pip install "fpn-ablate[ray]"') from None
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if not ray.is_initialized():
+            ray.init(**settings)
+    except (ConnectionError, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"hydra.launcher.ray.init: {error}") from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's would end the sweep without a checkpoint
+
+
+def _run_in(folder: str, number: int, job: list[str], *context: Any) -> JobReturn:
+    """Run a job in the folder of the sweep, from which relative paths count; called in a process of Ray's."""
+    if not Path(folder).is_dir():
+        error = UserError(f"{folder}: node {os.uname().nodename} has no such folder; start the sweep in one that all nodes share")
+        return _failed(job, error)
+    from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+    os.chdir(folder)
+    return execute_job(number, job, *context)
+
+
+def _wait_for(reference: Any, job: Sequence[str]) -> JobReturn:
+    """Wait for a task; if its process was killed, its return is a failed one."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # raised outside the job, as by its configuration
+        return _failed(job, error.as_instanceof_cause())
+    except ray.exceptions.RayError as error:
+        return _failed(job, WorkerKilled(f"Ray lost its process: {' '.join(str(error).split())}"))
+
+
+def _failed(job: Sequence[str], error: Exception) -> JobReturn:
+    job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
+    job_return.return_value = error
+    return job_return
