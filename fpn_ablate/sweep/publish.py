@@ -45,7 +45,7 @@ def start_progress(cells: Iterable[Config]) -> None:
             ]
             plan.write_plan(Path(out, "runs"), planned, versions.core_version())
             if live.is_enabled():
-                live.start(Path(out), _experiments())
+                live.start(Path(out), definition_folders())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
@@ -55,7 +55,7 @@ def check_definitions(cells: Iterable[Config]) -> None:
     Raises:
         UserError: a file is not valid.
     """
-    if folders := _experiments()[1:]:
+    if folders := definition_folders()[1:]:
         for table in sorted({cfg.table for cfg in cells}):
             find_definition(table, (), folders)
 
@@ -102,7 +102,7 @@ def publish(cells: Iterable[Config]) -> None:
 
 
 def _publish(cells: list[Config], out: Path) -> None:
-    runs, experiments = out / "runs", _experiments()
+    runs, experiments = out / "runs", definition_folders()
     state = up_to_date.source_digest(runs, experiments)  # before the records are read, which may change meanwhile
     frame, errors = load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
@@ -173,7 +173,7 @@ def _is_requested(cfg: Config, record: dict[str, Any]) -> bool:
     return cfg.device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
 
 
-def _experiments() -> list[Path]:
+def definition_folders() -> list[Path]:
     """List the folders of table definitions: ours, then those of --config-dir and of the search path, which override ours."""
     hydra = GlobalHydra.instance()
     sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []

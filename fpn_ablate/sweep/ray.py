@@ -85,7 +85,9 @@ def _connect(settings: dict[str, Any]) -> None:
 def _run_in(folder: str, number: int, job: list[str], *context: Any) -> JobReturn:
     """Run a job in the folder of the sweep, from which relative paths count; called in a process of Ray's."""
     if not Path(folder).is_dir():
-        error = UserError(f"{folder}: node {os.uname().nodename} has no such folder; start the sweep in one that all nodes share")
+        error = UserError(
+            f"{folder}: {os.uname().nodename} has no such folder; start the sweep in one that all nodes share"
+        )
         return _failed(job, error)
     from hydra_plugins.hydra_joblib_launcher._core import execute_job
 

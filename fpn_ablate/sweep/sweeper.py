@@ -60,7 +60,11 @@ class TableSweeper(BasicSweeper):
             return returns
         finally:
             del os.environ[jobs.STOP]
-            publish(self.cells)
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish the tables of all cells."""
+        publish(self.cells)
 
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
