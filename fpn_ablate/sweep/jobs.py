@@ -26,6 +26,7 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable
+from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared import shared_sources
 from fpn_ablate.utils import signals
@@ -50,8 +51,10 @@ class Deferred:
     task: str
 
 
-def run_job(composed: DictConfig) -> Deferred | None:
-    """Run one cell; Hydra calls this for each job, in any process. In a sweep it does not wait for another process.
+def run_job(composed: DictConfig) -> Deferred | float | None:
+    """Run one cell; Hydra calls this for each job, in any process. In our sweeps it waits for no other process.
+
+    Return the value of the cell's objective, for sweepers that search; None if it is undefined.
 
     What is heavy is imported here, so that a mistyped key and a finished cell are reported at once.
     """
@@ -66,28 +69,30 @@ def run_job(composed: DictConfig) -> Deferred | None:
             cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
             check_parts(cfg)
             check_writable(cfg.out)
+            if cfg.objective:
+                objective_column(cfg)
             cells.append(cfg)
-            if not skip.report_if_finished(cfg):
-                with job_scope(cfg.on_failure):
-                    return _run_or_defer(cfg, None if single else context.job.num)
-        return None
+            if skip.report_if_finished(cfg):
+                return objective(cfg, skip.finished_record(cfg))
+            with job_scope(cfg.on_failure):
+                # A sweeper that is not ours would not launch a deferred job again.
+                return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
     finally:
         if single:
             publish(cells)
 
 
-def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
-    """Run a cell, or only what it builds on. `job`: its position in the sweep; None: a single run, which waits for locks."""
+def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:
+    """Run a cell, or only what it builds on. `job`: its position in the sweep."""
     from fpn_ablate.runs.run import run, run_sources  # takes seconds, which a job that must not begin does not have
 
     try:
         if SOURCES in os.environ:
-            run_sources(cfg, job or 0)
-        else:
-            run(cfg, job or 0, wait=job is None)
+            return run_sources(cfg, job)
+        record = run(cfg, job, wait)
     except Held as held:
         return Deferred(str(held.path.resolve()), held.task)
-    return None
+    return objective(cfg, record)
 
 
 def _use_platform_start_method() -> None:

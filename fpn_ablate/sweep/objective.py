@@ -32,12 +32,14 @@ def objective_column(cfg: Config, metrics: Mapping[str, Any] | None = None) -> M
     return column
 
 
-def objective(cfg: Config, record: Mapping[str, Any]) -> float | None:
-    """Return the value of a finished run's objective, in the unit of its table; None where it is undefined, as without objects.
+def objective(cfg: Config, record: Mapping[str, Any] | None) -> float | None:
+    """Return the value of a run's objective, in the unit of its table; None without a record, or where it is undefined.
 
     Raises:
         UserError: the table has no such column.
     """
+    if record is None:
+        return None
     column = objective_column(cfg, record["metrics"])
     flat = flatten(dict(record))
     keys = [] if column is None else [f"metrics.{column.instead}", column.source or f"metrics.{column.key}"]

@@ -58,7 +58,7 @@ class OptunaSweeper(TableSweeper):
         self, n_trials: int, n_jobs: int, direction: str, sampler: DictConfig, params: dict[str, str] | None = None
     ) -> None:
         super().__init__(params=params)
-        self.n_trials, self.n_jobs = n_trials, n_jobs
+        self.n_trials, self.at_once = n_trials, n_jobs
         with as_hydra_error(exit_on_error=True):
             self.study = _create_study(direction, sampler)
         self.trials: list[Trial] = []
@@ -108,7 +108,7 @@ class OptunaSweeper(TableSweeper):
 
     def _ask(self) -> None:
         batch = []
-        for _ in range(min(self.n_jobs, self.n_trials - len(self.trials))):
+        for _ in range(min(self.at_once, self.n_trials - len(self.trials))):
             proposal = self.study.ask(self.space)
             # Four digits, since they become part of a recipe's name.
             params = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in proposal.params.items()}
@@ -139,12 +139,10 @@ class OptunaSweeper(TableSweeper):
 
     def _value(self, job: Sequence[str], cfg: Config) -> float | None:
         value = self.values.get(tuple(job))
-        if value is None and (record := skip.finished_record(cfg)):  # finished before
-            value = objective(cfg, record)
-        return value
+        return objective(cfg, skip.finished_record(cfg)) if value is None else value  # if finished before
 
     def publish(self) -> None:
-        """Print the trials, and publish the table of the best one: each recipe has a table of its own, and there are many."""
+        """Write the table of the best trial, since each recipe has a table of its own, and print the best trials."""
         self._tell()  # also of trials that finished before a signal stopped the others
         finished = [trial for trial in self.trials if trial.value is not None]
         ordered = sorted(finished, key=lambda trial: trial.value, reverse=self.study.direction.name == "MAXIMIZE")
@@ -152,7 +150,8 @@ class OptunaSweeper(TableSweeper):
             publish(self.cells)
             return
         best = ordered[0].cells[0]
-        publish([cfg for cfg in self.cells if (cfg.table, cfg.recipe.name) == (best.table, best.recipe.name)])
+        names = best.table, best.recipe.name
+        publish([cfg for cfg in self.cells if (cfg.table, cfg.recipe.name) == names], printed=False)
         column = objective_column(best, (skip.finished_record(best) or {}).get("metrics"))
         Console(highlight=False).print(_trials_table(ordered, column.title if column else ""))
         failed = len(self.trials) - len(finished)

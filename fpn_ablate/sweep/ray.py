@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.sweep.checks import as_hydra_error
-from fpn_ablate.sweep.jobs import WorkerKilled
+from fpn_ablate.sweep.jobs import killed_return
 from fpn_ablate.utils.errors import UserError
 
 # Environment variables that a job reads; the nodes of a cluster have those of `ray start`.
@@ -85,9 +85,7 @@ def _connect(settings: dict[str, Any]) -> None:
 def _run_in(folder: str, number: int, job: list[str], *context: Any) -> JobReturn:
     """Run a job in the folder of the sweep, from which relative paths count; called in a process of Ray's."""
     if not Path(folder).is_dir():
-        error = UserError(
-            f"{folder}: {os.uname().nodename} has no such folder; start the sweep in one that all nodes share"
-        )
+        error = UserError(f"{folder}: {os.uname().nodename} has no such folder; start the sweep in one that all nodes share")
         return _failed(job, error)
     from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
@@ -104,7 +102,7 @@ def _wait_for(reference: Any, job: Sequence[str]) -> JobReturn:
     except ray.exceptions.RayTaskError as error:  # raised outside the job, as by its configuration
         return _failed(job, error.as_instanceof_cause())
     except ray.exceptions.RayError as error:
-        return _failed(job, WorkerKilled(f"Ray lost its process: {' '.join(str(error).split())}"))
+        return killed_return(job, f"Ray lost its process: {' '.join(str(error).split())}")
 
 
 def _failed(job: Sequence[str], error: Exception) -> JobReturn:

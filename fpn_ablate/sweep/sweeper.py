@@ -1,9 +1,10 @@
 """Hydra's basic sweeper, which first checks all cells together, skips finished ones, and publishes the tables at its end."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,7 +22,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
-from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
+from fpn_ablate.sweep.publish import check_definitions, publish, publish_records, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 
@@ -31,6 +32,22 @@ class DropJobConfigs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
+
+
+class PublishOtherSweeps(Callback):
+    """Note when a sweep begins whose sweeper is not ours; `publish_noted` publishes its tables, also if a row has failed."""
+
+    noted: ClassVar[list[tuple[str, float]]] = []  # out, start
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.hydra.sweeper._target_.startswith("hydra_plugins.fpn_ablate_"):
+            self.noted.append((config.out, time.time()))
+
+
+def publish_noted() -> None:
+    """Publish the tables of the sweep that was noted; called once Hydra has ended."""
+    while PublishOtherSweeps.noted:
+        publish_records(*PublishOtherSweeps.noted.pop())
 
 
 class TableSweeper(BasicSweeper):
