@@ -1,0 +1,118 @@
+"""Interrupt and kill sweeps over Ray, on this machine and on a cluster, and compare their results with those of a local sweep.
+
+    python scripts/drills/ray_cluster.py
+
+A sweep of 6 rows x 2 seeds gets Ctrl-C, is started again, and loses a worker to SIGKILL: once with a Ray of its own, and once on a
+cluster that runs already, in another folder and without the sweep's environment. Needs pip install "fpn-ablate[ray]". Writes
+results/reference/reliability/ray.json.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kills import EQUAL, _children, contents, differences, finished, outcome
+from reliability import OUTCOMES, save
+
+ROWS = ["ablation=c4,c5,fpn,bottom_up,no_lateral,finest", "seed=0,1"]
+COMMAND = ["-m", *ROWS, "recipe=smoke", "device=cpu", "threads=1", "log.wandb=disabled"]
+ADDRESS, CLIENT_PORT = "127.0.0.1:6399", "9990"
+# Ray 2.60 asks for a token on clusters; this one listens on the loopback interface alone.
+ENVIRONMENT = {"FPN_ABLATE_PAGE": "off", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+PATIENCE = 600  # seconds
+
+
+def start(folder: Path, extra: Sequence[str]) -> subprocess.Popen:
+    """Start the sweep in a process group of its own; `out` is a relative path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("a") as log:
+        command = [sys.executable, "-m", "fpn_ablate", *COMMAND, *extra, "out=results"]
+        environment = os.environ | ENVIRONMENT
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+@contextmanager
+def cluster(work: Path) -> Iterator[int]:
+    """Start a cluster of one node with two processors in a folder of its own; yield the process that its raylet belongs to."""
+    clean = {name: os.environ[name] for name in ("HOME", "PATH")} | {"RAY_AUTH_MODE": "disabled"}
+    options = ["--node-ip-address=127.0.0.1", f"--port={ADDRESS.split(':')[1]}", f"--ray-client-server-port={CLIENT_PORT}"]
+    command = ["ray", "start", "--head", "--block", *options, "--num-cpus=2", "--include-dashboard=false"]
+    with (work / "cluster.txt").open("w") as log:
+        process = subprocess.Popen(
+            [*command, f"--temp-dir={work}"], cwd=work, env=clean, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in (work / "cluster.txt").read_text())
+        yield process.pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def wait_for(condition) -> None:
+    """Wait until `condition()` is true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit("the drill waited in vain")
+        time.sleep(0.05)
+
+
+def disturb(folder: Path, extra: Sequence[str], ray_parent: int | None = None) -> list[str]:
+    """Interrupt a sweep, start it again and kill one of its workers; return the findings.
+
+    `ray_parent`: the process that Ray belongs to; the sweep's own by default.
+    """
+    findings, results = [], folder / "results"
+    process = start(folder, extra)
+    wait_for(lambda: len(finished(results)) >= 2)
+    os.killpg(process.pid, signal.SIGINT)
+    code = process.wait()
+    findings += [f"{folder.name}: exit code {code} after Ctrl-C"] * (code != 130)
+    records = list(results.glob("runs/*/*/*/*/record.json"))
+    findings += [f"{folder.name}: {file.parent.name} is left as running" for file in records if '"running"' in file.read_text()]
+    before = len(finished(results))
+    process = start(folder, extra)
+    wait_for(lambda: len(finished(results)) >= before + 2)
+    workers: list[int] = []
+    while not workers:
+        workers = [w for raylet in _children(ray_parent or process.pid, "raylet") for w in _children(raylet, "ray::_run_in")]
+    os.kill(workers[0], signal.SIGKILL)
+    code = process.wait()
+    return findings + [f"{folder.name}: exit code {code} after a worker was killed"] * (code != 0)
+
+
+def main() -> int:
+    """Run the drill and save its outcome; return 0 if nothing was lost."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
+    ray = "hydra/launcher=ray"
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        if start(work / "local", ["jobs=2"]).wait():
+            raise SystemExit((work / "local" / "log.txt").read_text())
+        findings = disturb(work / "own", [ray, "hydra.launcher.ray.init.address=local", "+hydra.launcher.ray.init.num_cpus=2"])
+        with cluster(work) as parent:
+            findings += disturb(work / "cluster", [ray, f"hydra.launcher.ray.init.address={ADDRESS}"], parent)
+            command = [ray, f"hydra.launcher.ray.init.address=ray://127.0.0.1:{CLIENT_PORT}"]
+            code = start(work / "client", command).wait()
+            findings += [f"client: exit code {code}"] * (code != 0)
+        expected = contents(work / "local" / "results")
+        for name in ("own", "cluster", "client"):
+            findings += [f"{name}: {part} differs" for part in differences(expected, contents(work / name / "results"))]
+        if findings:
+            print(*((work / name / "log.txt").read_text() for name in ("own", "cluster", "client")), sep="\n", file=sys.stderr)
+    how = f"6 rows x 2 seeds by a Ray of the sweep's own, by a cluster, and by ray://; exit code 130 after Ctrl-C, then 0; {EQUAL}"
+    result = outcome("Ray: Ctrl-C, then SIGKILL to a worker", 4, findings, how)
+    print(save(OUTCOMES / "ray.json", "python scripts/drills/ray_cluster.py", result))
+    return int(bool(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
