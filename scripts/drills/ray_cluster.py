@@ -2,8 +2,8 @@
 
     python scripts/drills/ray_cluster.py
 
-A sweep of 6 rows x 2 seeds gets Ctrl-C, is started again, and loses a worker to SIGKILL: once with a Ray of its own, and once on a
-cluster that runs already, in another folder and without the sweep's environment. Needs pip install "fpn-ablate[ray]". Writes
+A sweep of 6 rows x 2 seeds gets Ctrl-C, is started again, and loses a worker to SIGKILL: once with a Ray of its own, and once
+on a cluster that runs already, in another folder and without the sweep's environment. Needs pip install "fpn-ablate[ray]". Writes
 results/reference/reliability/ray.json.
 """
 
@@ -108,7 +108,8 @@ def main() -> int:
             findings += [f"{name}: {part} differs" for part in differences(expected, contents(work / name / "results"))]
         if findings:
             print(*((work / name / "log.txt").read_text() for name in ("own", "cluster", "client")), sep="\n", file=sys.stderr)
-    how = f"6 rows x 2 seeds by a Ray of the sweep's own, by a cluster, and by ray://; exit code 130 after Ctrl-C, then 0; {EQUAL}"
+    sweeps = "6 rows x 2 seeds by a Ray of the sweep's own, by a cluster, and (undisturbed) by ray://"
+    how = f"{sweeps}; exit code 130 after Ctrl-C, then 0; {EQUAL}"
     result = outcome("Ray: Ctrl-C, then SIGKILL to a worker", 4, findings, how)
     print(save(OUTCOMES / "ray.json", "python scripts/drills/ray_cluster.py", result))
     return int(bool(findings))
