@@ -9,8 +9,7 @@ import hydra
 from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.sweep.jobs import run_job
 from fpn_ablate.sweep.plugin import register
-from fpn_ablate.sweep.publish import unpublished
-from fpn_ablate.sweep.sweeper import publish_noted
+from fpn_ablate.sweep.publish import publish_other_sweeps, unpublished
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.paths import CONF
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
             try:
                 hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run_job)()
             finally:
-                publish_noted()
+                publish_other_sweeps()
     except KeyboardInterrupt as stop:
         log_line("interrupted; the same command continues from where it was", sys.stderr)
         return getattr(stop, "code", 130)

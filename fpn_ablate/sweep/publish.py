@@ -99,14 +99,18 @@ def publish(cells: Iterable[Config], printed: bool = True) -> None:
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed)
 
 
-def publish_records(out: str, since: float) -> None:
-    """Publish the tables of the runs below `out` whose records were written after `since`, a time: a sweeper of Hydra's or of
-    another package does not say which cells it runs."""
-    files = [file for file in Path(out, "runs").glob(f"*/*/*/*/{RECORD}") if file.stat().st_mtime >= since]
-    cells = []
-    with warn_instead(f"no tables in {out}", unpublished):
-        cells = [load_saved_config(file.with_name(CONFIG)) for file in files]
-    publish(cells)
+other_sweeps: list[tuple[str, float]] = []  # `out` and start of sweeps of this process whose sweeper is not ours
+
+
+def publish_other_sweeps() -> None:
+    """Publish the tables of the runs whose records such a sweep has written: its sweeper does not say which cells it ran."""
+    while other_sweeps:
+        out, start = other_sweeps.pop()
+        cells: list[Config] = []
+        with warn_instead(f"no tables in {out}", unpublished):
+            files = [file for file in Path(out, "runs").glob(f"*/*/*/*/{RECORD}") if file.stat().st_mtime >= start]
+            cells += [load_saved_config(file.with_name(CONFIG)) for file in files]
+        publish(cells)
 
 
 def _publish(cells: list[Config], out: Path, printed: bool) -> None:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,7 +22,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
-from fpn_ablate.sweep.publish import check_definitions, publish, publish_records, start_progress
+from fpn_ablate.sweep.publish import check_definitions, other_sweeps, publish, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 
@@ -34,20 +34,12 @@ class DropJobConfigs(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
 
-class PublishOtherSweeps(Callback):
-    """Note when a sweep begins whose sweeper is not ours; `publish_noted` publishes its tables, also if a row has failed."""
-
-    noted: ClassVar[list[tuple[str, float]]] = []  # out, start
+class NoteOtherSweeps(Callback):
+    """Note the start of a sweep by a sweeper that is not ours, whose tables `publish_other_sweeps` makes."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if not config.hydra.sweeper._target_.startswith("hydra_plugins.fpn_ablate_"):
-            self.noted.append((config.out, time.time()))
-
-
-def publish_noted() -> None:
-    """Publish the tables of the sweep that was noted; called once Hydra has ended."""
-    while PublishOtherSweeps.noted:
-        publish_records(*PublishOtherSweeps.noted.pop())
+            other_sweeps.append((config.out, time.time()))
 
 
 class TableSweeper(BasicSweeper):

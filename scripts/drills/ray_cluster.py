@@ -3,8 +3,8 @@
     python scripts/drills/ray_cluster.py
 
 A sweep of 6 rows x 2 seeds gets Ctrl-C, is started again, and loses a worker to SIGKILL: once with a Ray of its own, and once
-on a cluster that runs already, in another folder and without the sweep's environment. Needs pip install "fpn-ablate[ray]". Writes
-results/reference/reliability/ray.json.
+on a cluster that runs already, in another folder and without the sweep's environment. Needs pip install "fpn-ablate[ray]".
+Writes results/reference/reliability/ray.json.
 """
 
 import os
