@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -70,7 +70,9 @@ class OptunaSweeper(TableSweeper):
 
         def launch_and_keep(jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             returns = launch(jobs, initial_job_idx)
-            self.values |= {tuple(job): found._return_value for job, found in zip(jobs, returns, strict=False)}
+            for job, job_return in zip(jobs, returns, strict=False):  # with on_failure=stop not all jobs have one
+                if job_return.status == JobStatus.COMPLETED:
+                    self.values[tuple(job)] = job_return._return_value
             return returns
 
         self.launcher.launch = launch_and_keep
