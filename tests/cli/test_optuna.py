@@ -12,7 +12,7 @@ from fpn_ablate.sweep import publish
 from fpn_ablate.sweep.objective import objective
 
 pytest.importorskip("optuna", reason='Optuna is not installed: pip install "fpn-ablate[optuna]"')
-import recording_sampler  # noqa: E402
+import recording_sampler
 
 LR = "recipe.optimizer.lr=tag(log,interval(1e-4,1e-1))"
 SEARCH = ("-m", "recipe=smoke", "device=cpu", "jobs=1", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", LR)
