@@ -57,9 +57,14 @@ class RayLauncher(Launcher):
         options = dict(self.settings["remote"])
         if options.get("num_gpus") is None:
             options["num_gpus"] = int(self.config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
-        environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
-        runtime = options.get("runtime_env") or {}
-        return options | {"runtime_env": runtime | {"env_vars": environment | runtime.get("env_vars", {})}}
+        return _with_environment(options)
+
+
+def _with_environment(options: dict[str, Any]) -> dict[str, Any]:
+    """Add the variables of HANDED_OVER to arguments of `ray.init` or options of a task, where those given there count more."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
+    runtime = options.get("runtime_env") or {}
+    return options | {"runtime_env": runtime | {"env_vars": environment | runtime.get("env_vars", {})}}
 
 
 def _connect(settings: dict[str, Any]) -> None:
@@ -75,7 +80,7 @@ def _connect(settings: dict[str, Any]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
-            ray.init(**settings)
+            ray.init(**_with_environment(settings))  # ray:// reads what is sent in a process that needs PYTHONPATH, too
     except (ConnectionError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"hydra.launcher.ray.init: {error}") from None
     finally:
