@@ -2,9 +2,9 @@
 
     python scripts/drills/search.py
 
-A search of 6 trials over a rate, a list and two seeds gets SIGKILL after the first two trials. The same command must then find the
-finished runs again and propose the same trials. Needs pip install "fpn-ablate[optuna]". Writes
-results/reference/reliability/search.json.
+A search of 6 trials over a rate and a list, with two seeds, gets SIGKILL after the first two trials. The same command must then
+find the finished runs again and propose the same trials. Needs pip install "fpn-ablate[optuna]".
+Writes results/reference/reliability/search.json.
 """
 
 import os

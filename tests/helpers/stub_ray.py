@@ -5,6 +5,7 @@ Run as a script, it is that interpreter: `python stub_ray.py FILE` replaces the 
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ class StubRay(ModuleType):
 
     def init(self, **settings: Any) -> None:
         self.settings = settings
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
 
     def cluster_resources(self) -> dict[str, float]:
         return {"GPU": self.gpus} if self.gpus else {}
