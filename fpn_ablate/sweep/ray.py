@@ -5,7 +5,9 @@ sweep's environment and folder, and needs an old cloudpickle. `hydra.launcher.ra
 """
 
 import os
+import re
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,7 @@ def _connect(settings: dict[str, Any]) -> None:
         import ray
     except ImportError:
         raise UserError('hydra/launcher=ray: Ray is not installed; pip install "fpn-ablate[ray]"') from None
+    _check_answers(settings.get("address"))
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if not ray.is_initialized():
@@ -85,6 +88,19 @@ def _connect(settings: dict[str, Any]) -> None:
         raise UserError(f"hydra.launcher.ray.init: {error}") from None
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray's would end the sweep without a checkpoint
+
+
+def _check_answers(address: str | None) -> None:
+    """Check that a server is at `HOST:PORT` or `ray://HOST:PORT`: Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing answers.
+    """
+    if match := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):
+        try:
+            socket.create_connection((match[1], int(match[2])), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"hydra.launcher.ray.init.address={address}: nothing answers there ({error})") from None
 
 
 def _run_in(folder: str, number: int, job: list[str], *context: Any) -> JobReturn:

@@ -85,6 +85,9 @@ def test_without_ray_or_a_cluster_the_message_says_what_to_do(ray, cli, monkeypa
     monkeypatch.setattr(ray, "init", refuse)
     code, _, err = cli(*SWEEP, "hydra.launcher.ray.init.address=auto")
     assert code == 2 and "hydra.launcher.ray.init: no cluster at auto" in err and "Traceback" not in err
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        code, _, err = cli(*SWEEP, f"hydra.launcher.ray.init.address={address}")
+        assert code == 2 and f"address={address}: nothing answers there" in err
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = cli(*SWEEP)
     assert code == 2 and 'pip install "fpn-ablate[ray]"' in err
