@@ -22,8 +22,9 @@ from fpn_ablate.sweep.checks import as_hydra_error
 from fpn_ablate.sweep.jobs import killed_return
 from fpn_ablate.utils.errors import UserError
 
-# Environment variables that a job reads; the nodes of a cluster have those of `ray start`.
+# Environment variables that a job reads; the nodes of a cluster have those of `ray start`. Ray shows them to all its users.
 HANDED_OVER = ("FPN_ABLATE_", "PYTHONPATH", "OMP_", "MKL_", "WANDB_", "TORCH_", "XDG_CACHE_HOME", "HF_", "HYDRA_FULL_ERROR")
+SECRETS = ("_KEY", "_TOKEN")  # ends of names that are not handed over
 
 
 class RayLauncher(Launcher):
@@ -64,7 +65,8 @@ class RayLauncher(Launcher):
 
 def _with_environment(options: dict[str, Any]) -> dict[str, Any]:
     """Add the variables of HANDED_OVER to arguments of `ray.init` or options of a task, where those given there count more."""
-    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_OVER)}
+    names = [name for name in os.environ if name.startswith(HANDED_OVER) and not name.endswith(SECRETS)]
+    environment = {name: os.environ[name] for name in names}
     runtime = options.get("runtime_env") or {}
     return options | {"runtime_env": runtime | {"env_vars": environment | runtime.get("env_vars", {})}}
 

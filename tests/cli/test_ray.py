@@ -34,6 +34,7 @@ def written():
 def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_its_row_alone(ray, cli, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("SECRET", "of the driver")
+    monkeypatch.setenv("WANDB_API_KEY", "which Ray would show to all its users")
     monkeypatch.setenv("FPN_ABLATE_PROBE", "c4:killed")
     handler = signal.getsignal(signal.SIGTERM)
     code, _, err = cli(*SWEEP, "hydra.launcher.ray.init.address=auto", "hydra.launcher.ray.remote.num_cpus=2")
@@ -42,7 +43,7 @@ def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_it
     job = written()["fpn"]
     assert job["folder"] == os.getcwd()
     assert job["variables"]["OMP_NUM_THREADS"] == "3" and "FPN_ABLATE_STOP" in job["variables"]
-    assert "SECRET" not in job["variables"]
+    assert not {"SECRET", "WANDB_API_KEY"} & set(job["variables"])
     assert ray.settings["address"] == "auto" and "object_store_memory" not in ray.settings
     assert [(task["num_cpus"], task["max_retries"]) for task in ray.options] == [(2, 1)] * 2
     assert signal.getsignal(signal.SIGTERM) == handler
