@@ -19,8 +19,7 @@ def run(composed: DictConfig) -> float:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "failed":
             raise ValueError(f"{row} has failed")
-        variables = {
-            name: value for name, value in os.environ.items() if name.startswith(("FPN_ABLATE", "OMP_", "SECRET", "WANDB_"))
-        }
+        names = ("FPN_ABLATE", "OMP_", "SECRET", "WANDB_")
+        variables = {name: value for name, value in os.environ.items() if name.startswith(names)}
         Path(composed.out, f"{row}.json").write_text(json.dumps({"folder": os.getcwd(), "variables": variables}))
     return 1.0
