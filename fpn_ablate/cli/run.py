@@ -9,7 +9,7 @@ import hydra
 from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.sweep.jobs import run_job
 from fpn_ablate.sweep.plugin import register
-from fpn_ablate.sweep.publish import unpublished
+from fpn_ablate.sweep.publish import publish_other_sweeps, unpublished
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.paths import CONF
@@ -48,7 +48,10 @@ def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
     unpublished.clear()
     try:
         with signals.handling_signals(), signals.reraise_as_stopped():
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run_job)()
+            try:
+                hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run_job)()
+            finally:
+                publish_other_sweeps()
     except KeyboardInterrupt as stop:
         log_line("interrupted; the same command continues from where it was", sys.stderr)
         return getattr(stop, "code", 130)

@@ -203,6 +203,7 @@ class Config(Strict):
     gpus: GPUs = 1  # configurations of earlier runs lack it
     jobs: Jobs | Literal["auto"] = "auto"  # configurations of earlier runs lack it
     on_failure: Literal["continue", "stop"]
+    objective: str | None = None  # configurations of earlier runs lack it
     data: Shapes | Coco = Field(discriminator="name")
     backbone: or_user(Annotated[Backbone | PlainBackbone | TimmBackbone, Field(discriminator="name")], UserBackbone)  # type: ignore[valid-type]
     neck: or_user(Annotated[BuiltInNeck, Field(discriminator="name")])  # type: ignore[valid-type]
@@ -386,5 +387,6 @@ class Config(Strict):
 # Keys that say where and how a run is carried out, not what comes out. They are no part of its identity; the device that a run
 # has in the end, whether it is deterministic there, and a CPU's threads are (runs.identity.fingerprint_inputs).
 INCIDENTAL = (
-    *("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "gpus", "jobs", "on_failure", "log"),
+    *("table", "row", "factors", "out", "device", "deterministic", "threads", "workers", "gpus", "jobs", "on_failure"),
+    *("objective", "log"),
 )

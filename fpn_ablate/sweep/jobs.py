@@ -26,6 +26,7 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_unread_keys
+from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared import shared_sources
 from fpn_ablate.utils import signals
@@ -52,8 +53,10 @@ class Deferred:
     task: str
 
 
-def run_job(composed: DictConfig) -> Deferred | None:
-    """Run one cell; Hydra calls this for each job, in any process. In a sweep it does not wait for another process.
+def run_job(composed: DictConfig) -> Deferred | float | None:
+    """Run one cell; Hydra calls this for each job, in any process. In our sweeps it waits for no other process.
+
+    Return the value of the cell's objective, for sweepers that search; None if it is undefined.
 
     What is heavy is imported here, so that a mistyped key and a finished cell are reported at once.
     """
@@ -70,18 +73,21 @@ def run_job(composed: DictConfig) -> Deferred | None:
                 reject_unread_keys([cfg], context.overrides.task)
             check_parts(cfg)
             check_writable(cfg.out)
+            if cfg.objective:
+                objective_column(cfg)
             cells.append(cfg)
-            if not skip.report_if_finished(cfg):
-                with job_scope(cfg.on_failure):
-                    return _run_or_defer(cfg, None if single else context.job.num)
-        return None
+            if skip.report_if_finished(cfg):
+                return objective(cfg, skip.finished_record(cfg))
+            with job_scope(cfg.on_failure):
+                # A sweeper that is not ours would not launch a deferred job again.
+                return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
     finally:
         if single:
             publish(cells)
 
 
-def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
-    """Run a cell, or only what it builds on. `job`: its position in the sweep; None: a single run, which waits for locks."""
+def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:
+    """Run a cell, or only what it builds on. `job`: its position in the sweep."""
     launched = launched_rank()  # by torchrun or srun, which share the GPUs out and would end if this rank came back later
     if cfg.device != "cpu" and not launched:
         claim_gpus(cfg.gpus)
@@ -89,12 +95,11 @@ def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
 
     try:
         if SOURCES in os.environ:
-            run_sources(cfg, job or 0)
-        else:
-            run(cfg, job or 0, wait=job is None or bool(launched))
+            return run_sources(cfg, job)
+        record = run(cfg, job, wait or bool(launched))
     except Held as held:
         return Deferred(str(held.path.resolve()), held.task)
-    return None
+    return objective(cfg, record)
 
 
 def _use_platform_start_method() -> None:

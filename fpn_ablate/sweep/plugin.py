@@ -17,4 +17,5 @@ def register() -> None:
         sys.path.append(str(PLUGINS))
     composition.register()
     # Hydra looks for plugins once in a process: by name, where a configuration was composed before this call.
-    Plugins.instance().register(import_module("hydra_plugins.fpn_ablate_sweeper").TableSweeper)
+    for module, name in (("sweeper", "TableSweeper"), ("optuna", "OptunaSweeper"), ("ray", "RayLauncher")):
+        Plugins.instance().register(getattr(import_module(f"hydra_plugins.fpn_ablate_{module}"), name))

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.config.validation import load_saved_config
 from fpn_ablate.engine import versions
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.collate import collate
@@ -30,7 +31,7 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import refuse_links_out
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
-from fpn_ablate.utils.paths import EXPERIMENTS
+from fpn_ablate.utils.paths import CONFIG, EXPERIMENTS, RECORD
 
 
 def start_progress(cells: Iterable[Config]) -> None:
@@ -45,7 +46,7 @@ def start_progress(cells: Iterable[Config]) -> None:
             ]
             plan.write_plan(Path(out, "runs"), planned, versions.core_version())
             if live.is_enabled():
-                live.start(Path(out), _experiments())
+                live.start(Path(out), definition_folders())
                 log_line(f"the sweep in a browser: {Path(out, live.NAME)}")
 
 
@@ -55,7 +56,7 @@ def check_definitions(cells: Iterable[Config]) -> None:
     Raises:
         UserError: a file is not valid.
     """
-    if folders := _experiments()[1:]:
+    if folders := definition_folders()[1:]:
         for table in sorted({cfg.table for cfg in cells}):
             find_definition(table, (), folders)
 
@@ -79,8 +80,10 @@ def _records(cfg: Config) -> list[tuple[Path, dict[str, Any]]]:
     return [(folder, content) for folder, content in records if content.get("code") == versions.core_version()]
 
 
-def publish(cells: Iterable[Config]) -> None:
+def publish(cells: Iterable[Config], printed: bool = True) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
+
+    With `printed=False` they are only written.
 
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
     nothing is published: whoever sent it kills the process within seconds.
@@ -93,18 +96,32 @@ def publish(cells: Iterable[Config]) -> None:
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
                 # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
-                    _publish([cfg for cfg in cells if cfg.out == out], Path(out))
+                    _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed)
 
 
-def _publish(cells: list[Config], out: Path) -> None:
-    runs, experiments = out / "runs", _experiments()
+other_sweeps: list[tuple[str, float]] = []  # `out` and start of sweeps of this process whose sweeper is not ours
+
+
+def publish_other_sweeps() -> None:
+    """Publish the tables of the runs whose records such a sweep has written: its sweeper does not say which cells it ran."""
+    while other_sweeps:
+        out, start = other_sweeps.pop()
+        cells: list[Config] = []
+        with warn_instead(f"no tables in {out}", unpublished):
+            files = [file for file in Path(out, "runs").glob(f"*/*/*/*/{RECORD}") if file.stat().st_mtime >= start]
+            cells += [load_saved_config(file.with_name(CONFIG)) for file in files]
+        publish(cells)
+
+
+def _publish(cells: list[Config], out: Path, printed: bool) -> None:
+    runs, experiments = out / "runs", definition_folders()
     state = up_to_date.source_digest(runs, experiments)  # before the records are read, which may change meanwhile
     frame, errors = load(runs), []
     only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
     sources = state and digest([state, sorted(only), sorted(settings), live.is_enabled()])
     tables = collate(frame, only, experiments, settings, errors)
-    for table in tables:
+    for table in tables if printed else ():
         with warn_instead(f"{table.name} is not shown", unpublished):
             show(table)
     for error in errors:
@@ -168,7 +185,7 @@ def _is_requested(cfg: Config, record: dict[str, Any]) -> bool:
     return cfg.device in ("auto", kind) and cfg.deterministic in ("auto", record.get("deterministic"))
 
 
-def _experiments() -> list[Path]:
+def definition_folders() -> list[Path]:
     """List the folders of table definitions: ours, then those of --config-dir and of the search path, which override ours."""
     hydra = GlobalHydra.instance()
     sources = hydra.config_loader().get_sources() if hydra.is_initialized() else []

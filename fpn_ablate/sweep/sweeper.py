@@ -1,6 +1,7 @@
 """Hydra's basic sweeper, which first checks all cells together, skips finished ones, and publishes the tables at its end."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fpn_ablate.sweep.checks import (
     reject_unread_keys,
 )
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
-from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
+from fpn_ablate.sweep.publish import check_definitions, other_sweeps, publish, start_progress
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
@@ -40,6 +41,14 @@ class DropJobConfigs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
+
+
+class NoteOtherSweeps(Callback):
+    """Note the start of a sweep by a sweeper that is not ours, whose tables `publish_other_sweeps` makes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if not config.hydra.sweeper._target_.startswith("hydra_plugins.fpn_ablate_"):
+            other_sweeps.append((config.out, time.time()))
 
 
 class TableSweeper(BasicSweeper):
@@ -76,7 +85,11 @@ class TableSweeper(BasicSweeper):
             return returns
         finally:
             del os.environ[jobs.STOP]
-            publish(self.cells)
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish the tables of all cells."""
+        publish(self.cells)
 
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""

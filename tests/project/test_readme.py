@@ -96,6 +96,8 @@ def choices(override: Override) -> list[str]:
     """`ablation=c4,c5` -> `ablation=c4`, `ablation=c5`."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
+    if override.is_interval_sweep():  # of a search
+        return [f"{override.get_key_element()}={end}" for end in (override.value().start, override.value().end)]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
