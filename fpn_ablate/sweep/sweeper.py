@@ -21,6 +21,7 @@ from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_duplicate_rows
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, publish, start_progress
+from fpn_ablate.sweep.slurm import SlurmLauncher
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 
@@ -41,11 +42,14 @@ class TableSweeper(BasicSweeper):
         self.local: LocalLauncher | None = None  # unless Hydra's configuration names another launcher than its basic one
         self.cells: list[Config] = []
         self.launched: list[Config] = []  # by job number
+        self.cell_of: dict[tuple[str, ...], Config] = {}  # by a job's overrides
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
         if isinstance(self.launcher, BasicLauncher):
             self.local = self.launcher = LocalLauncher(self.launcher, arguments)
+        elif type(self.launcher).__name__ == "SlurmLauncher":
+            self.launcher = SlurmLauncher(self.launcher, self.cell_of)
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
         self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
@@ -81,6 +85,7 @@ class TableSweeper(BasicSweeper):
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending])
                     os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched += [cfg for _, cfg in pending]
+                self.cell_of |= {tuple(job): cfg for job, cfg in pending}
                 os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)
                 return False
