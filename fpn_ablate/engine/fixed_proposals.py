@@ -60,9 +60,15 @@ class FixedProposals:
         )
 
     @staticmethod
-    def cached(folder: Path, make: Callable[[], "FixedProposals"], splits: Splits, count: int | None) -> "FixedProposals":
-        """Read the cache in the folder of a finished run; without one, `make` and save. Concurrent runs wait for the first."""
-        with exclusive(folder / f".{PROPOSALS}.lock", f"{folder / PROPOSALS}"):
+    def cached(
+        folder: Path, make: Callable[[], "FixedProposals"], splits: Splits, count: int | None, wait: bool = True
+    ) -> "FixedProposals":
+        """Read the cache in the folder of a finished run; without one, `make` and save. Concurrent runs wait for the first.
+
+        Raises:
+            Held: another process makes it, and `wait` is False.
+        """
+        with exclusive(folder / f".{PROPOSALS}.lock", f"{folder / PROPOSALS}", wait):
             if not (folder / PROPOSALS).exists():
                 for leftover in folder.glob(f".{PROPOSALS}.[0-9]*"):  # of a process that was killed while writing
                     leftover.unlink(missing_ok=True)

@@ -65,11 +65,12 @@ class Inputs:
         return self.checkpoint is None and same
 
 
-def prepare(cfg: Config) -> Inputs:
+def prepare(cfg: Config, wait: bool = True) -> Inputs:
     """Pick the device, and read or make everything that training needs.
 
     Raises:
         UserError: bad input.
+        Held: another process pre-trains the backbone, and `wait` is False.
     """
     device = pick_device(cfg.device)
     own = default_threads()  # before another number is set
@@ -88,19 +89,20 @@ def prepare(cfg: Config) -> Inputs:
         settings = inference_settings(cfg.model_dump(mode="json"))
         weights = read_evaluated(Path(cfg.weights), model, splits[1], settings, cfg.user_parts)
         return Inputs(device, *splits, None, None, *proposals, weights)
-    pretrained = _pretrained(cfg, device)
+    pretrained = _pretrained(cfg, device, wait)
     state = backbone_weights(cfg.backbone, pretrained.path if pretrained else None)
     return Inputs(device, *splits, pretrained, state, *proposals)
 
 
-def _pretrained(cfg: Config, device: torch.device) -> Pretrained | None:
+def _pretrained(cfg: Config, device: torch.device, wait: bool) -> Pretrained | None:
     """Return the pre-trained weights that the backbone starts from: the package's, or those made here; None: others."""
     if cfg.backbone.weights == "shipped":
         return Pretrained(*find_shipped(cfg.backbone.label), 0.0)
     if cfg.backbone.weights != "pretrain":
         return None
     pictures = world(cfg.data, cfg.recipe.short_side)
-    return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, Path(cfg.out) / "backbones", device, cfg.workers)
+    folder = Path(cfg.out) / "backbones"
+    return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, device, cfg.workers, wait)
 
 
 def load_data(data: Shapes | Coco, recipe: Recipe, mode: str, masks: bool = False) -> Splits:

@@ -67,13 +67,18 @@ def load_or_pretrain(
     folder: Path,
     device: torch.device,
     workers: int = 0,
+    wait: bool = True,
 ) -> Pretrained:
-    """Return the weights of `backbone` pre-trained on `world`; train them if no run has. Concurrent jobs wait for the first."""
+    """Return the weights of `backbone` pre-trained on `world`; train them if no run has. Concurrent jobs wait for the first.
+
+    Raises:
+        Held: another process trains them, and `wait` is False.
+    """
     arguments = backbone.arguments if isinstance(backbone, UserBackbone) else {}
     network = [backbone.label, arguments, pretraining_version(backbone)]
     facts = [network, recipe.model_dump(), asdict(_world(world, recipe)), str(device)]
     path = folder / f"{safe_name(backbone.label)}-{digest(facts)[:12]}.pt"
-    with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}"):
+    with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}", wait):
         if not path.exists():
             _train(backbone, recipe, world, path, device, max(1, workers))
     facts = json.loads(path.with_suffix(".json").read_text())

@@ -46,6 +46,7 @@ class RunContext:
         folder: of checkpoints and, at the end, of the weights.
         sources: folders of the finished runs that `sources` names.
         log: takes the steps done and named values.
+        wait: for proposals that another process makes; otherwise `Held` is raised.
     """
 
     cfg: Config
@@ -54,6 +55,7 @@ class RunContext:
     fingerprint: str
     sources: dict[str, Path]
     log: Callable[[int, dict[str, float]], None]
+    wait: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def prepare_proposals(context: RunContext) -> ProposalSupply:
     def make() -> FixedProposals:
         return _propose(context, rpn, source["row"], source["fingerprint"])
 
-    fixed = FixedProposals.cached(folder, make, inputs.splits, context.cfg.recipe.eval_images)
+    fixed = FixedProposals.cached(folder, make, inputs.splits, context.cfg.recipe.eval_images, context.wait)
     return ProposalSupply(fixed, rpn if context.cfg.procedure == "separate" else None)
 
 

@@ -35,6 +35,13 @@ def portable(cfg: Config) -> dict[str, Any]:
     return values
 
 
+def requested(cfg: Config) -> dict[str, Any]:
+    """Return what the configuration says of a run's figures."""
+    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
+    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
+    return config
+
+
 def fingerprint_inputs(
     cfg: Config,
     data: str,
@@ -54,10 +61,8 @@ def fingerprint_inputs(
         threads: their actual number on a CPU, where it decides the last bits; None on a GPU.
         bf16: whether convolutions run in bf16 on the actual device.
     """
-    config = {key: value for key, value in portable(cfg).items() if key not in INCIDENTAL}
-    del config["recipe"]["name"]  # it lists overrides, whose values the configuration holds
     return {
-        "config": config,
+        "config": requested(cfg),
         "data": data,
         "weights": weights,
         "device": device,

@@ -35,23 +35,41 @@ from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
-from fpn_ablate.utils.locks import exclusive
+from fpn_ablate.utils.locks import Held, exclusive
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
 OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
-def run(cfg: Config, job: int = 0) -> dict[str, Any]:
+def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
     """Return the record of a run; train and evaluate it first unless it is finished. `job`: its position in the sweep.
 
     Raises:
         UserError: bad input, before anything is trained. Any other exception leaves a record that says what happened.
+        Held: another process works on the run or on what it builds on, and `wait` is False.
     """
-    start, inputs = time.time(), prepare(cfg)
-    outcome = _run(Run(cfg, inputs, job))
+    start, inputs = time.time(), prepare(cfg, wait)
+    outcome = _run(Run(cfg, inputs, job, wait=wait))
     skip.write_skip_entry(cfg, inputs, outcome["fingerprint"], start)
     return outcome
+
+
+def run_sources(cfg: Config, job: int = 0) -> None:
+    """Carry out what a run builds on: pre-training, and the runs that `config.sources` names, with their proposals.
+
+    Raises:
+        Held: another process works on one of the runs. A pre-training by another process, which is short, is waited for.
+        As `run`.
+    """
+    start, inputs = time.time(), prepare(cfg)
+    run, sources = Run(cfg, inputs, job, wait=False), sources_of(cfg)
+    with num_threads(run.threads):
+        folders = {role: _finish_source(run, source) for role, source in sources.items()}
+        context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, folders, run.log, run.wait)
+        procedures.prepare_proposals(context)
+    for source in sources.values():
+        skip.write_skip_entry(source, inputs, Run(source, inputs, job, run.threads).fingerprint, start)
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -59,7 +77,7 @@ def _run(run: Run) -> dict[str, Any]:
     cfg = run.cfg
     lock_file = run_lock(cfg.out, run.fingerprint)
     refuse_links_out(cfg.out, run.folder, lock_file)
-    with exclusive(lock_file, run.title), num_threads(run.threads):
+    with exclusive(lock_file, run.title, run.wait), num_threads(run.threads):
         saved = record.read(run.folder)
         if is_finished(saved, run.fingerprint):
             skip.print_finished(cfg, run.folder)
@@ -84,6 +102,8 @@ def _run_and_record(run: Run) -> dict[str, Any]:
     except Diverged as problem:
         status, error = "diverged", str(problem)
         raise
+    except Held:
+        raise  # the record says "interrupted": the run continues once the lock is free
     except Exception as problem:
         signals.raise_if_stopped()  # the same signal may have killed the loader's workers
         status, error = "failed", f"{type(problem).__name__}: {problem}"
@@ -107,7 +127,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     facts = row_facts(cfg)
     sources = {role: _finish_source(run, source) for role, source in sources_of(cfg).items()}
     run.open_loggers()
-    context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log)
+    context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log, run.wait)
     times = [time.monotonic()]
     fewer = f"recipe.eval_batch_size below {recipe.eval_batch_size}"
     with _out_of_memory(fewer):
@@ -168,7 +188,7 @@ def _out_of_memory(setting: str) -> Iterator[None]:
 
 def _finish_source(run: Run, cfg: Config) -> Path:
     """Return the folder of a run on the same inputs that `run` builds on; carry that run out unless it is finished."""
-    source = Run(cfg, run.inputs, run.job, run.threads)
+    source = Run(cfg, run.inputs, run.job, run.threads, run.wait)
     folder = find_run(cfg.out, cfg.seed, source.fingerprint)
     if folder is None:
         folder = source.folder

@@ -31,6 +31,7 @@ class Run:
         job: position of the run in its sweep, for the time left on the console.
         threads: CPU threads; if not given and threads=null, those of an earlier start or of the runs that it builds on, or
             torch's own choice.
+        wait: for locks that other processes hold; otherwise `Held` is raised.
         facts: everything that decides the figures (`identity.fingerprint_inputs`).
         built_on: fingerprint -> training seconds of the runs that it builds on.
         resumed_at: steps that an earlier start has done; the times in the record do not include them.
@@ -40,6 +41,7 @@ class Run:
     inputs: Inputs
     job: int
     threads: int | None = None
+    wait: bool = True
     facts: dict[str, Any] = field(init=False)
     folder: Path = field(init=False)
     built_on: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep, and keep the sweep going when a row fails or a worker process is killed.
+"""Run the jobs of a sweep, and keep the sweep going when a row fails, or another process works on it.
 
 `run_job` is a job, in whatever process; `RetryingLauncher` wraps Hydra's launcher, in the process of the sweep. The state of a
 job is the record of its run.
@@ -7,10 +7,11 @@ job is the record of its run.
 import multiprocessing
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,36 @@ from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config
 from fpn_ablate.config.schema import Config
+from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable
-from fpn_ablate.sweep.publish import has_ended, mark_killed, publish
+from fpn_ablate.sweep.publish import mark_killed, publish
+from fpn_ablate.sweep.shared import shared_sources
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.locks import Held, is_free
 
-STOP = "FPN_ABLATE_STOP"  # environment variable: a file of the sweep that holds the first failure, if on_failure=stop
+# Environment variables. STOP: a file of the sweep that holds the first failure, if on_failure=stop. SOURCES: a job carries out
+# only what its row builds on.
+STOP, SOURCES = "FPN_ABLATE_STOP", "FPN_ABLATE_SOURCES"
+ONLY_SOURCES = f"+hydra.job.env_set.{SOURCES}=only"  # an override, since it reaches a job through any launcher
+POLL = 1.0  # seconds between two looks at the locks of deferred jobs
 Job = Sequence[str]  # a job's overrides
 
 
-def run_job(composed: DictConfig) -> None:
-    """Run one cell; Hydra calls this for each job, in any process.
+@dataclass(frozen=True)
+class Deferred:
+    """The value of a job that did nothing, since another process holds the lock `path`, which `task` needs."""
+
+    path: str
+    task: str
+
+
+def run_job(composed: DictConfig) -> Deferred | None:
+    """Run one cell; Hydra calls this for each job, in any process. In a sweep it does not wait for another process.
 
     What is heavy is imported here, so that a mistyped key and a finished cell are reported at once.
     """
@@ -53,12 +69,25 @@ def run_job(composed: DictConfig) -> None:
             cells.append(cfg)
             if not skip.report_if_finished(cfg):
                 with job_scope(cfg.on_failure):
-                    from fpn_ablate.runs.run import run  # takes seconds, which a job that must not begin does not have
-
-                    run(cfg, 0 if single else context.job.num)
+                    return _run_or_defer(cfg, None if single else context.job.num)
+        return None
     finally:
         if single:
             publish(cells)
+
+
+def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
+    """Run a cell, or only what it builds on. `job`: its position in the sweep; None: a single run, which waits for locks."""
+    from fpn_ablate.runs.run import run, run_sources  # takes seconds, which a job that must not begin does not have
+
+    try:
+        if SOURCES in os.environ:
+            run_sources(cfg, job or 0)
+        else:
+            run(cfg, job or 0, wait=job is None)
+    except Held as held:
+        return Deferred(str(held.path.resolve()), held.task)
+    return None
 
 
 def _use_platform_start_method() -> None:
@@ -72,7 +101,7 @@ class NotStarted(Exception):
 
 
 class WorkerKilled(Exception):
-    """The process of a job was killed; as a rule by the system, for want of memory."""
+    """The process of a job was lost: killed, as a rule by the system for want of memory, cancelled, or past its limit."""
 
 
 class Interrupted(Exception):
@@ -109,48 +138,51 @@ def job_scope(on_failure: str) -> Iterator[None]:
 
 
 class RetryingLauncher:
-    """Wrap a Hydra launcher so that one crashed worker does not abort the batch.
+    """Wrap a Hydra launcher so that no job waits for another process, and no failure ends the batch.
 
-    A crash loses the returns of all jobs of the batch. The first job that has not ended is then run alone, so that no job fails
-    for its neighbour's use of memory; if its process is killed again, it has failed, and its record says so. All others are
-    launched again, and find out themselves what is left to do. Failures are collected in `failed` and do not end the sweep
-    unless on_failure=stop.
+    What several rows build on is made first, by jobs of its own. A job that needs a lock which another process holds returns
+    `Deferred`, and is launched again behind all others, once that lock is free. Failures are collected in `failed` and do not
+    end the sweep unless on_failure=stop.
+
+    The wrapped launcher returns one JobReturn a job, in their order; that of a job whose process was lost is `killed_return`.
     """
 
     def __init__(self, launcher: Any, cells: Sequence[Config], stop_file: Path) -> None:
         self.launcher, self.cells, self.stop_file, self.failed = launcher, cells, stop_file, []
         self.stop = False  # on_failure=stop
+        self.in_turn = False  # the launcher runs one job after the other: each makes what the next ones build on
 
     def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
         self.stop_file.unlink(missing_ok=True)
-        pending, returns = dict(enumerate(job_overrides, start=initial_job_idx)), {}
-        while pending:
-            try:
-                launched = self.launcher.launch(list(pending.values()), initial_job_idx=min(pending))
-                returns |= zip(pending, launched, strict=True)
+        jobs, returns = dict(enumerate(job_overrides, start=initial_job_idx)), {}
+        if not self.in_turn:
+            sources = shared_sources({number: self.cells[number] for number in jobs})
+            self._launch({number: [*jobs[number], ONLY_SOURCES] for number in sources})  # if one fails, its rows say why
+        ready, deferred = jobs, {}
+        while ready:
+            launched = self._launch(ready)
+            deferred |= {number: value for number in ready if isinstance(value := launched[number]._return_value, Deferred)}
+            returns |= {number: job_return for number, job_return in launched.items() if number not in deferred}
+            if self.stop and any(job_return.status == JobStatus.FAILED for job_return in returns.values()):
                 break
-            except BrokenProcessPool:
-                signals.raise_if_stopped()
-                # Workers take jobs in their order, so this is one of those that were running.
-                number = next((number for number in pending if not has_ended(self.cells[number])), min(pending))
-                returns[number] = self._run_alone(pending.pop(number), number)
-                if self.stop and returns[number].status == JobStatus.FAILED:
-                    break
-        signals.raise_if_stopped()
+            ready = {number: jobs[number] for number in _wait_for_any(deferred)}
+            deferred = {number: value for number, value in deferred.items() if number not in ready}
         ordered = [returns[number] for number in sorted(returns)]
         return ordered if self.stop else [self._collect_failure(job_return) for job_return in ordered]
 
-    def _run_alone(self, job: Job, number: int) -> JobReturn:
-        log_line(f"a worker was killed: retrying {' '.join(job)} alone", sys.stderr)
-        try:
-            return self.launcher.launch([job], initial_job_idx=number)[0]
-        except BrokenProcessPool:
-            signals.raise_if_stopped()
-        error = WorkerKilled("its process was killed, alone too; by the system, for want of memory?")
-        mark_killed(self.cells[number], f"WorkerKilled: {error}")
-        job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
-        job_return.return_value = error
-        return job_return
+    def _launch(self, jobs: dict[int, Job]) -> dict[int, JobReturn]:
+        """Launch jobs and return what each returned; the record of one whose process was lost says so."""
+        if not jobs:
+            return {}
+        launched = self.launcher.launch(list(jobs.values()), initial_job_idx=min(jobs))
+        signals.raise_if_stopped()
+        returns = dict(zip(jobs, launched, strict=True))
+        for number, job_return in returns.items():
+            error = job_return._return_value
+            if isinstance(error, WorkerKilled):
+                for cfg in (self.cells[number], *sources_of(self.cells[number]).values()):
+                    mark_killed(cfg, f"{type(error).__name__}: {error}")
+        return returns
 
     def _collect_failure(self, job_return: JobReturn) -> JobReturn:
         """Move a failure to `failed` and return a completed job in its place: Hydra starts no batch after a failed one."""
@@ -166,6 +198,27 @@ class RetryingLauncher:
             log_line(f"failed: {' '.join(job_return.overrides)}: {type(error).__name__}: {error}", sys.stderr)
         if self.failed:
             raise self.failed[0]._return_value
+
+
+def killed_return(job: Job, reason: str) -> JobReturn:
+    """Return what a launcher returns for a job whose process was lost."""
+    job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
+    job_return.return_value = WorkerKilled(reason)
+    return job_return
+
+
+def _wait_for_any(deferred: Mapping[int, Deferred]) -> list[int]:
+    """Wait until one of the locks that deferred jobs need is free, and return the numbers of the jobs whose lock is."""
+    if deferred:
+        others = f" (and {len(deferred) - 1} more)" if len(deferred) > 1 else ""
+        task = next(iter(deferred.values())).task
+        log_line(f"{task}{others}: another process is working on it; waiting", sys.stderr)
+    while deferred:
+        if free := [number for number, job in deferred.items() if is_free(Path(job.path))]:
+            return free
+        time.sleep(POLL)
+        signals.raise_if_stopped()  # the handler does not raise while idle workers exist
+    return []
 
 
 def _release_frames(error: BaseException | None) -> None:

@@ -1,41 +1,111 @@
-"""Run rows of a sweep at once on this machine, each in a process of joblib's."""
+"""Run rows of a sweep at once on this machine, each in a process of its own."""
 
 import os
+import sys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
 
 from fpn_ablate.config.schema import Config
+from fpn_ablate.sweep.jobs import Job, WorkerKilled, killed_return
+from fpn_ablate.utils import signals
+from fpn_ablate.utils.console import log_line
 
 MEMORY = 4 * 2**30  # bytes that `auto` keeps for a row; a row of `quick` takes 1.6 GiB
+KILLED = "its process was killed; by the system, for want of memory?"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of torch and numpy
 
 
 class LocalLauncher:
     """Launch jobs in turn in this process, or `jobs` at once: small convolutions gain more from that than from threads.
 
     On two cores two rows of `quick` at once, one thread each, take 0.8 of the time of one after the other on two threads.
+
+    Each process is a pool of its own, so that one that is killed costs its row alone. That row is tried once more when no other
+    runs, as a row that fails for its neighbours' use of memory would then succeed.
     """
 
-    def __init__(self, in_turn: Launcher, arguments: dict[str, Any]) -> None:
-        self.in_turn, self.arguments, self.jobs = in_turn, arguments, 1  # arguments: of a launcher's `setup`
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments, self.jobs = arguments, 1  # arguments: of a launcher's `setup`
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
         if self.jobs == 1:
-            return self.in_turn.launch(job_overrides, initial_job_idx)
-        from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+            in_turn = BasicLauncher()
+            in_turn.setup(**self.arguments)
+            return in_turn.launch(job_overrides, initial_job_idx)
+        jobs = dict(enumerate(job_overrides, start=initial_job_idx))
+        returns = self._launch_at_once(jobs)
+        for number, job in jobs.items():
+            if isinstance(returns[number]._return_value, WorkerKilled):
+                log_line(f"a worker was killed: retrying {' '.join(job)} alone", sys.stderr)
+                returns |= self._launch_at_once({number: job})
+        return [returns[number] for number in jobs]
 
-        launcher = JoblibLauncher(n_jobs=self.jobs)
-        launcher.setup(**self.arguments)
-        return launcher.launch(job_overrides, initial_job_idx)
+    def _launch_at_once(self, jobs: dict[int, Job]) -> dict[int, JobReturn]:
+        """Launch jobs, as many at once as `self.jobs`. A process ends once no job is left for it, and its GPU is free.
+
+        After a signal the jobs that run are waited for, and no other begins.
+        """
+        waiting, running, returns = deque(jobs.items()), {}, {}
+        idle = [_pool(self.jobs) for _ in range(min(self.jobs, len(jobs)))]
+        try:
+            while running or (waiting and not signals.pending_signal()):
+                while idle and waiting and not signals.pending_signal():
+                    number, job = waiting.popleft()
+                    future, pool = self._submit(idle.pop(), number, job)
+                    running[future] = number, pool
+                while idle:
+                    idle.pop().shutdown()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    number, pool = running.pop(future)
+                    idle.append(pool)
+                    try:
+                        returns[number] = future.result()
+                    except BrokenProcessPool:
+                        returns[number] = killed_return(jobs[number], KILLED)
+        finally:
+            for pool in (*idle, *(pool for _, pool in running.values())):
+                pool.shutdown(kill_workers=bool(running))
+        signals.raise_if_stopped()
+        return returns
+
+    def _submit(self, pool: Executor, number: int, job: Job) -> tuple[Future[JobReturn], Executor]:
+        """Submit a job to a pool, or to a new one if the pool's process was killed."""
+        from hydra_plugins.hydra_joblib_launcher._core import execute_job
+
+        hydra = [self.arguments[name] for name in ("hydra_context", "config", "task_function")]
+        arguments = (number, job, *hydra, Singleton.get_state())
+        try:
+            return pool.submit(execute_job, *arguments), pool
+        except BrokenProcessPool:
+            pool = _pool(self.jobs)
+            return pool.submit(execute_job, *arguments), pool
 
 
-def rows_at_once(cells: Sequence[Config]) -> int:
-    """Return how many of these rows run at once: `jobs`, of which `auto` means what the device, cores and memory allow."""
-    jobs, threads = cells[0].jobs, cells[0].threads or 1
+def _pool(at_once: int) -> Executor:
+    """Make a pool of one process, with its share of the cores unless the environment says how many threads to use."""
+    from joblib import cpu_count
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    threads = str(max(1, cpu_count() // at_once))
+    return ProcessPoolExecutor(1, env={name: os.environ.get(name, threads) for name in THREADS})
+
+
+def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:
+    """Return how many of these rows run at once: `jobs`, of which `auto` means what the device, cores and memory allow.
+
+    Args:
+        n_jobs: of Hydra's joblib launcher, instead of `jobs`; -1: as many as possible.
+    """
+    jobs, threads = (n_jobs if n_jobs > 0 else cells[0].jobs), cells[0].threads or 1
     if jobs == "auto":
         from joblib import cpu_count
 

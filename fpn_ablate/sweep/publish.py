@@ -60,11 +60,6 @@ def check_definitions(cells: Iterable[Config]) -> None:
             find_definition(table, (), folders)
 
 
-def has_ended(cfg: Config) -> bool:
-    """Return whether a run, of this version of the code, is finished or has failed."""
-    return any(content.get("status") in ("finished", "failed", "diverged") for _, content in _records(cfg))
-
-
 def mark_killed(cfg: Config, error: str) -> None:
     """Write into the record of a run whose process was killed that it has failed. Raises nothing."""
     with warn_instead(f"the record of {cfg.row} seed {cfg.seed} does not say that it was killed"):

@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.runs import skip
-from fpn_ablate.sweep.jobs import Job, WorkerKilled
+from fpn_ablate.sweep.jobs import ONLY_SOURCES, Deferred, Job, killed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError, first_line
@@ -51,13 +51,18 @@ class QueuedJob:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
         signals.install_handlers()
+        job = os.environ["SLURM_JOB_ID"]
         try:
-            return self.launcher(*arguments)
+            job_return = self.launcher(*arguments)
         except signals.Stopped as stop:
             # A preempted job in its time of grace is running. One that scancel ends is not, nor one that SLURM requeues itself.
-            if "RUNNING" in [state for state, _ in (read_queue(f"--jobs={os.environ['SLURM_JOB_ID']}") or {}).values()]:
+            if "RUNNING" in [state for state, _ in (read_queue(f"--jobs={job}") or {}).values()]:
                 requeue(stop.code - 128, None)
             raise SystemExit(stop.code) from None
+        # The sweep's process may be gone: the job itself comes back, after two minutes, and holds no node until then.
+        if isinstance(job_return._return_value, Deferred) and not subprocess.run(["scontrol", "requeue", job]).returncode:
+            raise SystemExit
+        return job_return
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Return what submitit requeues: the same again, since a run finds its checkpoint itself."""
@@ -107,16 +112,19 @@ class SlurmLauncher:
             log_line(f"jobs go on: the same command waits for them again; scancel {' '.join(numbers)} ends them", sys.stderr)
             raise
 
+    def _cell(self, job: Job) -> Config:
+        return self.cells[tuple(override for override in job if override != ONLY_SOURCES)]
+
     def _name(self, job: Job) -> str:
-        cfg = self.cells[tuple(job)]
-        what = digest([list(job), skip.request_digest(cfg)])
-        return re.sub(r"[^\w.+=-]", "_", f"{cfg.row}-seed{cfg.seed}-{cfg.table}-{what[:8]}")
+        cfg, what = self._cell(job), "sources-of-" if ONLY_SOURCES in job else ""
+        asked = digest([list(job), skip.request_digest(cfg)])
+        return re.sub(r"[^\w.+=-]", "_", f"{what}{cfg.row}-seed{cfg.seed}-{cfg.table}-{asked[:8]}")
 
     def _submit(self, jobs: Sequence[tuple[Job, int]]) -> list[str]:
         """Submit jobs, each with its position in the sweep, and return their ids."""
         import submitit
 
-        cells = [self.cells[tuple(job)] for job, _ in jobs]
+        cells = [self._cell(job) for job, _ in jobs]
         options = {"cpus_per_task": max(max(cfg.threads or 1, 1 + cfg.workers) for cfg in cells)}
         options |= {key: value for key, value in self.options.items() if value is not None}
         if self.earlier:
@@ -172,6 +180,4 @@ def _read_result(job: Job, paths: "JobPaths") -> JobReturn:
 
 
 def _killed(job: Job, paths: "JobPaths", reason: str) -> JobReturn:
-    job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
-    job_return.return_value = WorkerKilled(f"SLURM job {paths.job_id} ended without a result: {reason}; its log: {paths.stdout}")
-    return job_return
+    return killed_return(job, f"SLURM job {paths.job_id} ended without a result: {reason}; its log: {paths.stdout}")

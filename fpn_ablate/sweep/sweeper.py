@@ -9,6 +9,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
 
 from fpn_ablate.config.composition import cell_config, without_hydra
@@ -39,15 +40,17 @@ class TableSweeper(BasicSweeper):
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
-        self.local: LocalLauncher | None = None  # unless Hydra's configuration names another launcher than its basic one
+        self.local: LocalLauncher | None = None  # unless Hydra's configuration names another launcher than basic and joblib
+        self.n_jobs = -1  # of joblib's
         self.cells: list[Config] = []
         self.launched: list[Config] = []  # by job number
         self.cell_of: dict[tuple[str, ...], Config] = {}  # by a job's overrides
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
-        if isinstance(self.launcher, BasicLauncher):
-            self.local = self.launcher = LocalLauncher(self.launcher, arguments)
+        if isinstance(self.launcher, BasicLauncher | JoblibLauncher):  # a process that is killed costs joblib's all their jobs
+            self.n_jobs = getattr(self.launcher, "joblib", {}).get("n_jobs", -1)
+            self.local = self.launcher = LocalLauncher(arguments)
         elif type(self.launcher).__name__ == "SlurmLauncher":
             self.launcher = SlurmLauncher(self.launcher, self.cell_of)
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
@@ -82,7 +85,8 @@ class TableSweeper(BasicSweeper):
             self.overrides[self.batch_index] = [job for job, _ in pending]
             if pending:
                 if self.local:
-                    self.local.jobs = rows_at_once([cfg for _, cfg in pending])
+                    self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
+                    self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched += [cfg for _, cfg in pending]
                 self.cell_of |= {tuple(job): cfg for job, cfg in pending}

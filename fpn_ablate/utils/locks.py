@@ -30,11 +30,31 @@ def lock(path: Path, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout=timeout, **_KERNEL_ONLY)
 
 
+def is_free(path: Path) -> bool:
+    """Return whether no process holds the lock `path`; True as well if it cannot be locked, which `exclusive` explains."""
+    try:
+        with lock(path, timeout=0):
+            return True
+    except Timeout:
+        return False
+    except OSError:
+        return True
+
+
+class Held(Exception):
+    """Another process holds the lock `path`, which `task` needs."""
+
+    def __init__(self, path: Path, task: str) -> None:
+        super().__init__(f"{task}: another process is working on it")
+        self.path, self.task = path, task
+
+
 @contextmanager
-def exclusive(path: Path, task: str) -> Iterator[None]:
+def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
     """Hold the lock `path`. While another process holds it, wait and say which `task` is waiting.
 
     Raises:
+        Held: another process holds it, and `wait` is False.
         UserError: the file system has no locks.
     """
     held = lock(path)
@@ -43,7 +63,10 @@ def exclusive(path: Path, task: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.acquire(timeout=0)
         except Timeout:
-            log_line(f"{task}: another process is working on it; waiting", sys.stderr)
+            problem = Held(path, task)
+            if not wait:
+                raise problem from None
+            log_line(f"{problem}; waiting", sys.stderr)
             held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -34,7 +34,7 @@ def sbatch(script: str) -> None:
         (JOBS / f"{job}.state").write_text("PENDING")
         if not (JOBS / "hold").exists():
             environment = {name: os.environ[name] for name in ("PATH", "FAKE_SLURM")}
-            subprocess.Popen([sys.executable, __file__, "task", job], env=environment, stdout=subprocess.DEVNULL)
+            subprocess.Popen([sys.executable, __file__, "task", job], env=environment, stdout=-3, stderr=-3)  # DEVNULL
     print(f"Submitted batch job {number}")
 
 

@@ -5,14 +5,14 @@ import signal
 import subprocess
 import sys
 import weakref
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.jobs import NotStarted, RetryingLauncher, WorkerKilled, job_scope
+from fpn_ablate.sweep.jobs import Deferred, NotStarted, RetryingLauncher, WorkerKilled, job_scope, killed_return
 from fpn_ablate.utils import signals
+from fpn_ablate.utils.locks import is_free, lock
 from fpn_ablate.utils.signals import Stopped
 
 
@@ -23,36 +23,33 @@ def stop_file(tmp_path, monkeypatch):
 
 
 class Launcher:
-    """In place of joblib's: jobs that are named `killed...` take the pool with them, the first time or always.
+    """In place of Hydra's: a job named `held...` is deferred while its lock is, `killed` loses its process, `failing` fails."""
 
-    The cells are the jobs' names.
-    """
-
-    def __init__(self):
-        self.calls, self.once, self.ended = [], {"killed-once"}, set()
+    def __init__(self, tmp_path):
+        self.calls, self.folder = [], tmp_path
 
     def launch(self, overrides, initial_job_idx):
-        self.calls.append([job[0] for job in overrides])
-        for (job,) in overrides:
-            if job == "killed" or job in self.once:
-                self.once -= {job}
-                raise BrokenProcessPool
-            self.ended |= {job} - {"slow"}  # whose neighbour is killed
-        return [self._return(job) for (job,) in overrides]
+        self.calls.append([" ".join(job) for job in overrides])
+        return [self._return(job) for job in overrides]
 
     def _return(self, job):
-        found = JobReturn(overrides=[job], status=JobStatus.FAILED if job == "failing" else JobStatus.COMPLETED)
-        found.return_value = ValueError("no") if job == "failing" else None
+        if job[0] == "killed":
+            return killed_return(job, "its process was killed")
+        found = JobReturn(overrides=job, status=JobStatus.FAILED if job[0] == "failing" else JobStatus.COMPLETED)
+        found.return_value = ValueError("no") if job[0] == "failing" else None
+        if job[0].startswith("held") and not is_free(self.folder / job[0]):
+            found.return_value = Deferred(str(self.folder / job[0]), job[0])
         return found
 
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
-    """`launch(names)` -> the launcher that has launched them, Hydra's below it, and the returns."""
+    """`launch(names)` -> the launcher that has launched them, Hydra's below it, and the returns. The cells are the names."""
 
-    def launch(names, first=0, plain=None, stop=False):
-        plain, cells = plain or Launcher(), [None] * first + names
-        monkeypatch.setattr(jobs, "has_ended", lambda cell: cell in plain.ended)
+    def launch(names, first=0, stop=False, shared=()):
+        plain, cells = Launcher(tmp_path), [None] * first + names
+        monkeypatch.setattr(jobs, "sources_of", lambda cell: {"rpn": f"source of {cell}"})
+        monkeypatch.setattr(jobs, "shared_sources", lambda cells: [n for n, name in cells.items() if name in shared])
         launcher = RetryingLauncher(plain, cells, tmp_path / "plan.stop")
         launcher.stop = stop
         return launcher, plain, launcher.launch([[name] for name in names], first)
@@ -61,23 +58,16 @@ def launch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [0, 7])  # of Hydra's batches
-def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(launch, first, monkeypatch, capsys):
+def test_a_job_that_fails_or_whose_process_was_lost_costs_its_row_alone(launch, first, monkeypatch, capsys):
     told = []
     monkeypatch.setattr(jobs, "mark_killed", lambda *what: told.append(what))
-    names = ["a", "slow", "killed", "b", "killed-once", "failing", "c"]
+    names = ["a", "killed", "b", "failing", "c"]
     launcher, plain, returns = launch(names, first)
     assert [found.overrides[0] for found in returns] == names
     assert {found.status for found in returns} == {JobStatus.COMPLETED}  # or Hydra would begin no other batch
-    assert plain.calls == [
-        names,
-        ["slow"],
-        ["a", "killed", "b", "killed-once", "failing", "c"],
-        ["killed"],
-        ["a", "b", "killed-once", "failing", "c"],
-        ["killed-once"],
-        ["a", "b", "failing", "c"],
-    ]
-    assert [cell for cell, _ in told] == ["killed"] and "was killed, alone too" in told[0][1]
+    assert plain.calls == [names]
+    reason = "WorkerKilled: its process was killed"
+    assert told == [("killed", reason), ("source of killed", reason)]
     failures = [("killed", WorkerKilled), ("failing", ValueError)]
     assert [(found.overrides[0], type(found._return_value)) for found in launcher.failed] == failures
     with pytest.raises(WorkerKilled, match="its process was killed"):
@@ -86,22 +76,44 @@ def test_a_killed_job_is_tried_again_alone_and_the_others_go_on(launch, first, m
     assert "failed: killed: WorkerKilled" in err and "failed: failing: ValueError: no" in err
 
 
-def test_with_stop_hydra_hears_of_the_failure_and_no_other_begins(launch, monkeypatch):
-    monkeypatch.setattr(jobs, "mark_killed", lambda *_: None)
-    _, plain, returns = launch(["killed", "a"], stop=True)
-    assert [found.status for found in returns] == [JobStatus.FAILED]
-    assert plain.calls == [["killed", "a"], ["killed"]]
+def test_with_stop_hydra_hears_of_the_failure_and_what_is_deferred_is_not_waited_for(launch, tmp_path):
+    with lock(tmp_path / "held"):
+        _, plain, returns = launch(["failing", "held", "a"], stop=True)
+    assert [found.status for found in returns] == [JobStatus.FAILED, JobStatus.COMPLETED]
+    assert plain.calls == [["failing", "held", "a"]]
 
 
-def test_a_pool_whose_workers_never_begin_is_not_tried_for_ever(launch, monkeypatch):
-    class Broken(Launcher):
-        def launch(self, overrides, initial_job_idx):
-            self.calls.append(1)
-            raise BrokenProcessPool
+def test_what_several_rows_build_on_is_launched_first_and_by_itself(launch):
+    _, plain, returns = launch(["a", "b", "c"], shared=["b"])
+    assert plain.calls == [[f"b {jobs.ONLY_SOURCES}"], ["a", "b", "c"]]
+    assert [found.overrides for found in returns] == [["a"], ["b"], ["c"]]
 
-    monkeypatch.setattr(jobs, "mark_killed", lambda *_: None)
-    launcher, plain, _ = launch(["a", "b"], plain=Broken())
-    assert len(plain.calls) == 4 and len(launcher.failed) == 2
+
+def test_a_job_whose_lock_is_held_is_launched_again_behind_all_others_once_it_is_free(launch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "POLL", 0.01)
+    taken = {name: lock(tmp_path / name) for name in ("held-long", "held-short")}
+    for held in taken.values():
+        held.acquire()
+    waits = iter(["held-short", None, "held-long"])
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: (name := next(waits)) and taken[name].release())
+    _, plain, returns = launch(["held-long", "a", "held-short", "b"])
+    assert plain.calls == [["held-long", "a", "held-short", "b"], ["held-short"], ["held-long"]]
+    assert [(found.overrides[0], found._return_value) for found in returns] == [
+        *[("held-long", None), ("a", None), ("held-short", None), ("b", None)]
+    ]
+    waiting = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
+    assert waiting == [
+        "held-long (and 1 more): another process is working on it; waiting",
+        "held-long: another process is working on it; waiting",
+    ]
+
+
+def test_a_signal_ends_the_wait_for_a_lock(launch, tmp_path, monkeypatch):
+    """Also where its handler does not raise, as while workers run."""
+    naps = iter([signal.SIGTERM])
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: signal.raise_signal(next(naps)))
+    with lock(tmp_path / "held"), pytest.raises(Stopped), signals.handling_signals(), signals.defer_interrupts():
+        launch(["held"])
 
 
 def test_after_a_failure_none_begins_where_that_is_asked_for(stop_file):
