@@ -83,6 +83,8 @@ class SlurmLauncher:
         self.options = dict(launcher.params)
         self.detach = self.options.pop("detach", False)
         self.folder = self.options.pop("submitit_folder")
+        asked = [self.options.get(key) for key in ("gpus_per_node", "gpus_per_task")]
+        self.has_gpus = any(asked) or "gpu" in str(self.options.get("gres"))
         self.earlier: list[str] = []  # ids of the jobs of earlier batches
 
     def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -127,7 +129,7 @@ class SlurmLauncher:
         cells = [self._cell(job) for job, _ in jobs]
         options = {"cpus_per_task": max(max(cfg.threads or 1, 1 + cfg.workers) for cfg in cells)}
         options |= {key: value for key, value in self.options.items() if value is not None}
-        if self.earlier:
+        if self.detach and self.earlier:  # such as what several rows build on
             options["dependency"] = f"afterany:{':'.join(self.earlier)}"
         environment = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
         task, state = QueuedJob(self.launcher, environment), Singleton.get_state()
