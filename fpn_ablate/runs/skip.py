@@ -24,6 +24,7 @@ from fpn_ablate.store.layout import REQUIRED, row_folder, run_folder
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, save_text
+from fpn_ablate.utils.gpus import gpu_models, visible_gpus
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.paths import CONFIG, PACKAGE, RECORD, SKIP
 from fpn_ablate.utils.stamps import is_recent, stamp_of, stamps_of
@@ -57,7 +58,9 @@ def finished_record(cfg: Config) -> dict[str, Any] | None:
         for file in sorted(row_folder(cfg).glob(f"seed{cfg.seed}-*/{SKIP}")):
             entry = json.loads(file.read_text())
             if entry["request"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["stamps"].items()):
-                return record.read(file.parent)
+                content = record.read(file.parent) or {}
+                if not _asks_for_gpu(cfg.device) or _has_model(content["environment"]["device"]):
+                    return content
     return None
 
 
@@ -90,15 +93,30 @@ def request_digest(cfg: Config) -> str:
     """
     config = cfg.model_dump(mode="json", exclude=set(INCIDENTAL) - set(_DECIDING))
     places = [str(Path(cfg.out).resolve()), str(Path.cwd()), str(Path.home())]  # paths may be relative
-    return digest([config, places, _machine(), _program(), user_parts.describe(cfg.user_parts)])
+    return digest([config, places, _machine(cfg.device), _program(), user_parts.describe(cfg.user_parts)])
 
 
-@lru_cache
-def _machine() -> list[Any]:
-    """Identify the machine by its last start, since which it has the same hardware, and the GPUs that torch sees there."""
+def _asks_for_gpu(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and bool(visible_gpus()))
+
+
+def _has_model(name: str) -> bool:
+    """Return whether this machine has GPUs of this product name, or none at all, as where jobs are sent from to others."""
+    models = gpu_models()
+    return not models or any(name.startswith(model) for model in models)  # a part of a GPU has a longer name
+
+
+def _machine(device: str) -> list[Any]:
+    """Identify the machine by its last start, since which it has the same processor.
+
+    A run on a GPU is the same on any machine, and whichever of its GPUs are visible (`_has_model`).
+    """
+    if _asks_for_gpu(device):
+        return ["cuda"]
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    gpus = sorted(map(str, Path("/dev").glob("nvidia*")))  # those that a container sees
-    return [boot, gpus, sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES))]
+    # torch may see a GPU that `visible_gpus` does not: of AMD, or of a virtual machine under Windows.
+    chosen = [] if device == "cpu" else sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES))
+    return [boot, chosen]
 
 
 @lru_cache

@@ -32,6 +32,7 @@ from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.gpus import claim_gpus
 from fpn_ablate.utils.locks import Held, is_free
 
 # Environment variables. STOP: a file of the sweep that holds the first failure, if on_failure=stop. SOURCES: a job carries out
@@ -78,6 +79,8 @@ def run_job(composed: DictConfig) -> Deferred | None:
 
 def _run_or_defer(cfg: Config, job: int | None) -> Deferred | None:
     """Run a cell, or only what it builds on. `job`: its position in the sweep; None: a single run, which waits for locks."""
+    if cfg.device != "cpu":
+        claim_gpus()
     from fpn_ablate.runs.run import run, run_sources  # takes seconds, which a job that must not begin does not have
 
     try:

@@ -18,6 +18,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.sweep.jobs import Job, WorkerKilled, killed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.gpus import free_gpus, visible_gpus
 
 MEMORY = 4 * 2**30  # bytes that `auto` keeps for a row; a row of `quick` takes 1.6 GiB
 KILLED = "its process was killed; by the system, for want of memory?"
@@ -100,7 +101,9 @@ def _pool(at_once: int) -> Executor:
 
 
 def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:
-    """Return how many of these rows run at once: `jobs`, of which `auto` means what the device, cores and memory allow.
+    """Return how many of these rows run at once: `jobs`, of which `auto` means what the machine allows.
+
+    That is one on each GPU that no other job has claimed; without a GPU, what cores and memory allow.
 
     Args:
         n_jobs: of Hydra's joblib launcher, instead of `jobs`; -1: as many as possible.
@@ -109,13 +112,20 @@ def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:
     if jobs == "auto":
         from joblib import cpu_count
 
-        alone = len(cells) == 1 or any(map(_uses_gpu, cells))
-        processes = max(threads, 1 + cells[0].workers)
-        jobs = 1 if alone else max(1, min(cpu_count() // processes, _memory() // MEMORY))
+        if len(cells) == 1:
+            jobs = 1
+        elif any(cfg.device != "cpu" for cfg in cells) and visible_gpus():
+            jobs = max(1, len(free_gpus()))
+        elif any(map(_uses_gpu, cells)):
+            jobs = 1
+        else:
+            processes = max(threads, 1 + cells[0].workers)
+            jobs = max(1, min(cpu_count() // processes, _memory() // MEMORY))
     return min(jobs, len(cells))
 
 
 def _uses_gpu(cfg: Config) -> bool:
+    """Return whether torch sees a GPU, as one of AMD's, that `visible_gpus` does not see."""
     import torch  # which takes seconds, and finished cells do not need
 
     return cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())

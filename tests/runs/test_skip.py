@@ -1,5 +1,6 @@
 """Finished runs are skipped by what is on the disk; in any doubt everything is read again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -108,14 +109,32 @@ def test_another_configuration_machine_program_or_place_is_a_doubt(entered, monk
     assert skipped(cfg.model_copy(update={"workers": 3}))
     for name in ("_machine", "_program"):
         with monkeypatch.context() as patch:
-            patch.setattr(skip, name, lambda: ["another"])
+            patch.setattr(skip, name, lambda *_: ["another"])
             assert skipped(cfg) is None
 
 
-def test_the_gpus_that_torch_sees_are_part_of_the_machine(monkeypatch):
-    before = skip._machine.__wrapped__()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert skip._machine.__wrapped__() != before
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_a_run_on_a_gpu_is_known_whichever_gpu_is_visible_and_where_jobs_are_sent_from(
+    entered, enter_again, monkeypatch, device
+):
+    """`auto` means a GPU only where one is visible."""
+    cfg = entered[0].model_copy(update={"device": device})
+    made_on = entered[1] / "record.json"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    enter_again(cfg)
+    for visible, known in [("3", True), ("5", True), ("0,1", True), ("", device == "cuda")]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert bool(skipped(cfg)) == known, visible
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    name = json.loads(made_on.read_text())["environment"]["device"]
+    for models, known in [({name}, True), ({"another"}, False), ({"another", name}, True)]:
+        monkeypatch.setattr(skip, "gpu_models", lambda models=models: models)
+        assert bool(skipped(cfg)) == known, models
+
+
+def test_a_run_on_a_processor_is_known_whichever_gpu_is_visible(entered, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert skipped(entered[0])
 
 
 def test_another_place_is_a_doubt(entered, monkeypatch, tmp_path):
