@@ -7,6 +7,7 @@ before its run has saved a checkpoint. Here a lost job costs its own row, and jo
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.runs import skip
+from fpn_ablate.sweep.checks import as_hydra_error
 from fpn_ablate.sweep.jobs import ONLY_SOURCES, Deferred, Job, killed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
@@ -76,6 +78,9 @@ class SlurmLauncher:
 
     A job is named after row, seed, table and a digest of what was asked. One that an earlier command has put into the queue is
     not submitted again.
+
+    Raises:
+        UserError: this machine has no SLURM.
     """
 
     def __init__(self, launcher: Any, cells: Mapping[Job, Config]) -> None:
@@ -83,21 +88,20 @@ class SlurmLauncher:
         self.options = dict(launcher.params)
         self.detach = self.options.pop("detach", False)
         self.folder = self.options.pop("submitit_folder")
+        if not all(map(shutil.which, ("sbatch", "srun", "squeue", "scontrol"))):
+            raise UserError("hydra/launcher=slurm: this machine has no sbatch; start the sweep on a login node of the cluster")
         asked = [self.options.get(key) for key in ("gpus_per_node", "gpus_per_task")]
         self.has_gpus = any(asked) or "gpu" in str(self.options.get("gres"))
         self.earlier: list[str] = []  # ids of the jobs of earlier batches
 
     def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Return what each job returned: a failure for one that SLURM ended. With `detach`, return at once.
-
-        Raises:
-            UserError: there is no SLURM, or it refuses the jobs.
-        """
+        """Return what each job returned: a failure for one that SLURM ended. With `detach`, return at once."""
         names = [self._name(job) for job in job_overrides]
         queue = {name: number for number, (state, name) in (read_queue() or {}).items() if state not in ENDED}
         new = [index for index, name in enumerate(names) if name not in queue]
         if new:
-            submitted = self._submit([(job_overrides[index], initial_job_idx + index) for index in new])
+            with as_hydra_error(exit_on_error=True):
+                submitted = self._submit([(job_overrides[index], initial_job_idx + index) for index in new])
             for index, number in zip(new, submitted, strict=True):
                 queue[names[index]] = number
                 subprocess.run(["scontrol", "update", f"JobId={number}", f"JobName={names[index]}"], check=False)
@@ -123,7 +127,11 @@ class SlurmLauncher:
         return re.sub(r"[^\w.+=-]", "_", f"{what}{cfg.row}-seed{cfg.seed}-{cfg.table}-{asked[:8]}")
 
     def _submit(self, jobs: Sequence[tuple[Job, int]]) -> list[str]:
-        """Submit jobs, each with its position in the sweep, and return their ids."""
+        """Submit jobs, each with its position in the sweep, and return their ids.
+
+        Raises:
+            UserError: submitit does not know an option, or SLURM refuses the jobs.
+        """
         import submitit
 
         cells = [self._cell(job) for job, _ in jobs]
@@ -139,7 +147,9 @@ class SlurmLauncher:
             executor.update_parameters(**{f"slurm_{key}": value for key, value in options.items()})
             return [job.job_id for job in executor.map_array(task, *zip(*arguments, strict=True))]
         except (RuntimeError, NameError, ValueError, OSError) as error:
-            raise UserError(f"SLURM takes no job: {first_line(error)}; hydra.launcher.KEY=VALUE sets options of sbatch") from None
+            raise UserError(
+                f"SLURM takes no job: {first_line(error)}; hydra.launcher.KEY=VALUE sets options of sbatch"
+            ) from None
 
     def _wait(self, jobs: Sequence[Job], numbers: Sequence[str]) -> list[JobReturn]:
         """Wait for each job's result, or until it has left the queue without one."""
@@ -163,7 +173,7 @@ class SlurmLauncher:
 
 
 def read_queue(*options: str) -> dict[str, tuple[str, str]] | None:
-    """Return state and name of the user's jobs, those of the last minutes included, by their ids; None if SLURM does not answer."""
+    """Return state and name of the user's jobs by their ids, for some minutes after their end too; None without an answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%j", *options]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
@@ -173,7 +183,7 @@ def read_queue(*options: str) -> dict[str, tuple[str, str]] | None:
 
 
 def _read_result(job: Job, paths: "JobPaths") -> JobReturn:
-    """Read what a job returned, or the traceback of what kept it from returning: a package that its node lacks, its last limit."""
+    """Read what a job returned, or why it did not: its node lacks a package, or it has reached its last limit."""
     try:
         outcome, result = pickle.loads(paths.result_pickle.read_bytes())
     except Exception as error:  # of a class that this process cannot import

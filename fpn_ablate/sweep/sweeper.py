@@ -55,7 +55,8 @@ class TableSweeper(BasicSweeper):
             self.n_jobs = getattr(self.launcher, "joblib", {}).get("n_jobs", -1)
             self.local = self.launcher = LocalLauncher(arguments)
         elif type(self.launcher).__name__ == "SlurmLauncher":
-            self.launcher = SlurmLauncher(self.launcher, self.cell_of)
+            with as_hydra_error(exit_on_error=True):
+                self.launcher = SlurmLauncher(self.launcher, self.cell_of)
             # The host on which the sweep is started need not have the GPU that each job gets.
             self.first_overrides = ["device=cuda"] if self.launcher.has_gpus and self.config.device == "auto" else []
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")

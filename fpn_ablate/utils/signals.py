@@ -1,8 +1,9 @@
 """Handle SIGTERM, SIGUSR2 and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
 
 A second Ctrl-C does not wait for the step. Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a
-job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after
-Ctrl-C, 140 after SIGUSR2 (what `sbatch --signal=USR2@120` sends two minutes before a job's limit). A run that is killed within its step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
+job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 140 after
+SIGUSR2 (what `sbatch --signal=USR2@120` sends two minutes before the limit), 130 after Ctrl-C. A run that is killed within its
+step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
 
 Only the process that installed the handlers reacts: its loader workers outlive the signal, and joblib's get it from there.
 """

@@ -1,4 +1,4 @@
-"""Stand in for SLURM's commands: `python fake_slurm.py sbatch|srun|squeue|scontrol ...`, with the jobs in the folder $FAKE_SLURM.
+"""Stand in for SLURM's commands: `python fake_slurm.py sbatch|srun|squeue|scontrol ...`; the jobs lie in $FAKE_SLURM.
 
 A job's process gets none of its parent's environment, as with `sbatch --export=NONE`. While a file `hold` lies in the folder,
 jobs wait, and tests write their states.
@@ -18,7 +18,11 @@ def install(folder: Path, refuse: str = "") -> Path:
     for name in ("sbatch", "srun", "squeue", "scontrol"):
         command = folder / "bin" / name
         command.parent.mkdir(exist_ok=True)
-        line = f'echo "{refuse}" >&2; exit 1' if refuse and name == "sbatch" else f'exec "{sys.executable}" "{__file__}" {name} "$@"'
+        line = (
+            f'echo "{refuse}" >&2; exit 1'
+            if refuse and name == "sbatch"
+            else f'exec "{sys.executable}" -IS "{__file__}" {name} "$@"'
+        )
         command.write_text(f"#!/bin/sh\n{line}\n")
         command.chmod(0o755)
     return folder / "bin"
