@@ -26,7 +26,7 @@ def shared_sources(cells: Mapping[int, Config]) -> list[int]:
         for key in _unfinished(cfg):
             users.setdefault(key, []).append(number)
     chosen: set[int] = set()
-    for numbers in users.values():
+    for numbers in sorted(users.values(), key=len):  # a job that makes an RPN makes the pre-training of all rows as well
         if len(numbers) > 1 and not chosen & set(numbers):
             chosen.add(numbers[0])
     return sorted(chosen)
