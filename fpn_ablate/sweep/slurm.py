@@ -7,6 +7,7 @@ before its run has saved a checkpoint. Here a lost job costs its own row, and jo
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,9 @@ POLL = 10  # seconds between two looks at the queue
 GRACE = 60  # seconds for which a job may be missing from the queue: NFS may hide its result for that long
 # States that a job does not leave by itself.
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-INHERITED = ("FPN_ABLATE", "WANDB")  # environment variables that a job gets even if SLURM hands over none
+# A job that is preempted while it loads, before it has a handler, would fail. Ignoring the signal, it is killed and requeued.
+PYTHON = f"""sh -c 'trap "" TERM USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
+INHERITED = "FPN_ABLATE"  # environment variables that a job gets even if SLURM hands over none
 
 
 @dataclass
@@ -110,7 +113,8 @@ class SlurmLauncher:
             log_line(f"SLURM job {number}: {name}{'' if index in new else ', of an earlier command'}")
         self.earlier += numbers
         if self.detach:
-            log_line("detached: python -m fpn_ablate report makes the tables of what is finished")
+            runs = self.launcher.config.hydra.sweep.dir
+            log_line(f"detached: python -m fpn_ablate report {runs} makes the tables of what is finished")
             return [JobReturn(overrides=job, status=JobStatus.COMPLETED) for job in job_overrides]
         try:
             return self._wait(job_overrides, numbers)
@@ -143,7 +147,8 @@ class SlurmLauncher:
         task, state = QueuedJob(self.launcher, environment), Singleton.get_state()
         arguments = [(list(job), "hydra.sweep.dir", number, f"job_id_for_{number}", state) for job, number in jobs]
         try:
-            executor = submitit.AutoExecutor(self.folder, "slurm", slurm_max_num_timeout=options.pop("max_num_timeout", 0))
+            first = {"slurm_max_num_timeout": options.pop("max_num_timeout", 0), "slurm_python": PYTHON}
+            executor = submitit.AutoExecutor(self.folder, "slurm", **first)
             executor.update_parameters(**{f"slurm_{key}": value for key, value in options.items()})
             return [job.job_id for job in executor.map_array(task, *zip(*arguments, strict=True))]
         except (RuntimeError, NameError, ValueError, OSError) as error:

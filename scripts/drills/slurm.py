@@ -3,14 +3,16 @@
     scripts/drills/slurm_host.sh start FOLDER; export SLURM_CONF=FOLDER/slurm.conf
     python scripts/drills/slurm.py
 
-A sweep of 6 rows at 2 seeds, of Table 1 and of Table 2, whose rows stand on the RPN of one. While it trains, one job is killed
-(kill -9), one is preempted by a job of the partition `urgent`, one reaches its limit, and the sweep's own process is killed. The
-same command is then started until it ends well. Its results must equal those of a sweep on this machine without SLURM. The
-outcome goes to results/reference/reliability/slurm.json.
+A sweep of 6 rows at 2 seeds, of Table 1 and of Table 2, whose rows stand on the RPN of one. While it trains, one job is
+preempted by a job of the partition `urgent`, one is killed (SIGKILL), one reaches its limit, and the sweep's own process is
+killed.
+The same command is then started until it ends well. Its results must equal those of a sweep on this machine without SLURM.
+The outcome goes to results/reference/reliability/slurm.json.
 """
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,13 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import kills
 from reliability import OUTCOMES, save
 
-CELLS = [*kills.CELLS, "seed=0,1", "recipe.steps=300", "log.wandb=disabled"]
+CELLS = [*kills.CELLS, "seed=0,1", "recipe.steps=100", "log.wandb=disabled"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=15", "hydra.launcher.signal_delay_s=30"]
+SWEEPS = 4  # at most, after the one whose process is killed
 PATIENCE = 900  # seconds for which a job to be disturbed is waited for
 
 
@@ -56,17 +60,21 @@ def training_job(out: Path, but: set[str]) -> str:
     raise SystemExit(f"no job trains: {(out / 'log.txt').read_text()}")
 
 
+def process_of(number: str) -> int:
+    """Return the id of the process that trains the row of a job."""
+    array, _, index = number.partition("_")
+    wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={index}".encode()}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environment, command = ((folder / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
+            if wanted <= set(environment) and b"submitit.core._submit" in command and b"srun" not in command[0]:
+                return int(folder.name)
+    raise SystemExit(f"job {number} has no process")
+
+
 def kill(number: str) -> None:
     """Send SIGKILL to the process of a job, as the kernel does for want of memory."""
-    array, _, index = number.partition("_")
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment, command = (folder / "environ").read_bytes().split(b"\0"), (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={index}".encode()}
-        if wanted <= set(environment) and b"submitit.core._submit" in command and not command.startswith(b"srun"):
-            os.kill(int(folder.name), signal.SIGKILL)
+    os.kill(process_of(number), signal.SIGKILL)
 
 
 def preempt(number: str) -> None:
@@ -75,13 +83,22 @@ def preempt(number: str) -> None:
 
 
 def reach_limit(number: str) -> None:
-    """Set a job's limit to the minute that it is in."""
-    subprocess.run(["scontrol", "update", f"JobId={number}", "TimeLimit=1"], check=True)
+    """Let a job reach a limit that comes soon: its process stands still until SLURM has sent the signal before the limit."""
+    process = process_of(number)
+    os.kill(process, signal.SIGSTOP)
+    elapsed = subprocess.run(["squeue", "--noheader", f"--jobs={number}", "--format=%M"], capture_output=True, text=True).stdout
+    limit = int(elapsed.strip().split(":")[-2]) + 2
+    subprocess.run(["scontrol", "update", f"JobId={number}", f"TimeLimit={limit}"], check=True)
+    pending = re.compile(r"ShdPnd:\s*(\w+)")
+    with suppress(FileNotFoundError, ProcessLookupError):  # SLURM lets it go on as well
+        while not int(pending.search(Path(f"/proc/{process}/status").read_text())[1], 16) >> signal.SIGUSR2 - 1 & 1:
+            time.sleep(0.2)
+        os.kill(process, signal.SIGCONT)
 
 
 def disturb(out: Path, process: subprocess.Popen) -> dict[str, str]:
     """Disturb three jobs, and the sweep's own process while the last of them is requeued; return fault -> job."""
-    faults: dict[str, Callable[[str], None]] = {"killed": kill, "past its limit": reach_limit, "preempted": preempt}
+    faults: dict[str, Callable[[str], None]] = {"preempted": preempt, "killed": kill, "past its limit": reach_limit}
     struck: dict[str, str] = {}
     for fault, strike in faults.items():
         number = training_job(out, set(struck.values()))
@@ -105,29 +122,28 @@ def main() -> int:
     """Run the drill and save its outcome; return 0 if nothing was lost."""
     with tempfile.TemporaryDirectory() as work:
         local, out = Path(work, "local"), Path(work, "slurm")
-        if start(local, "jobs=2").wait():
+        undisturbed, began = start(local, "jobs=2"), time.monotonic()
+        struck, codes = disturb(out, start(out, *SLURM)), []
+        while (not codes or codes[-1]) and len(codes) < SWEEPS:
+            codes.append(start(out, *SLURM).wait())
+        seconds = round(time.monotonic() - began)
+        if undisturbed.wait():
             raise SystemExit((local / "log.txt").read_text())
         expected = kills.contents(local / "results")
-        began, sweeps, trained = time.monotonic(), 1, len(list(local.glob("results/runs/*/*/*/*/record.json")))
-        struck = disturb(out, start(out, *SLURM))
-        codes = []
-        while not codes or codes[-1]:
-            sweeps += 1
-            codes.append(start(out, *SLURM).wait())
-            if sweeps > 4:
-                break
-        contents = kills.contents(out / "results")
-        findings = [f"{name} differs" for name in kills.differences(expected, contents)]
+        trained = len(list(local.glob("results/runs/*/*/*/*/record.json")))
+        findings = [f"{name} differs" for name in kills.differences(expected, kills.contents(out / "results"))]
         findings += check_logs(out, struck) + [f"exit codes {codes}"] * bool(codes[-1])
         resumed = [json.loads(file.read_text())["cost"]["resumed_at"] for file in out.glob("results/runs/*/*/*/*/record.json")]
         log = (out / "log.txt").read_text()
     how = f"{kills.EQUAL} on the same machine without SLURM; exit codes of the same command again: {', '.join(map(str, codes))}"
-    fault = f"SLURM, {trained} runs on two GPUs: a job killed, one preempted, one past its limit, the sweep's own process killed"
+    fault = (
+        f"SLURM, {trained} runs on two GPUs: a job killed, one preempted, one past its limit, the sweep's own process killed"
+    )
     outcome = kills.outcome(fault, 4, findings, how) | {
         "struck": struck,
         "resumed at step": sorted(filter(None, resumed)),
         "jobs of an earlier command that were waited for": log.count("of an earlier command"),
-        "seconds": round(time.monotonic() - began),
+        "seconds": seconds,
     }
     command = f"scripts/drills/slurm_host.sh start FOLDER; python {shlex.join(['scripts/drills/slurm.py'])}"
     print(save(OUTCOMES / "slurm.json", command, outcome))

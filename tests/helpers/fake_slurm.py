@@ -64,7 +64,7 @@ def srun(*arguments: str) -> None:
     with open(output, "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        os.execv(sys.executable, arguments[arguments.index(sys.executable) :])
+        os.execvp("sh", arguments[arguments.index("sh") :])
 
 
 def squeue(*options: str) -> None:

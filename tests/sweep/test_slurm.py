@@ -1,5 +1,6 @@
 """Rows as jobs of SLURM, whose commands tests/helpers/fake_slurm.py stands in for; submitit is real."""
 
+import json
 import os
 import re
 import signal
@@ -56,9 +57,16 @@ def queue(cluster):
 
 
 def test_jobs_run_in_fresh_interpreters_and_a_killed_one_costs_its_own_row(cluster, command, monkeypatch):
-    """Seed 0 is killed; seed 1 is preempted, saves its checkpoint, is requeued and ends."""
+    """Seed 0 is killed; seed 1 is preempted, saves its checkpoint, is requeued and ends. Both get a signal while they load."""
+
+    class Signal:
+        def __reduce__(self):
+            return signal.raise_signal, (signal.SIGTERM,)
+
+    early = Signal()
 
     def run_job(cfg):  # pickled as it is, since no module holds it
+        assert early is None
         import os
         import signal
         from pathlib import Path
@@ -135,15 +143,24 @@ def test_a_job_whose_row_is_another_processs_comes_back_later(requeued, cluster)
 def test_detached_sweeps_return_at_once_and_submit_no_job_twice(cluster, command):
     """What rows share is made by a job of its own, for which theirs wait without a node."""
     (cluster / "hold").touch()
-    code, output = command("hydra.launcher.detach=true", "task=fast_rcnn", "ablation=c4,fpn", "hydra.launcher.partition=night")
+    sent = ["hydra.launcher.detach=true", "task=fast_rcnn", "workers=2", "hydra.launcher.partition=night"]
+    code, output = command(*sent, "ablation=c4,fpn")
     names = ["c4-seed0-table2_fast_rcnn", "fpn-seed0-table2_fast_rcnn"]
     assert code == 0 and "python -m fpn_ablate report" in output
     assert queue(cluster) == dict.fromkeys(["sources-of-" + names[0], *names], "PENDING")
     first, rows = (script.read_text() for script in sorted(cluster.glob("*.sh")))
     assert "--dependency" not in first and "--dependency=afterany:1\n" in rows
-    options = ("--partition=night", "--requeue", "--gpus-per-node=1", "--time=1440", "--signal=USR2@120", "--array=0-1%2")
-    assert all(f"#SBATCH {option}\n" in rows for option in options)
-    code, output = command("hydra.launcher.detach=true", "task=fast_rcnn", "ablation=c4,fpn,finest")
+    options = {
+        "partition": "night",
+        "cpus-per-task": 3,
+        "gpus-per-node": 1,
+        "time": 1440,
+        "signal": "USR2@120",
+        "array": "0-1%2",
+    }
+    assert "#SBATCH --requeue\n" in rows
+    assert all(f"#SBATCH --{key}={value}\n" in rows for key, value in options.items())
+    code, output = command(*sent, "ablation=c4,fpn,finest")
     assert code == 0 and output.count("of an earlier command") == 3
     assert queue(cluster).keys() == {"sources-of-" + names[0], *names, "finest-seed0-table2_fast_rcnn"}
 
@@ -200,3 +217,23 @@ def test_a_machine_without_slurm_is_told_so(cluster, command, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     code, output = command("ablation=c4")
     assert code == 2 and "hydra/launcher=slurm" in output and "Traceback" not in output
+
+
+def test_a_launcher_whose_package_is_missing_is_named(command):
+    code, output = command("hydra.launcher._target_=hydra_plugins.hydra_moon_launcher.MoonLauncher", "ablation=c4")
+    assert code == 2 and output.count("hydra_moon_launcher is not installed") == 1 and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_jobs_train_what_a_sweep_of_this_machine_trains(cluster, command, monkeypatch):
+    """With what two rows of Table 2 share as a job of its own."""
+    cells = ["-m", "recipe=smoke", "device=cpu", "threads=1", "log.wandb=disabled", "task=fast_rcnn", "ablation=c4,fpn"]
+    assert command(*cells[2:])[0] == 0
+    assert main([*cells, "jobs=1", f"out={cluster / 'local'}"]) == 0
+
+    def metrics(out):
+        files = (cluster / out).glob("runs/table2_fast_rcnn/*/*/*/record.json")
+        return {file.parts[-3]: json.loads(file.read_text())["metrics"] for file in files}
+
+    assert metrics("results") == metrics("local") and metrics("local").keys() == {"c4", "fpn"}
+    assert "sources-of-c4-seed0-table2_fast_rcnn" in queue(cluster)
