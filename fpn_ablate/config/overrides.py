@@ -36,7 +36,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)}: give one of them; --cfg job shows one configuration, without -m")
     known, result = {*(key for key in keys() if "." not in key), "ablation", "hydra"}, []
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
     for before, argument in pairwise(["", *arguments]):
         key, equals, value = argument.lstrip("+~").partition("=")
         if not equals and not argument.startswith(("-", "~")) and not before.startswith("-"):

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
@@ -40,6 +41,18 @@ def check_writable(out: str) -> None:
             os.fsync(file.fileno())  # a network disk tells of a quota no earlier
     except OSError as error:
         raise UserError(f"out={unwritable(Path(out), error)}, out=FOLDER") from None
+
+
+def check_launcher(target: str) -> None:
+    """Check that the package of a launcher, Hydra's name of its class, is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    package = target.split(".")[1]
+    if target.startswith("hydra_plugins.") and not find_spec(f"hydra_plugins.{package}"):
+        extra = package.removeprefix("hydra_").removesuffix("_launcher")
+        raise UserError(f'hydra/launcher: {package} is not installed; pip install "fpn-ablate[{extra}]"')
 
 
 def check_parts(cfg: Config) -> None:

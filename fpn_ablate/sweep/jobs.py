@@ -88,15 +88,14 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
 
 def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:
     """Run a cell, or only what it builds on. `job`: its position in the sweep."""
-    launched = launched_rank()  # by torchrun or srun, which share the GPUs out and would end if this rank came back later
-    if cfg.device != "cpu" and not launched:
+    if cfg.device != "cpu" and not launched_rank():  # torchrun and srun share the GPUs out themselves
         claim_gpus(cfg.gpus)
     from fpn_ablate.runs.run import run, run_sources  # takes seconds, which a job that must not begin does not have
 
     try:
         if SOURCES in os.environ:
             return run_sources(cfg, job)
-        record = run(cfg, job, wait or bool(launched))
+        record = run(cfg, job, wait)
     except Held as held:
         return Deferred(str(held.path.resolve()), held.task)
     return objective(cfg, record)

@@ -22,6 +22,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import (
     as_hydra_error,
+    check_launcher,
     check_parts,
     check_writable,
     reject_duplicate_rows,
@@ -30,6 +31,7 @@ from fpn_ablate.sweep.checks import (
 )
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, other_sweeps, publish, start_progress
+from fpn_ablate.sweep.slurm import SlurmLauncher
 from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
@@ -61,12 +63,21 @@ class TableSweeper(BasicSweeper):
         self.n_jobs = -1  # of joblib's
         self.cells: list[Config] = []
         self.launched: list[Config] = []  # by job number
+        self.cell_of: dict[tuple[str, ...], Config] = {}  # by a job's overrides
+        self.first_overrides: list[str] = []  # of each job; those of the command line count more
 
     def setup(self, **arguments: Any) -> None:
+        with as_hydra_error(exit_on_error=True):
+            check_launcher(arguments["config"].hydra.launcher._target_)
         super().setup(**arguments)
         if isinstance(self.launcher, BasicLauncher | JoblibLauncher):  # a process that is killed costs joblib's all their jobs
             self.n_jobs = getattr(self.launcher, "joblib", {}).get("n_jobs", -1)
             self.local = self.launcher = LocalLauncher(arguments)
+        elif type(self.launcher).__name__ == "SlurmLauncher":
+            with as_hydra_error(exit_on_error=True):
+                self.launcher = SlurmLauncher(self.launcher, self.cell_of)
+            # The host on which the sweep is started need not have the GPU that each job gets.
+            self.first_overrides = ["device=cuda"] if self.launcher.has_gpus and self.config.device == "auto" else []
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
         self.launcher = jobs.RetryingLauncher(self.launcher, self.launched, stop_file)
 
@@ -93,7 +104,7 @@ class TableSweeper(BasicSweeper):
 
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
-        return [add_if_missing(param) for param in super()._parse_config()]
+        return [*self.first_overrides, *(add_if_missing(param) for param in super()._parse_config())]
 
     def is_done(self) -> bool:
         """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.
@@ -111,6 +122,7 @@ class TableSweeper(BasicSweeper):
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched += [cfg for _, cfg in pending]
+                self.cell_of |= {tuple(job): cfg for job, cfg in pending}
                 os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)
                 return False

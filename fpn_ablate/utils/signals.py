@@ -1,8 +1,9 @@
-"""Handle SIGTERM and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
+"""Handle SIGTERM, SIGUSR2 and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
 
 A second Ctrl-C does not wait for the step. Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a
-job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 130 after
-Ctrl-C. A run that is killed within its step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
+job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 140 after
+SIGUSR2 (what `sbatch --signal=USR2@120` sends two minutes before the limit), 130 after Ctrl-C. A run that is killed within its
+step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
 
 Only the process that installed the handlers reacts: its loader workers outlive the signal, and joblib's get it from there.
 """
@@ -18,7 +19,11 @@ from types import FrameType
 
 LOADER_GRACE = 10  # seconds by which a loader's worker outlives a signal
 # Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
-_DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+_DEFAULT_HANDLERS = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGUSR2: signal.SIG_DFL,
+}
 
 
 class Stopped(KeyboardInterrupt):
@@ -123,7 +128,7 @@ def outlive_signals(worker: int = 0) -> None:
         for signal_number in taken:
             signal.signal(signal_number, signal.SIG_DFL)
 
-    taken = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    taken = [number for number in _DEFAULT_HANDLERS if signal.getsignal(number) != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, on_signal)
 
