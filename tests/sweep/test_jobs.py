@@ -152,7 +152,7 @@ import sys
 from fpn_ablate.cli.main import main
 from fpn_ablate.sweep import jobs
 
-def claim():
+def claim(count):
     sys.exit(f"claims, torch loaded: {'torch' in sys.modules}")
 
 jobs.claim_gpus = claim

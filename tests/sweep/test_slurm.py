@@ -39,7 +39,7 @@ def command(cluster, monkeypatch, capsys):
     """`command("ablation=c4,fpn")` -> exit code and output of such a sweep."""
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(publish, "_publish", lambda cells, out: None)  # which takes seconds
+    monkeypatch.setattr(publish, "_publish", lambda *arguments: None)  # which takes seconds
 
     def call(*arguments):
         try:
@@ -146,7 +146,7 @@ def test_detached_sweeps_return_at_once_and_submit_no_job_twice(cluster, command
     sent = ["hydra.launcher.detach=true", "task=fast_rcnn", "workers=2", "hydra.launcher.partition=night"]
     code, output = command(*sent, "ablation=c4,fpn")
     names = ["c4-seed0-table2_fast_rcnn", "fpn-seed0-table2_fast_rcnn"]
-    assert code == 0 and "python -m fpn_ablate report" in output
+    assert code == 0 and "python -m fpn_ablate report" in output, output
     assert queue(cluster) == dict.fromkeys(["sources-of-" + names[0], *names], "PENDING")
     first, rows = (script.read_text() for script in sorted(cluster.glob("*.sh")))
     assert "--dependency" not in first and "--dependency=afterany:1\n" in rows
