@@ -58,7 +58,7 @@ def finished_record(cfg: Config) -> dict[str, Any] | None:
         for file in sorted(row_folder(cfg).glob(f"seed{cfg.seed}-*/{SKIP}")):
             entry = json.loads(file.read_text())
             if entry["request"] == request and all(stamp_of(path)[0] == stamp for path, stamp in entry["stamps"].items()):
-                content = record.read(file.parent) or {}
+                content = record.read(file.parent)
                 if not _asks_for_gpu(cfg.device) or _has_model(content["environment"]["device"]):
                     return content
     return None

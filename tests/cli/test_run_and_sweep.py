@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from settings import TINY
 
-from fpn_ablate.engine import procedures
+from fpn_ablate.engine import inputs, procedures
 from fpn_ablate.engine.train import checkpointed_steps
 from fpn_ablate.runs import run as running
-from fpn_ablate.sweep import publish
+from fpn_ablate.runs.state import Run
+from fpn_ablate.store.layout import run_lock
+from fpn_ablate.sweep import jobs, publish
 from fpn_ablate.utils.errors import Diverged
+from fpn_ablate.utils.locks import lock
 
 
 def records(folder="results/runs"):
@@ -144,6 +147,19 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
     assert not Path("results/tables").exists()  # there is no time for that
     (checkpoint,) = Path("results").rglob("checkpoint.pt")
     assert checkpointed_steps(checkpoint) in (4, 5)
+
+
+def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, config, monkeypatch):
+    cfg = config(*TINY, "ablation=c4")
+    held = lock(run_lock("results", Run(cfg, inputs.prepare(cfg), 0).fingerprint))
+    monkeypatch.setattr(jobs.time, "sleep", lambda _: held.release())
+    Path(held.lock_file).parent.mkdir(parents=True)
+    held.acquire()
+    code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
+    assert code == 0 and err.count("c4 seed 0: another process is working on it; waiting") == 1
+    told = out + err
+    assert told.index("fpn seed 0: finished, ") < told.index("; waiting")  # which is no reason to do nothing
+    assert {row: r["status"] for row, r in records().items()} == {"c4/0": "finished", "fpn/0": "finished"}
 
 
 def test_an_error_of_a_run_is_printed_before_its_tables(cli, monkeypatch):

@@ -147,6 +147,28 @@ def test_a_job_that_is_not_to_begin_does_not_load_torch(stop_file, tmp_path):
     assert done.stdout.splitlines()[-1] == "False"
 
 
+CLAIM = """
+import sys
+from fpn_ablate.cli.main import main
+from fpn_ablate.sweep import jobs
+
+def claim():
+    sys.exit(f"claims, torch loaded: {'torch' in sys.modules}")
+
+jobs.claim_gpus = claim
+main(["recipe=smoke", "log.wandb=disabled", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cpu"])
+def test_a_job_claims_a_gpu_before_torch_is_loaded(tmp_path, device):
+    """torch would not heed a claim once it has used a GPU. On a processor there is nothing to claim: bad data ends it here."""
+    arguments = [f"device={device}", "data=coco", "data.root=nowhere"]
+    done = subprocess.run([sys.executable, "-c", CLAIM, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert ("claims, torch loaded: False" in done.stderr) == (device != "cpu")
+    assert ("nowhere is not a folder" in done.stderr) == (device == "cpu")
+
+
 class Network:
     pass
 
