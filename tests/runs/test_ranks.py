@@ -141,6 +141,14 @@ def test_what_befalls_one_rank_ends_all_soon_and_the_run_goes_on_at_another_numb
     assert_equal(one, cell("several", "neck=faulty", **parts))
 
 
+@pytest.mark.slow
+def test_a_rank_with_other_inputs_than_rank_0_is_refused(cell, monkeypatch):
+    send = ranks.RankGroup.send
+    monkeypatch.setattr(ranks.RankGroup, "send", lambda *rest: send(*rest[:-1], rest[-1] | {"weights": "others"}))
+    with pytest.raises(UserError, match=r"^rank 1: .*: weights differ from rank 0's"):
+        running.run(cell("out", "gpus=2"))
+
+
 COMMAND = ("-m", "fpn_ablate", *SHARED, "log.wandb=disabled")
 
 
