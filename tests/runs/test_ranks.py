@@ -62,33 +62,29 @@ def assert_equal(a, b):
 @pytest.mark.parametrize(
     ("gpus", "task"),
     [
-        (2, ("task=fast_rcnn", SURE)),  # with the RPN that it builds on, whose proposals are shared too
+        (2, ()),  # batch norms of the backbone are trained
         *(
             pytest.param(gpus, task, marks=pytest.mark.slow)
             for gpus in (2, 4)
             for task in (
-                ("neck=bifpn",),  # with batch norms that are trained
+                ("task=fast_rcnn", SURE),  # with the RPN that it builds on; its proposals are shared too
+                ("neck=bifpn",),
                 (*JOINT, SURE),
                 ("task=faster_rcnn", "task.training=four_step", SURE),
                 ("task=mask_rcnn", SURE),
                 ("ablation=retinanet/focal", "task.score_thresh=0.0"),
             )
         ),
-        pytest.param(4, ("task=fast_rcnn", SURE), marks=pytest.mark.slow),
         pytest.param(2, ("recipe.group_by_aspect=true", "recipe.flip=true", "workers=1"), marks=pytest.mark.slow),
     ],
 )
-def test_a_row_on_several_processes_is_that_of_one_to_the_bit(cell, gpus, task):
+def test_a_row_on_several_processes_is_that_of_one_to_the_bit(cell, monkeypatch, gpus, task):
     one, several = cell("one", *task), cell("several", *task, f"gpus={gpus}")
     records = [running.run(cfg) for cfg in (one, several)]
     assert records[0]["fingerprint"] == records[1]["fingerprint"]
     assert_equal(one, several)
-
-
-def test_a_finished_run_starts_no_process(cell, monkeypatch):
-    running.run(cell("out"))
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
-    assert running.run(cell("out", "gpus=2"))["status"] == "finished"
+    monkeypatch.setattr(ranks.RankGroup, "_start", lambda group: pytest.fail("a finished run starts processes"))
+    assert running.run(several)["status"] == "finished"
 
 
 def test_parts_that_cannot_be_shared_and_gpus_that_are_not_there_are_refused(cell, monkeypatch):
@@ -143,6 +139,14 @@ def test_what_befalls_one_rank_ends_all_soon_and_the_run_goes_on_at_another_numb
     assert resumed["cost"]["resumed_at"] == (1 if fault == "SIGTERM" else 0)
     running.run(one := cell("one", "neck=faulty", **parts))
     assert_equal(one, cell("several", "neck=faulty", **parts))
+
+
+@pytest.mark.slow
+def test_a_rank_with_other_inputs_than_rank_0_is_refused(cell, monkeypatch):
+    send = ranks.RankGroup.send
+    monkeypatch.setattr(ranks.RankGroup, "send", lambda *rest: send(*rest[:-1], rest[-1] | {"weights": "others"}))
+    with pytest.raises(UserError, match=r"^rank 1: .*: weights differ from rank 0's"):
+        running.run(cell("out", "gpus=2"))
 
 
 COMMAND = ("-m", "fpn_ablate", *SHARED, "log.wandb=disabled")
