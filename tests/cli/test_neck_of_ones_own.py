@@ -28,7 +28,7 @@ def mine(tmp_path):
 def started(monkeypatch):
     """The rows of the jobs that were started, in place of being run."""
     cells = []
-    monkeypatch.setattr(running, "run", lambda cfg, number: cells.append(cfg))
+    monkeypatch.setattr(running, "run", lambda cfg, number, wait: cells.append(cfg))
     return cells
 
 

@@ -51,6 +51,8 @@ BARE = {
     "report/html/live.py:start": "no page: a warning at the start of a sweep",
     "report/html/live.py:watch": "no page while the sweep goes on",
     "report/html/live.py:write": "no page: test_tables_that_cannot_be_written_are_told_and_an_exit_code",
+    "runs/follow.py:follow": "the null device",
+    "runs/ranks.py:_start": "processes that write what rank 0 would",
     "store/bootstrap_store.py:save": HANDED,
     "store/plan.py:_is_active": "the sweep counts as running",
     "store/plan.py:write_plan": "no page: a warning at the start of a sweep",
