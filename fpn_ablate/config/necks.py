@@ -9,6 +9,7 @@ from fpn_ablate.config.base import Strict
 Layers = Annotated[int, Field(strict=True, ge=1, le=16)]
 Channels = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Norm = Literal["none", "gn", "bn"]
+Activation = Literal["none", "relu", "swish"]
 
 
 class _NeckKeys(Strict):
@@ -38,7 +39,7 @@ class BiFPNNeck(_NeckKeys):
     fusion: Literal["fast", "softmax", "sum"]
     separable: bool
     bottom_up: bool
-    act: Literal["none", "relu", "swish"]
+    act: Activation
 
 
 class NASFPNNeck(_NeckKeys):
@@ -63,3 +64,4 @@ class StackedNeck(_NeckKeys):
     layers: Layers
     block: Literal["fpn", "fpn_pan", "full"]
     separable: bool
+    act: Activation = "none"  # configurations of earlier runs lack it

@@ -96,6 +96,7 @@ def test_every_parameter_gets_a_gradient_and_every_map_reaches_every_way(kind):
         (NASFPN, {"attention": "fine_mean"}),
         (NASFPN, {"stacks": 1}),
         (Stacked, {"layers": 1}),
+        (Stacked, {"act": "swish"}),
         (PAFPN, {"act": "relu"}),
         (PAFPN, {"chain": "sum"}),
         (FPN, {"fuse": "mean"}),

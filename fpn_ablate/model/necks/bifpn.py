@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.necks import BiFPNNeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.layers import FusionWeights, convolution, separable_convolution, upsample
+from fpn_ablate.model.necks.layers import ACTIVATIONS, FusionWeights, convolution, separable_convolution, upsample
 from fpn_ablate.structures.levels import Features, Level
-
-ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "swish": nn.SiLU}
 
 
 def pool(x: Tensor) -> Tensor:

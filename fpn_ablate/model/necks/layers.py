@@ -13,6 +13,8 @@ from fpn_ablate.config.necks import Norm
 from fpn_ablate.model.layers import group_norm
 from fpn_ablate.structures.levels import Features, Level
 
+ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "swish": nn.SiLU}
+
 
 class NormConv2d(nn.Conv2d):
     """Convolution without a bias, followed by a norm."""

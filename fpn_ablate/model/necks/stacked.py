@@ -6,11 +6,19 @@ Shape letters: N images, d channels, Hi x Wi cells of level i.
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpn_ablate.config.necks import StackedNeck
 from fpn_ablate.model.necks.base import Neck
-from fpn_ablate.model.necks.layers import InputLevels, convolution, downsample, resample, separable_convolution, upsample
+from fpn_ablate.model.necks.layers import (
+    ACTIVATIONS,
+    InputLevels,
+    convolution,
+    downsample,
+    resample,
+    separable_convolution,
+    upsample,
+)
 from fpn_ablate.structures.levels import Features, Level
 
 
@@ -26,6 +34,7 @@ class Stacked(Neck):
             block: "fpn" (a way down), "fpn_pan" (a way down, then one up), or "full" (each level from all levels; EfficientDet
                 names it and no definition is public: here the sum of all levels, resampled, and a convolution).
             separable: 3x3 of each channel by itself and 1x1 (EfficientDet's comparison), or plain 3x3 convolutions.
+            act: in front of each convolution of a block, as in BiFPN; without one, a stack is linear but for its norms.
             norm: behind each convolution.
     """
 
@@ -48,11 +57,12 @@ class Stacked(Neck):
 
 
 class Block(nn.Module):
-    """A 3x3 convolution for each level."""
+    """An activation and a 3x3 convolution for each level."""
 
     def __init__(self, names: Sequence[str], config: StackedNeck) -> None:
         super().__init__()
         channels, norm = config.channels, config.norm
+        self.act = ACTIVATIONS[config.act]()
         self.convs = nn.ModuleDict(
             {
                 n: separable_convolution(channels, norm) if config.separable else convolution(channels, channels, 3, norm)
@@ -60,15 +70,19 @@ class Block(nn.Module):
             }
         )
 
+    def convolve(self, name: str, x: Tensor) -> Tensor:
+        """Return the level `name` of summed maps (N, d, Hi, Wi)."""
+        return self.convs[name](self.act(x))
+
 
 class TopDown(Block):
     """Add the upsampled coarser output to each level, then convolve."""
 
     def forward(self, maps: Features) -> Features:
         names = list(maps)
-        out = {names[-1]: self.convs[names[-1]](maps[names[-1]])}
+        out = {names[-1]: self.convolve(names[-1], maps[names[-1]])}
         for fine, coarse in reversed(list(pairwise(names))):
-            out[fine] = self.convs[fine](maps[fine] + upsample(out[coarse], maps[fine].shape[-2:]))
+            out[fine] = self.convolve(fine, maps[fine] + upsample(out[coarse], maps[fine].shape[-2:]))
         return {n: out[n] for n in names}
 
 
@@ -77,9 +91,9 @@ class BottomUp(Block):
 
     def forward(self, maps: Features) -> Features:
         names = list(maps)
-        out = {names[0]: self.convs[names[0]](maps[names[0]])}
+        out = {names[0]: self.convolve(names[0], maps[names[0]])}
         for fine, coarse in pairwise(names):
-            out[coarse] = self.convs[coarse](maps[coarse] + downsample(out[fine]))
+            out[coarse] = self.convolve(coarse, maps[coarse] + downsample(out[fine]))
         return out
 
 
@@ -88,9 +102,8 @@ class Full(Block):
 
     def forward(self, maps: Features) -> Features:
         order = {name: k for k, name in enumerate(maps)}
+        sizes = {name: x.shape[-2:] for name, x in maps.items()}
         return {
-            name: self.convs[name](
-                sum(resample(x, order[name] - order[other], maps[name].shape[-2:]) for other, x in maps.items())
-            )
+            name: self.convolve(name, sum(resample(x, order[name] - order[other], sizes[name]) for other, x in maps.items()))
             for name in maps
         }
