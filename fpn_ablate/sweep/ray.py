@@ -59,7 +59,8 @@ class RayLauncher(Launcher):
 
         options = dict(self.settings["remote"])
         if options.get("num_gpus") is None:
-            options["num_gpus"] = int(self.config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+            has_gpus = self.config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+            options["num_gpus"] = self.config.gpus if has_gpus else 0
         return _with_environment(options)
 
 

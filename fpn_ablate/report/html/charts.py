@@ -171,7 +171,7 @@ def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
     choices = tuple(dict.fromkeys(point["label"] for point in points))
     tips = [_tip("sum"), _tip("input"), _tip("share", "share (%)", ".1f"), _tip("n", "seeds")]
     encoding = {
-        "x": _number("share", "share of the sum (%)", stack="zero"),
+        "x": _number("share", "share of the sum (%)", stack="zero", scale={"domain": [0, 100]}),
         "y": {"field": "sum", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
         "color": {"field": "input", "type": "ordinal", "title": "input"},
     }
