@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fpn_ablate.config.composition import TABLES, compose, compose_jobs
+from fpn_ablate.config.composition import DEFAULT_ROW, TABLES, compose, compose_jobs
 from fpn_ablate.config.overrides import add_if_missing, choices, normalise
 from fpn_ablate.config.schema import Config
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
@@ -29,7 +29,7 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
         table = experiment or compose(fixed, config_dir).table
         # Without a file, those of Table 1: others may not go with the task, as an image pyramid needs an RPN.
         params = _params(table, config_dir) or _params(TABLES["rpn"], None)
-        rows = params["ablation"]
+        rows = params.get("ablation", [f"ablation={DEFAULT_ROW}"])
         if not experiment:  # a row of the table may be of another task, as Faster R-CNN beside RetinaNet is
             params, rows = {}, [row for row in rows if not task or _task_of(row.partition("=")[2]) in (None, task)]
         rows += [f"ablation={file.stem}" for file in sorted((config_dir / "ablation").glob("*.yaml"))] if config_dir else []

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.signals import Stopped
 
@@ -101,8 +102,7 @@ class Ranks:
         """Return what rank 0 passes; the others wait for it."""
         values = [value]
         if self.size > 1:
-            self.exchange()
-            with self.connected():
+            with self._together():
                 dist.broadcast_object_list(values, src=0)
         return values[0]  # type: ignore[return-value]
 
@@ -110,10 +110,18 @@ class Ranks:
         """Return the items of all ranks in their order, on every rank; `own` are those of this rank's `share`."""
         shares: list[Any] = [own] * self.size
         if self.size > 1:
-            self.exchange()
-            with self.connected():
+            with self._together():
                 dist.all_gather_object(shares, own)
         return [item for item in chain.from_iterable(zip_longest(*shares, fillvalue=_MISSING)) if item is not _MISSING]
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Exchange, then send something, without a signal in between: the others would wait for what is sent."""
+        with signals.defer_interrupts():
+            self.exchange()
+            with self.connected():
+                yield
+        signals.raise_if_stopped()
 
 
 ALONE = Ranks()

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.engine.distributed import ALONE, RankFailed, Ranks
+from fpn_ablate.engine.distributed import ALONE, TIMEOUT, RankFailed, Ranks
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import PACKAGE
 from fpn_ablate.utils.world import launched_rank
@@ -97,7 +97,8 @@ class RankGroup:
         # As where this process has found the package: by its working folder, or by a path that was added.
         shared |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))}
         for rank in range(1, self.job.gpus):
-            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+            environment |= shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "fpn_ablate.runs.follow"]
             self.processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
         # Connecting would wait for a process that has failed to start.
@@ -124,7 +125,7 @@ def meet(lost: Callable[[], str]) -> Ranks:
     """Connect with the other processes as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
     global _met
     _met = True
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(STORE, store)
     store.set(str(rank), "")
     return Ranks.connect(store, rank, size, lost)

@@ -160,6 +160,7 @@ class RetryingLauncher:
 
     def __init__(self, launcher: Any, cells: Sequence[Config], stop_file: Path) -> None:
         self.launcher, self.cells, self.stop_file, self.failed = launcher, cells, stop_file, []
+        self.returns: dict[tuple[str, ...], JobReturn] = {}  # of all jobs that have ended, by their overrides
         self.stop = False  # on_failure=stop
         self.in_turn = False  # the launcher runs one job after the other: each makes what the next ones build on
 
@@ -178,6 +179,7 @@ class RetryingLauncher:
                 break
             ready = {number: jobs[number] for number in _wait_for_any(deferred)}
             deferred = {number: value for number, value in deferred.items() if number not in ready}
+        self.returns |= {tuple(jobs[number]): job_return for number, job_return in returns.items()}
         ordered = [returns[number] for number in sorted(returns)]
         return ordered if self.stop else [self._collect_failure(job_return) for job_return in ordered]
 

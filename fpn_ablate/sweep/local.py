@@ -18,7 +18,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.sweep.jobs import Job, WorkerKilled, killed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.gpus import free_gpus, visible_gpus
+from fpn_ablate.utils.gpus import VARIABLE, free_gpus, visible_gpus
 
 MEMORY = 4 * 2**30  # bytes that `auto` keeps for a row; a row of `quick` takes 1.6 GiB
 KILLED = "its process was killed; by the system, for want of memory?"
@@ -97,7 +97,10 @@ def _pool(at_once: int) -> Executor:
     from joblib.externals.loky import ProcessPoolExecutor
 
     threads = str(max(1, cpu_count() // at_once))
-    return ProcessPoolExecutor(1, env={name: os.environ.get(name, threads) for name in THREADS})
+    environment = {name: os.environ.get(name, threads) for name in THREADS}
+    if gpus := visible_gpus():  # also those that this process has not claimed
+        environment[VARIABLE] = ",".join(gpus)
+    return ProcessPoolExecutor(1, env=environment)
 
 
 def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -62,20 +62,14 @@ class OptunaSweeper(TableSweeper):
         with as_hydra_error(exit_on_error=True):
             self.study = _create_study(direction, sampler)
         self.trials: list[Trial] = []
-        self.values: dict[tuple[str, ...], float | None] = {}  # by a job's overrides
 
     def setup(self, **arguments: Any) -> None:
         super().setup(**arguments)
-        launch = self.launcher.launch
-
-        def launch_and_keep(jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            returns = launch(jobs, initial_job_idx)
-            for job, job_return in zip(jobs, returns, strict=False):  # with on_failure=stop not all jobs have one
-                if job_return.status == JobStatus.COMPLETED:
-                    self.values[tuple(job)] = job_return._return_value
-            return returns
-
-        self.launcher.launch = launch_and_keep
+        with as_hydra_error(exit_on_error=True):
+            if getattr(self.launcher.launcher, "detach", False):
+                raise UserError(
+                    "hydra/sweeper=optuna proposes by the results of earlier trials: leave out hydra.launcher.detach=true"
+                )
 
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         """Divide the keys into those that are searched, those that are fixed, and the seeds; return no job yet."""
@@ -140,7 +134,8 @@ class OptunaSweeper(TableSweeper):
                 self.study.tell(trial.proposal, trial.value, TrialState.FAIL if trial.value is None else TrialState.COMPLETE)
 
     def _value(self, job: Sequence[str], cfg: Config) -> float | None:
-        value = self.values.get(tuple(job))
+        job_return = self.launcher.returns.get(tuple(job))
+        value = job_return._return_value if job_return and job_return.status == JobStatus.COMPLETED else None
         return objective(cfg, skip.finished_record(cfg)) if value is None else value  # if finished before
 
     def publish(self) -> None:
@@ -157,7 +152,7 @@ class OptunaSweeper(TableSweeper):
         column = objective_column(best, (skip.finished_record(best) or {}).get("metrics"))
         Console(highlight=False).print(_trials_table(ordered, column.title if column else ""))
         failed = len(self.trials) - len(finished)
-        log_line(f"{len(finished)} trials of {self.n_trials} finished" + (f", {failed} failed" if failed else ""))
+        log_line(f"{len(finished)} trials of {self.n_trials} finished" + (f", {failed} did not" if failed else ""))
         log_line(f"best trial: {ordered[0].command()}")
 
 

@@ -41,7 +41,8 @@ class RayLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import ray
 
-        task, state = ray.remote(_run_in).options(**self._options()), Singleton.get_state()
+        # A process a job: one that is used again keeps the GPU that its first job was given.
+        task, state = ray.remote(max_calls=1)(_run_in).options(**self._options()), Singleton.get_state()
         references = [
             task.remote(os.getcwd(), number, list(job), self.hydra_context, self.config, self.task_function, state)
             for number, job in enumerate(job_overrides, start=initial_job_idx)

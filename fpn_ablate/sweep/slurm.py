@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 POLL = 10  # seconds between two looks at the queue
 GRACE = 60  # seconds for which a job may be missing from the queue: NFS may hide its result for that long
 # States that a job does not leave by itself.
-ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
+ENDED |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
 # A job that is preempted while it loads, before it has a handler, would fail. Ignoring the signal, it is killed and requeued.
 PYTHON = f"""sh -c 'trap "" TERM USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 INHERITED = "FPN_ABLATE"  # environment variables that a job gets even if SLURM hands over none
@@ -61,7 +62,8 @@ class QueuedJob:
             job_return = self.launcher(*arguments)
         except signals.Stopped as stop:
             # A preempted job in its time of grace is running. One that scancel ends is not, nor one that SLURM requeues itself.
-            if "RUNNING" in [state for state, _ in (read_queue(f"--jobs={job}") or {}).values()]:
+            queue, limit = read_queue(f"--jobs={job}"), stop.code == 128 + signal.SIGUSR2
+            if (queue is None and limit) or "RUNNING" in [state for state, _ in (queue or {}).values()]:
                 requeue(stop.code - 128, None)
             raise SystemExit(stop.code) from None
         # The sweep's process may be gone: the job itself comes back, after two minutes, and holds no node until then.
@@ -101,7 +103,7 @@ class SlurmLauncher:
         """Return what each job returned: a failure for one that SLURM ended. With `detach`, return at once."""
         names = [self._name(job) for job in job_overrides]
         queue = {name: number for number, (state, name) in (read_queue() or {}).items() if state not in ENDED}
-        new = [index for index, name in enumerate(names) if name not in queue]
+        new = [index for index, name in enumerate(names) if name not in queue and name not in names[:index]]
         if new:
             with as_hydra_error(exit_on_error=True):
                 submitted = self._submit([(job_overrides[index], initial_job_idx + index) for index in new])
@@ -139,7 +141,7 @@ class SlurmLauncher:
         import submitit
 
         cells = [self._cell(job) for job, _ in jobs]
-        options = {"cpus_per_task": max(max(cfg.threads or 1, 1 + cfg.workers) for cfg in cells)}
+        options = {"cpus_per_task": max(cfg.gpus * max(cfg.threads or 1, 1 + cfg.workers) for cfg in cells)}
         options |= {key: value for key, value in self.options.items() if value is not None}
         if self.detach and self.earlier:  # such as what several rows build on
             options["dependency"] = f"afterany:{':'.join(self.earlier)}"

@@ -20,6 +20,8 @@ _choice: list[str] = []  # the GPUs that were visible before this process claime
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else of /dev/nvidia*. Loads no torch."""
+    if _choice:
+        return list(_choice)
     if VARIABLE not in os.environ:
         return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
     gpus = [entry.strip() for entry in os.environ[VARIABLE].split(",")]
@@ -29,11 +31,13 @@ def visible_gpus() -> list[str]:
 
 
 def free_gpus() -> list[str]:
-    """Return the visible GPUs that no job has claimed."""
+    """Return the visible GPUs that no other process has claimed."""
     free = []
     for gpu in visible_gpus():
-        if claim := _claim(gpu, 0):
+        claim = None if gpu in _claims else _claim(gpu, 0)
+        if claim:
             claim.close()
+        if claim or gpu in _claims:
             free.append(gpu)
     return free
 
