@@ -64,12 +64,15 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
     signals.install_handlers()  # in a worker of joblib or a job of SLURM for good: its other jobs must not begin either
     context = HydraConfig.get()
     single = context.mode == RunMode.RUN
+    if multiprocessing.parent_process():
+        signals.end_with_parent()  # a sweep that is killed leaves no worker
     cells = []
     try:
         with as_hydra_error(exit_on_error=single):  # a single run's error is printed before its table
             config_dir = folder_of(context.runtime.config_sources)
             cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
             if single:  # a sweep has looked at all its rows
+                _reject_sweep_options(context.runtime.choices)
                 reject_unread_keys([cfg], context.overrides.task)
             check_parts(cfg)
             check_writable(cfg.out)
@@ -99,6 +102,17 @@ def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:
     except Held as held:
         return Deferred(str(held.path.resolve()), held.task)
     return objective(cfg, record)
+
+
+def _reject_sweep_options(choices: Mapping[str, Any]) -> None:
+    """Refuse a launcher or a sweeper that a single run does not use.
+
+    Raises:
+        UserError: one is chosen.
+    """
+    for group, default in (("hydra/launcher", "basic"), ("hydra/sweeper", "table")):
+        if choices.get(group, default) != default:
+            raise UserError(f"{group}={choices[group]} is for sweeps: add -m, or leave it out")
 
 
 def _use_platform_start_method() -> None:

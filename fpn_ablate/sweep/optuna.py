@@ -60,6 +60,8 @@ class OptunaSweeper(TableSweeper):
         super().__init__(params=params)
         self.n_trials, self.at_once = n_trials, n_jobs
         with as_hydra_error(exit_on_error=True):
+            if min(n_trials, n_jobs) < 1:
+                raise UserError("hydra.sweeper.n_trials and hydra.sweeper.n_jobs must be 1 at least")
             self.study = _create_study(direction, sampler)
         self.trials: list[Trial] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
@@ -105,6 +106,15 @@ class TableSweeper(BasicSweeper):
     def _parse_config(self) -> list[str]:
         """Return the table's `hydra.sweeper.params` as overrides, to which those of the command line come."""
         return [*self.first_overrides, *(add_if_missing(param) for param in super()._parse_config())]
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Divide the combinations of all values into batches, as Hydra's sweeper does; an interval has no combinations."""
+        with as_hydra_error(exit_on_error=True):
+            for override in overrides:
+                if override.is_interval_sweep():
+                    text = override.input_line.lstrip("+")
+                    raise UserError(f"{text}: hydra/sweeper=optuna searches intervals; without it give values, as KEY=A,B")
+        return super().split_arguments(overrides, max_batch_size)
 
     def is_done(self) -> bool:
         """Return True if no batch has anything left to do; else validate the next one and take its finished cells out.

@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 LOADER_GRACE = 10  # seconds by which a loader's worker outlives a signal
+PARENT_GRACE = 60  # seconds in which a worker whose parent was killed finishes its step
 # Only handlers that are still Python's defaults are replaced: another one (of submitit, nohup) was installed on purpose.
 _DEFAULT_HANDLERS = {
     signal.SIGTERM: signal.SIG_DFL,
@@ -131,6 +133,24 @@ def outlive_signals(worker: int = 0) -> None:
     taken = [number for number in _DEFAULT_HANDLERS if signal.getsignal(number) != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, on_signal)
+
+
+def end_with_parent() -> None:
+    """End this process once its parent has ended: as after SIGTERM, and PARENT_GRACE later in any case.
+
+    You can call it as often as you like.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PARENT_GRACE)
+        os._exit(128 + signal.SIGTERM)
+
+    parent = os.getppid()
+    if all(thread.name != watch.__qualname__ for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=watch.__qualname__, daemon=True).start()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,9 @@ def launched_rank() -> Launched | None:
     Raises:
         UserError: WORLD_SIZE is set without the others.
     """
+    for name in ("WORLD_SIZE", "RANK"):
+        if not os.environ.get(name, "").isdecimal() and os.environ.get(name):
+            raise UserError(f"{name}={os.environ[name]}: torchrun and srun set it to a number; unset it")
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return None
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]

@@ -95,10 +95,10 @@ def test_a_failed_trial_ends_the_search_only_where_that_is_asked_for(cli, traine
     recording_sampler.TOLD.clear()
     code, out, err = cli(*SEARCH, "hydra.sweeper.sampler._target_=recording_sampler.RecordingSampler")
     assert code == 1 and len(trained) == 3 and "too high a rate" in err and recording_sampler.TOLD[1] is None
-    assert "2 trials of 3 finished, 1 failed" in out
+    assert "2 trials of 3 finished, 1 did not" in out
     trained.clear()
     code, out, _ = cli(*SEARCH, "on_failure=stop")
-    assert code == 1 and len(trained) == 2 and "1 trials of 3 finished, 1 failed" in out
+    assert code == 1 and len(trained) == 2 and "1 trials of 3 finished, 1 did not" in out
 
 
 @pytest.mark.parametrize(

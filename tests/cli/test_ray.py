@@ -57,13 +57,22 @@ def test_with_on_failure_stop_no_row_begins_after_one_that_fails(ray, cli, monke
 
 @pytest.mark.parametrize(
     ("gpus", "overrides", "expected"),
-    [(0, [], 0), (4, [], 1), (4, ["device=cpu"], 0), (4, ["hydra.launcher.ray.remote.num_gpus=0.5"], 0.5)],
+    [
+        (0, [], 0),
+        (4, [], 1),
+        (4, ["gpus=2", "recipe.accumulate=2"], 2),
+        (4, ["device=cpu"], 0),
+        (4, ["hydra.launcher.ray.remote.num_gpus=0.5"], 0.5),
+    ],
 )
 def test_a_row_gets_a_gpu_where_there_are_any(ray, cli, monkeypatch, gpus, overrides, expected):
     ray.gpus = gpus
     monkeypatch.setattr(ray, "get", lambda task: killed_return([], "not run"))
     assert cli(*SWEEP, "ablation=c4", *overrides)[0] == 1
     assert [task["num_gpus"] for task in ray.options] == [expected]
+    assert ray.task_settings == {
+        "max_calls": 1
+    }  # Ray would give a process of an earlier job another GPU, which it would not use
 
 
 def test_a_node_without_the_folder_of_the_sweep_says_so(ray, cli, monkeypatch, tmp_path):

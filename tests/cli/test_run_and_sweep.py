@@ -191,3 +191,14 @@ def test_an_error_of_a_run_is_printed_before_its_tables(cli, monkeypatch):
     code, _, err = cli("data=coco", "data.root=nowhere", "recipe=smoke", "device=cpu")
     lines = err.splitlines()
     assert code == 2 and "nowhere is not a folder" in lines[0] and lines[-1] == "many lines of tables 1"
+
+
+def test_a_launcher_without_a_sweep_is_refused(cli):
+    for option in ("hydra/launcher=joblib", "hydra/sweeper=basic"):
+        code, _, err = cli("recipe=smoke", option)
+        assert code == 2 and f"{option} is for sweeps: add -m, or leave it out" in err
+
+
+def test_an_interval_without_a_search_is_refused(cli):
+    code, _, err = cli("-m", "recipe=smoke", "recipe.optimizer.lr=interval(1e-4,1e-1)")
+    assert code == 2 and "recipe.optimizer.lr=interval(1e-4,1e-1): hydra/sweeper=optuna searches intervals" in err

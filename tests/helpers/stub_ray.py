@@ -42,7 +42,12 @@ class StubRay(ModuleType):
     def cluster_resources(self) -> dict[str, float]:
         return {"GPU": self.gpus} if self.gpus else {}
 
-    def remote(self, function: Any) -> Any:
+    def remote(self, **settings: Any) -> Any:
+        """Return a decorator, as Ray does where it is given settings."""
+        self.task_settings = settings
+        return self._task
+
+    def _task(self, function: Any) -> Any:
         def options(**options: Any) -> Any:
             def submit(*arguments: Any) -> tuple:
                 self.options.append(options)

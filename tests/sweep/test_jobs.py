@@ -4,7 +4,9 @@ import gc
 import signal
 import subprocess
 import sys
+import time
 import weakref
+from pathlib import Path
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -193,3 +195,35 @@ def test_what_a_job_held_that_failed_or_was_stopped_is_free(outer):
         job()
     gc.collect()
     assert kept.value.__traceback__ and held[0]() is None
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+from fpn_ablate.utils import signals
+if len(sys.argv) > 1:
+    signals.install_handlers()
+    signals.end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+else:
+    subprocess.Popen([sys.executable, __file__, "worker"])
+    time.sleep(600)
+"""
+
+
+def test_a_worker_ends_when_its_sweep_is_killed(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    status = Path("/proc", main.stdout.readline().strip(), "status")
+
+    def runs():
+        return status.exists() and "State:\tZ" not in status.read_text()  # a zombie where nobody reaps it
+
+    assert runs()
+    main.kill()
+    main.wait()
+    deadline = time.monotonic() + 30
+    while runs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not runs()
