@@ -26,6 +26,7 @@ from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.table import Table
+from fpn_ablate.report.formats import plots
 from fpn_ablate.report.html import figures
 from fpn_ablate.report.output import readme
 from fpn_ablate.sweep.checks import check_parts
@@ -191,10 +192,19 @@ def test_tables_are_those_of_the_committed_ledger() -> None:
     assert readme(TEXT, committed_tables()) == TEXT
 
 
-def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables, verdicts and, where it is the version that drew them, plots."""
+@pytest.mark.parametrize("drawn", ["table1_rpn-shapes-quick", pytest.param("", marks=pytest.mark.slow)])  # a second each
+def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: str) -> None:
+    """Tables, verdicts and, where it is the version that drew them, plots: all, or those of `drawn` alone."""
     monkeypatch.setattr(figures, "render", lambda _: {})  # not committed
-    reference = LEDGER.parent
+    reference, render = LEDGER.parent, plots.render
+    kinds = {path.suffix[1:] for path in (reference / "plots").iterdir()}
+
+    def draw(table: Table) -> dict[str, bytes]:
+        if drawn in ("", table.name):
+            return render(table)
+        return {kind: b"" for kind in kinds if (reference / "plots" / f"{table.name}.{kind}").exists()}
+
+    monkeypatch.setattr(plots, "render", draw)
     tables = committed_tables()
     for table in tables:
         output.save_table(table, tmp_path)
@@ -204,13 +214,16 @@ def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypa
     locked = re.search(r"^matplotlib==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
     same = matplotlib.__version__ == locked
     differing = [p for p in sorted(made) if (tmp_path / p).read_bytes() != (reference / p).read_bytes()]
-    assert not [path for path in differing if path.parent.name == "tables" or (same and path.suffix == ".svg")]
+    plotted = [path for path in differing if same and path.suffix == ".svg" and drawn in ("", path.stem)]
+    assert not [path for path in differing if path.parent.name == "tables"] + plotted
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert readme(text, tables) == text
 
 
-def test_costs_are_those_that_verify_counts() -> None:
-    assert fill_verify_blocks(TEXT) == TEXT
+@pytest.mark.parametrize("blocks", [slice(-1, None), pytest.param(slice(-1), marks=pytest.mark.slow)])  # the last takes 2 s
+def test_costs_are_those_that_verify_counts(blocks: slice) -> None:
+    for block in re.findall(r"^<!-- verify: .*?^<!-- /verify -->$", TEXT, re.MULTILINE | re.DOTALL)[blocks]:
+        assert fill_verify_blocks(block) == block
 
 
 def test_pictures_and_files_that_are_linked_exist() -> None:
