@@ -71,9 +71,7 @@ def test_a_row_gets_a_gpu_where_there_are_any(ray, cli, monkeypatch, gpus, overr
     monkeypatch.setattr(ray, "get", lambda task: killed_return([], "not run"))
     assert cli(*SWEEP, "ablation=c4", *overrides)[0] == 1
     assert [task["num_gpus"] for task in ray.options] == [expected]
-    assert ray.task_settings == {
-        "max_calls": 1
-    }  # a process that is used again keeps its first GPU
+    assert ray.task_settings == {"max_calls": 1}  # a process that is used again keeps its first GPU
 
 
 def test_a_node_without_the_folder_of_the_sweep_says_so(ray, cli, monkeypatch, tmp_path):
