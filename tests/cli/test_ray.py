@@ -51,7 +51,6 @@ def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_it
 
 def test_with_on_failure_stop_no_row_begins_after_one_that_fails(ray, cli, monkeypatch):
     monkeypatch.setenv("FPN_ABLATE_PROBE", "c4:failed")
-    monkeypatch.setattr(ray, "get", lambda task: task[0](*task[1]))  # here: an interpreter takes seconds
     code, _, err = cli(*SWEEP, "on_failure=stop")
     assert code == 1 and "c4 has failed" in err and not written()
 
