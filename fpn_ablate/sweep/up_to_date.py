@@ -27,7 +27,7 @@ def source_digest(runs: Path, experiments: Iterable[Path]) -> str | None:
     files = [file for file in runs.glob("*/*/*/*/*") if not file.name.startswith(_IGNORED)]
     files += [*runs.rglob(RECORD), *(runs / PICTURES).rglob("*")]
     files += [file for folder in experiments for file in folder.glob("*.yaml")]
-    files += [file for file in PACKAGE.rglob("*") if file.suffix != ".pyc"]
+    files += [file for file in PACKAGE.rglob("*") if "__pycache__" not in file.parts]  # other processes write there
     drawing = [f"{name} {metadata.version(name)}" for name in ("numpy", "pandas", "scipy", "matplotlib", "vl-convert-python")]
     return digest([_states(files), drawing])
 
