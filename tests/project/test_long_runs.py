@@ -18,7 +18,7 @@ def test_hydra_keeps_no_configuration_of_a_job_that_is_over(tmp_path, monkeypatc
         return returns
 
     monkeypatch.setattr(jobs.RetryingLauncher, "launch", launched)
-    monkeypatch.setattr(running, "run", lambda cfg, job, wait: {"row": cfg.row})
+    monkeypatch.setattr(running, "run", lambda cfg, job, wait: {"row": cfg.row, "metrics": {}})
     monkeypatch.setattr("sys.argv", ["fpn-ablate"])
     assert main(["-m", "recipe=smoke", "jobs=1", "seed=0,1,2", f"out={tmp_path}"]) == 0
     assert [(job.cfg, job.hydra_cfg, job.return_value) for job in kept] == [(None, None, None)] * 3
