@@ -117,11 +117,10 @@ class Ranks:
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Exchange, then send something, without a signal in between: the others would wait for what is sent."""
-        with signals.defer_interrupts():
+        with signals.uninterrupted():
             self.exchange()
             with self.connected():
                 yield
-        signals.raise_if_stopped()
 
 
 ALONE = Ranks()

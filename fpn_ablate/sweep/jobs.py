@@ -28,7 +28,7 @@ from fpn_ablate.runs import skip
 from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_unread_keys
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
-from fpn_ablate.sweep.shared import shared_sources
+from fpn_ablate.sweep.shared_sources import shared_sources
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
@@ -169,10 +169,10 @@ class RetryingLauncher:
     `Deferred`, and is launched again behind all others, once that lock is free. Failures are collected in `failed` and do not
     end the sweep unless on_failure=stop.
 
-    The wrapped launcher returns one JobReturn a job, in their order; that of a job whose process was lost is `killed_return`.
+    The wrapped launcher returns one JobReturn a job, in their order; that of a job whose process was lost has failed with `WorkerKilled`.
     """
 
-    def __init__(self, launcher: Any, cells: Sequence[Config], stop_file: Path) -> None:
+    def __init__(self, launcher: Any, cells: Mapping[Job, Config], stop_file: Path) -> None:
         self.launcher, self.cells, self.stop_file, self.failed = launcher, cells, stop_file, []
         self.returns: dict[tuple[str, ...], JobReturn] = {}  # of all jobs that have ended, by their overrides
         self.stop = False  # on_failure=stop
@@ -182,7 +182,7 @@ class RetryingLauncher:
         self.stop_file.unlink(missing_ok=True)
         jobs, returns = dict(enumerate(job_overrides, start=initial_job_idx)), {}
         if not self.in_turn:
-            sources = shared_sources({number: self.cells[number] for number in jobs})
+            sources = shared_sources({number: self.cells[tuple(job)] for number, job in jobs.items()})
             self._launch({number: [*jobs[number], ONLY_SOURCES] for number in sources})  # if one fails, its rows say why
         ready, deferred = jobs, {}
         while ready:
@@ -207,7 +207,8 @@ class RetryingLauncher:
         for number, job_return in returns.items():
             error = job_return._return_value
             if isinstance(error, WorkerKilled):
-                for cfg in (self.cells[number], *sources_of(self.cells[number]).values()):
+                cell = self.cells[tuple(override for override in jobs[number] if override != ONLY_SOURCES)]
+                for cfg in (cell, *sources_of(cell).values()):
                     mark_killed(cfg, f"{type(error).__name__}: {error}")
         return returns
 
@@ -227,10 +228,10 @@ class RetryingLauncher:
             raise self.failed[0]._return_value
 
 
-def killed_return(job: Job, reason: str) -> JobReturn:
-    """Return what a launcher returns for a job whose process was lost."""
+def failed_return(job: Job, error: Exception) -> JobReturn:
+    """Return what a launcher returns for a job that failed outside of Hydra's own handling of errors."""
     job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
-    job_return.return_value = WorkerKilled(reason)
+    job_return.return_value = error
     return job_return
 
 

@@ -15,7 +15,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.sweep.jobs import Job, WorkerKilled, killed_return
+from fpn_ablate.sweep.jobs import Job, WorkerKilled, failed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.gpus import VARIABLE, free_gpus, visible_gpus
@@ -71,7 +71,7 @@ class LocalLauncher:
                     try:
                         returns[number] = future.result()
                     except BrokenProcessPool:
-                        returns[number] = killed_return(jobs[number], KILLED)
+                        returns[number] = failed_return(jobs[number], WorkerKilled(KILLED))
         finally:
             for pool in (*idle, *(pool for _, pool in running.values())):
                 pool.shutdown(kill_workers=bool(running))

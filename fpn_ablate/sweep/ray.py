@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.sweep.checks import as_hydra_error
-from fpn_ablate.sweep.jobs import killed_return
+from fpn_ablate.sweep.jobs import WorkerKilled, failed_return
 from fpn_ablate.utils.errors import UserError
 
 # Environment variables that a job reads; the nodes of a cluster have those of `ray start`. Ray shows them to all its users.
@@ -111,7 +111,7 @@ def _run_in(folder: str, number: int, job: list[str], *context: Any) -> JobRetur
     """Run a job in the folder of the sweep, from which relative paths count; called in a process of Ray's."""
     if not Path(folder).is_dir():
         error = UserError(f"{folder}: {os.uname().nodename} has no such folder; start the sweep in one that all nodes share")
-        return _failed(job, error)
+        return failed_return(job, error)
     from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
     os.chdir(folder)
@@ -125,12 +125,6 @@ def _wait_for(reference: Any, job: Sequence[str]) -> JobReturn:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # raised outside the job, as by its configuration
-        return _failed(job, error.as_instanceof_cause())
+        return failed_return(job, error.as_instanceof_cause())
     except ray.exceptions.RayError as error:
-        return killed_return(job, f"Ray lost its process: {' '.join(str(error).split())}")
-
-
-def _failed(job: Sequence[str], error: Exception) -> JobReturn:
-    job_return = JobReturn(overrides=job, status=JobStatus.FAILED)
-    job_return.return_value = error
-    return job_return
+        return failed_return(job, WorkerKilled(f"Ray lost its process: {' '.join(str(error).split())}"))

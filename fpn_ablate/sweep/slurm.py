@@ -24,7 +24,7 @@ from hydra.plugins.launcher import Launcher
 from fpn_ablate.config.schema import Config
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.checks import as_hydra_error
-from fpn_ablate.sweep.jobs import ONLY_SOURCES, Deferred, Job, killed_return
+from fpn_ablate.sweep.jobs import ONLY_SOURCES, Deferred, Job, WorkerKilled, failed_return
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError, first_line
@@ -111,8 +111,9 @@ class SlurmLauncher:
                 queue[names[index]] = number
                 subprocess.run(["scontrol", "update", f"JobId={number}", f"JobName={names[index]}"], check=False)
         numbers = [queue[name] for name in names]
-        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
-            log_line(f"SLURM job {number}: {name}{'' if index in new else ', of an earlier command'}")
+        submitted_names = [names[index] for index in new]
+        for name in dict.fromkeys(names):
+            log_line(f"SLURM job {queue[name]}: {name}{'' if name in submitted_names else ', of an earlier command'}")
         self.earlier += numbers
         if self.detach:
             runs = self.launcher.config.hydra.sweep.dir
@@ -199,4 +200,5 @@ def _read_result(job: Job, paths: "JobPaths") -> JobReturn:
 
 
 def _killed(job: Job, paths: "JobPaths", reason: str) -> JobReturn:
-    return killed_return(job, f"SLURM job {paths.job_id} ended without a result: {reason}; its log: {paths.stdout}")
+    error = WorkerKilled(f"SLURM job {paths.job_id} ended without a result: {reason}; its log: {paths.stdout}")
+    return failed_return(job, error)

@@ -63,8 +63,7 @@ class TableSweeper(BasicSweeper):
         self.local: LocalLauncher | None = None  # unless Hydra's configuration names another launcher than basic and joblib
         self.n_jobs = -1  # of joblib's
         self.cells: list[Config] = []
-        self.launched: list[Config] = []  # by job number
-        self.cell_of: dict[tuple[str, ...], Config] = {}  # by a job's overrides
+        self.launched: dict[jobs.Job, Config] = {}  # by the job's overrides
         self.first_overrides: list[str] = []  # of each job; those of the command line count more
 
     def setup(self, **arguments: Any) -> None:
@@ -76,7 +75,7 @@ class TableSweeper(BasicSweeper):
             self.local = self.launcher = LocalLauncher(arguments)
         elif type(self.launcher).__name__ == "SlurmLauncher":
             with as_hydra_error(exit_on_error=True):
-                self.launcher = SlurmLauncher(self.launcher, self.cell_of)
+                self.launcher = SlurmLauncher(self.launcher, self.launched)
             # The host on which the sweep is started need not have the GPU that each job gets.
             self.first_overrides = ["device=cuda"] if self.launcher.has_gpus and self.config.device == "auto" else []
         stop_file = plan.plan_file(Path(self.config.out, "runs")).with_suffix(".stop")
@@ -131,8 +130,7 @@ class TableSweeper(BasicSweeper):
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
-                self.launched += [cfg for _, cfg in pending]
-                self.cell_of |= {tuple(job): cfg for job, cfg in pending}
+                self.launched |= {tuple(job): cfg for job, cfg in pending}
                 os.environ[CELLS] = str(len(self.launched))
                 start_progress(self.cells)
                 return False

@@ -6,22 +6,24 @@ GPU is called as CUDA_VISIBLE_DEVICES calls it. torch reads that variable when i
 """
 
 import os
+import re
 import socket
 from pathlib import Path
 
 from fpn_ablate.utils.console import log_line
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-MOST = 64  # jobs on one GPU
+MAX_JOBS_PER_GPU = 64
+NAME = "fpn_ablate/gpu"  # of a claim, before GPU and slot
 
 _claims: dict[str, socket.socket] = {}  # of this process, as long as it lives
-_choice: list[str] = []  # the GPUs that were visible before this process claimed any
+_initially_visible: list[str] = []  # before this process claimed any
 
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else of /dev/nvidia*. Loads no torch."""
-    if _choice:
-        return list(_choice)
+    if _initially_visible:
+        return list(_initially_visible)
     if VARIABLE not in os.environ:
         return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
     gpus = [entry.strip() for entry in os.environ[VARIABLE].split(",")]
@@ -32,14 +34,12 @@ def visible_gpus() -> list[str]:
 
 def free_gpus() -> list[str]:
     """Return the visible GPUs that no other process has claimed."""
-    free = []
-    for gpu in visible_gpus():
-        claim = None if gpu in _claims else _claim(gpu, 0)
-        if claim:
-            claim.close()
-        if claim or gpu in _claims:
-            free.append(gpu)
-    return free
+    try:
+        sockets = Path("/proc/net/unix").read_text(errors="replace")
+    except OSError:  # no Linux: no claims
+        sockets = ""
+    claimed = set(re.findall(rf"@{NAME}/(.+)/\d+$", sockets, re.MULTILINE)) - _claims.keys()
+    return [gpu for gpu in visible_gpus() if gpu not in claimed]
 
 
 def claim_gpus(count: int = 1) -> list[str]:
@@ -48,14 +48,14 @@ def claim_gpus(count: int = 1) -> list[str]:
     If only `count` GPUs are visible, as in a job of SLURM or Ray, they are kept. If all are claimed, jobs share them evenly.
     Without a GPU nothing happens. A second call claims what the first one lacks.
     """
-    _choice[:] = _choice or visible_gpus()
-    for place in range(MOST):
-        for gpu in _choice:
-            if len(_claims) < count and gpu not in _claims and (claim := _claim(gpu, place)):
+    _initially_visible[:] = _initially_visible or visible_gpus()
+    for slot in range(MAX_JOBS_PER_GPU):
+        for gpu in _initially_visible:
+            if len(_claims) < count and gpu not in _claims and (claim := _claim(gpu, slot)):
                 _claims[gpu] = claim
-                if len(_choice) > count:
-                    log_line(f"on GPU {gpu}{f', which {place} more use, as none is free' if place else ''}")
-    claimed = [gpu for gpu in _choice if gpu in _claims]
+                if len(_initially_visible) > count:
+                    log_line(f"on GPU {gpu}{f', which {slot} more use, as none is free' if slot else ''}")
+    claimed = [gpu for gpu in _initially_visible if gpu in _claims]
     if claimed:
         os.environ[VARIABLE] = ",".join(claimed)
     return claimed
@@ -67,11 +67,11 @@ def gpu_models() -> set[str]:
     return {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
 
 
-def _claim(gpu: str, place: int) -> socket.socket | None:
-    """Take one of the places on a GPU; None if it is taken, or where the system has no such names."""
+def _claim(gpu: str, slot: int) -> socket.socket | None:
+    """Take one of the slots of a GPU; None if it is taken, or where the system has no such names."""
     claim = socket.socket(socket.AF_UNIX)
     try:
-        claim.bind(f"\0fpn_ablate/gpu/{gpu}/{place}")
+        claim.bind(f"\0{NAME}/{gpu}/{slot}")
     except OSError:
         claim.close()
         return None

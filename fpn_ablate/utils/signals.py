@@ -118,6 +118,15 @@ def defer_interrupts() -> Iterator[None]:
         _state.deferring = before
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Defer interrupts in a short block that must run to its end, and raise `Stopped` behind it, or behind all that enclose it."""
+    with defer_interrupts():
+        yield
+    if not _state.deferring:
+        raise_if_stopped()
+
+
 def outlive_signals(worker: int = 0) -> None:
     """Let a loader's worker process outlive its first signal by LOADER_GRACE; meant as a `worker_init_fn`.
 

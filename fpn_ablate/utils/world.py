@@ -17,17 +17,22 @@ def launched_rank() -> Launched | None:
     """Return RANK and WORLD_SIZE, as torchrun sets them; None: this process is alone.
 
     Raises:
-        UserError: WORLD_SIZE is set without the others.
+        UserError: WORLD_SIZE is set without the others, or one of them is no number.
     """
-    for name in ("WORLD_SIZE", "RANK"):
-        if not os.environ.get(name, "").isdecimal() and os.environ.get(name):
-            raise UserError(f"{name}={os.environ[name]}: torchrun and srun set it to a number; unset it")
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
         return None
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: torchrun sets them all; "
-            "without it, unset WORLD_SIZE"
+            f"WORLD_SIZE={size}, but {', '.join(missing)} is not set: torchrun sets them all; without it, unset WORLD_SIZE"
         )
-    return Launched(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    _number("MASTER_PORT")  # torch's own error does not name it
+    return Launched(_number("RANK"), size)
+
+
+def _number(name: str, default: int = 0) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise UserError(f"{name}={text}: torchrun and srun set it to a number; unset it")
+    return int(text)

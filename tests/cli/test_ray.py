@@ -11,7 +11,7 @@ import pytest
 from stub_ray import StubRay
 
 from fpn_ablate.cli import run as running
-from fpn_ablate.sweep.jobs import killed_return
+from fpn_ablate.sweep.jobs import WorkerKilled, failed_return
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ("-m", "recipe=smoke", "ablation=c4,fpn", "hydra/launcher=ray")
@@ -67,7 +67,7 @@ def test_with_on_failure_stop_no_row_begins_after_one_that_fails(ray, cli, monke
 )
 def test_a_row_gets_a_gpu_where_there_are_any(ray, cli, monkeypatch, gpus, overrides, expected):
     ray.gpus = gpus
-    monkeypatch.setattr(ray, "get", lambda task: killed_return([], "not run"))
+    monkeypatch.setattr(ray, "get", lambda task: failed_return([], WorkerKilled("not run")))
     assert cli(*SWEEP, "ablation=c4", *overrides)[0] == 1
     assert [task["num_gpus"] for task in ray.options] == [expected]
     assert ray.task_settings == {"max_calls": 1}  # a process that is used again keeps its first GPU

@@ -11,7 +11,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_lock
-from fpn_ablate.sweep.shared import shared_sources
+from fpn_ablate.sweep.shared_sources import shared_sources
 from fpn_ablate.utils import stamps
 from fpn_ablate.utils.locks import Held, lock
 from fpn_ablate.utils.paths import PROPOSALS

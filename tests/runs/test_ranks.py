@@ -94,11 +94,17 @@ def test_parts_that_cannot_be_shared_and_gpus_that_are_not_there_are_refused(cel
     with pytest.raises(UserError, match="gpus=2: torch sees 1 here"):
         ranks.RankGroup(cell("out", "gpus=2"), torch.device("cuda"))
     ranks.RankGroup(cell("out", "gpus=2"), CPU)
+    monkeypatch.setenv("RANK", "of a user's shell")
+    ranks.RankGroup(cell("out"), CPU)
+    monkeypatch.delenv("RANK")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"):
         ranks.RankGroup(cell("out"), CPU)
-    for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+    for name, value in {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "tcp"}.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="MASTER_PORT=tcp: "):
+        ranks.RankGroup(cell("out"), CPU)
+    monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UserError, match="gpus=2, but 4 processes were launched: set gpus=4"):
         ranks.RankGroup(cell("out", "gpus=2"), CPU)
 

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.jobs import Deferred, NotStarted, RetryingLauncher, WorkerKilled, job_scope, killed_return
+from fpn_ablate.sweep.jobs import Deferred, NotStarted, RetryingLauncher, WorkerKilled, failed_return, job_scope
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.locks import is_free, lock
 from fpn_ablate.utils.signals import Stopped
@@ -37,7 +37,7 @@ class Launcher:
 
     def _return(self, job):
         if job[0] == "killed":
-            return killed_return(job, "its process was killed")
+            return failed_return(job, WorkerKilled("its process was killed"))
         found = JobReturn(overrides=job, status=JobStatus.FAILED if job[0] == "failing" else JobStatus.COMPLETED)
         found.return_value = ValueError("no") if job[0] == "failing" else None
         if job[0].startswith("held") and not is_free(self.folder / job[0]):
@@ -50,7 +50,7 @@ def launch(tmp_path, monkeypatch):
     """`launch(names)` -> the launcher that has launched them, Hydra's below it, and the returns. The cells are the names."""
 
     def launch(names, first=0, stop=False, shared=()):
-        plain, cells = Launcher(tmp_path), [None] * first + names
+        plain, cells = Launcher(tmp_path), {(name,): name for name in names}
         monkeypatch.setattr(jobs, "sources_of", lambda cell: {"rpn": f"source of {cell}"})
         monkeypatch.setattr(jobs, "shared_sources", lambda cells: [n for n, name in cells.items() if name in shared])
         launcher = RetryingLauncher(plain, cells, tmp_path / "plan.stop")

@@ -56,6 +56,22 @@ def test_a_step_is_ended_before():
     assert done == [0, 1, 2]
 
 
+def test_what_must_run_to_its_end_within_a_step_leaves_the_signal_to_the_step():
+    done = []
+    with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
+        with signals.uninterrupted():
+            send(signal.SIGTERM)
+            done.append("within")
+        done.append("saved")
+    assert done == ["within", "saved"]
+    with pytest.raises(Stopped), signals.handling_signals():
+        with signals.uninterrupted():
+            send(signal.SIGTERM)
+            done.append("alone")
+        pytest.fail("went on")
+    assert done[2:] == ["alone"]
+
+
 def test_a_second_ctrl_c_does_not_wait():
     with pytest.raises(Stopped), signals.handling_signals(), signals.between_steps():
         send(signal.SIGINT)
