@@ -17,17 +17,13 @@ import torch
 import torch.distributed as dist
 
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.errors import RankFailed, UserError, first_line
 from fpn_ablate.utils.signals import Stopped
 
 T = TypeVar("T")
 # The others wait while rank 0 evaluates, or waits for a lock. That a rank is gone is noticed at once.
 TIMEOUT = timedelta(days=2)
 _MISSING = object()
-
-
-class RankFailed(Exception):
-    """Another rank has failed, or its process was killed. The message says which, and why."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from contextlib import suppress
 import torch
 
 from fpn_ablate.engine import procedures
-from fpn_ablate.engine.distributed import RankFailed, Ranks
+from fpn_ablate.engine.distributed import Ranks
 from fpn_ablate.engine.inputs import Inputs, prepare
 from fpn_ablate.runs import stages
 from fpn_ablate.runs.ranks import Work, meet
 from fpn_ablate.runs.state import Run
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import RankFailed, UserError
 from fpn_ablate.utils.threads import num_threads
 
 

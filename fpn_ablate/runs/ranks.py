@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from fpn_ablate.config.schema import Config
-from fpn_ablate.engine.distributed import ALONE, TIMEOUT, RankFailed, Ranks
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.engine.distributed import ALONE, TIMEOUT, Ranks
+from fpn_ablate.utils.errors import RankFailed, UserError
 from fpn_ablate.utils.paths import PACKAGE
 from fpn_ablate.utils.world import launched_rank
 

@@ -17,7 +17,7 @@ from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.runs import identity
 from fpn_ablate.store import plan
 from fpn_ablate.store.layout import LOCKS
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import RankFailed, UserError
 from fpn_ablate.utils.files import refuse_links_out, unwritable
 from fpn_ablate.utils.paths import PICTURES
 
@@ -117,16 +117,16 @@ def reject_unread_keys(cells: Sequence[Config], overrides: Iterable[str]) -> Non
 
 
 class HydraUserError(ConfigCompositionException):
-    """A UserError that Hydra prints without a traceback."""
+    """An error that Hydra prints without a traceback."""
 
 
 @contextmanager
 def as_hydra_error(exit_on_error: bool = False) -> Iterator[None]:
-    """Re-raise a UserError as `HydraUserError`; with `exit_on_error`, print it and exit with code 2."""
+    """Re-raise an error that needs no traceback as `HydraUserError`; with `exit_on_error`, print it and exit (2: bad input)."""
     try:
         yield
-    except UserError as error:
+    except (UserError, RankFailed) as error:
         if exit_on_error:
             print(error, file=sys.stderr)
-            raise SystemExit(2) from None
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         raise HydraUserError(str(error)) from None

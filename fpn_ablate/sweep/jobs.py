@@ -169,7 +169,7 @@ class RetryingLauncher:
     `Deferred`, and is launched again behind all others, once that lock is free. Failures are collected in `failed` and do not
     end the sweep unless on_failure=stop.
 
-    The wrapped launcher returns one JobReturn a job, in their order; that of a job whose process was lost has failed with `WorkerKilled`.
+    The wrapped launcher returns one JobReturn a job, in their order; one whose process was lost has failed with `WorkerKilled`.
     """
 
     def __init__(self, launcher: Any, cells: Mapping[Job, Config], stop_file: Path) -> None:

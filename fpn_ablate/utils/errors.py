@@ -18,6 +18,10 @@ class Diverged(Exception):
     """A loss is not finite. Ends the run, not the sweep."""
 
 
+class RankFailed(Exception):
+    """Another process of a row on several GPUs has failed, or was killed. The message says which, and why."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)

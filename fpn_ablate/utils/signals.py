@@ -120,7 +120,7 @@ def defer_interrupts() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Defer interrupts in a short block that must run to its end, and raise `Stopped` behind it, or behind all that enclose it."""
+    """Defer interrupts in a short block that must run to its end; raise `Stopped` behind it, or behind what encloses it."""
     with defer_interrupts():
         yield
     if not _state.deferring:

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fpn_ablate.engine.distributed import ALONE, RankFailed, Ranks
+from fpn_ablate.engine.distributed import ALONE, Ranks
 from fpn_ablate.engine.parts import PartSum, RunningStatistics
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import RankFailed, UserError
 from fpn_ablate.utils.signals import Stopped
 
 PARTS = 4

@@ -16,11 +16,10 @@ from settings import JOINT, SHORT
 from user_folder import write
 
 from fpn_ablate.config.composition import compose
-from fpn_ablate.engine.distributed import RankFailed
 from fpn_ablate.runs import ranks
 from fpn_ablate.runs import run as running
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import RankFailed, UserError
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
 # Parts of two images, so that a batch norm of a map of one cell has two numbers.

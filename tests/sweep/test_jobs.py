@@ -13,8 +13,10 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate.sweep import jobs
+from fpn_ablate.sweep.checks import as_hydra_error
 from fpn_ablate.sweep.jobs import Deferred, NotStarted, RetryingLauncher, WorkerKilled, failed_return, job_scope
 from fpn_ablate.utils import signals
+from fpn_ablate.utils.errors import RankFailed, UserError
 from fpn_ablate.utils.locks import is_free, lock
 from fpn_ablate.utils.signals import Stopped
 
@@ -154,6 +156,7 @@ CLAIMS = """
 import sys
 from fpn_ablate.cli.main import main
 from fpn_ablate.sweep import jobs
+from fpn_ablate.sweep.checks import as_hydra_error
 
 def claim(count):
     sys.exit("claims")
@@ -210,6 +213,7 @@ def test_what_a_job_held_that_failed_or_was_stopped_is_free(outer):
 ORPHAN = """
 import os, subprocess, sys, time
 from fpn_ablate.utils import signals
+from fpn_ablate.utils.errors import RankFailed, UserError
 if len(sys.argv) > 1:
     signals.install_handlers()
     signals.end_with_parent()
@@ -237,3 +241,10 @@ def test_a_worker_ends_when_its_sweep_is_killed(tmp_path):
     while runs() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not runs()
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (RankFailed, 1)])
+def test_a_single_row_ends_with_a_line_in_place_of_a_traceback(kind, code, capsys):
+    with pytest.raises(SystemExit) as stop, as_hydra_error(exit_on_error=True):
+        raise kind("rank 1: the disk is full")
+    assert stop.value.code == code and capsys.readouterr().err == "rank 1: the disk is full\n"
