@@ -59,7 +59,9 @@ def file_of(state: dict, folder: Path) -> str:
     return str(folder / "weights.pth")
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "resnext50_32x4d"))]
+)
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_resnet_features_are_torchvisions(config, tmp_path, name, frozen_bn):
     net = randomised(getattr(torchvision.models, name)(weights=None))

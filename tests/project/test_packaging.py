@@ -216,6 +216,7 @@ def editable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, str
     return bare, of_checkout
 
 
+@pytest.mark.slow  # the suite itself runs in an editable install
 def test_checkout_and_editable_install_read_the_same_configuration(
     installed: Environment, editable: tuple[Environment, str], tmp_path: Path
 ) -> None:
@@ -227,11 +228,13 @@ def test_checkout_and_editable_install_read_the_same_configuration(
 
 
 @pytest.mark.slow  # as the next one does in an environment of the wheel
+@pytest.mark.slow
 def test_a_job_of_an_editable_install_runs_in_a_fresh_interpreter(editable: tuple[Environment, str], tmp_path: Path) -> None:
     assert editable[0].run("python", COMPOSED, tmp_path).stdout == editable[1]
     _read_job_in_a_fresh_interpreter(editable[0], tmp_path)
 
 
+@pytest.mark.slow  # tests/sweep/test_plugin.py: of the checkout
 def test_a_job_of_the_wheel_runs_in_a_fresh_interpreter(installed: Environment, tmp_path: Path) -> None:
     _read_job_in_a_fresh_interpreter(installed, tmp_path)
 
