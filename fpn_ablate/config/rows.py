@@ -1,6 +1,6 @@
 """List and compose the rows of a sweep without running it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -24,18 +24,24 @@ def compose_rows(overrides: Sequence[str] = (), config_dir: Path | None = None) 
     typed = {_key(override): override for override in normalise(overrides)}  # the last of a key counts
     swept = {key: values for key, override in typed.items() if len(values := choices(override)) > 1}
     fixed = [override for key, override in typed.items() if key not in swept]
-    experiment, task = (typed.get(key, "").partition("=")[2] for key in ("experiments", "task"))
-    if "ablation" not in typed and (experiment or not any(key.split(".")[0] == "neck" for key in typed)):
-        table = experiment or compose(fixed, config_dir).table
-        # Without a file, those of Table 1: others may not go with the task, as an image pyramid needs an RPN.
-        params = _params(table, config_dir) or _params(TABLES["rpn"], None)
-        rows = params.get("ablation", [f"ablation={DEFAULT_ROW}"])
-        if not experiment:  # a row of the table may be of another task, as Faster R-CNN beside RetinaNet is
-            params, rows = {}, [row for row in rows if not task or _task_of(row.partition("=")[2]) in (None, task)]
-        rows += [f"ablation={file.stem}" for file in sorted((config_dir / "ablation").glob("*.yaml"))] if config_dir else []
-        params["ablation"] = list(dict.fromkeys(rows))
+    names_neck = any(key.split(".")[0] == "neck" for key in typed)
+    if "ablation" not in typed and ("experiments" in typed or not names_neck):
+        params = _params_of_table(typed, fixed, config_dir)
         swept = {key: values for key, values in params.items() if key not in typed} | swept
     return compose_jobs(product(*swept.values()), fixed, config_dir)
+
+
+def _params_of_table(typed: Mapping[str, str], fixed: Sequence[str], config_dir: Path | None) -> dict[str, list[str]]:
+    """Return what the table that `experiments` names sweeps over, by key; without one, the rows of the task's table."""
+    experiment, task = (typed.get(key, "").partition("=")[2] for key in ("experiments", "task"))
+    table = experiment or compose(fixed, config_dir).table
+    # Without a file, those of Table 1: others may not go with the task, as an image pyramid needs an RPN.
+    params = _params(table, config_dir) or _params(TABLES["rpn"], None)
+    rows = params.get("ablation", [f"ablation={DEFAULT_ROW}"])
+    if not experiment:  # a row of the table may be of another task, as Faster R-CNN beside RetinaNet is
+        params, rows = {}, [row for row in rows if not task or _task_of(row.partition("=")[2]) in (None, task)]
+    rows += [f"ablation={file.stem}" for file in sorted((config_dir / "ablation").glob("*.yaml"))] if config_dir else []
+    return params | {"ablation": list(dict.fromkeys(rows))}
 
 
 def _key(override: str) -> str:

@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_raylet_start_wait_time_s": "300",
 }
-PATIENCE = 600  # seconds
+PATIENCE = 1800  # seconds; a loaded machine is slow
 RAY = "hydra/launcher=ray"
 
 
