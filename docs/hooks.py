@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages of files that lie elsewhere in the repository, links to its files, and generated tables.
 
 Links are written as they hold in the repository (`../../conf/neck/fpn.yaml`, `../../results/README.md#speed`). In the site a
-link to a document is one to its page, and any other file that is linked is copied into the site, so that it can be read offline.
+link to a document is one to its page. Any other file that is linked is copied into the site, to be read offline.
 """
 
 import os

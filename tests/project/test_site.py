@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 from documents import ROOT
 
 pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason='mkdocs is not installed: pip install "fpn-ablate[docs]"')
@@ -79,3 +80,15 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(site):
         assert not [target for target in loaded if "//" in target and not target.startswith("data:")], page
     assert "generated:" not in (site / "switches.html").read_text(encoding="utf-8")
     assert (site / "files" / "conf" / "recipe" / "paper2017.yaml.txt").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_search_works_from_a_disk_and_asks_no_network(site):
+    query = "const box = document.querySelector('.md-search__input'); box.focus(); box.value = 'carafe'"
+    with Browser() as browser:
+        browser.open(site / "switches.html")
+        browser.run("document.querySelector('[data-md-toggle=search]').click()")
+        browser.run(f"(() => {{ {query}; box.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}})) }})()")
+        browser.wait("document.querySelectorAll('.md-search-result__item').length > 1")
+        assert browser.problems == []
+        assert not [address for address in browser.requests if not address.startswith(("file:", "data:", "blob:"))]
