@@ -3,6 +3,7 @@
 A key's default and meaning are those of its file in `conf/`; what it may be is what the schema accepts.
 """
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from fpn_ablate.config import parts, schema, tasks
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 # Group: the heading, and the model of the whole group or models of which `name` chooses one.
 GROUPS = {
     "data": ("Data", schema.Shapes | schema.Coco),
@@ -238,4 +240,20 @@ def recipes() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes}
+def verdicts() -> str:
+    """Return the claims that the committed tables on generated data judge, where they have the seeds that were planned."""
+    lines = ["| table | claim | metric | ours | published | verdict |", "| --- | --- | --- | ---: | ---: | --- |"]
+    for file in sorted((REFERENCE / "tables").glob("*-shapes-quick-claims.csv")):
+        with file.open(encoding="utf-8", newline="") as rows_of_file:
+            claims = [claim for claim in csv.DictReader(rows_of_file) if claim["look"]]
+        for claim in claims:
+            half = (float(claim["high"]) - float(claim["low"])) / 2
+            published = f"{float(claim['published']):+.1f}" if claim["published"] else "ours only"
+            metric = claim["metric"] + (f" beyond {claim['less']}" if claim["less"] else "")
+            ours = f"{round(float(claim['mean']), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no -0.0
+            table = f"`{claim['table']}`"
+            lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes, "verdicts": verdicts}

@@ -239,3 +239,11 @@ def test_costs_are_those_that_verify_counts(chosen: slice) -> None:
 @pytest.mark.parametrize("document", TEXTS)
 def test_no_path_of_one_machine_is_quoted(document: str) -> None:
     assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|usr)/\S*", TEXTS[document])
+
+
+def test_the_python_of_the_api_page_runs() -> None:
+    api = TEXTS["docs/pages/api.md"]
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", api, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert any(parameter.requires_grad for parameter in names["model"].parameters())

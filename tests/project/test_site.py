@@ -64,6 +64,16 @@ def test_the_reference_has_every_row_table_and_recipe(docs):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+def test_the_verdicts_are_those_of_the_committed_tables(docs):
+    _, reference = docs
+    results = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    lines = [line.split(" | ") for line in reference.verdicts().splitlines()[2:]]
+    assert len(lines) > 20
+    for _, claim, _, ours, _, verdict in lines:
+        pattern = rf"^\| {re.escape(claim)} \(.*\| {re.escape(ours)} \|.*\| {verdict.rstrip(' |')}[;|\s]"
+        assert re.search(pattern, results, re.MULTILINE), claim
+
+
 def test_the_recipes_page_names_every_recipe():
     text = (ROOT / "docs" / "pages" / "recipes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
