@@ -18,7 +18,7 @@ STANDS_FOR = {
     "PATH": "set",
     "FOLDER": "exported",
     "ANNOTATIONS": "set/annotations/instances_val.json",
-    "IMAGES": "set/images/val",
+    "IMAGES": "set/images",
     "FILE": "set/annotations/instances_val.json",
     "data=coco2017": "data=coco",
     "gpus=8": "gpus=2",
