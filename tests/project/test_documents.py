@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from documents import ROOT, TEXTS, anchors, blocks, links, quoted, write_files
+from documents import FILES, ROOT, TEXTS, TUTORIALS, anchors, blocks, links, quoted, write_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -39,8 +39,10 @@ README = TEXTS["README.md"]
 COMMANDS_QUOTED = sorted({command for text in TEXTS.values() for command in quoted(text)})
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short_and_the_documents_are_read() -> None:
     assert len(README.splitlines()) <= 150
+    assert len(TUTORIALS) > 8 and len(FILES) > 3
+    assert sum(len(links(text)) for text in TEXTS.values()) > 100 and len(COMMANDS_QUOTED) > 60
 
 
 def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
