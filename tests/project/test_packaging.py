@@ -124,7 +124,7 @@ def test_metadata_names_python_versions_licence_and_extras(metadata: Message) ->
     versions = SpecifierSet(metadata["Requires-Python"])
     assert [version for version in ("3.10", "3.11", "3.12", "3.13", "3.14") if version in versions] == ["3.11", "3.12", "3.13"]
     assert (metadata["License-Expression"], metadata["License-File"]) == ("MIT", "LICENSE")
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "timm", "submitit", "ray", "optuna"}
+    assert set(metadata.get_all("Provides-Extra")) == {"test", "timm", "submitit", "ray", "optuna", "docs"}
 
 
 def imported(folder: Path, *own: str) -> set[str]:
@@ -155,7 +155,8 @@ def test_everything_imported_is_declared_and_everything_declared_is_imported() -
     found = providers(imported(ROOT / "fpn_ablate") - absent - launchers)
     assert found == set(declared("timm", "ray", "optuna")) - absent - {"hydra-joblib-launcher"}
     beside = [path.stem for path in files_under(ROOT / "tests")]  # one test file imports another's helpers by their bare names
-    assert providers(imported(ROOT / "tests", "fuzzing", *beside) - launchers) <= set(declared("test"))
+    assert providers(imported(ROOT / "tests", "fuzzing", "hooks", "reference", *beside) - launchers) <= set(declared("test"))
+    assert set(declared("docs")) <= set(declared("test"))  # which CI builds the documentation with
 
 
 def test_the_wheel_is_found_with_its_configuration_inside(installed: Environment, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Recompute the committed tables from the ledger and the replicates beside it, with NumPy and SciPy alone.
 
 Nothing of the report is used: files are read with `csv`, and formulas are written a second time, from their description in
-README.md. A table that was typed, or a slip in the report's arithmetic, shows up here.
+docs/pages/statistics.md. A table that was typed, or a slip in the report's arithmetic, shows up here.
 """
 
 import csv

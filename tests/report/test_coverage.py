@@ -116,7 +116,7 @@ def share_of_false_verdicts(planned, images, claims, at, repetitions=4000):
     """The share of tables of true nulls in which any claim gets a verdict in any of the tests `at` ({seeds: factor of p}).
 
     The claims are differences from one baseline. `images` is the variance of the images over that of a seed. By the formulas
-    of README.md, with the variance of the images known.
+    of docs/pages/statistics.md, with the variance of the images known.
     """
     generator = np.random.default_rng(4)
     rows = generator.normal(0, 1, (repetitions, claims + 1, MAX))

@@ -1,4 +1,4 @@
-"""What the README says is so: its set-up commands are CI's, its commands are accepted, its tables come from the ledger."""
+"""What the documents say is so: set-up commands are CI's, commands are accepted, links hold, tables come from the ledger."""
 
 import contextlib
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from documents import FILES, ROOT, TEXTS, TUTORIALS, anchors, blocks, links, quoted, write_files
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -33,25 +34,19 @@ from fpn_ablate.sweep.checks import check_parts
 from fpn_ablate.utils.paths import CONF
 from fpn_ablate.utils.paths import ROOT as SHIPPED
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 LEDGER = ROOT / "results" / "reference" / "ledger.csv"
-# "`mine/ablation/thin.yaml`:" and the block that follows: files that the reader is told to write.
-FILES = dict(re.findall(r"`(\S+\.(?:yaml|py))`:\n\n```(?:yaml|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+README = TEXTS["README.md"]
+COMMANDS_QUOTED = sorted({command for text in TEXTS.values() for command in quoted(text)})
 
 
-def quoted() -> list[str]:
-    """Every command of the README that starts this project, in a block or within a line; `\\` joins lines."""
-    lines = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
-    parts = [part for line in lines for part in re.split(r"&&|\|\|?|;", line.split(" #")[0])]
-    matches = [re.search(r"(?:python3? -m (?=fpn_ablate)|^\s*(?:\S*/)?(?=fpn-ablate\b)).*", part) for part in parts]
-    return sorted({match[0].strip().removeprefix("python3").removeprefix("python").strip() for match in matches if match})
+def test_the_readme_is_short_and_the_documents_are_read() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(TUTORIALS) > 8 and len(FILES) > 3
+    assert sum(len(links(text)) for text in TEXTS.values()) > 100 and len(COMMANDS_QUOTED) > 60
 
 
 def test_the_first_two_blocks_are_the_main_job_and_the_tests() -> None:
-    job, tests = (block.strip() for block in BLOCKS[:2])
+    job, tests = (block.strip() for block in blocks(README)[:2])
     assert "\n" not in job + tests
     assert job.endswith("/python -m fpn_ablate -m ablation=fpn,bottom_up,no_lateral,finest,c5,c4")
     assert tests.endswith("/python -m pytest")
@@ -64,14 +59,14 @@ echo "$call" >> "$CALLS"
 case "$call" in *"$FAILING"*) [ -n "$FAILING" ] && exit 3;; esac
 case "$*" in "-m venv"*)
   mkdir -p "${@: -1}/bin"
-  for program in python ruff lint-imports; do cp "$0" "${@: -1}/bin/$program"; done
+  for program in python mkdocs ruff lint-imports; do cp "$0" "${@: -1}/bin/$program"; done
   echo "${@: -1}" > "$CALLS.environment";;
 esac
 exit 0
 """
 
 
-@pytest.mark.parametrize("failing", ["", "venv", "install", "pytest", "check .", "format", "lint-imports"])
+@pytest.mark.parametrize("failing", ["", "venv", "install", "pytest", "mkdocs", "check .", "format", "lint-imports"])
 def test_ci_calls_the_readmes_second_command_in_a_new_environment_and_passes_on_failures(tmp_path: Path, failing: str) -> None:
     (tmp_path / "bin").mkdir()
     stub = tmp_path / "bin" / "python3"
@@ -87,10 +82,11 @@ def test_ci_calls_the_readmes_second_command_in_a_new_environment_and_passes_on_
         return
     environment = Path((tmp_path / "calls.environment").read_text().strip())
     assert not environment.exists() and not environment.is_relative_to(ROOT)
-    expected = [shlex.split(part) for part in BLOCKS[1].replace(".venv", str(environment)).split("&&")]
+    expected = [shlex.split(part) for part in blocks(README)[1].replace(".venv", str(environment)).split("&&")]
     called = [line.split(" ") for line in calls.read_text().splitlines()]
     assert called[:3] == [[Path(program).name, *arguments] for program, *arguments in expected]
-    assert called[3:] == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports", "--no-cache"]]
+    assert called[3][:5] == ["mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml"]
+    assert called[4:] == [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["lint-imports", "--no-cache"]]
 
 
 def choices(override: Override) -> list[str]:
@@ -103,11 +99,9 @@ def choices(override: Override) -> list[str]:
 
 
 def own_folder(folder: Path, name: str) -> Path:
-    """The folder of `--config-dir NAME`, with the files that the README tells its reader to write, below `folder`."""
-    for file, text in FILES.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text)
-    assert (folder / name).is_dir(), f"the README shows no file in {name}"
+    """The folder of `--config-dir NAME`, with the files that the documents tell their reader to write, below `folder`."""
+    write_files(folder)
+    assert (folder / name).is_dir(), f"the documents show no file in {name}"
     return folder / name
 
 
@@ -149,7 +143,7 @@ def check_command(name: str, arguments: list[str], config_dir: Path | None) -> N
             check_parts(cfg)
 
 
-@pytest.mark.parametrize("command", quoted())
+@pytest.mark.parametrize("command", COMMANDS_QUOTED)
 def test_a_quoted_command_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [word for word in shlex.split(command) if word != "..."]
     arguments = words[1:] if words[0].endswith("fpn-ablate") else words[2:]
@@ -166,19 +160,29 @@ def test_a_quoted_command_is_accepted(command: str, tmp_path: Path, monkeypatch:
 
 
 def test_every_command_is_mentioned() -> None:
-    named = {split_command(shlex.split(command)[2:])[0] for command in quoted() if "--config-dir" not in command}
+    named = {split_command(shlex.split(command)[2:])[0] for command in COMMANDS_QUOTED if "--config-dir" not in command}
     assert set(COMMANDS) <= named
 
 
-@pytest.mark.parametrize("document", ["README.md", "results/README.md", "results/RELIABILITY.md"])
+@pytest.mark.parametrize("document", TEXTS)
+def test_the_files_and_headings_that_are_linked_exist(document: str) -> None:
+    folder = (ROOT / document).parent
+    for link in links(TEXTS[document]):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        file = (folder / path).resolve() if path else ROOT / document
+        assert file.exists(), link
+        if anchor and file.name != "switches.md":  # whose headings are made with the site
+            assert anchor in anchors(file.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("document", TEXTS)
 def test_the_files_that_are_named_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
-    paths = re.findall(r"(?<![\w/])((?:scripts|tests|fpn_ablate|results)/[\w/.-]*\w)", re.sub(r"\]\([^)]*\)", "", text))
+    text = re.sub(r"\]\([^)]*\)", "", TEXTS[document])
+    paths = re.findall(r"(?<![\w/.])((?:scripts|tests|fpn_ablate|results|conf|experiments|docs)/[\w/.-]*\w)", text)
     written = ("results/runs", "results/tables", "results/plots", "results/figures", "results/report.html", "results/backbones")
-    places = [(ROOT / document).parent / link for link in links]
-    places += [ROOT / path for path in paths if not path.startswith(written)]
-    assert places and not [str(place) for place in places if not place.exists()]
+    assert not [path for path in paths if not path.startswith((*written, "docs/site/")) and not (ROOT / path).exists()]
 
 
 @functools.cache  # a second, and two tests read them
@@ -186,10 +190,15 @@ def committed_tables() -> list[Table]:
     return collate(records.load(LEDGER))
 
 
-def test_tables_are_those_of_the_committed_ledger() -> None:
-    if not LEDGER.exists():
-        pytest.skip("no reference runs yet: results/reference/ledger.csv does not exist")
-    assert readme(TEXT, committed_tables()) == TEXT
+@pytest.mark.parametrize("document", [name for name, text in TEXTS.items() if "<!-- table: " in text])
+def test_tables_are_those_of_the_committed_ledger(document: str) -> None:
+    assert readme(TEXTS[document], committed_tables()) == TEXTS[document]
+
+
+def test_the_readmes_terminal_shows_committed_figures() -> None:
+    table = (LEDGER.parent / "tables" / "table1_rpn-shapes-quick.md").read_text(encoding="utf-8").replace(" ± ", "±")
+    shown = re.findall(r"[-+]?\d+\.\d(?:±\d+\.\d)?", re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[1])
+    assert len(shown) > 60 and not [figure for figure in shown if figure not in table]
 
 
 @pytest.mark.parametrize("drawn", ["table1_rpn-shapes-quick", pytest.param("", marks=pytest.mark.slow)])  # a second each
@@ -216,20 +225,27 @@ def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypa
     differing = [p for p in sorted(made) if (tmp_path / p).read_bytes() != (reference / p).read_bytes()]
     plotted = [path for path in differing if same and path.suffix == ".svg" and drawn in ("", path.stem)]
     assert not [path for path in differing if path.parent.name == "tables"] + plotted
-    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    assert readme(text, tables) == text
 
 
-@pytest.mark.parametrize("blocks", [slice(-1, None), pytest.param(slice(-1), marks=pytest.mark.slow)])  # the last takes 2 s
-def test_costs_are_those_that_verify_counts(blocks: slice) -> None:
-    for block in re.findall(r"^<!-- verify: .*?^<!-- /verify -->$", TEXT, re.MULTILINE | re.DOTALL)[blocks]:
+VERIFIED = r"^<!-- verify: .*?^<!-- /verify -->$"
+
+
+@pytest.mark.parametrize("chosen", [slice(-1, None), pytest.param(slice(-1), marks=pytest.mark.slow)])  # the last takes 2 s
+def test_costs_are_those_that_verify_counts(chosen: slice) -> None:
+    counted = [block for text in TEXTS.values() for block in re.findall(VERIFIED, text, re.MULTILINE | re.DOTALL)]
+    assert len(counted) > 1
+    for block in counted[chosen]:
         assert fill_verify_blocks(block) == block
 
 
-def test_pictures_and_files_that_are_linked_exist() -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", TEXT) + re.findall(r"<img[^>]*\bsrc=\"([^\"]+)\"", TEXT)
-    assert not [target for target in targets if "://" not in target and not (ROOT / target).is_file()]
+@pytest.mark.parametrize("document", TEXTS)
+def test_no_path_of_one_machine_is_quoted(document: str) -> None:
+    assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|usr)/\S*", TEXTS[document])
 
 
-def test_no_path_of_one_machine_is_quoted() -> None:
-    assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|usr)/\S*", TEXT)
+def test_the_python_of_the_api_page_runs() -> None:
+    api = TEXTS["docs/pages/api.md"]
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", api, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert any(parameter.requires_grad for parameter in names["model"].parameters())

@@ -1,0 +1,259 @@
+"""Make the reference of rows, tables, recipes and switches from `conf/`, `experiments/` and the configuration's schema.
+
+A key's default and meaning are those of its file in `conf/`; what it may be is what the schema accepts.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter
+
+from fpn_ablate.config import parts, schema, tasks
+from fpn_ablate.utils.paths import CONF, EXPERIMENTS
+
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+# Group: the heading, and the model of the whole group or models of which `name` chooses one.
+GROUPS = {
+    "data": ("Data", schema.Shapes | schema.Coco),
+    "backbone": ("Backbone", parts.Backbone | parts.PlainBackbone | parts.TimmBackbone),
+    "neck": ("Neck", parts.BuiltInNeck),
+    "image_pyramid": ("Image pyramid", parts.ImagePyramidConfig),
+    "rpn": ("RPN", parts.RPNConfig),
+    "task": ("Task", tasks.Task),
+    "roi": ("Second stage", parts.RoI),
+    "mask": ("Mask branch", parts.MaskConfig),
+    "recipe": ("Recipe", schema.Recipe),
+    "log": ("Log", schema.Log),
+}
+PREFIX = {"roi": "task.roi", "mask": "task.mask"}  # where a group stands in the configuration, unless under its own name
+SKIPPED = {"recipe": lambda name: name != "quick", "backbone": lambda name: name.startswith("eighth/")}
+RECIPE_KEYS = (
+    *(
+        "short_side",
+        "max_side",
+        "channels",
+        "batch_size",
+        "steps",
+        "optimizer.name",
+        "optimizer.lr",
+        "optimizer.backbone_lr_factor",
+    ),
+    *("schedule.warmup_steps", "schedule.drops", "bf16", "roi.steps", "roi.samples", "roi.pooling"),
+)
+
+
+def models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models within a type, as `Shapes | Coco`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models(argument)]
+
+
+def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+    """Return in words what a field accepts."""
+    wrapped = annotation
+    for item in metadata:
+        wrapped = Annotated[wrapped, item]
+    return _words(TypeAdapter(wrapped).json_schema())
+
+
+def _words(made: dict[str, Any]) -> str:
+    if "$ref" in made or made.get("type") == "object":
+        return "a class of yours"
+    if "anyOf" in made or "oneOf" in made:
+        return " \\| ".join(dict.fromkeys(_words(part) for part in made.get("anyOf") or made["oneOf"]))
+    if "enum" in made or "const" in made:
+        return " \\| ".join(
+            f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in made.get("enum", [made.get("const")])
+        )
+    kind = made.get("type")
+    if kind == "array":
+        items = made.get("prefixItems")
+        return f"{len(items)} x {_words(items[0])}" if items else f"list of {_words(made['items'])}"
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` \\| `false`", "null": "`null`"}
+    text = words.get(kind, "any")
+    low = made.get("minimum", made.get("exclusiveMinimum"))
+    if low is not None:
+        text += f" {'≥' if 'minimum' in made else '>'} {low:g}"
+    high = made.get("maximum")
+    return text + (f", ≤ {high:g}" if high is not None and high <= 10**5 else "")
+
+
+def entries(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, value as written, comment) of each key of a file in conf/, in order."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+
+    def comment(node: yaml.Node) -> str:
+        rest = lines[node.end_mark.line][node.end_mark.column :] if node.end_mark.line < len(lines) else ""
+        found = re.match(r"\s*#\s*(.*)", rest)
+        return found[1] if found else ""
+
+    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, str, str]]:
+        for key, value in node.value:
+            name = prefix + key.value
+            written = text[value.start_mark.index : value.end_mark.index].strip()
+            if isinstance(value, yaml.MappingNode):
+                note = comment(value) if value.flow_style else comment(key)
+                if note:
+                    yield name, "", note
+                yield from walk(value, f"{name}.")
+            else:
+                yield name, written, comment(value)
+
+    root = yaml.compose(text)
+    if isinstance(root, yaml.MappingNode):
+        yield from walk(root, "")
+
+
+def introduction(file: Path) -> str:
+    """Return the comment on top of a file, without its commands."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if line != "# @package _global_" and not re.match(r"#\s+python -m", line):
+            lines.append(line.lstrip("# "))
+    text = "\n".join(line for line in lines if line)
+    return re.sub(r"(?<![.:,;])\n(?=[A-Z])", ". ", text).replace("\n", " ")
+
+
+def cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def model_of(group: str, name: str | None) -> type[BaseModel]:
+    """Return the model of a group's file, by the `name` in it."""
+    for model in (found := models(GROUPS[group][1])):
+        field = model.model_fields.get("name")
+        if len(found) == 1 or (field and name in get_args(field.annotation)):
+            return model
+    raise KeyError(f"{group}: no model has the name {name}")
+
+
+def field_of(model: type[BaseModel], key: str) -> Any:
+    """Return the field of a dotted key; None where a group of its own stands."""
+    first, _, rest = key.partition(".")
+    field = model.model_fields.get(first)
+    if field is None or not rest:
+        return field
+    inner = models(field.annotation)
+    return field_of(inner[0], rest) if inner else None
+
+
+def _table(group: str, file: Path) -> str:
+    keys = list(entries(file))
+    values = {key: value for key, value, _ in keys}
+    model = model_of(group, values.get("name")) if group else schema.Config
+    prefix = f"{PREFIX.get(group, group)}." if group else ""
+    lines = []
+    for key, value, note in keys:
+        if key.startswith(("defaults", "hydra", "_")) or (key == "name" and group != "recipe"):
+            continue
+        field = field_of(model, key)
+        accepts = allowed(field.annotation, tuple(field.metadata)) if field is not None and value else ""
+        lines.append(
+            f"| `{prefix}{key}` | {f'`{value}`'.replace('|', chr(92) + '|') if value else ''} | {accepts} | {cell(note)} |"
+        )
+    head = ["| key | default | accepts | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *lines]) + "\n" if lines else ""
+
+
+def switches() -> str:
+    """Return the tables of all keys: those of a run, then each group's."""
+    text = ["## A run\n", _table("", CONF / "config.yaml")]
+    for group, (heading, _) in GROUPS.items():
+        text.append(f"## {heading}: `{PREFIX.get(group, group)}`\n")
+        seen: dict[str, list[str]] = {}
+        for file in sorted((CONF / group).rglob("*.yaml")):
+            name = file.relative_to(CONF / group).with_suffix("").as_posix()
+            if SKIPPED.get(group, lambda _: False)(name):
+                continue
+            choice = name if group in PREFIX else f"{group}={name}"
+            keys = [key for key, _, _ in entries(file)]
+            if ("defaults" in keys and "name" not in keys) or keys == [group]:  # what differs from another file
+                text.append(f"`{choice}`: {introduction(file)}\n")
+                continue
+            keys = _table(group, file)
+            if group == "backbone":  # most have the same keys
+                seen.setdefault(re.sub(r"\| `(imagenet|pretrain|shipped)` \|", "| of the backbone |", keys), []).append(name)
+                continue
+            text += [f"### `{choice}`\n", introduction(file) + "\n", keys]
+        for keys, names in seen.items():
+            text += ["### " + ", ".join(f"`{name}`" for name in names) + "\n", keys]
+    return "\n".join(text)
+
+
+def rows() -> str:
+    """Return the table of all rows."""
+    lines = ["| row | what it is |", "| --- | --- |"]
+    for file in sorted((CONF / "ablation").rglob("*.yaml")):
+        name = file.relative_to(CONF / "ablation").with_suffix("").as_posix()
+        lines.append(f"| `{name}` | {cell(introduction(file))} |")
+    return "\n".join(lines) + "\n"
+
+
+def tables() -> str:
+    """Return the table of all definitions in experiments/: what they show, their rows and what they cost."""
+    lines = ["| `+experiments=` | what it shows | rows | cost |", "| --- | --- | --- | --- |"]
+    for file in sorted(EXPERIMENTS.glob("*.yaml")):
+        definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(definition, dict) or "report" not in definition:
+            continue
+        head = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        cost = re.search(r"\bcost\s{2,}(.*?)(?= (?:on COCO|\w+)\s{2,}|$)", " ".join(head))
+        params = (definition.get("hydra") or {}).get("sweeper", {}).get("params", {})
+        names = ", ".join(f"`{row.strip()}`" for row in str(params.get("ablation", "")).split(",") if row.strip())
+        parameters = "; ".join(f"`{key}={value}`" for key, value in params.items() if key not in ("ablation", "seed"))
+        title = definition["report"]["title"]
+        shown = "<br>".join(part for part in (names, parameters) if part)
+        lines.append(f"| `{file.stem}` | {cell(title)} | {shown} | {cell(cost[1].strip()) if cost else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def recipes() -> str:
+    """Return a table of the recipes' numbers, composed as a run composes them."""
+    from fpn_ablate.config.composition import compose
+
+    names = sorted(file.stem for file in (CONF / "recipe").glob("*.yaml"))
+    composed = {name: compose([f"recipe={name}", "data=coco", "data.root=x"]) for name in names}
+    lines = ["| | " + " | ".join(f"`{name}`" for name in names) + " |", "| --- |" + " --- |" * len(names)]
+    for key in ("backbone", *RECIPE_KEYS):
+        shown = []
+        for cfg in composed.values():
+            value: Any = cfg.backbone.label if key == "backbone" else cfg.recipe
+            for name in key.split(".") if key != "backbone" else ():
+                value = getattr(value, name)
+            shown.append(
+                ", ".join(f"{x:g}" for x in value)
+                if isinstance(value, tuple)
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
+        lines.append(f"| {f'`{key}`' if key == 'backbone' else f'`recipe.{key}`'} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def verdicts() -> str:
+    """Return the claims that the committed tables on generated data judge, where they have the seeds that were planned."""
+    lines = ["| table | claim | metric | ours | published | verdict |", "| --- | --- | --- | ---: | ---: | --- |"]
+    for file in sorted((REFERENCE / "tables").glob("*-shapes-quick-claims.csv")):
+        with file.open(encoding="utf-8", newline="") as rows_of_file:
+            claims = [claim for claim in csv.DictReader(rows_of_file) if claim["look"]]
+        for claim in claims:
+            half = (float(claim["high"]) - float(claim["low"])) / 2
+            published = f"{float(claim['published']):+.1f}" if claim["published"] else "ours only"
+            metric = claim["metric"] + (f" beyond {claim['less']}" if claim["less"] else "")
+            ours = f"{round(float(claim['mean']), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no -0.0
+            table = f"`{claim['table']}`"
+            lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes, "verdicts": verdicts}
