@@ -16,10 +16,10 @@ from fpn_ablate.runs import environment, identity
 from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
-from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
+from fpn_ablate.tracking.loggers import Console, JsonLines, Logger, Pace
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import CONFIG, METRICS
+from fpn_ablate.utils.paths import CONFIG, METRICS, PACE
 from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights import backbone
 
@@ -130,7 +130,8 @@ class Run:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""
         cfg, folder = self.cfg, self.folder
         self.resumed_at = procedures.logged_steps(folder, cfg)
-        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Console(self.title, cfg.steps, self.job)]
+        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Pace(folder / PACE, cfg.recipe.batch_size)]
+        self.loggers.append(Console(self.title, cfg.steps, self.job))
         self.loggers += wandb_loggers(self.describe(), folder, cfg.log.wandb)
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -55,7 +55,7 @@ def _panel(table: Table, chart: charts.Chart, choice: str | None, width: int) ->
     if choice is not None:
         shown = [point for point in spec["data"]["values"] if point[chart.choice_field] == choice]
         spec |= {"data": {"values": shown}, "transform": [], "title": clean(choice)}
-    if "color" in spec["encoding"]:
+    if spec["encoding"].get("color", {}).get("field") == "row":
         labels = {point["row"]: point["label"] for point in spec["data"]["values"]}
         legend = {"orient": "bottom", "columns": 2, "title": None, "labelLimit": 0, "symbolOpacity": 1}
         legend |= {"values": list(labels), "labelExpr": f"{json.dumps(labels)}[datum.value]"}
