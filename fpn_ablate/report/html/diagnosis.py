@@ -50,7 +50,9 @@ def diagnosis(table: Table, colours: Mapping[str, int], steps: int) -> list[Char
     runs = [(row, arrays) for row, arrays in runs if arrays]
     if not runs:
         return drawn + (
-            ["Errors and curves: python -m fpn_ablate artifacts RUNS adds them."] if any(f for _, f in rows) else []
+            ["Errors and curves: python -m fpn_ablate artifacts RUNS adds them."]
+            if any(_stamp(file) for _, files in rows for file in files)
+            else []
         )
     labelled = any(row.records and row.records[0].get("metrics.AP") is not None for row, _ in runs)
     drawn = [errors(runs, colours), precision(runs, colours, steps), *drawn, recall_by_iou(runs, colours)]
@@ -81,13 +83,13 @@ def errors(runs: Runs, colours: Mapping[str, int]) -> Chart:
         "Kinds of TIDE (Bolya et al. 2020) among the best 100 of an image, at IoU .5: fixed one kind at a time, so the bars "
         "of a row do not add up. Missed: objects without any detection that a better box or class would make right."
     )
-    return Chart("errors", "Errors by kind", note, spec | {"height": max(180, 6 * (9 * len(runs) + 8))})
+    return Chart("errors", "Errors by kind", note, spec | {"height": max(180, 6 * (5 * len(runs) + 8))})
 
 
 def precision(runs: Runs, colours: Mapping[str, int], steps: int) -> Chart:
     """Plot precision against recall, mean over classes."""
     points: list[Point] = []
-    stride = max(2, round(100 / max(steps, 10)))
+    stride = max(4, round(100 / max(steps, 10)))
     for row, arrays in runs:
         for n, name in enumerate(CURVE_NAMES):
             for r in range(0, 101, stride):
@@ -216,7 +218,7 @@ def levels(runs: Runs) -> Chart | None:
         "The level whose box (of the RPN or the dense head) has the highest score of those that overlap the object by IoU .5; "
         "on the first 16 images."
     )
-    return Chart("levels", "Level on which objects are found", note, spec | {"height": 170}, choices, "label")
+    return Chart("found", "Level on which objects are found", note, spec | {"height": 170}, choices, "label")
 
 
 SIZES = {"under 1/16": 1 / 16, "1/16–1/8": 1 / 8, "1/8–1/4": 1 / 4, "over 1/4": np.inf}

@@ -5,11 +5,11 @@ from typing import Any
 LABEL_FONT = 11  # pixels
 LETTER, LINE, POINT = 5.9, 13, 6  # pixels: width of a letter, height of a line, half of a point
 # Of the plot, as on a telephone: on a wider one labels are further apart.
-WIDTH, HEIGHT = 280, 230
+WIDTH, HEIGHT = 340, 230
 # Where a label may stand beside its point, best first: side, dx, dy. The last is far enough for a cluster of points.
 PLACES = [
     (side, dx if side == "left" else -dx, dy)
-    for dx, dy in ((8, 0), (6, -11), (6, 12), (6, -22), (6, 23), (6, -34), (6, 35), (6, -46), (6, 47))
+    for dx, dy in ((8, 0), (6, -11), (6, 12), (6, -22), (6, 23), (6, -34), (6, 35), (6, -46), (6, 47), (6, -58), (6, 59))
     for side in ("left", "right")
 ]
 Box = tuple[float, float, float, float]

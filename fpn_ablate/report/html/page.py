@@ -17,8 +17,9 @@ from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Record, Row, Table, clean
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.report.html import charts, gallery
-from fpn_ablate.report.html.charts import Chart
+from fpn_ablate.report.html.curves import MAX_STEPS
 from fpn_ablate.report.html.progress import MARKS, Progress
+from fpn_ablate.report.html.vega import Chart
 
 TEMPLATES = Path(__file__).with_name("templates")
 RELOAD = 15  # seconds between reloads while a sweep is running
@@ -29,7 +30,7 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's tables first
     album = gallery.Album()
     colours = charts.row_colours(tables)
-    steps = max(12, min(charts.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
+    steps = max(12, min(MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
     has_charts = any(section["charts"] for section in sections) or (progress is not None and progress.curves is not None)
