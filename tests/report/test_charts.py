@@ -9,7 +9,7 @@ from artifact_files import NAME, by_size, leave
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import charts
-from fpn_ablate.report.html.labels import HEIGHT, WIDTH, place_labels
+from fpn_ablate.report.html.labels import HEIGHT, WIDTHS, place_labels
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
 
@@ -73,17 +73,18 @@ def test_labels_of_rows_that_lie_close_do_not_overlap():
     spread = [(1, 20, "first"), (30, 80, "last, of the rightmost row"), (15, 50.3, "(c)")]
     dots = [{"value": x, "mean": y, "low": y - 1, "high": None, "short": name} for x, y, name in (*close, *spread)]
     place_labels(dots)
-    named = [dot for dot in dots if dot["short"]]
-    assert len(named) >= 7, "nearly all have room"
     values, means = [dot["value"] for dot in dots], [end for dot in dots for end in (dot["mean"], dot["low"])]
-    boxes = []
-    for dot in named:
-        x = 16 + (dot["value"] - min(values)) / (max(values) - min(values)) * (WIDTH - 32) + dot["dx"]
-        y = HEIGHT - (dot["mean"] - min(means)) / (max(means) - min(means)) * HEIGHT + dot["dy"]
-        width = 5.9 * len(dot["short"])
-        boxes.append((x - width * (dot["side"] == "right"), x + width * (dot["side"] == "left"), y - 6, y + 6))
-    for n, (left, right, top, bottom) in enumerate(boxes):
-        assert not [b for b in boxes[:n] if left < b[1] and b[0] < right and top < b[3] and b[2] < bottom]
+    for n, (width, named) in enumerate(zip(WIDTHS, (8, 5), strict=True)):
+        boxes = []
+        for dot in (dot for dot in dots if dot["places"][n]):
+            side, dx, dy = dot["places"][n]
+            x = 16 + (dot["value"] - min(values)) / (max(values) - min(values)) * (width - 32) + dx
+            y = HEIGHT - (dot["mean"] - min(means)) / (max(means) - min(means)) * HEIGHT + dy
+            long = 5.9 * len(dot["short"])
+            boxes.append((x - long * (side == "right"), x + long * (side == "left"), y - 6, y + 6))
+        assert len(boxes) >= named
+        for k, (left, right, top, bottom) in enumerate(boxes):
+            assert not [b for b in boxes[:k] if left < b[1] and b[0] < right and top < b[3] and b[2] < bottom]
 
 
 def test_recall_by_size_is_that_of_the_records(drawn, table):

@@ -15,7 +15,7 @@ from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Record, Table, clean
 from fpn_ablate.report.html.curves import MAX_STEPS, curves
 from fpn_ablate.report.html.diagnosis import diagnosis
-from fpn_ablate.report.html.labels import LABEL_FONT, place_labels
+from fpn_ablate.report.html.labels import LABEL_FONT, NARROW, place_labels
 from fpn_ablate.report.html.vega import (
     BACKGROUND,
     COLOURS,
@@ -44,6 +44,7 @@ from fpn_ablate.report.html.vega import (
 from fpn_ablate.utils.numbers import is_finite
 
 ADDRESS_SPACE = 100 * 2**30  # bytes that V8 reserves without using them; 64 GiB are too few for vl-convert 1.9
+PLACED = {"align": "'left'", "dx": 0, "dy": 0}  # what a label's place sets, and what stands there without one
 MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
 COSTS = {
     "GFLOPs": ("verify.gflops", 1.0),
@@ -175,18 +176,30 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
         place_labels([point for point in points if point["cost"] == kind])
     choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), metric.title
     tips = [tip("label", "row"), tip("value", "cost", ",.2f"), tip("mean", title, ".1f"), *interval_tips(".1f")]
-    place = {"align": {"expr": "datum.side"}, "dx": {"expr": "datum.dx"}, "dy": {"expr": "datum.dy"}}
+    at = "datum.places[narrow ? 1 : 0]"
+    place = {key: {"expr": f"{at}.length ? {at}[{n}] : {none}"} for n, (key, none) in enumerate(PLACED.items())}
     y = mean_axis(f"{title} (%)")
-    text = {"y": y, "text": {"field": "short"}, "color": {"value": INK}}
+    text = {"y": y, "color": {"value": INK}}
     layers = [
         *interval_rules(points, {"strokeWidth": 1.5}, "y"),
         {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": y, "tooltip": [*tips, tip("n", "seeds")]}},
-        {"mark": {"type": "text", **place, "baseline": "middle", "fontSize": LABEL_FONT, "limit": 170}, "encoding": text},
+        {
+            "mark": {
+                "type": "text",
+                "text": {"expr": f"{at}.length ? datum.short : ''"},
+                **place,
+                "baseline": "middle",
+                "fontSize": LABEL_FONT,
+                "limit": 170,
+            },
+            "encoding": text,
+        },
     ]
     x = quantity("value", None, scale={"zero": False, "nice": True, "padding": 16}, axis={"grid": False, "tickCount": 6})
     encoding = {"x": x, "color": row_colour(colours), "opacity": when_highlighted(1, 0.15)}
     note = f"Up is better, left is cheaper. {title} with its 95 % interval where there is one."
     spec = specification(points, layers, encoding, "cost", choices[0])
+    spec["params"].append({"name": "narrow", "expr": f"width < {NARROW}"})
     return Chart("costs", "Cost against accuracy", note, spec, choices, "cost")
 
 

@@ -48,7 +48,11 @@ def figure(table: Table, chart: Chart) -> Spec:
     title |= {"fontSize": 10, "subtitleFontSize": 8}
     config = CONFIG | {"font": FONT, "background": "white", "title": {"fontWeight": "normal"}}
     whole = {"hconcat": panels, "resolve": {"scale": {"color": "shared"}}} if len(panels) > 1 else panels[0]
-    return whole | {"title": title, "config": config, "params": [{"name": "highlight", "value": ""}]}
+    return whole | {
+        "title": title,
+        "config": config,
+        "params": [{"name": "highlight", "value": ""}, {"name": "narrow", "value": width == PANEL}],
+    }
 
 
 def _panel(table: Table, chart: Chart, choice: str | None, width: int) -> Spec:

@@ -22,6 +22,7 @@ CONFIG = {
         **{"labelColor": MUTED, "titleColor": MUTED, "gridColor": FAINT, "domainColor": FAINT, "tickColor": FAINT},
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
     },
+    "legend": {"labelColor": MUTED, "titleColor": MUTED},
 }
 
 

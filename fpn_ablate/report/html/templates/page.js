@@ -89,7 +89,7 @@ for (const details of all(".values")) {
 }
 function valuesOf(figure) {
   const points = json(figure.querySelector("script")).data.values;
-  const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "side", "dx", "dy"].includes(key));
+  const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "places"].includes(key));
   return [keys, ...points.map((point) => keys.map((key) => point[key]))];
 }
 
@@ -284,8 +284,8 @@ all("[data-pyramid]").forEach(pyramid);
 const runsSection = document.getElementById("runs");
 function searchRuns() {
   const terms = runsSection.querySelector("[data-search]").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const columns = all("thead th", runsSection).map((th) => th.textContent.trim().toLowerCase());
-  const bodies = [...runsSection.querySelector("table").tBodies];
+  const columns = all(".runs thead th", runsSection).map((th) => th.textContent.trim().toLowerCase());
+  const bodies = [...runsSection.querySelector(".runs").tBodies];
   for (const body of bodies) {
     const cells = [...body.rows[0].cells].map((cell) => cell.textContent.toLowerCase());
     body.hidden = !terms.every((term) => {
