@@ -75,8 +75,9 @@ def _maps(model: Detector, batch: Batch, features: Features) -> dict[str, np.nda
         shown = {"level": activation}
         if name in cut:
             shown["added"] = (level - _valid_cells(cut[name], batch)).abs().mean(dim=0)
-        scale = 255 / activation.max().clamp(min=1e-12)
-        maps |= {f"{kind}_{name}": (values * scale).clamp(max=255).byte().cpu().numpy() for kind, values in shown.items()}
+        highest = activation.max().clamp(min=1e-12)
+        shown = {kind: (values / highest * 255).clamp(max=255).byte().cpu().numpy() for kind, values in shown.items()}
+        maps |= {f"{kind}_{name}": values for kind, values in shown.items()}
     return maps
 
 

@@ -162,8 +162,9 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
     record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
     record |= {key: without_folders(record[key]) for key in ("error", "environment.command") if key in record}  # on the page
-    if record.get("status") == "running":
-        lock_file = run_lock(file.parent.resolve().parents[4], safe_name(str(record.get("fingerprint"))))
+    above = file.parent.resolve().parents
+    if record.get("status") == "running" and len(above) > 4:
+        lock_file = run_lock(above[4], safe_name(str(record.get("fingerprint"))))
         record["live"] = lock_file.exists() and not is_free(lock_file)
     return _problem(place, record) or record
 

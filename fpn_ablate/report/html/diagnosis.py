@@ -246,17 +246,33 @@ def _load(file: Path, stamp: tuple[int, int] | None) -> dict[str, Any] | None:
         return None
     try:
         with open_arrays(file) as content:
-            names = [name for name in content.files if name in SHAPES or name.startswith("found_")]
-            arrays = {name: content[name] for name in names}
+            arrays = {name: content[name] for name in content.files if name in SHAPES or name.startswith("found_")}
+            shapes = {name: arrays[name].shape for name in SHAPES}
+            if shapes != SHAPES or not all(_are_numbers(arrays[name], largest=1e9) for name in SHAPES):
+                return None
+            if not np.isfinite([*arrays["calibration"].flat, *arrays["error_counts"]]).all():
+                return None
+            return (
+                arrays
+                if _fits(*(arrays.get(f"found_{key}") for key in ("levels", "boxes", "names")))
+                else _without_found(arrays)
+            )
     except UNREADABLE:
         return None
-    if any(
-        name not in arrays or arrays[name].shape != shape or arrays[name].dtype.kind not in "fiu"
-        for name, shape in SHAPES.items()
-    ):
-        return None
-    found = arrays.get("found_levels"), arrays.get("found_boxes"), arrays.get("found_names")
-    fits = all(part is not None for part in found) and found[1].shape == (len(found[0]), 4)
-    fits = fits and found[0].dtype.kind in "iu" and found[1].dtype.kind == "f" and found[2].dtype.kind == "U"
-    fits = fits and (not len(found[0]) or (found[0].min() >= -1 and found[0].max() < len(found[2])))
-    return arrays if fits else {name: arrays[name] for name in SHAPES}
+
+
+def _are_numbers(array: np.ndarray, largest: float) -> bool:
+    """Return whether an array holds numbers up to `largest`, or NaN, where something is not defined."""
+    return array.dtype.kind in "fiu" and not (np.abs(array.astype(float)) > largest).any()
+
+
+def _fits(levels: np.ndarray | None, boxes: np.ndarray | None, names: np.ndarray | None) -> bool:
+    """Return whether found objects are complete: a level of `names`, or -1, and a box (G, 4) of each."""
+    if levels is None or boxes is None or names is None or boxes.shape != (len(levels), 4):
+        return False
+    kinds = levels.dtype.kind in "iu" and boxes.dtype.kind == "f" and names.dtype.kind == "U"
+    return kinds and bool(np.isfinite(boxes).all() and ((levels >= -1) & (levels < len(names))).all())
+
+
+def _without_found(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: arrays[name] for name in SHAPES}

@@ -288,7 +288,7 @@ def _inspected(
     levels = kinds["level"] if any(kinds["level"]) else []
     found: dict[str, list[list[float]]] = {}
     columns = [arrays.get(f"found_{key}") for key in ("ids", "boxes", "levels")]
-    if all(column is not None for column in columns):
+    if all(column is not None and np.isfinite(column).all() for column in columns):
         for image, box, level in zip(*(column.tolist() for column in columns), strict=True):
             found.setdefault(str(int(image)), []).append([*(round(float(side), 4) for side in box), int(level)])
     return levels, kinds["added"], mapped, found
