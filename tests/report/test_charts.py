@@ -2,13 +2,14 @@
 
 from statistics import fmean
 
+import numpy as np
 import pytest
 import vl_convert
 from artifact_files import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.html import charts
+from fpn_ablate.report.html import charts, gallery
 from fpn_ablate.report.html.labels import HEIGHT, WIDTHS, place_labels
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
@@ -51,6 +52,32 @@ def test_the_diagnosis_is_the_mean_over_seeds_in_percent(drawn):
     assert not [p for p in points(drawn["iou"]) if p["objects"] == "large"], "undefined without objects"
     shares = {(p["object"], p["level"]): (p["share"], p["objects"]) for p in points(drawn["found"]) if p["label"] == "(c) FPN"}
     assert shares == {("under 1/16", "P2"): (100.0, 3), ("over 1/4", "P5"): (50.0, 3), ("over 1/4", "not found"): (50.0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "missing"),
+    [
+        ("errors", np.zeros(5), "errors"),
+        ("errors", np.full(6, 1e300), "errors"),
+        ("error_counts", np.full(6, np.nan), "errors"),
+        ("calibration", np.full((10, 3), np.inf), "errors"),
+        ("precision", np.full((3, 101), "x"), "errors"),
+        ("found_boxes", np.full((3, 4), np.nan, np.float32), "found"),
+        ("found_levels", np.array([0, 9, -1]), "found"),
+        ("found_levels", np.zeros((3, 2), int), "found"),
+        ("found_names", np.arange(4), "found"),
+    ],
+)
+def test_a_damaged_diagnosis_is_left_out(put, runs, name, value, missing):
+    folder = put("fpn", 2, pictures=NAME)
+    leave(folder, 0.5)
+    with np.load(folder / "artifacts.npz") as content:
+        arrays = {key: content[key] for key in content.files}
+    np.savez_compressed(folder / "artifacts.npz", **arrays | {name: value})
+    (table,) = collate(load(runs))
+    made = [c.key for c in charts.charts(table, charts.row_colours([table])[table.name]) if not isinstance(c, str)]
+    assert missing not in made and "curves" in made
+    gallery.load_artifacts(table, gallery.Album())  # raises nothing either
 
 
 def test_average_precision_by_class_and_calibration_are_of_rows_with_classes(put, runs):

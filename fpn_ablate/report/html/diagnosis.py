@@ -252,11 +252,8 @@ def _load(file: Path, stamp: tuple[int, int] | None) -> dict[str, Any] | None:
                 return None
             if not np.isfinite([*arrays["calibration"].flat, *arrays["error_counts"]]).all():
                 return None
-            return (
-                arrays
-                if _fits(*(arrays.get(f"found_{key}") for key in ("levels", "boxes", "names")))
-                else _without_found(arrays)
-            )
+            complete = _fits(*(arrays.get(f"found_{key}") for key in ("levels", "boxes", "names")))
+            return arrays if complete else {name: arrays[name] for name in SHAPES}
     except UNREADABLE:
         return None
 
@@ -268,11 +265,7 @@ def _are_numbers(array: np.ndarray, largest: float) -> bool:
 
 def _fits(levels: np.ndarray | None, boxes: np.ndarray | None, names: np.ndarray | None) -> bool:
     """Return whether found objects are complete: a level of `names`, or -1, and a box (G, 4) of each."""
-    if levels is None or boxes is None or names is None or boxes.shape != (len(levels), 4):
+    if levels is None or boxes is None or names is None or levels.ndim != 1 or boxes.shape != (len(levels), 4):
         return False
     kinds = levels.dtype.kind in "iu" and boxes.dtype.kind == "f" and names.dtype.kind == "U"
     return kinds and bool(np.isfinite(boxes).all() and ((levels >= -1) & (levels < len(names))).all())
-
-
-def _without_found(arrays: dict[str, Any]) -> dict[str, Any]:
-    return {name: arrays[name] for name in SHAPES}
