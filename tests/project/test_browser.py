@@ -183,7 +183,8 @@ def the_pyramid_shows_two_rows(browser):
     maps = "[...document.querySelectorAll('.pyramid canvas')].map((map) => map.getAttribute('aria-label'))"
     assert browser.run(names) == ["(a) baseline on conv4", "+ top-down", "(c) FPN", "+ top-down", "A − B (red: A is stronger)"]
     assert len(browser.run(maps)) == 4 + 1 + 4 + 1 + 4
-    browser.wait("[...document.querySelectorAll('.pyramid canvas')].every((map) => map.width <= 16)")  # drawn: 300 before
+    empty = "Object.assign(document.createElement('canvas'), {width: map.width, height: map.height}).toDataURL()"
+    browser.wait(f"[...document.querySelectorAll('.pyramid canvas')].every((map) => map.toDataURL() !== {empty})")
     assert browser.run("document.querySelectorAll('.pyramid rect.level').length") == 4
     change(browser, "[data-image]", 1)
     assert browser.run("document.querySelectorAll('.pyramid rect.unfound').length") == 2

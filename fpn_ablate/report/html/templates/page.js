@@ -78,15 +78,14 @@ const drawRest = () => { const figure = figures.find((f) => !f.drawn); if (figur
 window.addEventListener("load", () => idle(drawRest));
 
 // A chart's values as a table, built when it is opened.
-for (const details of all(".values")) {
-  details.addEventListener("toggle", () => {
-    const place = details.querySelector(".scroll");
-    if (!details.open || place.firstChild) return;
-    const [keys, ...points] = valuesOf(details.closest("figure"));
-    const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
-    place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...points.map((point) => line("td", point)))));
-  });
+function showValues(details) {
+  const place = details.querySelector(".scroll");
+  if (!details.open || place.firstChild) return;
+  const [keys, ...points] = valuesOf(details.closest("figure"));
+  const line = (tag, values) => make("tr", {}, ...values.map((value) => make(tag, {}, value ?? "")));
+  place.append(make("table", {}, make("thead", {}, line("th", keys)), make("tbody", {}, ...points.map((point) => line("td", point)))));
 }
+for (const details of all(".values")) details.addEventListener("toggle", () => showValues(details));
 function valuesOf(figure) {
   const points = json(figure.querySelector("script")).data.values;
   const keys = Object.keys(points[0]).filter((key) => !["row", "at", "line", "short", "places"].includes(key));
@@ -231,10 +230,10 @@ function grey(address) {
   })());
   return greys.get(address);
 }
-function mapCanvas(label, first, second) {
-  const canvas = make("canvas", { role: "img", "aria-label": label });
+function mapCanvas(label, caption, first, second) {
+  const [, w, h] = /(\d+) × (\d+)$/.exec(caption);
+  const canvas = make("canvas", { role: "img", "aria-label": label, width: w, height: h });
   Promise.all([grey(first), second && grey(second)]).then(([[width, height, values], other]) => {
-    [canvas.width, canvas.height] = [width, height];
     const image = new ImageData(width, height);
     values.forEach((value, k) => image.data.set([...(other ? blend(DIVERGING, (value - other[2][k] + 255) / 510) : blend(VIRIDIS, value / 255)), 255], 4 * k));
     canvas.getContext("2d").putImageData(image, 0, 0);
@@ -260,14 +259,14 @@ function pyramid(root) {
       const place = make("span", { class: "picture" });
       const levels = row.levels.map(([name]) => name);
       if (entry.picture) overlay(place, entry.picture, { found: (row.found ?? []).map(([...box]) => [...box.slice(0, 4), names.indexOf(levels[box[4]]), levels[box[4]]]) });
-      const maps = aligned(row, ([name, caption, map]) => cell(mapCanvas(`Activation of ${name} of ${row.label}`, map), name, caption));
-      const added = aligned(row, ([name, , , map]) => map ? cell(mapCanvas(`What the top-down path adds to ${name} of ${row.label}`, map), name, "+ top-down") : gap());
+      const maps = aligned(row, ([name, caption, map]) => cell(mapCanvas(`Activation of ${name} of ${row.label}`, caption, map), name, caption));
+      const added = aligned(row, ([name, caption, , map]) => map ? cell(mapCanvas(`What the top-down path adds to ${name} of ${row.label}`, caption, map), name, "+ top-down") : gap());
       return [line(row.label, row.colour, place, ...maps), ...(row.levels.some(([, , , map]) => map) ? [line("+ top-down", null, gap(), ...added)] : [])];
     });
     const [first, second] = chosen;
     if (first && second && first !== second) {
       const pairs = names.map((name) => [first, second].map((row) => row.levels.find(([other]) => other === name)));
-      const cells = pairs.map(([x, y]) => x && y && x[1] === y[1] ? cell(mapCanvas(`${x[0]}: A − B`, x[2], y[2]), x[0], "A − B") : gap());
+      const cells = pairs.map(([x, y]) => x && y && x[1] === y[1] ? cell(mapCanvas(`${x[0]}: A − B`, x[1], x[2], y[2]), x[0], "A − B") : gap());
       lines.push(line("A − B (red: A is stronger)", null, gap(), ...cells));
     }
     root.querySelector(".rows").replaceChildren(...lines);
@@ -352,6 +351,7 @@ if (history.state) {
   from = history.state.anchor;
   history.replaceState(null, "");
 }
+all(".values").forEach(showValues);
 all("[data-gallery], [data-pyramid]").forEach((root) => root.show());
 if (runsSection) { searchRuns(); showDifference(); }
 if (from) {
