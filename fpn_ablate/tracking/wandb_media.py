@@ -39,8 +39,8 @@ def images_with_boxes(folder: Path, record: dict[str, Any]) -> list[tuple[Path, 
 
 
 def result_tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Return a record's tables {name: (columns, lines)}: metrics, AP by class and recall by object size, if it has them."""
-    tables = {"metrics": (["metric", "value"], [list(item) for item in record.get("metrics", {}).items()])}
+    """Return a record's tables {name: (columns, lines)}: AP by class and recall by object size, if it has them."""
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
     for key, name in (("per_class", "AP by class"), ("mask_per_class", "mask AP by class")):
         tables[name] = ["class", "AP"], [list(item) for item in record.get(key, {}).items()]
     sizes = record.get("by_size", {})

@@ -58,10 +58,9 @@ def test_what_is_not_there_is_not_drawn(folder, damage):
 
 
 def test_tables_are_the_records():
-    record = {"metrics": {"AP": 0.4}, "per_class": {"cat": 0.3, "dog": None}}
+    record = {"metrics": {"AP": 0.4}, "mask_per_class": {}, "per_class": {"cat": 0.3, "dog": None}}
     record["by_size"] = {"edges": [8.0, 16.0], "objects": [0, 3, 5], "AR100": [None, 0.2, 0.4]}
     assert result_tables(record) == {
-        "metrics": (["metric", "value"], [["AP", 0.4]]),
         "AP by class": (["class", "AP"], [["cat", 0.3], ["dog", None]]),
         "recall by object size": (
             ["from px", "to px", "objects", "AR@100"],
