@@ -2,7 +2,7 @@
 
 All are of boxes (recall by IoU: of masks for proposals that have them). Proposals without labels count as one class.
 
-D detections and G objects of an image, M detections of all images, K classes, T IoU thresholds, L limits.
+D detections and G objects of an image, M detections of all images, K classes, T IoU thresholds.
 """
 
 from collections.abc import Sequence
@@ -157,19 +157,16 @@ class MatchedDetections:
         for kind in range(MISSED):
             wrong = self.kinds == kind
             labels = np.where(wrong, self.fixed, self.labels)
-            stays = labels > 0
-            correct = (self.kinds == CORRECT) | (wrong & stays)
-            gains.append(self._precision(labels, correct, self.objects, stays) - before)
+            correct = (self.kinds == CORRECT) | (wrong & (labels > 0))
+            gains.append(self._precision(labels, correct, self.objects) - before)
         gains.append(self._precision(self.labels, self.kinds == CORRECT, self.objects - self.missed) - before)
         return np.maximum(gains, 0).astype(np.float32)
 
-    def _precision(
-        self, labels: np.ndarray, correct: np.ndarray, objects: np.ndarray, stays: np.ndarray | None = None
-    ) -> float:
-        """Return AP at 101 recalls as COCO interpolates it, mean over the classes with objects."""
+    def _precision(self, labels: np.ndarray, correct: np.ndarray, objects: np.ndarray) -> float:
+        """Return AP at 101 recalls as COCO interpolates it, mean over the classes with objects; label 0 is left out."""
         values = []
         for label in np.flatnonzero(objects):
-            chosen = labels == label if stays is None else (labels == label) & stays
+            chosen = labels == label
             ranked = correct[chosen][np.argsort(-self.scores[chosen], kind="stable")]
             found = ranked.cumsum()
             precision = np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1]

@@ -1,7 +1,4 @@
-"""Charts of what detections get right and wrong, from the diagnosis in the runs' artifacts (`evaluation.diagnosis`).
-
-T IoU thresholds, R recalls, L levels.
-"""
+"""Charts of what detections get right and wrong, from the diagnosis in the runs' artifacts (`evaluation.diagnosis`)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -43,19 +40,18 @@ Runs = list[tuple[Row, list[dict[str, Any]]]]  # rows with the arrays of their s
 
 def diagnosis(table: Table, colours: Mapping[str, int], steps: int) -> list[Chart | str]:
     """Build the charts of a table whose runs have a diagnosis, and one of AP by class. `steps`: points of a curve."""
-    by_class = classes(table, colours)
-    drawn: list[Chart | str] = [by_class] if by_class else []
-    rows = [(row, [row.folders[seed] / ARTIFACTS for seed in row.seeds if seed in row.folders]) for row in table.finished_rows]
-    runs = [(row, [arrays for file in files if (arrays := _load(file, _stamp(file)))]) for row, files in rows]
+    by_class = [chart] if (chart := classes(table, colours)) else []
+    files = {
+        row.row: [row.folders[seed] / ARTIFACTS for seed in row.seeds if seed in row.folders] for row in table.finished_rows
+    }
+    stamped = {row: [(file, stamp) for file in of_row if (stamp := _stamp(file))] for row, of_row in files.items()}
+    runs = [(row, [arrays for key in stamped[row.row] if (arrays := _load(*key))]) for row in table.finished_rows]
     runs = [(row, arrays) for row, arrays in runs if arrays]
     if not runs:
-        return drawn + (
-            ["Errors and curves: python -m fpn_ablate artifacts RUNS adds them."]
-            if any(_stamp(file) for _, files in rows for file in files)
-            else []
-        )
-    labelled = any(row.records and row.records[0].get("metrics.AP") is not None for row, _ in runs)
-    drawn = [errors(runs, colours), precision(runs, colours, steps), *drawn, recall_by_iou(runs, colours)]
+        absent = "Errors and curves: python -m fpn_ablate artifacts RUNS adds them."
+        return [*by_class, *([absent] if any(stamped.values()) else [])]
+    labelled = any(record.get("metrics.AP") is not None for row, _ in runs for record in row.finished)
+    drawn = [errors(runs, colours), precision(runs, colours, steps), *by_class, recall_by_iou(runs, colours)]
     drawn += [calibration(runs, colours)] if labelled else []
     return drawn + ([chart] if (chart := levels(runs)) else [])
 
@@ -240,10 +236,8 @@ def _stamp(file: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=4096)
-def _load(file: Path, stamp: tuple[int, int] | None) -> dict[str, Any] | None:
+def _load(file: Path, stamp: tuple[int, int]) -> dict[str, Any] | None:
     """Read the diagnosis of a run, and where its objects are found; None without a diagnosis, or a damaged one."""
-    if stamp is None:
-        return None
     try:
         with open_arrays(file) as content:
             arrays = {name: content[name] for name in content.files if name in SHAPES or name.startswith("found_")}

@@ -42,6 +42,7 @@ class Chart:
 
 
 def point_of(row: Row, colours: Mapping[str, int], values: list[float], digits: int = 2) -> Point:
+    """Return a point of a row: mean, lowest and highest of the values of its seeds."""
     spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
     rounded = {key: round_to(value, digits) for key, value in spread.items()}
     return {"row": row_key(row, colours), "label": row.name, **rounded, "n": len(values)}

@@ -245,7 +245,11 @@ function pyramid(root) {
   const [image, a, b] = ["image", "a", "b"].map((name) => root.querySelector(`[data-${name}]`));
   images.forEach((entry, k) => image.append(option(k, entry.image)));
   for (const select of [a, b]) images[0].rows.forEach((row, k) => select.append(option(k, row.label)));
-  b.value = images[0].rows.length > 1 ? 1 : 0;
+  // At first a row with a top-down path, beside a pyramid without one, if there is one.
+  const { rows } = images[0], adds = (row) => row.levels.some(([, , , map]) => map);
+  const without = rows.findIndex((row) => row.levels.length > 1 && !adds(row));
+  a.value = Math.max(0, rows.findIndex(adds));
+  b.value = without >= 0 ? without : Math.min(1, rows.length - 1);
   const cell = (map, name, caption) => make("figure", {}, map, make("figcaption", {}, make("b", {}, name), ` ${caption}`));
   const line = (label, colour, ...cells) => make("div", { class: "levels" },
     make("p", {}, ...(colour === null ? [] : [make("span", { class: "swatch", style: `--row:var(--c${colour})` })]), label), ...cells);
