@@ -37,10 +37,10 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import Held, exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PACE, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
-OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files beside REQUIRED; missing if the disk was full, or the task has none
+OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED, PACE)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
 def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
