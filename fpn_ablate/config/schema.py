@@ -184,6 +184,7 @@ class Log(Strict):
     wandb: Literal["disabled", "offline", "online"]
     project: str
     every: Positive
+    tensorboard: bool = False  # configurations of earlier versions lack it
 
 
 class Config(Strict):

@@ -1,13 +1,14 @@
 """Artifacts of a finished run: what the report shows beside its figures, made from saved detections and weights.
 
 - `resampled.npz` in the run's folder: metrics on bootstrap samples of the images, for intervals.
-- `artifacts.npz` there: the metric of each image, and an activation map of each pyramid level.
+- `artifacts.npz` there: the metric of each image, the diagnosis of the detections (`evaluation.diagnosis`), and what
+  `runs.pyramid.inspect_pyramid` returns.
 - In the record: `by_size`, `pictures`, `draws`.
 - `<out>/runs/.pictures/<pictures>/`, once for all runs on the same images: thumbnails, ground truth in `truth.json`, and if a
   run has masks, its masks in `masks.json`.
 
-`python -m fpn_ablate artifacts results/runs` makes them again on any machine; only the activation maps need the device of the
-run.
+`python -m fpn_ablate artifacts results/runs` makes them again on any machine; only what the network computes
+needs the device of the run.
 """
 
 import hashlib
@@ -17,17 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from fpn_ablate.config.schema import Recipe
-from fpn_ablate.data.loader import evaluation_batches
-from fpn_ablate.data.transforms import Resize
 from fpn_ablate.engine.evaluate import ground_truth
-from fpn_ablate.engine.train import autocast
 from fpn_ablate.evaluation.bootstrap import FEW_REPLICATES, bootstrap_indices, bootstrap_metrics, per_image_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, match
-from fpn_ablate.model.detectors.two_stage import Detector
+from fpn_ablate.evaluation.diagnosis import diagnose
 from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.files import refuse_links_out, save_text, write_atomically
@@ -42,7 +38,7 @@ def make_artifacts(
     dataset: DetectionDataset,
     detections: DetectionSet,
     count: int | None,
-    maps: dict[str, np.ndarray],
+    inspected: dict[str, np.ndarray],
     proposals: DetectionSet | None = None,
 ) -> dict[str, Any]:
     """Write the artifacts of a run, and return the keys that its record gets.
@@ -50,7 +46,7 @@ def make_artifacts(
     Args:
         folder: of the run, four levels below <out>/runs.
         dataset, detections, count: the split that the run was evaluated on, or its first `count` images; the detections there.
-        maps: from `activation_maps`; empty if the network cannot be restored.
+        inspected: from `runs.pyramid.inspect_pyramid`; empty if the network cannot be restored.
         proposals: on the same images, if their recall is evaluated beside the detections.
 
     Raises:
@@ -62,8 +58,8 @@ def make_artifacts(
     resampled = bootstrap_metrics(truth, detections, dataset.categories, dataset.area_bounds, indices, proposals)
     write_atomically(folder / RESAMPLED, partial(save, replicates=resampled))
     ids, values = per_image_metrics(truth, detections, dataset.categories)
-    levels = {f"level_{name}": level for name, level in maps.items()}
-    write_atomically(folder / ARTIFACTS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **levels))
+    arrays = diagnose(truth, detections, dataset.categories, dataset.area_bounds) | inspected
+    write_atomically(folder / ARTIFACTS, lambda path: np.savez_compressed(path, image_ids=ids, values=values, **arrays))
     name = f"{dataset.digest[:16]}-{len(ids)}"
     runs = folder.resolve().parents[3]
     refuse_links_out(runs, runs / PICTURES / name)
@@ -88,26 +84,6 @@ def recall_by_size(truth: dict[str, Any], detections: DetectionSet, area_bounds:
     matches = match(truth, detections, ranges, (100,))
     values = [None if np.isnan(value) else float(value) for value in matches.recall()[0]]
     return {"edges": [round(edge, 2) for edge in edges], "objects": matches.objects.sum(0).tolist(), "AR100": values}
-
-
-@torch.no_grad()
-def activation_maps(model: Detector, dataset: DetectionDataset, recipe: Recipe, device: torch.device) -> dict[str, np.ndarray]:
-    """Compute an activation map of each of the neck's levels on the first image.
-
-    Returns:
-        {level: (h, w) uint8}: the mean absolute activation over channels; 255 is the level's maximum.
-    """
-    batch = next(evaluation_batches(dataset, resize=Resize.of(recipe), batch_size=1, count=1)).to(device)
-    with autocast(recipe.bf16, device):
-        features = model.features(batch.images, batch.sizes)
-    maps = {}
-    for name, level in features.items():
-        height, width = (
-            -(-size * level.shape[2 + d] // batch.images.shape[2 + d]) for d, size in enumerate(batch.sizes[0].tolist())
-        )
-        mean = level[0, :, :height, :width].float().abs().mean(dim=0)
-        maps[name] = (mean / mean.max().clamp(min=1e-12) * 255).byte().cpu().numpy()
-    return maps
 
 
 def _save_thumbnails(folder: Path, dataset: DetectionDataset, truth: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from fpn_ablate.engine.cost import end_to_end_latency_ms
-from fpn_ablate.runs.artifacts import activation_maps, make_artifacts
+from fpn_ablate.runs.artifacts import make_artifacts
+from fpn_ablate.runs.pyramid import INSPECTED, inspect_pyramid
 from fpn_ablate.runs.restore import load_detections, load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
@@ -42,21 +43,21 @@ def remake_artifacts(folder: Path, config_dir: Path | None = None) -> str:
     cfg, content, (_, dataset) = load_finished(folder)
     detections = load_detections(folder)
     proposals = load_detections(folder, PROPOSED) if cfg.proposal_recall else None
-    maps = _activation_maps_of(folder, config_dir)
-    artifacts = make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, maps, proposals)
+    inspected = _inspect_again(folder, config_dir)
+    artifacts = make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, inspected, proposals)
     record.write(folder, content | artifacts)
     return f"{folder}: made"
 
 
-def _activation_maps_of(folder: Path, config_dir: Path | None) -> dict[str, np.ndarray]:
-    """Compute a run's activation maps; if its network cannot be restored on this machine, read the saved maps."""
+def _inspect_again(folder: Path, config_dir: Path | None) -> dict[str, np.ndarray]:
+    """Inspect a run's pyramid; if its network cannot be restored on this machine, read what was saved."""
     try:
         trained, cfg, device = restore(folder, config_dir)
-        return activation_maps(trained.model, trained.validation, cfg.recipe, device)
+        return inspect_pyramid(trained.model, trained.validation, cfg.recipe, device, cfg.recipe.eval_images)
     except UserError as error:
         print(f"activation maps stay as they were: {error}", file=sys.stderr)
     try:
         with open_arrays(folder / ARTIFACTS) as saved:
-            return {name.removeprefix("level_"): saved[name] for name in saved.files if name.startswith("level_")}
+            return {name: saved[name] for name in saved.files if name.startswith(INSPECTED)}
     except UNREADABLE:
         return {}

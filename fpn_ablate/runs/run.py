@@ -26,6 +26,7 @@ from fpn_ablate.engine.inputs import prepare
 from fpn_ablate.evaluation.coco import DetectionSet
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.runs import artifacts, skip, stages
+from fpn_ablate.runs.pyramid import inspect_pyramid
 from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
@@ -36,10 +37,10 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import Held, exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PACE, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
-OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED)  # files beside REQUIRED; missing if the disk was full, or the task has none
+OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED, PACE)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
 def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
@@ -196,9 +197,9 @@ def _make_artifacts(
 ) -> dict[str, Any]:
     """Make what the report shows beside the figures. A failure costs a warning, not the run: it can be made later."""
     try:
-        maps = artifacts.activation_maps(trained.model, trained.validation, run.cfg.recipe, run.inputs.device)
         count = run.cfg.recipe.eval_images
-        return artifacts.make_artifacts(run.folder, trained.validation, detections, count, maps, proposals)
+        inspected = inspect_pyramid(trained.model, trained.validation, run.cfg.recipe, run.inputs.device, count)
+        return artifacts.make_artifacts(run.folder, trained.validation, detections, count, inspected, proposals)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         log_line(f"warning: {reason}; make it later: python -m fpn_ablate artifacts {run.folder}", sys.stderr)

@@ -16,10 +16,11 @@ from fpn_ablate.runs import environment, identity
 from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
-from fpn_ablate.tracking.loggers import Console, JsonLines, Logger
+from fpn_ablate.tracking.loggers import Console, JsonLines, Logger, Pace
+from fpn_ablate.tracking.tensorboard_client import TensorBoard, require_tensorboard
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import CONFIG, METRICS
+from fpn_ablate.utils.paths import CONFIG, METRICS, PACE
 from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights import backbone
 
@@ -54,6 +55,8 @@ class Run:
 
     def __post_init__(self) -> None:
         cfg, inputs = self.cfg, self.inputs
+        if cfg.log.tensorboard:
+            require_tensorboard()
         data = "".join(inputs.digests(cfg.task.masks))
         weights = inputs.checkpoint.digest if inputs.checkpoint else backbone.weights_digest(inputs.weights)
         machine = (environment.device_name(inputs.device), is_deterministic(cfg.deterministic, inputs.device))
@@ -130,7 +133,9 @@ class Run:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""
         cfg, folder = self.cfg, self.folder
         self.resumed_at = procedures.logged_steps(folder, cfg)
-        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Console(self.title, cfg.steps, self.job)]
+        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Pace(folder / PACE, cfg.recipe.batch_size)]
+        self.loggers.append(Console(self.title, cfg.steps, self.job))
+        self.loggers += [TensorBoard(folder, self.resumed_at)] if cfg.log.tensorboard else []
         self.loggers += wandb_loggers(self.describe(), folder, cfg.log.wandb)
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Loggers of a run's progress: a JSON-lines file and the terminal; `wandb_client` has the one for Weights & Biases."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -59,6 +60,30 @@ class JsonLines:
     def close(self) -> None:
         with suppress(OSError):  # `log` has raised for the line that could not be written
             self._file.close()
+
+
+class Pace:
+    """Append the images per second since the last line to a file, for the page. A file that cannot be written costs nothing."""
+
+    def __init__(self, path: Path, images: int) -> None:
+        """Log a training of `images` a step."""
+        self.images, self.last, self._file = images, (0, math.inf), None
+        with suppress(OSError):
+            self._file = open(path, "a", opener=open_no_follow, buffering=1)  # noqa: SIM115
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        (last, then), now = self.last, time.monotonic()
+        self.last = step, now
+        if self._file and now > then and step > last and RATE in values:
+            with suppress(OSError):
+                self._file.write(
+                    json.dumps({"step": step, "images_per_s": round((step - last) * self.images / (now - then), 2)}) + "\n"
+                )
+
+    def close(self) -> None:
+        if self._file:
+            with suppress(OSError):
+                self._file.close()
 
 
 class Console:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fpn_ablate.store import record
 from fpn_ablate.tracking.loggers import read_metrics
-from fpn_ablate.tracking.wandb_media import images_with_boxes
+from fpn_ablate.tracking.wandb_media import images_with_boxes, result_tables
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import refuse_links_out, save_text
@@ -182,12 +182,14 @@ def _remove_unsent(folder: Path, identifier: str) -> None:
 
 
 def _send_result(run: Any, folder: Path, result: dict[str, Any], step: int) -> None:
-    """Send the metrics as summary, and the first images with boxes."""
+    """Send the metrics as summary, the first images with boxes, and tables of what is no single number."""
     import wandb
 
     if images := images_with_boxes(folder, result):
         pictures = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
         run.log({"detections": pictures}, step=max(step, run.starting_step))
+    for name, (columns, lines) in result_tables(result).items():
+        run.log({name: wandb.Table(columns=columns, data=lines)}, step=max(step, run.starting_step))
     values = result.get("metrics", {}) | {f"cost/{name}": value for name, value in result.get("cost", {}).items()}
     summary = {name: value for name, value in values.items() if value is not None}
     run.summary.update({**summary, "status": result.get("status"), "error": without_folders(result.get("error"))})

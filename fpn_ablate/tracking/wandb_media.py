@@ -1,4 +1,4 @@
-"""Images with boxes in wandb's format, from the files that a run leaves on the disk (fpn_ablate.runs.artifacts)."""
+"""Images with boxes and tables in wandb's format, from the files that a run leaves on the disk (fpn_ablate.runs.artifacts)."""
 
 import json
 from collections.abc import Iterable
@@ -36,6 +36,18 @@ def images_with_boxes(folder: Path, record: dict[str, Any]) -> list[tuple[Path, 
         return images
     except UNREADABLE:
         return []
+
+
+def result_tables(record: dict[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Return a record's tables {name: (columns, lines)}: AP by class and recall by object size, if it has them."""
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+    for key, name in (("per_class", "AP by class"), ("mask_per_class", "mask AP by class")):
+        tables[name] = ["class", "AP"], [list(item) for item in record.get(key, {}).items()]
+    sizes = record.get("by_size", {})
+    edges = sizes.get("edges", [])
+    lines = zip([0.0, *edges], [*edges, None], sizes.get("objects", []), sizes.get("AR100", []), strict=False)
+    tables["recall by object size"] = ["from px", "to px", "objects", "AR@100"], [list(line) for line in lines]
+    return {name: table for name, table in tables.items() if table[1]}
 
 
 def _predictions(arrays: dict[str, Any], image_id: int, image: dict[str, Any]) -> list[dict[str, Any]]:

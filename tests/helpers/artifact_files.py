@@ -31,7 +31,9 @@ def leave(
     ids = np.arange(1, images + 1)
     values = np.where(ids % 2, 1 - strength, strength)
     levels = {f"level_p{k}": np.full((2 ** (6 - k), 2 ** (6 - k)), 40 * k, dtype=np.uint8) for k in range(2, 6)}
-    np.savez_compressed(folder / "artifacts.npz", image_ids=ids, values=values, **levels)
+    levels |= {f"level_p{k}.1": levels[f"level_p{k}"][::-1] for k in range(2, 6)}
+    added = {"added_p2": levels["level_p2"] // 2, "added_p2.1": levels["level_p2"] // 2}
+    np.savez_compressed(folder / "artifacts.npz", image_ids=ids, values=values, **levels, **added, **diagnosed(strength))
     boxes = np.tile(np.array([4.0, 6.0, 20.0, 30.0]), (3 * images, 1))
     more = {"labels": np.ones(3 * images, dtype=int)} if detections else {}
     scores = np.tile([0.9, 0.6, 0.2], images)
@@ -47,6 +49,23 @@ def leave(
     lines.append({"step": 500, "AR100": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     pictures(folder.parents[3] / ".pictures" / NAME, images, side)
+
+
+def diagnosed(strength: float) -> dict[str, np.ndarray]:
+    """What `evaluation.diagnosis` and `runs.pyramid` leave in artifacts.npz: two images with maps, three objects."""
+    falling = np.linspace(1, 0, 101)
+    return {
+        "errors": np.linspace(0, strength, 6),
+        "error_counts": np.arange(6),
+        "precision": np.stack([strength * falling, strength * falling**2, strength * falling**3]),
+        "recall_by_iou": np.outer([1, 0.5, 0.7, np.nan], strength * np.linspace(1, 0.1, 10)),
+        "calibration": np.stack([np.arange(10), np.arange(10) * strength, np.arange(10) * np.linspace(0.05, 0.95, 10)], 1),
+        "mapped_ids": np.array([1, 2]),
+        "found_ids": np.array([1, 1, 2]),
+        "found_boxes": np.array([[0.1, 0.1, 0.15, 0.15], [0.2, 0.2, 0.8, 0.8], [0, 0, 1, 1]], np.float32),
+        "found_levels": np.array([0, 3, -1]),
+        "found_names": np.array(["p2", "p3", "p4", "p5"]),
+    }
 
 
 def pictures(folder: Path, images: int, side: int) -> None:

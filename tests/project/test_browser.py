@@ -40,11 +40,19 @@ def made(tmp_path_factory):
 def browser(made):
     with Browser() as found:
         found.open(made)
-        found.wait("figures.length === 4 && figures.every((figure) => figure.view)")
+        found.wait("figures.length === 8 && figures.every((figure) => figure.view)")
         yield found
         assert found.problems == []
         asked = [address for address in found.requests if not address.startswith(("data:", "file:", "blob:"))]
         assert asked == []
+
+
+def change(browser, selector, value):
+    """Choose or type a value, as a reader does."""
+    browser.run(
+        f"(() => {{ const field = document.querySelector('{selector}'); field.value = '{value}';"
+        " ['input', 'change'].forEach((kind) => field.dispatchEvent(new Event(kind))) })()"
+    )
 
 
 def first_rows(browser):
@@ -59,6 +67,10 @@ def test_sorting_filtering_and_themes(browser):
     a_legend_sets_a_row_off(browser)
     a_choice_redraws_a_chart(browser)
     figures_are_a_table(browser)
+    tables_and_charts_are_downloads(browser)
+    runs_are_searched_and_compared(browser)
+    the_pyramid_shows_two_rows(browser)
+    a_telephone_shows_metrics_first(browser)
     the_page_is_never_wider_than_the_window(browser)
 
 
@@ -126,6 +138,74 @@ def figures_are_a_table(browser):
     browser.wait(f"{details}.querySelectorAll('tbody tr').length === 20")
 
 
+def tables_and_charts_are_downloads(browser):
+    """What would be saved; a headless browser has no folder for it."""
+    browser.run("window.saved = []; download = (...file) => window.saved.push(file)")
+    browser.run("document.querySelectorAll('.table-section .save').forEach((button) => button.click())")
+    browser.wait("window.saved.length === 18")  # 8 charts as SVG and CSV, the results, the claims
+    saved = {name: text for name, _, text in browser.run("window.saved")}
+    results = next(text for name, text in saved.items() if name.endswith("-results.csv")).splitlines()
+    assert results[0].startswith('"row","feature"') and any(line.startswith('"(c) FPN","{Pk}"') for line in results)
+    assert len({line.count('","') for line in results}) == 1, "a state spans its columns"
+    name, svg = next((name, text) for name, text in saved.items() if name.endswith("-recall.svg"))
+    assert name.startswith("table1_rpn-shapes-quick") and svg.startswith("<svg") and "var(--" not in svg and "rgb(" in svg
+    assert browser.run("csv([['=1', '-a', '-1.5 ± 2', 'a \"b\"']])") == '"\'=1","\'-a","-1.5 ± 2","a ""b"""\r\n'
+
+
+def runs_are_searched_and_compared(browser):
+    shown = "document.querySelector('#runs output').textContent"
+    for words, count in (
+        ("fpn", 2),
+        ("fpn seed:2", 1),
+        ("-fpn", 2),
+        ("row:c4 seed:3 state:finished", 1),
+        ("nothing", 0),
+        ("", 4),
+    ):
+        change(browser, "[data-search]", words)
+        assert browser.run(shown) == f"{count} of 4 runs", words
+    for number in (0, 1, 3):  # of three ticks the last two count
+        browser.run(f"document.querySelectorAll('#runs input[type=checkbox]')[{number}].click()")
+    difference = (
+        "[...document.querySelectorAll('[data-difference] tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    assert browser.run(difference) == [
+        ["key", "c4, seed 3", "fpn, seed 3"],
+        ["neck.lateral", "false", "true"],
+        ["neck.top_down", "false", "true"],
+    ]
+    browser.run("document.querySelector('[data-runs]').click()")
+    assert browser.run(shown) == "4 of 4 runs"
+
+
+def the_pyramid_shows_two_rows(browser):
+    names = "[...document.querySelectorAll('.pyramid .levels > p')].map((p) => p.textContent)"
+    maps = "[...document.querySelectorAll('.pyramid canvas')].map((map) => map.getAttribute('aria-label'))"
+    assert browser.run(names) == ["(a) baseline on conv4", "+ top-down", "(c) FPN", "+ top-down", "A − B (red: A is stronger)"]
+    assert len(browser.run(maps)) == 4 + 1 + 4 + 1 + 4
+    empty = "Object.assign(document.createElement('canvas'), {width: map.width, height: map.height}).toDataURL()"
+    browser.wait(f"[...document.querySelectorAll('.pyramid canvas')].every((map) => map.toDataURL() !== {empty})")
+    assert browser.run("document.querySelectorAll('.pyramid rect.level').length") == 4
+    change(browser, "[data-image]", 1)
+    assert browser.run("document.querySelectorAll('.pyramid rect.unfound').length") == 2
+    change(browser, ".pyramid [data-b]", 0)
+    assert browser.run(names) == ["(a) baseline on conv4", "+ top-down"]
+
+
+def a_telephone_shows_metrics_first(browser):
+    browser.size(390, 800)
+    seen = (
+        "[...document.querySelectorAll('.results thead th')].filter((th) => th.offsetWidth).map((th) => th.textContent.trim())"
+    )
+    assert browser.run(seen)[:2] == ["row", "AR@100"]
+    browser.run("document.querySelector('[data-toggle]').click()")
+    assert browser.run(seen)[:2] == ["row", "feature"]
+    browser.run("document.querySelector('[data-toggle]').click()")
+    tops = "['.verdict', 'th'].map((part) => document.querySelector('.verdicts tbody ' + part).getBoundingClientRect().top)"
+    verdict, claim = browser.run(tops)
+    assert verdict < claim
+
+
 def the_page_is_never_wider_than_the_window(browser):
     for width in (390, 768, 1400):
         browser.size(width, 800)
@@ -134,15 +214,28 @@ def the_page_is_never_wider_than_the_window(browser):
 
 
 def test_a_page_that_reloads_stands_where_it_stood(made):
+    file = made.with_name("live.html")
+    text, reloaded = file.read_text(encoding="utf-8"), "window.before === undefined && document.readyState === 'complete'"
+    place = "document.querySelector('.pyramid').getBoundingClientRect().top"
     with Browser() as browser:
-        browser.open(made.with_name("live.html"))
+        browser.open(file)
         browser.wait("figures.every((figure) => figure.view)")
-        browser.run("document.querySelector('details[id]').open = true; scrollTo({top: 500, behavior: 'instant'})")
+        browser.run("document.querySelector('[data-search]').value = 'fpn'; document.querySelector('.values').open = true")
         browser.run("document.querySelector('.results thead button').click()")
         names = first_rows(browser)
-        browser.run("document.querySelector('[data-filter=b]').click(); window.before = true; void setTimeout(reload)")
-        browser.wait("window.before === undefined && document.readyState === 'complete' && scrollY === 500")
-        assert browser.run("document.querySelector('details[id]').open")
+        browser.run("document.querySelector('[data-filter=b]').click()")
+        browser.run("document.querySelector('.pyramid').scrollIntoView({behavior: 'instant'})")
+        browser.run("scrollBy({top: 30, behavior: 'instant'})")
+        before = browser.run(place)
+        more = "<h2>Running sweep</h2>" + "<p>a line</p>" * 20  # as of a sweep that goes on, above what the reader looks at
+        file.write_text(text.replace("<h2>Running sweep</h2>", more), encoding="utf-8")
+        browser.run("window.before = true; void setTimeout(reload)")
+        browser.wait(reloaded)
+        assert browser.run(place) == pytest.approx(before, abs=2)
+        browser.wait("figures.every((figure) => figure.view)")
+        assert browser.run(place) == pytest.approx(before, abs=2), "charts that are drawn later move nothing"
+        assert browser.run("document.querySelector('.values').open")
+        assert browser.run("document.querySelector('#runs output').textContent") == "2 of 4 runs"
         assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
         assert first_rows(browser) == names
         assert browser.problems == []

@@ -124,7 +124,8 @@ def test_metadata_names_python_versions_licence_and_extras(metadata: Message) ->
     versions = SpecifierSet(metadata["Requires-Python"])
     assert [version for version in ("3.10", "3.11", "3.12", "3.13", "3.14") if version in versions] == ["3.11", "3.12", "3.13"]
     assert (metadata["License-Expression"], metadata["License-File"]) == ("MIT", "LICENSE")
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "timm", "submitit", "ray", "optuna", "docs"}
+    extras = {"test", "timm", "submitit", "ray", "optuna", "tensorboard", "docs"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
 
 
 def imported(folder: Path, *own: str) -> set[str]:

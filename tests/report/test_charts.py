@@ -2,13 +2,15 @@
 
 from statistics import fmean
 
+import numpy as np
 import pytest
 import vl_convert
 from artifact_files import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.html import charts
+from fpn_ablate.report.html import charts, gallery
+from fpn_ablate.report.html.labels import HEIGHT, WIDTHS, place_labels
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
 
@@ -29,6 +31,87 @@ def drawn(table):
 
 def points(chart):
     return chart.spec["data"]["values"]
+
+
+def test_the_diagnosis_is_the_mean_over_seeds_in_percent(drawn):
+    for key, axis, at, value in (
+        ("errors", "error", "missed", 60.0),
+        ("precision", "recall", 0, 60.0),
+        ("iou", "iou", 0.5, 60.0),
+    ):
+        (point,) = [
+            p
+            for p in points(drawn[key])
+            if p["label"] == "(c) FPN"
+            and p[axis] == at
+            and p.get("curve", "IoU .50") == "IoU .50"
+            and p.get("objects", "all") == "all"
+        ]
+        assert (point["mean"], point["n"]) == (pytest.approx(value), 3)
+    assert drawn["iou"].choices == ("all", "small", "medium", "large")
+    assert not [p for p in points(drawn["iou"]) if p["objects"] == "large"], "undefined without objects"
+    shares = {(p["object"], p["level"]): (p["share"], p["objects"]) for p in points(drawn["found"]) if p["label"] == "(c) FPN"}
+    assert shares == {("under 1/16", "P2"): (100.0, 3), ("over 1/4", "P5"): (50.0, 3), ("over 1/4", "not found"): (50.0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "missing"),
+    [
+        ("errors", np.zeros(5), "errors"),
+        ("errors", np.full(6, 1e300), "errors"),
+        ("error_counts", np.full(6, np.nan), "errors"),
+        ("calibration", np.full((10, 3), np.inf), "errors"),
+        ("precision", np.full((3, 101), "x"), "errors"),
+        ("found_boxes", np.full((3, 4), np.nan, np.float32), "found"),
+        ("found_levels", np.array([0, 9, -1]), "found"),
+        ("found_levels", np.zeros((3, 2), int), "found"),
+        ("found_names", np.arange(4), "found"),
+    ],
+)
+def test_a_damaged_diagnosis_is_left_out(put, runs, name, value, missing):
+    folder = put("fpn", 2, pictures=NAME)
+    leave(folder, 0.5)
+    with np.load(folder / "artifacts.npz") as content:
+        arrays = {key: content[key] for key in content.files}
+    np.savez_compressed(folder / "artifacts.npz", **arrays | {name: value})
+    (table,) = collate(load(runs))
+    made = [c.key for c in charts.charts(table, charts.row_colours([table])[table.name]) if not isinstance(c, str)]
+    assert missing not in made and "curves" in made
+    gallery.load_artifacts(table, gallery.Album())  # raises nothing either
+
+
+def test_average_precision_by_class_and_calibration_are_of_rows_with_classes(put, runs):
+    for row, shift in (("c4", 0.0), ("fpn", 0.2)):
+        for seed in (2, 3):
+            names = {f"class {k}": 0.1 + 0.01 * k + shift * k / 30 for k in range(30)}
+            leave(put(row, seed, metrics={"AR100": 0.5, "AP": 0.4}, per_class=names), 0.5)
+    (table,) = collate(load(runs))
+    made = {c.key: c for c in charts.charts(table, charts.row_colours([table])[table.name]) if not isinstance(c, str)}
+    shown = {p["class"] for p in points(made["classes"])}
+    assert len(shown) == 24 and "class 29" in shown and "class 0" not in shown, "those on which rows differ most"
+    fourth = [p for p in points(made["calibration"]) if p["label"] == "(c) FPN"][3]
+    assert (fourth["scores"], fourth["count"], fourth["mean"]) == ("40–50 %", 8, 50.0)
+    for chart in (made["classes"], made["calibration"]):
+        assert vl_convert.vegalite_to_svg(chart.spec | {"width": 500})
+
+
+def test_labels_of_rows_that_lie_close_do_not_overlap():
+    close = [(10 + 0.1 * k, 50 + 0.2 * k, "a name") for k in range(6)]
+    spread = [(1, 20, "first"), (30, 80, "last, of the rightmost row"), (15, 50.3, "(c)")]
+    dots = [{"value": x, "mean": y, "low": y - 1, "high": None, "short": name} for x, y, name in (*close, *spread)]
+    place_labels(dots)
+    values, means = [dot["value"] for dot in dots], [end for dot in dots for end in (dot["mean"], dot["low"])]
+    for n, (width, named) in enumerate(zip(WIDTHS, (8, 5), strict=True)):
+        boxes = []
+        for dot in (dot for dot in dots if dot["places"][n]):
+            side, dx, dy = dot["places"][n]
+            x = 16 + (dot["value"] - min(values)) / (max(values) - min(values)) * (width - 32) + dx
+            y = HEIGHT - (dot["mean"] - min(means)) / (max(means) - min(means)) * HEIGHT + dy
+            long = 5.9 * len(dot["short"])
+            boxes.append((x - long * (side == "right"), x + long * (side == "left"), y - 6, y + 6))
+        assert len(boxes) >= named
+        for k, (left, right, top, bottom) in enumerate(boxes):
+            assert not [b for b in boxes[:k] if left < b[1] and b[0] < right and top < b[3] and b[2] < bottom]
 
 
 def test_recall_by_size_is_that_of_the_records(drawn, table):
@@ -103,10 +186,10 @@ def test_one_seed_has_no_interval(put, runs):
 
 
 def test_specifications_compile_without_a_warning_and_have_the_pages_colours(drawn, capfd):
-    assert list(drawn) == ["recall", "effects", "costs", "curves"]
+    assert list(drawn) == ["recall", "effects", "costs", "curves", "errors", "precision", "iou", "found"]
     for chart in drawn.values():
         svg = vl_convert.vegalite_to_svg(chart.spec | {"width": 500}, show_warnings=True)
-        assert "var(--c0)" in svg
+        assert ("var(--l0)" if chart.key == "found" else "var(--c0)") in svg
     assert "WARN" not in capfd.readouterr().err
 
 

@@ -25,11 +25,16 @@ from fpn_ablate.report.html import page
         ("failed", "RuntimeError: DefaultCPUAllocator: can't allocate memory", None, "out of memory"),
         ("failed", "KeyError: 'x'", None, "failed"),
         ("interrupted", None, None, "interrupted"),
-        ("running", None, None, "killed or running"),
+        ("running", None, None, "killed or running"),  # of a ledger
     ],
 )
 def test_one_word_for_each_fate(status, error, recall, word):
     assert health.state({"status": status, "error": error, "metrics.AR100": recall}) == word
+
+
+@pytest.mark.parametrize(("live", "word"), [(True, "running"), (False, "killed")])
+def test_a_run_whose_lock_is_held_is_running(live, word):
+    assert health.state({"status": "running", "live": live}) == word
 
 
 def test_an_evaluated_detector_that_finds_nothing_has_its_figures(runs, put):

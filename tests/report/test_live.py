@@ -1,5 +1,6 @@
 """How far the page says a sweep is, and the process that writes it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import progress as reporting
 from fpn_ablate.report.html.progress import progress
 from fpn_ablate.store import plan
+from fpn_ablate.utils.locks import lock
 
 CELLS = [plan.PlannedRun("table1_rpn", "quick", "shapes", row, seed, 500) for row in ("c4", "fpn") for seed in (2, 3)]
 NOW = "2027-01-01T00:00:00+00:00"
@@ -42,6 +44,34 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert states["FPN", 2].text == "step 100 of 500, 4 min left" and states["FPN", 2].share == 0.2
     assert states["FPN", 3].kind == "waiting"
     assert found.count() == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
+
+
+def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
+    plan.write_plan(runs, CELLS)
+    folder = runs / "table1_rpn" / "quick" / "fpn" / "seed2-01234567"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    assert shown(runs)[0].curves is None, "before the first line"
+    lines = [{"step": step, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6')
+    (folder / "pace.jsonl").write_text('{"step": 40, "images_per_s": 7.0}\n{"step": 40, "images_per_s": 8.5}\n')
+    chart = shown(runs)[0].curves
+    assert chart.choices == ("rpn_box", "images per second", "learning rate")
+    values = [(p["label"], p["curve"], p["step"], p["mean"]) for p in chart.spec["data"]["values"]]
+    assert ("fpn, seed 2", "rpn_box", 40, 0.025) in values and ("fpn, seed 2", "learning rate", 20, 0.1) in values
+    assert [value for value in values if value[1] == "images per second"] == [("fpn, seed 2", "images per second", 40, 8.5)]
+
+
+def test_a_pre_training_in_progress_is_named(runs):
+    plan.write_plan(runs, CELLS)
+    folder = runs.parent / "backbones"
+    folder.mkdir()
+    (folder / "done-0123.pt.lock").touch()
+    with lock(folder / "small-0123.pt.lock"):
+        (note,) = shown(runs)[0].notes
+        assert note.startswith("pre-training the backbone small, on which runs wait; last saved 0 s ago")
+        (folder / "small-0123.pt").touch()
+        assert shown(runs)[0].notes == ()
 
 
 @pytest.mark.parametrize("step", ["1" + "0" * 400, "Infinity", '"x"', "[1]", "null"])

@@ -17,6 +17,8 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load, write_ledger
 from fpn_ablate.report.html import gallery, page
 from fpn_ablate.report.html.progress import Board, Progress, State
+from fpn_ablate.store.layout import run_lock
+from fpn_ablate.utils.locks import lock
 
 NASTY = "</script><img src=x onerror=alert(1)>"
 
@@ -55,12 +57,73 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
         assert heading in shown
     for chart in ("Recall against object size", "Learning curves", "Effect sizes", "Cost against accuracy"):
         assert chart in shown
-    assert made.count('alt="Activation of P') == 8
-    assert "stride 4, 16 × 16" in shown
+    for chart in ("Errors by kind", "Precision and recall", "Recall by IoU", "Level on which objects are found"):
+        assert chart in shown
     assert "python -m fpn_ablate -m +experiments=table1 'a=b c' 4 runs" in shown
     pictures = re.findall(r"data:image/webp;base64,[^\"]*", made)
     assert pictures and len(pictures) == len(set(pictures)), "each is embedded once"
     assert rendered(full) == made
+
+
+def blocks_of(made):
+    """The data that the page's script reads."""
+    found = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', made, re.DOTALL)
+    return [block for block in map(json.loads, found) if isinstance(block, dict)]
+
+
+def test_the_pyramid_has_the_levels_of_each_row_on_each_image_and_where_objects_are_found(full):
+    (pyramid,) = [block for block in blocks_of(rendered(full)) if "images" in block and "rows" in block["images"][0]]
+    assert [entry["image"] for entry in pyramid["images"]] == ["1", "2"]
+    for entry, found in zip(pyramid["images"], ([0, 3], [-1]), strict=True):
+        assert [row["row"] for row in entry["rows"]] == ["c4", "fpn"] and entry["picture"]
+        for row in entry["rows"]:
+            assert [name for name, *_ in row["levels"]] == ["P2", "P3", "P4", "P5"]
+            assert row["levels"][0][1] == "stride 4, 16 × 16"
+            assert [added is not None for *_, added in row["levels"]] == [True, False, False, False]
+            assert [box[-1] for box in row["found"]] == found
+
+
+def test_runs_of_an_earlier_version_have_one_image_and_say_how_to_get_the_rest(full):
+    for file in full.rglob("artifacts.npz"):
+        with np.load(file) as content:
+            kept = {name: content[name] for name in ("image_ids", "values", "level_p2", "level_p3")}
+        np.savez_compressed(file, **kept)
+    made = rendered(full)
+    (pyramid,) = [block for block in blocks_of(made) if "images" in block and "rows" in block["images"][0]]
+    assert [(entry["image"], len(entry["rows"])) for entry in pyramid["images"]] == [("1", 2)]
+    assert "Errors and curves: python -m fpn_ablate artifacts RUNS adds them." in text_of(made)
+    assert "Errors by kind" not in text_of(made)
+
+
+def test_the_configurations_of_two_runs_differ_in_what_the_page_says(put, runs):
+    put("c4", 2, config={"neck": {"name": "single"}, "recipe": {"steps": 500}})
+    put("fpn", 2, config={"neck": {"name": "fpn"}, "recipe": {"steps": 500}})
+    put("fpn", 3, config={"neck": {"name": "fpn"}, "recipe": {"steps": 500}})
+    (content,) = [block for block in blocks_of(rendered(runs)) if "common" in block]
+    assert content["common"] == {"neck.name": "fpn", "seed": "2"}, "what all runs share is left out"
+    assert content["runs"] == [{"neck.name": "single"}, {}, {"seed": "3"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "generated", "kind"), [("shapes", True, "generated"), ("coco2017", False, "COCO"), ("bccd", False, "photographs")]
+)
+def test_the_kind_of_data_is_marked(put, runs, data, generated, kind):
+    put("fpn", 2, data=data, generated=generated)
+    made = rendered(runs)
+    assert f'class="table-section {kind.lower()}"' in made and f'<span class="chip {kind.lower()}">{kind}</span>' in made
+
+
+def test_a_running_run_is_called_neither_killed_nor_missing(put, runs):
+    folder = put("fpn", 2, status="running", metrics={})
+    lock_file = run_lock(runs.parent, load(runs)["fingerprint"].item())
+    where = folder.relative_to(runs).parts
+    assert len(where) == 4, "as a run's folder"
+    assert "killed" in text_of(rendered(runs))
+    lock_file.parent.mkdir()
+    with lock(lock_file):
+        shown = text_of(rendered(runs))
+    assert "killed" not in shown and "running" in shown
+    assert "Learning curves: no run is finished." in shown and "on this disk" not in shown
 
 
 @pytest.mark.parametrize("key", ["row", "table", "recipe"])

@@ -71,3 +71,12 @@ def test_the_legend_fits_the_figure(runs, put, panels):
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_a_long_label_wraps_and_is_not_cut(runs, put):
+    put("a row", table="own", verify={"label": "x"})
+    (table,) = collate(load(runs))
+    name = "image pyramid, trained at random scales drawn anew for each of the batches"
+    long = replace(table, rows=tuple(replace(row, label=name) for row in table.rows))
+    (label,) = plots.draw(long).axes[0].get_yticklabels()
+    assert label.get_text().replace("\n", " ") == name and "\n" in label.get_text()

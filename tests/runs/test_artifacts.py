@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from settings import JOINT, TINY
 
@@ -13,11 +14,13 @@ from fpn_ablate.cli.main import main
 from fpn_ablate.engine.evaluate import ground_truth
 from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_recall
-from fpn_ablate.runs import artifacts, restore
+from fpn_ablate.runs import artifacts, pyramid, restore
 from fpn_ablate.runs import run as running
+from fpn_ablate.runs.pyramid import INSPECTED, inspect_pyramid
 from fpn_ablate.store import record
 from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.layout import run_folder
+from fpn_ablate.structures.batch import Batch
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, RESAMPLED, TRUE_MASKS, TRUTH
@@ -79,14 +82,47 @@ def test_a_bin_is_the_evaluators_recall_in_that_range(finished):
 def test_levels_are_those_of_the_neck(finished, name):
     trained, cfg, device = restore.restore(finished[name])
     with np.load(finished[name] / ARTIFACTS) as content:
-        maps = {key: content[key] for key in content.files if key.startswith("level_")}
+        saved = {key: content[key] for key in content.files if key.startswith(INSPECTED)}
         assert content["image_ids"].shape == content["values"].shape == (3,)
-    expected = {"c4": {"level_c4"}}.get(name, {f"level_p{k}" for k in range(2, 7)})
-    assert set(maps) == expected
-    restored = artifacts.activation_maps(trained.model, trained.validation, cfg.recipe, device)
-    for key, level in maps.items():
-        assert level.max() == 255 and level.dtype == np.uint8
-        np.testing.assert_array_equal(level, restored[key.removeprefix("level_")])
+    levels = ["c4"] if name == "c4" else [f"p{k}" for k in range(2, 7)]
+    kinds = ["level"] if name == "c4" else ["level", "added"]
+    maps = {f"{kind}_{level}{end}" for kind in kinds for level in levels for end in ("", ".1", ".2")}
+    assert set(saved) == maps | {"mapped_ids", "found_ids", "found_boxes", "found_levels", "found_names"}
+    restored = inspect_pyramid(trained.model, trained.validation, cfg.recipe, device, 3)
+    for key in maps:
+        assert saved[key].dtype == np.uint8 and (saved[key].max() == 255 or key.startswith("added"))
+        np.testing.assert_array_equal(saved[key], restored[key])
+    assert saved["mapped_ids"].tolist() == [data.image_id for data in (trained.validation[n] for n in range(3))]
+
+
+def test_the_top_down_path_adds_to_all_levels_but_the_coarsest(finished):
+    with np.load(finished["rpn"] / ARTIFACTS) as content:
+        added = {level: content[f"added_{level}"].max() for level in ("p2", "p3", "p4", "p5", "p6")}
+    assert added["p2"] and added["p3"] and added["p4"]
+    assert added["p5"] == added["p6"] == 0, "nothing comes down to C5's own level"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_objects_are_looked_for_on_each_level(finished, name):
+    _, truth, _ = evaluated(finished[name])
+    with np.load(finished[name] / ARTIFACTS) as content:
+        ids, boxes, levels = (content[f"found_{key}"] for key in ("ids", "boxes", "levels"))
+    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+    expected = sorted((a["image_id"], *(round(side) for side in a["bbox"][:2])) for a in truth["annotations"])
+    assert (
+        sorted((i, round(x * sizes[i][0]), round(y * sizes[i][1])) for i, (x, y, *_) in zip(ids, boxes, strict=True))
+        == expected
+    )
+    assert levels.min() >= -1 and levels.max() < (1 if name == "c4" else 5)
+
+
+def test_the_level_is_that_of_the_best_score_of_those_that_overlap_enough():
+    objects = torch.tensor([[[0.0, 0, 8, 8], [20, 20, 28, 28]]])
+    batch = Batch(torch.zeros(1, 3, 32, 64), torch.tensor([[32, 64]]), objects, torch.ones(1, 2, dtype=torch.long),
+                  torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool), [7])  # fmt: skip
+    near, far = torch.tensor([[0.0, 0, 8, 7], [40, 0, 48, 8]]), torch.tensor([[0.0, 0, 8, 8], [0, 0, 30, 30]])
+    levels = [(torch.tensor([0.9, 0.99]), near), (torch.tensor([0.8, 1.0]), far)]
+    assert pyramid._found_on(levels, batch) == [(7, [0, 0, 0.125, 0.25], 0), (7, [0.3125, 0.625, 0.4375, 0.875], -1)]
 
 
 def test_pictures_are_kept_once_for_all_rows_with_their_truth(finished):

@@ -1,11 +1,15 @@
 """Progress reports: the file of metrics, which is the truth, and the terminal."""
 
 import json
+import sys
+import types
 
 import pytest
 
 from fpn_ablate.tracking import loggers
-from fpn_ablate.tracking.loggers import Console, JsonLines
+from fpn_ablate.tracking.loggers import Console, JsonLines, Pace
+from fpn_ablate.tracking.tensorboard_client import TensorBoard, require_tensorboard
+from fpn_ablate.utils.errors import UserError
 
 
 def lines(path):
@@ -100,3 +104,54 @@ def test_a_log_file_gets_a_line_at_every_tenth(capsys):
     for step in range(1, 1001):
         console.log(step, {"loss": 1.0})
     assert 10 <= len(capsys.readouterr().err.splitlines()) <= 11
+
+
+def test_the_pace_is_images_per_second_between_two_lines(tmp_path, monkeypatch):
+    clock = iter((0.0, 4.0, 5.0, 9.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    for resumed in (False, True):
+        pace = Pace(tmp_path / "pace.jsonl", images=2)
+        for step in (20, 40):
+            pace.log(step + 40 * resumed, {"loss": 1.0, "lr": 0.1})
+        pace.close()
+    assert lines(tmp_path / "pace.jsonl") == [{"step": 40, "images_per_s": 10.0}, {"step": 80, "images_per_s": 10.0}]
+    unwritable = Pace(tmp_path / "absent" / "pace.jsonl", images=2)
+    unwritable.close()
+
+
+class Writer:
+    """In place of TensorBoard's SummaryWriter, which the package tensorboard brings."""
+
+    def __init__(self, folder, purge_step=None):
+        self.made, self.lines, self.closed = (folder, purge_step), [], False
+        Writer.last = self
+
+    def add_scalar(self, name, value, step):
+        if name.endswith("full"):
+            raise OSError("No space left on device")
+        self.lines.append((name, value, step))
+
+    def close(self):
+        self.closed = True
+
+
+def test_tensorboard_gets_each_line_and_a_failure_costs_the_curves_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    board = TensorBoard(tmp_path, resumed_at=4)
+    board.log(5, {"rpn_box": 0.5, "lr": 0.1})
+    board.log(5, {"AR100": 0.4})
+    board.close()
+    assert Writer.last.made == (str(tmp_path / "tensorboard"), 5) and Writer.last.closed
+    assert Writer.last.lines == [("train/rpn_box", 0.5, 5), ("train/lr", 0.1, 5), ("evaluation/AR100", 0.4, 5)]
+    board = TensorBoard(tmp_path, resumed_at=0)
+    for _ in range(2):
+        board.log(6, {"full": 0.5, "lr": 0.1})
+    board.close()
+    assert capsys.readouterr().err == "warning: no curves for TensorBoard (OSError: No space left on device)\n"
+
+
+def test_a_missing_tensorboard_is_named_with_the_command_that_installs_it(monkeypatch, config):
+    assert (config().log.tensorboard, config("log=tensorboard").log.tensorboard) == (False, True)
+    monkeypatch.setattr("fpn_ablate.tracking.tensorboard_client.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "fpn-ablate\[tensorboard\]"'):
+        require_tensorboard()

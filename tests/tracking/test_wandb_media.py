@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fpn_ablate.evaluation.display import MAX_PROPOSALS
-from fpn_ablate.tracking.wandb_media import images_with_boxes
+from fpn_ablate.tracking.wandb_media import images_with_boxes, result_tables
 from fpn_ablate.utils.paths import DETECTIONS, PICTURES, TRUTH
 
 
@@ -55,3 +55,16 @@ def test_what_is_not_there_is_not_drawn(folder, damage):
     if damage == "rubbish":
         (folder.parents[3] / PICTURES / "abc" / TRUTH).write_text("[1")
     assert images_with_boxes(folder, {} if damage == "no record" else {"pictures": "abc"}) == []
+
+
+def test_tables_are_the_records():
+    record = {"metrics": {"AP": 0.4}, "mask_per_class": {}, "per_class": {"cat": 0.3, "dog": None}}
+    record["by_size"] = {"edges": [8.0, 16.0], "objects": [0, 3, 5], "AR100": [None, 0.2, 0.4]}
+    assert result_tables(record) == {
+        "AP by class": (["class", "AP"], [["cat", 0.3], ["dog", None]]),
+        "recall by object size": (
+            ["from px", "to px", "objects", "AR@100"],
+            [[0.0, 8.0, 0, None], [8.0, 16.0, 3, 0.2], [16.0, None, 5, 0.4]],
+        ),
+    }
+    assert result_tables({"status": "failed", "metrics": {}}) == {}

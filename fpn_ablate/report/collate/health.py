@@ -9,8 +9,8 @@ MIN_RECALL = 0.01  # AR@100: any detector that learned something exceeds it; one
 def state(record: dict[str, Any]) -> str:
     """Return the state of a run.
 
-    `finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted`, `failed`, or
-    `killed or running`: a killed process leaves the record that it wrote when it started.
+    `finished` for a healthy run; else `unhealthy`, `diverged @ step 120`, `out of memory`, `interrupted`, `failed`, `running`
+    or `killed`: a killed process leaves the record that it wrote when it started. A ledger does not tell the last two apart.
     """
     status, error = record["status"], str(record.get("error") or "")
     if status == "finished":
@@ -21,7 +21,9 @@ def state(record: dict[str, Any]) -> str:
         return f"diverged @ step {step[1]}" if step else status
     if status == "failed" and re.search(r"OutOfMemory|out of memory|MemoryError|can't allocate memory", error):
         return "out of memory"
-    return "killed or running" if status == "running" else status
+    if status == "running":
+        return {True: "running", False: "killed"}.get(record.get("live"), "killed or running")
+    return status
 
 
 def reason(record: dict[str, Any]) -> str | None:

@@ -18,9 +18,11 @@ import pandas as pd
 
 from fpn_ablate.config.factors import flatten
 from fpn_ablate.store.bootstrap_store import Replicates
+from fpn_ablate.store.layout import run_lock
 from fpn_ablate.store.record import FORMAT
 from fpn_ablate.utils.errors import UserError, short_repr
-from fpn_ablate.utils.files import save_text
+from fpn_ablate.utils.files import safe_name, save_text
+from fpn_ablate.utils.locks import is_free
 from fpn_ablate.utils.numbers import LARGEST, is_finite
 from fpn_ablate.utils.paths import RECORD, RESAMPLED, without_folders
 
@@ -92,7 +94,7 @@ def write_ledger(frame: pd.DataFrame, path: str | Path) -> None:
     for record in [*old.to_dict("records"), *frame.to_dict("records")]:
         # A ledger is made to be published: it must not contain paths of a machine.
         record |= {key: without_folders(value) for key, value in record.items() if key not in LEADING or key == "error"}
-        merged[record["table"], record["fingerprint"], record["row"]] = record
+        merged[record["table"], record["fingerprint"], record["row"]] = {k: v for k, v in record.items() if k != "live"}
     ledger = _frame(merged.values())
     save_text(path, to_csv(ledger.columns, ledger.itertuples(index=False, name=None)))
     replicates = old.attrs.get("replicates", Replicates({})) | frame.attrs.get("replicates", Replicates({}))
@@ -160,6 +162,10 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
     record = flatten(content)
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
     record |= {key: without_folders(record[key]) for key in ("error", "environment.command") if key in record}  # on the page
+    above = file.parent.resolve().parents
+    if record.get("status") == "running" and len(above) > 4:
+        lock_file = run_lock(above[4], safe_name(str(record.get("fingerprint"))))
+        record["live"] = lock_file.exists() and not is_free(lock_file)
     return _problem(place, record) or record
 
 

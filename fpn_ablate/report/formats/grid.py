@@ -219,7 +219,7 @@ def _note(row: Row) -> str:
     """Say how the seeds that did not finish ended."""
     causes: dict[str, list[int]] = {}
     for seed, state in row.states.items():
-        if state != "finished":
+        if state not in ("finished", "running"):
             error = clean(row.errors.get(seed, ""))
             error = error if len(error) <= 200 else f"{error[:199]}…"
             causes.setdefault(f"{state} ({error})" if error else state, []).append(seed)

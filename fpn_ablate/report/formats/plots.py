@@ -51,7 +51,7 @@ def draw(table: Table) -> "Figure":
     for axis, metric in zip(axes, metrics, strict=False):
         _panel(axis, table, metric)
     names = [f"{row.name}, {row.state}" if row.shown and not row.seeds else row.name for row in table.rows]
-    names = [name if len(name) <= 36 else f"{name[:35]}…" for name in names]
+    names = ["\n".join(wrap(name, 36, max_lines=3, placeholder=" …")) for name in names]
     axes[0].set_yticks(range(len(table.rows)), names)
     axes[0].set_ylim(len(table.rows) - 0.4, -0.6)
     heading = f"{table.definition.title}\ndata {table.data}, recipe {table.recipe}"

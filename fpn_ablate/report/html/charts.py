@@ -4,45 +4,53 @@ A specification holds its points, in the table's unit (percent); its parameters 
 `choice`. Colours are CSS variables: a change of theme, or printing, also recolours a drawn chart.
 """
 
-import json
 import math
 import resource
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.claims import ICONS
-from fpn_ablate.report.collate.table import Record, Row, Table, clean
+from fpn_ablate.report.collate.table import Record, Table, clean
+from fpn_ablate.report.html.curves import MAX_STEPS, curves
+from fpn_ablate.report.html.diagnosis import diagnosis
+from fpn_ablate.report.html.labels import LABEL_FONT, NARROW, place_labels
+from fpn_ablate.report.html.vega import (
+    BACKGROUND,
+    COLOURS,
+    INK,
+    LINE,
+    MUTED,
+    NOISE,
+    Chart,
+    Point,
+    interval_rules,
+    interval_tips,
+    mean_axis,
+    mean_band,
+    point_of,
+    quantity,
+    round_to,
+    row_colour,
+    row_key,
+    seed_tips,
+    short_name,
+    specification,
+    tip,
+    valid,
+    when_highlighted,
+)  # fmt: skip
 from fpn_ablate.utils.numbers import is_finite
-from fpn_ablate.utils.paths import METRICS
 
-Spec = dict[str, Any]
-Point = dict[str, Any]
-COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
-MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
 ADDRESS_SPACE = 100 * 2**30  # bytes that V8 reserves without using them; 64 GiB are too few for vl-convert 1.9
+PLACED = {"align": "'left'", "dx": 0, "dy": 0}  # what a label's place sets, and what stands there without one
 MAX_EFFECTS = 16  # lines of the chart of effects; above that it shows the first metric only
 COSTS = {
     "GFLOPs": ("verify.gflops", 1.0),
     "parameters (millions)": ("verify.params", 1e-6),
     "latency (ms)": ("cost.latency_ms", 1.0),
     "peak memory (MiB)": ("cost.peak_memory_mib", 1.0),
-}
-INK, MUTED, FAINT, NOISE, BACKGROUND = "var(--ink)", "var(--muted)", "var(--rule)", "var(--noise)", "var(--bg)"
-HEIGHT, LINE = 280, 44  # pixels: of a chart, of a line of the effects
-# By name, not as a CSS variable: vega measures the widths of texts where variables are unknown.
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
-CONFIG = {
-    "font": FONT,
-    "background": "transparent",
-    "view": {"stroke": None},
-    "axis": {
-        **{"labelColor": MUTED, "titleColor": MUTED, "gridColor": FAINT, "domainColor": FAINT, "tickColor": FAINT},
-        **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
-    },
 }
 
 
@@ -54,25 +62,11 @@ def too_little_space() -> str | None:
     return f"the address space is limited to {limit / 2**30:.0f} GiB, and charts need {ADDRESS_SPACE >> 30}; see ulimit -v"
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart: its Vega-Lite specification and its texts. The points are its text alternative.
-
-    The reader sets the specification's parameter `choice` to one of `choices`: points are shown whose `choice_field` is that.
-    """
-
-    key: str
-    title: str
-    note: str
-    spec: Spec
-    choices: tuple[str, ...] = ()
-    choice_field: str = ""
-
-
 def charts(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> list[Chart | str]:
     """Build a table's charts; for one that cannot be drawn, a line on what is missing. `steps`: points of a learning curve."""
     drawn = [recall(table, colours), effects(table), costs(table, colours), curves(table, colours, steps)]
-    return drawn + ([weights] if (weights := fusion(table, colours)) else [])
+    drawn += [weights] if (weights := fusion(table, colours)) else []
+    return drawn + diagnosis(table, colours, steps)
 
 
 def row_colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
@@ -106,14 +100,14 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
                 size = f"{low:.0f}–{high:.0f} px" if number else f"under {high:.0f} px"
                 size = size if number < len(edges) else f"over {low:.0f} px"
                 point = {"side": math.sqrt(low * high), "size": size, "objects": bins[0][0][number]}
-                points.append(_point(row, colours, values) | point)
+                points.append(point_of(row, colours, values) | point)
     if not points:
         return "Recall against object size: no record has it. python -m fpn_ablate artifacts RUNS adds it."
     first, last = min(point["side"] for point in points), max(point["side"] for point in points)
     axis = {"values": [2**k for k in range(1, 13) if first <= 2**k <= last], "grid": False}
-    x = _number("side", "side of the object, √area (px, log scale)", scale={"type": "log", "nice": False}, axis=axis)
-    tips = [_tip("label", "row"), _tip("size"), _tip("objects"), _tip("mean", "AR@100 (%)", ".1f"), *_seeds(".1f")]
-    layers = _band("AR@100 (%)", tips)
+    x = quantity("side", "side of the object, √area (px, log scale)", scale={"type": "log", "nice": False}, axis=axis)
+    tips = [tip("label", "row"), tip("size"), tip("objects"), tip("mean", "AR@100 (%)", ".1f"), *seed_tips(".1f")]
+    layers = mean_band("AR@100 (%)", tips)
     if len(edges) > 7:  # small ends at the fifth edge, large begins at the last but two (runs.artifacts.by_size)
         bounds = {"values": [{"side": edges[4]}, {"side": edges[-3]}]}
         dotted = {"type": "rule", "strokeDash": [2, 3], "opacity": 0.6}
@@ -121,7 +115,7 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     note = (
         "Line: mean over seeds; band: from the lowest seed to the highest. Dotted: the bounds between small, medium and large."
     )
-    spec = _spec(points, layers, {"x": x, "color": _colour(colours)})
+    spec = specification(points, layers, {"x": x, "color": row_colour(colours)})
     return Chart("recall", "Recall against object size", note, spec)
 
 
@@ -136,27 +130,6 @@ def _bins(record: Record) -> tuple[list[float], list[int], list[float | None]] |
     return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
 
 
-def curves(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> Chart | str:
-    """Plot one loss at a time against the step: mean and extremes over the finished seeds whose folder is on this disk."""
-    points: list[Point] = []
-    for row in table.finished_rows:
-        by_loss: dict[str, dict[int, list[float]]] = {}
-        for record in row.finished:
-            for loss, step, value in _logged_losses(row, record):
-                by_loss.setdefault(loss, {}).setdefault(step, []).append(value)
-        for loss, by_step in by_loss.items():
-            for step in sorted(by_step)[:: math.ceil(len(by_step) / steps)]:
-                points.append(_point(row, colours, by_step[step], 4) | {"loss": loss, "step": step})
-    if not points:
-        return "Learning curves: the folders of the runs, with their metrics.jsonl, are not on this disk."
-    choices = tuple(dict.fromkeys(point["loss"] for point in points))
-    tips = [_tip("label", "row"), _tip("loss"), _tip("step"), _tip("mean", "loss", ".4f"), *_seeds(".4f")]
-    x = _number("step", "step", axis={"grid": False, "tickCount": 6})
-    spec = _spec(points, _band("loss", tips, dots=4), {"x": x, "color": _colour(colours)}, "loss", choices[0])
-    note = "Line: mean over seeds; band: from the lowest seed to the highest."
-    return Chart("curves", "Learning curves", note, spec, choices, "loss")
-
-
 def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
     """Plot what a neck has learned: the share of each input in each weighted sum, mean over seeds; None without any."""
     points = []
@@ -164,38 +137,20 @@ def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
         of_seeds = [dict(shares) for record in row.finished if isinstance(shares := record.get("fusion"), list)]
         for place in of_seeds[0] if of_seeds else ():
             for number, shares in enumerate(zip(*(seed[place] for seed in of_seeds), strict=True), start=1):
-                point = {"row": _name(row, colours), "label": row.name, "sum": place, "input": number}
-                points.append(point | {"share": _rounded(100 * fmean(shares)), "n": len(shares)})
+                point = {"row": row_key(row, colours), "label": row.name, "sum": place, "input": number}
+                points.append(point | {"share": round_to(100 * fmean(shares)), "n": len(shares)})
     if not points:
         return None
     choices = tuple(dict.fromkeys(point["label"] for point in points))
-    tips = [_tip("sum"), _tip("input"), _tip("share", "share (%)", ".1f"), _tip("n", "seeds")]
+    tips = [tip("sum"), tip("input"), tip("share", "share (%)", ".1f"), tip("n", "seeds")]
     encoding = {
-        "x": _number("share", "share of the sum (%)", stack="zero", scale={"domain": [0, 100]}),
+        "x": quantity("share", "share of the sum (%)", stack="zero", scale={"domain": [0, 100]}),
         "y": {"field": "sum", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
         "color": {"field": "input", "type": "ordinal", "title": "input"},
     }
     note = "Inputs of a sum in order: the level's own map, then those from the way down and the way up, if there are any."
-    spec = _spec(points, [{"mark": {"type": "bar"}, "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
+    spec = specification(points, [{"mark": {"type": "bar"}, "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
     return Chart("fusion", "Learned weights of fusion", note, spec, choices, "label")
-
-
-def _logged_losses(row: Row, record: Record) -> Iterable[tuple[str, int, float]]:
-    """Yield (loss, step, value) from a run's metrics.jsonl, without what cannot be read; a metric is no loss."""
-    metrics = {key.removeprefix("metrics.") for record in row.records for key in record if key.startswith("metrics.")}
-    try:
-        lines = (row.folders[record["seed"]] / METRICS).read_text(encoding="utf-8").splitlines()
-    except (OSError, KeyError, UnicodeDecodeError):
-        return
-    for line in lines:
-        try:
-            values = json.loads(line)
-            step = values["step"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by a kill
-        for key, value in values.items() if is_finite(step) else ():
-            if key not in ("step", "lr", *metrics) and is_finite(value):
-                yield clean(key), step, value
 
 
 def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
@@ -207,29 +162,44 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
             values = [value for record in row.finished if is_finite(value := record.get(key))]
             if values and estimate.mean is not None:
                 figures = {"value": fmean(values) * scale, "mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-                point = {"row": _name(row, colours), "label": row.name, "short": _short(row), "cost": kind, "n": estimate.n}
-                points.append(point | {key: _rounded(value, 4) for key, value in figures.items()})
+                point = {
+                    "row": row_key(row, colours),
+                    "label": row.name,
+                    "short": short_name(row),
+                    "cost": kind,
+                    "n": estimate.n,
+                }
+                points.append(point | {key: round_to(value, 4) for key, value in figures.items()})
     if not points:
         return "Cost against accuracy: no record has both."
-    for kind in COSTS:  # a label stands on the side where there is more room
-        of_kind = [point for point in points if point["cost"] == kind]
-        values = [point["value"] for point in of_kind]
-        for point in of_kind:
-            point["right"] = point["value"] > (min(values) + max(values)) / 2
+    for kind in COSTS:
+        place_labels([point for point in points if point["cost"] == kind])
     choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), metric.title
-    tips = [_tip("label", "row"), _tip("value", "cost", ",.2f"), _tip("mean", title, ".1f"), *_interval(".1f")]
-    side = {"align": {"expr": "datum.right ? 'right' : 'left'"}, "dx": {"expr": "datum.right ? -7 : 7"}}
-    y = _y(f"{title} (%)")
-    text = {"y": y, "text": {"field": "short"}, "color": {"value": INK}}
+    tips = [tip("label", "row"), tip("value", "cost", ",.2f"), tip("mean", title, ".1f"), *interval_tips(".1f")]
+    at = "datum.places[narrow ? 1 : 0]"
+    place = {key: {"expr": f"{at}.length ? {at}[{n}] : {none}"} for n, (key, none) in enumerate(PLACED.items())}
+    y = mean_axis(f"{title} (%)")
+    text = {"y": y, "color": {"value": INK}}
     layers = [
-        *_intervals(points, {"strokeWidth": 1.5}, "y"),
-        {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": y, "tooltip": [*tips, _tip("n", "seeds")]}},
-        {"mark": {"type": "text", **side, "dy": -9, "fontSize": 11, "limit": 170}, "encoding": text},
+        *interval_rules(points, {"strokeWidth": 1.5}, "y"),
+        {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": y, "tooltip": [*tips, tip("n", "seeds")]}},
+        {
+            "mark": {
+                "type": "text",
+                "text": {"expr": f"{at}.length ? datum.short : ''"},
+                **place,
+                "baseline": "middle",
+                "fontSize": LABEL_FONT,
+                "limit": 170,
+            },
+            "encoding": text,
+        },
     ]
-    x = _number("value", None, scale={"zero": False, "nice": True, "padding": 16}, axis={"grid": False, "tickCount": 6})
-    encoding = {"x": x, "color": _colour(colours), "opacity": _when_highlighted(1, 0.15)}
+    x = quantity("value", None, scale={"zero": False, "nice": True, "padding": 16}, axis={"grid": False, "tickCount": 6})
+    encoding = {"x": x, "color": row_colour(colours), "opacity": when_highlighted(1, 0.15)}
     note = f"Up is better, left is cheaper. {title} with its 95 % interval where there is one."
-    spec = _spec(points, layers, encoding, "cost", choices[0])
+    spec = specification(points, layers, encoding, "cost", choices[0])
+    spec["params"].append({"name": "narrow", "expr": f"width < {NARROW}"})
     return Chart("costs", "Cost against accuracy", note, spec, choices, "cost")
 
 
@@ -239,8 +209,8 @@ def effects(table: Table) -> Chart | str:
     if not points:
         return "Effect sizes: no claim or effect has a seed for which all its rows are finished."
     published, noise = (any(point[key] is not None for point in points) for key in ("published", "noise"))
-    tips = [_tip("title", "claim"), _tip("metric"), _tip("contrast"), _tip("mean", "ours", "+.1f"), *_interval("+.1f")]
-    tips += [_tip("published", "published", "+.1f"), _tip("noise", "noise floor", ".1f"), _tip("verdict"), _tip("n", "seeds")]
+    tips = [tip("title", "claim"), tip("metric"), tip("contrast"), tip("mean", "ours", "+.1f"), *interval_tips("+.1f")]
+    tips += [tip("published", "published", "+.1f"), tip("noise", "noise floor", ".1f"), tip("verdict"), tip("n", "seeds")]
     shade = {"condition": {"test": "datum.within", "value": 0.45}, "value": 1}
     text = {"type": "text", "align": "left", "baseline": "middle", "fontSize": 11.5, "limit": {"expr": "width"}}
     text |= {"dx": 4, "dy": -11}
@@ -248,24 +218,24 @@ def effects(table: Table) -> Chart | str:
     below = {"yOffset": 9}  # of the line's text
     ours = {"type": "point", "filled": True, "fill": "var(--c0)", "size": 70}
     hollow = {"type": "point", "shape": "diamond", "size": 80, "stroke": "var(--c1)", "strokeWidth": 1.8, "fill": None}
-    zero = {"x": _number("zero"), "y": {"value": 0}, "y2": {"value": {"expr": "height"}}}
-    mean = _number("mean", "difference (points)", axis={"tickCount": 7})
+    zero = {"x": quantity("zero"), "y": {"value": 0}, "y2": {"value": {"expr": "height"}}}
+    mean = quantity("mean", "difference (points)", axis={"tickCount": 7})
     layers = [
         {"data": {"values": [{"zero": 0}]}, "mark": {"type": "rule", "stroke": MUTED}, "encoding": zero},
         {"mark": text | {"stroke": BACKGROUND, "strokeWidth": 5, "strokeJoin": "round"}, "encoding": line},
         {"mark": text | {"fill": INK}, "encoding": line | {"tooltip": tips}},
-        *_intervals(points, {"stroke": "var(--c0)", "strokeWidth": 2, **below}, "x", {"opacity": shade}),
+        *interval_rules(points, {"stroke": "var(--c0)", "strokeWidth": 2, **below}, "x", {"opacity": shade}),
         {"mark": ours | below, "encoding": {"x": mean, "opacity": shade, "tooltip": tips}},
     ]
     if noise:
         ends = [{"calculate": f"{sign}datum.noise", "as": side} for sign, side in (("-", "left"), ("", "right"))]
-        band = {"x": _number("left"), "x2": {"field": "right"}}
+        band = {"x": quantity("left"), "x2": {"field": "right"}}
         mark = {"type": "bar", "fill": NOISE, "height": 14, **below}
-        layers.insert(0, {"transform": [_valid("noise"), *ends], "mark": mark, "encoding": band})
+        layers.insert(0, {"transform": [valid("noise"), *ends], "mark": mark, "encoding": band})
     if published:
-        encoding = {"x": _number("published"), "tooltip": tips}
-        layers.append({"transform": [_valid("published")], "mark": hollow | below | {"opacity": 1}, "encoding": encoding})
-    spec = _spec(points, layers, {"y": {"field": "at", "type": "ordinal", "axis": None, "sort": None}})
+        encoding = {"x": quantity("published"), "tooltip": tips}
+        layers.append({"transform": [valid("published")], "mark": hollow | below | {"opacity": 1}, "encoding": encoding})
+    spec = specification(points, layers, {"y": {"field": "at", "type": "ordinal", "axis": None, "sort": None}})
     note = "Dot and line: ours with its 95 % interval."
     if published:
         other = "" if table.same_data else f" on other data ({table.definition.paper.data})"
@@ -284,7 +254,7 @@ def _effect_points(table: Table) -> list[Point]:
     for verdict in table.verdicts:
         claim = verdict.claim
         if verdict.contrast is not None and not claim.ratio:  # whose axis is another
-            plus, minus = (" & ".join(_short(rows[name]) for name in side) for side in (claim.plus, claim.minus))
+            plus, minus = (" & ".join(short_name(rows[name]) for name in side) for side in (claim.plus, claim.minus))
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
             texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
             points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
@@ -306,86 +276,6 @@ def _effect_point(contrast: Contrast, title: str, sides: str, metric: str, verdi
     line = f"{ICONS.get(verdict, '')}  {title} · {metric}{', ' if sides else ''}{sides}".strip()
     return {
         **{"title": title, "contrast": sides, "metric": metric},
-        **{key: _rounded(value) for key, value in values.items()},
+        **{key: round_to(value) for key, value in values.items()},
         **{"within": contrast.within_noise, "n": ours.n, "verdict": verdict, "line": line},
     }
-
-
-def _point(row: Row, colours: Mapping[str, int], values: list[float], digits: int = 2) -> Point:
-    spread = {"mean": fmean(values), "low": min(values), "high": max(values)}
-    rounded = {key: _rounded(value, digits) for key, value in spread.items()}
-    return {"row": _name(row, colours), "label": row.name, **rounded, "n": len(values)}
-
-
-def _name(row: Row, colours: Mapping[str, int]) -> str:
-    """Return r0, r1, ...: vega groups by the names of rows, and breaks on such as `__proto__`."""
-    return f"r{list(colours).index(row.row)}"
-
-
-def _short(row: Row) -> str:
-    return f"({row.letter})" if row.letter else clean(row.label)
-
-
-def _rounded(value: float | None, digits: int = 2) -> float | None:
-    return None if value is None else round(value, digits)
-
-
-def _spec(points: list[Point], layers: list[Spec], encoding: Spec, choice_field: str = "", choice: str = "") -> Spec:
-    """Combine layers into a specification as wide as its container, without the schema's URL: the page names no network."""
-    chosen = [{"filter": f"datum.{choice_field} === choice"}] if choice_field else []
-    params = [{"name": "highlight", "value": ""}, {"name": "choice", "value": choice}]
-    size = {"width": "container", "height": HEIGHT, "autosize": {"type": "fit-x", "contains": "padding"}}
-    data = {"data": {"values": points}, "transform": chosen, "params": params}
-    return data | size | {"encoding": encoding, "layer": layers, "config": CONFIG}
-
-
-def _band(title: str, tips: list[Spec], dots: int = 26) -> list[Spec]:
-    """Draw each row as a line through its means, with dots, and a band between its extremes."""
-    y, opacity = _y(title), _when_highlighted(1, 0.12)
-    area = {"y": _number("low"), "y2": {"field": "high"}, "opacity": _when_highlighted(0.15, 0.02)}
-    return [
-        {"mark": {"type": "area", "strokeWidth": 0}, "encoding": area},
-        {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": {"y": y, "opacity": opacity}},
-        {"mark": {"type": "point", "filled": True, "size": dots}, "encoding": {"y": y, "opacity": opacity, "tooltip": tips}},
-    ]
-
-
-def _intervals(points: list[Point], mark: Spec, along: str, more: Spec | None = None) -> list[Spec]:
-    """Draw intervals if any point has one: a layer without a value would have no scale."""
-    ends = {along: _number("low"), f"{along}2": {"field": "high"}}
-    layer = {"transform": [_valid("low")], "mark": {"type": "rule", **mark}, "encoding": ends | (more or {})}
-    return [layer] if any(point["low"] is not None for point in points) else []
-
-
-def _number(field: str, *title: str | None, **more: Any) -> Spec:
-    return {"field": field, "type": "quantitative", **({"title": title[0]} if title else {}), **more}
-
-
-def _y(title: str) -> Spec:
-    return _number("mean", title, scale={"zero": False, "nice": True}, axis={"tickCount": 6})
-
-
-def _colour(colours: Mapping[str, int]) -> Spec:
-    scale = {"domain": [f"r{row}" for row in range(len(colours))], "range": [f"var(--c{c})" for c in colours.values()]}
-    return {"field": "row", "type": "nominal", "scale": scale, "legend": None}
-
-
-def _when_highlighted(on: float, off: float) -> Spec:
-    return {"condition": {"test": "highlight === '' || highlight === datum.row", "value": on}, "value": off}
-
-
-def _valid(field: str) -> Spec:
-    return {"filter": {"field": field, "valid": True}}
-
-
-def _tip(field: str, title: str = "", form: str = "") -> Spec:
-    kind = {"type": "quantitative", "format": form} if form else {"type": "nominal"}
-    return {"field": field, "title": title or field, **kind}
-
-
-def _interval(form: str) -> list[Spec]:
-    return [_tip("low", "95 % from", form), _tip("high", "to", form)]
-
-
-def _seeds(form: str) -> list[Spec]:
-    return [_tip("low", "lowest seed", form), _tip("high", "highest seed", form), _tip("n", "seeds")]

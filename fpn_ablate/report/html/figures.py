@@ -10,6 +10,7 @@ from typing import Any
 from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.report.html import charts
 from fpn_ablate.report.html.page import source
+from fpn_ablate.report.html.vega import CONFIG, Chart, Spec
 from fpn_ablate.utils.console import log_line
 
 WIDTH, PANEL = 620, 260  # pixels of a chart, of one of several beside each other
@@ -30,14 +31,14 @@ def render(table: Table) -> dict[str, bytes]:
 
     images = {}
     for chart in charts.charts(table, charts.row_colours([table])[table.name]):
-        if isinstance(chart, charts.Chart):
+        if isinstance(chart, Chart):
             _register_font()
             svg = vl_convert.vegalite_to_svg(_in_light_theme(figure(table, chart)), allowed_base_urls=[])
             images |= {f"{chart.key}.svg": svg.encode(), f"{chart.key}.pdf": vl_convert.svg_to_pdf(svg)}
     return images
 
 
-def figure(table: Table, chart: charts.Chart) -> charts.Spec:
+def figure(table: Table, chart: Chart) -> Spec:
     """Return a chart's specification with a title, a legend and the watermark, and with all its choices beside each other."""
     width = PANEL if len(chart.choices) > 1 else WIDTH
     panels = [_panel(table, chart, choice, width) for choice in chart.choices or (None,)]
@@ -45,17 +46,21 @@ def figure(table: Table, chart: charts.Chart) -> charts.Spec:
     names = f"{table.definition.table} · data {table.data} · recipe {table.recipe}"
     title = {"text": wrap(clean(names), letters), "subtitle": wrap(clean(chart.note), letters), "anchor": "start"}
     title |= {"fontSize": 10, "subtitleFontSize": 8}
-    config = charts.CONFIG | {"font": FONT, "background": "white", "title": {"fontWeight": "normal"}}
+    config = CONFIG | {"font": FONT, "background": "white", "title": {"fontWeight": "normal"}}
     whole = {"hconcat": panels, "resolve": {"scale": {"color": "shared"}}} if len(panels) > 1 else panels[0]
-    return whole | {"title": title, "config": config, "params": [{"name": "highlight", "value": ""}]}
+    return whole | {
+        "title": title,
+        "config": config,
+        "params": [{"name": "highlight", "value": ""}, {"name": "narrow", "value": width == PANEL}],
+    }
 
 
-def _panel(table: Table, chart: charts.Chart, choice: str | None, width: int) -> charts.Spec:
+def _panel(table: Table, chart: Chart, choice: str | None, width: int) -> Spec:
     spec = {key: value for key, value in chart.spec.items() if key not in ("params", "autosize", "config")} | {"width": width}
     if choice is not None:
         shown = [point for point in spec["data"]["values"] if point[chart.choice_field] == choice]
         spec |= {"data": {"values": shown}, "transform": [], "title": clean(choice)}
-    if "color" in spec["encoding"]:
+    if spec["encoding"].get("color", {}).get("field") == "row":
         labels = {point["row"]: point["label"] for point in spec["data"]["values"]}
         legend = {"orient": "bottom", "columns": 2, "title": None, "labelLimit": 0, "symbolOpacity": 1}
         legend |= {"values": list(labels), "labelExpr": f"{json.dumps(labels)}[datum.value]"}
@@ -68,7 +73,7 @@ def _panel(table: Table, chart: charts.Chart, choice: str | None, width: int) ->
     return spec
 
 
-def _in_light_theme(spec: charts.Spec) -> str:
+def _in_light_theme(spec: Spec) -> str:
     """Replace the CSS variables by the page's light colours."""
     light = dict(re.findall(r"--(\w+): light-dark\((#\w+),", source("page.css"))) | {"bg": "#ffffff"}
     return re.sub(r"var\(--(\w+)\)", lambda match: light.get(match[1], match[0]), json.dumps(spec))

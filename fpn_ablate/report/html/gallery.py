@@ -76,16 +76,24 @@ class Album:
 
 @dataclass(frozen=True)
 class RunArtifacts:
-    """Artifacts of one run: the metric (`values`), boxes and masks of each image, and the neck's levels on the first image.
+    """Artifacts of one run: the metric (`values`), boxes and masks of each image, and what `runs.pyramid` has of the levels.
 
     Boxes are best first, each with its score in percent; masks are of these boxes, and None without masks.
+
+    Attributes:
+        levels, added: of each mapped image {level: (h, w) uint8}.
+        mapped: ids of these images; older runs have one map, of the first image, without its id.
+        found: {image: [[x0, y0, x1, y1, level or -1]]}, boxes in shares of width and height.
     """
 
     row: Row
     values: dict[str, float]
     boxes: dict[str, list[list[int]]]
     masks: dict[str, list[bytes]] | None
-    levels: dict[str, np.ndarray]
+    levels: list[dict[str, np.ndarray]]
+    added: list[dict[str, np.ndarray]]
+    mapped: list[str]
+    found: dict[str, list[list[float]]]
     detections: bool
 
 
@@ -105,7 +113,8 @@ def load_artifacts(table: Table, album: Album) -> TableArtifacts:
     counts = Counter(seed for row in rows for seed in row.seeds if (_folder(row, seed) / ARTIFACTS).is_file())
     if not counts:
         absent = "no artifacts.npz is on this disk. python -m fpn_ablate artifacts RUNS makes it."
-        return TableArtifacts(None, "", (), (f"Pictures: {absent if rows else 'no folder of its runs is on this disk.'}",))
+        elsewhere = "no folder of its runs is on this disk." if table.finished_rows else "no run is finished."
+        return TableArtifacts(None, "", (), (f"Pictures: {absent if rows else elsewhere}",))
     seed = min(counts, key=lambda seed: (-counts[seed], seed))
     loaded, missing = [], []
     for row in table.finished_rows:
@@ -205,14 +214,27 @@ def choose(values: list[dict[str, float]], images: list[str]) -> list[str]:
     return [images[complete[i]] for i in dict.fromkeys(chosen)]
 
 
-def pyramid(artifacts: TableArtifacts, album: Album) -> dict[str, Any] | None:
-    """Build the first image and the levels of each row: (name, caption, data URL)."""
-    rows = [(run.row.name, run.row.row, [_level(*level) for level in run.levels.items()]) for run in artifacts.runs]
-    rows = [row for row in rows if row[2]]
-    if not rows or not album.reserve(sum(len(level[2]) + 200 for _, _, levels in rows for level in levels)):
-        return None
-    first = next(iter(album.sets[artifacts.pictures][1]["images"]), None)
-    return {"picture": first and album.add(artifacts.pictures, first), "rows": rows}
+def pyramid(artifacts: TableArtifacts, album: Album, colours: dict[str, int]) -> dict[str, Any] | None:
+    """Build the data of the pyramids that the page's script draws; None without any map.
+
+    Of each image its picture's key and, for each row, its levels: (name, caption, map, map of what the top-down path adds or
+    None), and its objects by level. Maps are grey PNGs as data URLs.
+    """
+    first = next(iter(album.sets[artifacts.pictures][1]["images"]), "") if artifacts.runs else ""
+    ids = list(dict.fromkeys(image for run in artifacts.runs for image in run.mapped or [first] if run.levels))
+    images = []
+    for image in ids:
+        rows = []
+        for run in artifacts.runs:
+            place = (run.mapped or [first]).index(image) if image in (run.mapped or [first]) else len(run.levels)
+            if place < len(run.levels):
+                levels = [_level(*level, run.added[place].get(level[0])) for level in run.levels[place].items()]
+                texts = {"row": run.row.row, "label": run.row.name, "colour": colours[run.row.row]}
+                rows.append(texts | {"levels": levels, "found": run.found.get(image)})
+        entry = {"image": image, "rows": rows}
+        if rows and album.reserve(len(json.dumps(entry))):
+            images.append(entry | {"picture": album.add(artifacts.pictures, image)})
+    return {"images": images} if images else None
 
 
 def sheets(album: Album) -> list[dict[str, Any]]:
@@ -236,8 +258,7 @@ def _folder(row: Row, seed: int) -> Path:
 def _load_run(row: Row, folder: Path) -> RunArtifacts:
     with open_arrays(folder / ARTIFACTS) as content:
         values = {str(i): float(v) for i, v in zip(content["image_ids"], content["values"], strict=True)}
-        levels = {name.removeprefix("level_"): content[name] for name in content.files if name.startswith("level_")}
-    levels = {name: level for name, level in levels.items() if level.ndim == 2 and level.dtype == np.uint8 and level.size}
+        arrays = {name: content[name] for name in content.files if name.startswith(("level_", "added_", "found_", "mapped_"))}
     with open_arrays(folder / DETECTIONS) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
@@ -251,7 +272,30 @@ def _load_run(row: Row, folder: Path) -> RunArtifacts:
             drawn.append([*(int(side) for side in boxes[k].round()), round(100 * float(scores[k]))])
             if ends is not None:
                 masks.setdefault(str(ids[k]), []).append(joined[ends[k] - lengths[k] : ends[k]].tobytes())
-    return RunArtifacts(row, values, by_image, None if ends is None else masks, levels, detections)
+    return RunArtifacts(row, values, by_image, None if ends is None else masks, *_inspected(arrays), detections)
+
+
+def _inspected(
+    arrays: dict[str, np.ndarray],
+) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], list[str], dict[str, list[list[float]]]]:
+    """Return the levels, what is added to them, the mapped images and the found objects of `RunArtifacts`."""
+    mapped = [str(int(image)) for image in arrays.get("mapped_ids", [])]
+    kinds: dict[str, list[dict[str, np.ndarray]]] = {"level": [], "added": []}
+    for kind, images in kinds.items():
+        for n in range(max(len(mapped), 1)):
+            ends = {name: re.fullmatch(rf"{kind}_(\w+){re.escape(f'.{n}') if n else ''}", name) for name in arrays}
+            images.append({match[1]: level for name, match in ends.items() if match and _is_map(level := arrays[name])})
+    levels = kinds["level"] if any(kinds["level"]) else []
+    found: dict[str, list[list[float]]] = {}
+    columns = [arrays.get(f"found_{key}") for key in ("ids", "boxes", "levels")]
+    if all(column is not None and np.isfinite(column).all() for column in columns):
+        for image, box, level in zip(*(column.tolist() for column in columns), strict=True):
+            found.setdefault(str(int(image)), []).append([*(round(float(side), 4) for side in box), int(level)])
+    return levels, kinds["added"], mapped, found
+
+
+def _is_map(level: np.ndarray) -> bool:
+    return level.ndim == 2 and level.dtype == np.uint8 and level.size > 0
 
 
 def _truth(folder: Path) -> dict[str, Any]:
@@ -302,17 +346,19 @@ def _path(mask: bytes, size: rle.Size) -> str:
         return ""
 
 
-def _level(name: str, level: np.ndarray) -> tuple[str, str, str]:
-    from matplotlib import colormaps
-    from PIL import Image
-
-    image = Image.fromarray(level)
-    image.putpalette((colormaps["viridis"](np.arange(256))[:, :3] * 255).astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+def _level(name: str, level: np.ndarray, added: np.ndarray | None) -> tuple[str, str, str, str | None]:
     number = re.search(r"\d+", name)
     stride = f"stride {2 ** int(number[0])}, " if number and int(number[0]) < 12 else ""
-    return name.upper(), f"{stride}{level.shape[1]} × {level.shape[0]}", _data_url("png", buffer)
+    caption = f"{stride}{level.shape[1]} × {level.shape[0]}"
+    return name.upper(), caption, _grey(level), None if added is None or added.shape != level.shape else _grey(added)
+
+
+def _grey(level: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(level).save(buffer, "PNG", optimize=True)
+    return _data_url("png", buffer)
 
 
 def _data_url(kind: str, buffer: io.BytesIO) -> str:

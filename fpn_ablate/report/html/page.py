@@ -5,6 +5,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from fpn_ablate.report.collate.claims import ICONS
 from fpn_ablate.report.collate.table import Record, Row, Table, clean
 from fpn_ablate.report.formats.grid import grid
 from fpn_ablate.report.html import charts, gallery
-from fpn_ablate.report.html.charts import Chart
+from fpn_ablate.report.html.curves import MAX_STEPS
 from fpn_ablate.report.html.progress import MARKS, Progress
+from fpn_ablate.report.html.vega import Chart
 
 TEMPLATES = Path(__file__).with_name("templates")
 RELOAD = 15  # seconds between reloads while a sweep is running
@@ -28,11 +30,12 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
     tables = sorted(tables, key=lambda table: not table.published)  # the paper's tables first
     album = gallery.Album()
     colours = charts.row_colours(tables)
-    steps = max(12, min(charts.MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
+    steps = max(12, min(MAX_STEPS, 400 // max(len(tables), 1)))  # the curves of many tables would take megabytes
     sections = [_section(table, colours[table.name], album, number, steps) for number, table in enumerate(tables, start=1)]
     sheets = gallery.sheets(album)
-    has_charts = any(section["charts"] for section in sections)
+    has_charts = any(section["charts"] for section in sections) or (progress is not None and progress.curves is not None)
     style, scripts = source("page.css"), [*([_vega()] if has_charts else []), source("page.js")]
+    runs = [(table, row, record) for table in tables for row in table.all_rows for record in row.records]
     return _environment().get_template("page.html.j2").render(
         title=clean(tables[0].definition.title) if len(tables) == 1 else "Ablations of the feature pyramid",
         sections=sections,
@@ -41,7 +44,8 @@ def render(tables: Sequence[Table], *, progress: Progress | None = None) -> str:
         progress=progress,
         reload=RELOAD,
         newest=max((str(r.get("finished") or "") for t in tables for row in t.rows for r in row.records), default=""),
-        runs=sum(len(row.records) for table in tables for row in table.rows),
+        runs=[_run(*run) for run in runs],
+        configurations=_configurations([record for *_, record in runs]),
         style=style,
         scripts=scripts,
         policy=_policy(style, scripts),
@@ -54,7 +58,7 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
     space = charts.too_little_space()
     charts_or_reasons = [f"No charts: {space}."] if space else charts.charts(table, colours, steps)
     artifacts = gallery.load_artifacts(table, album)
-    comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album)
+    comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album, colours)
     missing = [item for item in charts_or_reasons if isinstance(item, str)]
     verdicts = Counter(verdict.verdict for verdict in table.verdicts)
     commands = [record.get("environment.command") for row in table.all_rows for record in row.records]
@@ -75,20 +79,31 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
         "artifacts": artifacts,
         "gallery": comparison,
         "pyramid": pyramid,
-        "runs": [_run(row, record) for row in table.all_rows for record in row.records],
+        "kind": _kind(table),
+        "runs": sum(len(row.records) for row in table.all_rows),
         "commands": Counter(map(clean, filter(None, commands))).most_common(),  # as users typed them, with the number of runs
     }
 
 
-def _run(row: Row, record: Record) -> dict[str, str]:
+def _kind(table: Table) -> str:
+    """Name the kind of a table's data, which the page marks by a colour."""
+    if table.generated:
+        return "generated"
+    return "COCO" if table.same_data or "coco" in table.data.lower() else "photographs"
+
+
+def _run(table: Table, row: Row, record: Record) -> dict[str, str]:
     """Return the cells of a run in the table of all runs, by header."""
     commit = record.get("environment.commit")
     seconds = [record.get(f"cost.{key}") for key in ("proposals_s", "train_s", "eval_s")]
     spent = sum(value for value in seconds if type(value) in (int, float))
+    metric = table.main_metric
+    value = record.get(f"metrics.{metric.key}") if metric else None
     texts = {
-        "row": record["row"],
-        "seed": record["seed"],
+        **{key: record[key] for key in ("table", "data", "recipe", "row", "seed")},
         "state": row.states.get(record["seed"], record["status"]),
+        "metric": metric.title if metric else None,
+        "value": f"{value * metric.scale:.{metric.digits}f}" if type(value) in (int, float) else None,
         "fingerprint": record["fingerprint"],
         "commit": f"{commit}{' + changes' if record.get('environment.dirty') else ''}" if commit else None,
         **{key: record.get(f"environment.{key}") for key in ("torch", "python", "device", "threads")},
@@ -97,6 +112,20 @@ def _run(row: Row, record: Record) -> dict[str, str]:
         "folder": record.get("folder"),
     }
     return {key: "" if value is None else clean(value) for key, value in texts.items()}
+
+
+def _configurations(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what the runs' configurations differ in: the commonest values by key, and of each run those that differ."""
+    texts = [{key[7:]: _text(value) for key, value in record.items() if key.startswith("config.")} for record in records]
+    keys = sorted({key for configuration in texts for key in configuration})
+    counts = {key: Counter(configuration.get(key, "") for configuration in texts) for key in keys}
+    common = {key: values.most_common(1)[0][0] for key, values in counts.items() if len(values) > 1}
+    runs = [{k: own for k, value in common.items() if (own := c.get(k, "")) != value} for c in texts]
+    return {"common": common, "runs": runs}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else clean(value if isinstance(value, str) else json.dumps(value))
 
 
 def _environment() -> Any:

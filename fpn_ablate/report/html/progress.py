@@ -1,7 +1,8 @@
 """Progress of running sweeps, from their plans (fpn_ablate.store.plan) and the records and metrics of their runs."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 from fpn_ablate.report.collate import health
 from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.table import Table, clean
+from fpn_ablate.report.html.curves import live_curves
+from fpn_ablate.report.html.vega import Chart
 from fpn_ablate.store.plan import Plan, PlannedRun
 from fpn_ablate.utils.files import safe_name
+from fpn_ablate.utils.locks import is_free
 from fpn_ablate.utils.numbers import is_finite
-from fpn_ablate.utils.paths import CONFIG, METRICS, without_folders
+from fpn_ablate.utils.paths import BACKBONES, CONFIG, METRICS, without_folders
 
 MARKS = {"finished": "✓", "running": "▶", "waiting": "·", "failed": "✗"}
 _Record = Mapping[str, Any]
@@ -40,10 +44,14 @@ class Board:
 
 @dataclass(frozen=True)
 class Progress:
+    """Progress of the running sweeps. `notes`: what they do beside training runs."""
+
     boards: tuple[Board, ...]
     commands: tuple[str, ...]
     built: str
     time_left: str = ""
+    notes: tuple[str, ...] = ()
+    curves: Chart | None = None
 
     def count(self, *kinds: str) -> int:
         states = [state for board in self.boards for _, states in board.rows for state in states if state]
@@ -56,7 +64,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
     for record in sorted(records, key=lambda r: str(r.get("finished"))):
         newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
-    boards, times_left = [], []
+    boards, times_left, in_progress = [], [], []
     for plan in plans:
         states, ended = {}, []
         for cell in plan.cells:
@@ -64,8 +72,9 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
             if record is not None and time_of(record.get("finished")) >= time_of(plan.started):
                 ended.append(time_of(record["finished"]))
                 states[cell] = _ended(record, table)
-            elif running := _running(cell, plan, runs):
-                states[cell] = running
+            elif folder := _folder_in_progress(cell, plan, runs):
+                states[cell] = _running(cell, folder)
+                in_progress.append((clean(f"{cell.row}, seed {cell.seed}"), folder))
             elif record is not None and health.state(record) == "finished" and plan.code in ("", record.get("code")):
                 states[cell] = _ended(record, table)
             else:
@@ -77,7 +86,20 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
             times_left.append(minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest))
     commands = tuple(dict.fromkeys(clean(without_folders(plan.command)) for plan in plans if plan.command))
     built = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Progress(tuple(boards), commands, built, ", ".join(times_left)) if boards else None
+    if not boards:
+        return None
+    notes = tuple(_pretraining(runs.parent / BACKBONES))
+    return Progress(tuple(boards), commands, built, ", ".join(times_left), notes, live_curves(in_progress))
+
+
+def _pretraining(folder: Path) -> Iterator[str]:
+    """Yield a line for each pre-training in progress: one whose lock is held and whose weights are not there yet."""
+    for lock_file in sorted(folder.glob("*.pt.lock")):
+        weights = lock_file.with_name(lock_file.name.removesuffix(".lock"))
+        if not weights.exists() and not is_free(lock_file):
+            name = weights.stem.rpartition("-")[0]
+            begun = max(file.stat().st_mtime for file in [lock_file, *folder.glob(f"{weights.stem}-checkpoint.pt")])
+            yield clean(f"pre-training the backbone {name}, on which runs wait; last saved {minutes(time.time() - begun)} ago")
 
 
 def _key(cell: PlannedRun) -> tuple[str, str, str]:
@@ -104,18 +126,23 @@ def _ended(record: _Record, table: Table | None) -> State:
     return State("finished", f"{metric.title} {value * metric.scale:.{metric.digits}f}" if known else "finished")
 
 
-def _running(cell: PlannedRun, plan: Plan, runs: Path) -> State | None:
-    """Read the state of a run in progress from its metrics.jsonl; None if no folder of it is newer than the plan."""
+def _folder_in_progress(cell: PlannedRun, plan: Plan, runs: Path) -> Path | None:
+    """Return the newest folder of a run; None if none of it is newer than the plan."""
     folder = runs.joinpath(*(safe_name(part) for part in (cell.table, cell.recipe, cell.row)))
     begun = {file.stat().st_mtime: file.parent for file in folder.glob(f"seed{cell.seed}-*/{CONFIG}")}
     if not begun or max(begun) < time_of(plan.started).timestamp() - 1:
         return None
-    metrics = begun[max(begun)] / METRICS
+    return begun[max(begun)]
+
+
+def _running(cell: PlannedRun, folder: Path) -> State:
+    """Read the state of a run in progress from its metrics.jsonl."""
+    metrics = folder / METRICS
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]
         step = max(int(step) for step in steps if is_finite(step))
-        spent = metrics.stat().st_mtime - max(begun)
+        spent = metrics.stat().st_mtime - (folder / CONFIG).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
     rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
