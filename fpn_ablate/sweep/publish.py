@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fpn_ablate.runs import identity, skip
 from fpn_ablate.store import layout, plan, record
 from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
+from fpn_ablate.sweep.announce import announce_sweep
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import refuse_links_out
@@ -34,9 +35,16 @@ from fpn_ablate.utils.locks import exclusive, lock
 from fpn_ablate.utils.paths import CONFIG, EXPERIMENTS, RECORD
 
 
-def start_progress(cells: Iterable[Config]) -> None:
-    """Write the plan of a sweep that starts, and start the process that keeps its page up to date. Raises nothing."""
+def start_progress(cells: Iterable[Config], pending: Sequence[Config] = (), at_once: int | None = None) -> None:
+    """Write the plan of a sweep that starts, and start the process that keeps its page up to date. Raises nothing.
+
+    Args:
+        pending: cells that this batch is about to run, `at_once` of them together; None: not on this machine.
+    """
     cells = list(cells)
+    with warn_instead("the sweep is not described"):
+        if pending:
+            announce_sweep(cells, pending, at_once)
     for out in sorted({cfg.out for cfg in cells}):
         with warn_instead(f"no progress page of the sweep below {out}"):
             planned = [

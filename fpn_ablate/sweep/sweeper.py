@@ -33,7 +33,7 @@ from fpn_ablate.sweep.checks import (
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, other_sweeps, publish, start_progress
 from fpn_ablate.sweep.slurm import SlurmLauncher
-from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
+from fpn_ablate.tracking.progress import AT_ONCE, STEPS
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.world import launched_rank
@@ -131,8 +131,8 @@ class TableSweeper(BasicSweeper):
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched |= {tuple(job): cfg for job, cfg in pending}
-                os.environ[CELLS] = str(len(self.launched))
-                start_progress(self.cells)
+                os.environ[STEPS] = ",".join(str(cfg.steps) for cfg in self.launched.values())
+                start_progress(self.cells, [cfg for _, cfg in pending], self.local.jobs if self.local else None)
                 return False
             self.batch_index += 1
         return True
