@@ -91,7 +91,7 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
                 return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
     finally:
         if single:
-            publish(cells)
+            publish(cells, single=True)
 
 
 def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import decode, load
 from fpn_ablate.report.collate.table import GENERATED
-from fpn_ablate.report.formats import tables
+from fpn_ablate.report.formats import tables, terminal
 from fpn_ablate.report.formats.grid import grid
 
 HOSTILE = r"a_b & 50% \input{x} <script>|#$~^*`[x](y)"
@@ -38,7 +38,7 @@ def hostile_table(runs, put, **changes):
 
 def printed(table, width=100):
     buffer = io.StringIO()
-    tables.show(table, Console(file=buffer, width=width))
+    terminal.show(table, Console(file=buffer, width=width))
     return buffer.getvalue()
 
 
