@@ -147,6 +147,7 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     count = min(recipe.eval_images or sys.maxsize, len(inputs.validation))
     run.progress.begin("evaluating", -(-count // cfg.gpus))
     detections, proposals = stages.test(context, trained, run.progress.advance)
+    run.progress.begin("finishing", 0)
     write_atomically(run.folder / DETECTIONS, detections.save)
     if proposals is not None:
         write_atomically(run.folder / PROPOSED, proposals.save)

@@ -26,6 +26,7 @@ from fpn_ablate.utils.console import duration, log_line, redirected
 # Environment variables that a sweep sets for its jobs: the steps of each, by its number; how many run at once; the folder
 # through which a worker's progress and lines reach the process that shows them.
 STEPS, AT_ONCE, RELAY = "FPN_ABLATE_STEPS", "FPN_ABLATE_AT_ONCE", "FPN_ABLATE_RELAY"
+BEHIND = ("evaluating", "finishing")  # phases behind the last step
 SPARSE = 60.0  # seconds between two lines where there is no terminal
 PRETRAINING = re.compile(r"pre-training \S+: step (\d+)/(\d+), loss (\S+),")
 
@@ -114,7 +115,7 @@ class Progress:
         self._show(at_once=step >= self.steps)
 
     def on_poll(self) -> None:
-        if self.phase == "evaluating":
+        if self.phase in BEHIND:
             return
         if self.phase == "preparing":
             self.phase, self.total = "pre-training", self.pretraining
@@ -124,7 +125,7 @@ class Progress:
         self._show()
 
     def on_deferred(self) -> str:
-        if self.phase == "evaluating" or not self.total:
+        if self.phase in BEHIND or not self.total:
             return "finishing what is being written"
         return f"finishing step {int(self.step) + 1}, then saving"
 
@@ -150,7 +151,7 @@ class Progress:
 
     def close(self) -> None:
         """Remove the display; you can call it as often as you like."""
-        if self.last_step is not None and self.phase == "evaluating":
+        if self.last_step is not None and self.phase in BEHIND:
             Progress.after.append(time.monotonic() - self.last_step)
             self.last_step = None
         self._closing.close()
@@ -167,7 +168,7 @@ class Progress:
 
     def state(self) -> State:
         pace, after = self._pace(), self._after()
-        in_steps = self.phase != "evaluating"
+        in_steps = self.phase not in BEHIND
         left = None if pace is None or not self.total else pace * (self.total - self.step)
         if left is not None and in_steps and self.phase != "pre-training":
             left += after
@@ -196,8 +197,8 @@ class Progress:
         """Return the seconds that the rows of the sweep from this one on take, `at_once` at a time."""
         later = self.sweep[self.job + 1 :]
         pace = Progress.seconds / Progress.done if Progress.done else None
-        if pace is None and self.phase in ("", "evaluating"):
-            pace = state.pace if not self.phase else None
+        if pace is None and not self.phase:
+            pace = state.pace
         pace = pace or (self.expected.seconds_per_step if self.expected else None)
         own = state.left
         if self.phase == "pre-training" and own is not None and pace is not None:
@@ -357,7 +358,7 @@ class Watch:
             self.pace, self.after = statistics.fmean(paces), max(state.after for state in states)
         rest = {job: steps for job, steps in self.steps.items() if job not in self.ended}
         done = {state.job: 0.0 if state.phase == "pre-training" else state.done for state in states if state.total}
-        done |= {state.job: state.total for state in states if state.phase == "evaluating"}
+        done |= {state.job: float(rest.get(state.job, 0)) for state in states if state.phase in BEHIND}
         left = ""
         if self.pace and rest:
             steps = sum(max(0.0, number - done.get(job, 0.0)) for job, number in rest.items())
