@@ -8,9 +8,9 @@ from fpn_ablate.cli.parser import command_parser
 from fpn_ablate.store.leftovers import KINDS, Item, find, remove_empty_parents
 from fpn_ablate.utils.errors import UserError
 
-ABOUT = """List what can be removed below a folder of results and in the user's cache, and remove it once you confirm: leftovers of
-killed processes, checkpoints that a finished run no longer needs, unfinished runs and caches that nobody has touched for some days.
-Finished runs are never removed unless --finished asks for it, and no run that a process works on."""
+ABOUT = """List what can be removed below a folder of results and in the user's cache, and remove it once you confirm:
+leftovers of killed processes, checkpoints that a finished run no longer needs, unfinished runs and caches that nobody has
+touched for some days. Finished runs are removed only with --finished, and no run that a process works on."""
 TITLES = {
     "leftovers": "leftovers of killed processes, and checkpoints of finished runs",
     "unfinished": "runs that failed, diverged or were interrupted",

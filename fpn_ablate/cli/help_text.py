@@ -28,7 +28,7 @@ Add to any of them:
   recipe=smoke                 seconds in place of minutes: does it run?
   seed=0,1,2                   with -m: more seeds
   neck.top_down=false          any switch; --help keys lists all
-  data=coco data.root=DIR      your own data; the command doctor examines it first
+  data=coco data.root=DIR      your own data; `doctor` examines it first
   --config-dir mine            your own parts; `new neck NAME mine/` writes one
 The same command again skips finished runs and resumes interrupted ones.
 """
@@ -117,8 +117,9 @@ def _keys() -> Iterator[str]:
             if key == "name" or prefix + key in listed:
                 continue
             listed.add(prefix + key)
-            comment = f"   # {comments[top]}" if top in comments and not rest else ""
-            yield f"  {prefix}{key} = {_text(value)}{comment}"
+            yield f"  {prefix}{key} = {_text(value)}"
+            if top in comments and not rest:
+                yield _wrapped(comments[top], "      ")
     parents = {key.rpartition(".")[0] for key in keys()}
     others = sorted({key for key in keys() if key not in listed | parents and not key.endswith(".name")})
     yield "\nKeys that go with another choice of their group, as neck=bifpn or task=fast_rcnn:"

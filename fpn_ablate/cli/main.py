@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"fpn_ablate {__version__}, torch {version('torch')}, Python {platform.python_version()}")
             return 0
         return import_module(f"fpn_ablate.cli.{command or 'run'}").main(rest, config_dir)
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (UserError, OSError) as error:
         if command is None and not isinstance(error, UserError):
             raise  # a job's, with HYDRA_FULL_ERROR=1: its traceback was asked for

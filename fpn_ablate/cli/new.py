@@ -98,7 +98,7 @@ TEST = '''
     def test_the_part_keeps_its_contract():
         build.check(compose(["recipe=smoke", "ablation={name}"], Path(__file__).parent))
 '''
-# By kind: the class, the group whose file names it, that file, the row's body, and factors in which a row differs beside the neck.
+# By kind: the class, the group whose file names it, that file, the row, and the factors that the row needs beside others.
 KINDS = {
     "neck": (
         NECK,
@@ -112,9 +112,9 @@ KINDS = {
         "backbone",
         "class: {name}.{cls}\nweights: none   # or pretrain, or a file\nfreeze_at: 0\nfrozen_bn: false\n",
         "defaults: [{{override /backbone: {name}}}]\n",
-        "factors=[neck,backbone]",
+        "'factors=[neck,backbone]'",
     ),
-    "head": (HEAD, "", "", "rpn: {{head: {{class: {name}.{cls}}}}}\n", "factors=[neck,rpn.head]"),
+    "head": (HEAD, "", "", "rpn: {{head: {{class: {name}.{cls}}}}}\n", "'factors=[neck,rpn.head]'"),
 }
 
 

@@ -38,7 +38,7 @@ class Item:
 
 
 def find(out: Path, older: float) -> list[Item]:
-    """List everything that can be removed: unfinished and finished runs, and caches, if nothing was written for `older` days."""
+    """List everything that can be removed: runs and caches in which nothing was written for `older` days, and leftovers."""
     items = [*_of_runs(out, older), *_of_pretraining(out, older), *_of_cache(older)]
     return sorted(items, key=lambda item: (KINDS.index(item.kind), str(item.path)))
 

@@ -13,7 +13,8 @@ def announce_run(cfg: Config, bare: bool = False) -> None:
     if bare:
         log_line("No row is named: this trains the default one. --help lists rows, tables and commands.")
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
-    log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_setting(cfg)}; {_time([cfg], 1)}")
+    log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
+    log_line(f"  {_setting(cfg)}")
 
 
 def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: int | None) -> None:
@@ -25,9 +26,10 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
     count += f", {len(cells) - len(pending)} finished before" if len(cells) > len(pending) else ""
     settings = dict.fromkeys(_setting(cfg) for cfg in pending)
     parallel = f", {at_once} at once" if at_once and at_once > 1 else ""
-    time = f"; {_time(pending, at_once)}" if at_once else ""
+    time = f", {_time(pending, at_once)}" if at_once else ""
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    log_line(f"{count}: {names}; {seed}; {' | '.join(settings)}{parallel}{time}")
+    log_line(f"{count}{parallel}{time}: {names}")
+    log_line(f"  {seed}, {' | '.join(settings)}")
 
 
 def _setting(cfg: Config) -> str:

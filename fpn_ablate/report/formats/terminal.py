@@ -100,7 +100,7 @@ def _hints(
         missing = [row.row for row in table.rows if not row.states and not row.published_only]
         hints += [f"not run: {', '.join(missing)}"] if missing else []
         unjudged = len(content.verdicts) - judged
-        hints += [f"claims that need rows which are not run: {unjudged}"] if unjudged else []
+        hints += [f"not judged, as rows are not run: {unjudged} claims"] if unjudged else []
     if (hints or rows) and whole:
         hints.append(f"the whole table: {whole}")
     return [Text(hint, style="dim") for hint in hints] + [Text()]
