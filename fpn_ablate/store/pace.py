@@ -15,7 +15,7 @@ from fpn_ablate.utils.paths import RECORD
 
 RECORDS = 20  # read at most
 # Seconds a step and behind the last, of one row on one of two CPU cores: generated data, results/README.md.
-MEASURED = {"smoke": (0.1, 4.0), "quick": (0.25, 15.0), "reference": (0.5, 30.0)}
+MEASURED = {"smoke": (0.3, 10.0), "quick": (0.25, 15.0), "reference": (0.5, 30.0)}
 
 
 @dataclass(frozen=True)

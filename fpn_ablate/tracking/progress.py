@@ -21,7 +21,7 @@ from fpn_ablate.store.pace import Pace, expected_pace, needs_pretraining
 from fpn_ablate.tracking.loggers import RATE
 from fpn_ablate.tracking.screen import REFRESH, Bar, Screen
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.console import duration, log_line, redirected
+from fpn_ablate.utils.console import duration, log_line, redirect, redirected
 
 # Environment variables that a sweep sets for its jobs: the steps of each, by its number; how many run at once; the folder
 # through which a worker's progress and lines reach the process that shows them.
@@ -267,7 +267,7 @@ def relay_lines() -> None:
                 return True
             return False
 
-        redirected(take).__enter__()
+        redirect(take)
 
 
 _relayed = False

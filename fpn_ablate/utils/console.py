@@ -17,11 +17,16 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     Characters that the stream's encoding lacks are escaped. A progress display takes lines through `redirected`.
     """
     stream = stream or sys.stdout
-    if _sinks and _sinks[-1](line, stream):
+    if any(sink(line, stream) for sink in reversed(_sinks)):
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
+
+
+def redirect(sink: Sink) -> None:
+    """Offer the lines of `log_line` to `sink` from now on, behind those of `redirected`."""
+    _sinks.insert(0, sink)
 
 
 @contextmanager
