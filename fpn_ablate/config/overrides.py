@@ -89,7 +89,8 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {group}={near[0]}?" if near else ""
                 own = f"a file of your own: --config-dir FOLDER with {group}/{name}.yaml"
-                raise UserError(f"{group}={name}: there is no such file.{hint} There are {', '.join(sorted(known))}; {own}")
+                there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
+                raise UserError(f"{group}={name}: there is no such file.{hint} There are {there}; {own}")
             if added != ours and known[name].is_relative_to(added):
                 _check_yaml(known[name])
 

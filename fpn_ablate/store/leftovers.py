@@ -77,8 +77,8 @@ def _of_cache(older: float) -> Iterator[Item]:
 
 
 def _item(kind: str, path: Path, reason: str) -> Item:
-    files = [path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())]
-    states = [file.lstat() for file in files]
+    files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() and not path.is_symlink() else [path]
+    states = [file.lstat() for file in files or [path]]  # removing a leftover is no use of its folder
     newest = max(max(state.st_mtime, state.st_atime if kind == "cache" else 0) for state in states)
     return Item(kind, path, reason, sum(s.st_size for s in states), max(0.0, (time.time() - newest) / DAY))
 

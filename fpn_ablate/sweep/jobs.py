@@ -26,7 +26,7 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.announce import announce_run
-from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_unread_keys
+from fpn_ablate.sweep.checks import as_hydra_error, check_data, check_parts, check_writable, reject_unread_keys
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared_sources import shared_sources
@@ -85,6 +85,7 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
             if skip.report_if_finished(cfg):
                 return objective(cfg, skip.finished_record(cfg))
             if single:
+                check_data(cfg)
                 announce_run(cfg, bare=not context.overrides.task)
             with job_scope(cfg.on_failure):
                 # A sweeper that is not ours would not launch a deferred job again.

@@ -23,6 +23,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import (
     as_hydra_error,
+    check_data,
     check_launcher,
     check_parts,
     check_writable,
@@ -127,6 +128,9 @@ class TableSweeper(BasicSweeper):
             self.overrides[self.batch_index] = [job for job, _ in pending]
             if pending:
                 if self.local:
+                    with as_hydra_error(exit_on_error=True):
+                        for _, cfg in pending:
+                            check_data(cfg)
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)

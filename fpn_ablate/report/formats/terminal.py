@@ -123,7 +123,8 @@ def _rich_table(table: Table, content: Grid, lines: Sequence[Line], columns: Seq
     rows: list[tuple[str, Sequence[str]]] = []
     for line in lines:
         label = content.paper_label if line.kind == "paper" else line.label
-        values = (value.replace(" ± ", "±") for value in line.metrics)
+        # A state's details are in a note; in each cell they would make the table twice as wide.
+        values = ((line.state or value).partition(" @ ")[0].replace(" ± ", "±") for value in line.metrics)
         rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
         if any(line.differences):
             label = "p (Holm)" if line.kind == "effect" else table.difference_label
