@@ -11,7 +11,7 @@ from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowF
 
 # Columns that are left out of a narrow terminal, first the first.
 DISPENSABLE = ("GFLOPs\nmask", "GFLOPs\nhead", "GFLOPs\nRPN", "GFLOPs\nneck", "GFLOPs\nbackbone", "trained", "mask head")
-DISPENSABLE += ("image scales", "finest level sees", "head", "proposals", "top-down?", "lateral?", "parameters", "feature")
+DISPENSABLE += ("image scales", "finest level sees", "head", "proposals", "parameters", "top-down?", "lateral?", "feature")
 
 
 def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console | None = None) -> None:

@@ -107,12 +107,17 @@ def _hints(
 
 
 def _dispensable(table: Table) -> list[int]:
-    """Return columns in the order in which they are left out: costs, facts from the last on, n, metrics but the first."""
+    """Return columns in the order in which they are left out: costs, facts from the last on, n, metrics but the first.
+
+    Of the facts those stay longest that say which row it is: its feature, and the marks of lateral and top-down.
+    """
     facts, metrics = len(table.definition.facts), table.definition.metrics
+    ranks = [(fact.key == "feature", fact.style == "check", -n) for n, fact in enumerate(table.definition.facts)]
+    ordered = [1 - rank[-1] for rank in sorted(ranks)]
     first = facts + 2  # behind the label, the facts and n
     costs = [first + n for n, metric in enumerate(metrics) if metric.source]
     figures = [first + n for n, metric in enumerate(metrics) if not metric.source]
-    return [*reversed(costs), *range(facts, 0, -1), facts + 1, *reversed(figures[1:])]
+    return [*reversed(costs), *ordered, facts + 1, *reversed(figures[1:])]
 
 
 def _width(console: Console, rich_table: RichTable) -> int:
