@@ -7,16 +7,20 @@ so that neither Hydra nor torch is loaded before the command is known.
 import difflib
 import io
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 
 from fpn_ablate import __version__
+from fpn_ablate.cli import help_text
 from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.errors import UserError, printable
+from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
 COMMANDS = {
     "verify": "show what each row is: anchors, parameters, cost, reach",
@@ -30,24 +34,9 @@ COMMANDS = {
     "weights": "import weights of other programs, and export ours",
     "shapes": "write the generated data set as COCO-format files",
     "replay": "copy finished runs to Weights & Biases",
+    "new": "write a neck, backbone or head of your own to begin with",
+    "clean": "remove leftovers, checkpoints, failed runs and caches",
 }
-HELP = f"""usage: python -m fpn_ablate [-m] [key=value ...]
-       python -m fpn_ablate COMMAND [arguments]
-
-Train one row, or with -m sweep over values that commas separate:
-  python -m fpn_ablate ablation=fpn
-  python -m fpn_ablate -m ablation=c4,c5,fpn,bottom_up
-  python -m fpn_ablate -m +experiments=table1    a table as its file defines it
-
-Commands (COMMAND --help says more):
-{chr(10).join(f"  {name:<11} {about}" for name, about in COMMANDS.items())}
-
-Options:
-  --config-dir DIR   a folder with rows, parts and tables of your own: DIR/ablation/NAME.yaml
-  -m, --multirun     sweep: one run for each combination of values
-  --cfg job          print a run's configuration and run nothing
-  --hydra-help       list all options of Hydra
-  --help, --version"""
 
 # Options of Hydra that take the next word as their value.
 _WITH_VALUE = {
@@ -55,6 +44,7 @@ _WITH_VALUE = {
     "--experimental-rerun",
 }
 _CONFIG_DIR = ("--config-dir", "-cd")
+_HELP = ("--help", "-h", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,14 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = None
     try:
         _check_working_folder()
+        if len(arguments) == 2 and arguments[0] in _HELP:
+            return _help_on(arguments[1])
         command, rest, config_dir = split_command(arguments)
         if command == "help" or (command is None and {"--help", "-h"} & set(rest)):
-            print(HELP)
+            print(help_text.short(COMMANDS))
             return 0
         if command is None and "--version" in rest:
-            print(f"fpn_ablate {__version__}")
+            print(f"fpn_ablate {__version__}, torch {version('torch')}, Python {platform.python_version()}")
             return 0
         return import_module(f"fpn_ablate.cli.{command or 'run'}").main(rest, config_dir)
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (UserError, OSError) as error:
         if command is None and not isinstance(error, UserError):
             raise  # a job's, with HYDRA_FULL_ERROR=1: its traceback was asked for
@@ -121,12 +116,34 @@ def _check_working_folder() -> None:
         raise UserError(f"the current folder cannot be read ({error.strerror}); cd to one that exists") from None
 
 
+def _help_on(name: str) -> int:
+    """Print the help on a topic or a command."""
+    if name in help_text.TOPICS:
+        print(help_text.topic(name))
+        return 0
+    if name in COMMANDS:
+        return import_module(f"fpn_ablate.cli.{name}").main(["--help"], None)
+    near = difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS), n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {', '.join((*help_text.TOPICS, *COMMANDS))}")
+
+
 def _command(name: str) -> str:
     if name in (*COMMANDS, "help"):
         return name
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = _meant(name)
     raise UserError(f"{name}: there is no such command.{hint} Commands: {', '.join(COMMANDS)}; a setting is given as key=value")
+
+
+def _meant(name: str) -> str:
+    """Guess what a word that is no command stands for: a command, or a row, recipe or table without its key."""
+    if near := difflib.get_close_matches(name, COMMANDS, n=1):
+        return f" Did you mean {near[0]}?"
+    groups = {"ablation=": CONF / "ablation", "recipe=": CONF / "recipe", "-m +experiments=": EXPERIMENTS}
+    spelt = {entry: f"{key}{entry}" for key, folder in groups.items() for entry in help_text.names(folder)}
+    spelt |= {entry.split("_")[0]: whole for entry, whole in spelt.items() if entry.startswith("table")}
+    near = difflib.get_close_matches(name, spelt, n=1, cutoff=0.75)
+    return f" Did you mean {spelt[near[0]]}?" if near else ""
 
 
 def _folder(name: str) -> Path:

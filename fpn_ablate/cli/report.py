@@ -8,7 +8,7 @@ from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
-from fpn_ablate.report.formats import tables
+from fpn_ablate.report.formats import terminal
 from fpn_ablate.report.html import live
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
             there = ", ".join(table.name for table in collated)
             raise UserError(f"--table {name}: there is none" + (f"; there are {there}" if there else ""))
     for table in () if options.check else chosen:
-        tables.show(table)
+        terminal.show(table, whole=options.out / "tables" / f"{table.name}.md")
     # Before anything is written: a README that cannot be filled stops here.
     text = options.readme.read_text(encoding="utf-8") if options.readme else ""
     filled = output.readme(text, collated) if options.readme else ""

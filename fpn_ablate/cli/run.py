@@ -44,6 +44,8 @@ def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
     overrides = normalise(arguments)
     check_files(overrides, config_dir)
     sys.argv[1:] = [*overrides, *folder]
+    if "-sc" in arguments or "--shell-completion" in arguments:
+        sys.argv[0] = "fpn-ablate"  # Hydra's completion is for a command of one word
     register()
     unpublished.clear()
     try:

@@ -1,47 +1,81 @@
 """Print what rows are: as a table on the terminal, or as Markdown for a README."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowFacts
 
+# Columns that are left out of a narrow terminal, first the first.
+DISPENSABLE = ("GFLOPs\nmask", "GFLOPs\nhead", "GFLOPs\nRPN", "GFLOPs\nneck", "GFLOPs\nbackbone", "trained", "mask head")
+DISPENSABLE += ("image scales", "finest level sees", "head", "proposals", "parameters", "top-down?", "lateral?", "feature")
 
-def show(rows: Mapping[str, RowFacts], size: tuple[int, int]) -> None:
-    """Print the rows as a table."""
+
+def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console | None = None) -> None:
+    """Print the rows as a table: on a terminal in the columns that fit, elsewhere in all."""
+    console = console or Console()
     with_head, two_stage, masks, pyramids = (
         any(getattr(facts, key) for facts in rows.values()) for key in ("head", "proposals", "mask", "image_pyramid")
     )
     with_rpn = two_stage or not all(facts.head for facts in rows.values())
-    columns = ["row", *(["proposals"] if two_stage else []), "feature"]
-    columns += [*(["head"] if with_head else []), *(["mask head"] if masks else [])]
-    columns += [*(["image scales"] if pyramids else []), "lateral?", "top-down?", "finest level sees"]
     parts = ["backbone", "neck", *(["rpn"] if with_rpn else [])]
     parts += [*(["head"] if with_head else []), *(["mask"] if masks else [])]
+    columns: dict[str, list[str]] = {"row": list(rows)}
+
+    def add(title: str, cell: Callable[[RowFacts], str], shown: bool = True) -> None:
+        if shown:
+            columns[title] = [cell(facts) for facts in rows.values()]
+
+    add("proposals", lambda facts: facts.proposals or "", two_stage)
+    add("feature", lambda facts: facts.feature)
+    add("head", lambda facts: facts.head or "", with_head)
+    add("mask head", lambda facts: facts.mask or "", masks)
+    add("image scales", lambda facts: facts.image_pyramid or "", pyramids)
+    add("lateral?", lambda facts: "✓" if facts.lateral else "")
+    add("top-down?", lambda facts: "✓" if facts.top_down else "")
+    add("finest level sees", lambda facts: " ".join(facts.reach))
+    text = len(columns)
+    add("# anchors" if with_rpn else "# regions", lambda facts: f"{facts.anchors:,}" if facts.anchors else "")
+    add("parameters", lambda facts: f"{facts.params:,}" if facts.params else "")
+    add("trained", lambda facts: f"{facts.trained:,}" if facts.trained else "")
+    for part in parts:
+        add(f"GFLOPs\n{part.replace('rpn', 'RPN')}", lambda facts, part=part: f"{getattr(facts, f'gflops_{part}'):,.1f}")
+    add("GFLOPs\ntotal", lambda facts: f"{facts.gflops:,.1f}")
+    aligned = dict.fromkeys(list(columns)[text:], "right")
+
     title = f"Rows, one image of {size[0]} x {size[1]} pixels"
     title += f", {ROIS:,} RoIs, {CLASSES} classes" if two_stage else ""
-    table = Table(title=title + (f", masks of {DETECTIONS} detections" if masks else ""))
-    for column in columns:
-        table.add_column(column, no_wrap=column == "row")
-    for column in [
-        "# anchors" if with_rpn else "# regions",
-        "parameters",
-        "trained",
-        *(f"GFLOPs\n{part.replace('rpn', 'RPN')}" for part in [*parts, "total"]),
-    ]:
-        table.add_column(column, justify="right")
-    for row, facts in rows.items():
-        marks = ["✓" if on else "" for on in (facts.lateral, facts.top_down)]
-        proposals, head = [facts.proposals] if two_stage else [], [facts.head] if with_head else []
-        head += [*([facts.mask] if masks else []), *([facts.image_pyramid] if pyramids else [])]
-        gflops = [*(getattr(facts, f"gflops_{part}") for part in parts), facts.gflops]
-        counts = [
-            *(f"{n:,}" if n else "" for n in (facts.anchors, facts.params, facts.trained)),
-            *(f"{x:,.1f}" for x in gflops),
-        ]
-        table.add_row(row, *proposals, facts.feature, *head, *marks, " ".join(facts.reach), *counts)
-    Console(width=max(200 if masks or pyramids else 180, Console().width)).print(table)
+    title += f", masks of {DETECTIONS} detections" if masks else ""
+    order = [name for name in DISPENSABLE if name in columns]
+    left_out = []
+    table = _table(title, columns, aligned)
+    while console.is_terminal and order and _width(console, table) > console.width:
+        left_out.append(order.pop(0))
+        table = _table(title, {name: cells for name, cells in columns.items() if name not in left_out}, aligned)
+    # What is no terminal, as a file or `less -S`, gets every column.
+    width = console.width if console.is_terminal else max(console.width, 200 if masks or pyramids else 180)
+    console.print(table, width=width)
+    if left_out:
+        names = ", ".join(" ".join(name.split()) for name in columns if name in left_out)
+        console.print(f"left out, as the terminal is narrow: {names}", style="dim", highlight=False)
+        console.print("all columns: the same command with | less -S behind it", style="dim", highlight=False)
+
+
+def _table(title: str, columns: Mapping[str, Sequence[str]], aligned: Mapping[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify=aligned.get(name, "left"), no_wrap=name == "row")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """Return the width of the table with no cell wrapped."""
+    return Measurement.get(console, console.options.update(width=1000), table).maximum
 
 
 def markdown(rows: Mapping[str, RowFacts], size: tuple[int, int] = PAPER_SIZE) -> str:

@@ -35,6 +35,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     modes = [argument for argument in arguments if argument.partition("=")[0] in MODES]
     if len(modes) > 1:
         raise UserError(f"{' and '.join(modes)}: give one of them; --cfg job shows one configuration, without -m")
+    if {"-sc", "--shell-completion"} & {*modes}:
+        return list(arguments)  # install=bash, query=bash: words of Hydra
     known, result = {*(key for key in keys() if "." not in key), "ablation", "hydra"}, []
     groups = {path.parent.name for path in CONF.glob("*/*.yaml")}
     for before, argument in pairwise(["", *arguments]):
@@ -71,17 +73,25 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
-        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"\w[\w./-]*", name) for name in names):
+            continue
+        if any(name.startswith("timm/") for name in names):
             continue
         added = config_dir / group if config_dir else ours
-        known = {path.stem: path for folder in (ours, added) for path in folder.glob("*.yaml") if path.name != CLAIMS}
+        known = {
+            path.relative_to(folder).with_suffix("").as_posix(): path
+            for folder in (ours, added)
+            for path in folder.rglob("*.yaml")
+            if path.name != CLAIMS
+        }
         for name in (name.removesuffix(".yaml") for name in names):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {group}={near[0]}?" if near else ""
                 own = f"a file of your own: --config-dir FOLDER with {group}/{name}.yaml"
-                raise UserError(f"{group}={name}: there is no such file.{hint} There are {', '.join(sorted(known))}; {own}")
-            if known[name].parent == added:
+                there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
+                raise UserError(f"{group}={name}: there is no such file.{hint} There are {there}; {own}")
+            if added != ours and known[name].is_relative_to(added):
                 _check_yaml(known[name])
 
 

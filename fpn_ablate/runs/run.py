@@ -31,16 +31,22 @@ from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import REQUIRED, find_run, is_finished, run_lock
+from fpn_ablate.tracking.progress import preparing
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.console import duration, log_line
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import Held, exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PACE, PROPOSALS, PROPOSED, RECORD, RESAMPLED
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, THROUGHPUT, PROPOSALS, PROPOSED, RECORD, RESAMPLED
 from fpn_ablate.utils.threads import num_threads
 
-OPTIONAL = (RESAMPLED, ARTIFACTS, PROPOSED, PACE)  # files beside REQUIRED; missing if the disk was full, or the task has none
+OPTIONAL = (
+    RESAMPLED,
+    ARTIFACTS,
+    PROPOSED,
+    THROUGHPUT,
+)  # files beside REQUIRED; missing if the disk was full, or the task has none
 
 
 def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
@@ -50,7 +56,9 @@ def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
         UserError: bad input, before anything is trained. Any other exception leaves a record that says what happened.
         Held: another process works on the run or on what it builds on, and `wait` is False.
     """
-    start, inputs = time.time(), prepare(cfg, wait)
+    start = time.time()
+    with preparing(cfg, job):
+        inputs = prepare(cfg, wait)
     with RankGroup(cfg, inputs.device) as group:
         outcome = _run(Run(cfg, inputs, job, wait=wait, group=group))
     skip.write_skip_entry(cfg, inputs, outcome["fingerprint"], start)
@@ -64,7 +72,9 @@ def run_sources(cfg: Config, job: int = 0) -> None:
         Held: another process works on one of the runs. A pre-training by another process, which is short, is waited for.
         As `run`.
     """
-    start, inputs = time.time(), prepare(cfg)
+    start = time.time()
+    with preparing(cfg, job):
+        inputs = prepare(cfg)
     sources = sources_of(cfg)
     with RankGroup(cfg, inputs.device) as group:
         run = Run(cfg, inputs, job, wait=False, group=group)
@@ -93,7 +103,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 def _run_and_record(run: Run) -> dict[str, Any]:
     """Train and evaluate; write a record whatever happens."""
-    run.started = record.now()
+    run.started, begun = record.now(), time.monotonic()
     status, error, results = "interrupted", None, {}
     try:
         for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
@@ -120,7 +130,7 @@ def _run_and_record(run: Run) -> dict[str, Any]:
             outcome = {**run.describe(), "status": status, "error": error, "metrics": {}, **results, "finished": record.now()}
             _write_outcome(run, outcome)
     _remove_leftovers(run.folder)
-    log_line(f"{run.title}: finished, {run.folder}")
+    _print_summary(run, outcome, time.monotonic() - begun)
     signals.raise_if_stopped()
     return outcome
 
@@ -140,7 +150,10 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     trained = stages.train(context, supply)
     times.append(time.monotonic())
     write_atomically(run.folder / MODEL, lambda temporary: torch.save(trained.model.state_dict(), temporary))
-    detections, proposals = stages.test(context, trained)
+    count = min(recipe.eval_images or sys.maxsize, len(inputs.validation))
+    run.progress.begin("evaluating", -(-count // cfg.gpus))
+    detections, proposals = stages.test(context, trained, run.progress.advance)
+    run.progress.begin("finishing", 0)
     write_atomically(run.folder / DETECTIONS, detections.save)
     if proposals is not None:
         write_atomically(run.folder / PROPOSED, proposals.save)
@@ -233,6 +246,16 @@ def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
     finally:
         for logger in run.loggers:
             logger.close()
+
+
+def _print_summary(run: Run, outcome: dict[str, Any], seconds: float) -> None:
+    """Print a finished run's first figures in a line, and where it is: there too, or where a terminal is narrow below it."""
+    figures = {name: value for name, value in outcome["metrics"].items() if value is not None and "_" not in name}
+    percent = [f"{name} {100 * value:.1f}" for name, value in figures.items()]
+    line = ", ".join([f"{run.title}: finished in {duration(seconds)}", *percent[:3]])
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    separator = ", " if len(line) + 2 + len(str(run.folder)) <= width else "\n  "
+    log_line(f"{line}{separator}{run.folder}")
 
 
 def _remove_leftovers(folder: Path) -> None:

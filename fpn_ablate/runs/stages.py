@@ -1,6 +1,6 @@
 """Stages of a run that all its ranks carry out: making proposals, training, prediction. Rank 0 does the rest alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,8 @@ from fpn_ablate.config.schema import Recipe
 from fpn_ablate.engine import procedures
 from fpn_ablate.engine.evaluate import predict
 from fpn_ablate.evaluation.coco import DetectionSet
+from fpn_ablate.structures.batch import Batch
+from fpn_ablate.structures.instances import BatchDetections, Proposals
 from fpn_ablate.utils.errors import UserError, first_line
 
 
@@ -25,13 +27,24 @@ def train(context: procedures.RunContext, supply: procedures.ProposalSupply) -> 
         return procedures.train_or_load(context, supply)
 
 
-def test(context: procedures.RunContext, trained: procedures.Trained) -> tuple[DetectionSet, DetectionSet | None]:
-    """Predict on the validation split; return detections, and proposals if their recall is evaluated beside them."""
+def test(
+    context: procedures.RunContext, trained: procedures.Trained, advance: Callable[[int], None] = lambda images: None
+) -> tuple[DetectionSet, DetectionSet | None]:
+    """Predict on the validation split; return detections, and proposals if their recall is evaluated beside them.
+
+    `advance`: called with the number of images of each batch of the detections.
+    """
+
+    def predicted(batch: Batch) -> Proposals | BatchDetections:
+        result = trained.predict(batch)
+        advance(len(batch.image_ids))
+        return result
+
     cfg, device = context.cfg, context.inputs.device
     settings = {"workers": cfg.workers, "count": cfg.recipe.eval_images, "mask_threshold": trained.mask_threshold}
     settings |= {"ranks": context.ranks}
     with _out_of_memory(_smaller_evaluation(cfg.recipe)):
-        detections = predict(trained.predict, trained.validation, cfg.recipe, device, **settings)
+        detections = predict(predicted, trained.validation, cfg.recipe, device, **settings)
         proposals = predict(trained.propose, trained.validation, cfg.recipe, device, **settings) if trained.propose else None
     return detections, proposals
 

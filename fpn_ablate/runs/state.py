@@ -16,11 +16,13 @@ from fpn_ablate.runs import environment, identity
 from fpn_ablate.runs.ranks import RankGroup
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
-from fpn_ablate.tracking.loggers import Console, JsonLines, Logger, Pace
+from fpn_ablate.store.pace import expected_pace
+from fpn_ablate.tracking.loggers import JsonLines, Logger, Throughput
+from fpn_ablate.tracking.progress import Progress
 from fpn_ablate.tracking.tensorboard_client import TensorBoard, require_tensorboard
 from fpn_ablate.tracking.wandb_client import wandb_loggers
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import CONFIG, METRICS, PACE
+from fpn_ablate.utils.paths import CONFIG, METRICS, THROUGHPUT
 from fpn_ablate.utils.threads import default_threads
 from fpn_ablate.weights import backbone
 
@@ -50,6 +52,7 @@ class Run:
     folder: Path = field(init=False)
     built_on: dict[str, float] = field(default_factory=dict)
     loggers: list[Logger] = field(default_factory=list)
+    progress: Progress | None = None
     started: str | None = None
     resumed_at: int = 0
 
@@ -133,8 +136,20 @@ class Run:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""
         cfg, folder = self.cfg, self.folder
         self.resumed_at = procedures.logged_steps(folder, cfg)
-        self.loggers = [JsonLines(folder / METRICS, self.resumed_at), Pace(folder / PACE, cfg.recipe.batch_size)]
-        self.loggers.append(Console(self.title, cfg.steps, self.job))
+        self.progress = Progress(
+            self.title,
+            cfg.steps,
+            self.job,
+            self.resumed_at,
+            images=cfg.recipe.batch_size,
+            parts=cfg.recipe.accumulate // cfg.gpus,
+            expected=expected_pace(cfg),
+        )
+        self.loggers = [
+            JsonLines(folder / METRICS, self.resumed_at),
+            Throughput(folder / THROUGHPUT, cfg.recipe.batch_size),
+            self.progress,
+        ]
         self.loggers += [TensorBoard(folder, self.resumed_at)] if cfg.log.tensorboard else []
         self.loggers += wandb_loggers(self.describe(), folder, cfg.log.wandb)
 

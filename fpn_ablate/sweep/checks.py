@@ -13,7 +13,7 @@ from hydra.errors import ConfigCompositionException
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.parts import TimmBackbone
-from fpn_ablate.config.schema import INCIDENTAL, Config
+from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
 from fpn_ablate.runs import identity
 from fpn_ablate.store import plan
 from fpn_ablate.store.layout import LOCKS
@@ -65,6 +65,23 @@ def check_parts(cfg: Config) -> None:
         from fpn_ablate.model import build  # takes seconds, with torch and timm
 
         build.check(cfg)
+
+
+def check_data(cfg: Config) -> None:
+    """Check that the files of a data set are there, before anything that takes time.
+
+    Raises:
+        UserError: the folder or an annotation file is not.
+    """
+    if isinstance(cfg.data, Coco):
+        from fpn_ablate.data.coco import root_of  # with torch
+
+        root, data = root_of(cfg.data), cfg.data
+        for name, split in (("val", data.val), ("train", data.train)) if cfg.mode == "train" else (("val", data.val),):
+            if not (root / split.annotations).is_file():
+                raise UserError(
+                    f"data.{name}.annotations={split.annotations}: there is no such file below data.root={data.root}"
+                )
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

@@ -25,10 +25,12 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
-from fpn_ablate.sweep.checks import as_hydra_error, check_parts, check_writable, reject_unread_keys
+from fpn_ablate.sweep.announce import announce_run
+from fpn_ablate.sweep.checks import as_hydra_error, check_data, check_parts, check_writable, reject_unread_keys
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared_sources import shared_sources
+from fpn_ablate.tracking.progress import relay_lines
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
@@ -66,6 +68,7 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
     single = context.mode == RunMode.RUN
     if multiprocessing.parent_process():
         signals.end_with_parent()  # a sweep that is killed leaves no worker
+        relay_lines()
     cells = []
     try:
         with as_hydra_error(exit_on_error=single):  # a single run's error is printed before its table
@@ -81,12 +84,15 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
             cells.append(cfg)
             if skip.report_if_finished(cfg):
                 return objective(cfg, skip.finished_record(cfg))
+            if single:
+                check_data(cfg)
+                announce_run(cfg, bare=not context.overrides.task)
             with job_scope(cfg.on_failure):
                 # A sweeper that is not ours would not launch a deferred job again.
                 return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
     finally:
         if single:
-            publish(cells)
+            publish(cells, single=True)
 
 
 def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:

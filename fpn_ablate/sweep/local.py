@@ -16,11 +16,13 @@ from hydra.core.utils import JobReturn
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.sweep.jobs import Job, WorkerKilled, failed_return
+from fpn_ablate.tracking.progress import Watch
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.gpus import VARIABLE, free_gpus, visible_gpus
 
 MEMORY = 4 * 2**30  # bytes that `auto` keeps for a row; a row of `quick` takes 1.6 GiB
+POLL = 0.3  # seconds between two looks at the progress of the rows
 KILLED = "its process was killed; by the system, for want of memory?"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of torch and numpy
 
@@ -36,6 +38,7 @@ class LocalLauncher:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments, self.jobs = arguments, 1  # arguments: of a launcher's `setup`
+        self.environment: dict[str, str] = {}  # of the processes, for their progress
 
     def launch(self, job_overrides: Sequence[Job], initial_job_idx: int) -> Sequence[JobReturn]:
         if self.jobs == 1:
@@ -56,7 +59,9 @@ class LocalLauncher:
         After a signal the jobs that run are waited for, and no other begins.
         """
         waiting, running, returns = deque(jobs.items()), {}, {}
-        idle = [_pool(self.jobs) for _ in range(min(self.jobs, len(jobs)))]
+        watch = Watch(jobs, min(self.jobs, len(jobs)))
+        self.environment = watch.environment
+        idle = [self._pool() for _ in range(min(self.jobs, len(jobs)))]
         try:
             while running or (waiting and not signals.pending_signal()):
                 while idle and waiting and not signals.pending_signal():
@@ -65,8 +70,10 @@ class LocalLauncher:
                     running[future] = number, pool
                 while idle:
                     idle.pop().shutdown()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                watch.draw()
+                for future in wait(running, POLL, return_when=FIRST_COMPLETED).done:
                     number, pool = running.pop(future)
+                    watch.ended.add(number)
                     idle.append(pool)
                     try:
                         returns[number] = future.result()
@@ -75,6 +82,7 @@ class LocalLauncher:
         finally:
             for pool in (*idle, *(pool for _, pool in running.values())):
                 pool.shutdown(kill_workers=bool(running))
+            watch.close()
         signals.raise_if_stopped()
         return returns
 
@@ -87,20 +95,19 @@ class LocalLauncher:
         try:
             return pool.submit(execute_job, *arguments), pool
         except BrokenProcessPool:
-            pool = _pool(self.jobs)
+            pool = self._pool()
             return pool.submit(execute_job, *arguments), pool
 
+    def _pool(self) -> Executor:
+        """Make a pool of one process, with its share of the cores unless the environment says how many threads to use."""
+        from joblib import cpu_count
+        from joblib.externals.loky import ProcessPoolExecutor
 
-def _pool(at_once: int) -> Executor:
-    """Make a pool of one process, with its share of the cores unless the environment says how many threads to use."""
-    from joblib import cpu_count
-    from joblib.externals.loky import ProcessPoolExecutor
-
-    threads = str(max(1, cpu_count() // at_once))
-    environment = {name: os.environ.get(name, threads) for name in THREADS}
-    if gpus := visible_gpus():  # also those that this process has not claimed
-        environment[VARIABLE] = ",".join(gpus)
-    return ProcessPoolExecutor(1, env=environment)
+        threads = str(max(1, cpu_count() // self.jobs))
+        environment = self.environment | {name: os.environ.get(name, threads) for name in THREADS}
+        if gpus := visible_gpus():  # also those that this process has not claimed
+            environment[VARIABLE] = ",".join(gpus)
+        return ProcessPoolExecutor(1, env=environment)
 
 
 def rows_at_once(cells: Sequence[Config], n_jobs: int = -1) -> int:

@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from fpn_ablate.report import output
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.definition import find_definition
 from fpn_ablate.report.collate.records import load, write_ledger
-from fpn_ablate.report.formats.tables import show
+from fpn_ablate.report.formats.terminal import show
 from fpn_ablate.report.html import live
 from fpn_ablate.runs import identity, skip
 from fpn_ablate.store import layout, plan, record
 from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import up_to_date
+from fpn_ablate.sweep.announce import announce_sweep
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import refuse_links_out
@@ -34,9 +35,16 @@ from fpn_ablate.utils.locks import exclusive, lock
 from fpn_ablate.utils.paths import CONFIG, EXPERIMENTS, RECORD
 
 
-def start_progress(cells: Iterable[Config]) -> None:
-    """Write the plan of a sweep that starts, and start the process that keeps its page up to date. Raises nothing."""
+def start_progress(cells: Iterable[Config], pending: Sequence[Config] = (), at_once: int | None = None) -> None:
+    """Write the plan of a sweep that starts, and start the process that keeps its page up to date. Raises nothing.
+
+    Args:
+        pending: cells that this batch is about to run, `at_once` of them together; None: not on this machine.
+    """
     cells = list(cells)
+    with warn_instead("the sweep is not described"):
+        if pending:
+            announce_sweep(cells, pending, at_once)
     for out in sorted({cfg.out for cfg in cells}):
         with warn_instead(f"no progress page of the sweep below {out}"):
             planned = [
@@ -80,10 +88,10 @@ def _records(cfg: Config) -> list[tuple[Path, dict[str, Any]]]:
     return [(folder, content) for folder, content in records if content.get("code") == versions.core_version()]
 
 
-def publish(cells: Iterable[Config], printed: bool = True) -> None:
+def publish(cells: Iterable[Config], printed: bool = True, single: bool = False) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    With `printed=False` they are only written.
+    With `printed=False` they are only written; with `single` the cells' rows alone are printed, if they are finished.
 
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
     nothing is published: whoever sent it kills the process within seconds.
@@ -96,7 +104,7 @@ def publish(cells: Iterable[Config], printed: bool = True) -> None:
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
                 # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
-                    _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed)
+                    _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed, single)
 
 
 other_sweeps: list[tuple[str, float]] = []  # `out` and start of sweeps of this process whose sweeper is not ours
@@ -113,7 +121,7 @@ def publish_other_sweeps() -> None:
         publish(cells)
 
 
-def _publish(cells: list[Config], out: Path, printed: bool) -> None:
+def _publish(cells: list[Config], out: Path, printed: bool, single: bool) -> None:
     runs, experiments = out / "runs", definition_folders()
     state = up_to_date.source_digest(runs, experiments)  # before the records are read, which may change meanwhile
     frame, errors = load(runs), []
@@ -123,7 +131,9 @@ def _publish(cells: list[Config], out: Path, printed: bool) -> None:
     tables = collate(frame, only, experiments, settings, errors)
     for table in tables if printed else ():
         with warn_instead(f"{table.name} is not shown", unpublished):
-            show(table)
+            rows = {cfg.row for cfg in cells} if single else set()
+            if not single or any(row.shown for row in table.rows if row.row in rows):
+                show(table, rows=rows, whole=Path(out, "tables", f"{table.name}.md"))
     for error in errors:
         log_line(f"error: {error}", sys.stderr)
     if up_to_date.is_written(runs, sources):
@@ -133,7 +143,8 @@ def _publish(cells: list[Config], out: Path, printed: bool) -> None:
     for table in tables:
         with warn_instead(f"{table.name} is not written", unpublished):
             written += output.save_table(table, out)
-            log_line(f"written: {Path(out, 'tables', table.name)}.md .csv .tex, {Path(out, 'plots', table.name)}.png .svg")
+            log_line(f"written: {Path(out, 'tables', table.name)}.md .csv .tex")
+            log_line(f"         {Path(out, 'plots', table.name)}.png .svg")
     with warn_instead(f"{out / 'ledger.csv'} is not written", unpublished):
         write_ledger(frame, out / "ledger.csv")
         written.append(out / "ledger.csv")

@@ -23,6 +23,7 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import (
     as_hydra_error,
+    check_data,
     check_launcher,
     check_parts,
     check_writable,
@@ -33,7 +34,7 @@ from fpn_ablate.sweep.checks import (
 from fpn_ablate.sweep.local import LocalLauncher, rows_at_once
 from fpn_ablate.sweep.publish import check_definitions, other_sweeps, publish, start_progress
 from fpn_ablate.sweep.slurm import SlurmLauncher
-from fpn_ablate.tracking.loggers import AT_ONCE, CELLS
+from fpn_ablate.tracking.progress import AT_ONCE, STEPS
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.world import launched_rank
@@ -127,12 +128,15 @@ class TableSweeper(BasicSweeper):
             self.overrides[self.batch_index] = [job for job, _ in pending]
             if pending:
                 if self.local:
+                    with as_hydra_error(exit_on_error=True):
+                        for _, cfg in pending:
+                            check_data(cfg)
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
                 self.launched |= {tuple(job): cfg for job, cfg in pending}
-                os.environ[CELLS] = str(len(self.launched))
-                start_progress(self.cells)
+                os.environ[STEPS] = ",".join(str(cfg.steps) for cfg in self.launched.values())
+                start_progress(self.cells, [cfg for _, cfg in pending], self.local.jobs if self.local else None)
                 return False
             self.batch_index += 1
         return True

@@ -1,20 +1,16 @@
-"""Loggers of a run's progress: a JSON-lines file and the terminal; `wandb_client` has the one for Weights & Biases."""
+"""Loggers of a run's progress: a JSON-lines file; `progress` has the terminal, `wandb_client` the one for Weights & Biases."""
 
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import open_no_follow, save_text, unwritable
 
-# Environment variables that a sweep sets for its jobs: the number of its runs, and how many of them run at once.
-CELLS, AT_ONCE = "FPN_ABLATE_CELLS", "FPN_ABLATE_AT_ONCE"
 RATE = "lr"  # in every line of a training, and not in that of an evaluation
 
 
@@ -62,7 +58,7 @@ class JsonLines:
             self._file.close()
 
 
-class Pace:
+class Throughput:
     """Append the images per second since the last line to a file, for the page. A file that cannot be written costs nothing."""
 
     def __init__(self, path: Path, images: int) -> None:
@@ -84,53 +80,3 @@ class Pace:
         if self._file:
             with suppress(OSError):
                 self._file.close()
-
-
-class Console:
-    """A progress line with the time left for the run and for the sweep; in a log file, and where rows run at once, a line at
-    every tenth of the steps."""
-
-    # Of this process, over all its runs.
-    seconds: ClassVar[float] = 0.0
-    done: ClassVar[int] = 0  # steps in `seconds`
-
-    def __init__(self, title: str, steps: int, job: int = 0) -> None:
-        self.title, self.steps, self.job = title, steps, job
-        self.cells, self.at_once = (int(os.environ.get(name, "1")) for name in (CELLS, AT_ONCE))
-        self.live = sys.stderr.isatty() and self.at_once == 1
-        self.last: tuple[int, float] | None = None
-        self.tenth = -1
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        now = time.monotonic()
-        if self.last:
-            Console.done += step - self.last[0]
-            Console.seconds += now - self.last[1]
-        self.last = step, now
-        tenth = 10 * step // max(self.steps, 1)
-        if not self.live and tenth == self.tenth:
-            return
-        self.tenth = tenth
-        losses = " ".join(f"{name.removeprefix('rpn_')} {value:.3f}" for name, value in values.items() if name != "lr")
-        text = f"{self.title}: step {step}/{self.steps} {losses}, {self._time_for(self.steps - step)} left"
-        if not self.steps:  # a run that evaluates alone
-            text = f"{self.title}: {losses}"
-        if self.cells > 1:
-            own, later = self.steps - step, (self.cells - self.job - 1) * self.steps
-            left = self._time_for(max(own, (own + later) // self.at_once))
-            text += f"; row {self.job + 1} of {self.cells}"
-            text += f", training {left} left" if Console.done else ""  # unknown until a pace is
-        log_line(f"\r\x1b[2K{text}" if self.live else text, sys.stderr, end="" if self.live else "\n")
-
-    def _time_for(self, steps: int) -> str:
-        """Estimate the minutes and seconds that `steps` more take, at the mean pace so far."""
-        if not steps:
-            return "0:00"
-        if not Console.done:
-            return "?"
-        minutes, seconds = divmod(int(Console.seconds / Console.done * steps), 60)
-        return f"{minutes}:{seconds:02d}"
-
-    def close(self) -> None:
-        if self.live and self.last:
-            log_line("", sys.stderr)

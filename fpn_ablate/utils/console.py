@@ -1,18 +1,53 @@
 """Print lines for the user. No run fails because the terminal, or the file on a full disk that stands for it, takes none."""
 
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
+
+Sink = Callable[[str, TextIO], bool]  # takes (line, stream) and returns whether it has dealt with the line
+_sinks: list[Sink] = []
 
 
 def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """Print a line at once, on standard output by default; drop it if it cannot be written.
 
-    Characters that the stream's encoding lacks are escaped.
+    Characters that the stream's encoding lacks are escaped. A progress display takes lines through `redirected`.
     """
     stream = stream or sys.stdout
+    if any(sink(line, stream) for sink in reversed(_sinks)):
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
+
+
+def redirect(sink: Sink) -> None:
+    """Offer the lines of `log_line` to `sink` from now on, behind those of `redirected`."""
+    _sinks.insert(0, sink)
+
+
+@contextmanager
+def redirected(sink: Sink) -> Iterator[None]:
+    """Offer the lines of `log_line` to `sink` for the duration of the context."""
+    _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as 0:07, 12:30 or 1:02:03."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def about(seconds: float) -> str:
+    """Write an estimated time in words: about 40 s, about 3 min, about 2.5 h."""
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -15,7 +15,7 @@ CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but the cla
 CONFIG, RECORD, METRICS, ERROR, SKIP = "config.yaml", "record.json", "metrics.jsonl", "error.txt", "skip.json"
 DETECTIONS, ARTIFACTS, PROPOSALS, MODEL = "detections.npz", "artifacts.npz", "proposals.npz", "model.pt"
 PROPOSED = "proposed.npz"  # on the evaluated images, where the recall of proposals is evaluated beside detections
-PACE = "pace.jsonl"  # images per second, apart from METRICS, which a resumed run repeats to the same bits
+THROUGHPUT = "throughput.jsonl"  # images per second, apart from METRICS, which a resumed run repeats to the same bits
 RESAMPLED = "resampled.npz"  # beside a ledger too, for all its runs
 BACKBONES = "backbones"  # below <out>: weights of pre-training, each with the lock of the process that makes it
 # Small copies of evaluated images, shared by all runs: `<out>/runs/.pictures/<set>/`, with their ground truth in `truth.json`,

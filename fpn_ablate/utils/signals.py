@@ -1,6 +1,7 @@
 """Handle SIGTERM, SIGUSR2 and Ctrl-C: a training finishes its step and saves a checkpoint; anything else stops at once.
 
-A second Ctrl-C does not wait for the step. Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a
+A first Ctrl-C is answered at once, in a line that says what is finished before the process ends; a second one does not wait
+for the step. Exit codes are 128 + the signal's number: 143 after SIGTERM (what SLURM sends to a
 job that it preempts, so `RequeueExit=143` in slurm.conf, or `scontrol requeue` in the job's script, starts it again), 140 after
 SIGUSR2 (what `sbatch --signal=USR2@120` sends two minutes before the limit), 130 after Ctrl-C. A run that is killed within its
 step, as by Docker 10 s after SIGTERM, continues from its last regular checkpoint.
@@ -14,9 +15,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 LOADER_GRACE = 10  # seconds by which a loader's worker outlives a signal
 PARENT_GRACE = 60  # seconds in which a worker whose parent was killed finishes its step
@@ -44,6 +46,32 @@ class _State:
 
 
 _state = _State()
+
+
+class Listener(Protocol):
+    """Is told of what happens within loops that poll: a progress display."""
+
+    def on_poll(self) -> None:
+        """Note that a loop has asked for a signal, as it does once a step or once a part of it."""
+
+    def on_deferred(self) -> str:
+        """Return what is finished before a signal ends the process, as `finishing step 312, then saving`."""
+
+    def show(self, line: str) -> None:
+        """Print a line at once."""
+
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell `listener` of polls and of the first signal for the duration of the context."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def install_handlers() -> list[int]:
@@ -76,6 +104,8 @@ def handling_signals() -> Iterator[None]:
 
 def pending_signal() -> int:
     """Return the number of the signal that asked this process to stop, or 0."""
+    if _listeners and _state.deferring:
+        _listeners[-1].on_poll()
     return _state.first_signal if _state.handler_pid == os.getpid() else 0
 
 
@@ -174,5 +204,23 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
             worker.terminate()
         if not workers and not _state.deferring:
             raise Stopped(number)
+        if multiprocessing.parent_process() is None:  # a worker's sweep says it
+            _answer(number)
     elif number == signal.SIGINT:  # SIGTERM comes twice: to the group, and from the parent
         raise Stopped(_state.first_signal)
+
+
+def _answer(number: int) -> None:
+    """Say at once what is finished before this process ends. The code that was interrupted may be printing itself."""
+    finishing = _listeners[-1].on_deferred() if _listeners else "finishing the step, then saving"
+    line = f"{signal.Signals(number).name}: {finishing}; Ctrl-C stops now"
+    if number == signal.SIGINT:
+        line = f"{finishing}; Ctrl-C again: stop now"
+    try:
+        if _listeners:
+            _listeners[-1].show(line)
+            return
+    except RuntimeError:  # a buffered stream refuses to be entered twice
+        pass
+    with suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())

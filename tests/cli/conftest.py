@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fpn_ablate.cli.main import main
-from fpn_ablate.tracking import loggers
+from fpn_ablate.tracking import progress
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def cli(unmeasured, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv(loggers.CELLS, "1")
-    monkeypatch.setenv(loggers.AT_ONCE, "1")
+    monkeypatch.setenv(progress.STEPS, "")
+    monkeypatch.setenv(progress.AT_ONCE, "1")
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments):

@@ -14,6 +14,7 @@ import torch
 import fpn_ablate.cli
 from fpn_ablate import __version__
 from fpn_ablate.cli.main import COMMANDS, main
+from fpn_ablate.config.validation import keys
 from fpn_ablate.runs import environment
 from fpn_ablate.store import plan
 from fpn_ablate.utils.console import log_line
@@ -94,6 +95,9 @@ def test_two_folders_of_ones_own_are_refused(cli, mine, command):
         ("mesure", " Did you mean measure?"),
         ("verfiy", " Did you mean verify?"),
         ("xyzzy", ""),
+        ("no_lateral", " Did you mean ablation=no_lateral?"),
+        ("table1", " Did you mean -m +experiments=table1_rpn?"),
+        ("smok", " Did you mean recipe=smoke?"),
     ],
 )
 def test_a_misspelt_command_is_refused_with_the_nearest_one(cli, called, typed, hint):
@@ -114,6 +118,43 @@ def test_the_help_lists_every_command(cli, option):
     listed = dict(re.findall(r"^ +([a-z]+) {2,}(\S.*)$", out, re.MULTILINE))
     assert COMMANDS.items() <= listed.items()
     assert "--config-dir" in out and "--multirun" in out
+    assert all(re.search(rf"\b{name}\b", out) for name in ("no_lateral", "table6", "smoke"))
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("topic", "texts"),
+    [
+        ("keys", ["neck.upsample = nearest", "(the paper's) | bilinear | deconv", "recipe.steps = 500", "neck.layers"]),
+        ("rows", ["ablation=no_lateral", "Table 1 (e): the top-down path from C5 alone", "ablation=retinanet/focal"]),
+        ("tables", ["-m +experiments=table1_rpn", "Table 1 of Feature Pyramid Networks"]),
+        ("recipes", ["recipe=paper2017", "The paper's settings (Sec. 5.1 and 5.2) for COCO"]),
+        ("report", ["usage: python -m fpn_ablate report "]),
+    ],
+)
+def test_a_topic_of_the_help_lists_what_there_is(cli, topic, texts):
+    code, out, err = cli("--help", topic)
+    assert (code, err) == (0, "") and all(text in out for text in texts), out
+    assert cli("help", topic) == (0, out, "")
+
+
+def test_every_key_that_a_user_may_set_is_in_the_help(cli):
+    out = cli("--help", "keys")[1]
+    parents = {key.rpartition(".")[0] for key in keys()}
+    missing = [key for key in {*keys()} - parents if not key.endswith(".name") and not re.search(rf"(?<![\w.]){key}\b", out)]
+    assert not missing
+
+
+def test_a_misspelt_topic_is_refused_with_the_nearest_one(cli):
+    code, out, err = cli("--help", "kyes")
+    assert (code, out) == (2, "") and err.startswith("--help kyes: there is no such topic. Did you mean keys?")
+
+
+def test_the_shell_gets_hydras_completion(cli, monkeypatch):
+    code, out, _ = cli("-sc", "install=bash")
+    assert code in (0, None) and "complete -o nospace" in out and out.rstrip().endswith("fpn-ablate")
+    monkeypatch.setenv("COMP_LINE", "fpn-ablate ablation=no_l")
+    assert "ablation=no_lateral" in cli("-sc", "query=bash")[1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,7 +171,9 @@ def test_every_module_that_is_a_command_is_listed():
 
 
 def test_the_version_is_the_packages(cli):
-    assert cli("--version") == (0, f"fpn_ablate {__version__}\n", "")
+    code, out, err = cli("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"fpn_ablate {__version__}, torch {torch.__version__.split('+')[0]}")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["reprot"], 2), (["report", "no-folder"], 2)])

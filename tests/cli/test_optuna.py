@@ -40,7 +40,7 @@ def trained(monkeypatch):
 @pytest.fixture
 def published(monkeypatch):
     calls = []
-    monkeypatch.setattr(publish, "_publish", lambda cells, out, printed: calls.append((cells, printed)))
+    monkeypatch.setattr(publish, "_publish", lambda cells, out, printed, single: calls.append((cells, printed)))
     return calls
 
 

@@ -165,6 +165,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
         patch.setattr(running.Run, "log", strike)
         got, _, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
     assert got == 143 and "the same command continues" in err and "Traceback" not in err
+    assert "SIGTERM: finishing step 5, then saving; Ctrl-C stops now" in err
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "interrupted"}
     assert not Path("results/tables").exists()  # there is no time for that
     (checkpoint,) = Path("results").rglob("checkpoint.pt")
@@ -180,13 +181,13 @@ def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, c
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
     assert code == 0 and err.count("c4 seed 0: another process is working on it; waiting") == 1
     told = out + err
-    assert told.index("fpn seed 0: finished, ") < told.index("; waiting")  # which is no reason to do nothing
+    assert told.index("fpn seed 0: finished in ") < told.index("; waiting")  # which is no reason to do nothing
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "finished", "fpn/0": "finished"}
 
 
 def test_an_error_of_a_run_is_printed_before_its_tables(cli, monkeypatch):
     monkeypatch.setattr(
-        "fpn_ablate.sweep.jobs.publish", lambda cells: print("many lines of tables", len(cells), file=sys.stderr)
+        "fpn_ablate.sweep.jobs.publish", lambda cells, single: print("many lines of tables", len(cells), file=sys.stderr)
     )
     code, _, err = cli("data=coco", "data.root=nowhere", "recipe=smoke", "device=cpu")
     lines = err.splitlines()

@@ -1,9 +1,14 @@
 """`python -m fpn_ablate verify`: what each row is, on the terminal and in a README."""
 
+import dataclasses
+import io
+import re
+
 import pytest
+from rich.console import Console
 from settings import JOINT, ROWS
 
-from fpn_ablate.cli.verify_text import markdown
+from fpn_ablate.cli.verify_text import markdown, show
 from fpn_ablate.model.summary import RowFacts, row_facts
 
 FACTS = RowFacts("{Pk}", 9, True, True, ["c2"], "2fc", "RPN {Pk}", 1_500_000, 1, 20.0, 10.0, 5.0, 0.0, 5.0)
@@ -90,6 +95,17 @@ def test_markdown_is_in_multiply_adds_and_leaves_out_parts_that_no_row_has():
         "neck / backbone": "50%",
     }
     assert "GMAC" in text and "800 x 1024" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 220])
+def test_a_narrow_terminal_gets_the_columns_that_fit_and_a_hint(width):
+    stream = io.StringIO()
+    rows = dict.fromkeys(("fpn", "a_row_of_ones_own"), dataclasses.replace(FACTS, anchors=199974, mask="conv", gflops_mask=3.0))
+    show(rows, (800, 1000), Console(file=stream, width=width, force_terminal=True, color_system=None, legacy_windows=False))
+    text = re.sub(r"\x1b\[\d*m", "", stream.getvalue())
+    assert max(map(len, text.splitlines())) <= width
+    assert "a_row_of_ones_own" in text and "199,974" in text and "20.0" in text
+    assert ("left out, as the terminal is narrow" in text) == (width < 220) == ("| less -S" in text)
 
 
 def test_the_command_fills_a_readme_with_what_it_prints(cli, tmp_path, config):

@@ -174,3 +174,13 @@ def test_a_row_file_that_is_no_yaml_is_named_with_the_line(tmp_path, content, re
     with pytest.raises(UserError, match=re.escape(f"mine.yaml{reason}")):
         check_files(["ablation=mine"], tmp_path)
     check_files(["ablation=fpn"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("ablation=retinanet/focl", "retinanet/focal"), ("recipe=quik", "quick"), ("+experiments=neck", "necks")],
+)
+def test_a_misspelt_file_is_refused_with_the_nearest_one(typed, near):
+    key, _, name = typed.lstrip("+").partition("=")
+    with pytest.raises(UserError, match=rf"^{key}={name}: there is no such file\. Did you mean {key}={near}\?"):
+        check_files([typed], None)

@@ -54,7 +54,7 @@ def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
     assert shown(runs)[0].curves is None, "before the first line"
     lines = [{"step": step, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6')
-    (folder / "pace.jsonl").write_text('{"step": 40, "images_per_s": 7.0}\n{"step": 40, "images_per_s": 8.5}\n')
+    (folder / "throughput.jsonl").write_text('{"step": 40, "images_per_s": 7.0}\n{"step": 40, "images_per_s": 8.5}\n')
     chart = shown(runs)[0].curves
     assert chart.choices == ("rpn_box", "images per second", "learning rate")
     values = [(p["label"], p["curve"], p["step"], p["mean"]) for p in chart.spec["data"]["values"]]

@@ -12,7 +12,7 @@ from rich.console import Console
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import decode, load
 from fpn_ablate.report.collate.table import GENERATED
-from fpn_ablate.report.formats import tables
+from fpn_ablate.report.formats import tables, terminal
 from fpn_ablate.report.formats.grid import grid
 
 HOSTILE = r"a_b & 50% \input{x} <script>|#$~^*`[x](y)"
@@ -36,10 +36,11 @@ def hostile_table(runs, put, **changes):
     return table
 
 
-def printed(table, width=100):
+def printed(table, width=100, force_terminal=False, **how):
     buffer = io.StringIO()
-    tables.show(table, Console(file=buffer, width=width))
-    return buffer.getvalue()
+    console = Console(file=buffer, width=width, force_terminal=force_terminal, color_system=None, legacy_windows=False)
+    terminal.show(table, console, **how)
+    return re.sub(r"\x1b\[[\d;]*m", "", buffer.getvalue())
 
 
 def csv_lines(table):
@@ -145,20 +146,54 @@ def test_anchors_are_printed_as_in_the_paper(runs, put):
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_terminal_cuts_no_figure(table1, width):
     text = printed(table1, width)
-    assert "…" not in text
-    for line in grid(table1).lines:
+    assert "…" not in text and "not run: c5" in text and "conv5" not in text
+    lines = grid(table1).lines
+    absent = next(n for n, line in enumerate(lines) if line.row and line.row.row == "c5")
+    for line in (*lines[:absent], *lines[absent + 2 :]):  # without the paper's line below it
         for cell in (*line.facts, *line.metrics, *line.differences):
             assert cell.replace(" ± ", "±").removeprefix("p ") in text
 
 
-def test_terminal_cuts_neither_figure_nor_title_of_a_wide_table(runs, put):
+@pytest.mark.parametrize("width", [60, 80, 110, 160])
+def test_a_table_fits_a_terminal_and_says_what_is_left_out(table1, table2, width):
+    for table in (table1, table2):
+        text = printed(table, width, force_terminal=True, whole="results/tables/x.md")
+        sentences = " ".join(text.split())
+        assert max(map(len, text.splitlines())) <= width
+        assert "the whole table: results/tables/x.md" in sentences and GENERATED in sentences
+        assert ("left out, as the terminal is narrow: " in sentences) == (width <= 80 or (table is table2 and width <= 110))
+        first, *_ = (metric.title for metric in table.definition.metrics)
+        assert first in text  # figures go last
+
+
+def test_a_single_run_prints_its_row_the_baseline_and_their_difference(table1):
+    text = printed(table1, 100, rows=["c4"], whole="x.md")
+    assert "baseline on" in text and "(c) FPN" in text and "c4 − fpn" in text and "the whole table: x.md" in text
+    assert not re.search(r"bottom|finest|not run|supported|mine", text)
+    alone = printed(table1, 100, rows=["fpn"])
+    assert "(c) FPN" in alone and "baseline on" not in alone and "− fpn" not in alone
+
+
+def test_a_single_run_without_a_baseline_prints_its_row(runs, put):
+    put("c4")
+    (table,) = collate(load(runs))
+    text = printed(table, 100, rows=["c4"])
+    assert "baseline on" in text and "(c) FPN" not in text and "not run" not in text
+
+
+@pytest.fixture
+def table2(runs, put):
+    """A table of many columns."""
     parts = {f"gflops_{part}": 123.45 for part in ("backbone", "neck", "rpn", "head")}
     facts = {"proposals": "RPN {Pk}", "feature": "{Pk}", "head": "conv5", "lateral": True, "top_down": True, "params": 41e6}
     metrics = {"AP50": 0.5, "AP": 0.123, "AP_s": 0.1, "AP_m": 0.2, "AP_l": 0.3}
     cost = {"latency_ms": 12345.6, "peak_memory_mib": 98765.0}
     put("c4", table="table2_fast_rcnn", task="fast_rcnn", verify=facts | parts, metrics=metrics, cost=cost)
-    (table,) = collate(load(runs))
-    text = printed(table, 80)
+    return next(table for table in collate(load(runs)) if table.key[0] == "table2_fast_rcnn")
+
+
+def test_where_there_is_no_terminal_no_figure_nor_title_of_a_wide_table_is_cut(table2):
+    text = printed(table2, 80)
     for word in ("memory", "latency", "GFLOPs", "parameters", "12.3", "12345.6", "98765", "{Pk}"):
         assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text), word
 

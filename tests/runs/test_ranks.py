@@ -198,7 +198,7 @@ def test_processes_that_torchrun_or_srun_has_started_train_a_row_together(cell, 
     out = f"out={tmp_path / 'several'}"
     torchrun = started(("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *COMMAND), out)
     assert torchrun.wait(500) == 0
-    assert torchrun.stdout.read().count(": finished, ") == 1  # rank 0 alone writes
+    assert torchrun.stdout.read().count(": finished in ") == 1  # rank 0 alone writes
     running.run(cell("one"))
     assert_equal(cell("one"), cell("several"))
     # Finished before: no process waits for another. As with srun, each is told its number.

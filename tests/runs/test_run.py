@@ -145,7 +145,7 @@ def test_a_cells_folder_holds_what_the_design_says(finished):
     assert folder.name == f"seed0-{outcome['fingerprint'][:8]}"
     names = {path.name for path in folder.iterdir()}
     expected = {"config.yaml", "metrics.jsonl", "detections.npz", "model.pt", "record.json", "skip.json"}
-    assert names == expected | {"resampled.npz", "artifacts.npz", "pace.jsonl"}
+    assert names == expected | {"resampled.npz", "artifacts.npz", "throughput.jsonl"}
     assert validate(yaml.safe_load((folder / "config.yaml").read_text())) == cfg
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]

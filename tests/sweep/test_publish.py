@@ -162,7 +162,7 @@ def test_what_is_added_while_records_are_read_is_in_the_next_tables(cell, leave,
 
 def test_a_table_is_shown_before_it_is_written(cell, leave, monkeypatch):
     done = []
-    monkeypatch.setattr(publish, "show", lambda table: done.append("shown"))
+    monkeypatch.setattr(publish, "show", lambda table, **how: done.append("shown"))
     monkeypatch.setattr(output, "save_table", lambda *arguments: done.append("written"))
     leave(cell(), 0.111, "a")
     publish.publish([cell()])

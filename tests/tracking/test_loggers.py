@@ -1,4 +1,4 @@
-"""Progress reports: the file of metrics, which is the truth, and the terminal."""
+"""Progress reports: the file of metrics, which is the truth."""
 
 import json
 import sys
@@ -6,8 +6,7 @@ import types
 
 import pytest
 
-from fpn_ablate.tracking import loggers
-from fpn_ablate.tracking.loggers import Console, JsonLines, Pace
+from fpn_ablate.tracking.loggers import JsonLines, Throughput
 from fpn_ablate.tracking.tensorboard_client import TensorBoard, require_tensorboard
 from fpn_ablate.utils.errors import UserError
 
@@ -72,50 +71,16 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     assert [line["step"] for line in lines(path)] == [1, 2]
 
 
-def test_the_console_tells_the_time_that_is_left(capsys, monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(loggers.time, "monotonic", lambda: now)
-    monkeypatch.setattr(Console, "done", 0)
-    monkeypatch.setattr(Console, "seconds", 0.0)
-    monkeypatch.setenv(loggers.CELLS, "6")
-
-    def last():
-        return capsys.readouterr().err.splitlines()[-1]
-
-    console = Console("fpn seed 4", 100, job=2)
-    console.log(10, {"rpn_box": 0.5, "lr": 0.1})
-    assert "? left" in last()
-    now = 1020.0
-    console.log(30, {"rpn_box": 0.125, "lr": 0.1})
-    # 20 steps took 20 s, so 70 steps take 1:10, and 370 with the three rows that follow 6:10.
-    assert "fpn seed 4: step 30/100 box 0.125, 1:10 left; row 3 of 6, training 6:10 left" in last()
-    console.close()
-    console = Console("fpn seed 4", 100, job=3)
-    console.log(50, {"rpn_box": 0.1})
-    assert "0:50 left; row 4 of 6, training 4:10 left" in last()  # at the pace of the row before
-    monkeypatch.setenv(loggers.AT_ONCE, "2")
-    console = Console("fpn seed 4", 100, job=3)
-    console.log(50, {"rpn_box": 0.1})
-    assert "0:50 left; row 4 of 6, training 2:05 left" in last()  # two rows at once
-
-
-def test_a_log_file_gets_a_line_at_every_tenth(capsys):
-    console = Console("fpn seed 0", 1000)
-    for step in range(1, 1001):
-        console.log(step, {"loss": 1.0})
-    assert 10 <= len(capsys.readouterr().err.splitlines()) <= 11
-
-
 def test_the_pace_is_images_per_second_between_two_lines(tmp_path, monkeypatch):
     clock = iter((0.0, 4.0, 5.0, 9.0))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     for resumed in (False, True):
-        pace = Pace(tmp_path / "pace.jsonl", images=2)
+        throughput = Throughput(tmp_path / "throughput.jsonl", images=2)
         for step in (20, 40):
-            pace.log(step + 40 * resumed, {"loss": 1.0, "lr": 0.1})
-        pace.close()
-    assert lines(tmp_path / "pace.jsonl") == [{"step": 40, "images_per_s": 10.0}, {"step": 80, "images_per_s": 10.0}]
-    unwritable = Pace(tmp_path / "absent" / "pace.jsonl", images=2)
+            throughput.log(step + 40 * resumed, {"loss": 1.0, "lr": 0.1})
+        throughput.close()
+    assert lines(tmp_path / "throughput.jsonl") == [{"step": 40, "images_per_s": 10.0}, {"step": 80, "images_per_s": 10.0}]
+    unwritable = Throughput(tmp_path / "absent" / "throughput.jsonl", images=2)
     unwritable.close()
 
 

@@ -1,77 +1,18 @@
-"""Print a table for the terminal, as Markdown, LaTeX and CSV. All but the CSV come from the grid of `grid`.
+"""Write a table as Markdown, LaTeX and CSV. All but the CSV come from the grid of `grid`, as does what `terminal` prints.
 
-Each row of the table has a line of ours and, if the paper has that row, the paper's figures and the difference below it: in
-brackets in Markdown and LaTeX, on a separate line in the terminal, where width is scarce.
+Each row of the table has a line of ours and, if the paper has that row, the paper's figures below it, with the difference in
+brackets.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
-
-from rich import box
-from rich.console import Console, Group
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from fpn_ablate.report.collate.records import to_csv
 from fpn_ablate.report.collate.stats import Estimate
 from fpn_ablate.report.collate.table import Row, Table, Verdict
-from fpn_ablate.report.formats.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Grid, Line, grid
-
-
-def show(table: Table, console: Console | None = None) -> None:
-    """Print the table, never narrower than its figures need: a cut figure is worse than a wrapped line."""
-    console = console or Console()
-    content = grid(table)
-    rich_table = _rich_table(table, content)
-    parts = [Text(content.title, style="bold")]
-    parts += [Text(content.banner, style="bold yellow")] if content.banner else []
-    parts += [Text(content.legend)] if content.legend else []
-    notes = [Text(f"[{number}] {note}") for number, note in enumerate(content.notes, start=1)]
-    notes += [Text(f"{label}: {text}", style="dim") for label, text in content.footer]
-    console.print(Group(*parts, Text()))
-    width = console.width
-    console.width = max(width, Measurement.get(console, console.options.update(width=1000), rich_table).minimum)
-    console.print(Group(rich_table, Text(), *([_rich_verdicts(content), Text()] if content.verdicts else [])))
-    console.width = width  # sentences wrap where the terminal does
-    console.print(Group(*notes, Text()))
-
-
-def _rich_table(table: Table, content: Grid) -> RichTable:
-    rows: list[tuple[str, Sequence[str]]] = []
-    for line in content.lines:
-        label = content.paper_label if line.kind == "paper" else line.label
-        values = (value.replace(" ± ", "±") for value in line.metrics)
-        rows.append(("" if line.ours else "dim", (label, *line.facts, *values)))
-        if any(line.differences):
-            label = "p (Holm)" if line.kind == "effect" else table.difference_label
-            rows.append(("dim", (label, *("" for _ in line.facts), *(text.removeprefix("p ") for text in line.differences))))
-    rich_table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    rich_table.add_column("", min_width=13)
-    for number, title in enumerate(content.header[1:], start=1):
-        # A title breaks at its hyphen too, or "top-down?" would be as wide as a result.
-        heading = Text(title.replace("-", "-\n").replace(" ", "\n"))
-        # Fixed, since rich shrinks any column that may wrap, even below its min_width.
-        width = max(len(text) for text in (*heading.plain.split("\n"), *(cells[number] for _, cells in rows)))
-        rich_table.add_column(heading, justify="right" if content.align_right[number] else "left", width=width)
-    for number, (style, cells) in enumerate(rows):
-        last = number + 1 == len(rows) or not rows[number + 1][0]
-        rich_table.add_row(*(Text(cell, style=style) for cell in cells), end_section=last)
-    return rich_table
-
-
-def _rich_verdicts(content: Grid) -> RichTable:
-    rich_table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for title in VERDICT_HEADER:
-        justify = "right" if title in ("ours", "n", "published", "p (Holm)") else "left"
-        rich_table.add_column(title, justify=justify, min_width=12 if title == "claim" else None)
-    for verdict in content.verdicts:
-        texts = {title: Text(cell.replace(" ± ", "±")) for title, cell in verdict.items()}
-        texts["verdict"].style = {"supported": "green", "contradicted": "red"}.get(verdict["verdict"].split(";")[0], "")
-        rich_table.add_row(*texts.values())
-    return rich_table
+from fpn_ablate.report.formats.grid import CHECK, VERDICT_HEADER, WITHIN_NOISE, Line, grid
 
 
 def markdown(table: Table) -> str:

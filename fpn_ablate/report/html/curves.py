@@ -20,7 +20,7 @@ from fpn_ablate.report.html.vega import (
     tip,
 )
 from fpn_ablate.utils.numbers import is_finite
-from fpn_ablate.utils.paths import METRICS, PACE
+from fpn_ablate.utils.paths import METRICS, THROUGHPUT
 
 MAX_STEPS = 60  # points of a learning curve: more are not visible, and make the page heavy
 RATE, PACE_KEY = "lr", "images_per_s"
@@ -56,7 +56,7 @@ def live_curves(running: Sequence[tuple[str, Path]]) -> Chart | None:
     points: list[Point] = []
     for number, (name, folder) in enumerate(running):
         by_key: dict[str, dict[int, float]] = {}
-        for key, step, value in (*_logged(folder / METRICS), *_logged(folder / PACE)):
+        for key, step, value in (*_logged(folder / METRICS), *_logged(folder / THROUGHPUT)):
             by_key.setdefault(key, {})[step] = value  # of a step that was repeated, the last
         for key, values in by_key.items():
             for step in sorted(values)[:: math.ceil(len(values) / (2 * MAX_STEPS))]:

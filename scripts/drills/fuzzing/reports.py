@@ -93,7 +93,7 @@ def check_outputs(collated: Any, allowed: set[tuple[str, ...]], width: int = 120
     """Check that all outputs are well-formed, and that names bring no markup, command, formula or control character."""
     from rich.console import Console
 
-    from fpn_ablate.report.formats import tables
+    from fpn_ablate.report.formats import tables, terminal
     from fpn_ablate.report.html import page
 
     with unittest.mock.patch.object(page, "_vega", lambda: "0"):  # a megabyte that is always the same
@@ -103,7 +103,7 @@ def check_outputs(collated: Any, allowed: set[tuple[str, ...]], width: int = 120
     for table in collated:
         markdown, latex, sheet = tables.markdown(table), tables.latex(table), tables.csv_text(table)
         stream = io.StringIO()
-        tables.show(table, Console(file=stream, width=width))
+        terminal.show(table, Console(file=stream, width=width))
         for text in (markdown, latex, stream.getvalue(), sheet, tables.claims_csv(table) if table.verdicts else "x"):
             check_plain(text)
         if match := re.search(r"<(?!br>)[a-zA-Z/!]|(?<!\\)[`\[]", markdown):

@@ -1,0 +1,147 @@
+"""Texts of `--help`: a short one, and what there is of rows, tables, recipes and keys, read from the files that define them."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
+
+WIDTH = 80
+TOPICS = ("keys", "rows", "tables", "recipes")
+_USAGE = """usage: python -m fpn_ablate [-m] [key=value ...]
+       python -m fpn_ablate COMMAND [arguments]
+
+Train detectors with parts of the feature pyramid switched off, and print them
+beside the published figures. Without a command: one row, or with -m a sweep.
+
+  python -m fpn_ablate                           the default row, fpn
+  python -m fpn_ablate ablation=c4               one row
+  python -m fpn_ablate -m ablation=c4,fpn        several rows, side by side
+  python -m fpn_ablate -m +experiments=table1    a table as its file defines it
+  python -m fpn_ablate verify                    what rows are, untrained
+
+Add to any of them:
+  recipe=smoke                 seconds in place of minutes: does it run?
+  seed=0,1,2                   with -m: more seeds
+  neck.top_down=false          any switch; --help keys lists all
+  data=coco data.root=DIR      your own data; `doctor` examines it first
+  --config-dir mine            your own parts; `new neck NAME mine/` writes one
+The same command again skips finished runs and resumes interrupted ones.
+"""
+_OPTIONS = """
+Options:
+  -m, --multirun     sweep: one run for each combination of values
+  --config-dir DIR   a folder with rows, parts and tables of your own
+  --cfg job          print a run's configuration and run nothing
+  -sc install=bash   completion in bash: eval "$(fpn-ablate -sc install=bash)"
+  --hydra-help       list all options of Hydra
+  --help TOPIC       keys, rows, tables, recipes, or a command
+  --help, --version"""
+
+
+def short(commands: Mapping[str, str]) -> str:
+    """Return what `--help` prints."""
+    rows = [name for name in names(CONF / "ablation") if "/" not in name]
+    groups = sorted({f"{name.split('/')[0]}/..." for name in names(CONF / "ablation") if "/" in name})
+    sections = {
+        "Rows (ablation=)": [*rows, *groups],
+        "Tables (+experiments=)": [name.split("_")[0] if name.startswith("table") else name for name in names(EXPERIMENTS)],
+        "Recipes (recipe=)": [f"{name} (the default)" if name == "quick" else name for name in names(CONF / "recipe")],
+    }
+    text = _USAGE
+    for title, entries in sections.items():
+        text += f"\n{title}:\n{_wrapped(', '.join(entries))}\n"
+    return f"{text}\nCommands:\n" + "\n".join(f"  {name:<11} {about}" for name, about in commands.items()) + f"\n{_OPTIONS}"
+
+
+def topic(name: str) -> str:
+    """Return what `--help NAME` prints, of a name in TOPICS."""
+    if name == "keys":
+        return "\n".join(_keys())
+    folder, start = {
+        "rows": (CONF / "ablation", "ablation="),
+        "tables": (EXPERIMENTS, "-m +experiments="),
+        "recipes": (CONF / "recipe", "recipe="),
+    }[name]
+    lines = []
+    for entry in names(folder):
+        lines.append(f"{start}{entry}")
+        lines.append(_wrapped(_first_comment(folder / f"{entry}.yaml"), "    "))
+    return "\n".join(lines)
+
+
+def names(folder: Path) -> list[str]:
+    """List the files of a group, without what stands in it for all of them."""
+    files = (path for path in folder.rglob("*.yaml") if path.name != CLAIMS)
+    return sorted((path.relative_to(folder).with_suffix("").as_posix() for path in files), key=lambda name: ("/" in name, name))
+
+
+def _wrapped(text: str, indent: str = "  ") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _first_comment(file: Path) -> str:
+    """Return the first sentence of the comment that opens a file."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.lstrip("# ").strip()
+        if not line.startswith("#") or (lines and not text):
+            break
+        lines += [text] if text and not text.startswith("@package") else []
+    return re.split(r"(?<! al)(?<!Sec)(?<!Fig)[.;:](?=\s+(?:[A-Z(]|python))", " ".join(lines))[0].rstrip(".;")
+
+
+def _keys() -> Iterator[str]:
+    """Yield a line for each key, with its default and what its file says of it; then the keys of other choices."""
+    from fpn_ablate.config.validation import keys
+
+    yield "Every key, with its default. Set it as KEY=VALUE, several values with -m as KEY=A,B."
+    listed = set()
+    main = CONF / "config.yaml"
+    for name in _group_files(main):
+        file, prefix = (main, "") if not name else (CONF / f"{name}.yaml", f"{name.split('/')[0]}.")
+        yield ""
+        if name:
+            group = prefix.rstrip(".")
+            yield f"{group}={name.split('/')[1]}" + f"   (choices: {', '.join(names(CONF / group))})"
+            listed.add(group)
+        text = file.read_text(encoding="utf-8")
+        comments = dict(re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", text, re.MULTILINE))
+        values = {k: v for k, v in (yaml.safe_load(text) or {}).items() if k not in ("defaults", "hydra")}
+        for key, value in _flat(values):
+            top, _, rest = key.partition(".")
+            if key == "name" or prefix + key in listed:
+                continue
+            listed.add(prefix + key)
+            yield f"  {prefix}{key} = {_text(value)}"
+            if top in comments and not rest:
+                yield _wrapped(comments[top], "      ")
+    parents = {key.rpartition(".")[0] for key in keys()}
+    others = sorted({key for key in keys() if key not in listed | parents and not key.endswith(".name")})
+    yield "\nKeys that go with another choice of their group, as neck=bifpn or task=fast_rcnn:"
+    yield _wrapped(", ".join(others))
+
+
+def _group_files(main: Path) -> list[str]:
+    """Return '' for the main file, then the files that it takes by default, as neck/fpn; rows and loggers as well."""
+    defaults = yaml.safe_load(main.read_text(encoding="utf-8"))["defaults"]
+    groups = [f"{group}/{name}" for entry in defaults if isinstance(entry, dict) for group, name in entry.items()]
+    return ["", *(group for group in groups if not group.startswith(("override", "ablation", "image_pyramid")))]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or value is True or value is False else str(value)
+    )

@@ -1,0 +1,59 @@
+"""Estimate how long a run takes, from finished runs below the same `out`, or from what was measured on two CPU cores."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fpn_ablate.config.schema import Config
+from fpn_ablate.store import record
+from fpn_ablate.store.layout import row_folder
+from fpn_ablate.utils.files import safe_name
+from fpn_ablate.utils.gpus import visible_gpus
+from fpn_ablate.utils.numbers import is_finite
+from fpn_ablate.utils.paths import RECORD
+
+RECORDS = 20  # read at most
+# Seconds a step and behind the last, of one row on one of two CPU cores: generated data, results/README.md.
+MEASURED = {"smoke": (0.3, 10.0), "quick": (0.25, 15.0), "reference": (0.5, 30.0)}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a training step, and those behind the last: evaluation, pictures, latency."""
+
+    seconds_per_step: float
+    rest: float = 0.0
+
+    def seconds(self, cfg: Config) -> float:
+        return self.seconds_per_step * cfg.steps + self.rest
+
+
+def expected_pace(cfg: Config) -> Pace | None:
+    """Return the pace of the row's finished runs of this recipe, else of the table's; None if nothing is known."""
+    folder = row_folder(cfg)
+    for files in (folder.glob(f"*/{RECORD}"), folder.parent.glob(f"*/*/{RECORD}")):
+        if paces := list(_paces(files, cfg)):
+            return Pace(*(statistics.median(values) for values in zip(*paces, strict=True)))
+    on_cpu = cfg.device == "cpu" or (cfg.device == "auto" and not visible_gpus())
+    measured = MEASURED.get(cfg.recipe.name.split("+")[0]) if on_cpu and cfg.data.name == "shapes" else None
+    return Pace(*measured) if measured else None
+
+
+def _paces(files: Iterable[Path], cfg: Config) -> Iterable[tuple[float, float]]:
+    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in newest[:RECORDS]:
+        content = record.read(file.parent) or {}
+        cost = content.get("cost") or {}
+        steps = cost.get("steps", 0) - cost.get("resumed_at", 0)
+        figures = [cost.get(name) for name in ("train_s", "eval_s")]
+        if content.get("status") == "finished" and all(map(is_finite, figures)) and steps > 0:
+            yield figures[0] / steps, figures[1]
+
+
+def needs_pretraining(cfg: Config) -> bool:
+    """Return whether the run pre-trains its backbone first, as no weights of that name are there."""
+    folder = Path(cfg.out, "backbones")
+    return cfg.backbone.weights == "pretrain" and not any(
+        not file.stem.endswith("-checkpoint") for file in folder.glob(f"{safe_name(cfg.backbone.label)}-*.pt")
+    )

@@ -1,0 +1,45 @@
+"""Say what a command is about to do, and about how long that will take."""
+
+from collections.abc import Sequence
+
+from fpn_ablate.config.composition import data_name
+from fpn_ablate.config.schema import Config, Shapes
+from fpn_ablate.store.pace import expected_pace, needs_pretraining
+from fpn_ablate.utils.console import about, log_line
+
+
+def announce_run(cfg: Config, bare: bool = False) -> None:
+    """Print what a single run is. `bare`: the command names none, so say that this is the default, and what else there is."""
+    if bare:
+        log_line("No row is named: this trains the default one. --help lists rows, tables and commands.")
+    what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
+    log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
+    log_line(f"  {_setting(cfg)}")
+
+
+def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: int | None) -> None:
+    """Print which rows a sweep has yet to run; `at_once`: on this machine, None elsewhere."""
+    rows = list(dict.fromkeys(cfg.row for cfg in pending))
+    names = ", ".join(rows if len(rows) <= 6 else [*rows[:5], f"{len(rows) - 5} more"])
+    seeds = sorted({cfg.seed for cfg in pending})
+    count = f"{len(pending)} run{'s' * (len(pending) != 1)}"
+    count += f", {len(cells) - len(pending)} finished before" if len(cells) > len(pending) else ""
+    settings = dict.fromkeys(_setting(cfg) for cfg in pending)
+    parallel = f", {at_once} at once" if at_once and at_once > 1 else ""
+    time = f", {_time(pending, at_once)}" if at_once else ""
+    seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    log_line(f"{count}{parallel}{time}: {names}")
+    log_line(f"  {seed}, {' | '.join(settings)}")
+
+
+def _setting(cfg: Config) -> str:
+    data = "generated data" if isinstance(cfg.data, Shapes) else f"data {data_name(cfg)}"
+    return f"{data}, recipe {cfg.recipe.name}"
+
+
+def _time(cells: Sequence[Config], at_once: int) -> str:
+    paces = [expected_pace(cfg) for cfg in cells]
+    if None in paces:
+        return "time not known yet"
+    total = sum(pace.seconds(cfg) for pace, cfg in zip(paces, cells, strict=True)) / at_once
+    return about(total) + (", after pre-training" if any(map(needs_pretraining, cells)) else "")
