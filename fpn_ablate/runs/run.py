@@ -38,7 +38,7 @@ from fpn_ablate.utils.console import duration, log_line
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.files import TEMPORARY, refuse_links_out, save_text, write_atomically
 from fpn_ablate.utils.locks import Held, exclusive
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, THROUGHPUT, PROPOSALS, PROPOSED, RECORD, RESAMPLED
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, ERROR, MODEL, PROPOSALS, PROPOSED, RECORD, RESAMPLED, THROUGHPUT
 from fpn_ablate.utils.threads import num_threads
 
 OPTIONAL = (
