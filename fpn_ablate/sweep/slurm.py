@@ -177,6 +177,7 @@ class SlurmLauncher:
                 elif time.monotonic() - in_queue[index] > GRACE:
                     returns[index] = _killed(jobs[index], paths[index], state)
             time.sleep(POLL if len(returns) < len(jobs) else 0)
+            signals.raise_if_stopped()  # the handler does not raise while other workers exist
         return [returns[index] for index in range(len(jobs))]
 
 

@@ -302,7 +302,11 @@ class Watch:
         self.screen = screen or (Screen() if sys.stderr.isatty() else None)
         self.environment, self._closing, self._read = {}, ExitStack(), {}
         if self.screen:
-            self.folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="fpn-ablate-")))
+            try:
+                self.folder = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="fpn-ablate-")))
+            except OSError:  # a full disk: the workers print their lines themselves
+                self.screen = None
+                return
             self.environment = {RELAY: str(self.folder)}
             self._closing.enter_context(signals.listening(self))
 

@@ -28,6 +28,7 @@ from fpn_ablate.store import record
 from fpn_ablate.store.layout import find_run, run_folder
 from fpn_ablate.sweep import checks
 from fpn_ablate.tracking import loggers
+from fpn_ablate.tracking.progress import Progress
 from fpn_ablate.utils import console
 from fpn_ablate.utils.content import cache_folder
 from fpn_ablate.utils.errors import UserError
@@ -59,6 +60,9 @@ BARE = {
     "sweep/checks.py:check_writable": "UserError: test_no_room_is_told_before_anything_is_trained",
     "sweep/publish.py:mark_killed": "the record stays as it was: a warning",
     "tracking/loggers.py:__init__": "UserError of write_atomically; then test_a_line_that_is_not_taken_is_told",
+    "tracking/progress.py:__init__": "no display of what workers do",
+    "tracking/progress.py:_write": "that display stands still",
+    "tracking/progress.py:take": "the worker prints its line itself",
     "tracking/wandb_client.py:_open": "no copy, a line: tests/tracking/test_wandb.py",
     "utils/files.py:refuse_bomb": "an archive that is read",
     "utils/files.py:write_atomically": "UserError: test_what_a_library_cannot_write_leaves_the_old_file",
@@ -376,9 +380,8 @@ def test_a_terminal_that_takes_nothing_does_not_stop_a_run(whole, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(f"sys.{name}", FULL.open("w"))
     console.log_line("x" * 100_000)
-    shown = loggers.Console("fpn seed 0", 2)
-    shown.log(1, {"loss": 1.0})
-    shown.close()
+    with Progress("fpn seed 0", 2) as shown:
+        shown.log(2, {"loss": 1.0, "lr": 0.1})
     assert running.run(whole[0])["status"] == "finished"  # before, which it says
     monkeypatch.undo()
 

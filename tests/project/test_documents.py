@@ -101,6 +101,8 @@ def choices(override: Override) -> list[str]:
 def own_folder(folder: Path, name: str) -> Path:
     """The folder of `--config-dir NAME`, with the files that the documents tell their reader to write, below `folder`."""
     write_files(folder)
+    if not (folder / "mine" / "my_neck.py").exists():  # those of `new` in the tutorial
+        main(["new", "neck", "my_neck", str(folder / "mine")])
     assert (folder / name).is_dir(), f"the documents show no file in {name}"
     return folder / name
 

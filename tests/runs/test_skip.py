@@ -258,7 +258,7 @@ def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(unmeasur
     monkeypatch.setattr("fpn_ablate.runs.run.run", lambda cfg, job, wait: print(f"asked for {cfg.row}, {job}"))
     assert main(["-m", *rows[:-1], "ablation=fpn,c4,c5"]) == 0
     out = capsys.readouterr().out
-    assert "asked for c4, 0" in out and out.count("asked for") == 1 and out.count("finished before") == 2
+    assert "asked for c4, 0" in out and out.count("asked for") == 1 and out.count("finished before, results") == 2
 
 
 def test_a_finished_run_is_skipped_whatever_torchs_own_choice_of_threads(entered, enter_again, monkeypatch):
