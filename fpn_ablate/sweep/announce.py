@@ -11,7 +11,7 @@ from fpn_ablate.utils.console import about, log_line
 def announce_run(cfg: Config, bare: bool = False) -> None:
     """Print what a single run is. `bare`: the command names none, so say that this is the default, and what else there is."""
     if bare:
-        log_line("No row is named: this trains the default one. --help lists rows, tables and commands.")
+        log_line("No row is named: this trains fpn. --help lists rows, tables and commands.")
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
     log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
     log_line(f"  {_setting(cfg)}")

@@ -16,7 +16,7 @@ def test_a_run_says_what_it_is_and_how_long_it_takes(cell, capsys, bare):
     *first, row, setting = capsys.readouterr().out.splitlines()
     assert row == "Row fpn of table1_rpn, seed 0: 500 steps, about 2 min"
     assert setting == "  generated data, recipe quick"
-    assert first == ["No row is named: this trains the default one. --help lists rows, tables and commands."] * bare
+    assert first == ["No row is named: this trains fpn. --help lists rows, tables and commands."] * bare
 
 
 def test_a_sweep_says_what_is_left_of_it(cell, capsys):
