@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.evaluation import bootstrap
 from fpn_ablate.report.html import live
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py switches it on
 os.environ.setdefault(live.SWITCH, "off")  # a page takes seconds; the tests of the page take this back
 
