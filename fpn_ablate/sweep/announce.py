@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Config, Shapes
+from fpn_ablate.store.layout import row_folder
 from fpn_ablate.store.pace import expected_pace, needs_pretraining
 from fpn_ablate.utils.console import about, log_line
 
@@ -38,8 +39,9 @@ def _setting(cfg: Config) -> str:
 
 
 def _time(cells: Sequence[Config], at_once: int) -> str:
-    paces = [expected_pace(cfg) for cfg in cells]
-    if None in paces:
+    rows = {row_folder(cfg): cfg for cfg in cells}
+    paces = {folder: expected_pace(cfg) for folder, cfg in rows.items()}  # once a row: it looks at all records of the table
+    if None in paces.values():
         return "time not known yet"
-    total = sum(pace.seconds(cfg) for pace, cfg in zip(paces, cells, strict=True)) / at_once
+    total = sum(paces[row_folder(cfg)].seconds(cfg) for cfg in cells) / at_once
     return about(total) + (", after pre-training" if any(map(needs_pretraining, cells)) else "")
