@@ -5,7 +5,6 @@ A key's default and meaning are those of its file in `conf/`; what it may be is 
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from fpn_ablate.config import parts, schema, tasks
+from fpn_ablate.config.comments import introduction, keys_of
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
@@ -83,45 +83,6 @@ def _words(made: dict[str, Any]) -> str:
     return text + (f", ≤ {high:g}" if high is not None and high <= 10**5 else "")
 
 
-def entries(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (dotted key, value as written, comment) of each key of a file in conf/, in order."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-
-    def comment(node: yaml.Node) -> str:
-        rest = lines[node.end_mark.line][node.end_mark.column :] if node.end_mark.line < len(lines) else ""
-        found = re.match(r"\s*#\s*(.*)", rest)
-        return found[1] if found else ""
-
-    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, str, str]]:
-        for key, value in node.value:
-            name = prefix + key.value
-            written = text[value.start_mark.index : value.end_mark.index].strip()
-            if isinstance(value, yaml.MappingNode):
-                note = comment(value) if value.flow_style else comment(key)
-                if note:
-                    yield name, "", note
-                yield from walk(value, f"{name}.")
-            else:
-                yield name, written, comment(value)
-
-    root = yaml.compose(text)
-    if isinstance(root, yaml.MappingNode):
-        yield from walk(root, "")
-
-
-def introduction(file: Path) -> str:
-    """Return the comment on top of a file, without its commands."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if line != "# @package _global_" and not re.match(r"#\s+python -m", line):
-            lines.append(line.lstrip("# "))
-    text = "\n".join(line for line in lines if line)
-    return re.sub(r"(?<![.:,;])\n(?=[A-Z])", ". ", text).replace("\n", " ")
-
-
 def cell(text: str) -> str:
     """Return a text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
@@ -147,7 +108,7 @@ def field_of(model: type[BaseModel], key: str) -> Any:
 
 
 def _table(group: str, file: Path) -> str:
-    keys = list(entries(file))
+    keys = list(keys_of(file))
     values = {key: value for key, value, _ in keys}
     model = model_of(group, values.get("name")) if group else schema.Config
     prefix = f"{PREFIX.get(group, group)}." if group else ""
@@ -175,7 +136,7 @@ def switches() -> str:
             if SKIPPED.get(group, lambda _: False)(name):
                 continue
             choice = name if group in PREFIX else f"{group}={name}"
-            keys = [key for key, _, _ in entries(file)]
+            keys = [key for key, _, _ in keys_of(file)]
             if ("defaults" in keys and "name" not in keys) or keys == [group]:  # what differs from another file
                 text.append(f"`{choice}`: {introduction(file)}\n")
                 continue

@@ -4,13 +4,14 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from fpn_ablate.config.comments import introduction, keys_of
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 WIDTH = 80
+FIRST_SENTENCE = r"(?<! al)(?<!Sec)(?<!Fig)[.;:](?=\s+[A-Z(])"  # where the first sentence of a comment ends
 TOPICS = ("keys", "rows", "tables", "recipes")
 _USAGE = """usage: python -m fpn_ablate [-m] [key=value ...]
        python -m fpn_ablate COMMAND [arguments]
@@ -70,7 +71,8 @@ def topic(name: str) -> str:
     lines = []
     for entry in names(folder):
         lines.append(f"{start}{entry}")
-        lines.append(_wrapped(_first_comment(folder / f"{entry}.yaml"), "    "))
+        about = introduction(folder / f"{entry}.yaml").partition("\n")[0]
+        lines.append(_wrapped(re.split(FIRST_SENTENCE, about)[0].rstrip(".;"), "    "))
     return "\n".join(lines)
 
 
@@ -82,17 +84,6 @@ def names(folder: Path) -> list[str]:
 
 def _wrapped(text: str, indent: str = "  ") -> str:
     return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def _first_comment(file: Path) -> str:
-    """Return the first sentence of the comment that opens a file."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        text = line.lstrip("# ").strip()
-        if not line.startswith("#") or (lines and not text):
-            break
-        lines += [text] if text and not text.startswith("@package") else []
-    return re.split(r"(?<! al)(?<!Sec)(?<!Fig)[.;:](?=\s+(?:[A-Z(]|python))", " ".join(lines))[0].rstrip(".;")
 
 
 def _keys() -> Iterator[str]:
@@ -109,17 +100,14 @@ def _keys() -> Iterator[str]:
             group = prefix.rstrip(".")
             yield f"{group}={name.split('/')[1]}" + f"   (choices: {', '.join(names(CONF / group))})"
             listed.add(group)
-        text = file.read_text(encoding="utf-8")
-        comments = dict(re.findall(r"^(\w+):[^#\n]*#\s*(.*)$", text, re.MULTILINE))
-        values = {k: v for k, v in (yaml.safe_load(text) or {}).items() if k not in ("defaults", "hydra")}
-        for key, value in _flat(values):
-            top, _, rest = key.partition(".")
-            if key == "name" or prefix + key in listed:
+        for key, value, note in keys_of(file):
+            if key.startswith(("defaults", "hydra")) or key == "name" or prefix + key in listed:
                 continue
-            listed.add(prefix + key)
-            yield f"  {prefix}{key} = {_text(value)}"
-            if top in comments and not rest:
-                yield _wrapped(comments[top], "      ")
+            if value:
+                listed.add(prefix + key)
+            yield f"  {prefix}{key}" + (f" = {value}" if value else "")
+            if note:
+                yield _wrapped(note, "      ")
     parents = {key.rpartition(".")[0] for key in keys()}
     others = sorted({key for key in keys() if key not in listed | parents and not key.endswith(".name")})
     yield "\nKeys that go with another choice of their group, as neck=bifpn or task=fast_rcnn:"
@@ -131,17 +119,3 @@ def _group_files(main: Path) -> list[str]:
     defaults = yaml.safe_load(main.read_text(encoding="utf-8"))["defaults"]
     groups = [f"{group}/{name}" for entry in defaults if isinstance(entry, dict) for group, name in entry.items()]
     return ["", *(group for group in groups if not group.startswith(("override", "ablation", "image_pyramid")))]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or value is True or value is False else str(value)
-    )
