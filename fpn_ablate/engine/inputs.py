@@ -14,7 +14,7 @@ from fpn_ablate.config.schema import Coco, Config, Recipe, Shapes
 from fpn_ablate.config.tasks import Task
 from fpn_ablate.data import coco, shapes
 from fpn_ablate.engine.fixed_proposals import FixedProposals
-from fpn_ablate.engine.pretrain import Pretrained, load_or_pretrain
+from fpn_ablate.engine.pretrain import Pretrained, Report, load_or_pretrain
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.precision import set_tf32
 from fpn_ablate.structures.batch import DetectionDataset, Splits
@@ -66,8 +66,8 @@ class Inputs:
         return self.checkpoint is None and same
 
 
-def prepare(cfg: Config, wait: bool = True) -> Inputs:
-    """Pick the device, and read or make everything that training needs.
+def prepare(cfg: Config, wait: bool = True, report: Report = lambda step, loss: None) -> Inputs:
+    """Pick the device, and read or make everything that training needs; `report` is called after each step of pre-training.
 
     Raises:
         UserError: bad input.
@@ -90,12 +90,12 @@ def prepare(cfg: Config, wait: bool = True) -> Inputs:
         settings = inference_settings(cfg.model_dump(mode="json"))
         weights = read_evaluated(Path(cfg.weights), model, splits[1], settings, cfg.user_parts)
         return Inputs(device, *splits, None, None, *proposals, weights)
-    pretrained = _pretrained(cfg, device, wait)
+    pretrained = _pretrained(cfg, device, wait, report)
     state = backbone_weights(cfg.backbone, pretrained.path if pretrained else None)
     return Inputs(device, *splits, pretrained, state, *proposals)
 
 
-def _pretrained(cfg: Config, device: torch.device, wait: bool) -> Pretrained | None:
+def _pretrained(cfg: Config, device: torch.device, wait: bool, report: Report) -> Pretrained | None:
     """Return the pre-trained weights that the backbone starts from: the package's, or those made here; None: others."""
     if cfg.backbone.weights == "shipped":
         return Pretrained(*find_shipped(cfg.backbone.label), 0.0)
@@ -103,7 +103,7 @@ def _pretrained(cfg: Config, device: torch.device, wait: bool) -> Pretrained | N
         return None
     pictures = world(cfg.data, cfg.recipe.short_side)
     folder = Path(cfg.out) / "backbones"
-    return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, device, cfg.workers, wait)
+    return load_or_pretrain(cfg.backbone, cfg.recipe.pretrain, pictures, folder, device, cfg.workers, wait=wait, report=report)
 
 
 def load_data(data: Shapes | Coco, recipe: Recipe, mode: str, masks: bool = False) -> Splits:

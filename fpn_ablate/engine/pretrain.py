@@ -8,7 +8,7 @@ says the number. Runs on other bits are other runs: their identity holds the dig
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,11 @@ from fpn_ablate.utils.locks import exclusive
 from fpn_ablate.utils.threads import num_threads
 
 CHECKPOINTS = 10  # per pre-training, equally spaced
+LOSSES = 100  # read per pre-training, equally spaced, since reading one waits for the GPU
 HELD_OUT = 1024  # pictures that measure the accuracy; training uses the pictures after them
+
+
+Report = Callable[[int, float | None], None]  # (steps done, loss of some of them)
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,11 @@ def load_or_pretrain(
     device: torch.device,
     workers: int = 0,
     wait: bool = True,
+    report: Report = lambda step, loss: None,
 ) -> Pretrained:
     """Return the weights of `backbone` pre-trained on `world`; train them if no run has. Concurrent jobs wait for the first.
+
+    `report` is called after each step.
 
     Raises:
         Held: another process trains them, and `wait` is False.
@@ -80,7 +87,7 @@ def load_or_pretrain(
     path = folder / f"{safe_name(backbone.label)}-{digest(facts)[:12]}.pt"
     with exclusive(path.with_name(f"{path.name}.lock"), f"pre-training {backbone.label}", wait):
         if not path.exists():
-            _train(backbone, recipe, world, path, device, max(1, workers))
+            _train(backbone, recipe, world, path, device, max(1, workers), report)
     facts = json.loads(path.with_suffix(".json").read_text())
     return Pretrained(path, facts["accuracy"], facts["seconds"])
 
@@ -97,6 +104,7 @@ def _train(
     path: Path,
     device: torch.device,
     workers: int,
+    report: Report,
 ) -> None:
     """Pre-train, and write the weights with their accuracy; `workers` processes draw the pictures."""
     started = time.monotonic()
@@ -120,10 +128,7 @@ def _train(
             optimizer.step()
             schedule.step()
             spent = time.monotonic() - started
-            if step % max(1, recipe.steps // 5) == 0:
-                remaining = spent / (step - start) * (recipe.steps - step)
-                loss_text = f"loss {float(loss.detach()):.3f}"
-                log_line(f"pre-training {backbone.label}: step {step}/{recipe.steps}, {loss_text}, {remaining:.0f} s left")
+            report(step, float(loss.detach()) if step % max(1, recipe.steps // LOSSES) == 0 else None)
             if signals.pending_signal() or step % max(1, recipe.steps // CHECKPOINTS) == 0:
                 save_checkpoint(checkpoint, states, step=step, seconds=seconds_before + spent, threads=threads)
                 signals.raise_if_stopped()

@@ -49,6 +49,7 @@ class RunContext:
         log: takes the steps done and named values.
         wait: for proposals that another process makes; otherwise `Held` is raised.
         ranks: processes that share the work; each has a context, and rank 0 alone writes.
+        advance: called after each part of a training step.
     """
 
     cfg: Config
@@ -59,6 +60,7 @@ class RunContext:
     log: Callable[[int, dict[str, float]], None]
     wait: bool = True
     ranks: Ranks = ALONE
+    advance: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -311,5 +313,6 @@ def _train(
         checkpoint=context.folder / checkpoint,
         log_every=cfg.log.every,
         report=lambda step, values: context.log(before + step, values),
+        advance=context.advance,
         ranks=context.ranks,
     )

@@ -68,6 +68,7 @@ def train(
     checkpoint: Path | None = None,
     log_every: int = 1,
     report: Report = lambda step, values: None,
+    advance: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
 ) -> None:
     """Train the parameters of `model` that are not frozen, in place, up to step `steps`.
@@ -77,6 +78,7 @@ def train(
     Args:
         seed: for the order and flips of images and for sampling anchors and RoIs.
         report: called every `log_every` steps and after the last, on rank 0.
+        advance: called after each part of a batch that this rank computes.
         ranks: share the parts of each update, of which `recipe.accumulate` says the number.
 
     Raises:
@@ -108,7 +110,7 @@ def train(
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         sums = PartSum(trained, ranks)
-        image_ids = _backward(model, batches, recipe, device, (seed, step), sums, statistics)
+        image_ids = _backward(model, batches, recipe, device, (seed, step), sums, statistics, advance)
         losses, stop = sums.finish()
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
@@ -147,6 +149,7 @@ def _backward(
     key: tuple[int, int],
     sums: PartSum,
     statistics: RunningStatistics,
+    advance: Callable[[], None],
 ) -> list[list[int]]:
     """Add up the gradients and losses of one update over the parts of its batch; return the image ids of this rank's parts.
 
@@ -172,6 +175,7 @@ def _backward(
         sums.add({name: share.detach() for name, share in shares.items()}, signals.pending_signal())
         statistics.add_parts()
         image_ids.append(batch.image_ids)
+        advance()
     return image_ids
 
 

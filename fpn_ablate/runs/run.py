@@ -57,8 +57,8 @@ def run(cfg: Config, job: int = 0, wait: bool = True) -> dict[str, Any]:
         Held: another process works on the run or on what it builds on, and `wait` is False.
     """
     start = time.time()
-    with preparing(cfg, job):
-        inputs = prepare(cfg, wait)
+    with preparing(cfg, job) as report:
+        inputs = prepare(cfg, wait, report)
     with RankGroup(cfg, inputs.device) as group:
         outcome = _run(Run(cfg, inputs, job, wait=wait, group=group))
     skip.write_skip_entry(cfg, inputs, outcome["fingerprint"], start)
@@ -73,8 +73,8 @@ def run_sources(cfg: Config, job: int = 0) -> None:
         As `run`.
     """
     start = time.time()
-    with preparing(cfg, job):
-        inputs = prepare(cfg)
+    with preparing(cfg, job) as report:
+        inputs = prepare(cfg, report=report)
     sources = sources_of(cfg)
     with RankGroup(cfg, inputs.device) as group:
         run = Run(cfg, inputs, job, wait=False, group=group)
@@ -142,7 +142,9 @@ def _train_and_evaluate(run: Run) -> dict[str, Any]:
     sources = {role: _finish_source(run, source) for role, source in sources_of(cfg).items()}
     run.open_loggers()
     ranks = run.group.send(cfg, sources, run.threads, run.facts)
-    context = procedures.RunContext(cfg, inputs, run.folder, run.fingerprint, sources, run.log, run.wait, ranks)
+    context = procedures.RunContext(
+        cfg, inputs, run.folder, run.fingerprint, sources, run.log, run.wait, ranks, run.progress.advance_part
+    )
     times = [time.monotonic()]
     supply = stages.prepare_proposals(context)
     times.append(time.monotonic())

@@ -5,12 +5,11 @@ A `Progress` is a logger of one task: preparation with pre-training, or training
 
 import json
 import os
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ from fpn_ablate.store.pace import Pace, expected_pace, needs_pretraining
 from fpn_ablate.tracking.loggers import RATE
 from fpn_ablate.tracking.screen import REFRESH, Bar, Screen
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.console import duration, log_line, redirect, redirected
+from fpn_ablate.utils.console import duration, log_line, redirect
 
 # Environment variables that a sweep sets for its jobs: the steps of each, by its number; how many run at once; the folder
 # through which a worker's progress and lines reach the process that shows them.
 STEPS, AT_ONCE, RELAY = "FPN_ABLATE_STEPS", "FPN_ABLATE_AT_ONCE", "FPN_ABLATE_RELAY"
 BEHIND = ("evaluating", "finishing")  # phases behind the last step
 SPARSE = 60.0  # seconds between two lines where there is no terminal
-PRETRAINING = re.compile(r"pre-training \S+: step (\d+)/(\d+), loss (\S+),")
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,20 @@ class Progress:
         Args:
             start: steps that an earlier start has done.
             images: of a step.
-            parts: polls of `signals.pending_signal` in a step.
+            parts: of a step.
             expected: before a step is done, the pace to expect.
         """
         self.title, self.steps, self.job, self.images, self.parts = title, steps, job, images, max(1, parts)
         self.expected = expected
         self.step, self.phase, self.loss = float(start), "", None
-        self.total, self.pretraining = steps, 0
-        self.begun: tuple[float, float] | None = None  # (step, time) of the first poll of the phase
+        self.total = steps
+        self.begun: tuple[float, float] | None = None  # (step, time) of the first report of the phase
         self.last_step: float | None = None  # time of the last step's log line
         self.announced = time.monotonic()
         self.at_once = int(os.environ.get(AT_ONCE, "1"))
         self.sweep = [int(number) for number in os.environ.get(STEPS, "").split(",") if number]
         self._closing = ExitStack()
         self._closing.enter_context(signals.listening(self))
-        self._closing.enter_context(redirected(self._take))
         self.relay = Path(os.environ[RELAY], f"{os.getpid()}.json") if RELAY in os.environ else None
         live = not self.relay and self.at_once == 1 and sys.stderr.isatty()
         self.screen = screen or (Screen() if live else None)
@@ -114,14 +111,20 @@ class Progress:
             self.last_step = now
         self._show(at_once=step >= self.steps)
 
-    def on_poll(self) -> None:
-        if self.phase in BEHIND:
-            return
-        if self.phase == "preparing":
-            self.phase, self.total = "pre-training", self.pretraining
-        self.step = min(self.step + 1 / self.parts, float(self.total or sys.maxsize))
+    def advance_part(self) -> None:
+        """Note that a part of a step is done."""
+        self._advance_to(min(self.step + 1 / self.parts, float(self.total)))
+
+    def pretrained(self, step: int, total: int, loss: float | None) -> None:
+        """Note that `step` steps of pre-training are done, with the loss of some of them."""
+        self.phase, self.total = "pre-training", total
+        self.loss = self.loss if loss is None else loss
+        self._advance_to(float(step))
+
+    def _advance_to(self, step: float) -> None:
+        self.step = step
         if self.begun is None:  # at the end of a first step, which takes longer than others
-            self.begun = self.step, time.monotonic()
+            self.begun = step, time.monotonic()
         self._show()
 
     def on_deferred(self) -> str:
@@ -231,27 +234,15 @@ class Progress:
             line += "".join(f"; {bar.detail}" + f", {bar.left}" * bool(bar.left) for bar in sweep)
             log_line(line, sys.stderr)
 
-    def _take(self, line: str, stream: TextIO) -> bool:
-        """Take the lines of pre-training, which bars show better."""
-        match = PRETRAINING.match(line)
-        if not match:
-            return False
-        step = float(match[1])
-        if self.begun and step > self.step + 1:  # resumed
-            self.begun = self.begun[0] + step - self.step, self.begun[1]
-        self.step, self.total, self.loss = step, int(match[2]), float(match[3])
-        self._show(at_once=True)
-        return bool(self.screen or self.relay)
-
 
 @contextmanager
-def preparing(cfg: Config, job: int) -> Iterator[None]:
-    """Show that a run's inputs are read, and the pre-training that may be part of it."""
+def preparing(cfg: Config, job: int) -> Iterator[Callable[[int, float | None], None]]:
+    """Show that a run's inputs are read, and the pre-training that may be part of it; yield what takes its steps and losses."""
     title = f"{cfg.row} seed {cfg.seed}"
     with Progress(title, cfg.steps, job, expected=expected_pace(cfg)) as progress:
-        progress.pretraining = cfg.recipe.pretrain.steps
-        progress.begin(*(("pre-training", progress.pretraining) if needs_pretraining(cfg) else ("preparing", 0)))
-        yield
+        steps = cfg.recipe.pretrain.steps
+        progress.begin(*(("pre-training", steps) if needs_pretraining(cfg) else ("preparing", 0)))
+        yield lambda step, loss: progress.pretrained(step, steps, loss)
 
 
 def relay_lines() -> None:
@@ -317,9 +308,6 @@ class Watch:
         self._print_lines()
         states = self._states()
         self.screen.draw([*(state.bar() for state in states), self._sweep(states)])
-
-    def on_poll(self) -> None:
-        """Do nothing: no step is done here."""
 
     def on_deferred(self) -> str:
         return "finishing the step of each row, then saving"

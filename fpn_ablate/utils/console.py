@@ -1,23 +1,23 @@
 """Print lines for the user. No run fails because the terminal, or the file on a full disk that stands for it, takes none."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
 
 Sink = Callable[[str, TextIO], bool]  # takes (line, stream) and returns whether it has dealt with the line
-_sinks: list[Sink] = []
+_sink: Sink | None = None
 
 
 def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     """Print a line at once, on standard output by default; drop it if it cannot be written.
 
-    Characters that the stream's encoding lacks are escaped. A progress display takes lines through `redirected`.
+    Characters that the stream's encoding lacks are escaped.
     """
     stream = stream or sys.stdout
-    if any(sink(line, stream) for sink in reversed(_sinks)):
+    if _sink and _sink(line, stream):
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
@@ -25,18 +25,9 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
 
 
 def redirect(sink: Sink) -> None:
-    """Offer the lines of `log_line` to `sink` from now on, behind those of `redirected`."""
-    _sinks.insert(0, sink)
-
-
-@contextmanager
-def redirected(sink: Sink) -> Iterator[None]:
-    """Offer the lines of `log_line` to `sink` for the duration of the context."""
-    _sinks.append(sink)
-    try:
-        yield
-    finally:
-        _sinks.remove(sink)
+    """Offer the lines of `log_line` to `sink` from now on."""
+    global _sink
+    _sink = sink
 
 
 def duration(seconds: float) -> str:

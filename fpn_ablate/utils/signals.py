@@ -49,10 +49,7 @@ _state = _State()
 
 
 class Listener(Protocol):
-    """Is told of what happens within loops that poll: a progress display."""
-
-    def on_poll(self) -> None:
-        """Note that a loop has asked for a signal, as it does once a step or once a part of it."""
+    """Says to the user what a first signal leads to: a progress display."""
 
     def on_deferred(self) -> str:
         """Return what is finished before a signal ends the process, as `finishing step 312, then saving`."""
@@ -66,7 +63,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tell `listener` of polls and of the first signal for the duration of the context."""
+    """Let `listener` answer the first signal for the duration of the context."""
     _listeners.append(listener)
     try:
         yield
@@ -104,8 +101,6 @@ def handling_signals() -> Iterator[None]:
 
 def pending_signal() -> int:
     """Return the number of the signal that asked this process to stop, or 0."""
-    if _listeners and _state.deferring:
-        _listeners[-1].on_poll()
     return _state.first_signal if _state.handler_pid == os.getpid() else 0
 
 

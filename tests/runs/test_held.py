@@ -71,8 +71,8 @@ def test_a_pretraining_is_waited_for_by_the_job_that_makes_what_rows_build_on(ce
     class Asked(Exception):
         pass
 
-    def held(*arguments):
-        asked.append(arguments[-1])
+    def held(*arguments, wait, report):
+        asked.append(wait)
         raise Asked
 
     monkeypatch.setattr(inputs, "load_or_pretrain", held)

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from fpn_ablate.runs.run import run
 from fpn_ablate.store.pace import Pace
 from fpn_ablate.tracking import progress as tracking
 from fpn_ablate.tracking.progress import Progress, Watch
@@ -109,15 +110,21 @@ def test_the_time_that_is_left_of_row_and_sweep(clock, monkeypatch):
 
 def test_steps_show_between_the_lines_of_the_log(clock):
     terminal = Terminal(80)
-    with (
-        Progress("fpn seed 0", 500, images=8, parts=2, screen=screen(terminal)),
-        signals.handling_signals(),
-        signals.between_steps(),
-    ):
+    with Progress("fpn seed 0", 500, images=8, parts=2, screen=screen(terminal)) as shown:
         for _ in range(6):
             clock.now += 1
-            signals.pending_signal()
+            shown.advance_part()
         assert "3/500" in terminal.shown[0] and "4 images/s" in terminal.shown[0]
+
+
+def test_a_run_tells_its_display_of_each_part_and_each_step_of_pretraining(config, tmp_path, monkeypatch):
+    parts, steps = [], []
+    monkeypatch.setattr(Progress, "advance_part", lambda self: parts.append(1))
+    monkeypatch.setattr(Progress, "pretrained", lambda self, step, total, loss: steps.append((step, total, loss is None)))
+    cfg = config("backbone.weights=pretrain", "recipe.accumulate=2", "recipe.batch_size=2", f"out={tmp_path}")
+    run(cfg)
+    assert len(parts) == 2 * cfg.steps
+    assert [step for step, total, _ in steps] == list(range(1, cfg.recipe.pretrain.steps + 1))
 
 
 def test_pretraining_is_shown_from_its_first_step(clock, config, tmp_path, monkeypatch):
@@ -125,14 +132,14 @@ def test_pretraining_is_shown_from_its_first_step(clock, config, tmp_path, monke
     monkeypatch.setattr(tracking, "Screen", lambda: screen(terminal))
     monkeypatch.setattr(tracking.sys.stderr, "isatty", lambda: True)
     cfg = config("backbone.weights=pretrain", f"out={tmp_path}")
-    with tracking.preparing(cfg, 0):
+    with tracking.preparing(cfg, 0) as report:
         assert "0/3" in terminal.shown[0] and "pre-training" in terminal.shown[0]
-        with signals.handling_signals(), signals.between_steps():
-            for _ in range(2):
-                clock.now += 3
-                signals.pending_signal()
+        for step in (1, 2):
+            clock.now += 3
+            report(step, None)
         assert "2/3" in terminal.shown[0] and "0:03 left" in terminal.shown[0]
-        log_line("pre-training small: step 3/3, loss 1.234, 0 s left")
+        clock.now += 3
+        report(3, 1.234)
         assert "3/3" in terminal.shown[0] and "loss 1.234" in terminal.shown[0] and len(terminal.shown) == 1
 
 
@@ -166,7 +173,7 @@ def test_a_first_signal_is_answered_at_once(clock, capsys, live):
 def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch):
     monkeypatch.setenv(tracking.STEPS, "100,100,100")
     monkeypatch.setattr(tracking, "_relayed", False)
-    monkeypatch.setattr(console, "_sinks", [])
+    monkeypatch.setattr(console, "_sink", console._sink)
     with Watch(range(3), 2, screen(terminal)) as watch:
         watch.draw()
         assert "0 of 3 rows, starting" in terminal.shown[-1]
