@@ -226,12 +226,13 @@ class RetryingLauncher:
         return job_return
 
     def raise_first_failure(self) -> None:
-        """Print each failure in a line, then raise the first."""
+        """Print each failure in a line, then raise the first. A killed process has no traceback to show: exit with code 1."""
         for job_return in self.failed:
             error = job_return._return_value
             log_line(f"failed: {' '.join(job_return.overrides)}: {type(error).__name__}: {error}", sys.stderr)
         if self.failed:
-            raise self.failed[0]._return_value
+            first = self.failed[0]._return_value
+            raise SystemExit(1) if isinstance(first, WorkerKilled) else first
 
 
 def failed_return(job: Job, error: Exception) -> JobReturn:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fpn_ablate.sweep.checks import as_hydra_error
 from fpn_ablate.sweep.jobs import WorkerKilled, failed_return
-from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.errors import UserError, first_line
 
 # Environment variables that a job reads; the nodes of a cluster have those of `ray start`. Ray shows them to all its users.
 HANDED_OVER = ("FPN_ABLATE_", "PYTHONPATH", "OMP_", "MKL_", "WANDB_", "TORCH_", "XDG_CACHE_HOME", "HF_", "HYDRA_FULL_ERROR")
@@ -36,7 +36,7 @@ class RayLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         with as_hydra_error(exit_on_error=True):
-            _connect(self.settings["init"])
+            _connect(self.settings["init"], self.settings["remote"].get("max_retries", 1))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import ray
@@ -73,12 +73,14 @@ def _with_environment(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"runtime_env": runtime | {"env_vars": environment | runtime.get("env_vars", {})}}
 
 
-def _connect(settings: dict[str, Any]) -> None:
+def _connect(settings: dict[str, Any], retries: int) -> None:
     """Start Ray, or connect to a cluster.
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster.
     """
+    # Ray starts a task without end that it kills for want of memory; max_retries does not count there. It reads this once.
+    os.environ.setdefault("RAY_task_oom_retries", str(retries))
     try:
         import ray
     except ImportError:
@@ -127,4 +129,4 @@ def _wait_for(reference: Any, job: Sequence[str]) -> JobReturn:
     except ray.exceptions.RayTaskError as error:  # raised outside the job, as by its configuration
         return failed_return(job, error.as_instanceof_cause())
     except ray.exceptions.RayError as error:
-        return failed_return(job, WorkerKilled(f"Ray lost its process: {' '.join(str(error).split())}"))
+        return failed_return(job, WorkerKilled(f"Ray lost its process: {first_line(error)}"))

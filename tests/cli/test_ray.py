@@ -23,6 +23,8 @@ def ray(monkeypatch):
     stub = StubRay()
     monkeypatch.setitem(sys.modules, "ray", stub)
     monkeypatch.setattr(running, "run_job", probe_job.run)
+    monkeypatch.setenv("RAY_task_oom_retries", "")  # restored behind the test
+    monkeypatch.delenv("RAY_task_oom_retries")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")]))
     return stub
 
@@ -38,7 +40,7 @@ def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_it
     monkeypatch.setenv("FPN_ABLATE_PROBE", "c4:killed")
     handler = signal.getsignal(signal.SIGTERM)
     code, _, err = cli(*SWEEP, "hydra.launcher.ray.init.address=auto", "hydra.launcher.ray.remote.num_cpus=2")
-    assert code == 1 and "WorkerKilled: Ray lost its process: The worker died: signal 9" in err
+    assert code == 1 and "WorkerKilled: Ray lost its process: The worker died:\n" in err and "Traceback" not in err
     assert set(written()) == {"fpn"}  # below the relative `out`
     job = written()["fpn"]
     assert job["folder"] == os.getcwd()
@@ -46,6 +48,7 @@ def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_it
     assert not {"SECRET", "WANDB_API_KEY"} & set(job["variables"])
     assert ray.settings["address"] == "auto" and "object_store_memory" not in ray.settings
     assert [(task["num_cpus"], task["max_retries"]) for task in ray.options] == [(2, 1)] * 2
+    assert os.environ["RAY_task_oom_retries"] == "1"
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
