@@ -4,6 +4,7 @@ Shape letters: N images, R anchors or RoIs, G ground-truth boxes (padded; `valid
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,12 +42,9 @@ def match(
     if g == 0:
         empty = torch.zeros(anchors.shape[:2], dtype=torch.int64, device=anchors.device)
         return empty, empty.to(torch.int8)
-    if n > 1 and n * g * anchors.shape[1] > MAX_PAIRS[anchors.device.type]:
-        columns = (column.split(1) for column in (anchors, gt_boxes, valid, crowd))
-        images = zip(*columns, strict=True)
+    if too_many_pairs(valid, anchors.shape[1]):
         rules = positive_iou, negative_iou, allow_low_quality_matches, low_quality_iou
-        per_image = (match(*image, *rules) for image in images)
-        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+        return image_by_image(lambda *image: match(*image, *rules), anchors, gt_boxes, valid, crowd)
     intersections = boxes.intersection(gt_boxes, anchors)  # (N, G, R)
     anchor_area = boxes.area(anchors)
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), anchor_area).masked_fill_(~valid[..., None], -1)
@@ -65,6 +63,18 @@ def match(
         highest_of_object = (overlap == highest.masked_fill_(highest <= 0, torch.inf)).any(1)
         labels.masked_fill_(highest_of_object & (best >= low_quality_iou), POSITIVE)
     return matched_idxs, labels
+
+
+def too_many_pairs(valid: Tensor, candidates: int) -> bool:
+    """Return whether the objects of a batch, `valid` (N, G), are to be compared with the candidates image by image."""
+    return len(valid) > 1 and valid.numel() * candidates > MAX_PAIRS[valid.device.type]
+
+
+def image_by_image(matcher: Callable[..., tuple[Tensor, Tensor]], *columns: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Call `matcher` with the rows of `columns` (N, ...), one image at a time, and return its results for the batch."""
+    images = zip(*(column.split(1) for column in columns if column is not None), strict=True)
+    matched_idxs, labels = zip(*(matcher(*image) for image in images), strict=True)
+    return torch.cat(matched_idxs), torch.cat(labels)
 
 
 def perhaps_any(mask: Tensor) -> bool:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fpn_ablate.model import matching
+
 
 @pytest.fixture
 def double(monkeypatch):
@@ -12,3 +14,10 @@ def double(monkeypatch):
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=[False, True], ids=["at once", "image by image"])
+def at_once_and_image_by_image(request, monkeypatch):
+    """Let matchers compare a batch at once, then image by image as where memory is short."""
+    if request.param:
+        monkeypatch.setitem(matching.MAX_PAIRS, "cpu", 0)

@@ -54,6 +54,7 @@ def test_locations_lie_where_the_core_has_its_anchors_or_in_the_middle_of_their_
         assert coarser[-1].tolist() == [across * 12 + 16 * offset, down * 6 + 16 * offset]
 
 
+@pytest.mark.usefixtures("at_once_and_image_by_image")
 @pytest.mark.parametrize("radius", [1.5, 0.8])
 def test_matches_are_torchvisions(radius):
     (gt_boxes, valid, crowd), model, caught = objects(), head(), []

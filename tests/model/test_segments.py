@@ -12,7 +12,7 @@ from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.detectors.segments import SegmentProposer
 from fpn_ablate.model.heads.segments import SegmentHead, gather_windows, match
 from fpn_ablate.model.init import initialise
-from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, sample
+from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sample
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.model.summary import row_facts
 from fpn_ablate.structures.instances import Targets
@@ -206,7 +206,7 @@ def test_a_match_is_that_of_a_plain_loop(distance, winner, levels):
 def test_a_batch_is_matched_as_its_images_one_by_one(monkeypatch):
     model, t = head(), targets()
     _, *together = matched(model, t)
-    monkeypatch.setattr("fpn_ablate.model.heads.segments.MAX_PAIRS", {"cpu": 1})
+    monkeypatch.setitem(MAX_PAIRS, "cpu", 1)
     _, *apart = matched(model, t)
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 

@@ -84,6 +84,7 @@ def test_a_head_places_them_on_the_levels_of_its_neck():
     assert sum(map(len, seven.default_boxes(maps_of(seven, 512)))) == 24564
 
 
+@pytest.mark.usefixtures("at_once_and_image_by_image")
 def test_matches_are_torchvisions():
     default_boxes, t = their_boxes().double(), objects()
     matched_idxs, labels = match(default_boxes, t.boxes, t.valid, t.crowd, 0.5)

@@ -58,6 +58,7 @@ def test_the_finest_level_has_the_smallest_priors_scaled_to_the_input():
         assert centers[0].tolist() == [4, 4] and centers[-1].tolist() == [4.5 * 32, 3.5 * 32]
 
 
+@pytest.mark.usefixtures("at_once_and_image_by_image")
 @pytest.mark.parametrize("ignore_iou", [0.3, 0.5])
 def test_matches_are_those_of_a_loop_over_objects_and_priors(ignore_iou):
     model, t = head((3, 4, 5)), targets()

@@ -17,7 +17,7 @@ from fpn_ablate.config.dense import FCOSTask
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.heads.dense import DenseHead, Subnet, prior_bias
 from fpn_ablate.model.heads.retinanet import focal_loss
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE
+from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, image_by_image, too_many_pairs
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Features, Level, common_width
@@ -67,11 +67,9 @@ def match(locations: Locations, gt_boxes: Tensor, valid: Tensor, crowd: Tensor, 
     Returns:
         matched_idxs (N, R) int64: the object of a positive location; labels (N, R) int8: POSITIVE, NEGATIVE, IGNORED.
     """
-    (n, g), points = valid.shape, locations.points
-    if n > 1 and n * g * len(points) > MAX_PAIRS[points.device.type]:  # as `matching.match`
-        images = zip(*(column.split(1) for column in (gt_boxes, valid, crowd)), strict=True)
-        per_image = (match(locations, *image, radius) for image in images)
-        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+    points = locations.points
+    if too_many_pairs(valid, len(points)):
+        return image_by_image(lambda *image: match(locations, *image, radius), gt_boxes, valid, crowd)
     x, y = points.unbind(-1)
     x1, y1, x2, y2 = gt_boxes[..., None].unbind(-2)  # (N, G, 1)
     sides = x - x1, y - y1, x2 - x, y2 - y  # (N, G, R)

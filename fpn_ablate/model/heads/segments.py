@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fpn_ablate.config.tasks import SegmentProposalsTask
 from fpn_ablate.model import anchors, boxes
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, sample
+from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, image_by_image, sample, too_many_pairs
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Proposals, Targets
 from fpn_ablate.structures.levels import Features, Level, common_width
@@ -66,11 +66,8 @@ def match(
     Returns:
         matched_idxs (N, Q) int64: the object of a positive region; labels (N, Q) int8: POSITIVE, NEGATIVE, IGNORED.
     """
-    (n, g), q = valid.shape, len(regions.centers)
-    if n > 1 and n * g * q > MAX_PAIRS[gt_boxes.device.type]:  # as `matching.match`
-        images = zip(*(column.split(1) for column in (gt_boxes, valid, crowd, sizes)), strict=True)
-        per_image = (match(regions, *image, distance, winner) for image in images)
-        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+    if too_many_pairs(valid, len(regions.centers)):
+        return image_by_image(lambda *image: match(regions, *image, distance, winner), gt_boxes, valid, crowd, sizes)
     sides = gt_boxes[..., 2:] - gt_boxes[..., :2]
     centers = gt_boxes[..., :2] + sides / 2
     extent = sides.amax(-1).clamp(min=1e-6)  # padding boxes have no size

@@ -16,7 +16,7 @@ from fpn_ablate.config.dense import SSDTask
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.heads.dense import DenseHead, prior_bias
 from fpn_ablate.model.heads.retinanet import focal_loss
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, perhaps_any
+from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, image_by_image, perhaps_any, too_many_pairs
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Features, Level
@@ -71,10 +71,8 @@ def match(default_boxes: Tensor, gt_boxes: Tensor, valid: Tensor, crowd: Tensor,
     if g == 0:
         empty = torch.zeros(n, len(default_boxes), dtype=torch.int64, device=default_boxes.device)
         return empty, empty.to(torch.int8)
-    if n > 1 and n * g * len(default_boxes) > MAX_PAIRS[default_boxes.device.type]:  # as `matching.match`
-        images = zip(*(column.split(1) for column in (gt_boxes, valid, crowd)), strict=True)
-        per_image = (match(default_boxes, *image, positive_iou) for image in images)
-        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+    if too_many_pairs(valid, len(default_boxes)):
+        return image_by_image(lambda *image: match(default_boxes, *image, positive_iou), gt_boxes, valid, crowd)
     intersections = boxes.intersection(gt_boxes, default_boxes.expand(n, -1, -1))  # (N, G, R)
     area = boxes.area(default_boxes)
     overlap = boxes.iou_from(intersections, boxes.area(gt_boxes), area.expand(n, -1)).masked_fill_(~valid[..., None], -1)

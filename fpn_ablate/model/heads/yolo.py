@@ -15,7 +15,7 @@ from fpn_ablate.config.dense import YOLOTask
 from fpn_ablate.model import anchors, boxes
 from fpn_ablate.model.heads.dense import DenseHead, prior_bias
 from fpn_ablate.model.layers import group_norm
-from fpn_ablate.model.matching import IGNORED, MAX_PAIRS, NEGATIVE, POSITIVE, perhaps_any
+from fpn_ablate.model.matching import IGNORED, NEGATIVE, POSITIVE, image_by_image, perhaps_any, too_many_pairs
 from fpn_ablate.model.precision import autocast_off, full_precision
 from fpn_ablate.structures.instances import Targets
 from fpn_ablate.structures.levels import Features, Level
@@ -93,11 +93,10 @@ def match(
     if g == 0:
         empty = torch.zeros(n, r, dtype=torch.int64, device=gt_boxes.device)
         return empty, empty.to(torch.int8)
-    if n > 1 and n * g * r > MAX_PAIRS[gt_boxes.device.type]:  # as `matching.match`
-        columns = [gt_boxes, valid, crowd] if predicted is None else [gt_boxes, valid, crowd, predicted]
-        images = zip(*(column.split(1) for column in columns), strict=True)
-        per_image = (match(priors, *image[:3], ignore_iou, *image[3:]) for image in images)
-        return tuple(torch.cat(column) for column in zip(*per_image, strict=True))
+    if too_many_pairs(valid, r):
+        return image_by_image(
+            lambda *image: match(priors, *image[:3], ignore_iou, *image[3:]), gt_boxes, valid, crowd, predicted
+        )
     candidates = priors.boxes.expand(n, -1, -1) if predicted is None else predicted
     intersections = boxes.intersection(gt_boxes, candidates)  # (N, G, R)
     area = boxes.area(candidates)
