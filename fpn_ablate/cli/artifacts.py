@@ -7,7 +7,8 @@ from pathlib import Path
 from fpn_ablate.cli.each_run import update_runs
 from fpn_ablate.runs.remake import remake_artifacts
 
-ABOUT = """Make intervals, recall by size, thumbnails and activation maps of finished runs again, from their saved detections.
+ABOUT = """Make intervals, recall by size, kinds of errors, thumbnails and activation maps of finished runs again, from their
+saved detections.
 It works on any machine; activation maps take the device that the run was made on, and stay as they are elsewhere."""
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Config, Shapes
+from fpn_ablate.config.sources import sources
+from fpn_ablate.runs.skip import finished_record
 from fpn_ablate.store.layout import row_folder
 from fpn_ablate.store.pace import expected_pace, needs_pretraining
 from fpn_ablate.utils.console import about, log_line
@@ -39,9 +41,17 @@ def _setting(cfg: Config) -> str:
 
 
 def _time(cells: Sequence[Config], at_once: int) -> str:
-    rows = {row_folder(cfg): cfg for cfg in cells}
+    runs = [*cells, *_unfinished_sources(cells)]
+    rows = {row_folder(cfg): cfg for cfg in runs}
     paces = {folder: expected_pace(cfg) for folder, cfg in rows.items()}  # once a row: it looks at all records of the table
     if None in paces.values():
         return "time not known yet"
-    total = sum(paces[row_folder(cfg)].seconds(cfg) for cfg in cells) / at_once
+    total = sum(paces[row_folder(cfg)].seconds(cfg) for cfg in runs) / at_once
     return about(total) + (", after pre-training" if any(map(needs_pretraining, cells)) else "")
+
+
+def _unfinished_sources(cells: Sequence[Config]) -> list[Config]:
+    """Return the runs that the cells build on and that are not finished, each once: the RPN of Table 2 is that of all rows."""
+    found = {(row_folder(run), run.seed): run for cfg in cells for run in sources(cfg).values()}
+    unfinished = [run for run in found.values() if not finished_record(run)]
+    return unfinished and [*unfinished, *_unfinished_sources(unfinished)]

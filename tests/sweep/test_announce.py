@@ -2,6 +2,8 @@
 
 import pytest
 
+from fpn_ablate.store.pace import Pace
+from fpn_ablate.sweep import announce
 from fpn_ablate.sweep.announce import announce_run, announce_sweep
 
 
@@ -28,6 +30,21 @@ def test_a_sweep_says_what_is_left_of_it(cell, capsys):
     ]
     announce_sweep(cells, cells, None)  # elsewhere
     assert "about" not in capsys.readouterr().out
+
+
+def test_the_time_counts_what_rows_build_on_once(cell, monkeypatch):
+    """With 1 s a run: the RPN of all rows of Table 2, or of Table 5 the RPN and the second of the four steps."""
+    times = []
+    monkeypatch.setattr(announce, "expected_pace", lambda cfg: Pace(0.0, 1.0))
+    monkeypatch.setattr(announce, "about", lambda seconds: str(times.append(seconds)))
+    announce_sweep(rows := [cell("task=fast_rcnn", f"ablation={row}") for row in ("c4", "fpn")], rows, 1)
+    announce_sweep(rows := [cell("task=faster_rcnn", "task.training=four_step")], rows, 1)
+    monkeypatch.setattr(announce, "finished_record", lambda cfg: {})
+    announce_sweep(rows, rows, 1)
+    assert times == [3, 3, 3]
+    monkeypatch.setattr(announce, "finished_record", lambda cfg: {"finished": True})
+    announce_sweep(rows, rows, 1)
+    assert times[-1] == 1
 
 
 def test_the_time_is_that_of_the_rows_own_runs_and_unknown_without_any(cell, capsys, tmp_path, put):
