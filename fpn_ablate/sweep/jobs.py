@@ -226,13 +226,16 @@ class RetryingLauncher:
         return job_return
 
     def raise_first_failure(self) -> None:
-        """Print each failure in a line, then raise the first. A killed process has no traceback to show: exit with code 1."""
+        """Print each failure in a line, then raise the first that has a traceback to show; killed processes alone: exit code 1."""
         for job_return in self.failed:
             error = job_return._return_value
             log_line(f"failed: {' '.join(job_return.overrides)}: {type(error).__name__}: {error}", sys.stderr)
-        if self.failed:
-            first = self.failed[0]._return_value
-            raise SystemExit(1) if isinstance(first, WorkerKilled) else first
+        errors = [job_return._return_value for job_return in self.failed]
+        for error in errors:
+            if not isinstance(error, WorkerKilled):
+                raise error
+        if errors:
+            raise SystemExit(1)
 
 
 def failed_return(job: Job, error: Exception) -> JobReturn:

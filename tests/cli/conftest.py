@@ -10,7 +10,7 @@ from fpn_ablate.tracking import progress
 
 
 @pytest.fixture
-def cli(unmeasured, tmp_path, monkeypatch, capsys):
+def cli(tmp_path, monkeypatch, capsys):
     """`cli("ablation=c4")` -> (exit code, standard output, standard error), in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])

@@ -22,7 +22,6 @@ from fpn_ablate.store.layout import run_folder
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.paths import PROPOSALS
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
 FAST, SEPARATE = "task=fast_rcnn", "task=faster_rcnn"
 FOUR_STEP = ("task=faster_rcnn", "task.training=four_step")
 
@@ -95,7 +94,7 @@ SHARED = {"rpn", "roi"}  # heads of a network whose features both use
         ),
     ],
 )
-def test_every_task_gives_detections_and_their_figures(cell, task, row, heads):
+def test_every_task_gives_detections_and_their_figures(cell, measured, task, row, heads):
     cfg = cell(*task, f"ablation={row}")
     outcome = running.run(cfg)
     assert outcome["status"] == "finished"
@@ -105,7 +104,7 @@ def test_every_task_gives_detections_and_their_figures(cell, task, row, heads):
     assert {name.split(".")[0] for name in weights(folder)} - {"backbone", "neck"} == heads
     detections = DetectionSet.load(folder / "detections.npz")
     assert len(detections.boxes) and set(detections.labels) <= set(range(1, len(outcome["per_class"]) + 1))
-    assert outcome["cost"]["latency_ms"] > 0 and outcome["cost"]["peak_memory_mib"] > 0
+    assert 0 < outcome["cost"]["latency_ms"] != 1.0 and outcome["cost"]["peak_memory_mib"] > 100
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -45,7 +45,7 @@ def batch():
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize(("workers", "bf16"), [(0, "false"), (2, "true")])
-def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers, bf16):
+def test_a_smoke_row_runs_on_the_gpu(config, measured, tmp_path, row, workers, bf16):
     cfg = config(f"ablation={row}", f"recipe.bf16={bf16}", *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path), "workers": workers}))
     assert outcome["status"] == "finished"
@@ -55,7 +55,7 @@ def test_a_smoke_row_runs_on_the_gpu(config, tmp_path, row, workers, bf16):
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_smoke_row_of_every_task_runs_on_the_gpu(config, tmp_path, task, row):
+def test_a_smoke_row_of_every_task_runs_on_the_gpu(config, measured, tmp_path, task, row):
     cfg = config(f"ablation={row}", *TASKS[task], *GPU)
     outcome = running.run(cfg.model_copy(update={"out": str(tmp_path)}))
     assert outcome["status"] == "finished"

@@ -61,7 +61,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS)
-def test_a_tutorials_commands_run(tutorial: str, reader: Path, unmeasured) -> None:
+def test_a_tutorials_commands_run(tutorial: str, reader: Path) -> None:
     commands, done = list(dict.fromkeys(quoted(TEXTS[tutorial]))), 0
     for command in commands:
         if "..." in command:

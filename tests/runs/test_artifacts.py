@@ -30,7 +30,7 @@ TASKS = {"rpn": [], "c4": ["ablation=c4"], "joint": [*JOINT, "recipe.roi.steps=2
 
 
 @pytest.fixture(scope="module")
-def finished(config, unmeasured, tmp_path_factory):
+def finished(config, tmp_path_factory):
     """Task -> folder of its run, all below one `out`."""
     out, folders = str(tmp_path_factory.mktemp("results")), {}
     for name, task in TASKS.items():

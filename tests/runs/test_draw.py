@@ -32,7 +32,7 @@ DETECTIONS = (*JOINT, "task.roi.score_thresh=0.0")  # an untrained network is su
 
 
 @pytest.fixture(scope="module")
-def folders(config, unmeasured, tmp_path_factory):
+def folders(config, tmp_path_factory):
     """Folders of finished runs: detections, proposals, and detections on a set on disk."""
     root = tmp_path_factory.mktemp("pictures")
     export_shapes(["--export", str(root / "set"), "--train", "2", "--val", "3", "--size", "64"])

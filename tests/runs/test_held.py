@@ -18,8 +18,6 @@ from fpn_ablate.utils.paths import PROPOSALS
 
 FAST = "task=fast_rcnn"
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
-
 
 @pytest.fixture
 def cell(config, tmp_path):

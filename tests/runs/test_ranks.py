@@ -21,7 +21,6 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import RankFailed, UserError
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
 # Parts of two images, so that a batch norm of a map of one cell has two numbers.
 SHARED = (*SHORT, "recipe.batch_size=8", "recipe.accumulate=4", "recipe.eval_batch_size=1", "recipe.eval_images=2", "threads=1")
 SURE = "task.roi.score_thresh=0.0"  # an untrained network is sure of nothing

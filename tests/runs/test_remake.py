@@ -31,7 +31,7 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def finished(config, unmeasured, tmp_path_factory):
+def finished(config, tmp_path_factory):
     """Task -> folder of its run, all below one `out`."""
     out, folders = str(tmp_path_factory.mktemp("results")), {}
     for name, task in TASKS.items():

@@ -398,7 +398,7 @@ def _all(cells, trained):
 
 
 @pytest.fixture(scope="module")
-def left_alone(config, unmeasured, tmp_path_factory, script):
+def left_alone(config, tmp_path_factory, script):
     """Three runs, of which two build on the first; and what they leave."""
     fast = ("task=fast_rcnn", "task.roi.score_thresh=0.0")
     cells = [config(*SHORT), *(config(*SHORT, *fast, f"ablation={row}") for row in ("c4", "fpn"))]

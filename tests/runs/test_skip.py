@@ -228,7 +228,7 @@ print("code", code, "loaded", sorted({"torch", "torchvision", "matplotlib", "vl_
 """
 
 
-def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(unmeasured, tmp_path, monkeypatch, capsys):
+def test_the_second_start_of_a_sweep_imports_no_torch_and_draws_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -75,10 +75,13 @@ def test_a_job_that_fails_or_whose_process_was_lost_costs_its_row_alone(launch, 
     assert told == [("killed", reason), ("source of killed", reason)]
     failures = [("killed", WorkerKilled), ("failing", ValueError)]
     assert [(found.overrides[0], type(found._return_value)) for found in launcher.failed] == failures
-    with pytest.raises(WorkerKilled, match="its process was killed"):
+    with pytest.raises(ValueError, match="no"):  # a killed process has no traceback to show
         launcher.raise_first_failure()
     err = capsys.readouterr().err
     assert "failed: killed: WorkerKilled" in err and "failed: failing: ValueError: no" in err
+    launcher.failed.pop()
+    with pytest.raises(SystemExit, match="1"):
+        launcher.raise_first_failure()
 
 
 def test_with_stop_hydra_hears_of_the_failure_and_what_is_deferred_is_not_waited_for(launch, tmp_path):
