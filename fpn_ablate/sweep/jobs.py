@@ -226,7 +226,7 @@ class RetryingLauncher:
         return job_return
 
     def raise_first_failure(self) -> None:
-        """Print each failure in a line, then raise the first that has a traceback to show; killed processes alone: exit code 1."""
+        """Print each failure in a line. Then raise the first that has a traceback to show, or exit with code 1."""
         for job_return in self.failed:
             error = job_return._return_value
             log_line(f"failed: {' '.join(job_return.overrides)}: {type(error).__name__}: {error}", sys.stderr)
