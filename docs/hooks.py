@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages of files that lie elsewhere in the repository, links to its files, and generated tables.
+"""Hooks of mkdocs: pages of files that lie elsewhere in the repository, and links to its files.
 
 Links are written as they hold in the repository (`../../conf/neck/fpn.yaml`, `../../results/README.md#speed`). In the site a
 link to a document is one to its page. Any other file that is linked is copied into the site, to be read offline.
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -98,6 +97,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links into those of the site, and fill `<!-- generated: NAME -->`."""
-    filled = re.sub(r"^<!-- generated: (\w+) -->$", lambda match: reference.TABLES[match[1]](), markdown, flags=re.MULTILINE)
-    return rewrite_links(filled, page.file.src_uri)
+    """Turn links into those of the site."""
+    return rewrite_links(markdown, page.file.src_uri)

@@ -1,5 +1,7 @@
-"""Make the reference of rows, tables, recipes and switches from `conf/`, `experiments/` and the configuration's schema.
+"""Fill the pages' tables of rows, tables, recipes, switches and verdicts: `python docs/reference.py`.
 
+They are made from `conf/`, `experiments/`, the configuration's schema and the committed tables, and stand in a page between
+`<!-- generated: NAME -->` and `<!-- /generated -->`.
 A key's default and meaning are those of its file in `conf/`; what it may be is what the schema accepts.
 """
 
@@ -15,7 +17,8 @@ from fpn_ablate.config import parts, schema, tasks
 from fpn_ablate.config.comments import introduction, keys_of
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
-REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE, PAGES = ROOT / "results" / "reference", ROOT / "docs" / "pages"
 # Group: the heading, and the model of the whole group or models of which `name` chooses one.
 GROUPS = {
     "data": ("Data", schema.Shapes | schema.Coco),
@@ -218,3 +221,14 @@ def verdicts() -> str:
 
 
 TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes, "verdicts": verdicts}
+
+
+def filled(text: str) -> str:
+    """Return the text of a page with its generated tables as they are now."""
+    pattern = r"(<!-- generated: (\w+) -->\n).*?(<!-- /generated -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in PAGES.rglob("*.md"):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         raise UserError(f"{options.out}: no such folder; give the one that holds runs/")
     kinds = set(options.only or KINDS) - (set() if options.finished else {"finished"})
     items = [item for item in find(options.out, options.older) if item.kind in kinds]
-    _list(items)
+    _list(items, options.older)
     if not items or options.dry_run:
         return 0
     if not options.yes and not _confirmed(len(items)):
@@ -48,14 +48,15 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     return _remove(items, options.out)
 
 
-def _list(items: Sequence[Item]) -> None:
+def _list(items: Sequence[Item], older: float) -> None:
     for kind in KINDS:
         chosen = [item for item in items if item.kind == kind]
         if chosen:
             print(f"{TITLES[kind]}: {len(chosen)}, {_bytes(sum(item.size for item in chosen))}")
         for item in chosen:
             print(f"  {item.path}\n    {item.reason} for {item.days:.0f} days, {_bytes(item.size)}")
-    print(f"in all: {_bytes(sum(item.size for item in items))}" if items else "nothing to remove")
+    total = f"in all: {_bytes(sum(item.size for item in items))}"
+    print(total if items else f"nothing to remove: nothing has been untouched for {older:g} days (--older DAYS)")
 
 
 def _confirmed(count: int) -> bool:

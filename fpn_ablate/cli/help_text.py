@@ -12,6 +12,7 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 WIDTH = 80
 FIRST_SENTENCE = r"(?<! al)(?<!Sec)(?<!Fig)[.;:](?=\s+[A-Z(])"  # where the first sentence of a comment ends
+GROUPS = ("backbone", "data", "image_pyramid", "log", "neck", "recipe", "rpn", "task")  # whose choices have keys of their own
 TOPICS = ("keys", "rows", "tables", "recipes")
 _USAGE = """usage: python -m fpn_ablate [-m] [key=value ...]
        python -m fpn_ablate COMMAND [arguments]
@@ -40,7 +41,8 @@ Options:
   --cfg job          print a run's configuration and run nothing
   -sc install=bash   completion in bash: eval "$(fpn-ablate -sc install=bash)"
   --hydra-help       list all options of Hydra
-  --help TOPIC       keys, rows, tables, recipes, or a command
+  --help TOPIC       keys, rows, tables, recipes, a command, or a choice as
+                     neck=bifpn
   --help, --version"""
 
 
@@ -76,6 +78,15 @@ def topic(name: str) -> str:
     return "\n".join(lines)
 
 
+def choice(group: str, name: str) -> str | None:
+    """Return what `--help GROUP=NAME` prints: what the choice is, and its keys; None if there is none."""
+    file = CONF / group / f"{name}.yaml"
+    if group not in GROUPS or name not in names(CONF / group):
+        return None
+    about = introduction(file)
+    return "\n".join([f"{group}={name}", *([_wrapped(about, "    ")] if about else []), *_lines_of(file, f"{group}.", set())])
+
+
 def names(folder: Path) -> list[str]:
     """List the files of a group, without what stands in it for all of them."""
     files = (path for path in folder.rglob("*.yaml") if path.name != CLAIMS)
@@ -100,18 +111,23 @@ def _keys() -> Iterator[str]:
             group = prefix.rstrip(".")
             yield f"{group}={name.split('/')[1]}" + f"   (choices: {', '.join(names(CONF / group))})"
             listed.add(group)
-        for key, value, note in keys_of(file):
-            if key.startswith(("defaults", "hydra")) or key == "name" or prefix + key in listed:
-                continue
-            if value:
-                listed.add(prefix + key)
-            yield f"  {prefix}{key}" + (f" = {value}" if value else "")
-            if note:
-                yield _wrapped(note, "      ")
+        yield from _lines_of(file, prefix, listed)
     parents = {key.rpartition(".")[0] for key in keys()}
     others = sorted({key for key in keys() if key not in listed | parents and not key.endswith(".name")})
-    yield "\nKeys that go with another choice of their group, as neck=bifpn or task=fast_rcnn:"
+    yield "\nKeys of other choices; --help neck=bifpn, or --help task=fast_rcnn, says what they mean:"
     yield _wrapped(", ".join(others))
+
+
+def _lines_of(file: Path, prefix: str, listed: set[str]) -> Iterator[str]:
+    """Yield the lines of a file's keys that are not in `listed`, and add them to it."""
+    for key, value, note in keys_of(file):
+        if key.startswith(("defaults", "hydra")) or key == "name" or prefix + key in listed:
+            continue
+        if value:
+            listed.add(prefix + key)
+        yield f"  {prefix}{key}" + (f" = {value}" if value else "")
+        if note:
+            yield _wrapped(note, "      ")
 
 
 def _group_files(main: Path) -> list[str]:

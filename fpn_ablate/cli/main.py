@@ -123,6 +123,9 @@ def _help_on(name: str) -> int:
         return 0
     if name in COMMANDS:
         return import_module(f"fpn_ablate.cli.{name}").main(["--help"], None)
+    if text := help_text.choice(*name.partition("=")[::2]):
+        print(text)
+        return 0
     near = difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {', '.join((*help_text.TOPICS, *COMMANDS))}")

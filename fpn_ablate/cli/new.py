@@ -87,7 +87,7 @@ HEAD = '''
             return self.rest({{name: self.first(x).relu() for name, x in features.items()}})
 '''
 TEST = '''
-    """The contract of {name}: levels, strides, sizes of maps, a gradient for every parameter. Run: pytest {name}_test.py"""
+    """The contract of {name}: levels, strides, sizes of maps, a gradient for every parameter."""
 
     from pathlib import Path
 
@@ -149,5 +149,6 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     beside = f"{start} -m ablation=fpn,{name} {factors}".rstrip()
     print(f"\nrun it in seconds: {start} ablation={name} recipe=smoke")
     print(f"what it is:        {start} verify ablation={name}")
-    print(f"beside fpn:        {beside}\ntest it:           python -m pytest {folder / f'{name}_test.py'}")
+    print(f"beside fpn:        {beside}")
+    print(f"test it:           python -m pytest -o addopts= {folder / f'{name}_test.py'}   (pip install pytest)")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -122,9 +123,26 @@ def _check_syntax(argument: str) -> None:
     raise UserError(f"{argument}: Hydra does not read this value as it is; quote it for Hydra too: {shlex.quote(quoted)}")
 
 
+def refuse_several_values(overrides: Sequence[str]) -> None:
+    """Refuse several values of a key in a single run, unless a table's file makes it a sweep.
+
+    Raises:
+        UserError: it says to add -m.
+    """
+    if any(re.match(r"\+?experiments=|\+*hydra\.mode=", override) for override in overrides):
+        return
+    for override in overrides:
+        if not override.startswith("-") and "=" in override and _parsed(override).is_sweep_override():
+            raise UserError(f"{override}: several values are a sweep; add -m: python -m fpn_ablate -m {override} ...")
+
+
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
 def _is_readable(override: str) -> bool:
     try:
-        OverridesParser.create().parse_override(override)
+        _parsed(override)
     except HydraException:
         return False
     return True

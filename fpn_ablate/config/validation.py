@@ -92,6 +92,8 @@ def unknown_key(key: str, variant: str | None = None) -> str:
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
         parent, name = "", key.split(".")[0]
+    if not parent:
+        allowed += ["ablation", "experiments"]  # groups that leave no key behind
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
     tasks = [f"task={task}" for task in TASKS if variant in TASKS and key in keys(variant=task)]
     return no_such_key(where, parent, name, allowed) + (f". It goes with {' or '.join(tasks)}" if tasks else "")

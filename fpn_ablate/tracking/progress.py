@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TextIO
+from typing import ClassVar, Self
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.store.pace import Pace, expected_pace, needs_pretraining
 from fpn_ablate.tracking.loggers import RATE
 from fpn_ablate.tracking.screen import REFRESH, Bar, Screen
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.console import duration, log_line, redirect
+from fpn_ablate.utils.console import duration, log_line
 
 # Environment variables that a sweep sets for its jobs: the steps of each, by its number; how many run at once; the folder
 # through which a worker's progress and lines reach the process that shows them.
@@ -246,19 +246,13 @@ def preparing(cfg: Config, job: int) -> Iterator[Callable[[int, float | None], N
 
 
 def relay_lines() -> None:
-    """In a worker whose sweep shows its progress: pass all further lines on, since both write to one terminal."""
+    """In a worker whose sweep shows its progress: pass on all that is printed from now on, since both write to one terminal."""
     global _relayed
     if RELAY in os.environ and not _relayed:
-        _relayed = True
-        path = Path(os.environ[RELAY], f"{os.getpid()}.lines")
-
-        def take(line: str, stream: TextIO) -> bool:
-            with suppress(OSError), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{line}\n")
-                return True
-            return False
-
-        redirect(take)
+        with suppress(OSError):  # the sweep has ended
+            path = Path(os.environ[RELAY], f"{os.getpid()}.lines")
+            sys.stdout = sys.stderr = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+            _relayed = True
 
 
 _relayed = False

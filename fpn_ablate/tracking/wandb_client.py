@@ -186,8 +186,9 @@ def _send_result(run: Any, folder: Path, result: dict[str, Any], step: int) -> N
     import wandb
 
     if images := images_with_boxes(folder, result):
-        pictures = [wandb.Image(str(path), caption=path.stem, boxes=boxes or None) for path, boxes in images]
-        run.log({"detections": pictures}, step=max(step, run.starting_step))
+        # A panel each: wandb warns of a list whose pictures differ in size, as photographs do.
+        pictures = {f"detections/{path.stem}": wandb.Image(str(path), boxes=boxes or None) for path, boxes in images}
+        run.log(pictures, step=max(step, run.starting_step))
     for name, (columns, lines) in result_tables(result).items():
         run.log({name: wandb.Table(columns=columns, data=lines)}, step=max(step, run.starting_step))
     values = result.get("metrics", {}) | {f"cost/{name}": value for name, value in result.get("cost", {}).items()}

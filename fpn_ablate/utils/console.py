@@ -1,14 +1,10 @@
 """Print lines for the user. No run fails because the terminal, or the file on a full disk that stands for it, takes none."""
 
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
-
-Sink = Callable[[str, TextIO], bool]  # takes (line, stream) and returns whether it has dealt with the line
-_sink: Sink | None = None
 
 
 def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
@@ -17,17 +13,9 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     Characters that the stream's encoding lacks are escaped.
     """
     stream = stream or sys.stdout
-    if _sink and _sink(line, stream):
-        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
-
-
-def redirect(sink: Sink) -> None:
-    """Offer the lines of `log_line` to `sink` from now on."""
-    global _sink
-    _sink = sink
 
 
 def duration(seconds: float) -> str:

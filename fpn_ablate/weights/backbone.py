@@ -35,12 +35,13 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
         return _from_file(cfg, pretrained or Path(source))
     if isinstance(cfg, TimmBackbone):
         return timm_backbone(cfg, pretrained=True).state_dict()
+    weights = torchvision.models.get_model_weights(cfg.name).DEFAULT
     try:
-        state = torchvision.models.get_model_weights(cfg.name).DEFAULT.get_state_dict(progress=False)
+        state = weights.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:  # no network, or a file damaged by the download
         raise UserError(
-            f"backbone.weights=imagenet: torchvision's weights of {cfg.name} cannot be downloaded ({first_line(error)}). "
-            "They are downloaded once; without a network, set backbone.weights=FILE to a state dict of torchvision"
+            f"backbone.weights=imagenet: {weights.url} cannot be downloaded ({first_line(error)}). Download it elsewhere and "
+            "set backbone.weights=FILE, or start from random weights: backbone.weights=none backbone.freeze_at=0"
         ) from None
     return backbone_of(Stored(Path(source), state), cfg.name, build_backbone(cfg).state_dict())
 

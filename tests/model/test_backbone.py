@@ -303,6 +303,6 @@ def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, t
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    message = r"torchvision's weights of resnet18 cannot be downloaded .*no network.*backbone.weights=FILE"
+    message = r"https://.*resnet18.*pth cannot be downloaded .*no network.*backbone.weights=FILE"
     with pytest.raises(UserError, match=message):
         backbone_weights(config("backbone=resnet18").backbone, None)

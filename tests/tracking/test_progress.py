@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from fpn_ablate.store.pace import Pace
 from fpn_ablate.tracking import progress as tracking
 from fpn_ablate.tracking.progress import Progress, Watch
 from fpn_ablate.tracking.screen import Bar, Screen
-from fpn_ablate.utils import console, signals
+from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 
 
@@ -173,13 +174,15 @@ def test_a_first_signal_is_answered_at_once(clock, capsys, live):
 def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch):
     monkeypatch.setenv(tracking.STEPS, "100,100,100")
     monkeypatch.setattr(tracking, "_relayed", False)
-    monkeypatch.setattr(console, "_sink", console._sink)
     with Watch(range(3), 2, screen(terminal)) as watch:
         watch.draw()
         assert "0 of 3 rows, starting" in terminal.shown[-1]
         with monkeypatch.context() as worker:
             worker.setenv(tracking.RELAY, watch.environment[tracking.RELAY])
+            for name in ("stdout", "stderr"):
+                worker.setattr(sys, name, getattr(sys, name))
             tracking.relay_lines()
+            print("of another library", file=sys.stderr)
             with Progress("fpn seed 0", 100, job=1, images=2) as shown:
                 for step in (1, 11):
                     clock.now += 10
@@ -187,8 +190,8 @@ def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch)
                 log_line("a line of the worker")
                 clock.now += 1
                 watch.draw()
-                above, row, sweep = terminal.shown
-                assert above == "a line of the worker"
+                *above, row, sweep = terminal.shown
+                assert above == ["of another library", "a line of the worker"]
                 assert "fpn seed 0" in row and "11/100" in row and "1:29 left" in row
                 assert "0 of 3 rows" in sweep and "left" in sweep
             log_line("fpn seed 0: finished")
@@ -197,7 +200,7 @@ def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch)
         watch.draw()
         assert "1 of 3 rows" in terminal.shown[-1]
         assert watch.on_deferred() == "finishing the step of each row, then saving"
-    assert terminal.shown == ["a line of the worker", "fpn seed 0: finished"]
+    assert terminal.shown == ["of another library", "a line of the worker", "fpn seed 0: finished"]
 
 
 def test_without_a_terminal_workers_print_themselves(monkeypatch):

@@ -171,7 +171,7 @@ def _seeds(definition: Definition, rows: Iterable[Row]) -> str:
     else:
         text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(seeds)}" for row, seeds in finished.items())
     missing = sorted(set(definition.seeds) - {seed for seeds in finished.values() for seed in seeds})
-    return text + (f"; the definition also asks for {_numbers(missing)}" if missing else "")
+    return text + (f"; the table's file plans {_numbers(missing)}, too" if missing else "")
 
 
 def comparison_lines(
@@ -193,7 +193,7 @@ def comparison_lines(
         lines.append(("noise", text))
     elif definition.control is not None:
         overrides = f"ablation={definition.control.row} seed={','.join(map(str, definition.control.seeds))}"
-        lines.append(("noise", f"no A/A control has been run; the command of the table with {overrides} added does"))
+        lines.append(("noise", f"not measured: add {overrides} to the table's command to train equal rows (A/A control)"))
     return lines
 
 

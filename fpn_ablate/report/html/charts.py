@@ -102,7 +102,8 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
                 point = {"side": math.sqrt(low * high), "size": size, "objects": bins[0][0][number]}
                 points.append(point_of(row, colours, values) | point)
     if not points:
-        return "Recall against object size: no record has it. python -m fpn_ablate artifacts RUNS adds it."
+        fix = "no record has it. python -m fpn_ablate artifacts RUNS adds it."
+        return f"Recall against object size: {fix if any(row.finished for row in table.rows) else 'no run is finished yet.'}"
     first, last = min(point["side"] for point in points), max(point["side"] for point in points)
     axis = {"values": [2**k for k in range(1, 13) if first <= 2**k <= last], "grid": False}
     x = quantity("side", "side of the object, √area (px, log scale)", scale={"type": "log", "nice": False}, axis=axis)
