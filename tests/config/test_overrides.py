@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from fpn_ablate.config.overrides import check_files, normalise
+from fpn_ablate.config.overrides import check_files, normalise, refuse_several_values
 from fpn_ablate.utils.errors import UserError
 
 
@@ -27,6 +27,13 @@ def test_a_sweep_may_be_asked_for_anywhere(option):
         assert normalise(typed) == [option, "recipe=smoke", "seed=1,2"]
 
 
+def test_several_values_without_a_sweep_are_refused():
+    with pytest.raises(UserError, match="^ablation=fpn,c4: several values are a sweep; add -m"):
+        refuse_several_values(["seed=1", "ablation=fpn,c4"])
+    refuse_several_values(["seed=1,2", "+experiments=table1_rpn"])  # whose file makes it a sweep
+    refuse_several_values(["factors=[neck,backbone]", "--cfg", "job"])
+
+
 @pytest.mark.parametrize("arguments", [["-m", "--cfg", "job"], ["--cfg=job", "seed=1,2", "--multirun"], ["-m", "-c", "job"]])
 def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
     with pytest.raises(UserError, match=r"^-\S+ and -\S+: give one of them"):
@@ -36,6 +43,7 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("+experiment=table1", "experiment: there is no such key. Did you mean experiments?"),
         ("nek.top_down=false", "nek.top_down: there is no such key. Did you mean neck?"),
         ("head.samples=3", "head.samples: there is no such key"),
         ("+row=mine", "row: there is no such key"),
