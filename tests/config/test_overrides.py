@@ -28,7 +28,7 @@ def test_a_sweep_may_be_asked_for_anywhere(option):
 
 
 def test_several_values_without_a_sweep_are_refused():
-    with pytest.raises(UserError, match="^ablation=fpn,c4: several values are a sweep; add -m"):
+    with pytest.raises(UserError, match=r"^ablation=fpn,c4: several values are a sweep; add -m"):
         refuse_several_values(["seed=1", "ablation=fpn,c4"])
     refuse_several_values(["seed=1,2", "+experiments=table1_rpn"])  # whose file makes it a sweep
     refuse_several_values(["factors=[neck,backbone]", "--cfg", "job"])
