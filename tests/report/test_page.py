@@ -53,6 +53,8 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
     assert "44.0" in shown and "paper: COCO minival (Δ other data)" in shown  # the paper's, of Table 1 (c)
     assert "GENERATED DATA: not comparable with COCO" in shown
     assert shown.count("not run") >= 4, "rows that are not run are holes"
+    unjudged = sum(verdict.verdict == "not run" for verdict in table.verdicts)
+    assert unjudged and f"Not judged, as their rows are not run: {unjudged} claims." in shown
     for heading in ("Verdicts", "Plots", "Image by image", "The pyramid", "Provenance", "The data", "4 runs"):
         assert heading in shown
     for chart in ("Recall against object size", "Learning curves", "Effect sizes", "Cost against accuracy"):
@@ -286,6 +288,7 @@ def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
     progress = Progress((Board("Table 1", (2, 3), rows),), ("python -m fpn_ablate -m seed=2,3",), "now", "5 min")
     made = rendered(full, progress=progress)
     assert '<body data-reload="15">' in made and NASTY not in made
+    assert '<progress value="2.080" max="4"' in made
     shown = text_of(made)
     assert (
         "2 of 4 runs done" in shown

@@ -53,9 +53,17 @@ class Progress:
     notes: tuple[str, ...] = ()
     curves: Chart | None = None
 
+    @property
+    def states(self) -> list[State]:
+        return [state for board in self.boards for _, states in board.rows for state in states if state]
+
+    @property
+    def done(self) -> float:
+        """Number of runs that are done, with the shares of those that are running."""
+        return sum(1.0 if state.kind in ("finished", "failed") else state.share for state in self.states)
+
     def count(self, *kinds: str) -> int:
-        states = [state for board in self.boards for _, states in board.rows for state in states if state]
-        return sum(state.kind in (kinds or MARKS) for state in states)
+        return sum(state.kind in (kinds or MARKS) for state in self.states)
 
 
 def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], tables: Iterable[Table]) -> Progress | None:
