@@ -3,6 +3,7 @@
 A `Progress` is a logger of one task: preparation with pre-training, or training and evaluation. `Watch` shows those of workers.
 """
 
+import io
 import json
 import os
 import statistics
@@ -245,13 +246,26 @@ def preparing(cfg: Config, job: int) -> Iterator[Callable[[int, float | None], N
         yield lambda step, loss: progress.pretrained(step, steps, loss)
 
 
+class _Lines(io.TextIOWrapper):
+    """A stream that loses what a full disk does not take, so that no print ends a run."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
 def relay_lines() -> None:
     """In a worker whose sweep shows its progress: pass on all that is printed from now on, since both write to one terminal."""
     global _relayed
     if RELAY in os.environ and not _relayed:
         with suppress(OSError):  # the sweep has ended
-            path = Path(os.environ[RELAY], f"{os.getpid()}.lines")
-            sys.stdout = sys.stderr = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+            file = io.FileIO(Path(os.environ[RELAY], f"{os.getpid()}.lines"), "a")
+            sys.stdout = sys.stderr = _Lines(file, "utf-8", "backslashreplace", write_through=True)
             _relayed = True
 
 

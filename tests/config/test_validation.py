@@ -182,7 +182,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
         ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: act, attention, block, bottom_up, chain, channels"),
         ("nek.top_down", "Did you mean neck?"),
         ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: backbone_lr_factor, lr, "),
-        ("zzz", "Allowed: backbone, data"),
+        ("zzz", "Allowed: ablation, backbone, data"),
     ],
 )
 def test_the_nearest_key_is_offered(key, expected):

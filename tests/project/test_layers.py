@@ -131,9 +131,11 @@ PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def test_large_tensors_lie_on_large_pages(setting: str | None, large: bool) -> None:
     code = (
         "import fpn_ablate, torch; x = torch.ones(2**24)\n"
-        "print(sum(int(line.split()[1]) for line in open('/proc/self/smaps') if line.startswith('AnonHugePages')))"
+        "areas = open('/proc/self/smaps').read().split('VmFlags:')\n"
+        "sizes = [int(area.rpartition('\\nSize:')[2].split()[0]) for area in areas[:-1]]\n"
+        "print(max((size for size, flags in zip(sizes, areas[1:]) if 'hg' in flags.splitlines()[0].split()), default=0))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
     environment |= {"THP_MEM_ALLOC_ENABLE": setting} if setting else {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert (int(done.stdout) > 2**15) == large  # of the tensor's 2**16 KiB
+    assert (int(done.stdout) >= 2**16) == large  # KiB of the tensor, which the kernel is advised of; it may have none left

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -201,6 +202,13 @@ def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch)
         assert "1 of 3 rows" in terminal.shown[-1]
         assert watch.on_deferred() == "finishing the step of each row, then saving"
     assert terminal.shown == ["of another library", "a line of the worker", "fpn seed 0: finished"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_worker_s_lines_may_be_lost():
+    stream = tracking._Lines(io.FileIO("/dev/full", "a"), "utf-8", write_through=True)
+    print("a line", file=stream, flush=True)
+    stream.close()
 
 
 def test_without_a_terminal_workers_print_themselves(monkeypatch):
