@@ -175,6 +175,12 @@ def two_rows(installed: Environment, tmp_path_factory: pytest.TempPathFactory) -
     return folder, installed.run("python", ["-m", "fpn_ablate", "-m", "ablation=fpn,c5", *SMOKE], folder).stdout
 
 
+def test_a_command_of_the_wheel_in_an_empty_folder(installed: Environment, tmp_path: Path) -> None:
+    printed = installed.run("python", ["-m", "fpn_ablate", "verify", "recipe=smoke", "ablation=c5"], tmp_path).stdout
+    assert "c5" in printed and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_two_rows_in_an_empty_folder(two_rows: tuple[Path, str]) -> None:
     folder, printed = two_rows
     found = records(folder / "results")
