@@ -41,7 +41,8 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
     except (OSError, RuntimeError) as error:  # no network, or a file damaged by the download
         raise UserError(
             f"backbone.weights=imagenet: {weights.url} cannot be downloaded ({first_line(error)}). Download it elsewhere and "
-            "set backbone.weights=FILE, or start from random weights: backbone.weights=none backbone.freeze_at=0"
+            "set backbone.weights=FILE, or start from random weights: "
+            "backbone.weights=none backbone.freeze_at=0 backbone.frozen_bn=false"
         ) from None
     return backbone_of(Stored(Path(source), state), cfg.name, build_backbone(cfg).state_dict())
 
