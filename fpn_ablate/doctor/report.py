@@ -39,6 +39,7 @@ from fpn_ablate.doctor import facts
 from fpn_ablate.doctor.recall import AnchorSet, anchors_of, best_iou, input_sizes
 from fpn_ablate.doctor.splits import Split, splits_of
 from fpn_ablate.evaluation.coco import AREAS
+from fpn_ablate.weights.backbone import missing_download
 
 FORMAT = 1
 # Kind: its text, with the number of cases and the first of them in place of {}.
@@ -53,6 +54,7 @@ WARNINGS = {
     "shared-name": "file names with the same size in both splits, but other bytes: {}; perhaps versions of one picture",
     "anchors": "sizes of which less than half have an anchor with IoU >= 0.5: {}; raise recipe.short_side, or choose other "
     "rpn.anchor_sizes or a row of finer stride",
+    "download": "the first run downloads ImageNet's weights, once: {}; without a network give backbone.weights=FILE",
 }
 
 
@@ -87,7 +89,7 @@ def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
     if val.table is not None:
         with_anchors = {row: (levels, ratios) for row, (levels, ratios) in anchors.items() if ratios}
         report["anchors"] = _recalls(val, cfg, with_anchors)
-    report["warnings"] = _warnings(report)
+    report["warnings"] = _warnings(report, missing_download(cfg.backbone))
     return report
 
 
@@ -144,9 +146,9 @@ def _recall(best: np.ndarray) -> dict[str, Any]:
     return {"objects": len(best), **shares, "mean_best_iou": round(float(best.mean(dtype=np.float64)), 6)}
 
 
-def _warnings(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the WARNINGS that have cases: of each split, of both together (None), and of the anchors."""
-    cases: list[tuple[str, str | None, Sequence[Any] | int]] = []
+def _warnings(report: dict[str, Any], download: str | None) -> list[dict[str, Any]]:
+    """Return the WARNINGS that have cases: of each split, of both together (None), of the anchors, and of weights."""
+    cases: list[tuple[str, str | None, Sequence[Any] | int | str]] = []
     for name, split in report["splits"].items():
         if split["images"] is None:
             continue
@@ -172,14 +174,15 @@ def _warnings(report: dict[str, Any]) -> list[dict[str, Any]]:
             if recall["objects"] and recall["iou50"] < 0.5:
                 poor.setdefault(f"{recall['iou50']:.0%} of the {area} objects", []).append(row)
     cases.append(("anchors", "val", [f"{share} in {', '.join(rows)}" for share, rows in poor.items()]))
+    cases.append(("download", None, download or ""))
     return [
         {"kind": kind, "split": split, "text": WARNINGS[kind].format(_counted(those))} for kind, split, those in cases if those
     ]
 
 
-def _counted(cases: Sequence[Any] | int) -> str:
+def _counted(cases: Sequence[Any] | int | str) -> str:
     """Count cases, and quote the first five."""
-    if isinstance(cases, int):
+    if isinstance(cases, int | str):
         return str(cases)
     more = f" and {len(cases) - 5} more" if len(cases) > 5 else ""
     return f"{len(cases)} ({', '.join(map(str, cases[:5]))}{more})"

@@ -84,6 +84,19 @@ def check_data(cfg: Config) -> None:
                 )
 
 
+def download_weights(cells: Iterable[Config]) -> None:
+    """Download ImageNet's weights that these cells start from, once for all, before the first of them starts.
+
+    Raises:
+        UserError: they cannot be downloaded.
+    """
+    starts = {cfg.backbone.label: cfg.backbone for cfg in cells if cfg.mode == "train" and cfg.backbone.weights == "imagenet"}
+    for backbone in starts.values():
+        from fpn_ablate.weights.backbone import imagenet_weights  # with torch
+
+        imagenet_weights(backbone)
+
+
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:
     """Refuse two rows with the same configuration, which would fill two lines of a table with one result.
 

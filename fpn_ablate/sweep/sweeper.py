@@ -27,6 +27,7 @@ from fpn_ablate.sweep.checks import (
     check_launcher,
     check_parts,
     check_writable,
+    download_weights,
     reject_duplicate_rows,
     reject_unfair_rows,
     reject_unread_keys,
@@ -131,6 +132,7 @@ class TableSweeper(BasicSweeper):
                     with as_hydra_error(exit_on_error=True):
                         for _, cfg in pending:
                             check_data(cfg)
+                        download_weights(cfg for _, cfg in pending)
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -33,6 +34,23 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
         return read(pretrained).tensors
     if source != "imagenet":
         return _from_file(cfg, pretrained or Path(source))
+    return imagenet_weights(cfg)
+
+
+def missing_download(cfg: AnyBackbone) -> str | None:
+    """Return the address that ImageNet's weights of a torchvision backbone are yet to be downloaded from, or None."""
+    if cfg.weights != "imagenet" or isinstance(cfg, TimmBackbone):
+        return None
+    url = torchvision.models.get_model_weights(cfg.name).DEFAULT.url
+    return None if Path(torch.hub.get_dir(), "checkpoints", Path(url).name).is_file() else url
+
+
+def imagenet_weights(cfg: AnyBackbone) -> dict[str, Tensor]:
+    """Return ImageNet's weights of a backbone in our names; they are downloaded unless they were before.
+
+    Raises:
+        UserError: they cannot be downloaded.
+    """
     if isinstance(cfg, TimmBackbone):
         return timm_backbone(cfg, pretrained=True).state_dict()
     weights = torchvision.models.get_model_weights(cfg.name).DEFAULT
@@ -44,7 +62,7 @@ def backbone_weights(cfg: AnyBackbone, pretrained: Path | None) -> dict[str, Ten
             "set backbone.weights=FILE, or start from random weights: "
             "backbone.weights=none backbone.freeze_at=0 backbone.frozen_bn=false"
         ) from None
-    return backbone_of(Stored(Path(source), state), cfg.name, build_backbone(cfg).state_dict())
+    return backbone_of(Stored(Path("imagenet"), state), cfg.name, build_backbone(cfg).state_dict())
 
 
 def _from_file(cfg: AnyBackbone, path: Path) -> dict[str, Tensor]:

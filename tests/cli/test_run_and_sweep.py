@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from settings import TINY
 
 from fpn_ablate.engine import inputs, procedures
@@ -76,6 +77,17 @@ def test_a_wrong_definition_of_the_users_stops_before_the_first_job_trains(cli, 
     (mine / "experiments" / "own.yaml").write_text("# @package _global_\ntable: own\nreport: {title: own, columns: table1}\n")
     code, _, err = cli("--config-dir", mine, "-m", "+experiments=own", "recipe=smoke", "ablation=fpn,c4")
     assert code == 2 and "own.yaml: report.columns='table1': there is no " in err
+
+
+def test_weights_that_cannot_be_downloaded_stop_a_sweep_before_its_first_row(cli, monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    code, _, err = cli("-m", *TINY, "backbone=resnet18", "backbone.weights=imagenet", "ablation=fpn,c4")
+    assert code == 2 and err.count("cannot be downloaded (no network)") == 1
+    assert not records()
 
 
 def test_two_rows_that_are_one_configuration_are_refused(cli):

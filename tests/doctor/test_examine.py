@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -244,7 +245,18 @@ def test_generated_pictures_are_examined_too(config, capsys):
     assert report["splits"]["val"]["images"] == 3
     assert report["splits"]["train"]["sizes"]["native"]["bounds"][0] == pytest.approx((32 * 64 / 480) ** 2)
     show(report)
-    assert "generated" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "generated" in told and "download" not in told
+
+
+def test_weights_that_are_yet_to_be_downloaded_are_told(config, monkeypatch, tmp_path):
+    cfg = config("backbone=resnet18", "data.train_images=4", "data.val_images=3", "recipe=smoke")
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (warning,) = (w for w in describe_data({"fpn": cfg})["warnings"] if w["kind"] == "download")
+    address = re.search(r"https://\S+\.pth", warning["text"])[0]
+    (tmp_path / "hub/checkpoints" / Path(address).name).touch()
+    assert ("download", None) not in kinds(describe_data({"fpn": cfg}))
 
 
 def test_real_sets_are_counted_as_the_evaluation_counts_them(config):

@@ -24,7 +24,7 @@ from fpn_ablate.model.backbones.torchvision import FEATURES
 from fpn_ablate.model.ops.fold_batch_norm import FoldedBatchNorm2d, fold_batch_norm
 from fpn_ablate.model.parts import BACKBONES
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.weights.backbone import backbone_weights, load_backbone, weights_digest
+from fpn_ablate.weights.backbone import backbone_weights, load_backbone, missing_download, weights_digest
 
 NAMES = [name for name in BACKBONES if name != "timm"]  # tests of timm's have a file of their own
 # In double precision two orders of the same sums agree closely.
@@ -306,3 +306,5 @@ def test_imagenet_weights_out_of_reach_are_said_in_a_line(config, monkeypatch, t
     message = r"https://.*resnet18.*pth cannot be downloaded .*no network.*backbone.weights=FILE"
     with pytest.raises(UserError, match=message):
         backbone_weights(config("backbone=resnet18").backbone, None)
+    assert missing_download(config("backbone=resnet18").backbone).endswith("resnet18-f37072fd.pth")
+    assert missing_download(config().backbone) is None
