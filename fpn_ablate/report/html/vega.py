@@ -21,6 +21,7 @@ CONFIG = {
     "axis": {
         **{"labelColor": MUTED, "titleColor": MUTED, "gridColor": FAINT, "domainColor": FAINT, "tickColor": FAINT},
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
+        "labelSeparation": 8,  # pixels; of labels that are nearer every other one is left out
     },
     "legend": {"labelColor": MUTED, "titleColor": MUTED},
 }
