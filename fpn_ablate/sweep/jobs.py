@@ -91,7 +91,7 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
                 # A sweeper that is not ours would not launch a deferred job again.
                 return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
     finally:
-        if single:
+        if single and not signals.pending_signal():  # an interrupted run has nothing to add to its table
             publish(cells, single=True)
 
 
