@@ -105,6 +105,10 @@ def publish(cells: Iterable[Config], printed: bool = True, single: bool = False)
                 # Two sweeps that end at once would each write a ledger without the other's records.
                 with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed, single)
+    if signals.pending_signal():
+        left = [cfg for cfg in cells if not skip.finished_record(cfg)]
+        rows = ", ".join(dict.fromkeys(cfg.row for cfg in left)) or "none"
+        log_line(f"not finished: {len(left)} of {len(cells)} runs, of the rows {rows}", sys.stderr)
 
 
 other_sweeps: list[tuple[str, float]] = []  # `out` and start of sweeps of this process whose sweeper is not ours
