@@ -1,6 +1,7 @@
 """Print the report of `doctor` as tables."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fpn_ablate.data.checks.examine import summary
 from fpn_ablate.data.checks.findings import NOTE, Finding
@@ -19,22 +21,21 @@ WIDTH = 120  # of what is no terminal
 
 def show(report: Mapping[str, Any], limit: int = 50) -> None:
     """Print the report; `limit`: findings to print of each split, 0 for all."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())  # a file gets whole lines
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(WIDTH, console.width))
+        console.width = max(WIDTH, console.width)
     for name, split in report["splits"].items():
         _print_findings(console, name, split, limit)
     readable = {name: split for name, split in report["splits"].items() if split["images"] is not None}
     tables = [_overview(report, readable), _sizes(report, readable), _balance(readable)] if readable else []
     tables += [_anchors(report)] if report["anchors"] else []
     for table in tables:
-        table.box = box.SQUARE if console.is_terminal else box.ASCII
-        console.print(table)
+        console.print(table, Text())
     for warning in report["warnings"]:
         where = f"{warning['split']}: " if warning["split"] else ""
-        console.print(f"[yellow]Warning[/]: {escape(where + warning['text'])}.", soft_wrap=True)
+        console.print(f"[yellow]Warning[/]: {escape(where + warning['text'])}.")
     for reason in report["refused"]:
-        console.print(f"[red]Refused[/]: {escape(reason)}", soft_wrap=True)
+        console.print(f"[red]Refused[/]: {escape(reason)}")
     console.print("[green]Sound.[/]" if report["sound"] else "[red]A training would be refused.[/]")
 
 
@@ -45,11 +46,12 @@ def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit
         groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
     for title, findings in groups.items():
         if findings:
-            console.print(escape(f"{name}: {title}: {summary(findings, limit or len(findings))}"), soft_wrap=True)
+            console.print(escape(f"{name}: {title}: {summary(findings, limit or len(findings))}"))
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
-    table = Table(title=title, title_justify="left")
+    layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False}
+    table = Table(title=title, title_justify="left", title_style="bold", **layout)
     for n, column in enumerate(columns):
         table.add_column(column, justify="left" if n < text else "right")
     return table
@@ -76,17 +78,18 @@ def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
 
 def _sizes(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
     recipe, quantiles = report["recipe"], {"q05": "5 %", "median": "median", "q95": "95 %", "max": "max"}
-    title = f"Sizes; input: short side {recipe['short_side']}, long side at most {recipe['max_side']} pixels"
-    table = _table(title, "", "measure", *AREAS[1:], *quantiles.values(), text=2)
+    title = f"Sizes in pixels (√area); input: short side {recipe['short_side']}, long side at most {recipe['max_side']}"
+    for where in ("native", "input"):
+        low, high = (f"{bound**0.5:.3g}" for bound in next(iter(splits.values()))["sizes"][where]["bounds"])
+        title += f"\nin {where} size small is below {low}, large above {high}"
+    table = _table(title, "", "", *AREAS[1:], *quantiles.values(), text=2)
     for name, split in splits.items():
         for where in ("native", "input"):
             sizes = split["sizes"][where]
-            low, high = (f"{bound**0.5:.3g}" for bound in sizes["bounds"])
             shares = [_count_and_share(sizes[area], split["objects"]) for area in AREAS[1:]]
-            spread = [_short((sizes["sqrt_area"] or {}).get(q)) for q in quantiles]
-            table.add_row(name, f"√area, {where} (small < {low}, large > {high})", *shares, *spread)
-        spread = [_short((split["sizes"]["aspect_ratio"] or {}).get(q), 2) for q in quantiles]
-        table.add_row(name, "height / width", "", "", "", *spread)
+            table.add_row(name, where, *shares, *(_short((sizes["sqrt_area"] or {}).get(q)) for q in quantiles))
+        spread = [_short((split["sizes"]["aspect_ratio"] or {}).get(q)) for q in quantiles]
+        table.add_row(name, "aspect h/w", "", "", "", *spread)
     return table
 
 
@@ -94,8 +97,8 @@ def _count_and_share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.0%})" if total else "0"
 
 
-def _short(value: float | None, digits: int = 1) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
+def _short(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3g}"
 
 
 def _balance(splits: Mapping[str, Any]) -> Table:
@@ -117,7 +120,7 @@ def _balance(splits: Mapping[str, Any]) -> Table:
 
 
 def _anchors(report: Mapping[str, Any]) -> Table:
-    title = "What anchors can cover at best, val, in the input: objects with an anchor of IoU >= .5 / >= .7, mean best IoU"
+    title = "What anchors can cover at best, val, in the input\n% of objects with an anchor of IoU >= .5 / >= .7, mean best IoU"
     table = _table(title, "rows", "stride: anchor sides", *AREAS, text=2)
     rows: dict[str, list[str]] = {}  # rows of the same anchors stand in one line
     for row, anchors in report["anchors"].items():
@@ -132,4 +135,4 @@ def _anchors(report: Mapping[str, Any]) -> Table:
 def _cover(recall: Mapping[str, Any]) -> str:
     if not recall["objects"]:
         return "n/a"
-    return f"{recall['iou50']:.0%} / {recall['iou70']:.0%}, {recall['mean_best_iou']:.2f}"
+    return f"{100 * recall['iou50']:.0f}/{100 * recall['iou70']:.0f} {recall['mean_best_iou']:.2f}"

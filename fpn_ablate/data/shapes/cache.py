@@ -82,7 +82,7 @@ def rendering() -> Iterator[None]:
     """Let one process at a time render and write a split; the others wait, and can then read what it has written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(cache_folder() / "shapes.lock", "rendering the generated pictures, once for all rows"))
+            stack.enter_context(exclusive(cache_folder() / "shapes.lock", "rendering the generated pictures, once for all"))
         except UserError as error:
             _log_error(error)
         yield
