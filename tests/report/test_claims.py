@@ -16,6 +16,8 @@ from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS, RESAMPLED
 
+pytestmark = pytest.mark.usefixtures("three_seeds")
+
 ROWS = {"c4": 0.45, "c5": 0.26, "fpn": 0.60, "bottom_up": 0.46, "no_lateral": 0.40, "finest": 0.55}
 
 

@@ -15,6 +15,8 @@ from fpn_ablate.store.bootstrap_store import save
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS, RESAMPLED
 
+pytestmark = pytest.mark.usefixtures("three_seeds")
+
 
 def only_table(runs):
     (table,) = collate(load(runs))

@@ -20,6 +20,8 @@ from fpn_ablate.report.html.progress import Board, Progress, State
 from fpn_ablate.store.layout import run_lock
 from fpn_ablate.utils.locks import lock
 
+pytestmark = pytest.mark.usefixtures("three_seeds")
+
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 

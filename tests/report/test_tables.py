@@ -15,6 +15,8 @@ from fpn_ablate.report.collate.table import GENERATED
 from fpn_ablate.report.formats import tables, terminal
 from fpn_ablate.report.formats.grid import grid
 
+pytestmark = pytest.mark.usefixtures("three_seeds")
+
 HOSTILE = r"a_b & 50% \input{x} <script>|#$~^*`[x](y)"
 
 
