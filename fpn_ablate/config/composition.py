@@ -17,7 +17,7 @@ from fpn_ablate.config import timm_source, user_parts
 from fpn_ablate.config.factors import under
 from fpn_ablate.config.overrides import check_files, normalise
 from fpn_ablate.config.parts import UserPart
-from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
+from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.config.validation import keys, unknown_key, validate
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CONF, MODEL, ROOT
@@ -176,11 +176,6 @@ def _check_factors(factors: Sequence[str], config_dir: Path | None) -> None:
             raise UserError(f"factors: {unknown_key(factor)}")
         if factor.split(".")[0] not in _MODEL:
             raise UserError(f"factors: {factor} cannot be one. Allowed: {', '.join(_MODEL)}, and the keys in them")
-
-
-def data_name(cfg: Config) -> str:
-    """Return the data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
-    return (cfg.data.label or Path(cfg.data.root).expanduser().resolve().name) if isinstance(cfg.data, Coco) else cfg.data.name
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

@@ -4,6 +4,7 @@ Hydra composes `conf/` into a plain dictionary, which `validation.validate` turn
 alone, so that each is written once.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -213,6 +214,12 @@ class Config(Strict):
     task: Task = Field(discriminator="name")
     recipe: Recipe
     log: Log
+
+    @property
+    def data_name(self) -> str:
+        """Return the data set's name in tables: `shapes`, or the label or folder of a COCO-format set."""
+        data = self.data
+        return (data.label or Path(data.root).expanduser().resolve().name) if isinstance(data, Coco) else data.name
 
     @property
     def steps(self) -> int:

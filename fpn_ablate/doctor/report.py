@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Coco, Config
 from fpn_ablate.data.transforms import Resize
 from fpn_ablate.doctor import facts
@@ -71,7 +70,7 @@ def describe_data(rows: Mapping[str, Config]) -> dict[str, Any]:
     is_coco = isinstance(cfg.data, Coco)
     report = {
         "format": FORMAT,
-        "data": data_name(cfg),
+        "data": cfg.data_name,
         "generated": any(split.table is not None and split.table.generated for split in splits),
         "invalid": cfg.data.invalid if is_coco else None,
         "keep_empty": cfg.data.keep_empty if is_coco else None,

@@ -3,7 +3,9 @@
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fpn_ablate.config.schema import Config
 from fpn_ablate.store import record
@@ -14,13 +16,14 @@ from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import RECORD
 
 RECORDS = 20  # read at most
-# Seconds a step and behind the last, of one row on one of two CPU cores: generated data, results/README.md.
-MEASURED = {"smoke": (0.3, 10.0), "quick": (0.25, 15.0), "reference": (0.5, 30.0)}
+START = 10.0  # seconds of a process before its run begins
+# Seconds a step and beside the steps, of one row on one of two CPU cores: generated data, results/README.md.
+MEASURED = {"smoke": (0.3, 20.0), "quick": (0.25, 25.0), "reference": (0.5, 40.0)}
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a training step, and those behind the last: evaluation, pictures, latency."""
+    """Seconds of a training step, and those of everything else: start, evaluation, pictures, latency."""
 
     seconds_per_step: float
     rest: float = 0.0
@@ -30,7 +33,7 @@ class Pace:
 
 
 def expected_pace(cfg: Config) -> Pace | None:
-    """Return the pace of the row's finished runs of this recipe, else of the table's; None if nothing is known."""
+    """Return the pace of the row's finished runs of this recipe and data, else of the table's; None if nothing is known."""
     folder = row_folder(cfg)
     for files in (folder.glob(f"*/{RECORD}"), folder.parent.glob(f"*/*/{RECORD}")):
         if paces := list(_paces(files, cfg)):
@@ -46,9 +49,20 @@ def _paces(files: Iterable[Path], cfg: Config) -> Iterable[tuple[float, float]]:
         content = record.read(file.parent) or {}
         cost = content.get("cost") or {}
         steps = cost.get("steps", 0) - cost.get("resumed_at", 0)
-        figures = [cost.get(name) for name in ("train_s", "eval_s")]
-        if content.get("status") == "finished" and all(map(is_finite, figures)) and steps > 0:
-            yield figures[0] / steps, figures[1]
+        times = [cost.get(name, 0.0) for name in ("train_s", "eval_s", "pretrain_s", "proposals_s")]
+        known = content.get("status") == "finished" and content.get("data") == cfg.data_name
+        if known and steps > 0 and all(map(is_finite, times)):
+            train, evaluation, *before = times
+            yield train / steps, START + max(evaluation, _seconds(content) - train - sum(before))
+
+
+def _seconds(content: dict[str, Any]) -> float:
+    """Return the seconds from a run's start to its end; 0 if its record lacks one of them."""
+    try:
+        started, finished = (datetime.fromisoformat(content[key]) for key in ("started", "finished"))
+        return (finished - started).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def needs_pretraining(cfg: Config) -> bool:

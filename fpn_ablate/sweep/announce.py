@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.schema import Config, Shapes
 from fpn_ablate.config.sources import sources
 from fpn_ablate.runs.skip import finished_record
@@ -36,7 +35,7 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
 
 
 def _setting(cfg: Config) -> str:
-    data = "generated data" if isinstance(cfg.data, Shapes) else f"data {data_name(cfg)}"
+    data = "generated data" if isinstance(cfg.data, Shapes) else f"data {cfg.data_name}"
     return f"{data}, recipe {cfg.recipe.name}"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hydra.errors import ConfigCompositionException
 
-from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.parts import TimmBackbone
 from fpn_ablate.config.schema import INCIDENTAL, Coco, Config
@@ -122,7 +121,7 @@ def reject_unfair_rows(cells: Sequence[Config]) -> None:
     """
     tables: dict[tuple[str, str, str], dict[str, list[Config]]] = {}
     for cfg in cells:
-        table = tables.setdefault((cfg.table, cfg.recipe.name, data_name(cfg)), {})
+        table = tables.setdefault((cfg.table, cfg.recipe.name, cfg.data_name), {})
         table.setdefault(identity.config_key(cfg), []).append(cfg)
     for (table, recipe, data), groups in tables.items():
         if len(groups) > 1:

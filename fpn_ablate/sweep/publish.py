@@ -11,7 +11,6 @@ from typing import Any
 from filelock import Timeout
 from hydra.core.global_hydra import GlobalHydra
 
-from fpn_ablate.config.composition import data_name
 from fpn_ablate.config.factors import flatten, under
 from fpn_ablate.config.schema import INCIDENTAL, Config
 from fpn_ablate.config.validation import load_saved_config
@@ -48,7 +47,7 @@ def start_progress(cells: Iterable[Config], pending: Sequence[Config] = (), at_o
     for out in sorted({cfg.out for cfg in cells}):
         with warn_instead(f"no progress page of the sweep below {out}"):
             planned = [
-                plan.PlannedRun(cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed, cfg.steps)
+                plan.PlannedRun(cfg.table, cfg.recipe.name, cfg.data_name, cfg.row, cfg.seed, cfg.steps)
                 for cfg in cells
                 if cfg.out == out
             ]
@@ -129,7 +128,7 @@ def _publish(cells: list[Config], out: Path, printed: bool, single: bool) -> Non
     runs, experiments = out / "runs", definition_folders()
     state = up_to_date.source_digest(runs, experiments)  # before the records are read, which may change meanwhile
     frame, errors = load(runs), []
-    only = {(cfg.table, cfg.recipe.name, data_name(cfg)) for cfg in cells}
+    only = {(cfg.table, cfg.recipe.name, cfg.data_name) for cfg in cells}
     settings = settings_of(cells, frame.to_dict("records"))
     sources = state and digest([state, sorted(only), sorted(settings), live.is_enabled()])
     tables = collate(frame, only, experiments, settings, errors)
@@ -175,7 +174,7 @@ def settings_of(cells: Iterable[Config], records: list[dict[str, Any]]) -> set[s
         config = _relevant(flatten({"config": identity.portable(cfg)}))
         shared = {key: value for key, value in config.items() if not under(key, cfg.factors, "config.")}
         shared.pop("config.seed")
-        place = [cfg.table, cfg.recipe.name, data_name(cfg), cfg.row, cfg.seed]
+        place = [cfg.table, cfg.recipe.name, cfg.data_name, cfg.row, cfg.seed]
         group = json.dumps([*place[:3], shared], sort_keys=True)
         certain = (skip.finished_record(cfg) or {}).get("fingerprint")
         for run in records:

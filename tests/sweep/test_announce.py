@@ -58,5 +58,8 @@ def test_the_time_is_that_of_the_rows_own_runs_and_unknown_without_any(cell, cap
     assert "about 1.8 h" in capsys.readouterr().out
     announce_run(cell("ablation=c5"))  # of the table's other rows
     assert "about 1.8 h" in capsys.readouterr().out
+    put("c4", folder=target / "theirs", data="theirs", cost={"train_s": 60.0, "eval_s": 6.0, "steps": 500})  # newer
+    announce_run(cell("ablation=c4"))
+    assert "about 1.8 h" in capsys.readouterr().out
     announce_run(cell("ablation=c5", "backbone.weights=pretrain"))
     assert "after pre-training" in capsys.readouterr().out
