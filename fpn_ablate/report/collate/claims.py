@@ -60,7 +60,8 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
         if not contrast.ours.n:
             verdicts[k] = Verdict(claim, "not run")
         elif look is None:  # counts in the family, or the claims that are complete first would be corrected for fewer
-            reason = f"{contrast.ours.n} of {planned} planned seeds" if planned > 1 else ONE_SEED
+            n = contrast.ours.n
+            reason = f"{n} seed{'s' * (n > 1)}, {planned} planned" if planned > 1 else ONE_SEED
             to_test[k] = replace(verdict, reason=reason), (1.0, 1.0)
         elif reason := _reason_not_to_judge(claim, contrast, comparison):
             verdicts[k] = replace(verdict, reason=reason)

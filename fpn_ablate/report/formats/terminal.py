@@ -1,6 +1,8 @@
 """Print a table on the terminal: the rows that were run, in the columns that fit; the whole is in a file."""
 
 from collections.abc import Collection, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich import box
 from rich.console import Console, Group
@@ -9,10 +11,25 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fpn_ablate.report.collate.table import Table
-from fpn_ablate.report.formats.grid import VERDICT_HEADER, Grid, Line, grid
+from fpn_ablate.report.formats.grid import Grid, Line, grid
 
 # Footer lines that a single run's row needs to be understood.
 ESSENTIAL = ("data", "images", "backbone", "±", "device")
+# Footer lines that a terminal leaves to the file, or the table would be out of sight.
+DETAILS = (
+    "objects",
+    "evaluator",
+    "same runs",
+    "pairing",
+    "noise",
+    "p",
+    "code",
+    "proposals",
+    "cost",
+    "effects",
+    "note",
+    "published",
+)
 NOT_RUN = "not run"
 BASELINE = "fpn"
 
@@ -20,18 +37,18 @@ BASELINE = "fpn"
 def show(
     table: Table, console: Console | None = None, rows: Collection[str] = (), whole: object = None, fit: bool | None = None
 ) -> None:
-    """Print the table without rows that have no run and claims that nothing was compared for; a line counts them.
+    """Print the table without rows that have no run and claims that cannot be judged yet; a line counts them.
 
     Args:
         rows: print these rows alone, the baseline and the differences between them, as after a single run.
         whole: the file that holds the whole table, for a hint.
-        fit: leave columns out until the rest fits the width; by default on a terminal. Elsewhere no figure is ever cut or
-            left out, so that a file, or `less -S`, gets every column.
+        fit: leave columns out until the rest fits the width, and details of the footer; by default on a terminal. Elsewhere
+            no figure is ever cut or left out, so that a file, or `less -S`, gets every column.
     """
     console = console or Console()
     fit = console.is_terminal if fit is None else fit
     content = grid(table)
-    lines, verdicts = _shown_lines(table, content, rows), [] if rows else _judged(content)
+    lines, verdicts = _shown_lines(table, content, rows), [] if rows else _judged(table, content)
     columns = list(range(1, len(content.header)))
     rich_table = _rich_table(table, content, lines, columns)
     order = _dispensable(table)
@@ -46,11 +63,14 @@ def show(
     console.print(Group(*parts, Text()))
     width = console.width
     console.width = width if fit else max(width, _width(console, rich_table))
-    console.print(Group(rich_table, Text(), *([_rich_verdicts(verdicts), Text()] if verdicts else [])))
+    console.print(Group(rich_table, Text()))
     console.width = width  # sentences wrap where the terminal does
+    console.print(Group(*_verdict_lines(verdicts)))
     notes = [Text(f"[{n}] {note}") for n, note in enumerate(content.notes, start=1) if not rows or _is_marked(lines, n)]
-    footer = [Text(f"{label}: {text}", style="dim") for label, text in content.footer if not rows or label in ESSENTIAL]
-    console.print(Group(*notes, *footer, *_hints(table, content, rows, left_out, len(verdicts), whole)))
+    left_to_file = DETAILS if fit and whole else ()
+    footer = [(label, text) for label, text in content.footer if label not in left_to_file and (not rows or label in ESSENTIAL)]
+    footer = [Text(f"{label}: {text}", style="dim") for label, text in footer]
+    console.print(Group(*notes, *footer, *_hints(table, rows, left_out, whole)))
 
 
 def _shown_lines(table: Table, content: Grid, rows: Collection[str]) -> list[Line]:
@@ -81,17 +101,15 @@ def _baseline(table: Table) -> str:
     return next((row.row for row in table.rows if row.row in names), wanted)
 
 
-def _judged(content: Grid) -> list[dict[str, str]]:
-    return [verdict for verdict in content.verdicts if not verdict["verdict"].startswith(NOT_RUN)]
+def _judged(table: Table, content: Grid) -> list[dict[str, str]]:
+    return [cells for verdict, cells in zip(table.verdicts, content.verdicts, strict=True) if verdict.look]
 
 
 def _is_marked(lines: Sequence[Line], note: int) -> bool:
     return any(f"[{note}]" in line.label for line in lines)
 
 
-def _hints(
-    table: Table, content: Grid, rows: Collection[str], left_out: Sequence[str], judged: int, whole: object
-) -> list[Text]:
+def _hints(table: Table, rows: Collection[str], left_out: Sequence[str], whole: object) -> list[Text]:
     """Say what is not shown, and where it is."""
     hints = []
     if left_out:
@@ -99,9 +117,11 @@ def _hints(
     if not rows:
         missing = [row.row for row in table.rows if not row.states and not row.published_only]
         hints += [f"not run: {', '.join(missing)}"] if missing else []
-        unjudged = len(content.verdicts) - judged
-        hints += [f"not judged, as rows are not run: {unjudged} claims"] if unjudged else []
-    if (hints or rows) and whole:
+        unjudged = [verdict.verdict == NOT_RUN for verdict in table.verdicts if not verdict.look]
+        hints += [f"not judged, as rows are not run: {sum(unjudged)} claims"] if any(unjudged) else []
+        planned = len(table.definition.seeds)
+        hints += [f"not judged before {planned} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
+    if whole:
         hints.append(f"the whole table: {whole}")
     return [Text(hint, style="dim") for hint in hints] + [Text()]
 
@@ -148,13 +168,16 @@ def _rich_table(table: Table, content: Grid, lines: Sequence[Line], columns: Seq
     return rich_table
 
 
-def _rich_verdicts(verdicts: Sequence[dict[str, str]]) -> RichTable:
-    rich_table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for title in VERDICT_HEADER:
-        justify = "right" if title in ("ours", "n", "published", "p (Holm)") else "left"
-        rich_table.add_column(title, justify=justify, min_width=12 if title == "claim" else None)
-    for verdict in verdicts:
-        texts = {title: Text(cell.replace(" ± ", "±")) for title, cell in verdict.items()}
-        texts["verdict"].style = {"supported": "green", "contradicted": "red"}.get(verdict["verdict"].split(";")[0], "")
-        rich_table.add_row(*texts.values())
-    return rich_table
+def _verdict_lines(verdicts: Sequence[dict[str, str]]) -> list[Text]:
+    """Write each claim in a line, and below it a line for each metric: verdict, our difference and the published one."""
+    lines = []
+    for claim, group in groupby(verdicts, key=itemgetter("claim")):
+        lines.append(Text(claim))
+        for verdict in group:
+            outcome = verdict["verdict"]
+            parts = [verdict["ours"].replace(" ± ", "±")]
+            parts += [f"published {verdict['published']}"] if verdict["published"] else []
+            parts += [f"n {verdict['n']}", *([f"p {verdict['p (Holm)']}"] if verdict["p (Holm)"] else [])]
+            style = {"supported": "green", "contradicted": "red"}.get(outcome.partition(";")[0], "")
+            lines.append(Text.assemble(f"  {verdict['metric']} ", (outcome, style), f": {', '.join(parts)}"))
+    return [*lines, Text()] if lines else []
