@@ -38,11 +38,24 @@ COMMANDS = {
     "clean": "remove leftovers, checkpoints, failed runs and caches",
 }
 
-# Options of Hydra that take the next word as their value.
+# Options of Hydra: those that take the next word as their value, and the others.
 _WITH_VALUE = {
     *("--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i"),
     "--experimental-rerun",
 }
+_FLAGS = (
+    "--help",
+    "-h",
+    "--version",
+    "--hydra-help",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+    "--resolve",
+)
 _CONFIG_DIR = ("--config-dir", "-cd")
 _HELP = ("--help", "-h", "help")
 
@@ -104,6 +117,9 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
             rest += [argument, *islice(remaining, 1)]
         elif command is None and not argument.startswith(("-", "~")) and not equals:
             command = _command(argument)
+        elif command is None and argument.startswith("-") and name not in (*_WITH_VALUE, *_FLAGS):
+            setting = argument.lstrip("-") if equals else f"{name.lstrip('-')}=VALUE"
+            raise UserError(f"{argument}: there is no such option; a setting has no dashes: {setting}")
         else:
             rest.append(argument)
     return command, rest, config_dir

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -11,7 +12,7 @@ from fpn_ablate.model.summary import CLASSES, DETECTIONS, PAPER_SIZE, ROIS, RowF
 
 # Columns that are left out of a narrow terminal, first the first.
 DISPENSABLE = ("GFLOPs\nmask", "GFLOPs\nhead", "GFLOPs\nRPN", "GFLOPs\nneck", "GFLOPs\nbackbone", "trained", "mask head")
-DISPENSABLE += ("image scales", "finest level sees", "head", "proposals", "parameters", "top-down?", "lateral?", "feature")
+DISPENSABLE += ("image scales", "head", "proposals", "feature", "top-down?", "lateral?", "finest\nlevel sees", "parameters")
 
 
 def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console | None = None) -> None:
@@ -36,7 +37,7 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console |
     add("image scales", lambda facts: facts.image_pyramid or "", pyramids)
     add("lateral?", lambda facts: "✓" if facts.lateral else "")
     add("top-down?", lambda facts: "✓" if facts.top_down else "")
-    add("finest level sees", lambda facts: " ".join(facts.reach))
+    add("finest\nlevel sees", lambda facts: " ".join(facts.reach))
     text = len(columns)
     add("# anchors" if with_rpn else "# regions", lambda facts: f"{facts.anchors:,}" if facts.anchors else "")
     add("parameters", lambda facts: f"{facts.params:,}" if facts.params else "")
@@ -65,7 +66,8 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console |
 
 
 def _table(title: str, columns: Mapping[str, Sequence[str]], aligned: Mapping[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left")
+    layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False}
+    table = Table(title=title, title_justify="left", title_style="bold", **layout)
     for name in columns:
         table.add_column(name, justify=aligned.get(name, "left"), no_wrap=name == "row")
     for cells in zip(*columns.values(), strict=True):

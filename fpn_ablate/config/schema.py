@@ -7,7 +7,7 @@ alone, so that each is written once.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fpn_ablate.config.base import Many, NotNegative, PositiveFloat, PositiveShare, Share, Strict, Width
 from fpn_ablate.config.dense import DenseTask
@@ -97,6 +97,13 @@ class Coco(Strict):
     invalid: Literal["error", "clip", "drop"]
     keep_empty: bool
     links: bool = False  # configurations of earlier runs lack it
+
+    @field_validator("root")
+    @classmethod
+    def _given(cls, root: str) -> str:
+        if root == "???":
+            raise ValueError("missing: give data.root=FOLDER, in which annotations/ and images/ lie")
+        return root
 
 
 class Optimizer(Strict):

@@ -81,11 +81,13 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
             check_writable(cfg.out)
             if cfg.objective:
                 objective_column(cfg)
+            finished = skip.report_if_finished(cfg)
+            if single and not finished:
+                check_data(cfg)
             cells.append(cfg)
-            if skip.report_if_finished(cfg):
+            if finished:
                 return objective(cfg, skip.finished_record(cfg))
             if single:
-                check_data(cfg)
                 announce_run(cfg, bare=not context.overrides.task)
             with job_scope(cfg.on_failure):
                 # A sweeper that is not ours would not launch a deferred job again.
@@ -250,7 +252,7 @@ def _wait_for_any(deferred: Mapping[int, Deferred]) -> list[int]:
     if deferred:
         others = f" (and {len(deferred) - 1} more)" if len(deferred) > 1 else ""
         task = next(iter(deferred.values())).task
-        log_line(f"{task}{others}: another process is working on it; waiting", sys.stderr)
+        log_line(f"{task}{others}: another row or process is working on it; waiting", sys.stderr)
     while deferred:
         if free := [number for number, job in deferred.items() if is_free(Path(job.path))]:
             return free

@@ -368,4 +368,6 @@ class Watch:
         shares = sum(min(1.0, done.get(job, 0.0) / max(1, number)) for job, number in rest.items())
         total = max(1, len(self.steps))
         detail = f"{len(self.ended)} of {total} rows" + ("" if states else ", starting" if rest else "")
+        if signals.pending_signal():  # rows that stopped have ended, too
+            detail, left = "stopping", ""
         return Bar("sweep", len(self.ended) + shares, total, "", detail, left)

@@ -45,7 +45,7 @@ class Held(Exception):
     """Another process holds the lock `path`, which `task` needs."""
 
     def __init__(self, path: Path, task: str) -> None:
-        super().__init__(f"{task}: another process is working on it")
+        super().__init__(f"{task}: another row or process is working on it")
         self.path, self.task = path, task
 
 

@@ -192,7 +192,7 @@ def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, c
     Path(held.lock_file).parent.mkdir(parents=True)
     held.acquire()
     code, out, err = cli("-m", *TINY, "ablation=c4,fpn")
-    assert code == 0 and err.count("c4 seed 0: another process is working on it; waiting") == 1
+    assert code == 0 and err.count("c4 seed 0: another row or process is working on it; waiting") == 1
     told = out + err
     assert told.index("fpn seed 0: finished in ") < told.index("; waiting")  # which is no reason to do nothing
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "finished", "fpn/0": "finished"}

@@ -46,7 +46,7 @@ def test_a_run_or_a_source_that_another_process_works_on_is_not_waited_for(cell,
     run, source = run_of(cfg), run_of(sources(cfg)["rpn"])
     for held, title in ((run, run.title), (source, source.title)):
         path = run_lock(cfg.out, held.fingerprint)
-        with lock(path), pytest.raises(Held, match=f"{title}: another process is working on it") as problem:
+        with lock(path), pytest.raises(Held, match=f"{title}: another row or process is working on it") as problem:
             running.run(cfg, wait=False)
         assert problem.value.path == path
     with lock(run_lock(cfg.out, source.fingerprint)), pytest.raises(Held):

@@ -111,8 +111,8 @@ def test_a_job_whose_lock_is_held_is_launched_again_behind_all_others_once_it_is
     ]
     waiting = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
     assert waiting == [
-        "held-long (and 1 more): another process is working on it; waiting",
-        "held-long: another process is working on it; waiting",
+        "held-long (and 1 more): another row or process is working on it; waiting",
+        "held-long: another row or process is working on it; waiting",
     ]
 
 

@@ -27,7 +27,7 @@ def test_a_lock_is_gone_with_the_process_that_held_it_and_one_that_waits_says_so
     with exclusive(path, "row fpn"):
         child.join(5)
         assert not child.is_alive()
-    assert "row fpn: another process is working on it; waiting" in capsys.readouterr().err
+    assert "row fpn: another row or process is working on it; waiting" in capsys.readouterr().err
     with exclusive(path, "row fpn"):
         pass
     assert not capsys.readouterr().err

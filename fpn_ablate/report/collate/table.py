@@ -16,6 +16,7 @@ from fpn_ablate.report.collate.stats import Look
 Record = dict[str, Any]  # one record, flat, with dots in its keys
 Key = tuple[str, str, str]  # table, recipe, data
 GENERATED = "GENERATED DATA: not comparable with COCO"
+SMOKE = "RECIPE smoke: its few steps teach a row nothing"
 UNFAIR = "UNFAIR: rows differ in more than the declared factors (see below)"
 
 
@@ -201,7 +202,8 @@ class Table:
     @property
     def warning(self) -> str:
         """Return the warning that every format prints above the table, or an empty text."""
-        return ". ".join([UNFAIR] * self.unfair + [GENERATED] * self.generated)
+        is_smoke = self.recipe.split("+")[0] == "smoke"
+        return ". ".join([UNFAIR] * self.unfair + [GENERATED] * self.generated + [SMOKE] * is_smoke)
 
     @property
     def watermark(self) -> str:
