@@ -52,12 +52,13 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console |
     title += f", masks of {DETECTIONS} detections" if masks else ""
     order = [name for name in DISPENSABLE if name in columns]
     left_out = []
-    table = _table(title, columns, aligned)
-    while console.is_terminal and order and _width(console, table) > console.width:
+    terminal = console.is_terminal
+    table = _table(title, columns, aligned, terminal)
+    while terminal and order and _width(console, table) > console.width:
         left_out.append(order.pop(0))
-        table = _table(title, {name: cells for name, cells in columns.items() if name not in left_out}, aligned)
+        table = _table(title, {name: cells for name, cells in columns.items() if name not in left_out}, aligned, terminal)
     # What is no terminal, as a file or `less -S`, gets every column.
-    width = console.width if console.is_terminal else max(console.width, 200 if masks or pyramids else 180)
+    width = console.width if terminal else max(console.width, 200 if masks or pyramids else 180)
     console.print(table, width=width)
     if left_out:
         names = ", ".join(" ".join(name.split()) for name in columns if name in left_out)
@@ -65,8 +66,8 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console |
         console.print("all columns: the same command with | less -S behind it", style="dim", highlight=False)
 
 
-def _table(title: str, columns: Mapping[str, Sequence[str]], aligned: Mapping[str, Any]) -> Table:
-    layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False}
+def _table(title: str, columns: Mapping[str, Sequence[str]], aligned: Mapping[str, Any], terminal: bool) -> Table:
+    layout = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False} if terminal else {}
     table = Table(title=title, title_justify="left", title_style="bold", **layout)
     for name in columns:
         table.add_column(name, justify=aligned.get(name, "left"), no_wrap=name == "row")

@@ -107,6 +107,15 @@ def test_a_misspelt_command_is_refused_with_the_nearest_one(cli, called, typed, 
     assert all(name in err for name in COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("typed", "setting"),
+    [(["--ablation=fpn"], "ablation=fpn"), (["-ablation=fpn"], "ablation=fpn"), (["-m", "--recipe", "smoke"], "recipe=VALUE")],
+)
+def test_a_setting_with_dashes_is_refused(cli, called, typed, setting):
+    code, out, err = cli(*typed)
+    assert (code, out, called) == (2, "", []) and err.endswith(f"there is no such option; a setting has no dashes: {setting}\n")
+
+
 def test_what_was_typed_is_shown_without_the_control_characters_in_it(cli):
     assert cli("re\x1b[2Jport")[2].startswith("re\\x1b[2Jport: there is no such command")
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +43,7 @@ def records(folder="results/runs"):
         (["++recipe.name=null"], r"recipe.name=None: input should be a valid string"),
         (["~task"], r"task: missing; set task=..."),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
+        (["data=coco"], r"data.root: missing: give data.root=FOLDER"),
     ],
 )
 def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
@@ -198,13 +198,10 @@ def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, c
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "finished", "fpn/0": "finished"}
 
 
-def test_an_error_of_a_run_is_printed_before_its_tables(cli, monkeypatch):
-    monkeypatch.setattr(
-        "fpn_ablate.sweep.jobs.publish", lambda cells, single: print("many lines of tables", len(cells), file=sys.stderr)
-    )
-    code, _, err = cli("data=coco", "data.root=nowhere", "recipe=smoke", "device=cpu")
-    lines = err.splitlines()
-    assert code == 2 and "nowhere is not a folder" in lines[0] and lines[-1] == "many lines of tables 1"
+def test_a_run_that_cannot_begin_has_no_tables(cli):
+    code, out, err = cli("data=coco", "data.root=nowhere", "recipe=smoke", "device=cpu")
+    assert (code, out) == (2, "") and "nowhere is not a folder" in err.splitlines()[0]
+    assert not list(Path("results").rglob("*.html"))
 
 
 def test_a_launcher_without_a_sweep_is_refused(cli):

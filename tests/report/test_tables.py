@@ -200,6 +200,13 @@ def test_where_there_is_no_terminal_no_figure_nor_title_of_a_wide_table_is_cut(t
         assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text), word
 
 
+def test_what_smoke_trains_cannot_be_mistaken_for_a_result(runs, put):
+    put("fpn", recipe="smoke+seed=1")
+    (made,) = collate(load(runs))
+    for text in (printed(made), tables.markdown(made), tables.latex(made)):
+        assert "RECIPE smoke: its few steps teach a row nothing" in text
+
+
 def test_terminal_fits_100_columns(runs, put):
     for row in ("c4", "c5", "fpn", "bottom_up", "no_lateral", "finest"):
         for seed in range(3):
