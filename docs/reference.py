@@ -1,6 +1,6 @@
-"""Fill the pages' tables of rows, tables, recipes, switches and verdicts: `python docs/reference.py`.
+"""Fill the pages' tables of rows, tables, recipes, switches, verdicts and the cost of the evidence: `python docs/reference.py`.
 
-They are made from `conf/`, `experiments/`, the configuration's schema and the committed tables, and stand in a page between
+They are made from `conf/`, `experiments/`, the configuration's schema and the committed records, and stand in a page between
 `<!-- generated: NAME -->` and `<!-- /generated -->`.
 A key's default and meaning are those of its file in `conf/`; what it may be is what the schema accepts.
 """
@@ -220,7 +220,28 @@ def verdicts() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes, "verdicts": verdicts}
+def evidence() -> str:
+    """Return what the evidence was planned to cost, and what its finished runs have cost, in minutes of one core."""
+    planned = yaml.safe_load((ROOT / "results" / "evidence.yaml").read_text(encoding="utf-8"))
+    with (REFERENCE / "ledger.csv").open(encoding="utf-8", newline="") as file:
+        done = [run for run in csv.DictReader(file) if run["code"] == planned["code"] and run["status"] == "finished"]
+    entries = [*planned["plan"], {"table": "sources", "recipe": "quick", "data": "shapes", "runs": 0, "minutes": 0}]
+    lines = ["| table | recipe | data | runs | minutes | runs done | minutes spent |", "| --- | --- | --- |" + " ---: |" * 4]
+    sums = [0.0] * 4
+    for entry in entries:
+        place = entry["table"], entry["recipe"], entry["data"]
+        runs = [run for run in done if (run["table"], run["recipe"].split("+")[0], run["data"]) == place]
+        seconds = [float(run[f"cost.{part}_s"] or 0) for run in runs for part in ("pretrain", "train", "eval")]
+        figures = entry["runs"], entry["minutes"], len(runs), sum(seconds) / 60
+        sums = [total + figure for total, figure in zip(sums, figures, strict=True)]
+        name = "runs that others build on" if place[0] == "sources" else f"`{place[0]}`"
+        lines.append(f"| {name} | {place[1]} | {place[2]} | " + " | ".join(f"{figure:,.0f}" for figure in figures) + " |")
+    hours = [f"{total:,.0f}" if n % 2 == 0 else f"{total:,.0f} ({total / 60:.1f} h)" for n, total in enumerate(sums)]
+    return "\n".join([*lines, f"| all | | | {' | '.join(hours)} |"]) + "\n"
+
+
+TABLES = {"switches": switches, "rows": rows, "tables": tables, "recipes": recipes, "verdicts": verdicts, "evidence": evidence}
+FILLED = (*sorted(PAGES.rglob("*.md")), ROOT / "results" / "README.md")
 
 
 def filled(text: str) -> str:
@@ -230,5 +251,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in PAGES.rglob("*.md"):
+    for page in FILLED:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
