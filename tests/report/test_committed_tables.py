@@ -41,7 +41,8 @@ def runs():
     tables = {}
     with np.load(REFERENCE / "resampled.npz") as replicates:
         for line in lines(REFERENCE / "ledger.csv"):
-            packed = replicates[line["fingerprint"]] if line["fingerprint"] in replicates.files else None
+            fingerprint = line["fingerprint"].strip('"')  # of one such as 724678e925223751, which is not to be read as a number
+            packed = replicates[fingerprint] if fingerprint in replicates.files else None
             if line["status"] == "finished":
                 key = tuple(line[name] for name in ("table", "recipe", "data", "setting"))
                 tables.setdefault(key, {})[line["row"], int(line["seed"])] = line, packed

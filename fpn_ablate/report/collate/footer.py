@@ -1,5 +1,6 @@
 """Write a table's footer: data, images, evaluator, recipe, machine, code, and what was left out."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from statistics import fmean, median
@@ -269,7 +270,7 @@ def _cost(records: list[Record]) -> str:
     # Rows that learn from one RPN's proposals share that run. It was trained once, and may be a row itself.
     sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
     others = set(sources) - {record["fingerprint"] for record in records}
-    text += f"; runs that they stand on {_minutes(sum(sources[name] for name in others))}" if others else ""
+    text += f"; runs that they stand on {_minutes(math.fsum(sources[name] for name in others))}" if others else ""
     # Rows share the pre-trained backbone: its time is spent once, and a run that read it from the cache may record 0.
     return text + (f"; pre-training {_minutes(max(pretrain))}, shared" if any(pretrain) else "")
 
