@@ -43,19 +43,10 @@ _WITH_VALUE = {
     *("--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i"),
     "--experimental-rerun",
 }
-_FLAGS = (
-    "--help",
-    "-h",
-    "--version",
-    "--hydra-help",
-    "--run",
-    "-r",
-    "--multirun",
-    "-m",
-    "--shell-completion",
-    "-sc",
-    "--resolve",
-)
+_FLAGS = {
+    *("--help", "-h", "--version", "--hydra-help", "--run", "-r", "--multirun", "-m", "--resolve"),
+    *("--shell-completion", "-sc"),
+}
 _CONFIG_DIR = ("--config-dir", "-cd")
 _HELP = ("--help", "-h", "help")
 

@@ -17,18 +17,8 @@ from fpn_ablate.report.formats.grid import Grid, Line, grid
 ESSENTIAL = ("data", "images", "backbone", "±", "device")
 # Footer lines that a terminal leaves to the file, or the table would be out of sight.
 DETAILS = (
-    "objects",
-    "evaluator",
-    "same runs",
-    "pairing",
-    "noise",
-    "p",
-    "code",
-    "proposals",
-    "cost",
-    "effects",
-    "note",
-    "published",
+    *("objects", "evaluator", "same runs", "pairing", "noise", "p"),
+    *("code", "proposals", "cost", "effects", "note", "published"),
 )
 NOT_RUN = "not run"
 BASELINE = "fpn"
@@ -119,8 +109,8 @@ def _hints(table: Table, rows: Collection[str], left_out: Sequence[str], whole: 
         hints += [f"not run: {', '.join(missing)}"] if missing else []
         unjudged = [verdict.verdict == NOT_RUN for verdict in table.verdicts if not verdict.look]
         hints += [f"not judged, as rows are not run: {sum(unjudged)} claims"] if any(unjudged) else []
-        planned = len(table.definition.seeds)
-        hints += [f"not judged before {planned} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
+        needed = max(2, len(table.definition.seeds))
+        hints += [f"not judged before {needed} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
     if whole:
         hints.append(f"the whole table: {whole}")
     return [Text(hint, style="dim") for hint in hints] + [Text()]
