@@ -9,7 +9,7 @@ import pytest
 from documents import TEXTS, TUTORIALS, quoted, write_files
 
 from fpn_ablate.cli.main import main, split_command
-from fpn_ablate.tracking import loggers
+from fpn_ablate.tracking import progress
 
 pytestmark = pytest.mark.slow
 # Words of the documents, and what stands for them here. The generated set stands for a data set of the reader's.
@@ -53,8 +53,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpn-ablate"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv(loggers.CELLS, "1")
-    monkeypatch.setenv(loggers.AT_ONCE, "1")
+    monkeypatch.setenv(progress.STEPS, "1")
+    monkeypatch.setenv(progress.AT_ONCE, "1")
     write_files(tmp_path)
     assert main(["shapes", "--export", "set", *SMALL_SET]) == 0
     return tmp_path
