@@ -135,8 +135,8 @@ def _publish(cells: list[Config], out: Path, printed: bool, single: bool) -> Non
     for table in tables if printed else ():
         with warn_instead(f"{table.name} is not shown", unpublished):
             rows = {cfg.row for cfg in cells} if single else set()
-            empty = single or signals.pending_signal()  # without a figure the table would say what the lines above it say
-            if not empty or any(row.shown for row in table.rows if row.row in rows or not single):
+            needs_figures = single or signals.pending_signal()  # the lines above have said why a row has none
+            if not needs_figures or any(row.shown for row in table.rows if row.row in rows or not single):
                 show(table, rows=rows, whole=Path(out, "tables", f"{table.name}.md"))
     for error in errors:
         log_line(f"error: {error}", sys.stderr)
