@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -270,6 +270,11 @@ def ctrl_c(options: argparse.Namespace, work: Path, extra: Sequence[str] = ()) -
     return signalled(options, work, signal.SIGINT, 20, "Ctrl-C", how, extra)
 
 
+def trainings(logs: Iterable[str]) -> int:
+    """Count the rows that sweeps have trained, by what they printed."""
+    return sum(len(re.findall(r"seed \d+: finished in ", log)) for log in logs)
+
+
 def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run pairs of sweeps over the same runs at the same time."""
     (expected, _), findings, tries, trained = undisturbed(work / "whole"), [], options.tries or 3, []
@@ -281,8 +286,7 @@ def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         (work / f"pair{n}" / "results").mkdir()
         with ThreadPoolExecutor(2) as pool:
             codes = list(pool.map(lambda folder: start(folder).wait(), folders))
-        logs = "".join((folder / "log.txt").read_text() for folder in folders)
-        trained.append(len(re.findall(r"seed \d+: finished, ", logs)))
+        trained.append(trainings((folder / "log.txt").read_text() for folder in folders))
         findings += [f"pair {n}: exit codes {codes}"] * any(codes)
         findings += [f"pair {n}: {trained[-1]} trainings"] * (trained[-1] != 6)
         findings += [f"pair {n}: {name} differs" for name in differences(expected, contents(work / f"pair{n}" / "results"))]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kills import EQUAL, contents, differences, outcome
+from kills import EQUAL, contents, differences, outcome, trainings
 from reliability import OUTCOMES, save
 
 COMMON = ["-m", "recipe=smoke", "device=auto", "threads=1", "jobs=1", "log.wandb=disabled"]
@@ -59,7 +59,7 @@ def run(folder: Path, overrides: Sequence[str], sweeps: int, gpus: int) -> tuple
 
 def check(name: str, folder: Path, alone: Path, logs: Sequence[str]) -> tuple[int, list[str]]:
     """Return the number of trainings, and what is not as it should be."""
-    trained = sum(len(re.findall(r"seed \d+: finished, ", log)) for log in logs)
+    trained = trainings(logs)
     used = sorted(gpu for log in logs for gpu in re.findall(r"on GPU (\S+)", log))
     findings = [f"{trained} trainings"] * (trained != CELLS[name])
     findings += [f"GPUs used: {used}"] * (len(set(used)) != len(logs))
