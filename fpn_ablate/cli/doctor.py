@@ -22,7 +22,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """Print what is wrong with a data set, and how well each row's anchors cover its objects.
 
     Raises:
-        UserError: bad arguments, or `data.root` is no folder.
+        UserError: bad arguments, no folder `data.root`, or weights that do not fit.
     """
     parser = command_parser("doctor", ABOUT)
     parser.add_argument("what", nargs="*", metavar="key=value | FILE", help="as for a run; or ANNOTATIONS [IMAGES]")
@@ -41,11 +41,12 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
 def _examine_splits(options: argparse.Namespace, config_dir: Path | None) -> int:
     from fpn_ablate.config.rows import compose_rows
     from fpn_ablate.doctor.report import describe_data
-    from fpn_ablate.sweep.checks import check_parts
+    from fpn_ablate.sweep.checks import check_parts, check_weights
 
     rows = {cfg.row: cfg for cfg in compose_rows(options.what, config_dir)}
     for cfg in rows.values():
         check_parts(cfg)
+    check_weights([cfg for cfg in rows.values() if cfg.backbone.weights != "imagenet"])  # doctor downloads nothing
     if options.links:
         raise UserError("--links goes with a FILE; with key=value set data.links=true")
     if options.masks:

@@ -66,12 +66,18 @@ def check_parts(cfg: Config) -> None:
         build.check(cfg)
 
 
-def check_data(cfg: Config) -> None:
-    """Check that the files of a data set are there, before anything that takes time.
+def check_inputs(cells: Sequence[Config]) -> None:
+    """Check that what these cells read is there, before anything that takes time.
 
     Raises:
-        UserError: the folder or an annotation file is not.
+        UserError: a folder or file of data or weights is missing, or does not fit.
     """
+    for cfg in cells:
+        _check_data(cfg)
+    check_weights(cells)
+
+
+def _check_data(cfg: Config) -> None:
     if isinstance(cfg.data, Coco):
         from fpn_ablate.data.coco import root_of  # with torch
 
@@ -83,17 +89,21 @@ def check_data(cfg: Config) -> None:
                 )
 
 
-def download_weights(cells: Iterable[Config]) -> None:
-    """Download ImageNet's weights that these cells start from, once for all, before the first of them starts.
+def check_weights(cells: Sequence[Config]) -> None:
+    """Read the weights that cells start from, before the first cell starts; ImageNet's are downloaded, once for all cells.
 
     Raises:
-        UserError: they cannot be downloaded.
+        UserError: weights cannot be downloaded, or a file is missing or does not fit the backbone.
     """
-    starts = {cfg.backbone.label: cfg.backbone for cfg in cells if cfg.mode == "train" and cfg.backbone.weights == "imagenet"}
+    for cfg in cells:
+        if cfg.mode == "evaluate" and not Path(cfg.weights).exists():
+            raise UserError(f"weights={cfg.weights}: no such file")
+    starts = {cfg.backbone.model_dump_json(): cfg.backbone for cfg in cells if cfg.mode == "train"}
     for backbone in starts.values():
-        from fpn_ablate.weights.backbone import imagenet_weights  # with torch
+        if backbone.weights not in ("none", "shipped", "pretrain"):
+            from fpn_ablate.weights.backbone import backbone_weights  # with torch
 
-        imagenet_weights(backbone)
+            backbone_weights(backbone, None)
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

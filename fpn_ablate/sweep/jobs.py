@@ -26,7 +26,7 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.announce import announce_run
-from fpn_ablate.sweep.checks import as_hydra_error, check_data, check_parts, check_writable, reject_unread_keys
+from fpn_ablate.sweep.checks import as_hydra_error, check_inputs, check_parts, check_writable, reject_unread_keys
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared_sources import shared_sources
@@ -83,7 +83,7 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
                 objective_column(cfg)
             finished = skip.report_if_finished(cfg)
             if single and not finished:
-                check_data(cfg)
+                check_inputs([cfg])
             cells.append(cfg)
             if finished:
                 return objective(cfg, skip.finished_record(cfg))

@@ -23,11 +23,10 @@ from fpn_ablate.store import plan
 from fpn_ablate.sweep import jobs
 from fpn_ablate.sweep.checks import (
     as_hydra_error,
-    check_data,
+    check_inputs,
     check_launcher,
     check_parts,
     check_writable,
-    download_weights,
     reject_duplicate_rows,
     reject_unfair_rows,
     reject_unread_keys,
@@ -127,12 +126,12 @@ class TableSweeper(BasicSweeper):
             cells = self._validated(batch)
             pending = [(job, cfg) for job, cfg in zip(batch, cells, strict=True) if not skip.report_if_finished(cfg)]
             self.overrides[self.batch_index] = [job for job, _ in pending]
+            if pending and self.local:
+                with as_hydra_error(exit_on_error=True):
+                    check_inputs([cfg for _, cfg in pending])
+            self.cells += cells  # what is refused has no tables
             if pending:
                 if self.local:
-                    with as_hydra_error(exit_on_error=True):
-                        for _, cfg in pending:
-                            check_data(cfg)
-                        download_weights(cfg for _, cfg in pending)
                     self.local.jobs = rows_at_once([cfg for _, cfg in pending], self.n_jobs)
                     self.launcher.in_turn = self.local.jobs == 1
                     os.environ[AT_ONCE] = str(self.local.jobs)
@@ -163,5 +162,4 @@ class TableSweeper(BasicSweeper):
             reject_unfair_rows(cells)
             check_definitions(cells)
         self.launcher.stop = cells[0].on_failure == "stop"
-        self.cells += cells
         return cells

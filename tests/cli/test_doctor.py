@@ -59,6 +59,7 @@ def test_the_rows_are_those_of_the_tasks_table_and_ones_own(cli, root, mine, tas
     ("arguments", "message"),
     [
         (["data=coco", "data.root=nowhere"], "data.root=nowhere is not a folder"),
+        (["recipe=smoke", "backbone.weights=none.pth"], "backbone.weights=none.pth: no such file"),
         (["recipe=smoke", "rpn.anchr_sizes=[8]"], "Did you mean rpn.anchor_sizes?"),
         (["data=voc"], "data/voc"),
         (["recipe=smoke", "--json", ""], "give the name of a file"),

@@ -44,6 +44,8 @@ def records(folder="results/runs"):
         (["~task"], r"task: missing; set task=..."),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
         (["data=coco"], r"data.root: missing: give data.root=FOLDER"),
+        (["backbone.weights=none.pth"], r"backbone.weights=none.pth: no such file"),
+        (["task=faster_rcnn", "mode=evaluate", "weights=none.pth"], r"none.pth: no such file"),
     ],
 )
 def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
@@ -198,10 +200,12 @@ def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, c
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "finished", "fpn/0": "finished"}
 
 
-def test_a_run_that_cannot_begin_has_no_tables(cli):
-    code, out, err = cli("data=coco", "data.root=nowhere", "recipe=smoke", "device=cpu")
-    assert (code, out) == (2, "") and "nowhere is not a folder" in err.splitlines()[0]
-    assert not list(Path("results").rglob("*.html"))
+@pytest.mark.parametrize("start", [["data=coco", "data.root=nowhere"], ["backbone.weights=nowhere"]], ids=["data", "weights"])
+@pytest.mark.parametrize("sweep", [[], ["-m", "ablation=c4,fpn"]], ids=["one", "sweep"])
+def test_what_cannot_begin_is_refused_once_and_has_no_tables(cli, sweep, start):
+    code, out, err = cli(*sweep, *start, "recipe=smoke", "device=cpu")
+    assert (code, out) == (2, "") and "nowhere" in err.splitlines()[0] and (out + err).count("nowhere") == 1
+    assert not [*Path("results").rglob("*.html"), *Path("results").rglob("ledger.csv")]
 
 
 def test_a_launcher_without_a_sweep_is_refused(cli):
