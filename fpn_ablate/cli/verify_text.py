@@ -57,9 +57,9 @@ def show(rows: Mapping[str, RowFacts], size: tuple[int, int], console: Console |
     while terminal and order and _width(console, table) > console.width:
         left_out.append(order.pop(0))
         table = _table(title, {name: cells for name, cells in columns.items() if name not in left_out}, aligned, terminal)
-    # What is no terminal, as a file or `less -S`, gets every column.
-    width = console.width if terminal else max(console.width, 200 if masks or pyramids else 180)
-    console.print(table, width=width)
+    if not terminal:  # a file, or `less -S`, gets every column
+        console.width = max(console.width, _width(console, table))
+    console.print(table)
     if left_out:
         names = ", ".join(" ".join(name.split()) for name in columns if name in left_out)
         console.print(f"left out, as the terminal is narrow: {names}", style="dim", highlight=False)

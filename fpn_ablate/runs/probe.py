@@ -1,5 +1,6 @@
 """Probe the feature levels of finished runs, all on the same places of the same pictures."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from fpn_ablate.model.optimise import optimise
 from fpn_ablate.runs.environment import device_name
 from fpn_ablate.runs.restore import read_finished, refuse_changed_data
 from fpn_ablate.structures.batch import DetectionDataset
+from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights.files import load_torch
@@ -55,6 +57,7 @@ def probe_runs(folders: Sequence[Path], count: int, config_dir: Path | None = No
     there, here = choose_places(training, "train", count), choose_places(validation, "val", count)
     runs = []
     for folder, cfg, device in zip(folders, configs, devices, strict=True):
+        log_line(f"{cfg.row} seed {cfg.seed}: reading its levels on {count} pictures of each split", sys.stderr)
         model = load_trunk(folder, cfg, device)
         features = [features_at(model, data, at, cfg.recipe, device) for data, at in ((training, there), (validation, here))]
         levels = {

@@ -369,6 +369,12 @@ def test_no_cell_is_bold_where_the_second_is_too_close(table):
     assert not {name for name, metric in made.best if metric == "AR100"}
 
 
+@pytest.mark.parametrize(("close", "is_bold"), [(["finest"], True), (["finest", "bottom_up"], False)])
+def test_the_more_rows_are_close_the_further_the_best_must_be_ahead(table, close, is_bold):
+    made = table(lambda row, seed: 0.6 - 0.005 * (row in close) * (2 + seed % 3) if row in ("fpn", *close) else None)
+    assert (("fpn", "AR100") in made.best) == is_bold
+
+
 # Replicates
 def test_intervals_are_over_images_too_where_runs_left_replicates(runs, put):
     generator = np.random.default_rng(0)

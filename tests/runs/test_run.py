@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 from itertools import product
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
     assert not (file.parent / "error.txt").exists()
 
 
-def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished, monkeypatch):
+def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished, monkeypatch, capfd):
     """Ctrl-C in step 4, after the checkpoint of step 2: weights, proposals and figures are those of a run left alone."""
     cfg, (_, whole, whole_folder) = cell(), finished
     log = running.Run.log
@@ -229,6 +230,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
     assert outcome["fingerprint"] == whole["fingerprint"]
     assert outcome["metrics"] == whole["metrics"]
     assert (outcome["cost"]["resumed_at"], whole["cost"]["resumed_at"]) == (2, 0)  # its times are of the rest
+    assert re.search(r"finished in \S+ since step 2, ", capfd.readouterr().out)
     a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (file.parent, whole_folder))
     assert all(torch.equal(a[name], b[name]) for name in b)
     x, y = (DetectionSet.load(folder / "detections.npz") for folder in (file.parent, whole_folder))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fpn_ablate.report.collate.cells import Cell, Contrast, contrast, logarithm, subtract_metric
 from fpn_ablate.report.collate.definition import Definition
 from fpn_ablate.report.collate.records import time_of
-from fpn_ablate.report.collate.stats import Look, control_half_width, looks
+from fpn_ablate.report.collate.stats import LEVEL, Look, control_half_width, holm, looks
 from fpn_ablate.report.collate.table import Row
 
 
@@ -101,7 +101,7 @@ class Comparison:
         return {key: unit * math.sqrt(2 / len(self._halves[0].seeds)) for key, unit in units.items() if unit is not None}
 
     def best(self) -> frozenset[tuple[str, str]]:
-        """Return (row, metric) of each cell whose differences to all other rows have intervals above 0."""
+        """Return (row, metric) of each cell that is better than that of every other row, with Holm's correction over these."""
         best = set()
         for metric in self.definition.metrics:
             means = {name: row.cells[metric.key].ours.mean for name, row in self.rows.items() if row.seeds}
@@ -109,7 +109,10 @@ class Comparison:
             if metric.source is not None or len(means) < 2:
                 continue
             first = max(means, key=lambda name: means[name])
-            if all(self.contrast(metric.key, [first], [other]).is_gain for other in means if other != first):
+            others = [name for name in means if name != first]
+            p_values = [self.p_value(metric.key, [first], [other]) for other in others]
+            judged = None not in p_values and max(holm([p for p in p_values if p is not None])) < 1 - LEVEL
+            if judged and all(self.contrast(metric.key, [first], [other]).is_gain for other in others):
                 best.add((self.rows[first].row, metric.key))
         return frozenset(best)
 
