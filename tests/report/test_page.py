@@ -167,6 +167,16 @@ def test_states_of_rows_are_seen(put, runs):
     assert 'aria-label="seed 2 finished, seed 3 failed, seed 4 not run"' in made
 
 
+def test_rows_of_a_table_show_the_same_seeds_planned_or_run(put, runs):
+    put("c4", 0)
+    put("fpn", 2, status="failed", error="ValueError: no")
+    made = rendered(runs)
+    shown = re.findall(r'class="seeds" role="img" aria-label="([^"]*)"', made)
+    assert len(shown) == len(FACTS)
+    assert {tuple(re.findall(r"seed (\d+)", label)) for label in shown} == {("0", "2", "3", "4")}
+    assert "red squares: failed or unhealthy seeds" in text_of(made)
+
+
 def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
     write_ledger(load(full), tmp_path / "ledger.csv")
     shown = text_of(rendered(tmp_path / "ledger.csv"))
