@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from planned_sweep import planned_sweep
@@ -44,6 +45,40 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert states["FPN", 2].text == "step 100 of 500, 4 min left" and states["FPN", 2].share == 0.2
     assert states["FPN", 3].kind == "waiting"
     assert found.count() == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
+
+
+def begin(runs, row, step, seconds, recipe="quick", seed=2):
+    """Leave the folder of a run that has come to this step in these seconds."""
+    folder = runs / "table1_rpn" / recipe / row / f"seed{seed}-01234567"
+    folder.mkdir(parents=True)
+    now = time.time()
+    for name, text, at in (("config.yaml", "", now), ("metrics.jsonl", f'{{"step": {step}, "a": 1}}\n', now + seconds)):
+        (folder / name).write_text(text)
+        os.utime(folder / name, (at, at))
+
+
+@pytest.mark.parametrize(
+    ("slow", "left"),
+    [
+        ([("fpn", 100, 60)], "4 min"),  # of 500 steps
+        ([("fpn", 100, 60), ("c4", 1, 1)], "8 min"),
+        ([("fpn", 0, 1)], ""),  # not known, so nothing is promised
+        ([], ""),
+    ],
+)
+def test_the_time_left_is_that_of_all_sweeps_and_never_less_than_that_of_a_row(put, runs, slow, left):
+    """A sweep whose first run took 5 seconds of its two, and beside it one with none finished."""
+    began = datetime.now(UTC).replace(microsecond=0)
+    put("c4", 2, recipe="fast", finished=(began + timedelta(seconds=5)).isoformat())
+    fast = [plan.PlannedRun("table1_rpn", "fast", "shapes", row, 2, 500) for row in ("c4", "fpn")]
+    other = [plan.PlannedRun("table1_rpn", "quick", "shapes", row, 2, 500) for row, *_ in slow or [("fpn",)]]
+    for run in slow:
+        begin(runs, *run)
+    plans = [plan.Plan(began.isoformat(), "", "", tuple(cells)) for cells in (fast, other)]
+    assert progress(plans, runs, load(runs).to_dict("records"), []).time_left == left
+    assert progress(plans[:1], runs, load(runs).to_dict("records"), []).time_left == "5 s"
+    begin(runs, "fpn", 400, 168, "fast")
+    assert progress(plans[:1], runs, load(runs).to_dict("records"), []).time_left == "42 s", "as its row says"
 
 
 def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
