@@ -227,8 +227,11 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         browser.run("document.querySelector('.pyramid').scrollIntoView({behavior: 'instant'})")
         browser.run("scrollBy({top: 30, behavior: 'instant'})")
         before = browser.run(place)
+        precision = "document.querySelector('.chart.precision [data-choice]').value"
+        browser.run(f"{precision} = 'IoU .75'")
         more = "<h2>Running sweep</h2>" + "<p>a line</p>" * 20  # as of a sweep that goes on, above what the reader looks at
-        file.write_text(text.replace("<h2>Running sweep</h2>", more), encoding="utf-8")
+        longer = text.replace("<option>IoU .50</option>", "<option>IoU .25</option><option>IoU .50</option>")
+        file.write_text(longer.replace("<h2>Running sweep</h2>", more), encoding="utf-8")
         browser.run("window.before = true; void setTimeout(reload)")
         browser.wait(reloaded)
         assert browser.run(place) == pytest.approx(before, abs=2)
@@ -237,6 +240,7 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         assert browser.run("document.querySelector('.values').open")
         assert browser.run("document.querySelector('#runs output').textContent") == "2 of 4 runs"
         assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
+        assert browser.run(precision) == "IoU .75", "what was chosen, though a choice was added before it"
         assert first_rows(browser) == names
         assert browser.problems == []
 

@@ -1,5 +1,6 @@
 """Charts: their figures are the table's, computed another way, and their specifications are valid."""
 
+import re
 from statistics import fmean
 
 import numpy as np
@@ -11,6 +12,7 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import charts, gallery
 from fpn_ablate.report.html.labels import HEIGHT, WIDTHS, place_labels
+from fpn_ablate.report.html.vega import mean_axis, quantity, specification
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
 
@@ -183,6 +185,13 @@ def test_one_seed_has_no_interval(put, runs):
     assert {p["low"] for p in points(chart)} == {None}
     rules = [layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "rule"]
     assert len(rules) == 1, "the line at 0 alone"
+
+
+@pytest.mark.parametrize(("value", "label"), [(0.548, "0.548"), (12.25, "12.25"), (5e-5, "0.00005"), (0.0, "0")])
+def test_an_axis_with_one_value_names_it(value, label):
+    encoding = {"x": quantity("mean", "x", scale={"zero": False}), "y": mean_axis("y")}
+    svg = vl_convert.vegalite_to_svg(specification([{"mean": value}], [{"mark": "point"}], encoding) | {"width": 500})
+    assert re.findall(r"<text[^>]*>([^<]*)<", svg) == [label, "x", label, "y"]
 
 
 def test_specifications_compile_without_a_warning_and_have_the_pages_colours(drawn, capfd):

@@ -87,11 +87,13 @@ def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("")
     assert shown(runs)[0].curves is None, "before the first line"
-    lines = [{"step": step, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
+    lines = [{"step": step, "rpn_objectness": 0.1, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
+    lines.append({"step": 40, "AR100": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6')
     (folder / "throughput.jsonl").write_text('{"step": 40, "images_per_s": 7.0}\n{"step": 40, "images_per_s": 8.5}\n')
     chart = shown(runs)[0].curves
-    assert chart.choices == ("rpn_box", "images per second", "learning rate")
+    assert chart.choices == ("rpn_objectness", "rpn_box", "AR100", "learning rate", "images per second")
+    assert chart.spec["params"][1] == {"name": "choice", "value": "rpn_objectness"}, "a loss, not what comes first by its name"
     values = [(p["label"], p["curve"], p["step"], p["mean"]) for p in chart.spec["data"]["values"]]
     assert ("fpn, seed 2", "rpn_box", 40, 0.025) in values and ("fpn, seed 2", "learning rate", 20, 0.1) in values
     assert [value for value in values if value[1] == "images per second"] == [("fpn, seed 2", "images per second", 40, 8.5)]
