@@ -99,6 +99,15 @@ def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
     assert [value for value in values if value[1] == "images per second"] == [("fpn, seed 2", "images per second", 40, 8.5)]
 
 
+def test_runs_of_equal_rows_and_seeds_are_named_by_what_differs(runs):
+    cells = [plan.PlannedRun("table1_rpn", recipe, "shapes", "fpn", 2, 500) for recipe in ("quick", "smoke")]
+    plan.write_plan(runs, [*cells, plan.PlannedRun("table1_rpn", "smoke", "shapes", "c4", 2, 500)])
+    for recipe, row in (("quick", "fpn"), ("smoke", "fpn"), ("smoke", "c4")):
+        begin(runs, row, 20, 9, recipe)
+    names = {point["label"] for point in shown(runs)[0].curves.spec["data"]["values"]}
+    assert names == {"fpn, seed 2, quick", "fpn, seed 2, smoke", "c4, seed 2"}
+
+
 def test_a_pre_training_in_progress_is_named(runs):
     plan.write_plan(runs, CELLS)
     folder = runs.parent / "backbones"

@@ -68,7 +68,8 @@ def live_curves(running: Sequence[tuple[str, Path]]) -> Chart | None:
     curves = sorted(dict.fromkeys(point["curve"] for point in points), key=lambda name: name in TITLES.values())
     labels = {f"r{number}": name for number, (name, _) in enumerate(running)}
     colour = row_colour({name: number % COLOURS for number, name in enumerate(labels)})
-    legend = {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, "symbolOpacity": 1}
+    columns = 2 if max(map(len, labels.values())) <= 24 else 1  # two long names are wider than a telephone
+    legend = {"title": None, "orient": "top", "columns": columns, "labelLimit": 260, "symbolOpacity": 1}
     colour |= {"legend": legend | {"values": list(labels), "labelExpr": f"{json.dumps(labels)}[datum.value]"}}
     tips = [tip("label", "run"), tip("step"), tip("mean", "value", ".4g")]
     layers = [

@@ -80,7 +80,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
     for record in sorted(records, key=lambda r: str(r.get("finished"))):
         newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
-    boards, seconds_left, in_progress = [], [], []
+    boards, seconds_left, in_progress = [], [], {}
     for plan in plans:
         states, ended = {}, []
         for cell in plan.cells:
@@ -90,7 +90,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
                 states[cell] = _ended(record, table)
             elif folder := _folder_in_progress(cell, plan, runs):
                 states[cell] = _running(cell, folder)
-                in_progress.append((clean(f"{cell.row}, seed {cell.seed}"), folder))
+                in_progress[folder] = cell
             elif record is not None and health.state(record) == "finished" and plan.code in ("", record.get("code")):
                 states[cell] = _ended(record, table)
             else:
@@ -108,7 +108,18 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
     longest = max(seconds_left, default=0.0)  # the sweeps run side by side
     time_left = minutes(longest) if 0 < longest < math.inf else ""
     notes = tuple(_pretraining(runs.parent / BACKBONES))
-    return Progress(tuple(boards), commands, built, time_left, notes, live_curves(in_progress))
+    return Progress(tuple(boards), commands, built, time_left, notes, live_curves(_names(in_progress)))
+
+
+def _names(in_progress: Mapping[Path, PlannedRun]) -> list[tuple[str, Path]]:
+    """Name the runs in progress by row and seed, and those that share both by what else differs: table, data and recipe."""
+    named = []
+    for folder, cell in in_progress.items():
+        twins = [other for other in in_progress.values() if (other.row, other.seed) == (cell.row, cell.seed)]
+        differing = [key for key in ("table", "data", "recipe") if len({getattr(twin, key) for twin in twins}) > 1]
+        parts = cell.row, f"seed {cell.seed}", *(getattr(cell, key) for key in differing)
+        named.append((clean(", ".join(parts)), folder))
+    return named
 
 
 def _pretraining(folder: Path) -> Iterator[str]:
