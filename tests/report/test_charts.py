@@ -150,7 +150,7 @@ def test_effects_are_those_of_the_verdicts(drawn, table):
         assert (point["low"], point["high"]) == pytest.approx(
             (verdict.contrast.ours.low, verdict.contrast.ours.high), abs=0.006
         )
-        assert point["verdict"] == verdict.verdict
+        assert point["verdict"] == verdict.outcome
     published = next(p for p in found if p["contrast"] == "(c) − (a)" and p["metric"] == "AR@1k")["published"]
     assert published == pytest.approx(56.3 - 48.3)
 

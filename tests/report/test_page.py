@@ -177,6 +177,23 @@ def test_rows_of_a_table_show_the_same_seeds_planned_or_run(put, runs):
     assert "red squares: failed or unhealthy seeds" in text_of(made)
 
 
+def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inconclusive(put, runs):
+    for row in ("c4", "fpn"):
+        put(row, 2)
+        for seed in (2, 3, 4):
+            put(row, seed, recipe="more")
+    early, complete = sorted(collate(load(runs)), key=lambda table: table.recipe == "more")
+    assert {verdict.outcome for verdict in early.verdicts} == {"not judged yet", "not run"}
+    assert "not judged yet" not in {verdict.outcome for verdict in complete.verdicts}
+    count = sum(verdict.outcome == "not judged yet" for verdict in early.verdicts)
+    shown = text_of(page.render([early]))
+    assert "inconclusive" not in shown.replace("? inconclusive, – not judged yet.", ""), "but in the key of a chart"
+    assert f"– {count} not judged yet" in shown and f"Not judged before 3 seeds: {count} claims." in shown
+    assert shown.count("– not judged yet 1 seed, 3 planned") == count
+    assert "Not judged before" not in text_of(page.render([complete]))
+    assert shown.count(f"– {count} not judged yet") == 1 and text_of(rendered(runs)).count(f"– {count} not judged yet") == 2
+
+
 def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
     write_ledger(load(full), tmp_path / "ledger.csv")
     shown = text_of(rendered(tmp_path / "ledger.csv"))

@@ -242,7 +242,7 @@ def effects(table: Table) -> Chart | str:
         other = "" if table.same_data else f" on other data ({table.definition.paper.data})"
         note += f" Hollow diamond: published{other}."
     note += " Grey: differences between equal rows; pale: an effect within them." if noise else ""
-    note += " ✓ supported, ✗ contradicted, ? inconclusive." if table.verdicts else ""
+    note += " ✓ supported, ✗ contradicted, ? inconclusive, – not judged yet." if table.verdicts else ""
     return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)})
 
 
@@ -257,7 +257,7 @@ def _effect_points(table: Table) -> list[Point]:
         if verdict.contrast is not None and not claim.ratio:  # whose axis is another
             plus, minus = (" & ".join(short_name(rows[name]) for name in side) for side in (claim.plus, claim.minus))
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
-            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
+            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.outcome
             points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
     metrics = [metric for metric in table.definition.metrics if metric.source is None and metric.plot]
     claimed = {name for verdict in table.verdicts for name in (*verdict.claim.plus, *verdict.claim.minus)}
