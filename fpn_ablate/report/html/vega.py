@@ -10,7 +10,7 @@ from fpn_ablate.report.collate.table import Row, clean
 Spec = dict[str, Any]
 Point = dict[str, Any]
 INK, MUTED, FAINT, NOISE, BACKGROUND = "var(--ink)", "var(--muted)", "var(--rule)", "var(--noise)", "var(--bg)"
-COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
+COLOURS = 16  # --c0 to --c15 of page.css
 HEIGHT, LINE = 280, 44  # pixels: of a chart, of a line of the effects
 # By name, not as a CSS variable: vega measures the widths of texts where variables are unknown.
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
