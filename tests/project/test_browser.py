@@ -211,6 +211,29 @@ def the_page_is_never_wider_than_the_window(browser):
         browser.size(width, 800)
         browser.run("new Promise((done) => setTimeout(done, 100))")
         assert browser.run("document.documentElement.scrollWidth") <= width
+        beyond = "[...document.querySelectorAll('.scroll:has(> table)')].map((place) => "
+        beyond += "place.scrollWidth - Math.max(place.clientWidth, place.firstElementChild.offsetWidth))"
+        assert set(browser.run(beyond)) == {0}, "nothing sticks out of a table, so that no scroll bar is there for an arrow"
+
+
+def test_tables_of_one_name_are_told_apart_on_a_telephone(tmp_path):
+    for recipe, data in (("quick", "shapes"), ("smoke", "shapes"), (f"finetune+backbone.weights={'x' * 40}.pth", "photos")):
+        for row in ("c4", "fpn"):
+            folder = tmp_path / "runs" / "table1_rpn" / recipe / row / "seed2"
+            folder.mkdir(parents=True)
+            record = make_record(row, 2, recipe=recipe, data=data, generated=data == "shapes")
+            (folder / "record.json").write_text(json.dumps(record))
+    file = tmp_path / "report.html"
+    file.write_text(page.render(collate(load(tmp_path / "runs"))), encoding="utf-8")
+    with Browser(390, 800) as browser:
+        browser.open(file)
+        names = browser.run("[...document.querySelectorAll('nav li')].map((item) => item.innerText)")
+        assert len(names) == len(set(names)) == 4
+        chips = browser.run("[...document.querySelectorAll('.chip')].map((chip) => chip.getClientRects()[0].height)")
+        assert len(chips) == 6 and max(chips) < 25, "a line each"
+        overview = "document.querySelector('.overview .scroll')"
+        assert browser.run(f"{overview}.scrollWidth") == browser.run(f"{overview}.clientWidth")
+        assert browser.run("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_page_that_reloads_stands_where_it_stood(made):
