@@ -194,6 +194,15 @@ def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inc
     assert shown.count(f"– {count} not judged yet") == 1 and text_of(rendered(runs)).count(f"– {count} not judged yet") == 2
 
 
+def test_the_overview_counts_the_rows_that_were_run(put, runs):
+    for row in ("c4", "fpn"):
+        put(row, 2)
+    put("c5", 2, status="failed", error="ValueError: no")
+    put("fpn", 2, table="own")
+    overview = rendered(runs).partition("overview-table")[2].partition("</table>")[0]
+    assert re.findall(r'<td class="num">(.*?)</td>', overview) == ["2 of 6", "1 of 1"]
+
+
 def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
     write_ledger(load(full), tmp_path / "ledger.csv")
     shown = text_of(rendered(tmp_path / "ledger.csv"))
