@@ -211,6 +211,29 @@ def the_page_is_never_wider_than_the_window(browser):
         browser.size(width, 800)
         browser.run("new Promise((done) => setTimeout(done, 100))")
         assert browser.run("document.documentElement.scrollWidth") <= width
+        beyond = "[...document.querySelectorAll('.scroll:has(> table)')].map((place) => "
+        beyond += "place.scrollWidth - Math.max(place.clientWidth, place.firstElementChild.offsetWidth))"
+        assert set(browser.run(beyond)) == {0}, "nothing sticks out of a table, so that no scroll bar is there for an arrow"
+
+
+def test_tables_of_one_name_are_told_apart_on_a_telephone(tmp_path):
+    for recipe, data in (("quick", "shapes"), ("smoke", "shapes"), (f"finetune+backbone.weights={'x' * 40}.pth", "photos")):
+        for row in ("c4", "fpn"):
+            folder = tmp_path / "runs" / "table1_rpn" / recipe / row / "seed2"
+            folder.mkdir(parents=True)
+            record = make_record(row, 2, recipe=recipe, data=data, generated=data == "shapes")
+            (folder / "record.json").write_text(json.dumps(record))
+    file = tmp_path / "report.html"
+    file.write_text(page.render(collate(load(tmp_path / "runs"))), encoding="utf-8")
+    with Browser(390, 800) as browser:
+        browser.open(file)
+        names = browser.run("[...document.querySelectorAll('nav li')].map((item) => item.innerText)")
+        assert len(names) == len(set(names)) == 4
+        chips = browser.run("[...document.querySelectorAll('.chip')].map((chip) => chip.getClientRects()[0].height)")
+        assert len(chips) == 6 and max(chips) < 25, "a line each"
+        overview = "document.querySelector('.overview .scroll')"
+        assert browser.run(f"{overview}.scrollWidth") == browser.run(f"{overview}.clientWidth")
+        assert browser.run("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_page_that_reloads_stands_where_it_stood(made):
@@ -227,8 +250,11 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         browser.run("document.querySelector('.pyramid').scrollIntoView({behavior: 'instant'})")
         browser.run("scrollBy({top: 30, behavior: 'instant'})")
         before = browser.run(place)
+        precision = "document.querySelector('.chart.precision [data-choice]').value"
+        browser.run(f"{precision} = 'IoU .75'")
         more = "<h2>Running sweep</h2>" + "<p>a line</p>" * 20  # as of a sweep that goes on, above what the reader looks at
-        file.write_text(text.replace("<h2>Running sweep</h2>", more), encoding="utf-8")
+        longer = text.replace("<option>IoU .50</option>", "<option>IoU .25</option><option>IoU .50</option>")
+        file.write_text(longer.replace("<h2>Running sweep</h2>", more), encoding="utf-8")
         browser.run("window.before = true; void setTimeout(reload)")
         browser.wait(reloaded)
         assert browser.run(place) == pytest.approx(before, abs=2)
@@ -237,6 +263,7 @@ def test_a_page_that_reloads_stands_where_it_stood(made):
         assert browser.run("document.querySelector('.values').open")
         assert browser.run("document.querySelector('#runs output').textContent") == "2 of 4 runs"
         assert browser.run("document.querySelector('[data-filter=b]').getAttribute('aria-pressed')") == "true"
+        assert browser.run(precision) == "IoU .75", "what was chosen, though a choice was added before it"
         assert first_rows(browser) == names
         assert browser.problems == []
 

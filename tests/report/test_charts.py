@@ -1,5 +1,6 @@
 """Charts: their figures are the table's, computed another way, and their specifications are valid."""
 
+import re
 from statistics import fmean
 
 import numpy as np
@@ -9,8 +10,9 @@ from artifact_files import NAME, by_size, leave
 
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
-from fpn_ablate.report.html import charts, gallery
+from fpn_ablate.report.html import charts, gallery, page
 from fpn_ablate.report.html.labels import HEIGHT, WIDTHS, place_labels
+from fpn_ablate.report.html.vega import COLOURS, mean_axis, quantity, specification
 
 VALUES = {"c4": 0.3, "fpn": 0.6, "bottom_up": 0.4, "no_lateral": 0.35}
 
@@ -148,7 +150,7 @@ def test_effects_are_those_of_the_verdicts(drawn, table):
         assert (point["low"], point["high"]) == pytest.approx(
             (verdict.contrast.ours.low, verdict.contrast.ours.high), abs=0.006
         )
-        assert point["verdict"] == verdict.verdict
+        assert point["verdict"] == verdict.outcome
     published = next(p for p in found if p["contrast"] == "(c) − (a)" and p["metric"] == "AR@1k")["published"]
     assert published == pytest.approx(56.3 - 48.3)
 
@@ -185,6 +187,13 @@ def test_one_seed_has_no_interval(put, runs):
     assert len(rules) == 1, "the line at 0 alone"
 
 
+@pytest.mark.parametrize(("value", "label"), [(0.548, "0.548"), (12.25, "12.25"), (5e-5, "0.00005"), (0.0, "0")])
+def test_an_axis_with_one_value_names_it(value, label):
+    encoding = {"x": quantity("mean", "x", scale={"zero": False}), "y": mean_axis("y")}
+    svg = vl_convert.vegalite_to_svg(specification([{"mean": value}], [{"mark": "point"}], encoding) | {"width": 500})
+    assert re.findall(r"<text[^>]*>([^<]*)<", svg) == [label, "x", label, "y"]
+
+
 def test_specifications_compile_without_a_warning_and_have_the_pages_colours(drawn, capfd):
     assert list(drawn) == ["recall", "effects", "costs", "curves", "errors", "precision", "iou", "found"]
     for chart in drawn.values():
@@ -204,6 +213,27 @@ def test_a_row_keeps_its_colour_in_every_table(put, runs):
     assert first["fpn"] == second["fpn"]
     assert len(set(first.values())) == len(first) == 2
     assert len(set(second.values())) == len(second) == 6
+
+
+def test_rows_share_a_colour_only_where_there_are_too_few_and_then_not_with_runs(put, runs):
+    """Twenty rows, of which four have no run; ten rows; and rows that met their colour in different tables."""
+    for number in range(14):
+        put(f"row {number}", 2, recipe="a")
+    for number in range(4):
+        put(f"row {number}", 2, recipe="b")
+        put(f"row {number}", 2, table="own", recipe="c")
+    for row in ("fpn", "finest"):
+        put(row, 2, recipe="a")
+        put(row, 2, table="own", recipe="d")
+    put("row 0", 2, table="own", recipe="d")
+    tables = {table.recipe: table for table in collate(load(runs))}
+    found = {recipe: charts.row_colours(tables.values())[table.name] for recipe, table in tables.items()}
+    assert {recipe: (len(colours), len(set(colours.values()))) for recipe, colours in found.items()} == {
+        **{"a": (20, 16), "b": (10, 10), "c": (4, 4), "d": (3, 3)}
+    }
+    assert len({found["a"][row.row] for row in tables["a"].rows if row.states}) == COLOURS
+    text = page.source("page.css")
+    assert all(f"--c{number}: light-dark(" in text for number in range(COLOURS)) and f"--c{COLOURS}:" not in text
 
 
 def test_more_rows_than_colours_are_drawn_all_the_same(put, runs):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from planned_sweep import planned_sweep
@@ -46,20 +47,65 @@ def test_every_cell_is_finished_running_waiting_or_failed(put, runs):
     assert found.count() == 4 and [found.count(kind) for kind in reporting.MARKS] == [1, 1, 1, 1]
 
 
+def begin(runs, row, step, seconds, recipe="quick", seed=2):
+    """Leave the folder of a run that has come to this step in these seconds."""
+    folder = runs / "table1_rpn" / recipe / row / f"seed{seed}-01234567"
+    folder.mkdir(parents=True)
+    now = time.time()
+    for name, text, at in (("config.yaml", "", now), ("metrics.jsonl", f'{{"step": {step}, "a": 1}}\n', now + seconds)):
+        (folder / name).write_text(text)
+        os.utime(folder / name, (at, at))
+
+
+@pytest.mark.parametrize(
+    ("slow", "left"),
+    [
+        ([("fpn", 100, 60)], "4 min"),  # of 500 steps
+        ([("fpn", 100, 60), ("c4", 1, 1)], "8 min"),
+        ([("fpn", 0, 1)], ""),  # not known, so nothing is promised
+        ([], ""),
+    ],
+)
+def test_the_time_left_is_that_of_all_sweeps_and_never_less_than_that_of_a_row(put, runs, slow, left):
+    """A sweep whose first run took 5 seconds of its two, and beside it one with none finished."""
+    began = datetime.now(UTC).replace(microsecond=0)
+    put("c4", 2, recipe="fast", finished=(began + timedelta(seconds=5)).isoformat())
+    fast = [plan.PlannedRun("table1_rpn", "fast", "shapes", row, 2, 500) for row in ("c4", "fpn")]
+    other = [plan.PlannedRun("table1_rpn", "quick", "shapes", row, 2, 500) for row, *_ in slow or [("fpn",)]]
+    for run in slow:
+        begin(runs, *run)
+    plans = [plan.Plan(began.isoformat(), "", "", tuple(cells)) for cells in (fast, other)]
+    assert progress(plans, runs, load(runs).to_dict("records"), []).time_left == left
+    assert progress(plans[:1], runs, load(runs).to_dict("records"), []).time_left == "5 s"
+    begin(runs, "fpn", 400, 168, "fast")
+    assert progress(plans[:1], runs, load(runs).to_dict("records"), []).time_left == "42 s", "as its row says"
+
+
 def test_runs_in_progress_have_curves_of_losses_rate_and_pace(runs):
     plan.write_plan(runs, CELLS)
     folder = runs / "table1_rpn" / "quick" / "fpn" / "seed2-01234567"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("")
     assert shown(runs)[0].curves is None, "before the first line"
-    lines = [{"step": step, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
+    lines = [{"step": step, "rpn_objectness": 0.1, "rpn_box": 1 / step, "lr": 0.1} for step in (20, 40)]
+    lines.append({"step": 40, "AR100": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6')
     (folder / "throughput.jsonl").write_text('{"step": 40, "images_per_s": 7.0}\n{"step": 40, "images_per_s": 8.5}\n')
     chart = shown(runs)[0].curves
-    assert chart.choices == ("rpn_box", "images per second", "learning rate")
+    assert chart.choices == ("rpn_objectness", "rpn_box", "AR100", "learning rate", "images per second")
+    assert chart.spec["params"][1] == {"name": "choice", "value": "rpn_objectness"}, "a loss, not what comes first by its name"
     values = [(p["label"], p["curve"], p["step"], p["mean"]) for p in chart.spec["data"]["values"]]
     assert ("fpn, seed 2", "rpn_box", 40, 0.025) in values and ("fpn, seed 2", "learning rate", 20, 0.1) in values
     assert [value for value in values if value[1] == "images per second"] == [("fpn, seed 2", "images per second", 40, 8.5)]
+
+
+def test_runs_of_equal_rows_and_seeds_are_named_by_what_differs(runs):
+    cells = [plan.PlannedRun("table1_rpn", recipe, "shapes", "fpn", 2, 500) for recipe in ("quick", "smoke")]
+    plan.write_plan(runs, [*cells, plan.PlannedRun("table1_rpn", "smoke", "shapes", "c4", 2, 500)])
+    for recipe, row in (("quick", "fpn"), ("smoke", "fpn"), ("smoke", "c4")):
+        begin(runs, row, 20, 9, recipe)
+    names = {point["label"] for point in shown(runs)[0].curves.spec["data"]["values"]}
+    assert names == {"fpn, seed 2, quick", "fpn, seed 2, smoke", "c4, seed 2"}
 
 
 def test_a_pre_training_in_progress_is_named(runs):

@@ -167,6 +167,42 @@ def test_states_of_rows_are_seen(put, runs):
     assert 'aria-label="seed 2 finished, seed 3 failed, seed 4 not run"' in made
 
 
+def test_rows_of_a_table_show_the_same_seeds_planned_or_run(put, runs):
+    put("c4", 0)
+    put("fpn", 2, status="failed", error="ValueError: no")
+    made = rendered(runs)
+    shown = re.findall(r'class="seeds" role="img" aria-label="([^"]*)"', made)
+    assert len(shown) == len(FACTS)
+    assert {tuple(re.findall(r"seed (\d+)", label)) for label in shown} == {("0", "2", "3", "4")}
+    assert "red squares: failed or unhealthy seeds" in text_of(made)
+
+
+def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inconclusive(put, runs):
+    for row in ("c4", "fpn"):
+        put(row, 2)
+        for seed in (2, 3, 4):
+            put(row, seed, recipe="more")
+    early, complete = sorted(collate(load(runs)), key=lambda table: table.recipe == "more")
+    assert {verdict.outcome for verdict in early.verdicts} == {"not judged yet", "not run"}
+    assert "not judged yet" not in {verdict.outcome for verdict in complete.verdicts}
+    count = sum(verdict.outcome == "not judged yet" for verdict in early.verdicts)
+    shown = text_of(page.render([early]))
+    assert "inconclusive" not in shown.replace("? inconclusive, – not judged yet.", ""), "but in the key of a chart"
+    assert f"– {count} not judged yet" in shown and f"Not judged before 3 seeds: {count} claims." in shown
+    assert shown.count("– not judged yet 1 seed, 3 planned") == count
+    assert "Not judged before" not in text_of(page.render([complete]))
+    assert shown.count(f"– {count} not judged yet") == 1 and text_of(rendered(runs)).count(f"– {count} not judged yet") == 2
+
+
+def test_the_overview_counts_the_rows_that_were_run(put, runs):
+    for row in ("c4", "fpn"):
+        put(row, 2)
+    put("c5", 2, status="failed", error="ValueError: no")
+    put("fpn", 2, table="own")
+    overview = rendered(runs).partition("overview-table")[2].partition("</table>")[0]
+    assert re.findall(r'<td class="num">(.*?)</td>', overview) == ["2 of 6", "1 of 1"]
+
+
 def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
     write_ledger(load(full), tmp_path / "ledger.csv")
     shown = text_of(rendered(tmp_path / "ledger.csv"))

@@ -16,7 +16,7 @@ from fpn_ablate.utils.paths import CLAIMS
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
 ONE_SEED = "one seed says nothing of seeds"
-ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not run": "–"}
+ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not judged yet": "–", "not run": "–"}
 
 
 def load_claims(folders: Iterable[Path]) -> list[Claim]:

@@ -91,6 +91,11 @@ class Verdict:
     reason: str | None = None
 
     @property
+    def outcome(self) -> str:
+        """Return the verdict, or `not judged yet` where the planned seeds are not complete: then nothing was tested."""
+        return "not judged yet" if self.verdict == "inconclusive" and self.look is None else self.verdict
+
+    @property
     def published(self) -> float | None:
         """Return the published difference; None for claims of ours, even if published rows would imply one."""
         return None if self.claim.ours or self.contrast is None else self.contrast.published
@@ -228,6 +233,11 @@ class Table:
     def main_metric(self) -> Metric | None:
         """Return the first metric that is not a cost."""
         return next((metric for metric in self.definition.metrics if metric.source is None), None)
+
+    @property
+    def seeds_to_judge(self) -> int:
+        """Return the number of seeds before which no claim is judged."""
+        return max(2, len(self.definition.seeds))
 
     @property
     def published(self) -> bool:

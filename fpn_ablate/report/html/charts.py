@@ -72,18 +72,19 @@ def charts(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> 
 def row_colours(tables: Iterable[Table]) -> dict[str, dict[str, int]]:
     """Return {table: {row: number of its colour}}.
 
-    A row keeps its colour in all tables, unless two rows of one table would then share it.
+    A row keeps its colour in all tables, unless two rows of one table would then share it. Only a table
+    with more than COLOURS rows repeats colours, first those of rows without runs.
     """
-    latest: dict[str, int] = {}
+    first: dict[str, int] = {}
     by_table: dict[str, dict[str, int]] = {}
     for table in tables:
-        rows = [row.row for row in table.rows if not row.published_only]
-        used = {name: latest[name] for name in rows if name in latest}
-        free = [number for number in range(COLOURS) if number not in used.values()]
-        for position, name in enumerate(name for name in rows if name not in used):
-            used[name] = free[position] if position < len(free) else position % COLOURS
-            latest[name] = used[name]
-        by_table[table.name] = {name: used[name] for name in rows}
+        rows = [row for row in table.rows if not row.published_only]
+        numbers: dict[str, int] = {}
+        for row in sorted(rows, key=lambda row: (len(rows) > COLOURS and not row.states, row.row not in first)):
+            free = [n for n in range(COLOURS) if n not in numbers.values()] or [len(numbers) % COLOURS]
+            numbers[row.row] = first[row.row] if first.get(row.row) in free else free[0]
+        first = numbers | first
+        by_table[table.name] = {row.row: numbers[row.row] for row in rows}
     return by_table
 
 
@@ -242,7 +243,7 @@ def effects(table: Table) -> Chart | str:
         other = "" if table.same_data else f" on other data ({table.definition.paper.data})"
         note += f" Hollow diamond: published{other}."
     note += " Grey: differences between equal rows; pale: an effect within them." if noise else ""
-    note += " ✓ supported, ✗ contradicted, ? inconclusive." if table.verdicts else ""
+    note += " ✓ supported, ✗ contradicted, ? inconclusive, – not judged yet." if table.verdicts else ""
     return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)})
 
 
@@ -257,7 +258,7 @@ def _effect_points(table: Table) -> list[Point]:
         if verdict.contrast is not None and not claim.ratio:  # whose axis is another
             plus, minus = (" & ".join(short_name(rows[name]) for name in side) for side in (claim.plus, claim.minus))
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
-            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
+            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.outcome
             points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
     metrics = [metric for metric in table.definition.metrics if metric.source is None and metric.plot]
     claimed = {name for verdict in table.verdicts for name in (*verdict.claim.plus, *verdict.claim.minus)}

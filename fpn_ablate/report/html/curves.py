@@ -64,10 +64,12 @@ def live_curves(running: Sequence[tuple[str, Path]]) -> Chart | None:
                 points.append(curve | {"mean": float(f"{values[step]:.4g}")})
     if not points:
         return None
-    curves = sorted({point["curve"] for point in points}, key=lambda name: (name in TITLES.values(), name))
+    # As logged: losses, then what an evaluation adds; the first is shown, whatever is added later.
+    curves = sorted(dict.fromkeys(point["curve"] for point in points), key=lambda name: name in TITLES.values())
     labels = {f"r{number}": name for number, (name, _) in enumerate(running)}
     colour = row_colour({name: number % COLOURS for number, name in enumerate(labels)})
-    legend = {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, "symbolOpacity": 1}
+    columns = 2 if max(map(len, labels.values())) <= 24 else 1  # two long names are wider than a telephone
+    legend = {"title": None, "orient": "top", "columns": columns, "labelLimit": 260, "symbolOpacity": 1}
     colour |= {"legend": legend | {"values": list(labels), "labelExpr": f"{json.dumps(labels)}[datum.value]"}}
     tips = [tip("label", "run"), tip("step"), tip("mean", "value", ".4g")]
     layers = [

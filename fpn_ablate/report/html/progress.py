@@ -1,6 +1,7 @@
 """Progress of running sweeps, from their plans (fpn_ablate.store.plan) and the records and metrics of their runs."""
 
 import json
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,12 +26,19 @@ _Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class State:
-    """State of one run: `kind` is a key of MARKS; `share` is the share of its steps that are done."""
+    """State of one run.
+
+    Attributes:
+        kind: a key of MARKS.
+        share: the share of its steps that are done.
+        left: seconds until its last step, at its own pace; inf if that is not known yet.
+    """
 
     kind: str
     text: str
     detail: str = ""
     share: float = 0.0
+    left: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
     for record in sorted(records, key=lambda r: str(r.get("finished"))):
         newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
-    boards, times_left, in_progress = [], [], []
+    boards, seconds_left, in_progress = [], [], {}
     for plan in plans:
         states, ended = {}, []
         for cell in plan.cells:
@@ -82,22 +90,36 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
                 states[cell] = _ended(record, table)
             elif folder := _folder_in_progress(cell, plan, runs):
                 states[cell] = _running(cell, folder)
-                in_progress.append((clean(f"{cell.row}, seed {cell.seed}"), folder))
+                in_progress[folder] = cell
             elif record is not None and health.state(record) == "finished" and plan.code in ("", record.get("code")):
                 states[cell] = _ended(record, table)
             else:
                 states[cell] = State("waiting", "waiting")
         boards += [_board(key, states, by_key.get(key)) for key in dict.fromkeys(map(_key, plan.cells))]
-        # From the pace of the runs that have ended.
-        rest = sum(1 - state.share for state in states.values() if state.kind in ("running", "waiting"))
-        if ended and rest:
-            times_left.append(minutes((max(ended) - time_of(plan.started)).total_seconds() / len(ended) * rest))
+        active = [state for state in states.values() if state.kind in ("running", "waiting")]
+        seconds_left += [state.left for state in active if not ended or state.left < math.inf]
+        if ended:  # the others at their pace, but never less than one of them needs
+            pace = (max(ended) - time_of(plan.started)).total_seconds() / len(ended)
+            seconds_left.append(pace * sum(1 - state.share for state in active))
     commands = tuple(dict.fromkeys(clean(without_folders(plan.command)) for plan in plans if plan.command))
     built = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if not boards:
         return None
+    longest = max(seconds_left, default=0.0)  # the sweeps run side by side
+    time_left = minutes(longest) if 0 < longest < math.inf else ""
     notes = tuple(_pretraining(runs.parent / BACKBONES))
-    return Progress(tuple(boards), commands, built, ", ".join(times_left), notes, live_curves(in_progress))
+    return Progress(tuple(boards), commands, built, time_left, notes, live_curves(_names(in_progress)))
+
+
+def _names(in_progress: Mapping[Path, PlannedRun]) -> list[tuple[str, Path]]:
+    """Name the runs in progress by row and seed, and those that share both by what else differs: table, data and recipe."""
+    named = []
+    for folder, cell in in_progress.items():
+        twins = [other for other in in_progress.values() if (other.row, other.seed) == (cell.row, cell.seed)]
+        differing = [key for key in ("table", "data", "recipe") if len({getattr(twin, key) for twin in twins}) > 1]
+        parts = cell.row, f"seed {cell.seed}", *(getattr(cell, key) for key in differing)
+        named.append((clean(", ".join(parts)), folder))
+    return named
 
 
 def _pretraining(folder: Path) -> Iterator[str]:
@@ -153,8 +175,9 @@ def _running(cell: PlannedRun, folder: Path) -> State:
         spent = metrics.stat().st_mtime - (folder / CONFIG).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
-    rest = "" if step < 1 else f", {minutes(spent / step * (cell.steps - step))} left" if step < cell.steps else ", evaluating"
-    return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)))
+    left = spent / step * max(cell.steps - step, 0) if step >= 1 else math.inf
+    rest = "" if step < 1 else f", {minutes(left)} left" if step < cell.steps else ", evaluating"
+    return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)), left=left)
 
 
 def minutes(seconds: float) -> str:

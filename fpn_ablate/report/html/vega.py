@@ -10,10 +10,12 @@ from fpn_ablate.report.collate.table import Row, clean
 Spec = dict[str, Any]
 Point = dict[str, Any]
 INK, MUTED, FAINT, NOISE, BACKGROUND = "var(--ink)", "var(--muted)", "var(--rule)", "var(--noise)", "var(--bg)"
-COLOURS = 8  # of Okabe and Ito: distinct for colour-blind readers
+COLOURS = 16  # --c0 to --c15 of page.css
 HEIGHT, LINE = 280, 44  # pixels: of a chart, of a line of the effects
 # By name, not as a CSS variable: vega measures the widths of texts where variables are unknown.
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
+# A single value keeps its digits: vega rounds labels to the distance of two, and 0.548 to 1.
+SINGLE = "domain('axis')[1] - domain('axis')[0] === 0 ? format(datum.value, '~g') : datum.label"
 CONFIG = {
     "font": FONT,
     "background": "transparent",
@@ -23,6 +25,7 @@ CONFIG = {
         **{"titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11, "gridOpacity": 0.7, "titlePadding": 8},
         "labelSeparation": 8,  # pixels; of labels that are nearer every other one is left out
     },
+    **{f"axis{x.upper()}Quantitative": {"labelExpr": SINGLE.replace("axis", x)} for x in "xy"},
     "legend": {"labelColor": MUTED, "titleColor": MUTED},
 }
 

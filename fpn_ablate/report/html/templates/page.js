@@ -329,7 +329,7 @@ if (runsSection) {
 }
 
 // While a sweep is running the page reloads itself, restores its state and keeps what the reader looks at where it is.
-const kept = [["details", "open"], ["select", "selectedIndex"], ["[aria-pressed]", "ariaPressed"], ["[data-search]", "value"], ["#runs input[type=checkbox]", "checked"]];
+const kept = [["details", "open"], ["select", "value"], ["[aria-pressed]", "ariaPressed"], ["[data-search]", "value"], ["#runs input[type=checkbox]", "checked"]];
 const keyOf = (element) => `${element.closest("[data-name]")?.dataset.name ?? ""} ${element.closest("[data-chart]")?.dataset.chart ?? ""}`;
 const states = () => kept.map(([selector, property]) => all(selector).map((element) => [keyOf(element), element[property]]));
 const sorted = all("table[data-sortable]");
@@ -347,7 +347,7 @@ if (history.state) {
     for (const [key, value] of history.state.kept[n]) (before[key] ??= []).push(value);
     for (const element of all(selector)) {  // tables and runs may have been added
       element[property] = before[keyOf(element)]?.shift() ?? element[property];
-      if (element.selectedIndex < 0) element.selectedIndex = 0;  // its options have become fewer
+      if (element.selectedIndex < 0) element.selectedIndex = 0;  // its option is no longer there
     }
   });
   sorted.forEach((table, k) => { table.dataset.sorted = history.state.sorted[k] ?? "0 none"; sortTable(table); });
