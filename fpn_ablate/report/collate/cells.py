@@ -66,11 +66,6 @@ class Contrast(Cell):
     def within_noise(self) -> bool:
         return self.noise is not None and self.ours.mean is not None and abs(self.ours.mean) < self.noise
 
-    @property
-    def is_gain(self) -> bool:
-        """Return True if the interval lies above 0."""
-        return not self.lacks_replicates and self.ours.excludes(0.0) and self.ours.mean > 0
-
 
 def subtract_metric(cell: Cell, other: Cell) -> Cell:
     """Subtract one metric of a row from another, within each run."""

@@ -112,7 +112,7 @@ class Comparison:
             others = [name for name in means if name != first]
             p_values = [self.p_value(metric.key, [first], [other]) for other in others]
             judged = None not in p_values and max(holm([p for p in p_values if p is not None])) < 1 - LEVEL
-            if judged and all(self.contrast(metric.key, [first], [other]).is_gain for other in others):
+            if judged and all(self.contrast(metric.key, [first], [other]).ours.mean > 0 for other in others):  # on common seeds
                 best.add((self.rows[first].row, metric.key))
         return frozenset(best)
 

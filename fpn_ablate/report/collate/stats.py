@@ -59,10 +59,6 @@ class Estimate:
     def high(self) -> float | None:
         return None if self.half_width is None else self.mean + self.half_width
 
-    def excludes(self, value: float) -> bool:
-        """Return True if the interval excludes `value`; always False for one seed, which says nothing about other seeds."""
-        return self.n > 1 and self.half_width is not None and abs(self.mean - value) > self.half_width
-
     def p_above(self, bound: float) -> float:
         """Return the one-sided p-value of "the mean is above `bound`" (null: at most `bound`); 1 for one seed."""
         return self._p(self.mean - bound) if self.n > 1 else 1.0
