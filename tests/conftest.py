@@ -27,7 +27,8 @@ from fpn_ablate.config import composition
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
 from fpn_ablate.evaluation import bootstrap
-from fpn_ablate.report.html import live
+from fpn_ablate.report.formats import plots
+from fpn_ablate.report.html import figures, live
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -189,6 +190,19 @@ def measured():
         for name in ("end_to_end_latency_ms", "end_to_end_memory_mib", "reset_peak_memory"):
             patch.setattr(running, name, getattr(cost, name))
         yield
+
+
+@pytest.fixture(autouse=True)
+def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no plots where commands and sweeps are tested: they take half of a tiny sweep's time. `plotted` takes this back."""
+    if request.path.parent.name in ("cli", "runs", "sweep") and "plotted" not in request.fixturenames:
+        monkeypatch.setattr(plots, "render", lambda table: {})
+        monkeypatch.setattr(figures, "render", lambda table: {})
+
+
+@pytest.fixture
+def plotted() -> None:
+    """Let the test's sweeps draw their plots."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,7 +119,7 @@ def test_rows_that_their_table_would_refuse_are_refused_before_the_first_trains(
     )
 
 
-def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_time(cli, monkeypatch):
+def test_a_sweep_trains_prints_and_writes_its_table_and_is_skipped_the_second_time(cli, monkeypatch, plotted):
     code, out, _ = cli("-m", *TINY, "ablation=c4,fpn", "seed=0,1")
     assert code == 0
     found = records()

@@ -21,7 +21,7 @@ WORLDS = [(0.006, 0.0, 0.0), (0.006, 0.1, 0.05), (0.002, 0.1, 0.1), (0.0, 0.1, 0
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_95_percent_intervals_cover_the_truth_in_93_to_97_percent(world, seeds):
     """Those of two seeds in at least 94 percent, and more where the images matter as much as the seeds."""
     generator = np.random.default_rng(0)
