@@ -211,10 +211,12 @@ def verdicts() -> str:
         with file.open(encoding="utf-8", newline="") as rows_of_file:
             claims = [claim for claim in csv.DictReader(rows_of_file) if claim["look"]]
         for claim in claims:
-            half = (float(claim["high"]) - float(claim["low"])) / 2
+            mean, low, high = (float(claim[name]) for name in ("mean", "low", "high"))
             published = f"{float(claim['published']):+.1f}" if claim["published"] else "ours only"
             metric = claim["metric"] + (f" beyond {claim['less']}" if claim["less"] else "")
-            ours = f"{round(float(claim['mean']), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no -0.0
+            ours = f"{round(mean, 1) + 0.0:+.1f} ± {(high - low) / 2:.1f}"  # + 0.0: no -0.0
+            if claim["ratio"] == "true":
+                ours = f"x {mean:.2f} ({low:.2f} to {high:.2f})"
             table = f"`{claim['table']}`"
             lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")
     return "\n".join(lines) + "\n"
