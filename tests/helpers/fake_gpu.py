@@ -12,11 +12,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fpn_ablate.config.composition import compose
+from fpn_ablate.config.schema import Config
 from fpn_ablate.model.build import build_detector
 from fpn_ablate.model.optimise import optimise
 from fpn_ablate.structures.instances import Proposals, Targets
 
-TASKS = ((), ("task=fast_rcnn",), JOINT)
 FP32 = {(torch.float32, "cuda")}
 
 
@@ -24,9 +24,9 @@ def facts(tensors: Iterable[Tensor]) -> set[tuple[torch.dtype, str]]:
     return {(x.dtype, x.device.type) for x in tensors}
 
 
-def check(overrides: tuple[str, ...], is_fast: bool) -> None:
+def check(cfg: Config, is_fast: bool) -> None:
     """No tensor is on another device, and bf16 ends at the heads. Operators whose sizes depend on values are left out."""
-    model = build_detector(compose(("recipe=smoke", *overrides)), num_classes=3).train()
+    model = build_detector(cfg, num_classes=3).train()
     model = optimise(model, torch.device("cuda")) if is_fast else model
     images, boxes = torch.empty(2, 3, 64, 96, dtype=torch.uint8), torch.empty(2, 3, 4)
     valid = torch.ones(2, 3, dtype=torch.bool)
@@ -51,12 +51,17 @@ def check(overrides: tuple[str, ...], is_fast: bool) -> None:
 
 
 if __name__ == "__main__":
+    # A joint network has both stages, so that of the others the pyramid is enough.
+    cells = [
+        ("fpn", (), True),
+        ("fpn", ("task=fast_rcnn",), True),
+        ("fpn", JOINT, False),
+        *((row, JOINT, True) for row in ROWS),
+    ]
+    configurations = [compose(("recipe=smoke", f"ablation={row}", *task)) for row, task, _ in cells]
     # torch asks whether there is a GPU before it lets autocast run.
     no_amp, has_bf16 = "torch.cuda.amp.common.amp_definitely_not_available", "torch.cuda.is_bf16_supported"
     with patch(no_amp, lambda: False), patch(has_bf16, lambda *_: True), FakeTensorMode(), torch.device("cuda"):
-        for task in TASKS:
-            # A joint network has both stages, so that of the others the pyramid is enough.
-            cells = [*((row, True) for row in ROWS), ("fpn", False)] if task == JOINT else [("fpn", True)]
-            for row, is_fast in cells:
-                print(row, task, is_fast, flush=True)
-                check((f"ablation={row}", *task), is_fast)
+        for cell, cfg in zip(cells, configurations, strict=True):
+            print(*cell, flush=True)
+            check(cfg, cell[-1])

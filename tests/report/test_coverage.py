@@ -91,7 +91,7 @@ def test_without_an_effect_fewer_than_5_percent_of_families_say_supported():
 
 
 def test_at_the_edge_of_equivalence_fewer_than_5_percent_say_supported():
-    words = verdicts(2.0, {"above": -2.0, "below": 2.0}, 500)
+    words = verdicts(2.0, {"above": -2.0, "below": 2.0}, 200)
     assert (words == "supported").any(axis=1).mean() < 0.05
 
 
