@@ -75,7 +75,7 @@ def test_rows_that_learned_next_to_nothing_are_not_about_the_same(table):
 
 def test_one_seed_decides_nothing(table):
     made = table(seeds=[2])
-    assert {(v.verdict, v.reason) for v in made.verdicts} == {("inconclusive", "1 seed, 3 planned")}
+    assert {(v.verdict, v.reason) for v in made.verdicts} == {("not judged yet", "1 seed, 3 planned")}
     assert not made.best
 
 
@@ -440,7 +440,7 @@ def gain_after(put, runs, count, gains=None, started=str):
 @pytest.mark.parametrize(
     ("count", "n", "text"),
     [
-        (2, 2, "inconclusive; 2 seeds, 3 planned"),
+        (2, 2, "not judged yet; 2 seeds, 3 planned"),
         (3, 3, "supported"),
         (5, 3, "supported; look 1 of 3 seeds"),
         (6, 6, "supported; look 2 of 6 seeds"),

@@ -183,9 +183,9 @@ def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inc
         for seed in (2, 3, 4):
             put(row, seed, recipe="more")
     early, complete = sorted(collate(load(runs)), key=lambda table: table.recipe == "more")
-    assert {verdict.outcome for verdict in early.verdicts} == {"not judged yet", "not run"}
-    assert "not judged yet" not in {verdict.outcome for verdict in complete.verdicts}
-    count = sum(verdict.outcome == "not judged yet" for verdict in early.verdicts)
+    assert {verdict.verdict for verdict in early.verdicts} == {"not judged yet", "not run"}
+    assert "not judged yet" not in {verdict.verdict for verdict in complete.verdicts}
+    count = sum(verdict.verdict == "not judged yet" for verdict in early.verdicts)
     shown = text_of(page.render([early]))
     assert "inconclusive" not in shown.replace("? inconclusive, – not judged yet.", ""), "but in the key of a chart"
     assert f"– {count} not judged yet" in shown and f"Not judged before 3 seeds: {count} claims." in shown

@@ -56,7 +56,8 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
             continue
         contrast, look = comparison.at_look(claim.metric, claim.plus, claim.minus, claim.less, claim.ratio)
         available = len(comparison.seeds([*claim.plus, *claim.minus]))
-        verdict = Verdict(claim, "inconclusive", contrast, 1.0, look=look, available=available)
+        outcome = "not judged yet" if look is None else "inconclusive"
+        verdict = Verdict(claim, outcome, contrast, 1.0, look=look, available=available)
         if not contrast.ours.n:
             verdicts[k] = Verdict(claim, "not run")
         elif look is None:  # counts in the family, or the claims that are complete first would be corrected for fewer

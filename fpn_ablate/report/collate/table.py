@@ -72,6 +72,7 @@ class Verdict:
     """The outcome of testing a claim on the runs.
 
     Attributes:
+        verdict: `supported`, `contradicted`, `inconclusive`, `not judged yet` while planned seeds are missing, or `not run`.
         contrast: the difference of rows, over the seeds of the look; None if no seed has all rows.
         p: the p-value of the verdict, after correction for looks and, by Holm, for the claims of the table; None if nothing
             was compared.
@@ -89,11 +90,6 @@ class Verdict:
     look: Look | None = None
     available: int = 0
     reason: str | None = None
-
-    @property
-    def outcome(self) -> str:
-        """Return the verdict, or `not judged yet` where the planned seeds are not complete: then nothing was tested."""
-        return "not judged yet" if self.verdict == "inconclusive" and self.look is None else self.verdict
 
     @property
     def published(self) -> float | None:

@@ -258,7 +258,7 @@ def _effect_points(table: Table) -> list[Point]:
         if verdict.contrast is not None and not claim.ratio:  # whose axis is another
             plus, minus = (" & ".join(short_name(rows[name]) for name in side) for side in (claim.plus, claim.minus))
             metric = titles[claim.metric] + (f" beyond {titles[claim.less]}" if claim.less else "")
-            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.outcome
+            texts = clean(claim.text), f"{plus} − {minus}", clean(metric), verdict.verdict
             points.append(_effect_point(verdict.contrast, *texts, published=verdict.published))
     metrics = [metric for metric in table.definition.metrics if metric.source is None and metric.plot]
     claimed = {name for verdict in table.verdicts for name in (*verdict.claim.plus, *verdict.claim.minus)}

@@ -60,7 +60,7 @@ def _section(table: Table, colours: dict[str, int], album: gallery.Album, number
     artifacts = gallery.load_artifacts(table, album)
     comparison, pyramid = gallery.gallery(artifacts, album, colours), gallery.pyramid(artifacts, album, colours)
     missing = [item for item in charts_or_reasons if isinstance(item, str)]
-    verdicts = Counter(verdict.outcome for verdict in table.verdicts)
+    verdicts = Counter(verdict.verdict for verdict in table.verdicts)
     seeds = sorted({*table.definition.seeds, *(seed for row in table.rows for seed in row.states)})
     commands = [record.get("environment.command") for row in table.all_rows for record in row.records]
     if album.full and not (comparison and pyramid) and artifacts.runs:
