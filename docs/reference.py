@@ -228,7 +228,8 @@ def evidence() -> str:
     with (REFERENCE / "ledger.csv").open(encoding="utf-8", newline="") as file:
         done = [run for run in csv.DictReader(file) if run["code"] == planned["code"] and run["status"] == "finished"]
     entries = [*planned["plan"], {"table": "sources", "recipe": "quick", "data": "shapes", "runs": 0, "minutes": 0}]
-    lines = ["| table | recipe | data | runs | minutes | runs done | minutes spent |", "| --- | --- | --- |" + " ---: |" * 4]
+    head = "| table | recipe | data | runs planned | minutes planned | runs done | minutes spent |"
+    lines = [head, "| --- | --- | --- |" + " ---: |" * 4]
     sums = [0.0] * 4
     for entry in entries:
         place = entry["table"], entry["recipe"], entry["data"]

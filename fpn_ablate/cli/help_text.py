@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from fpn_ablate.config.comments import introduction, keys_of
+from fpn_ablate.config.comments import GLOBAL, introduction, keys_of
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 WIDTH = 80
-FIRST_SENTENCE = r"(?<! al)(?<!Sec)(?<!Fig)[.;:](?=\s+[A-Z(])"  # where the first sentence of a comment ends
+FIRST_SENTENCE = r"(?<! al)(?<!Sec)(?<!Fig)[.;](?=\s+[A-Z(])"  # where the first sentence of a comment ends
 GROUPS = ("backbone", "data", "image_pyramid", "log", "neck", "recipe", "rpn", "task")  # whose choices have keys of their own
 TOPICS = ("keys", "rows", "tables", "recipes")
 _USAGE = """usage: python -m fpn_ablate [-m] [key=value ...]
@@ -83,8 +83,15 @@ def choice(group: str, name: str) -> str | None:
     file = CONF / group / f"{name}.yaml"
     if group not in GROUPS or name not in names(CONF / group):
         return None
-    about = introduction(file)
-    return "\n".join([f"{group}={name}", *([_wrapped(about, "    ")] if about else []), *_lines_of(file, f"{group}.", set())])
+    text = file.read_text(encoding="utf-8")
+    about, prefix = introduction(file), "" if text.startswith(GLOBAL) else f"{group}."
+    lines = [f"{group}={name}", *([_wrapped(about, "    ")] if about else []), *_lines_of(file, prefix, set())]
+    for entry in yaml.safe_load(text).get("defaults", []):
+        for where, part in entry.items() if isinstance(entry, dict) else ():
+            if where.startswith("/"):  # /roi@roi: box, whose keys are task.roi's
+                folder, _, below = where[1:].partition("@")
+                lines += _lines_of(CONF / folder / f"{part}.yaml", f"{prefix}{below or folder}.", set())
+    return "\n".join(lines)
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +121,7 @@ def _keys() -> Iterator[str]:
         yield from _lines_of(file, prefix, listed)
     parents = {key.rpartition(".")[0] for key in keys()}
     others = sorted({key for key in keys() if key not in listed | parents and not key.endswith(".name")})
-    yield "\nKeys of other choices; --help neck=bifpn, or --help task=fast_rcnn, says what they mean:"
+    yield "\nKeys of other choices; --help neck=bifpn, or --help task=mask_rcnn, says what they mean:"
     yield _wrapped(", ".join(others))
 
 

@@ -23,7 +23,7 @@ from fpn_ablate.utils.errors import UserError, printable
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
 COMMANDS = {
-    "verify": "show what each row is: anchors, parameters, cost, reach",
+    "verify": "show what each row is: anchors, parameters, cost, maps it reads",
     "doctor": "examine a data set before a sweep",
     "report": "make tables, plots and the page from finished runs",
     "pictures": "draw what finished runs detect, side by side",
@@ -35,7 +35,7 @@ COMMANDS = {
     "shapes": "write the generated data set as COCO-format files",
     "replay": "copy finished runs to Weights & Biases",
     "new": "write a neck, backbone or head of your own to begin with",
-    "clean": "remove leftovers, checkpoints, failed runs and caches",
+    "clean": "remove leftovers, unfinished runs and caches",
 }
 
 # Options of Hydra: those that take the next word as their value, and the others.

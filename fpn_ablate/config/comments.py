@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+GLOBAL = "# @package _global_"  # the first line of a file whose keys are those of the whole configuration
+
 
 def introduction(file: Path) -> str:
     """Return the comment on top of a file without its commands, a line for each paragraph."""
@@ -13,7 +15,9 @@ def introduction(file: Path) -> str:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if line != "# @package _global_" and not re.match(r"#\s+python -m", line):
+        if re.match(r"#\s+python -m", line):
+            lines[-1:] = [re.sub(":$", ".", before) for before in lines[-1:]]  # which led to the command
+        elif line != GLOBAL:
             lines.append(line.lstrip("# "))
     paragraphs = "\n".join(lines).strip().split("\n\n")
     return "\n".join(re.sub(r"(?<![.:,;])\n(?=[A-Z])", ". ", text).replace("\n", " ") for text in paragraphs)

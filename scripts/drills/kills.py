@@ -133,7 +133,7 @@ def stage(out: Path) -> str:
     """Tell from the files what the sweep was doing."""
     running = [f.parent for f in Path(out, "runs").glob("*/*/*/*/record.json") if '"status": "running"' in f.read_text()]
     if not running:
-        return "between cells" if finished(out) else "before the first cell"
+        return "between runs" if finished(out) else "before the first run"
     names = {path.name for path in running[0].iterdir()}
     latest = next((name for name in (DETECTIONS, MODEL, "checkpoint.pt", METRICS) if name in names), None)
     return f"a cell with {latest}" if latest else "a cell without metrics"
@@ -239,7 +239,7 @@ def signalled(
         within=within,
         number=number,
     )
-    sweep = f"a sweep of 6 cells{', by two workers of joblib' if extra else ''}"
+    sweep = f"a sweep of 6 runs{', by two workers of joblib' if extra else ''}"
     return outcome(f"{fault}, at a random moment of {sweep}", tally.tries, tally.findings, how) | {
         "sweeps": tally.rounds,
         "under way": dict(sorted(tally.stages.items())),
@@ -291,7 +291,7 @@ def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         findings += [f"pair {n}: {trained[-1]} trainings"] * (trained[-1] != 6)
         findings += [f"pair {n}: {name} differs" for name in differences(expected, contents(work / f"pair{n}" / "results"))]
     how = f"trainings of each pair of sweeps: {', '.join(map(str, trained))}; {EQUAL}"
-    return outcome("two sweeps over the same 6 cells at the same time", tries, findings, how)
+    return outcome("two sweeps over the same 6 runs at the same time", tries, findings, how)
 
 
 def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def wandb_service(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         findings += [f"sweep {sweeps}: exit code {code}"] * (code != 0)
         findings += [f"sweep {sweeps}: {name} differs" for name in differences(expected, contents(out / "results"))]
         sweeps += 1
-    how = f"{sweeps} sweeps went on to exit code 0; {EQUAL}"
+    how = f"{sweeps} sweep{'s' * (sweeps != 1)} went on to exit code 0; {EQUAL}"
     return outcome("wandb's service is killed or hangs (SIGKILL and SIGSTOP in turns)", tries, findings, how)
 
 

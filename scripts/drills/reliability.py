@@ -26,7 +26,8 @@ KEYS = {"fault": str, "tries": int, "lost": int, "how": str, "command": str, "ma
 HEAD = """# What was lost
 
 Written by `python scripts/drills/reliability.py` from the files in [`reference/reliability/`](reference/reliability).
-Each file names the command that made it and the machine.
+Each file names the command that made it and the machine. *tries*: how often the fault struck; *lost*: how often something was
+lost, that is a result differed, a file was torn, or the sweep did not recover.
 
 | fault | tries | lost | how |
 | --- | ---: | ---: | --- |

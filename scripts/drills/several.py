@@ -76,7 +76,7 @@ def two(work: Path) -> dict[str, Any]:
     ratios = {kind: round(max(each[kind] for each in pair) / one[kind], 2) for kind in one}
     findings += [f"{ratios['processor']} of the time of one sweep"] * (ratios["processor"] > MOST)
     how = f"{trained} trainings; the longer one takes {ratios['processor']} of the processor time of one sweep; {EQUAL}"
-    return outcome("two equal sweeps of 12 cells at once, on two simulated GPUs", 1, findings, how) | {
+    return outcome("two equal sweeps of 12 runs at once, on two simulated GPUs", 1, findings, how) | {
         "seconds of one": one,
         "seconds of two": pair,
         "ratios": ratios,
@@ -90,7 +90,7 @@ def four(work: Path) -> dict[str, Any]:
     _, logs = run(work / "four", FOUR, 4, 4)
     trained, findings = check("four", work / "four", work / "alone", logs)
     how = f"{trained} trainings, each sweep on a GPU of its own; {EQUAL}"
-    return outcome("four equal sweeps of 6 cells at once, on four simulated GPUs", 1, findings, how)
+    return outcome("four equal sweeps of 6 runs at once, on four simulated GPUs", 1, findings, how)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,11 +13,13 @@ import torch
 
 import fpn_ablate.cli
 from fpn_ablate import __version__
+from fpn_ablate.cli import help_text
 from fpn_ablate.cli.main import COMMANDS, main
 from fpn_ablate.config.validation import keys
 from fpn_ablate.runs import environment
 from fpn_ablate.store import plan
 from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.paths import CONF
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_the_help_lists_every_command(cli, option):
     ("topic", "texts"),
     [
         ("keys", ["neck.upsample = nearest", "(the paper's) | bilinear | deconv", "recipe.steps = 500", "neck.layers"]),
-        ("rows", ["ablation=no_lateral", "Table 1 (e): the top-down path from C5 alone", "ablation=retinanet/focal"]),
+        ("rows", ["ablation=no_lateral", "Table 1 (e): the top-down path from C5 alone", "RoIPool on C4 in place of RoIAlign"]),
         ("tables", ["-m +experiments=table1_rpn", "Table 1 of Feature Pyramid Networks"]),
         ("recipes", ["recipe=paper2017", "The paper's settings (Sec. 5.1 and 5.2) for COCO"]),
         ("report", ["usage: python -m fpn_ablate report "]),
@@ -153,6 +155,13 @@ def test_every_key_that_a_user_may_set_is_in_the_help(cli):
     parents = {key.rpartition(".")[0] for key in keys()}
     missing = [key for key in {*keys()} - parents if not key.endswith(".name") and not re.search(rf"(?<![\w.]){key}\b", out)]
     assert not missing
+
+
+def test_the_help_of_every_choice_names_keys_that_exist():
+    choices = [(group, name) for group in help_text.GROUPS for name in help_text.names(CONF / group)]
+    named = {key for choice in choices for key in re.findall(r"^  (\S+) =", help_text.choice(*choice), re.MULTILINE)}
+    assert "recipe.steps" in named and "task.roi.samples" in named
+    assert named <= {*keys()}
 
 
 def test_a_misspelt_topic_is_refused_with_the_nearest_one(cli):

@@ -1,4 +1,4 @@
-"""Darknet-53, the body of YOLOv3 (Redmon and Farhadi 2018, arXiv:1804.02767, Table 1)."""
+"""Darknet-53, the backbone of YOLOv3 (Redmon and Farhadi 2018, arXiv:1804.02767, Table 1)."""
 
 from torch import Tensor, nn
 

@@ -21,7 +21,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 class BiFPN(Neck):
-    """Bidirectional pyramid: layers of a way down and a way up, with an edge from the input to the output of middle levels.
+    """Bidirectional pyramid: top-down and bottom-up paths, with an edge from the input to the output of middle levels.
 
     Args:
         in_levels: C2..C5, finest first.
@@ -32,7 +32,7 @@ class BiFPN(Neck):
             fusion: of a node's inputs, each with a learned weight: "fast" (the weights, cut off at 0, over their sum) or
                 "softmax"; or the plain "sum" (no weights).
             separable: 3x3 of each channel by itself and 1x1, or plain 3x3 convolutions.
-            bottom_up: go the way up as well; off: the way down alone.
+            bottom_up: have the bottom-up path as well; off: the top-down path alone.
             act: in front of a node's convolution (the authors' code; the paper has norm and activation behind it).
             norm: behind each convolution; batch norm in the paper.
     """
@@ -65,7 +65,7 @@ class BiFPN(Neck):
 
 
 class Layer(nn.Module):
-    """One way down and one way up.
+    """One top-down and one bottom-up path.
 
     Args:
         names: of the levels, finest first.

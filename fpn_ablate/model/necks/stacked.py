@@ -31,8 +31,8 @@ class Stacked(Neck):
             channels: d.
             levels: "p3-p7" or "p2-p6"; those beyond C5 are max-pooled.
             layers: how often the block is repeated.
-            block: "fpn" (a way down), "fpn_pan" (a way down, then one up), or "full" (each level from all levels; EfficientDet
-                names it and no definition is public: here the sum of all levels, resampled, and a convolution).
+            block: "fpn" (a top-down path), "fpn_pan" (top-down, then bottom-up), or "full" (each level from all levels;
+                EfficientDet names it and no definition is public: here the sum of all levels, resampled, and a convolution).
             separable: 3x3 of each channel by itself and 1x1 (EfficientDet's comparison), or plain 3x3 convolutions.
             act: in front of each convolution of a block, as in BiFPN; without one, a stack is linear but for its norms.
             norm: behind each convolution.

@@ -150,7 +150,7 @@ def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
         "y": {"field": "sum", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 220}},
         "color": {"field": "input", "type": "ordinal", "title": "input"},
     }
-    note = "Inputs of a sum in order: the level's own map, then those from the way down and the way up, if there are any."
+    note = "Inputs of a sum in order: the level's own map, then those of the top-down and the bottom-up path, if there are any."
     spec = specification(points, [{"mark": {"type": "bar"}, "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
     return Chart("fusion", "Learned weights of fusion", note, spec, choices, "label")
 
