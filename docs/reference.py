@@ -223,22 +223,31 @@ def verdicts() -> str:
 
 
 def evidence() -> str:
-    """Return what the evidence was planned to cost, and what its finished runs have cost, in minutes of one core."""
+    """Return what the evidence was planned to cost, and what its finished runs have cost, in minutes of one core.
+
+    A run in several tables is counted in the first one, and a pre-training, which many runs share, once.
+    """
     planned = yaml.safe_load((ROOT / "results" / "evidence.yaml").read_text(encoding="utf-8"))
     with (REFERENCE / "ledger.csv").open(encoding="utf-8", newline="") as file:
         done = [run for run in csv.DictReader(file) if run["code"] == planned["code"] and run["status"] == "finished"]
-    entries = [*planned["plan"], {"table": "sources", "recipe": "quick", "data": "shapes", "runs": 0, "minutes": 0}]
-    head = "| table | recipe | data | runs planned | minutes planned | runs done | minutes spent |"
-    lines = [head, "| --- | --- | --- |" + " ---: |" * 4]
-    sums = [0.0] * 4
-    for entry in entries:
+    counted: set[str] = set()
+    figures = []
+    for entry in [*planned["plan"], {"table": "sources", "recipe": "quick", "data": "shapes", "runs": 0, "minutes": 0}]:
         place = entry["table"], entry["recipe"], entry["data"]
         runs = [run for run in done if (run["table"], run["recipe"].split("+")[0], run["data"]) == place]
-        seconds = [float(run[f"cost.{part}_s"] or 0) for run in runs for part in ("pretrain", "train", "eval")]
-        figures = entry["runs"], entry["minutes"], len(runs), sum(seconds) / 60
-        sums = [total + figure for total, figure in zip(sums, figures, strict=True)]
+        new = [run for run in runs if run["fingerprint"] not in counted]
+        counted |= {run["fingerprint"] for run in new}
+        seconds = sum(float(run[f"cost.{part}_s"] or 0) for run in new for part in ("train", "eval", "proposals"))
         name = "runs that others build on" if place[0] == "sources" else f"`{place[0]}`"
-        lines.append(f"| {name} | {place[1]} | {place[2]} | " + " | ".join(f"{figure:,.0f}" for figure in figures) + " |")
+        figures.append((f"{name} | {place[1]} | {place[2]}", entry["runs"], entry["minutes"], len(runs), seconds / 60))
+    pretrained = {(run["config.backbone.name"], run["data"], float(run["cost.pretrain_s"] or 0)) for run in done}
+    figures.append(("pre-training, shared | | ", 0, 0, 0, sum(seconds for *_, seconds in pretrained) / 60))
+    lines = [
+        "| table | recipe | data | runs planned | minutes planned | runs done | minutes spent |",
+        "| --- " * 3 + "| ---: " * 4 + "|",
+    ]
+    lines += [f"| {name} | " + " | ".join(f"{figure:,.0f}" for figure in entry) + " |" for name, *entry in figures]
+    sums = [sum(column) for column in zip(*(entry for _, *entry in figures), strict=True)]
     hours = [f"{total:,.0f}" if n % 2 == 0 else f"{total:,.0f} ({total / 60:.1f} h)" for n, total in enumerate(sums)]
     return "\n".join([*lines, f"| all | | | {' | '.join(hours)} |"]) + "\n"
 
