@@ -63,7 +63,11 @@ def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         print("--yes removes them")
         return False
-    return input(f"remove {count} item{'s' * (count > 1)}? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"remove {count} item{'s' * (count > 1)}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _remove(items: Sequence[Item], out: Path) -> int:
@@ -74,7 +78,8 @@ def _remove(items: Sequence[Item], out: Path) -> int:
             size += item.size
             remove_empty_parents(item.path, out)
         except OSError as error:
-            print(f"{item.path}: not removed ({error.strerror})", file=sys.stderr)
+            reason = "a process works on it" if isinstance(error, TimeoutError) else error.strerror
+            print(f"{item.path}: not removed ({reason})", file=sys.stderr)
             failures += 1
     print(f"removed {len(items) - failures} items, {_bytes(size)}")
     return 2 if failures else 0

@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except KeyboardInterrupt:  # a run and a sweep save first, and end by themselves
+        return 130
     except (UserError, OSError) as error:
         if command is None and not isinstance(error, UserError):
             raise  # a job's, with HYDRA_FULL_ERROR=1: its traceback was asked for

@@ -1,6 +1,7 @@
 """Parsers of arguments whose errors are safe to print."""
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from fpn_ablate.utils.errors import printable
@@ -11,6 +12,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from `low` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from {low} on")
+        return value
+
+    return parse
 
 
 def command_parser(command: str, about: str) -> Parser:

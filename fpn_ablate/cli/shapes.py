@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.cli.parser import at_least, command_parser
 from fpn_ablate.data.shapes.export import contact_sheet, export
 from fpn_ablate.data.shapes.world import World
 
@@ -17,10 +17,10 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser = command_parser("shapes", "Write the generated data set as COCO-format files, or a sheet of examples.")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write COCO JSON and PNG to this folder")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write examples with their boxes to this picture")
-    parser.add_argument("--train", type=int, default=800, help="training pictures (default %(default)s)")
-    parser.add_argument("--val", type=int, default=200, help="validation pictures (default %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="height and width in pixels (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world (default %(default)s)")
+    parser.add_argument("--train", type=at_least(1), default=800, help="training pictures (default %(default)s)")
+    parser.add_argument("--val", type=at_least(1), default=200, help="validation pictures (default %(default)s)")
+    parser.add_argument("--size", type=at_least(1), default=256, help="height and width in pixels (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the world (default %(default)s)")
     options = parser.parse_args(arguments)
     if not (options.export or options.sheet):
         parser.error("give --export DIR, --sheet FILE or both")

@@ -65,6 +65,8 @@ def _print_use_in_torchvision(weights: Weights) -> None:
 def _refuse_place(source: Path, out: Path, suffix: str | None = None) -> None:
     if out.exists() and out.samefile(source):
         raise UserError(f"{out}: it would replace the file that is read; give another name")
+    if not out.name:
+        raise UserError(f"{out}: give the name of a file")
     if suffix and out.suffix != suffix:
         raise UserError(f"{out}: give it a name that ends in {suffix}, as {out.with_suffix(suffix)}")
 

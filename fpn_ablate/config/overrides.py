@@ -93,10 +93,11 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
                 there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
                 raise UserError(f"{group}={name}: there is no such file.{hint} There are {there}; {own}")
             if added != ours and known[name].is_relative_to(added):
-                _check_yaml(known[name])
+                check_yaml(known[name])
 
 
-def _check_yaml(file: Path) -> None:
+def check_yaml(file: Path) -> None:
+    """Check that OmegaConf reads a file. Raises UserError, which names the line."""
     try:
         OmegaConf.load(file)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate.config.composition import DEFAULT_ROW, TABLES, compose, compose_jobs
-from fpn_ablate.config.overrides import add_if_missing, choices, normalise
+from fpn_ablate.config.overrides import add_if_missing, check_yaml, choices, normalise
 from fpn_ablate.config.schema import Config
+from fpn_ablate.utils.errors import UserError, first_line
 from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 
@@ -53,8 +56,14 @@ def _params(table: str, config_dir: Path | None) -> dict[str, list[str]]:
     for folder in ([config_dir / "experiments"] if config_dir else []) + [EXPERIMENTS]:
         file = folder / f"{table}.yaml"
         if file.exists() and file.name != CLAIMS:
-            params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
-            return {key: choices(add_if_missing(f"{key}={values}")) for key, values in params.items() if key != "seed"}
+            check_yaml(file)
+            try:
+                params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
+                if not isinstance(params, Mapping) or OmegaConf.is_list(params.get("ablation")):
+                    raise ValueError("write KEY: VALUES, with the values as text, as ablation: 'c4,fpn'")
+                return {key: choices(add_if_missing(f"{key}={values}")) for key, values in params.items() if key != "seed"}
+            except (ValueError, AttributeError, HydraException, OmegaConfBaseException) as error:
+                raise UserError(f"{file}: hydra.sweeper.params: {first_line(error)}") from None
     return {}
 
 

@@ -24,6 +24,7 @@ from fpn_ablate.runs.restore import read_finished, refuse_changed_data
 from fpn_ablate.structures.batch import DetectionDataset
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.files import unreadable
 from fpn_ablate.utils.paths import MODEL
 from fpn_ablate.weights.files import load_torch
 
@@ -99,5 +100,5 @@ def load_trunk(folder: Path, cfg: Config, device: torch.device) -> Detector:
         model.load_state_dict({name: value for name, value in load_torch(folder / MODEL).items() if name in names})
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = first_line(error)
-        raise UserError(f"{folder / MODEL}: cannot be read ({reason}); remove its folder to train the run again") from None
+        raise unreadable(folder / MODEL, error, reason) from None
     return model.eval()

@@ -29,6 +29,7 @@ def measure_again(folder: Path, measured: dict[str, float], config_dir: Path | N
     if fingerprint not in measured:
         trained, cfg, device = restore(folder, config_dir)
         measured[fingerprint] = end_to_end_latency_ms(trained, cfg.recipe, device)
+    content = record.read(folder) or content  # which another process may have changed meanwhile
     before, content["cost"]["latency_ms"] = content["cost"]["latency_ms"], measured[fingerprint]
     record.write(folder, content)
     return f"{content['table']} {content['row']} seed {content['seed']}: {measured[fingerprint]} ms, was {before}"
@@ -45,7 +46,7 @@ def remake_artifacts(folder: Path, config_dir: Path | None = None) -> str:
     proposals = load_detections(folder, PROPOSED) if cfg.proposal_recall else None
     inspected = _inspect_again(folder, config_dir)
     artifacts = make_artifacts(folder, dataset, detections, cfg.recipe.eval_images, inspected, proposals)
-    record.write(folder, content | artifacts)
+    record.write(folder, (record.read(folder) or content) | artifacts)
     return f"{folder}: made"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fpn_ablate.config import user_parts
+from fpn_ablate.config.factors import flatten
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources
 from fpn_ablate.config.validation import load_saved_config
@@ -19,9 +20,12 @@ from fpn_ablate.runs import environment
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import find_run
 from fpn_ablate.structures.batch import DetectionDataset, Splits
-from fpn_ablate.utils.errors import UserError, first_line
-from fpn_ablate.utils.files import UNREADABLE
-from fpn_ablate.utils.paths import CONFIG, DETECTIONS
+from fpn_ablate.utils.errors import UserError, first_line, short_repr
+from fpn_ablate.utils.files import UNREADABLE, unreadable
+from fpn_ablate.utils.paths import CONFIG, DETECTIONS, RECORD
+
+# Of what a record says, that on which the run's restoration stands.
+KINDS = {"images.count": int, "images.digest": str, "environment.device": str, "environment.threads": int}
 
 _load_data = lru_cache(maxsize=4)(load_data)  # several runs share a data set
 
@@ -40,6 +44,11 @@ def read_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config,
         raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
     if content.get("status") != "finished":
         raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
+    found = flatten(content)
+    for key, kind in KINDS.items():
+        if type(found.get(key)) is not kind:
+            problem = f"{folder / RECORD}: key '{key}' must be {kind.__name__}, found {short_repr(found.get(key))}"
+            raise UserError(f"{problem}; remove its folder to train the run again")
     return load_saved_config(folder / CONFIG, config_dir), content
 
 
@@ -92,7 +101,7 @@ def load_detections(folder: Path, name: str = DETECTIONS) -> DetectionSet:
         if detections.masks is not None and len(detections.masks) != count:
             raise ValueError(f"{len(detections.masks)} masks for {count} boxes")
     except UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); remove its folder to train the run again") from None
+        raise unreadable(path, error, first_line(error)) from None
     return detections
 
 

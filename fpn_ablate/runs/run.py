@@ -110,7 +110,8 @@ def _run_and_record(run: Run) -> dict[str, Any]:
             leftover.unlink(missing_ok=True)
         run.write_config()
         # The record that a killed process leaves.
-        record.write(run.folder, run.describe() | {"status": "running", "error": None, "metrics": {}})
+        cost = {"resumed_at": procedures.logged_steps(run.folder, run.cfg)}
+        record.write(run.folder, run.describe() | {"status": "running", "error": None, "metrics": {}, "cost": cost})
         results = _train_and_evaluate(run)
         status = "finished"
     except Diverged as problem:

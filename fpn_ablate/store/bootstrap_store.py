@@ -60,7 +60,7 @@ class Replicates(UserDict):
         try:
             with open_arrays(file) as content:
                 packed = content[name]
-            if packed.dtype.names is None or packed.ndim != 1:
+            if packed.ndim != 1 or not packed.dtype.names or any(packed.dtype[name] != "<u2" for name in packed.dtype.names):
                 raise ValueError("no records of metrics")
         except UNREADABLE:
             raise KeyError(fingerprint) from None

@@ -10,7 +10,7 @@ from typing import Any
 from fpn_ablate.config.schema import Config
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import row_folder
-from fpn_ablate.utils.files import safe_name
+from fpn_ablate.utils.files import modified, safe_name
 from fpn_ablate.utils.gpus import visible_gpus
 from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import RECORD
@@ -44,15 +44,15 @@ def expected_pace(cfg: Config) -> Pace | None:
 
 
 def _paces(files: Iterable[Path], cfg: Config) -> Iterable[tuple[float, float]]:
-    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in newest[:RECORDS]:
+    for file in sorted(files, key=modified, reverse=True)[:RECORDS]:
         content = record.read(file.parent) or {}
-        cost = content.get("cost") or {}
-        steps = cost.get("steps", 0) - cost.get("resumed_at", 0)
-        times = [cost.get(name, 0.0) for name in ("train_s", "eval_s", "pretrain_s", "proposals_s")]
-        known = content.get("status") == "finished" and content.get("data") == cfg.data_name
-        if known and steps > 0 and all(map(is_finite, times)):
-            train, evaluation, *before = times
+        cost = content.get("cost")
+        if content.get("status") != "finished" or content.get("data") != cfg.data_name or not isinstance(cost, dict):
+            continue
+        names = ("steps", "resumed_at", "train_s", "eval_s", "pretrain_s", "proposals_s")
+        figures = [cost.get(name, 0) for name in names]
+        if all(map(is_finite, figures)) and (steps := figures[0] - figures[1]) > 0:
+            train, evaluation, *before = figures[2:]
             yield train / steps, START + max(evaluation, _seconds(content) - train - sum(before))
 
 

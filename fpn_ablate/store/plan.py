@@ -18,7 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 
 from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.locks import lock
+from fpn_ablate.utils.locks import is_free, lock
 
 PLANS = ".plans"
 
@@ -105,11 +105,7 @@ def _read(file: Path) -> Plan | None:
 
 def _is_active(file: Path) -> bool:
     """Return whether the process that wrote a plan is alive: it holds the plan's lock."""
-    try:
-        with lock(file.with_suffix(".lock"), timeout=0):
-            return False
-    except OSError:  # a timeout is one
-        return True
+    return not is_free(file.with_suffix(".lock"))
 
 
 def _remove(file: Path) -> None:

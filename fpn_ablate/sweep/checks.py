@@ -89,6 +89,11 @@ def _check_data(cfg: Config) -> None:
                 )
 
 
+# Keys whose values are files and folders, of which names of rows, recipes and data have the last part alone.
+PLACES = ("weights", "backbone.weights", "data.root", "data.train", "data.val", "task.proposals.file")
+FILES = {key.partition(".")[0] for key in PLACES}
+
+
 def check_weights(cells: Sequence[Config]) -> None:
     """Read the weights that cells start from, before the first cell starts; ImageNet's are downloaded, once for all cells.
 
@@ -110,14 +115,16 @@ def reject_duplicate_rows(cells: Sequence[Config]) -> None:
     """Refuse two rows with the same configuration, which would fill two lines of a table with one result.
 
     Raises:
-        UserError: two rows are the same, or two files of weights would be one row.
+        UserError: two rows are the same, or two files or folders would be one row.
     """
     seen: dict[str, Config] = {}
-    named: dict[tuple[str, str, str, int], Config] = {}
+    named: dict[tuple[str, str, str, str, int], Config] = {}
     for cfg in cells:
-        other = named.setdefault((cfg.table, cfg.recipe.name, cfg.row, cfg.seed), cfg)
-        if other.weights != cfg.weights:
-            raise UserError(f"weights={other.weights} and {cfg.weights} are both the row {cfg.row}: give the files other names")
+        other = named.setdefault((cfg.table, cfg.recipe.name, cfg.data_name, cfg.row, cfg.seed), cfg)
+        theirs, ours = ({} if other is cfg else flatten(of.model_dump(include={*FILES})) for of in (other, cfg))
+        for key, file in theirs.items():
+            if file != ours.get(key) and key in PLACES:
+                raise UserError(f"{key}={file} and {ours.get(key)} are both the row {cfg.row}: give one of them another name")
         twin = seen.setdefault(cfg.model_dump_json(exclude={*INCIDENTAL, "row"}), cfg)
         if twin.row != cfg.row:
             raise UserError(f"rows {twin.row} and {cfg.row} are the same configuration: take one of them out")

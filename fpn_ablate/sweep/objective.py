@@ -41,7 +41,5 @@ def objective(cfg: Config, record: Mapping[str, Any] | None) -> float | None:
     if record is None:
         return None
     column = objective_column(cfg, record["metrics"])
-    flat = flatten(dict(record))
-    keys = [] if column is None else [f"metrics.{column.instead}", column.source or f"metrics.{column.key}"]
-    value = next((flat[key] for key in keys if flat.get(key) is not None), None)
-    return value * column.scale if column and is_finite(value) else None
+    value = column.read(flatten(dict(record))) if column else None
+    return value if is_finite(value) else None

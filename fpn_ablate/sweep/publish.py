@@ -28,7 +28,7 @@ from fpn_ablate.sweep import up_to_date
 from fpn_ablate.sweep.announce import announce_sweep
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
-from fpn_ablate.utils.files import refuse_links_out
+from fpn_ablate.utils.files import modified, refuse_links_out
 from fpn_ablate.utils.hashing import digest
 from fpn_ablate.utils.locks import exclusive, lock
 from fpn_ablate.utils.paths import CONFIG, EXPERIMENTS, RECORD
@@ -118,9 +118,12 @@ def publish_other_sweeps() -> None:
     while other_sweeps:
         out, start = other_sweeps.pop()
         cells: list[Config] = []
+        files: list[Path] = []
         with warn_instead(f"no tables in {out}", unpublished):
-            files = [file for file in Path(out, "runs").glob(f"*/*/*/*/{RECORD}") if file.stat().st_mtime >= start]
-            cells += [load_saved_config(file.with_name(CONFIG)) for file in files]
+            files = [file for file in Path(out, "runs").glob(f"*/*/*/*/{RECORD}") if modified(file) >= start]
+        for file in files:
+            with warn_instead(f"{file.parent} is in no table", unpublished):
+                cells.append(load_saved_config(file.with_name(CONFIG)))
         publish(cells)
 
 

@@ -4,6 +4,8 @@
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib import metadata
@@ -49,6 +51,11 @@ def mark_written(runs: Path, sources: str | None, written: Iterable[Path]) -> No
 
 
 def _states(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Return size and time of change of each file."""
-    states = {str(file): file.stat() for file in files if file.is_file()}
-    return {file: [state.st_size, state.st_mtime_ns] for file, state in sorted(states.items())}
+    """Return size and time of change of each file that is there: other processes may replace and remove some."""
+    states = {}
+    for file in sorted(map(str, files)):
+        with suppress(OSError):
+            found = os.stat(file)
+            if stat.S_ISREG(found.st_mode):
+                states[file] = [found.st_size, found.st_mtime_ns]
+    return states

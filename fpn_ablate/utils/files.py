@@ -35,6 +35,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk does not take the file; the old content of `path` is untouched.
     """
+    if not path.name:
+        raise UserError(f"{path}: give the name of a file")
     # A name for each process and machine. Not mkstemp: nobody else may read its files, and records lie on shared disks.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{socket.gethostname()}{path.suffix}")
     try:
@@ -61,6 +63,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError) or full:
             raise unwritable(path, error) from None
         raise
+
+
+def modified(path: Path) -> float:
+    """Return when a file was last written, in seconds since 1970; 0 if it is gone, as another process may have removed it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def unreadable(path: Path, error: BaseException, reason: str) -> UserError:
+    """Return the error for a finished run's file that cannot be read. Only for damaged content it advises to train again."""
+    access = isinstance(error, MemoryError | OSError) and not isinstance(error, FileNotFoundError)
+    return UserError(f"{path}: cannot be read ({reason})" + ("" if access else "; remove its folder to train the run again"))
 
 
 def open_no_follow(path: Path | str, flags: int) -> int:

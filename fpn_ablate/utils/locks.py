@@ -1,7 +1,7 @@
 """File locks between processes, on one machine or on several that share a folder.
 
-A lock is the kernel's (flock on a file that is never removed): it ends with the process that holds it, however that ends, and
-leaves nothing to clean up. Assumptions about a network file system:
+A lock is the kernel's (flock on a file that stays as long as a process may wait for it): it ends with the process that holds
+it, however that ends, and leaves nothing to clean up. Assumptions about a network file system:
 
 - flock works between machines (NFS 4, NFS 3 with lockd, Lustre mounted with `flock`, CephFS, GPFS). Where it works only within
   a machine, two machines may train the same run; its files are then those of the machine that finished last.
@@ -10,6 +10,8 @@ leaves nothing to clean up. Assumptions about a network file system:
   minute that a file is absent unless it is mounted with `lookupcache=positive`.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +24,15 @@ from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
 
 # Where the kernel has no locks, filelock >= 4 would silently use a lock file, which outlives its process.
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # the only way to read it
 _KERNEL_ONLY = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
 
 
 def lock(path: Path, timeout: float = -1) -> FileLock:
     """Make a lock to use in `with`, which raises `filelock.Timeout` after `timeout` seconds (-1: never)."""
-    return FileLock(path, timeout=timeout, **_KERNEL_ONLY)
+    return FileLock(path, timeout=timeout, mode=0o666 & ~_UMASK, **_KERNEL_ONLY)
 
 
 def is_free(path: Path) -> bool:
@@ -37,8 +42,22 @@ def is_free(path: Path) -> bool:
             return True
     except Timeout:
         return False
-    except OSError:
+    except OSError as error:
+        return error.errno not in _UNWRITABLE or not _is_held_by_others(path)
+
+
+def _is_held_by_others(path: Path) -> bool:
+    """Return whether a process of another user, or of a machine that may write there, holds a lock that we may only read."""
+    import fcntl  # not on Windows
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
+        return False
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
 
 
 class Held(Exception):
@@ -70,7 +89,10 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
             held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be locked ({reason}); give out=FOLDER on a disk that supports flock") from None
+        fix = "give out=FOLDER on a disk that supports flock"
+        if getattr(error, "errno", None) in _UNWRITABLE:
+            fix = "make the folder and its files writable for you, or give out=FOLDER"
+        raise UserError(f"{path}: cannot be locked ({reason}); {fix}") from None
     try:
         yield
     finally:

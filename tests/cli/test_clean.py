@@ -1,13 +1,15 @@
 """`python -m fpn_ablate clean`: what can be removed, and what never is."""
 
 import os
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fpn_ablate.cli import clean
-from fpn_ablate.store import record
+from fpn_ablate.store import leftovers, record
 from fpn_ablate.store.layout import LOCKS
 from fpn_ablate.utils.locks import lock
 
@@ -111,3 +113,22 @@ def test_a_link_that_leads_out_is_not_followed(cli, results, tmp_path):
 def test_bad_arguments_are_refused(cli, results, arguments, message):
     code, _, err = cli("clean", *arguments)
     assert code == 2 and message in err and Path(results).exists()
+
+
+def test_a_run_that_has_begun_since_it_was_listed_stays(results):
+    (item,) = [item for item in leftovers.find(results, 7) if item.path.parent.name == "interrupted"]
+    with lock(item.lock_file), pytest.raises(TimeoutError):
+        item.remove()
+    (item.path / "checkpoint.pt").touch()  # it has been interrupted again
+    with pytest.raises(OSError, match="written since"):
+        item.remove()
+    age(item.path, 11)
+    item.remove()
+    assert not item.path.exists()
+
+
+def test_the_end_of_the_input_confirms_nothing(cli, results, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: ""))
+    before = there(results)
+    code, out, _ = cli("clean", str(results))
+    assert code == 1 and out.endswith("nothing removed\n") and without_locks(there(results)) == without_locks(before)

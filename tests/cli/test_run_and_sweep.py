@@ -16,7 +16,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.runs.state import Run
 from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import jobs, publish
-from fpn_ablate.sweep.checks import reject_unfair_rows, reject_unread_keys
+from fpn_ablate.sweep.checks import reject_duplicate_rows, reject_unfair_rows, reject_unread_keys
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.locks import lock
 
@@ -106,6 +106,22 @@ def test_keys_of_the_rpn_are_for_the_rows_of_a_sweep_that_have_one(config):
         reject_unread_keys(cells[:2], ["seed=0", "++rpn.samples=8"])
     with pytest.raises(UserError, match=r"rpn\.nms_thresh=0\.5: nothing reads it"):  # they are in the file
         reject_unread_keys([config("task=fast_rcnn", "task.proposals.file=a.npz")], ["rpn.nms_thresh=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("key", "fixed"),
+    [
+        ("weights", ("mode=evaluate", "task=faster_rcnn")),
+        ("backbone.weights", ()),
+        ("data.root", ("data=coco",)),
+        ("task.proposals.file", ("task=fast_rcnn",)),
+    ],
+)
+def test_files_that_would_be_one_row_are_refused(config, key, fixed):
+    cells = [config(*fixed, f"{key}=/{folder}/same.pth") for folder in "ab"]
+    with pytest.raises(UserError, match=rf"{key}=/a/same.pth and /b/same.pth are both the row fpn.*: give one"):
+        reject_duplicate_rows(cells)
+    reject_duplicate_rows([cells[0], config(*fixed, f"{key}=/b/other.pth")])
 
 
 def test_rows_that_their_table_would_refuse_are_refused_before_the_first_trains(cli, config):

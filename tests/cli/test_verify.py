@@ -164,3 +164,21 @@ def test_a_broken_file_of_ones_own_is_refused_by_name(cli, mine, command):
     (mine / "ablation" / "bad.yaml").write_text("neck: [\n :::")
     code, out, err = cli(command, "recipe=smoke", "ablation=bad", "--config-dir", mine)
     assert (code, out) == (2, "") and "bad.yaml" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "line 1: cannot be read as YAML"),
+        ("hydra: [1]", "hydra.sweeper.params: "),
+        ("hydra: {sweeper: {params: [a]}}", "write KEY: VALUES"),
+        ("hydra: {sweeper: {params: {ablation: [c4, c5]}}}", "write KEY: VALUES"),
+        ("hydra: {sweeper: {params: {ablation: 'a,,b'}}}", "hydra.sweeper.params: "),
+    ],
+)
+def test_a_wrong_table_of_ones_own_is_refused_by_name(cli, mine, text, reason):
+    (mine / "experiments").mkdir()
+    file = mine / "experiments" / "wrong.yaml"
+    file.write_text(text + "\n")
+    code, out, err = cli("verify", "recipe=smoke", "table=wrong", "--config-dir", mine)
+    assert (code, out) == (2, "") and str(file) in err and reason in err

@@ -150,7 +150,7 @@ def test_effects_are_those_of_the_verdicts(drawn, table):
         assert (point["low"], point["high"]) == pytest.approx(
             (verdict.contrast.ours.low, verdict.contrast.ours.high), abs=0.006
         )
-        assert point["verdict"] == verdict.outcome
+        assert point["verdict"] == verdict.verdict
     published = next(p for p in found if p["contrast"] == "(c) − (a)" and p["metric"] == "AR@1k")["published"]
     assert published == pytest.approx(56.3 - 48.3)
 
@@ -175,6 +175,16 @@ def test_learned_weights_are_the_mean_over_seeds_and_no_chart_without_any(put, r
         ("layers.0.down.p2", 2, 40.0),
     ]
     assert vl_convert.vegalite_to_svg(chart.spec)
+
+
+@pytest.mark.parametrize(
+    "damaged", [[1], [["a", [0.5, "x"]]], [["other", [1.0]]], [["layers.0.down.p2", [1.0]]], "text", [[["a"], [1.0]]]]
+)
+def test_learned_weights_that_are_none_are_left_out(put, runs, damaged):
+    put("fpn", 2, fusion=[["layers.0.down.p2", [0.5, 0.5]]])
+    put("fpn", 3, fusion=damaged)
+    table = collate(load(runs))[0]
+    assert [p["share"] for p in points(charts.fusion(table, charts.row_colours([table])[table.name]))] == [50.0, 50.0]
 
 
 def test_one_seed_has_no_interval(put, runs):

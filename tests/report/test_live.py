@@ -14,7 +14,7 @@ from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import progress as reporting
 from fpn_ablate.report.html.progress import progress
-from fpn_ablate.store import plan
+from fpn_ablate.store import plan, record
 from fpn_ablate.utils.locks import lock
 
 CELLS = [plan.PlannedRun("table1_rpn", "quick", "shapes", row, seed, 500) for row in ("c4", "fpn") for seed in (2, 3)]
@@ -150,6 +150,25 @@ def test_a_failure_of_an_earlier_sweep_is_waiting_now(put, runs):
     put("c4", 2, status="failed", error="ValueError: no")
     plan.write_plan(runs, CELLS)
     assert shown(runs)[1]["baseline on conv4", 2].kind == "waiting"
+
+
+def test_a_run_that_went_on_is_timed_from_there(put, runs):
+    put("c4", 3)
+    plan.write_plan(runs, CELLS)
+    begin(runs, "fpn", 400, 60)
+    folder = runs / "table1_rpn" / "quick" / "fpn" / "seed2-01234567"
+    record.write(folder, {"status": "running", "cost": {"resumed_at": 300}})
+    assert shown(runs)[1]["FPN", 2].text == "step 400 of 500, 60 s left"
+    record.write(folder, {"status": "running", "cost": {"resumed_at": "x"}})
+    assert shown(runs)[1]["FPN", 2].text == "step 400 of 500, 15 s left"
+
+
+def test_a_finished_run_is_shown_beside_a_killed_one_of_other_code(put, runs):
+    plan.write_plan(runs, CELLS)
+    ended = datetime.now(UTC) + timedelta(seconds=5)
+    put("c4", 2, finished=ended.isoformat(timespec="seconds"), metrics={"AR100": 0.5})
+    put("c4", 2, fingerprint="f" * 16, status="running", finished=None, code="older")
+    assert shown(runs)[1]["baseline on conv4", 2].kind == "finished"
 
 
 def test_the_page_is_written_while_a_sweep_runs_and_once_more_if_it_was_killed(put, runs, tmp_path):

@@ -112,6 +112,8 @@ def test_ledger_is_byte_stable_and_merges_by_fingerprint(runs, put, tmp_path):
         ({"cost": {"pretrain_accuracy": "all"}}, "'cost.pretrain_accuracy' must be a finite number"),
         ({"built_on": [["a"]]}, "'built_on' must be pairs of text and number"),
         ({"built_on": 3}, "'built_on' must be pairs of text and number"),
+        ({"cost": {"sources_s": "all"}}, "'cost.sources_s' must be a finite number"),
+        ('{"format": 1, "a": ' + "[" * 700 + "]" * 700 + "}", "values in too many levels"),
         ({"config": {"factors": "neck"}}, "'config.factors' must be a list of text"),
         ({"config": {"factors": [1]}}, "'config.factors' must be a list of text"),
     ],

@@ -20,6 +20,7 @@ from fpn_ablate.runs import run as running
 from fpn_ablate.runs.environment import device_name
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import run_folder
+from fpn_ablate.utils.errors import UserError
 
 TASKS = {
     "rpn": ["task=rpn"],
@@ -166,3 +167,14 @@ def test_a_run_that_cannot_be_probed_is_refused_in_words(finished, tmp_path, cap
     assert "the run is interrupted, not finished" in complaint(folder)
     with pytest.raises(SystemExit, match="2"):
         main(["probe", str(folder), "--pictures", "0"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"images": None}, {"images": {"count": "x", "digest": "d"}}, {"environment": {"device": "cpu"}}]
+)
+def test_a_damaged_record_is_refused_by_its_key(finished, tmp_path, change):
+    folder = tmp_path / "run"
+    shutil.copytree(finished["rpn"], folder)
+    record.write(folder, record.read(folder) | change)
+    with pytest.raises(UserError, match=r"record\.json: key '(images\.count|environment\.threads)' must be int"):
+        restore.read_finished(folder)

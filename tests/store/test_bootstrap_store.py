@@ -64,8 +64,11 @@ def test_a_file_with_flipped_bytes_gives_its_values_or_none(tmp_path, values):
             continue
 
 
-def test_an_array_of_plain_numbers_is_no_record(tmp_path):
-    np.savez_compressed(tmp_path / RESAMPLED, resampled=np.arange(5, dtype="<u2"))
+@pytest.mark.parametrize(
+    "array", [np.arange(5, dtype="<u2"), np.array([("abc",)], dtype=[("AP", "U3")])], ids=["numbers", "texts"]
+)
+def test_an_array_of_something_else_is_no_record(tmp_path, array):
+    np.savez_compressed(tmp_path / RESAMPLED, resampled=array)
     with pytest.raises(KeyError):
         Replicates.of_runs([("f", tmp_path)])["f"]
 

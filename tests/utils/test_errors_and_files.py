@@ -1,10 +1,13 @@
 """Files are written whole or not at all, with safe names; the first line of an error; the digest of a value."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 
 from fpn_ablate.utils.errors import Diverged, UserError, first_line
-from fpn_ablate.utils.files import safe_name, save_text, write_atomically
-from fpn_ablate.utils.hashing import digest
+from fpn_ablate.utils.files import safe_name, save_text, unreadable, write_atomically
+from fpn_ablate.utils.hashing import digest, without_docstrings
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,21 @@ def test_equal_values_have_one_digest_whatever_the_order_of_their_keys():
     assert digest({"a": 1, "b": [2, None]}) == digest({"b": [2, None], "a": 1})
     assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"a": 1.5}, [["a", 1]], None)}) == 5
     assert len(digest(None)) == 16
+
+
+@pytest.mark.parametrize("place", [".", "/", ""])
+def test_a_place_without_a_name_is_refused(place):
+    with pytest.raises(UserError, match="give the name of a file"):
+        save_text(Path(place), "text")
+
+
+def test_a_run_is_to_be_removed_for_its_content_alone():
+    advice = [
+        str(unreadable(Path("model.pt"), error, "why")).partition("; ")[2] for error in (OSError(), MemoryError(), ValueError())
+    ]
+    assert advice == ["", "", "remove its folder to train the run again"]
+
+
+def test_the_syntax_tree_of_a_source_is_the_same_in_each_python():
+    source = 'def f(a, *, b=1) -> int:\n    """Add."""\n    return a + b  # why\n\nclass C: x: int\n'
+    assert hashlib.sha256(without_docstrings(source).encode()).hexdigest()[:16] == "b27663a18a21fce3"

@@ -4,11 +4,13 @@ import errno
 import fcntl
 import multiprocessing
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from fpn_ablate.utils import locks
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.locks import exclusive
+from fpn_ablate.utils.locks import exclusive, is_free, lock
 
 
 def _hold(path, held):
@@ -52,5 +54,24 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
     with (
         pytest.raises(UserError, match=r"lock: cannot be locked \(.*\); give out=FOLDER on a disk"),
         exclusive(tmp_path / "lock", "x"),
+    ):
+        pass
+
+
+def test_a_lock_file_that_may_only_be_read_tells_whether_it_is_held(tmp_path, monkeypatch):
+    """As another user's: root may write everything, so that the system's answer is given here."""
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tmp_path / "a.lock"
+    with lock(path):
+        monkeypatch.setattr(locks, "lock", denied)
+        assert not is_free(path)
+    assert is_free(path) and is_free(tmp_path / "none.lock")
+    monkeypatch.setattr(locks, "lock", lambda _: SimpleNamespace(acquire=denied))
+    with (
+        pytest.raises(UserError, match=r"Permission denied.*make the folder and its files writable for you"),
+        exclusive(path, "a"),
     ):
         pass

@@ -194,8 +194,10 @@ print("end", flush=True)
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "finished"), (ValueError("no"), "failed")])
-def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_path, monkeypatch, error, status):
-    row = SimpleNamespace(folder=tmp_path, title="fpn seed 0", describe=dict, loggers=[], write_config=lambda: None)
+def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(config, tmp_path, monkeypatch, error, status):
+    row = SimpleNamespace(
+        cfg=config(), folder=tmp_path, title="fpn seed 0", describe=dict, loggers=[], write_config=lambda: None
+    )
 
     def carry_out(run):
         if error:
@@ -218,7 +220,7 @@ def test_a_signal_while_the_record_is_written_does_not_leave_it_as_running(tmp_p
 @pytest.mark.parametrize(
     ("swept", "findings"),
     [
-        ("trap '' TERM; echo; sleep 1", ["signal 1, before the first cell: exit code 0 after"]),  # it is swallowed
+        ("trap '' TERM; echo; sleep 1", ["signal 1, before the first run: exit code 0 after"]),  # it is swallowed
         ("trap 'wait; exit 143' TERM; sleep 30 & echo; wait", []),  # the leader waits for the group
     ],
 )

@@ -253,10 +253,8 @@ def _lookup(record: Record, source: str) -> Any:
 def _cell(metric: Metric, records: list[Record], spec: RowSpec, replicates: Replicates) -> Cell:
     values, resampled = {}, {}
     for record in records:
-        name = metric.instead if record.get(f"metrics.{metric.instead}") is not None else metric.key
-        value = record.get(metric.source or f"metrics.{name}")
-        values[record["seed"]] = value * metric.scale if type(value) in (int, float) else None
-        fractions = None if metric.source else replicates.get(record["fingerprint"], {}).get(name)
+        values[record["seed"]] = metric.read(record)
+        fractions = None if metric.source else replicates.get(record["fingerprint"], {}).get(metric.name_in(record))
         if fractions is not None:
             resampled[record["seed"]] = fractions * metric.scale
     return Cell(values, spec.published.get(metric.key), resampled)

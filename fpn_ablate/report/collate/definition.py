@@ -1,7 +1,7 @@
 """Read a table's definition from its file in `experiments/`: rows in order, columns, and the paper's figures as data."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -79,6 +79,15 @@ class Metric(Entry):
     scale: Number = Field(default_factory=lambda metric: 1.0 if metric.get("source") else 100.0)
     digits: Whole = Field(1, ge=0)
     plot: Flag = Field(default_factory=lambda metric: not metric.get("source"))
+
+    def name_in(self, record: Mapping[str, Any]) -> str:
+        """Return the name of the metric that is read of a flat record: `instead` if it has that, else `key`."""
+        return self.instead if self.instead and record.get(f"metrics.{self.instead}") is not None else self.key
+
+    def read(self, record: Mapping[str, Any]) -> float | None:
+        """Return the value of a flat record in the table's unit; None if it has none."""
+        value = record.get(self.source or f"metrics.{self.name_in(record)}")
+        return value * self.scale if type(value) in (int, float) else None
 
 
 class RowSpec(Entry):

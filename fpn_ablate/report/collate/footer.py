@@ -204,8 +204,9 @@ def looks_lines(definition: Definition, tested: bool) -> list[tuple[str, str]]:
         return []
     if not definition.seeds:
         return [("p", "the definition plans no seeds: p-values hold only if nobody adds seeds after a look at them")]
-    first, second, third = (look.seeds for look in islice(looks(len(definition.seeds)), 3))
-    text = f"tested with the first {first} seeds, again with {second}, with {third} and so on"
+    first, *further = (look.seeds for look in islice(looks(len(definition.seeds)), 3))
+    again = f", again with {', with '.join(map(str, further))} and so on" if further else ""
+    text = f"tested with the first {first} seeds{again}"
     return [("p", f"{text}; of the 5 % of false verdicts the first test has 4, all further ones together 1")]
 
 

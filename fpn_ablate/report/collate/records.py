@@ -31,7 +31,7 @@ FORMULA = re.compile(r"(^|;)[\s\"']*[=+\-@＝＋－＠]")
 STATUSES = ("finished", "failed", "diverged", "interrupted", "running")
 TEXT_KEYS = ("table", "recipe", "data", "row", "setting", "fingerprint")
 # Keys, and beginnings of keys, that hold a number if anything. What a column shows of other keys is n/a where it is no number.
-NUMBERS = ("metrics.", "cost.pretrain_accuracy", "environment.threads")
+NUMBERS = ("metrics.", "cost.pretrain_accuracy", "cost.sources_s", "environment.threads")
 # Keys that hold text if anything.
 ENVIRONMENT = tuple(f"environment.{key}" for key in ("command", "commit", "device", "evaluator", "python", "torch", "version"))
 # Keys that are never lists.
@@ -159,14 +159,18 @@ def _read_record(file: Path, root: Path) -> dict[str, Any] | str:
         return f"{place}: not a JSON object"
     if content.get("format") != FORMAT:
         return f"{place}: format {short_repr(content.get('format'))}, and this version reads format {FORMAT}"
-    record = flatten(content)
+    try:
+        record = flatten(content)
+        problem = _problem(place, record)
+    except RecursionError:
+        return f"{place}: values in too many levels"
     record["folder"] = _folder_name(file.parent, folder, content.get("table"))
     record |= {key: without_folders(record[key]) for key in ("error", "environment.command") if key in record}  # on the page
     above = file.parent.resolve().parents
     if record.get("status") == "running" and len(above) > 4:
         lock_file = run_lock(above[4], safe_name(str(record.get("fingerprint"))))
         record["live"] = lock_file.exists() and not is_free(lock_file)
-    return _problem(place, record) or record
+    return problem or record
 
 
 def _folder_name(folder: Path, relative: Path, table: Any) -> str:

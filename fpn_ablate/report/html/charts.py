@@ -132,13 +132,25 @@ def _bins(record: Record) -> tuple[list[float], list[int], list[float | None]] |
     return (edges, objects, values) if numbers and len(objects) == len(values) == len(edges) + 1 else None
 
 
+def _shares(record: Record) -> dict[str, list[float]]:
+    """Return the shares of a record's inputs in each weighted sum, by its name; what is not of that form is left out."""
+    items = record.get("fusion")
+    pairs = [item for item in items if isinstance(item, list) and len(item) == 2] if isinstance(items, list) else []
+    return {
+        name: shares
+        for name, shares in pairs
+        if isinstance(name, str) and isinstance(shares, list) and all(is_finite(share) and abs(share) < 1e9 for share in shares)
+    }
+
+
 def fusion(table: Table, colours: Mapping[str, int]) -> Chart | None:
     """Plot what a neck has learned: the share of each input in each weighted sum, mean over seeds; None without any."""
     points = []
     for row in table.finished_rows:
-        of_seeds = [dict(shares) for record in row.finished if isinstance(shares := record.get("fusion"), list)]
-        for place in of_seeds[0] if of_seeds else ():
-            for number, shares in enumerate(zip(*(seed[place] for seed in of_seeds), strict=True), start=1):
+        of_seeds = [shares for record in row.finished if (shares := _shares(record))]
+        for place, inputs in of_seeds[0].items() if of_seeds else ():
+            alike = [seed[place] for seed in of_seeds if len(seed.get(place, ())) == len(inputs)]
+            for number, shares in enumerate(zip(*alike, strict=True), start=1):
                 point = {"row": row_key(row, colours), "label": row.name, "sum": place, "input": number}
                 points.append(point | {"share": round_to(100 * fmean(shares)), "n": len(shares)})
     if not points:

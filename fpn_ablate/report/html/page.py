@@ -99,12 +99,12 @@ def _run(table: Table, row: Row, record: Record) -> dict[str, str]:
     seconds = [record.get(f"cost.{key}") for key in ("proposals_s", "train_s", "eval_s")]
     spent = sum(value for value in seconds if type(value) in (int, float))
     metric = table.main_metric
-    value = record.get(f"metrics.{metric.key}") if metric else None
+    value = metric.read(record) if metric else None
     texts = {
         **{key: record[key] for key in ("table", "data", "recipe", "row", "seed")},
         "state": row.states.get(record["seed"], record["status"]),
         "metric": metric.title if metric else None,
-        "value": f"{value * metric.scale:.{metric.digits}f}" if type(value) in (int, float) else None,
+        "value": None if value is None else f"{value:.{metric.digits}f}",
         "fingerprint": record["fingerprint"],
         "commit": f"{commit}{' + changes' if record.get('environment.dirty') else ''}" if commit else None,
         **{key: record.get(f"environment.{key}") for key in ("torch", "python", "device", "threads")},

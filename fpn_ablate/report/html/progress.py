@@ -14,6 +14,7 @@ from fpn_ablate.report.collate.records import time_of
 from fpn_ablate.report.collate.table import Table, clean
 from fpn_ablate.report.html.curves import live_curves
 from fpn_ablate.report.html.vega import Chart
+from fpn_ablate.store import record as store
 from fpn_ablate.store.plan import Plan, PlannedRun
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.locks import is_free
@@ -77,7 +78,7 @@ class Progress:
 def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], tables: Iterable[Table]) -> Progress | None:
     """Compute the progress of the sweeps with these plans; None without a plan."""
     newest = {}
-    for record in sorted(records, key=lambda r: str(r.get("finished"))):
+    for record in sorted(records, key=lambda r: str(r.get("finished") or "")):
         newest[tuple(record[key] for key in ("table", "recipe", "data", "row", "seed"))] = record
     by_key = {table.key: table for table in tables}
     boards, seconds_left, in_progress = [], [], {}
@@ -151,9 +152,8 @@ def _ended(record: _Record, table: Table | None) -> State:
     if health.state(record) != "finished":
         return State("failed", health.state(record), str(health.reason(record) or ""))
     metric = table.main_metric if table else None
-    value = record.get(f"metrics.{metric.key}") if metric else None
-    known = type(value) in (int, float)
-    return State("finished", f"{metric.title} {value * metric.scale:.{metric.digits}f}" if known else "finished")
+    value = metric.read(record) if metric else None
+    return State("finished", "finished" if value is None else f"{metric.title} {value:.{metric.digits}f}")
 
 
 def _folder_in_progress(cell: PlannedRun, plan: Plan, runs: Path) -> Path | None:
@@ -172,11 +172,14 @@ def _running(cell: PlannedRun, folder: Path) -> State:
         lines = metrics.read_text(encoding="utf-8").splitlines()
         steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]
         step = max(int(step) for step in steps if is_finite(step))
-        spent = metrics.stat().st_mtime - (folder / CONFIG).stat().st_mtime
+        spent = metrics.stat().st_mtime - (folder / CONFIG).stat().st_mtime  # since the run's start, or since it went on
+        cost = (store.read(folder) or {}).get("cost")
+        resumed_at = cost.get("resumed_at", 0) if isinstance(cost, dict) else 0
+        done = step - (int(resumed_at) if is_finite(resumed_at) else 0)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
-    left = spent / step * max(cell.steps - step, 0) if step >= 1 else math.inf
-    rest = "" if step < 1 else f", {minutes(left)} left" if step < cell.steps else ", evaluating"
+    left = spent / done * max(cell.steps - step, 0) if done >= 1 else math.inf
+    rest = "" if left == math.inf else f", {minutes(left)} left" if step < cell.steps else ", evaluating"
     return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)), left=left)
 
 
