@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from fpn_ablate.cli.parser import Parser, command_parser
@@ -10,6 +11,7 @@ from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.formats import terminal
 from fpn_ablate.report.html import live
+from fpn_ablate.store.plan import writing_tables
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import EXPERIMENTS
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         print(f"{options.readme}: " + ("its tables are up to date" if text == filled else "its tables are out of date"))
         return 2 if errors else int(text != filled)
     runs = next((source for source in options.source if source.is_dir()), None)
-    output.save(chosen, frame, options.out, runs)
+    with writing_tables(options.out) if (options.out / "runs").is_dir() else nullcontext():
+        output.save(chosen, frame, options.out, runs)
     if text != filled:
         save_text(options.readme, filled)
     print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 
 from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.locks import is_free, lock
+from fpn_ablate.utils.locks import exclusive, is_free, lock
 
 PLANS = ".plans"
 
@@ -83,6 +84,11 @@ def remove_plan(runs: Path) -> None:
     _remove(file)
     if file in _held:
         _held.pop(file).release()
+
+
+def writing_tables(out: Path) -> AbstractContextManager[None]:
+    """Hold the lock of the tables and the ledger in `out`: two that write at once would each lose the other's records."""
+    return exclusive(out / "runs" / PLANS / ".locks" / "tables", f"the tables of {out}")
 
 
 def plan_file(runs: Path) -> Path:

@@ -30,7 +30,7 @@ from fpn_ablate.utils import signals
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.files import modified, refuse_links_out
 from fpn_ablate.utils.hashing import digest
-from fpn_ablate.utils.locks import exclusive, lock
+from fpn_ablate.utils.locks import lock
 from fpn_ablate.utils.paths import CONFIG, EXPERIMENTS, RECORD
 
 
@@ -101,8 +101,7 @@ def publish(cells: Iterable[Config], printed: bool = True, single: bool = False)
         with warn_instead(f"no tables in {out}", unpublished):
             plan.remove_plan(Path(out, "runs"))
             if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
-                # Two sweeps that end at once would each write a ledger without the other's records.
-                with exclusive(Path(out, "runs", plan.PLANS, ".locks", "tables"), f"the tables of {out}"):
+                with plan.writing_tables(Path(out)):
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed, single)
     if signals.pending_signal():
         left = [cfg for cfg in cells if not skip.finished_record(cfg)]

@@ -5,6 +5,8 @@ import pytest
 from fpn_ablate.report import output
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import live
+from fpn_ablate.store import plan
+from fpn_ablate.utils.locks import is_free
 from fpn_ablate.utils.paths import EXPERIMENTS
 
 NAME = "table1_rpn-shapes-quick"
@@ -87,3 +89,13 @@ def test_a_folder_that_is_named_twice_has_its_claims_judged_once(cli, filled, tm
         assert cli("report", filled, "--out", tmp_path, *options)[0] == 0
         texts.append((tmp_path / "tables" / f"{NAME}-claims.csv").read_text())
     assert texts[0] == texts[1]
+
+
+def test_a_ledger_is_written_by_one_at_a_time(cli, filled, tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(
+        output, "save", lambda *_: held.append(not is_free(tmp_path / "runs" / plan.PLANS / ".locks" / "tables"))
+    )
+    for out in (tmp_path, tmp_path / "elsewhere"):
+        assert cli("report", filled, "--out", out)[0] == 0
+    assert held == [True, False] and not (tmp_path / "elsewhere").exists()
