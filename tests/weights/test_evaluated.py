@@ -158,7 +158,7 @@ def test_files_that_would_be_one_row_are_refused_before_anything_runs(tmp_path, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         raise SystemExit(main(["-m", "recipe=smoke", "jobs=1", "mode=evaluate", "weights=a/model.pth,b/model.pth"]))
-    assert "give the files other names" in capsys.readouterr().err
+    assert "give one of them another name" in capsys.readouterr().err
     assert not list(tmp_path.rglob("record.json"))
 
 
