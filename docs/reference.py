@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fpn_ablate.config import parts, schema, tasks
 from fpn_ablate.config.comments import introduction, keys_of
+from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,8 +259,9 @@ FILLED = (*sorted(PAGES.rglob("*.md")), ROOT / "results" / "README.md")
 
 def filled(text: str) -> str:
     """Return the text of a page with its generated tables as they are now."""
-    pattern = r"(<!-- generated: (\w+) -->\n).*?(<!-- /generated -->)"
-    return re.sub(pattern, lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text, flags=re.DOTALL)
+    if "<!-- generated: " not in text:
+        return text
+    return fill_blocks(text, "generated: NAME", lambda name: f"\n{TABLES[name]()}\n")
 
 
 if __name__ == "__main__":

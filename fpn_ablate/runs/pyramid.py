@@ -21,7 +21,6 @@ from fpn_ablate.structures.levels import Features
 
 # The first images of the split: those with activation maps, and those whose objects are looked for on each level.
 MAPPED_IMAGES, SEARCHED_IMAGES = 3, 16
-INSPECTED = ("level_", "added_", "found_", "mapped_")  # beginnings of what `inspect_pyramid` returns
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ import numpy as np
 
 from fpn_ablate.engine.cost import end_to_end_latency_ms
 from fpn_ablate.runs.artifacts import make_artifacts
-from fpn_ablate.runs.pyramid import INSPECTED, inspect_pyramid
+from fpn_ablate.runs.pyramid import inspect_pyramid
 from fpn_ablate.runs.restore import load_detections, load_finished, restore
 from fpn_ablate.store import record
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import UNREADABLE, open_arrays
-from fpn_ablate.utils.paths import ARTIFACTS, PROPOSED
+from fpn_ablate.utils.paths import ARTIFACTS, INSPECTED, PROPOSED
 
 
 def measure_again(folder: Path, measured: dict[str, float], config_dir: Path | None = None) -> str:

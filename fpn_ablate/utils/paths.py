@@ -14,6 +14,7 @@ CLAIMS = "claims.yaml"  # in a folder of experiments: no experiment, but the cla
 # Files in a run's folder.
 CONFIG, RECORD, METRICS, ERROR, SKIP = "config.yaml", "record.json", "metrics.jsonl", "error.txt", "skip.json"
 DETECTIONS, ARTIFACTS, PROPOSALS, MODEL = "detections.npz", "artifacts.npz", "proposals.npz", "model.pt"
+INSPECTED = ("level_", "added_", "found_", "mapped_")  # beginnings of the names in ARTIFACTS of what a pyramid computes
 PROPOSED = "proposed.npz"  # on the evaluated images, where the recall of proposals is evaluated beside detections
 THROUGHPUT = "throughput.jsonl"  # images per second, apart from METRICS, which a resumed run repeats to the same bits
 RESAMPLED = "resampled.npz"  # beside a ledger too, for all its runs

@@ -16,14 +16,14 @@ from fpn_ablate.evaluation.bootstrap import bootstrap_indices, bootstrap_metrics
 from fpn_ablate.evaluation.coco import DetectionSet, average_recall
 from fpn_ablate.runs import artifacts, pyramid, restore
 from fpn_ablate.runs import run as running
-from fpn_ablate.runs.pyramid import INSPECTED, inspect_pyramid
+from fpn_ablate.runs.pyramid import inspect_pyramid
 from fpn_ablate.store import record
 from fpn_ablate.store.bootstrap_store import Replicates
 from fpn_ablate.store.layout import run_folder
 from fpn_ablate.structures.batch import Batch
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, RESAMPLED, TRUE_MASKS, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, INSPECTED, PICTURES, RESAMPLED, TRUE_MASKS, TRUTH
 
 THREE = (*TINY, "recipe.eval_images=3")
 TASKS = {"rpn": [], "c4": ["ablation=c4"], "joint": [*JOINT, "recipe.roi.steps=2", "task.roi.score_thresh=0.0"]}

@@ -14,13 +14,12 @@ from fpn_ablate.report.collate import choose, footer, health
 from fpn_ablate.report.collate.cells import Cell, Contrast
 from fpn_ablate.report.collate.claims import judge, load_claims
 from fpn_ablate.report.collate.compare import Comparison
-from fpn_ablate.report.collate.definition import Definition, Effect, Metric, RowSpec, find_definition
+from fpn_ablate.report.collate.definition import BASELINE, Definition, Effect, Metric, RowSpec, find_definition
 from fpn_ablate.report.collate.stats import holm
 from fpn_ablate.report.collate.table import Claim, EffectRow, Key, Record, Row, Table, file_name
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.paths import EXPERIMENTS
 
-BASELINE = "fpn"
 Replicates = Mapping[str, Mapping[str, np.ndarray]]  # {fingerprint: {metric: (B,) fractions}}
 
 

@@ -14,6 +14,7 @@ from fpn_ablate.utils.numbers import is_finite
 from fpn_ablate.utils.paths import EXPERIMENTS
 
 SIZES = ("", "s", "m", "l")
+BASELINE = "fpn"  # of tables whose definition names none
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fpn_ablate.report.collate.definition import BASELINE
 from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats.grid import Grid, Line, grid
 
@@ -21,7 +22,6 @@ DETAILS = (
     *("code", "proposals", "cost", "effects", "note", "published"),
 )
 NOT_RUN = "not run"
-BASELINE = "fpn"
 
 
 def show(

@@ -20,7 +20,7 @@ from fpn_ablate.report.collate.table import Row, Table
 from fpn_ablate.utils import rle
 from fpn_ablate.utils.files import UNREADABLE, open_arrays, safe_name
 from fpn_ablate.utils.outlines import outlines, svg_path
-from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, PICTURES, TRUE_MASKS, TRUTH
+from fpn_ablate.utils.paths import ARTIFACTS, DETECTIONS, INSPECTED, PICTURES, TRUE_MASKS, TRUTH
 
 # Images with the greatest spread over the rows, images evenly spaced over the data, images of the contact sheet.
 SPREAD, EVEN, SHEET = 16, 8, 12
@@ -258,7 +258,7 @@ def _folder(row: Row, seed: int) -> Path:
 def _load_run(row: Row, folder: Path) -> RunArtifacts:
     with open_arrays(folder / ARTIFACTS) as content:
         values = {str(i): float(v) for i, v in zip(content["image_ids"], content["values"], strict=True)}
-        arrays = {name: content[name] for name in content.files if name.startswith(("level_", "added_", "found_", "mapped_"))}
+        arrays = {name: content[name] for name in content.files if name.startswith(INSPECTED)}
     with open_arrays(folder / DETECTIONS) as content:
         ids, boxes, scores = content["image_ids"], content["boxes"].reshape(-1, 4), content["scores"]
         detections = "labels" in content.files
