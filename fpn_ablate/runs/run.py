@@ -109,9 +109,10 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         for leftover in (*run.folder.glob(TEMPORARY), run.folder / PROPOSALS):  # of a killed process; of other weights
             leftover.unlink(missing_ok=True)
         run.write_config()
+        run.resumed_at = procedures.logged_steps(run.folder, run.cfg)
         # The record that a killed process leaves.
-        cost = {"resumed_at": procedures.logged_steps(run.folder, run.cfg)}
-        record.write(run.folder, run.describe() | {"status": "running", "error": None, "metrics": {}, "cost": cost})
+        unfinished = {"status": "running", "error": None, "metrics": {}, "cost": {"resumed_at": run.resumed_at}}
+        record.write(run.folder, run.describe() | unfinished)
         results = _train_and_evaluate(run)
         status = "finished"
     except Diverged as problem:

@@ -9,7 +9,6 @@ import yaml
 from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
 from fpn_ablate.config.sources import sources as sources_of
-from fpn_ablate.engine import procedures
 from fpn_ablate.engine.inputs import Inputs, is_deterministic
 from fpn_ablate.model.precision import uses_bf16
 from fpn_ablate.runs import environment, identity
@@ -135,7 +134,6 @@ class Run:
     def open_loggers(self) -> None:
         """Open the loggers; they drop lines of steps that the checkpoint does not have."""
         cfg, folder = self.cfg, self.folder
-        self.resumed_at = procedures.logged_steps(folder, cfg)
         self.progress = Progress(
             self.title,
             cfg.steps,

@@ -38,7 +38,7 @@ class Item:
     def remove(self) -> None:
         """Remove it. Raises OSError if that is not possible, or a process has begun to work on it since it was listed."""
         with lock(self.lock_file, timeout=0) if self.lock_file else nullcontext():
-            if _days(self.kind, self.path)[0] < self.days:
+            if _age_and_size(self.kind, self.path)[0] < self.days:
                 raise BlockingIOError(errno.EBUSY, "written since it was listed")
             if self.path.is_dir() and not self.path.is_symlink():
                 shutil.rmtree(self.path)
@@ -88,11 +88,11 @@ def _of_cache(older: float) -> Iterator[Item]:
 
 
 def _item(kind: str, path: Path, reason: str, held: Path | None = None) -> Item:
-    days, size = _days(kind, path)
+    days, size = _age_and_size(kind, path)
     return Item(kind, path, reason, size, days, held)
 
 
-def _days(kind: str, path: Path) -> tuple[float, int]:
+def _age_and_size(kind: str, path: Path) -> tuple[float, int]:
     """Return the days since anything in a file or folder was written, or read if it is in a cache, and its size in bytes."""
     files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() and not path.is_symlink() else [path]
     states = [file.lstat() for file in files or [path]]  # removing a leftover is no use of its folder

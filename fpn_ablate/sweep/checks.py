@@ -22,6 +22,10 @@ from fpn_ablate.utils.paths import PICTURES
 
 MIN_FREE_BYTES = 2**16  # bytes that must be free: what a row writes before its weights
 
+# Keys whose values are files and folders, of which names of rows, recipes and data have the last part alone.
+PLACES = ("weights", "backbone.weights", "data.root", "data.train", "data.val", "task.proposals.file")
+FILES = {key.partition(".")[0] for key in PLACES}
+
 
 def check_writable(out: str) -> None:
     """Check that runs can be written below `out`, that they stay there, and that there is room for the smallest.
@@ -87,11 +91,6 @@ def _check_data(cfg: Config) -> None:
                 raise UserError(
                     f"data.{name}.annotations={split.annotations}: there is no such file below data.root={data.root}"
                 )
-
-
-# Keys whose values are files and folders, of which names of rows, recipes and data have the last part alone.
-PLACES = ("weights", "backbone.weights", "data.root", "data.train", "data.val", "task.proposals.file")
-FILES = {key.partition(".")[0] for key in PLACES}
 
 
 def check_weights(cells: Sequence[Config]) -> None:
