@@ -25,8 +25,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def about(seconds: float) -> str:
-    """Write an estimated time in words: about 40 s, about 3 min, about 2.5 h."""
+def rounded(seconds: float) -> str:
+    """Write a time in its largest unit: 40 s, 3 min, 2.5 h."""
     if seconds < 90:
-        return f"about {max(10, round(seconds, -1)):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def about(seconds: float) -> str:
+    """Write an estimated time: about 40 s, about 3 min, about 2.5 h."""
+    return f"about {rounded(max(10, round(seconds, -1)) if seconds < 90 else seconds)}"

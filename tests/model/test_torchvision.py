@@ -27,13 +27,15 @@ HIDDEN, MASK = 128, 16  # heads of 1024 units and 256 channels would take most o
 PYRAMID = ["p2", "p3", "p4", "p5", "p6"]
 
 
-def their_model(network, short_side, max_side):
+def their_model(network, short_side, max_side, proposals, samples):
     """Random weights that make scores of every size, so that nothing ties, with activations that neither vanish nor grow."""
     scale = short_side / 800
     model = MaskRCNN(
         resnet_fpn_backbone(backbone_name=network, weights=None, trainable_layers=5),
         min_size=short_side,
         max_size=max_side,
+        rpn_post_nms_top_n_train=2 * proposals,
+        rpn_post_nms_top_n_test=proposals,
         rpn_anchor_generator=AnchorGenerator(tuple((s * scale,) for s in (32, 64, 128, 256, 512)), ((0.5, 1, 2),) * 5),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2, canonical_scale=224 * scale),
         box_head=TwoMLPHead(256 * 49, HIDDEN),
@@ -46,11 +48,12 @@ def their_model(network, short_side, max_side):
     return model
 
 
-def our_model(config, path, network, short_side, max_side):
+def our_model(config, path, network, short_side, max_side, proposals, samples):
     cfg = config(
         *("task=mask_rcnn", "task.training=joint", "recipe=torchvision", f"backbone={network}", "backbone.freeze_at=0"),
         *(f"recipe.short_side={short_side}", f"recipe.max_side={max_side}", f"recipe.roi.fc_dim={HIDDEN}"),
-        f"task.mask.channels={MASK}",
+        *(f"{key}=[{2 * proposals},{proposals}]" for key in ("rpn.post_nms_topk", "recipe.roi.proposals")),
+        *(f"task.mask.channels={MASK}", f"recipe.roi.samples={samples}"),
     )
     model = build.build_detector(cfg, num_classes=CLASSES)
     load(model, path)
@@ -85,9 +88,9 @@ class FirstByPosition:
         return positives, negatives
 
 
-# Network, short side, long side at most; and images: one is enlarged, one reduced.
-SMALL = ("resnet18", 80, 128), [(60, 80), (120, 90)]
-FULL = ("resnet50", 800, 1333), [(480, 640), (500, 375)]
+# Network, short side, long side at most, proposals and samples an image; and images: one is enlarged, one reduced.
+SMALL = ("resnet18", 80, 128, 300, 128), [(60, 80), (120, 90)]
+FULL = ("resnet50", 800, 1333, 1000, 512), [(480, 640), (500, 375)]
 
 
 EACH_SIZE = pytest.mark.parametrize("sides, sizes", [SMALL, pytest.param(*FULL, marks=pytest.mark.slow)], ids=["80", "800"])
@@ -161,7 +164,7 @@ def test_losses_and_gradients_are_torchvisions_on_the_same_samples(sides, sizes,
     theirs, ours, samples, batch = scene(sides, sizes)
     for module in (rpn, roi):
         monkeypatch.setattr(module, "sample", first_by_position)
-    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(512, 0.25)
+    theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler = FirstByPosition(256, 0.5), FirstByPosition(sides[-1], 0.25)
     inputs, resized = theirs.transform(*their_input(samples))
     # A difference of 1e-7 would flip ReLUs now and then, of the many at 800 px.
     close(ours.backbone.normalise(batch.images, batch.sizes), inputs.tensors, 1e-12)

@@ -37,7 +37,7 @@ def test_one_experiment_counts_under_each_of_its_names(runs, put):
     table = table_of(runs)
     assert values(table) == {("fpn", 0): 30, ("fpn", 1): 30, (TWIN, 0): 30, (TWIN, 1): 30, ("c4", 0): 20}
     assert not left_out(table) and dict(table.footer)["same runs"] == f"fpn = {TWIN}"
-    assert dict(table.footer)["cost"].startswith("3 runs: training 3.5 min")
+    assert dict(table.footer)["cost"].startswith("3 runs: training 4 min")
 
 
 def test_a_row_keeps_all_its_seeds_where_one_of_them_has_another_name_too(runs, put):

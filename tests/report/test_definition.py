@@ -256,12 +256,12 @@ def test_the_footer_says_whose_proposals(ap, put, table_of):
         put("b", seed, table="mine", **ap_record)
     footer = dict(table_of().footer)
     assert footer["proposals"] == "of row fpn's RPN: 0abcdef0 (seed 0), 1abcdef0 (seed 1)"
-    assert footer["cost"].endswith("; runs that they stand on 1.0 min")  # two of 30 s, each named by two rows
+    assert footer["cost"].endswith("; runs that they stand on 60 s")  # two of 30 s, each named by two rows
     # A newer record names every run below it; one that is a row itself is counted there.
     below = [["0abcdef0123", 30.0], ["1abcdef0123", 30.0], ["x", 15.0]]
     put("e", 0, table="mine", built_on=below, fingerprint="eee")
     put("f", 0, table="mine", built_on=[*below, ["eee", 99.0]])
-    assert dict(table_of().footer)["cost"].partition("stand on ")[2].startswith("1.2 min")
+    assert dict(table_of().footer)["cost"].partition("stand on ")[2].startswith("75 s")
     put("c", 1, table="mine", proposals={"row": "c", "fingerprint": "ffff"})
     put("d", 1, table="mine", proposals={"row": "fpn", "fingerprint": "eeee"})
     assert dict(table_of().footer)["proposals"] == (

@@ -10,6 +10,7 @@ from fpn_ablate.report.collate.choose import describe_differences
 from fpn_ablate.report.collate.definition import SIZES, Definition
 from fpn_ablate.report.collate.stats import looks
 from fpn_ablate.report.collate.table import GENERATED, Record, Row
+from fpn_ablate.utils.console import rounded
 
 FAR_POINTS, FAR_SHARE = 5.0, 0.1  # seeds of a row are far apart if their range exceeds both, in points and of the mean
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
@@ -264,26 +265,22 @@ def _cost(records: list[Record]) -> str:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
     trained = any(record.get("config.mode") != "evaluate" for record in records)
-    text = f"{runs}: {f'training {_minutes(sum(train))}, ' * trained}evaluation {_minutes(sum(evaluate))}"
+    text = f"{runs}: {f'training {rounded(sum(train))}, ' * trained}evaluation {rounded(sum(evaluate))}"
     resumed = sum(bool(record.get("cost.resumed_at")) for record in records)
     counts = "counts" if resumed == 1 else "count"
     text += f" ({resumed} went on after an interruption, and {counts} from there)" if resumed else ""
     # Rows that learn from one RPN's proposals share that run. It was trained once, and may be a row itself.
     sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
     others = set(sources) - {record["fingerprint"] for record in records}
-    text += f"; runs that they stand on {_minutes(math.fsum(sources[name] for name in others))}" if others else ""
+    text += f"; runs that they stand on {rounded(math.fsum(sources[name] for name in others))}" if others else ""
     # Rows share the pre-trained backbone: its time is spent once, and a run that read it from the cache may record 0.
-    return text + (f"; pre-training {_minutes(max(pretrain))}, shared" if any(pretrain) else "")
+    return text + (f"; pre-training {rounded(max(pretrain))}, shared" if any(pretrain) else "")
 
 
 def _one_source(record: Record) -> list[tuple[str, float]]:
     """Return (fingerprint, seconds) of the source of a record that is older than the key `built_on`."""
     seconds = record.get("cost.sources_s")
     return [(str(record.get("proposals.fingerprint")), seconds)] if seconds else []
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _tally(records: list[Record], describe: Callable[[Record], str | None]) -> str:
