@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hydra
 
-from fpn_ablate.config.overrides import check_files, normalise, refuse_several_values
+from fpn_ablate.config.overrides import check_files, normalise, refuse_sweeps
 from fpn_ablate.sweep.jobs import run_job
 from fpn_ablate.sweep.plugin import register
 from fpn_ablate.sweep.publish import publish_other_sweeps, unpublished
@@ -44,7 +44,7 @@ def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
     overrides = normalise(arguments)
     check_files(overrides, config_dir)
     if not {"-m", "--multirun"} & set(arguments):
-        refuse_several_values(overrides)
+        refuse_sweeps(overrides)
     sys.argv[1:] = [*overrides, *folder]
     if "-sc" in arguments or "--shell-completion" in arguments:
         sys.argv[0] = "fpn-ablate"  # Hydra's completion is for a command of one word

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
-        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"\w[\w./-]*", name) for name in names):
+        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./-]*", name) for name in names):
             continue
         if any(name.startswith("timm/") for name in names):
             continue
@@ -87,13 +87,22 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         }
         for name in (name.removesuffix(".yaml") for name in names):
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {group}={near[0]}?" if near else ""
-                own = f"a file of your own: --config-dir FOLDER with {group}/{name}.yaml"
-                there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
-                raise UserError(f"{group}={name}: there is no such file.{hint} There are {there}; {own}")
+                raise UserError(_no_such_file(group, name, known))
             if added != ours and known[name].is_relative_to(added):
                 check_yaml(known[name])
+
+
+def _no_such_file(group: str, name: str, known: Iterable[str]) -> str:
+    wanted = "NAME" if name.startswith((".", "/")) else name
+    own = f"a file of your own: --config-dir FOLDER with {group}/{wanted}.yaml"
+    if group == "data":
+        own = f"a data set of your own: data=coco data.root=FOLDER; {own}"
+    if wanted != name:
+        return f"{group}={name}: this takes the name of a file, not a path; {own}"
+    if near := difflib.get_close_matches(name, known, n=1):
+        return f"{group}={name}: there is no such file. Did you mean {group}={near[0]}? Else {own}"
+    there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
+    return f"{group}={name}: there is no such file. There are {there}; {own}"
 
 
 def check_yaml(file: Path) -> None:
@@ -124,15 +133,18 @@ def _check_syntax(argument: str) -> None:
     raise UserError(f"{argument}: Hydra does not read this value as it is; quote it for Hydra too: {shlex.quote(quoted)}")
 
 
-def refuse_several_values(overrides: Sequence[str]) -> None:
-    """Refuse several values of a key in a single run, unless a table's file makes it a sweep.
+def refuse_sweeps(overrides: Sequence[str]) -> None:
+    """Refuse a table, and several values of a key, in a single run.
 
     Raises:
         UserError: it says to add -m.
     """
-    if any(re.match(r"\+?experiments=|\+*hydra\.mode=", override) for override in overrides):
+    options = {override.partition("=")[0] for override in overrides}
+    if options & {"hydra.mode", "+hydra.mode", "++hydra.mode"}:
         return
     for override in overrides:
+        if override.startswith("+experiments=") and not options & {"-c", "--cfg", "-i", "--info"}:
+            raise UserError(f"{override}: a table is a sweep; add -m: python -m fpn_ablate -m {override} ...")
         if not override.startswith("-") and "=" in override and _parsed(override).is_sweep_override():
             raise UserError(f"{override}: several values are a sweep; add -m: python -m fpn_ablate -m {override} ...")
 

@@ -93,14 +93,17 @@ def publish(cells: Iterable[Config], printed: bool = True, single: bool = False)
     With `printed=False` they are only written; with `single` the cells' rows alone are printed, if they are finished.
 
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
-    nothing is published: whoever sent it kills the process within seconds.
+    nothing is published, since whoever sent it kills the process within seconds. The sweep's plan stays, and so the process
+    that keeps the page up to date sees that the sweep has ended and writes the last one.
     """
     cells = list(cells)
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):
+        if signals.pending_signal() == signal.SIGTERM:
+            break
         with warn_instead(f"no tables in {out}", unpublished):
             plan.remove_plan(Path(out, "runs"))
-            if Path(out, "runs").is_dir() and signals.pending_signal() != signal.SIGTERM:
+            if Path(out, "runs").is_dir():
                 with plan.writing_tables(Path(out)):
                     _publish([cfg for cfg in cells if cfg.out == out], Path(out), printed, single)
     if signals.pending_signal():

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from fpn_ablate.config.overrides import check_files, normalise, refuse_several_values
+from fpn_ablate.config.overrides import check_files, normalise, refuse_sweeps
 from fpn_ablate.utils.errors import UserError
 
 
@@ -29,9 +29,11 @@ def test_a_sweep_may_be_asked_for_anywhere(option):
 
 def test_several_values_without_a_sweep_are_refused():
     with pytest.raises(UserError, match=r"^ablation=fpn,c4: several values are a sweep; add -m"):
-        refuse_several_values(["seed=1", "ablation=fpn,c4"])
-    refuse_several_values(["seed=1,2", "+experiments=table1_rpn"])  # whose file makes it a sweep
-    refuse_several_values(["factors=[neck,backbone]", "--cfg", "job"])
+        refuse_sweeps(["seed=1", "ablation=fpn,c4"])
+    with pytest.raises(UserError, match=r"^\+experiments=table1_rpn: a table is a sweep; add -m"):
+        refuse_sweeps(["seed=1", "+experiments=table1_rpn"])
+    refuse_sweeps(["factors=[neck,backbone]", "+experiments=table1_rpn", "--cfg", "job"])
+    refuse_sweeps(["seed=1,2", "+experiments=table1_rpn", "hydra.mode=MULTIRUN"])
 
 
 @pytest.mark.parametrize("arguments", [["-m", "--cfg", "job"], ["--cfg=job", "seed=1,2", "--multirun"], ["-m", "-c", "job"]])
@@ -147,9 +149,21 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
     [
         (
             "ablation=fpn,fnp",
-            "ablation=fnp: there is no such file. Did you mean ablation=fpn? There are bifpn, ",
+            "ablation=fnp: there is no such file. Did you mean ablation=fpn? Else a file of your own: --config-dir ",
         ),
-        ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick? There are "),
+        ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick?"),
+        (
+            "data=bccd/images",
+            "data=bccd/images: there is no such file. There are coco, coco2017, shapes; a data set of your own: data=coco ",
+        ),
+        *(
+            (
+                f"data={path}",
+                f"data={path}: this takes the name of a file, not a path; a data set of your own: data=coco data.root=FOLDER",
+            )
+            for path in ("/sets/bccd", "./bccd", "../bccd")
+        ),
+        ("recipe=./my.yaml", "not a path; a file of your own: --config-dir FOLDER with recipe/NAME.yaml"),
         (
             "task=xyz",
             "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, fcos, mask_rcnn, retinanet, rpn, ",
