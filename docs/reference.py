@@ -208,7 +208,7 @@ def recipes() -> str:
 def verdicts() -> str:
     """Return the claims that the committed tables on generated data judge, where they have the seeds that were planned."""
     lines = ["| table | claim | metric | ours | published | verdict |", "| --- | --- | --- | ---: | ---: | --- |"]
-    for file in sorted((REFERENCE / "tables").glob("*-shapes-quick-claims.csv")):
+    for file in sorted((REFERENCE / "tables").glob("*-shapes-*-claims.csv")):
         with file.open(encoding="utf-8", newline="") as rows_of_file:
             claims = [claim for claim in csv.DictReader(rows_of_file) if claim["look"]]
         for claim in claims:
@@ -218,7 +218,8 @@ def verdicts() -> str:
             ours = f"{round(mean, 1) + 0.0:+.1f} ± {(high - low) / 2:.1f}"  # + 0.0: no -0.0
             if claim["ratio"] == "true":
                 ours = f"x {mean:.2f} ({low:.2f} to {high:.2f})"
-            table = f"`{claim['table']}`"
+            recipe = claim["recipe"].split("+")[0]
+            table = f"`{claim['table']}`" + (f", {recipe}" if recipe != "quick" else "")
             lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")
     return "\n".join(lines) + "\n"
 

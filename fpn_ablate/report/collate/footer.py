@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from statistics import fmean, median
+from typing import Any
 
 from fpn_ablate.report.collate.cells import Contrast
 from fpn_ablate.report.collate.choose import describe_differences
@@ -260,7 +261,7 @@ def _cost(records: list[Record]) -> str:
         return [value for record in records if type(value := record.get(f"cost.{key}")) in (int, float)]
 
     records = list({record["fingerprint"]: record for record in records}.values())  # one run may have several names
-    train, evaluate, pretrain = seconds("train_s"), [*seconds("eval_s"), *seconds("proposals_s")], seconds("pretrain_s")
+    train, evaluate = seconds("train_s"), [*seconds("eval_s"), *seconds("proposals_s")]
     if not train:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
@@ -273,8 +274,14 @@ def _cost(records: list[Record]) -> str:
     sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
     others = set(sources) - {record["fingerprint"] for record in records}
     text += f"; runs that they stand on {rounded(math.fsum(sources[name] for name in others))}" if others else ""
-    # Rows share the pre-trained backbone: its time is spent once, and a run that read it from the cache may record 0.
-    return text + (f"; pre-training {rounded(max(pretrain))}, shared" if any(pretrain) else "")
+    # Rows share a pre-trained backbone: its time is spent once, and a run that read it from the cache may record 0.
+    pretrain: dict[Any, float] = {}
+    for record in records:
+        if type(value := record.get("cost.pretrain_s")) in (int, float):
+            name = record.get("config.backbone.name")
+            pretrain[name] = max(value, pretrain.get(name, 0.0))
+    total = math.fsum(pretrain.values())
+    return text + (f"; pre-training {rounded(total)}, shared" if total else "")
 
 
 def _one_source(record: Record) -> list[tuple[str, float]]:
