@@ -120,7 +120,8 @@ def _balance(splits: Mapping[str, Any]) -> Table:
 
 
 def _anchors(report: Mapping[str, Any]) -> Table:
-    title = "What anchors can cover at best, val, in the input\n% of objects with an anchor of IoU >= .5 / >= .7, mean best IoU"
+    title = "What anchors can cover at best in the input, val; small, medium and large by native size\n"
+    title += "% of objects with an anchor of IoU >= .5 / >= .7, mean best IoU"
     table = _table(title, "rows", "stride: anchor sides", *AREAS, text=2)
     rows: dict[str, list[str]] = {}  # rows of the same anchors stand in one line
     for row, anchors in report["anchors"].items():

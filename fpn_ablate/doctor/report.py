@@ -171,7 +171,7 @@ def _warnings(report: dict[str, Any], download: str | None) -> list[dict[str, An
         for area in AREAS[1:]:
             recall = anchors["recall"][area]
             if recall["objects"] and recall["iou50"] < 0.5:
-                poor.setdefault(f"{recall['iou50']:.0%} of the {area} objects", []).append(row)
+                poor.setdefault(f"{recall['iou50']:.0%} of the {recall['objects']:,} {area} objects", []).append(row)
     cases.append(("anchors", "val", [f"{share} in {', '.join(rows)}" for share, rows in poor.items()]))
     cases.append(("download", None, download or ""))
     return [

@@ -18,7 +18,7 @@ from fpn_ablate.utils.paths import RECORD
 RECORDS = 20  # read at most
 START = 10.0  # seconds of a process before its run begins
 # Seconds a step and beside the steps, of one row on one of two CPU cores: generated data, results/README.md.
-MEASURED = {"smoke": (0.3, 20.0), "quick": (0.25, 25.0), "reference": (0.5, 40.0)}
+MEASURED = {"smoke": (0.3, 20.0), "quick": (0.19, 20.0), "reference": (0.3, 25.0)}
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def publish(cells: Iterable[Config], printed: bool = True, single: bool = False)
     if signals.pending_signal():
         left = [cfg for cfg in cells if not skip.finished_record(cfg)]
         rows = ", ".join(dict.fromkeys(cfg.row for cfg in left)) or "none"
-        log_line(f"not finished: {len(left)} of {len(cells)} runs, of the rows {rows}", sys.stderr)
+        log_line(f"not finished: {len(left)} of {len(cells)} runs ({rows})", sys.stderr)
 
 
 other_sweeps: list[tuple[str, float]] = []  # `out` and start of sweeps of this process whose sweeper is not ours

@@ -197,7 +197,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
         got, _, err = cli("-m", *TINY, "recipe.steps=9", "log.every=4", "ablation=c4,fpn")
     assert got == 143 and "the same command continues" in err and "Traceback" not in err
     assert "SIGTERM: finishing step 5, then saving; Ctrl-C stops now" in err
-    assert "not finished: 2 of 2 runs, of the rows c4, fpn\n" in err
+    assert "not finished: 2 of 2 runs (c4, fpn)\n" in err
     assert {row: r["status"] for row, r in records().items()} == {"c4/0": "interrupted"}
     assert not Path("results/tables").exists()  # there is no time for that
     assert plan.has_leftover_plan(Path("results/runs"))  # for the process that writes the last page

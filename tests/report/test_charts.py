@@ -126,7 +126,7 @@ def test_recall_by_size_is_that_of_the_records(drawn, table):
         assert (point["low"], point["high"]) == pytest.approx((min(values), max(values)), abs=0.006)
         assert (point["n"], point["objects"]) == (3, number)
     assert found[0]["size"] == "4–6 px" and found[-1]["size"] == "over 91 px"
-    assert drawn["recall"].spec["layer"][0]["data"]["values"] == [{"side": 16.0}, {"side": 45.25}]
+    assert drawn["recall"].spec["layer"][0]["data"]["values"] == [{"side": 16.0}, {"side": 48.0}]
 
 
 def test_learning_curves_are_the_lines_of_the_runs(drawn, table):

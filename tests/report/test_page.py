@@ -174,7 +174,7 @@ def test_rows_of_a_table_show_the_same_seeds_planned_or_run(put, runs):
     shown = re.findall(r'class="seeds" role="img" aria-label="([^"]*)"', made)
     assert len(shown) == len(FACTS)
     assert {tuple(re.findall(r"seed (\d+)", label)) for label in shown} == {("0", "2", "3", "4")}
-    assert "red squares: failed or unhealthy seeds" in text_of(made)
+    assert "red squares: failed, interrupted or unhealthy seeds" in text_of(made)
 
 
 def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inconclusive(put, runs):
@@ -330,7 +330,7 @@ def test_the_page_reloads_itself_only_while_a_sweep_is_under_way(full):
     shown = text_of(made)
     assert (
         "2 of 4 runs done" in shown
-        and "1 failed or unhealthy" in shown
+        and "1 failed, interrupted or unhealthy" in shown
         and "step 40 of 500, 3 min left" in shown
         and "5 min left" in shown
     )

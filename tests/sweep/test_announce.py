@@ -25,7 +25,7 @@ def test_a_sweep_says_what_is_left_of_it(cell, capsys):
     cells = [cell(f"ablation={row}", f"seed={seed}") for seed in (0, 1) for row in ("c4", "fpn")]
     announce_sweep(cells, cells[1:], 2)
     assert capsys.readouterr().out.splitlines() == [
-        "3 runs, 1 finished before, 2 at once, about 4 min: fpn, c4",
+        "3 runs, 1 finished before, 2 at once, about 3 min: fpn, c4",
         "  seeds 0, 1, generated data, recipe quick",
     ]
     announce_sweep(cells, cells, None)  # elsewhere

@@ -49,7 +49,7 @@ def show(
 
     parts = [Text(content.title, style="bold")]
     parts += [Text(content.banner, style="bold yellow")] if content.banner else []
-    parts += [Text(content.legend)] if content.legend else []
+    parts += [Text(content.legend)] if any(line.kind in ("paper", "published") for line in lines) else []
     console.print(Group(*parts, Text()))
     width = console.width
     console.width = width if fit else max(width, _width(console, rich_table))

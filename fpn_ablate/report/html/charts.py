@@ -110,8 +110,8 @@ def recall(table: Table, colours: Mapping[str, int]) -> Chart | str:
     x = quantity("side", "side of the object, √area (px, log scale)", scale={"type": "log", "nice": False}, axis=axis)
     tips = [tip("label", "row"), tip("size"), tip("objects"), tip("mean", "AR@100 (%)", ".1f"), *seed_tips(".1f")]
     layers = mean_band("AR@100 (%)", tips)
-    if len(edges) > 7:  # small ends at the fifth edge, large begins at the last but two (runs.artifacts.by_size)
-        bounds = {"values": [{"side": edges[4]}, {"side": edges[-3]}]}
+    if len(edges) > 7:  # small ends at the fifth edge (runs.artifacts.recall_by_size), and large begins at three times its side
+        bounds = {"values": [{"side": edges[4]}, {"side": 3 * edges[4]}]}
         dotted = {"type": "rule", "strokeDash": [2, 3], "opacity": 0.6}
         layers.insert(0, {"data": bounds, "mark": dotted, "encoding": {"color": {"value": MUTED}}})
     note = (

@@ -251,7 +251,7 @@ function pyramid(root) {
   a.value = Math.max(0, rows.findIndex(adds));
   b.value = without >= 0 ? without : Math.min(1, rows.length - 1);
   const cell = (map, name, caption) => make("figure", {}, map, make("figcaption", {}, make("b", {}, name), ` ${caption}`));
-  const line = (label, colour, ...cells) => make("div", { class: "levels" },
+  const line = (label, colour, ...cells) => make("div", { class: "levels", style: `--levels:${names.length}` },
     make("p", {}, ...(colour === null ? [] : [make("span", { class: "swatch", style: `--row:var(--c${colour})` })]), label), ...cells);
   const names = [...new Set(images.flatMap((entry) => entry.rows.flatMap((row) => row.levels.map(([name]) => name))))].sort();
   const gap = () => make("span");
