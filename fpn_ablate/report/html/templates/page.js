@@ -251,14 +251,16 @@ function pyramid(root) {
   a.value = Math.max(0, rows.findIndex(adds));
   b.value = without >= 0 ? without : Math.min(1, rows.length - 1);
   const cell = (map, name, caption) => make("figure", {}, map, make("figcaption", {}, make("b", {}, name), ` ${caption}`));
-  const line = (label, colour, ...cells) => make("div", { class: "levels", style: `--levels:${names.length}` },
-    make("p", {}, ...(colour === null ? [] : [make("span", { class: "swatch", style: `--row:var(--c${colour})` })]), label), ...cells);
+  // A label, the picture, and a map of each level.
+  const line = (label, colour, place, ...maps) => make("div", { class: "levels", style: `--levels:${maps.length}` },
+    make("p", {}, ...(colour === null ? [] : [make("span", { class: "swatch", style: `--row:var(--c${colour})` })]), label), place, ...maps);
   const names = [...new Set(images.flatMap((entry) => entry.rows.flatMap((row) => row.levels.map(([name]) => name))))].sort();
   const gap = () => make("span");
   const show = () => {
     const entry = images[image.value] ?? images[0];
     const chosen = [a, b].map((select) => entry.rows.find((row) => row.label === select.selectedOptions[0]?.text)).filter(Boolean);
-    const aligned = (row, make) => names.map((name) => { const level = row.levels.find(([other]) => other === name); return level ? make(level) : gap(); });
+    const columns = names.filter((name) => chosen.some((row) => row.levels.some(([other]) => other === name)));
+    const aligned = (row, make) => columns.map((name) => { const level = row.levels.find(([other]) => other === name); return level ? make(level) : gap(); });
     const lines = [...new Set(chosen)].flatMap((row) => {
       const place = make("span", { class: "picture" });
       const levels = row.levels.map(([name]) => name);
@@ -269,7 +271,7 @@ function pyramid(root) {
     });
     const [first, second] = chosen;
     if (first && second && first !== second) {
-      const pairs = names.map((name) => [first, second].map((row) => row.levels.find(([other]) => other === name)));
+      const pairs = columns.map((name) => [first, second].map((row) => row.levels.find(([other]) => other === name)));
       const cells = pairs.map(([x, y]) => x && y && x[1] === y[1] ? cell(mapCanvas(`${x[0]}: A − B`, x[1], x[2], y[2]), x[0], "A − B") : gap());
       lines.push(line("A − B (red: A is stronger)", null, gap(), ...cells));
     }
