@@ -62,10 +62,10 @@ def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
     table = _table(f"{escape(report['data'])}{generated}", "", *splits)
     lines = {
         "images": lambda s: f"{s['images']:,}",
-        "  handed out (data.keep_empty)": lambda s: f"{s['images_used']:,}",
+        "  used (data.keep_empty)": lambda s: f"{s['images_used']:,}",
         "  without objects": lambda s: f"{s['images_without_objects']:,}",
         "objects": lambda s: f"{s['objects']:,}",
-        "crowd regions, beside them": lambda s: f"{s['crowd']:,} ({s['crowd_share']:.1%})",
+        "crowd regions (not in objects)": lambda s: f"{s['crowd']:,} ({s['crowd_share']:.1%})",
         "objects an image: mean": lambda s: f"{s['objects_an_image']['mean']:.1f}",
         "  median": lambda s: f"{s['objects_an_image']['median']:g}",
         "  most": lambda s: f"{s['objects_an_image']['max']:,}",

@@ -36,7 +36,10 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
 
 def _setting(cfg: Config) -> str:
     data = "generated data" if isinstance(cfg.data, Shapes) else f"data {cfg.data_name}"
-    return f"{data}, recipe {cfg.recipe.name}"
+    warmup = cfg.recipe.schedule.warmup_steps
+    rising = cfg.mode == "train" and cfg.steps <= warmup
+    note = f"; all its steps are warm-up (recipe.schedule.warmup_steps={warmup})" if rising else ""
+    return f"{data}, recipe {cfg.recipe.name}{note}"
 
 
 def _time(cells: Sequence[Config], at_once: int) -> str:

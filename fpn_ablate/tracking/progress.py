@@ -298,6 +298,7 @@ class Watch:
         self.at_once = at_once
         self.ended: set[int] = set()  # numbers of jobs
         self.pace, self.after = None, 0.0
+        self.done = 0.0  # rows, as last drawn
         self.screen = screen or (Screen() if sys.stderr.isatty() else None)
         self.environment, self._closing, self._read = {}, ExitStack(), {}
         if self.screen:
@@ -368,6 +369,8 @@ class Watch:
         shares = sum(min(1.0, done.get(job, 0.0) / max(1, number)) for job, number in rest.items())
         total = max(1, len(self.steps))
         detail = f"{len(self.ended)} of {total} rows" + ("" if states else ", starting" if rest else "")
-        if signals.pending_signal():  # rows that stopped have ended, too
+        if signals.pending_signal():  # rows that stopped have ended, too, but are not done
             detail, left = "stopping", ""
-        return Bar("sweep", len(self.ended) + shares, total, "", detail, left)
+        else:
+            self.done = len(self.ended) + shares
+        return Bar("sweep", self.done, total, "", detail, left)

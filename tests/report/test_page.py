@@ -109,7 +109,7 @@ def test_the_configurations_of_two_runs_differ_in_what_the_page_says(put, runs):
 
 
 @pytest.mark.parametrize(
-    ("data", "generated", "kind"), [("shapes", True, "generated"), ("coco2017", False, "COCO"), ("bccd", False, "photographs")]
+    ("data", "generated", "kind"), [("shapes", True, "generated"), ("coco2017", False, "COCO"), ("bccd", False, "real")]
 )
 def test_the_kind_of_data_is_marked(put, runs, data, generated, kind):
     put("fpn", 2, data=data, generated=generated)

@@ -21,6 +21,11 @@ def test_a_run_says_what_it_is_and_how_long_it_takes(cell, capsys, bare):
     assert first == ["No row is named: this trains fpn. --help lists rows, tables and commands."] * bare
 
 
+def test_a_run_says_that_its_learning_rate_only_rises(cell, capsys):
+    announce_run(cell("recipe.steps=50"))
+    assert "all its steps are warm-up (recipe.schedule.warmup_steps=50)" in capsys.readouterr().out
+
+
 def test_a_sweep_says_what_is_left_of_it(cell, capsys):
     cells = [cell(f"ablation={row}", f"seed={seed}") for seed in (0, 1) for row in ("c4", "fpn")]
     announce_sweep(cells, cells[1:], 2)

@@ -204,6 +204,18 @@ def test_a_sweep_shows_its_workers_and_their_lines(clock, terminal, monkeypatch)
     assert terminal.shown == ["of another library", "a line of the worker", "fpn seed 0: finished"]
 
 
+def test_a_stopping_sweep_does_not_count_its_rows_as_done(clock, terminal, monkeypatch):
+    drawn = []
+    with Watch(range(3), 2, screen(terminal)) as watch:
+        monkeypatch.setattr(watch.screen, "draw", drawn.extend)
+        watch.ended.add(0)
+        watch.draw()
+        monkeypatch.setattr(signals, "pending_signal", lambda: signals.signal.SIGINT)
+        watch.ended |= {1, 2}
+        watch.draw()
+    assert [(bar.done, bar.total) for bar in drawn] == [(1, 3), (1, 3)]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_worker_s_lines_may_be_lost():
     stream = tracking._Lines(io.FileIO("/dev/full", "a"), "utf-8", write_through=True)

@@ -185,7 +185,8 @@ def costs(table: Table, colours: Mapping[str, int]) -> Chart | str:
                 }
                 points.append(point | {key: round_to(value, 4) for key, value in figures.items()})
     if not points:
-        return "Cost against accuracy: no record has both."
+        what = metric.title if metric else "a metric"
+        return f"Cost against accuracy: no finished run has {what} and one of {', '.join(COSTS)}."
     for kind in COSTS:
         place_labels([point for point in points if point["cost"] == kind])
     choices, title = tuple(dict.fromkeys(point["cost"] for point in points)), metric.title

@@ -90,7 +90,7 @@ def _kind(table: Table) -> str:
     """Name the kind of a table's data, which the page marks by a colour."""
     if table.generated:
         return "generated"
-    return "COCO" if table.same_data or "coco" in table.data.lower() else "photographs"
+    return "COCO" if table.same_data or "coco" in table.data.lower() else "real"
 
 
 def _run(table: Table, row: Row, record: Record) -> dict[str, str]:
