@@ -46,7 +46,8 @@ def curves(table: Table, colours: Mapping[str, int], steps: int = MAX_STEPS) -> 
     choices = tuple(dict.fromkeys(point["loss"] for point in points))
     tips = [tip("label", "row"), tip("loss"), tip("step"), tip("mean", "loss", ".4f"), *seed_tips(".4f")]
     x = quantity("step", "step", axis={"grid": False, "tickCount": 6})
-    spec = specification(points, mean_band("loss", tips, dots=4), {"x": x, "color": row_colour(colours)}, "loss", choices[0])
+    dots = 4 if len({point["step"] for point in points}) > 1 else 26  # a line shows itself, a single step does not
+    spec = specification(points, mean_band("loss", tips, dots), {"x": x, "color": row_colour(colours)}, "loss", choices[0])
     note = "Line: mean over seeds; band: from the lowest seed to the highest."
     return Chart("curves", "Learning curves", note, spec, choices, "loss")
 
