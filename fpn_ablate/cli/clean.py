@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import command_parser
-from fpn_ablate.store.leftovers import KINDS, Item, find, remove_empty_parents
+from fpn_ablate.store.leftovers import DAY, KINDS, RECENT, Item, find, remove_empty_parents
 from fpn_ablate.utils.errors import UserError
 
 ABOUT = """List what can be removed below a folder of results and in the user's cache, and remove it once you confirm:
@@ -56,7 +56,9 @@ def _list(items: Sequence[Item], older: float) -> None:
         for item in chosen:
             print(f"  {item.path}\n    {item.reason} for {item.days:.0f} days, {_bytes(item.size)}")
     total = f"in all: {_bytes(sum(item.size for item in items))}"
-    print(total if items else f"nothing to remove: nothing has been untouched for {older:g} days (--older DAYS)")
+    none = f"nothing to remove that has been untouched for {older:g} days (--older DAYS)"
+    none += f"; what was used within {RECENT / 60:.0f} minutes stays" if older * DAY < RECENT else ""
+    print(total if items else none)
 
 
 def _confirmed(count: int) -> bool:

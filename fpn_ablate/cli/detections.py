@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import command_parser
-from fpn_ablate.runs.draw import FinishedRun
-from fpn_ablate.runs.results import coco_results
 from fpn_ablate.utils.files import save_text
 
 ABOUT = """Write the boxes or the masks of a finished run, also of mode=evaluate, in COCO's result format, with the ids of
@@ -28,6 +26,10 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("--root", help="the data set's folder, if it has moved")
     parser.add_argument("--out", type=Path, default=Path("detections.json"), help="(default %(default)s)")
     options = parser.parse_args(arguments)
+
+    from fpn_ablate.runs.draw import FinishedRun  # with torch
+    from fpn_ablate.runs.results import coco_results
+
     results = coco_results(FinishedRun.load(options.run, options.root, config_dir), options.masks)
     save_text(options.out, json.dumps(results))
     print(f"{len(results)} {'masks' if options.masks else 'boxes'} written to {options.out}")

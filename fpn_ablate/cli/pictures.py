@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from fpn_ablate.cli.parser import command_parser
 from fpn_ablate.evaluation.display import MIN_SCORE
-from fpn_ablate.report.formats.plots import STYLE
-from fpn_ablate.runs.draw import FinishedRun, draw
 from fpn_ablate.utils.files import write_atomically
 
 ABOUT = "Draw what finished runs detect, one line per image: the ground truth, then one column per run."
@@ -30,6 +26,12 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     kind = options.out.suffix[1:].lower()
     if options.count < 1 or not 0 <= options.threshold <= 1 or kind not in ("png", "pdf", "svg"):
         parser.error("--count is at least 1, --threshold from 0 to 1, and --out ends in .png, .pdf or .svg")
+
+    import matplotlib
+
+    from fpn_ablate.report.formats.plots import STYLE
+    from fpn_ablate.runs.draw import FinishedRun, draw  # with torch
+
     with matplotlib.rc_context(STYLE):
         runs = [FinishedRun.load(folder, options.root, config_dir) for folder in options.runs]
         sheet = draw(runs, options.count, options.threshold)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import at_least, command_parser
-from fpn_ablate.data.shapes.export import contact_sheet, export
-from fpn_ablate.data.shapes.world import World
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -24,6 +22,10 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.export or options.sheet):
         parser.error("give --export DIR, --sheet FILE or both")
+
+    from fpn_ablate.data.shapes.export import contact_sheet, export  # with torch
+    from fpn_ablate.data.shapes.world import World
+
     world = World(height=options.size, width=options.size, seed=options.seed)
     if options.export:
         export(world, {"train": options.train, "val": options.val}, options.export)

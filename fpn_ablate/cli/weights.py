@@ -4,13 +4,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, Weights, to_torchvision
-from fpn_ablate.weights.files import locate, write_safetensors, write_torch
-from fpn_ablate.weights.loading import open_weights
-from fpn_ablate.weights.names import MASK
+
+if TYPE_CHECKING:
+    from fpn_ablate.weights.convert import Weights
 
 
 def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
@@ -20,11 +20,17 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         UserError: the file cannot be read, the other program has no such network, or the place is wrong.
     """
     options = _parser().parse_args(arguments)
+
+    from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, to_torchvision  # with torch
+    from fpn_ablate.weights.files import locate, write_safetensors, write_torch
+    from fpn_ablate.weights.loading import open_weights
+
     to_torch = options.command == "export" and options.to == "torchvision"
     _refuse_place(locate(options.file), options.out, None if to_torch else SUFFIX)
     unstated = None
     if options.command == "import":
-        unstated = Options(options.bn_eps, options.pixel_std, options.rgb or None, options.keep_classes)
+        eps = BN_EPS if options.bn_eps is None else options.bn_eps
+        unstated = Options(eps, options.pixel_std, options.rgb or None, options.keep_classes)
     weights = open_weights(options.file, unstated)
     if to_torch:
         write_torch(options.out, to_torchvision(weights))
@@ -37,7 +43,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     return 0
 
 
-def _print_facts(weights: Weights) -> None:
+def _print_facts(weights: "Weights") -> None:
     facts = weights.facts
     row, classes = f"row {facts.get('row')}", f"{facts.get('num_classes')} classes"
     parts = [weights.source, facts.get("backbone"), "row" in facts and row, "num_classes" in facts and classes]
@@ -46,7 +52,9 @@ def _print_facts(weights: Weights) -> None:
         print(f"  {note}")
 
 
-def _print_use_in_torchvision(weights: Weights) -> None:
+def _print_use_in_torchvision(weights: "Weights") -> None:
+    from fpn_ablate.weights.names import MASK
+
     backbone = weights.facts["backbone"] if weights.facts["backbone"] != "resnet" else "resnet..."
     if not any(name.startswith("neck.") for name in weights.tensors):
         print(f"for torchvision.models.{backbone}; without the classifier, so load it with strict=False")
@@ -94,11 +102,10 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     bring = commands.add_parser("import", help="a file of another program to a safetensors file of ours")
     bring.add_argument("file", type=Path, help="state dict of torchvision (.pth), pickle of detectron2 (.pkl); nothing is run")
-    bring.add_argument("out", type=Path, metavar=f"OUT{SUFFIX}")
+    bring.add_argument("out", type=Path, metavar="OUT.safetensors")
     bring.add_argument(
         "--bn-eps",
         type=_eps,
-        default=BN_EPS,
         metavar="EPS",
         help="what the file's batch norms add to the variance; ours add 1e-5, and scales are changed so that both compute the "
         "same. No file says it. Give 0 for torchvision's released detectors COCO_V1 (fasterrcnn_resnet50_fpn_coco), which "

@@ -41,7 +41,7 @@ def read_finished(folder: Path, config_dir: Path | None = None) -> tuple[Config,
     """
     content = record.read(folder)
     if not content:
-        raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<digits>")
+        raise UserError(f"{folder}: no readable record.json; give the folder of one run, .../seed<k>-<hash>")
     if content.get("status") != "finished":
         raise UserError(f"{folder}: the run is {content.get('status')}, not finished; start it again to continue it")
     found = flatten(content)

@@ -255,8 +255,8 @@ def _write_outcome(run: Run, outcome: dict[str, Any]) -> None:
 def _print_summary(run: Run, outcome: dict[str, Any], seconds: float) -> None:
     """Print a finished run's first figures in a line, and where it is: there too, or where a terminal is narrow below it."""
     figures = {name: value for name, value in outcome["metrics"].items() if value is not None and "_" not in name}
-    percent = [f"{name} {100 * value:.1f}" for name, value in figures.items()]
-    since = f" since step {run.resumed_at}" if run.resumed_at else ""
+    percent = [f"{name.replace('AR', 'AR@')} {100 * value:.1f}" for name, value in figures.items()]
+    since = f" from step {run.resumed_at} of {run.cfg.steps}" if run.resumed_at else ""
     line = ", ".join([f"{run.title}: finished in {duration(seconds)}{since}", *percent[:3]])
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     separator = ", " if len(line) + 2 + len(str(run.folder)) <= width else "\n  "

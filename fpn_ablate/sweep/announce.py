@@ -38,7 +38,7 @@ def _setting(cfg: Config) -> str:
     data = "generated data" if isinstance(cfg.data, Shapes) else f"data {cfg.data_name}"
     warmup = cfg.recipe.schedule.warmup_steps
     rising = cfg.mode == "train" and cfg.steps <= warmup
-    note = f"; all its steps are warm-up (recipe.schedule.warmup_steps={warmup})" if rising else ""
+    note = f"\n  all steps are warm-up (recipe.schedule.warmup_steps={warmup})" if rising else ""
     return f"{data}, recipe {cfg.recipe.name}{note}"
 
 

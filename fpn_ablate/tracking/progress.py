@@ -319,7 +319,8 @@ class Watch:
         self.screen.draw([*(state.bar() for state in states), self._sweep(states)])
 
     def on_deferred(self) -> str:
-        return "finishing the step of each row, then saving"
+        phases = {state.phase in BEHIND for state in self._states()}
+        return "finishing what is being written" if phases == {True} else "finishing the step of each row, then saving"
 
     def show(self, line: str) -> None:
         self.screen.print(line)

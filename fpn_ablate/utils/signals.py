@@ -46,6 +46,7 @@ class _State:
 
 
 _state = _State()
+_working = False  # whether a job runs in this process
 
 
 class Listener(Protocol):
@@ -97,6 +98,17 @@ def handling_signals() -> Iterator[None]:
         for number in numbers:
             signal.signal(number, _DEFAULT_HANDLERS[number])
         _state = _State() if numbers else _state
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Mark a job: where none runs, a second Ctrl-C ends a worker without a traceback."""
+    global _working
+    before, _working = _working, True
+    try:
+        yield
+    finally:
+        _working = before
 
 
 def pending_signal() -> int:
@@ -202,6 +214,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         if multiprocessing.parent_process() is None:  # a worker's sweep says it
             _answer(number)
     elif number == signal.SIGINT:  # SIGTERM comes twice: to the group, and from the parent
+        if multiprocessing.parent_process() is not None and not _working:
+            raise SystemExit(128 + _state.first_signal)
         raise Stopped(_state.first_signal)
 
 

@@ -78,11 +78,11 @@ def test_what_is_confirmed_is_removed_and_finished_runs_stay(cli, results, monke
     assert cli("clean")[0] == 0
     assert without_locks(there(results)) == KEPT
     assert not (results / RUNS / "failed").exists() and not list(results.parent.glob("cache/shapes/*"))
-    assert cli("clean", "--yes")[1] == "nothing to remove: nothing has been untouched for 7 days (--older DAYS)\n"
+    assert cli("clean", "--yes")[1] == "nothing to remove that has been untouched for 7 days (--older DAYS)\n"
 
 
 def test_kinds_days_and_finished_runs_are_chosen(cli, results):
-    assert cli("clean", "--older", "11", "--yes", "--only", "unfinished")[1].startswith("nothing to remove: ")
+    assert cli("clean", "--older", "11", "--yes", "--only", "unfinished")[1].startswith("nothing to remove that ")
     cli("clean", "--yes", "--only", "leftovers")
     assert {file.split("/")[3] for file in there(results) if file.endswith("checkpoint.pt") and "runs" in file} == {
         *("failed", "interrupted", "running", "diverged")

@@ -32,6 +32,20 @@ def called(monkeypatch):
     return calls
 
 
+def test_help_of_any_command_needs_no_torch():
+    code = f"""
+import sys
+from fpn_ablate.cli.main import main
+for name in {sorted(COMMANDS)}:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert not end.code, name
+    assert "torch" not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.parametrize(
     ("line", "command", "rest"),
     [

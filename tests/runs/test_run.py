@@ -230,7 +230,7 @@ def test_an_interrupted_cell_says_so_and_goes_on_to_the_same_end(cell, finished,
     assert outcome["fingerprint"] == whole["fingerprint"]
     assert outcome["metrics"] == whole["metrics"]
     assert (outcome["cost"]["resumed_at"], whole["cost"]["resumed_at"]) == (2, 0)  # its times are of the rest
-    assert re.search(r"finished in \S+ since step 2, ", capfd.readouterr().out)
+    assert re.search(r"finished in \S+ from step 2 of 4, ", capfd.readouterr().out)
     a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (file.parent, whole_folder))
     assert all(torch.equal(a[name], b[name]) for name in b)
     x, y = (DetectionSet.load(folder / "detections.npz") for folder in (file.parent, whole_folder))

@@ -23,7 +23,7 @@ def test_a_run_says_what_it_is_and_how_long_it_takes(cell, capsys, bare):
 
 def test_a_run_says_that_its_learning_rate_only_rises(cell, capsys):
     announce_run(cell("recipe.steps=50"))
-    assert "all its steps are warm-up (recipe.schedule.warmup_steps=50)" in capsys.readouterr().out
+    assert "all steps are warm-up (recipe.schedule.warmup_steps=50)" in capsys.readouterr().out
 
 
 def test_a_sweep_says_what_is_left_of_it(cell, capsys):

@@ -79,6 +79,15 @@ def test_a_second_ctrl_c_does_not_wait():
         pytest.fail("waited")
 
 
+@pytest.mark.parametrize(("place", "error"), [(signals.working, Stopped), (nullcontext, SystemExit)])
+def test_a_worker_without_a_job_ends_without_a_traceback(monkeypatch, place, error):
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: True)
+    with pytest.raises(error), signals.handling_signals(), signals.defer_interrupts(), place():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        pytest.fail("went on")
+
+
 def test_whoever_takes_signals_already_keeps_them():
     seen = []
     old = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))

@@ -256,7 +256,8 @@ def effects(table: Table) -> Chart | str:
         other = "" if table.same_data else f" on other data ({table.definition.paper.data})"
         note += f" Hollow diamond: published{other}."
     note += " Grey: differences between equal rows; pale: an effect within them." if noise else ""
-    note += " ✓ supported, ✗ contradicted, ? inconclusive, – not judged yet." if table.verdicts else ""
+    icons = [f"{icon} {verdict}" for verdict, icon in ICONS.items() if any(point["verdict"] == verdict for point in points)]
+    note += f" {', '.join(icons)}." if icons else ""
     return Chart("effects", "Effect sizes", note, spec | {"height": LINE * len(points)})
 
 

@@ -211,7 +211,7 @@ def levels(runs: Runs) -> Chart | None:
     }
     spec = specification(points, [{"mark": "bar", "encoding": {"tooltip": tips}}], encoding, "label", choices[0])
     note = (
-        "The level whose box (of the RPN or the dense head) has the highest score of those that overlap the object by IoU .5; "
+        "The level whose box (of the RPN or the dense head) has the highest score of all that overlap the object by IoU .5; "
         "on the first 16 images."
     )
     return Chart("found", "Level on which objects are found", note, spec | {"height": 170}, choices, "label")

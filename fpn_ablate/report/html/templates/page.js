@@ -170,7 +170,7 @@ for (const place of all("[data-picture]")) {
 }
 
 // The gallery: two rows, image by image.
-const MAX_CARDS = 24, FIRST_CARDS = 6;  // after and before "Show all"
+const FIRST_CARDS = 6;  // before "Show all"
 function gallery(root) {
   const content = json(root.querySelector("script"));
   const [a, b] = [root.querySelector("[data-a]"), root.querySelector("[data-b]")];
@@ -191,11 +191,11 @@ function gallery(root) {
       .filter(([, k]) => first.values[k] !== null && second.values[k] !== null);
     const wins = differences.filter(([d]) => d > 0).length, losses = differences.filter(([d]) => d < 0).length;
     const shown = differences.filter(([d]) => filter === "all" || (filter === "a" ? d > 0 : d < 0))
-      .sort(([x], [y]) => Math.abs(y) - Math.abs(x)).slice(0, MAX_CARDS);
+      .sort(([x], [y]) => Math.abs(y) - Math.abs(x));
     const more = root.querySelector("[data-more]"), few = !pressed(more);
     more.hidden = shown.length <= FIRST_CARDS;
     more.textContent = few ? `Show all ${shown.length}` : `Show ${FIRST_CARDS}`;
-    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FIRST_CARDS : MAX_CARDS).map(([d, k]) => make("article", { class: "card" },
+    root.querySelector(".cards").replaceChildren(...shown.slice(0, few ? FIRST_CARDS : shown.length).map(([d, k]) => make("article", { class: "card" },
       make("div", { class: "pair" }, panel(first, k, d >= 0), panel(second, k, d <= 0)),
       make("p", {}, `${pictures[content.images[k]].alt} · A − B: ${d > 0 ? "+" : ""}${d.toFixed(1)}`))));
     root.querySelector("output").textContent = `A wins ${wins}, B wins ${losses} of these ${differences.length} images; largest difference first`;
