@@ -70,7 +70,7 @@ def errors(runs: Runs, colours: Mapping[str, int]) -> Chart:
     encoding = {
         "y": {"field": "error", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "grid": False}},
         "yOffset": {"field": "row", "type": "nominal", "sort": None, "scale": {"paddingOuter": 0.15}},
-        "x": quantity("mean", "points of AP@0.5 that fixing these errors would add", axis={"tickCount": 6}),
+        "x": quantity("mean", "points of AP@0.5 gained if fixed", axis={"tickCount": 6}),
         "color": row_colour(colours),
         "opacity": when_highlighted(1, 0.15),
     }
