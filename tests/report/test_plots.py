@@ -47,6 +47,14 @@ def test_a_panel_spans_at_least_5_points_and_one_without_values_has_no_ticks(run
     assert [key for key, panel in panels.items() if not len(panel.get_xticks())] == ["AR1k_s"]
 
 
+def test_an_interval_beyond_what_is_possible_does_not_widen_the_panel(runs, put):
+    for seed, value in enumerate((0.1, 0.9)):
+        put("fpn", seed, metrics={"AR100": value})
+    (table,) = collate(load(runs))
+    low, high = plots.draw(table).axes[0].get_xlim()
+    assert -12 <= low < 10 and 90 < high <= 112
+
+
 def test_what_stands_for_a_missing_value_hides_no_published_one(runs, put):
     put("c4")
     (table,) = collate(load(runs))

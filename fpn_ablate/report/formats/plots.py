@@ -98,6 +98,8 @@ def _scale(axis: "Axes", metric: Metric) -> None:
         axis.set_xticks([])
         return
     low, high = axis.get_xlim()
+    if metric.scale == 100:  # few seeds that lie far apart have an interval beyond 0 to 100
+        axis.set_xlim(max(low, -12), min(high, 112))
     if metric.scale == 100 and high - low < 5:
         start = max((low + high - 5) / 2, min(low, -0.25))  # a share is never below 0
         axis.set_xlim(start, start + 5)
