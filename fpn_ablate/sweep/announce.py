@@ -17,6 +17,7 @@ def announce_run(cfg: Config, bare: bool = False) -> None:
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
     log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
     log_line(f"  {_setting(cfg)}")
+    _warn_of_warmup([cfg])
 
 
 def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: int | None) -> None:
@@ -32,14 +33,21 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     log_line(f"{count}{parallel}{time}: {names}")
     log_line(f"  {seed}, {' | '.join(settings)}")
+    _warn_of_warmup(pending)
 
 
 def _setting(cfg: Config) -> str:
     data = "generated data" if isinstance(cfg.data, Shapes) else f"data {cfg.data_name}"
-    warmup = cfg.recipe.schedule.warmup_steps
-    rising = cfg.mode == "train" and cfg.steps <= warmup
-    note = f"\n  all steps are warm-up (recipe.schedule.warmup_steps={warmup})" if rising else ""
-    return f"{data}, recipe {cfg.recipe.name}{note}"
+    return f"{data}, recipe {cfg.recipe.name}"
+
+
+def _warn_of_warmup(cells: Sequence[Config]) -> None:
+    """Say so if a row's learning rate never reaches its full value."""
+    short = [cfg for cfg in cells if cfg.mode == "train" and 0 < cfg.steps <= cfg.recipe.schedule.warmup_steps]
+    if short:
+        steps, warmup = short[0].steps, short[0].recipe.schedule.warmup_steps
+        log_line(f"  the learning rate stays below its full value: {steps} steps, all of them warm-up")
+        log_line(f"  (recipe.schedule.warmup_steps={warmup})")
 
 
 def _time(cells: Sequence[Config], at_once: int) -> str:

@@ -21,9 +21,12 @@ def test_a_run_says_what_it_is_and_how_long_it_takes(cell, capsys, bare):
     assert first == ["No row is named: this trains fpn. --help lists rows, tables and commands."] * bare
 
 
-def test_a_run_says_that_its_learning_rate_only_rises(cell, capsys):
+def test_a_run_says_that_all_its_steps_are_warm_up(cell, capsys):
     announce_run(cell("recipe.steps=50"))
-    assert "all steps are warm-up (recipe.schedule.warmup_steps=50)" in capsys.readouterr().out
+    assert "50 steps, all of them warm-up" in capsys.readouterr().out
+    untrained = cell("task=faster_rcnn", "task.training=joint", "ablation=joint/image_pyramid_tested")
+    announce_sweep([untrained], [untrained], 1)
+    assert "warm-up" not in capsys.readouterr().out
 
 
 def test_a_sweep_says_what_is_left_of_it(cell, capsys):
