@@ -1,6 +1,7 @@
 """Collate finished runs into tables, plots, a page and the ledger: `python -m fpn_ablate report results/runs`."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from fpn_ablate.cli.parser import Parser, command_parser
 from fpn_ablate.report import output
 from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
+from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats import terminal
 from fpn_ablate.report.html import live
 from fpn_ablate.store.plan import writing_tables
@@ -31,6 +33,19 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     if options.watch:
         live.watch(options.source[0], options.out, folders)
         return 0
+    # A sweep's end between reading and writing would be lost, so one lock is over both.
+    locked = not options.check and (options.out / "runs").is_dir()
+    with writing_tables(options.out) if locked else nullcontext():
+        chosen, code = _collate(options, folders)
+    for table in () if options.check else chosen:  # without the lock, since a pager may hold this up
+        terminal.show(table, whole=options.out / "tables" / f"{table.name}.md")
+    if not options.check:
+        print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
+    return code
+
+
+def _collate(options: Namespace, folders: Sequence[Path]) -> tuple[list[Table], int]:
+    """Read the records and write all files, or with --check compare the README; return the tables and the exit code."""
     frame = records.load(options.source)
     for item in frame.attrs["unreadable"]:
         print(f"unreadable: {item}", file=sys.stderr)
@@ -46,21 +61,17 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
         if not any(name in (table.name, table.definition.table) for table in chosen):
             there = ", ".join(table.name for table in collated)
             raise UserError(f"--table {name}: there is none" + (f"; there are {there}" if there else ""))
-    for table in () if options.check else chosen:
-        terminal.show(table, whole=options.out / "tables" / f"{table.name}.md")
     # Before anything is written: a README that cannot be filled stops here.
     text = options.readme.read_text(encoding="utf-8") if options.readme else ""
     filled = output.readme(text, collated) if options.readme else ""
     if options.check:
         print(f"{options.readme}: " + ("its tables are up to date" if text == filled else "its tables are out of date"))
-        return 2 if errors else int(text != filled)
+        return chosen, 2 if errors else int(text != filled)
     runs = next((source for source in options.source if source.is_dir()), None)
-    with writing_tables(options.out) if (options.out / "runs").is_dir() else nullcontext():
-        output.save(chosen, frame, options.out, runs)
+    output.save(chosen, frame, options.out, runs)
     if text != filled:
         save_text(options.readme, filled)
-    print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
-    return 2 if errors else 0
+    return chosen, 2 if errors else 0
 
 
 def _parser() -> Parser:

@@ -319,8 +319,10 @@ class Watch:
         self.screen.draw([*(state.bar() for state in states), self._sweep(states)])
 
     def on_deferred(self) -> str:
-        phases = {state.phase in BEHIND for state in self._states()}
-        return "finishing what is being written" if phases == {True} else "finishing the step of each row, then saving"
+        states = self._states()
+        if states and all(state.phase in BEHIND for state in states):
+            return "finishing what is being written"
+        return "finishing the step of each row, then saving"
 
     def show(self, line: str) -> None:
         self.screen.print(line)

@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 def rounded(seconds: float) -> str:
-    """Write a time in its largest unit: 40 s, 3 min, 2.5 h."""
+    """Write a time in one unit: 40 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -34,4 +34,4 @@ def rounded(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """Write an estimated time: about 40 s, about 3 min, about 2.5 h."""
-    return f"about {rounded(max(10, round(seconds, -1)) if seconds < 90 else seconds)}"
+    return f"about {max(10, round(seconds, -1)):.0f} s" if seconds < 90 else f"about {rounded(seconds)}"

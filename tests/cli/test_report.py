@@ -3,6 +3,7 @@
 import pytest
 
 from fpn_ablate.report import output
+from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.records import load
 from fpn_ablate.report.html import live
 from fpn_ablate.store import plan
@@ -91,11 +92,18 @@ def test_a_folder_that_is_named_twice_has_its_claims_judged_once(cli, filled, tm
     assert texts[0] == texts[1]
 
 
-def test_a_ledger_is_written_by_one_at_a_time(cli, filled, tmp_path, monkeypatch):
+def test_records_are_read_and_written_by_one_at_a_time(cli, filled, tmp_path, monkeypatch):
     held = []
-    monkeypatch.setattr(
-        output, "save", lambda *_: held.append(not is_free(tmp_path / "runs" / plan.PLANS / ".locks" / "tables"))
-    )
+
+    def watched(function):
+        def call(*arguments):
+            held.append(not is_free(tmp_path / "runs" / plan.PLANS / ".locks" / "tables"))
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(records, "load", watched(records.load))
+    monkeypatch.setattr(output, "save", watched(lambda *_: None))
     for out in (tmp_path, tmp_path / "elsewhere"):
         assert cli("report", filled, "--out", out)[0] == 0
-    assert held == [True, False] and not (tmp_path / "elsewhere").exists()
+    assert held == [True, True, False, False] and not (tmp_path / "elsewhere").exists()
