@@ -14,7 +14,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """Make the artifacts of each run below the given folders; 2 if a run cannot be read."""
 
     def update(folder: Path) -> str:
-        from fpn_ablate.runs.remake import remake_artifacts  # with torch
+        from fpn_ablate.runs.remake import remake_artifacts  # loads torch, which takes seconds
 
         return remake_artifacts(folder, config_dir=config_dir)
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("detections.json"), help="(default %(default)s)")
     options = parser.parse_args(arguments)
 
-    from fpn_ablate.runs.draw import FinishedRun  # with torch
+    from fpn_ablate.runs.draw import FinishedRun  # loads torch, which takes seconds
     from fpn_ablate.runs.results import coco_results
 
     results = coco_results(FinishedRun.load(options.run, options.root, config_dir), options.masks)

@@ -19,7 +19,8 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
     parser = command_parser(command, about)
     parser.add_argument("runs", nargs="+", type=Path, help="a folder of runs, as results/runs, or of one run")
     options = parser.parse_args(arguments)
-    files = sorted({file for folder in options.runs for file in folder.rglob(RECORD)})  # folders may lie within one another
+    # Folders may lie within one another, and be spelt in two ways.
+    files = sorted({file.resolve(): file for folder in options.runs for file in folder.rglob(RECORD)}.values())
     if not files:
         raise UserError(f"no {RECORD} below {', '.join(map(str, options.runs))}; give results/runs, or a run's folder")
     failures = 0

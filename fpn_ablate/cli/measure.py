@@ -14,7 +14,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     measured = {}
 
     def update(folder: Path) -> str:
-        from fpn_ablate.runs.remake import measure_again  # with torch
+        from fpn_ablate.runs.remake import measure_again  # loads torch, which takes seconds
 
         return measure_again(folder, measured, config_dir)
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     import matplotlib
 
     from fpn_ablate.report.formats.plots import STYLE
-    from fpn_ablate.runs.draw import FinishedRun, draw  # with torch
+    from fpn_ablate.runs.draw import FinishedRun, draw  # loads torch, which takes seconds
 
     with matplotlib.rc_context(STYLE):
         runs = [FinishedRun.load(folder, options.root, config_dir) for folder in options.runs]

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     if options.json is not None and not Path(options.json).name:
         raise UserError(f"--json {options.json!r}: give the name of a file, or - for standard output")
 
-    from fpn_ablate.runs.probe import probe_runs  # with torch
+    from fpn_ablate.runs.probe import probe_runs  # loads torch, which takes seconds
 
     report = probe_runs(options.runs, options.pictures, config_dir)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     if not (options.export or options.sheet):
         parser.error("give --export DIR, --sheet FILE or both")
 
-    from fpn_ablate.data.shapes.export import contact_sheet, export  # with torch
+    from fpn_ablate.data.shapes.export import contact_sheet, export  # loads torch, which takes seconds
     from fpn_ablate.data.shapes.world import World
 
     world = World(height=options.size, width=options.size, seed=options.seed)

@@ -80,7 +80,7 @@ def _facts(options: argparse.Namespace, config_dir: Path | None) -> dict[str, "R
     for cfg in rows:
         check_parts(cfg)
 
-    from fpn_ablate.model.summary import row_facts  # with torch, for which a mistyped key does not wait
+    from fpn_ablate.model.summary import row_facts  # loads torch, which takes seconds
 
     unique = len({cfg.row for cfg in rows}) == len(rows)
     return {cfg.row if unique else f"{cfg.row}, {cfg.recipe.name}": row_facts(cfg, size=options.size) for cfg in rows}

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
 
-    from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, to_torchvision  # with torch
+    from fpn_ablate.weights.convert import BN_EPS, SUFFIX, Options, to_torchvision  # loads torch, which takes seconds
     from fpn_ablate.weights.files import locate, write_safetensors, write_torch
     from fpn_ablate.weights.loading import open_weights
 

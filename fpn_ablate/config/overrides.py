@@ -20,8 +20,9 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
 
 # Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
+SHOWING = ("-c", "--cfg", "-i", "--info")  # Hydra's options that print, and run nothing
 # Options of which Hydra takes one at most; several end in a traceback.
-MODES = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+MODES = ("-m", "--multirun", "-r", "--run", *SHOWING, "-sc", "--shell-completion")
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
@@ -85,21 +86,21 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
             for path in folder.rglob("*.yaml")
             if path.name != CLAIMS
         }
-        for name in (name.removesuffix(".yaml") for name in names):
-            if name not in known:
+        for name in names:
+            if (stem := name.removesuffix(".yaml")) not in known:
                 raise UserError(_no_such_file(group, name, known))
-            if added != ours and known[name].is_relative_to(added):
-                check_yaml(known[name])
+            if added != ours and known[stem].is_relative_to(added):
+                check_yaml(known[stem])
 
 
 def _no_such_file(group: str, name: str, known: Iterable[str]) -> str:
-    wanted = "NAME" if name.startswith((".", "/")) else name
-    own = f"a file of your own: --config-dir FOLDER with {group}/{wanted}.yaml"
+    is_path, stem = name.startswith((".", "/")), name.removesuffix(".yaml")
+    own = f"a file of your own: --config-dir FOLDER with {group}/{'NAME' if is_path else stem}.yaml"
     if group == "data":
         own = f"a data set of your own: data=coco data.root=FOLDER; {own}"
-    if wanted != name:
+    if is_path:
         return f"{group}={name}: this takes the name of a file, not a path; {own}"
-    if near := difflib.get_close_matches(name, known, n=1):
+    if near := difflib.get_close_matches(stem, known, n=1):
         return f"{group}={name}: there is no such file. Did you mean {group}={near[0]}? Else {own}"
     there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
     return f"{group}={name}: there is no such file. There are {there}; {own}"
@@ -137,16 +138,18 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
     """Refuse a table, and several values of a key, in a single run.
 
     Raises:
-        UserError: it says to add -m.
+        UserError: it says to add -m; or, where a configuration is only shown, to give one value.
     """
     options = {override.partition("=")[0] for override in overrides}
     if options & {"hydra.mode", "+hydra.mode", "++hydra.mode"}:
         return
+    showing = options & {*SHOWING}
     for override in overrides:
-        if override.startswith("+experiments=") and not options & {"-c", "--cfg", "-i", "--info"}:
+        if override.startswith("+experiments=") and not showing:
             raise UserError(f"{override}: a table is a sweep; add -m: python -m fpn_ablate -m {override} ...")
         if not override.startswith("-") and "=" in override and _parsed(override).is_sweep_override():
-            raise UserError(f"{override}: several values are a sweep; add -m: python -m fpn_ablate -m {override} ...")
+            fix = f"{min(showing)} shows one configuration" if showing else f"add -m: python -m fpn_ablate -m {override} ..."
+            raise UserError(f"{override}: several values are a sweep; {fix}")
 
 
 def _parsed(override: str) -> Override:

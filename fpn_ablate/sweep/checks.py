@@ -83,7 +83,7 @@ def check_inputs(cells: Sequence[Config]) -> None:
 
 def _check_data(cfg: Config) -> None:
     if isinstance(cfg.data, Coco):
-        from fpn_ablate.data.coco import root_of  # with torch
+        from fpn_ablate.data.coco import root_of  # loads torch, which takes seconds
 
         root, data = root_of(cfg.data), cfg.data
         for name, split in (("val", data.val), ("train", data.train)) if cfg.mode == "train" else (("val", data.val),):
@@ -105,7 +105,7 @@ def check_weights(cells: Sequence[Config]) -> None:
     starts = {cfg.backbone.model_dump_json(): cfg.backbone for cfg in cells if cfg.mode == "train"}
     for backbone in starts.values():
         if backbone.weights not in ("none", "shipped", "pretrain"):
-            from fpn_ablate.weights.backbone import backbone_weights  # with torch
+            from fpn_ablate.weights.backbone import backbone_weights  # loads torch, which takes seconds
 
             backbone_weights(backbone, None)
 

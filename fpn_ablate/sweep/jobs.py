@@ -55,7 +55,7 @@ class Deferred:
     task: str
 
 
-@signals.working()
+@signals.running_job()
 def run_job(composed: DictConfig) -> Deferred | float | None:
     """Run one cell; Hydra calls this for each job, in any process. In our sweeps it waits for no other process.
 

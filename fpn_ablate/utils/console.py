@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def rounded(seconds: float) -> str:
+def coarse_duration(seconds: float) -> str:
     """Write a time in one unit: 40 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
@@ -34,4 +34,4 @@ def rounded(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """Write an estimated time: about 40 s, about 3 min, about 2.5 h."""
-    return f"about {max(10, round(seconds, -1)):.0f} s" if seconds < 90 else f"about {rounded(seconds)}"
+    return f"about {max(10, round(seconds, -1)):.0f} s" if seconds < 90 else f"about {coarse_duration(seconds)}"

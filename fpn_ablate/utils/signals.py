@@ -46,7 +46,7 @@ class _State:
 
 
 _state = _State()
-_working = False  # whether a job runs in this process
+_job_runs = False  # in this process
 
 
 class Listener(Protocol):
@@ -101,14 +101,14 @@ def handling_signals() -> Iterator[None]:
 
 
 @contextmanager
-def working() -> Iterator[None]:
-    """Mark a job: where none runs, a second Ctrl-C ends a worker without a traceback."""
-    global _working
-    before, _working = _working, True
+def running_job() -> Iterator[None]:
+    """Mark this process as running a job: a second Ctrl-C ends a worker that runs none without a traceback."""
+    global _job_runs
+    before, _job_runs = _job_runs, True
     try:
         yield
     finally:
-        _working = before
+        _job_runs = before
 
 
 def pending_signal() -> int:
@@ -214,7 +214,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         if multiprocessing.parent_process() is None:  # a worker's sweep says it
             _answer(number)
     elif number == signal.SIGINT:  # SIGTERM comes twice: to the group, and from the parent
-        if multiprocessing.parent_process() is not None and not _working:
+        if multiprocessing.parent_process() is not None and not _job_runs:
             raise SystemExit(128 + _state.first_signal)
         raise Stopped(_state.first_signal)
 

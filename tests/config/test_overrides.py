@@ -34,6 +34,8 @@ def test_several_values_without_a_sweep_are_refused():
         refuse_sweeps(["seed=1", "+experiments=table1_rpn"])
     refuse_sweeps(["factors=[neck,backbone]", "+experiments=table1_rpn", "--cfg", "job"])
     refuse_sweeps(["seed=1,2", "+experiments=table1_rpn", "hydra.mode=MULTIRUN"])
+    with pytest.raises(UserError, match=r"^ablation=fpn,c4: several values are a sweep; --cfg shows one configuration$"):
+        refuse_sweeps(["--cfg", "job", "+experiments=table1_rpn", "ablation=fpn,c4"])  # which no -m would mend
 
 
 @pytest.mark.parametrize("arguments", [["-m", "--cfg", "job"], ["--cfg=job", "seed=1,2", "--multirun"], ["-m", "-c", "job"]])
@@ -152,6 +154,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
             "ablation=fnp: there is no such file. Did you mean ablation=fpn? Else a file of your own: --config-dir ",
         ),
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick?"),
+        ("recipe=my.yaml", "FOLDER with recipe/my.yaml"),
         (
             "data=bccd/images",
             "data=bccd/images: there is no such file. There are coco, coco2017, shapes; a data set of your own: data=coco ",
@@ -163,7 +166,10 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
             )
             for path in ("/sets/bccd", "./bccd", "../bccd")
         ),
-        ("recipe=./my.yaml", "not a path; a file of your own: --config-dir FOLDER with recipe/NAME.yaml"),
+        (
+            "recipe=./my.yaml",
+            "recipe=./my.yaml: this takes the name of a file, not a path; a file of your own: --config-dir FOLDER with recipe/NAME.yaml",
+        ),
         (
             "task=xyz",
             "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, fcos, mask_rcnn, retinanet, rpn, ",

@@ -216,6 +216,15 @@ def test_the_backbone_is_in_the_footer(runs, put):
     }
 
 
+def test_each_pre_training_counts_once_in_the_footer(runs, put):
+    """Backbones are told apart by their weights: all of timm's have one name."""
+    for seed, model, seconds in ((0, "a", 3600), (1, "a", 0), (0, "b", 1800)):
+        changes = {"config": {"backbone": {"name": "timm", "model": model}}, "cost": {"train_s": 60.0, "pretrain_s": seconds}}
+        put(f"row_{model}", seed=seed, weights=f"digest of {model}", **changes)
+    (table,) = collate(load(runs))
+    assert footer_of(table, "cost")[0].endswith("; pre-training 1.5 h, shared")
+
+
 def test_the_precision_is_in_the_footer(runs, put):
     for data, bf16 in (("a", {}), ("b", {"bf16": False}), ("c", {"bf16": True})):
         put(data=data, fingerprint=data, environment={"device": "cpu (X)", "threads": 1}, **bf16)

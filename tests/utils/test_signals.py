@@ -79,13 +79,14 @@ def test_a_second_ctrl_c_does_not_wait():
         pytest.fail("waited")
 
 
-@pytest.mark.parametrize(("place", "error"), [(signals.working, Stopped), (nullcontext, SystemExit)])
+@pytest.mark.parametrize(("place", "error"), [(signals.running_job, Stopped), (nullcontext, SystemExit)])
 def test_a_worker_without_a_job_ends_without_a_traceback(monkeypatch, place, error):
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: True)
-    with pytest.raises(error), signals.handling_signals(), signals.defer_interrupts(), place():
+    with pytest.raises(error) as raised, signals.handling_signals(), signals.defer_interrupts(), place():
         send(signal.SIGINT)
         send(signal.SIGINT)
         pytest.fail("went on")
+    assert raised.value.code == 128 + signal.SIGINT
 
 
 def test_whoever_takes_signals_already_keeps_them():

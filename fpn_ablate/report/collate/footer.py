@@ -11,7 +11,7 @@ from fpn_ablate.report.collate.choose import describe_differences
 from fpn_ablate.report.collate.definition import SIZES, Definition
 from fpn_ablate.report.collate.stats import looks
 from fpn_ablate.report.collate.table import GENERATED, Record, Row
-from fpn_ablate.utils.console import rounded
+from fpn_ablate.utils.console import coarse_duration
 
 FAR_POINTS, FAR_SHARE = 5.0, 0.1  # seeds of a row are far apart if their range exceeds both, in points and of the mean
 EFFECTS = "differences of rows (ours), taken seed by seed over the seeds that all rows of an effect have finished"
@@ -266,22 +266,22 @@ def _cost(records: list[Record]) -> str:
         return ""
     runs = f"{len(records)} run{'s' * (len(records) > 1)}"
     trained = any(record.get("config.mode") != "evaluate" for record in records)
-    text = f"{runs}: {f'training {rounded(sum(train))}, ' * trained}evaluation {rounded(sum(evaluate))}"
+    text = f"{runs}: {f'training {coarse_duration(sum(train))}, ' * trained}evaluation {coarse_duration(sum(evaluate))}"
     resumed = sum(bool(record.get("cost.resumed_at")) for record in records)
     counts = "counts" if resumed == 1 else "count"
     text += f" ({resumed} went on after an interruption, and {counts} from there)" if resumed else ""
     # Rows that learn from one RPN's proposals share that run. It was trained once, and may be a row itself.
     sources = dict(pair for record in records for pair in record.get("built_on") or _one_source(record))
     others = set(sources) - {record["fingerprint"] for record in records}
-    text += f"; runs that they stand on {rounded(math.fsum(sources[name] for name in others))}" if others else ""
+    text += f"; runs that they stand on {coarse_duration(math.fsum(sources[name] for name in others))}" if others else ""
     # Rows share a pre-trained backbone: its time is spent once, and a run that read it from the cache may record 0.
     pretrain: dict[Any, float] = {}
     for record in records:
         if type(value := record.get("cost.pretrain_s")) in (int, float):
-            name = record.get("config.backbone.name")
-            pretrain[name] = max(value, pretrain.get(name, 0.0))
+            weights = record.get("weights") or record.get("config.backbone.name")  # the oldest records have no digest
+            pretrain[weights] = max(value, pretrain.get(weights, 0.0))
     total = math.fsum(pretrain.values())
-    return text + (f"; pre-training {rounded(total)}, shared" if total else "")
+    return text + (f"; pre-training {coarse_duration(total)}, shared" if total else "")
 
 
 def _one_source(record: Record) -> list[tuple[str, float]]:

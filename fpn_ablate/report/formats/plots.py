@@ -16,6 +16,7 @@ OURS, PAPER = "#0072B2", "#D55E00"
 MEAN = {"marker": "o", "markersize": 6, "color": OURS, "markeredgecolor": "white", "linestyle": "none"}
 SEED = {"marker": "o", "markersize": 3, "color": OURS, "alpha": 0.5, "markeredgewidth": 0, "linestyle": "none"}
 HOLLOW = {"marker": "D", "markersize": 5, "color": PAPER, "markerfacecolor": "none", "linestyle": "none"}
+MARGIN = 12  # percent of the axis, on either side of the values
 WATERMARK = {"color": "0.5", "alpha": 0.16, "ha": "center", "va": "center", "rotation": 14}
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
@@ -92,14 +93,14 @@ def _panel(axis: "Axes", table: Table, metric: Metric) -> None:
 
 def _scale(axis: "Axes", metric: Metric) -> None:
     """Scale the axis to at least 5 percentage points, so that tenths of a point look small; without values draw no ticks."""
-    axis.margins(x=0.12)
+    axis.margins(x=MARGIN / 100)
     axis.locator_params(axis="x", nbins=4)
     if not axis.lines:
         axis.set_xticks([])
         return
     low, high = axis.get_xlim()
     if metric.scale == 100:  # few seeds that lie far apart have an interval beyond 0 to 100
-        axis.set_xlim(max(low, -12), min(high, 112))
+        axis.set_xlim(max(low, -MARGIN), min(high, 100 + MARGIN))
     if metric.scale == 100 and high - low < 5:
         start = max((low + high - 5) / 2, min(low, -0.25))  # a share is never below 0
         axis.set_xlim(start, start + 5)

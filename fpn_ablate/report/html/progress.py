@@ -16,7 +16,7 @@ from fpn_ablate.report.html.curves import live_curves
 from fpn_ablate.report.html.vega import Chart
 from fpn_ablate.store import record as store
 from fpn_ablate.store.plan import Plan, PlannedRun
-from fpn_ablate.utils.console import rounded
+from fpn_ablate.utils.console import coarse_duration
 from fpn_ablate.utils.files import safe_name
 from fpn_ablate.utils.locks import is_free
 from fpn_ablate.utils.numbers import is_finite
@@ -108,7 +108,7 @@ def progress(plans: Collection[Plan], runs: Path, records: Iterable[_Record], ta
     if not boards:
         return None
     longest = max(seconds_left, default=0.0)  # the sweeps run side by side
-    time_left = rounded(longest) if 0 < longest < math.inf else ""
+    time_left = coarse_duration(longest) if 0 < longest < math.inf else ""
     notes = tuple(_pretraining(runs.parent / BACKBONES))
     return Progress(tuple(boards), commands, built, time_left, notes, live_curves(_names(in_progress)))
 
@@ -131,7 +131,9 @@ def _pretraining(folder: Path) -> Iterator[str]:
         if not weights.exists() and not is_free(lock_file):
             name = weights.stem.rpartition("-")[0]
             begun = max(file.stat().st_mtime for file in [lock_file, *folder.glob(f"{weights.stem}-checkpoint.pt")])
-            yield clean(f"pre-training the backbone {name}, on which runs wait; last saved {rounded(time.time() - begun)} ago")
+            yield clean(
+                f"pre-training the backbone {name}, on which runs wait; last saved {coarse_duration(time.time() - begun)} ago"
+            )
 
 
 def _key(cell: PlannedRun) -> tuple[str, str, str]:
@@ -180,5 +182,5 @@ def _running(cell: PlannedRun, folder: Path) -> State:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return State("running", "starting")
     left = spent / done * max(cell.steps - step, 0) if done >= 1 else math.inf
-    rest = "" if left == math.inf else f", {rounded(left)} left" if step < cell.steps else ", evaluating"
+    rest = "" if left == math.inf else f", {coarse_duration(left)} left" if step < cell.steps else ", evaluating"
     return State("running", f"step {step} of {cell.steps}{rest}", share=min(1.0, step / max(cell.steps, 1)), left=left)
