@@ -168,7 +168,8 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
         ),
         (
             "recipe=./my.yaml",
-            "recipe=./my.yaml: this takes the name of a file, not a path; a file of your own: --config-dir FOLDER with recipe/NAME.yaml",
+            "recipe=./my.yaml: this takes the name of a file, not a path; a file of your own: --config-dir FOLDER with "
+            "recipe/NAME.yaml",
         ),
         (
             "task=xyz",
