@@ -256,10 +256,10 @@ def test_a_current_folder_that_is_gone_is_a_line_and_no_traceback(tmp_path, monk
 
 
 def test_a_terminal_of_ascii_alone_shows_what_it_can(tmp_path):
-    command = [sys.executable, "-m", "fpn_ablate", "shapes", "--export", "réseau", "--train", "1", "--val", "1", "--size", "64"]
+    command = [sys.executable, "-m", "fpn_ablate", "new", "neck", "mine", "réseau"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert (done.returncode, done.stderr) == (0, "") and "data.root=r\\xe9seau" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "--config-dir r\\xe9seau" in done.stdout
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     log_line("a tick ✓", stream)
     assert stream.buffer.getvalue() == b"a tick \\u2713\n"
