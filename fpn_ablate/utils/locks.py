@@ -89,9 +89,9 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
             held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fix = "give out=FOLDER (report: --out FOLDER) on a disk that supports flock"
+        fix = "choose an output folder on a disk that supports flock"
         if getattr(error, "errno", None) in _UNWRITABLE:
-            fix = "make the folder and its files writable for you, or give out=FOLDER (report: --out FOLDER)"
+            fix = "make the folder and its files writable for you, or choose another output folder"
         raise UserError(f"{path}: cannot be locked ({reason}); {fix}") from None
     try:
         yield

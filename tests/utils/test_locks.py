@@ -52,7 +52,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(fcntl, "flock", none)
     with (
-        pytest.raises(UserError, match=r"lock: cannot be locked \(.*\); give out=FOLDER \(report: --out FOLDER\) on a disk"),
+        pytest.raises(UserError, match=r"lock: cannot be locked \(.*\); choose an output folder on a disk that supports flock"),
         exclusive(tmp_path / "lock", "x"),
     ):
         pass
