@@ -289,7 +289,8 @@ def _effect_points(table: Table) -> list[Point]:
 def _effect_point(contrast: Contrast, title: str, sides: str, metric: str, verdict: str, published: float | None) -> Point:
     ours = contrast.ours
     values = {"mean": ours.mean, "low": ours.low, "high": ours.high, "published": published, "noise": contrast.noise}
-    line = f"{ICONS.get(verdict, '')}  {title} · {metric}{', ' if sides else ''}{sides}".strip()
+    # Of a line that is too long the end is cut: the metric and the rows, which tell equal claims apart, come first.
+    line = f"{ICONS.get(verdict, '')}  {f'{metric}, {sides}: {title}' if sides else f'{title} · {metric}'}".strip()
     return {
         **{"title": title, "contrast": sides, "metric": metric},
         **{key: round_to(value) for key, value in values.items()},
