@@ -7,13 +7,13 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from fpn_ablate.data.checks.examine import summary
 from fpn_ablate.data.checks.findings import NOTE, Finding
 from fpn_ablate.evaluation.coco import AREAS
+from fpn_ablate.utils.console import literal
 
 CATEGORIES = 20  # shown; all of them are in the JSON
 WIDTH = 120  # of what is no terminal
@@ -33,9 +33,9 @@ def show(report: Mapping[str, Any], limit: int = 50) -> None:
         console.print(table, Text())
     for warning in report["warnings"]:
         where = f"{warning['split']}: " if warning["split"] else ""
-        console.print(f"[yellow]Warning[/]: {escape(where + warning['text'])}.")
+        console.print(f"[yellow]Warning[/]: {literal(where + warning['text'])}.")
     for reason in report["refused"]:
-        console.print(f"[red]Refused[/]: {escape(reason)}")
+        console.print(f"[red]Refused[/]: {literal(reason)}")
     console.print("[green]Sound.[/]" if report["sound"] else "[red]A training would be refused.[/]")
 
 
@@ -46,7 +46,7 @@ def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit
         groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
     for title, findings in groups.items():
         if findings:
-            console.print(escape(f"{name}: {title}: {summary(findings, limit or len(findings))}"))
+            console.print(literal(f"{name}: {title}: {summary(findings, limit or len(findings))}"))
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
@@ -59,7 +59,7 @@ def _table(title: str, *columns: str, text: int = 1) -> Table:
 
 def _overview(report: Mapping[str, Any], splits: Mapping[str, Any]) -> Table:
     generated = " (generated)" if report["generated"] else ""
-    table = _table(f"{escape(report['data'])}{generated}", "", *splits)
+    table = _table(f"{literal(report['data'])}{generated}", "", *splits)
     lines = {
         "images": lambda s: f"{s['images']:,}",
         "  used (data.keep_empty)": lambda s: f"{s['images_used']:,}",
@@ -115,7 +115,7 @@ def _balance(splits: Mapping[str, Any]) -> Table:
         cells = [
             f"{split[key][unit]:,}" if key in split else "-" for split in counts.values() for unit in ("objects", "images")
         ]
-        table.add_row(escape(categories[key]), *cells)
+        table.add_row(literal(categories[key]), *cells)
     return table
 
 

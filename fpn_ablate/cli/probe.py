@@ -7,10 +7,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.utils.console import literal
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 
@@ -64,9 +64,9 @@ def show(report: Mapping[str, Any]) -> None:
     table.add_row("", "by chance", *(f"{100 / cell['classes']:.3g}" if cell else "n/a" for cell in measured.values()))
     for level, run, name in by_level:
         cells = [_cell(run["levels"][level][size][question]) for question, size in measured]
-        table.add_row(f"{level} ({run['features'][level]})", escape(name), *cells)
+        table.add_row(f"{level} ({run['features'][level]})", literal(name), *cells)
     console = Console(highlight=False)
-    data = escape(report["data"]) + " (generated)" * report["generated"]
+    data = literal(report["data"]) + " (generated)" * report["generated"]
     rare = {
         size: sizes[size] - cell["places"] for (question, size), cell in measured.items() if question == "category" and cell
     }
@@ -76,7 +76,7 @@ def show(report: Mapping[str, Any]) -> None:
         f"objects: {_counts(sizes)}{left_out}",
         f"background: {report['background']}",
         "balanced accuracy in %; in brackets: features of the level",
-        *(escape(f"{name}: {run['folder']}") for name, run in zip(names, runs, strict=True) if "#" in name),
+        *(literal(f"{name}: {run['folder']}") for name, run in zip(names, runs, strict=True) if "#" in name),
     )
     for line in lines:
         console.print(line, soft_wrap=True)

@@ -21,7 +21,7 @@ from fpn_ablate.sweep.checks import as_hydra_error
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import publish
 from fpn_ablate.sweep.sweeper import TableSweeper
-from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.console import literal, log_line
 from fpn_ablate.utils.errors import UserError, first_line
 
 SHOWN = 10  # trials at the end of a search; all of them are in the ledger
@@ -193,5 +193,5 @@ def _trials_table(ordered: Sequence[Trial], title: str) -> RichTable:
     for name in ("trial", title, *(key.lstrip("+") for key in ordered[0].params)):
         table.add_column(name, justify="right")
     for trial in ordered[:SHOWN]:
-        table.add_row(str(trial.proposal.number), f"{trial.value:.2f}", *trial.params.values())
+        table.add_row(str(trial.proposal.number), f"{trial.value:.2f}", *map(literal, trial.params.values()))
     return table

@@ -4,6 +4,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from fpn_ablate.utils.errors import printable
+
 COMMAND = "FPN_ABLATE_COMMAND"  # environment variable: the command that the user typed, set for the jobs of a sweep
 
 
@@ -16,6 +18,13 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
+
+
+def literal(text: str) -> str:
+    """Escape a text of the user's for rich, so that no part of it is taken for markup or for a control character."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def duration(seconds: float) -> str:

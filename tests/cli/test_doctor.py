@@ -28,6 +28,14 @@ def test_the_facts_are_printed_and_written(cli, root, tmp_path):
     assert "Sound." in out and "bee" in out and "\x1b" not in out and out.isascii() == ("√" not in out)
 
 
+def test_names_of_categories_are_printed_as_they_stand(cli, root, tmp_path):
+    """Neither control characters, as that which turns the direction of writing, nor rich's markup has an effect."""
+    for file in tmp_path.rglob("instances_*.json"):
+        file.write_text(file.read_text().replace('"bee"', r'"b\u202ee[red]"'))
+    out = cli("doctor", "data=coco", root, "recipe=smoke", "ablation=c5")[1]
+    assert r"b\u202ee[red]  " in out and "\u202e" not in out
+
+
 def test_a_set_that_a_run_would_refuse_ends_with_code_1(cli, root, tmp_path):
     shutil.move(tmp_path / "images/c.png", tmp_path / "c.png")
     code, out, _ = cli("doctor", "data=coco", root, "recipe=smoke", "ablation=c5")

@@ -52,6 +52,7 @@ def test_jobs_have_folder_and_environment_of_the_sweep_and_a_killed_one_costs_it
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+@pytest.mark.slow  # of other launchers: test_run_and_sweep.py, test_jobs.py
 def test_with_on_failure_stop_no_row_begins_after_one_that_fails(ray, cli, monkeypatch):
     monkeypatch.setenv("FPN_ABLATE_PROBE", "c4:failed")
     code, _, err = cli(*SWEEP, "on_failure=stop")
