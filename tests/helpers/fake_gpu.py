@@ -51,7 +51,7 @@ def check(cfg: Config, is_fast: bool) -> None:
 
 
 if __name__ == "__main__":
-    # A joint network has both stages, so that of the others the pyramid is enough; rows that only lack a path of FPN are left out.
+    # A joint network has both stages, so that of the others the pyramid is enough. Rows that lack a path of FPN are left out.
     cells = [
         ("fpn", (), True),
         ("fpn", ("task=fast_rcnn",), True),
