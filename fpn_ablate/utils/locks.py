@@ -89,9 +89,9 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
             held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fix = "choose an output folder on a disk that supports flock"
+        fix = "choose an output folder (out) on a disk that supports flock"
         if getattr(error, "errno", None) in _UNWRITABLE:
-            fix = "make the folder and its files writable for you, or choose another output folder"
+            fix = "make the folder and its files writable for you, or choose another output folder (out)"
         raise UserError(f"{path}: cannot be locked ({reason}); {fix}") from None
     try:
         yield

@@ -24,7 +24,7 @@ def test_every_row_and_task_runs_on_the_gpu_and_its_losses_are_fp32():
     done = subprocess.run([sys.executable, fake_gpu.__file__], capture_output=True, text=True)
     cells = done.stdout.splitlines()
     assert done.returncode == 0, f"{cells[-1]}: {done.stderr[-2000:]}"
-    assert len(cells) == 7
+    assert len(cells) == 9
 
 
 @pytest.mark.parametrize(

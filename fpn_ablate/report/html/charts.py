@@ -290,7 +290,8 @@ def _effect_point(contrast: Contrast, title: str, sides: str, metric: str, verdi
     ours = contrast.ours
     values = {"mean": ours.mean, "low": ours.low, "high": ours.high, "published": published, "noise": contrast.noise}
     # Of a line that is too long the end is cut: the metric and the rows, which tell equal claims apart, come first.
-    line = f"{ICONS.get(verdict, '')}  {f'{metric}, {sides}: {title}' if sides else f'{title} · {metric}'}".strip()
+    text = f"{metric}, {sides}: {title}" if sides else f"{title} · {metric}"
+    line = f"{ICONS.get(verdict, '')}  {text}".strip()
     return {
         **{"title": title, "contrast": sides, "metric": metric},
         **{key: round_to(value) for key, value in values.items()},
