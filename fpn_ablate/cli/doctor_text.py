@@ -46,7 +46,8 @@ def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit
         groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
     for title, findings in groups.items():
         if findings:
-            console.print(literal(f"{name}: {title}: {summary(findings, limit or len(findings))}"))
+            where = f"{name}, {split['annotations']}" if split["annotations"] else name
+            console.print(literal(f"{where}: {title}: {summary(findings, limit or len(findings))}"))
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from fpn_ablate.config.comments import GLOBAL, introduction, keys_of
-from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, short_name
 
 WIDTH = 80
 FIRST_SENTENCE = r"(?<! al)(?<!Sec)(?<!Fig)[.;](?=\s+[A-Z(])"  # where the first sentence of a comment ends
@@ -52,7 +52,7 @@ def short(commands: Mapping[str, str]) -> str:
     groups = sorted({f"{name.split('/')[0]}/..." for name in names(CONF / "ablation") if "/" in name})
     sections = {
         "Rows (ablation=)": [*rows, *groups],
-        "Tables (+experiments=)": [name.split("_")[0] if name.startswith("table") else name for name in names(EXPERIMENTS)],
+        "Tables (+experiments=)": [short_name(name) for name in names(EXPERIMENTS)],
         "Recipes (recipe=)": [f"{name} (the default)" if name == "quick" else name for name in names(CONF / "recipe")],
     }
     text = _USAGE

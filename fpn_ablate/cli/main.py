@@ -20,7 +20,7 @@ from fpn_ablate import __version__
 from fpn_ablate.cli import help_text
 from fpn_ablate.utils.console import COMMAND
 from fpn_ablate.utils.errors import UserError, printable
-from fpn_ablate.utils.paths import CONF, EXPERIMENTS
+from fpn_ablate.utils.paths import CONF, EXPERIMENTS, short_name
 
 COMMANDS = {
     "verify": "show what each row is: anchors, parameters, cost, maps it reads",
@@ -153,7 +153,7 @@ def _meant(name: str) -> str:
         return f" Did you mean {near[0]}?"
     groups = {"ablation=": CONF / "ablation", "recipe=": CONF / "recipe", "-m +experiments=": EXPERIMENTS}
     spelt = {entry: f"{key}{entry}" for key, folder in groups.items() for entry in help_text.names(folder)}
-    spelt |= {entry.split("_")[0]: whole for entry, whole in spelt.items() if entry.startswith("table")}
+    spelt |= {short_name(entry): whole for entry, whole in spelt.items()}
     near = difflib.get_close_matches(name, spelt, n=1, cutoff=0.75)
     return f" Did you mean {spelt[near[0]]}?" if near else ""
 

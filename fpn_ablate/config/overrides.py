@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fpn_ablate.config.validation import keys, unknown_key
 from fpn_ablate.utils.errors import UserError, first_line
-from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS
+from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, short_name
 
 # Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
@@ -100,9 +100,11 @@ def _no_such_file(group: str, name: str, known: Iterable[str]) -> str:
         own = f"a data set of your own: data=coco data.root=FOLDER; {own}"
     if is_path:
         return f"{group}={name}: this takes the name of a file, not a path; {own}"
-    if near := difflib.get_close_matches(stem, known, n=1):
+    shown = [short_name(name) for name in known] if group == "experiments" else known
+    near = difflib.get_close_matches(stem, known, n=1) or difflib.get_close_matches(stem, shown, n=1, cutoff=0.8)
+    if near:
         return f"{group}={name}: there is no such file. Did you mean {group}={near[0]}? Else {own}"
-    there = ", ".join(sorted(known, key=lambda name: ("/" in name, name)))
+    there = ", ".join(sorted(shown, key=lambda name: ("/" in name, name)))
     return f"{group}={name}: there is no such file. There are {there}; {own}"
 
 

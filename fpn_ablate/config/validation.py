@@ -15,6 +15,22 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.config.tasks import TASKS
 from fpn_ablate.utils.errors import UserError, short_repr
 
+# What a value has to be, by pydantic's type of the error; {}: the bound that it broke.
+WISHES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list, as [A,B]"),
+    "string_type": "a text",
+    "dict_type": "keys with values, as {{A: B}}",
+    "greater_than": "more than {}",
+    "greater_than_equal": "at least {}",
+    "less_than": "less than {}",
+    "less_than_equal": "at most {}",
+    "too_short": "at least {1}",
+    "too_long": "at most {1}",
+}
+
 
 def load_saved_config(path: Path, config_dir: Path | None = None) -> Config:
     """Read the config.yaml that a run has left.
@@ -51,7 +67,7 @@ def _merged(lines: Iterable[str]) -> Iterator[str]:
     """Yield messages once; of a value that none of several types fits, what each of them wants in one line."""
     wanted: dict[str, list[str]] = {}
     for line in dict.fromkeys(lines):
-        head, same, rest = line.partition(": input should be ")
+        head, same, rest = line.partition(": give ")
         wanted.setdefault(head + same, []).append(rest)
     yield from (head + " or ".join(rests) for head, rests in wanted.items())
 
@@ -79,10 +95,19 @@ def explain(key: str, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; set {key}=..."
     if problem["type"] == "model_type":
-        return f"{key}={short_repr(problem['input'])}: input should be a group of keys; set them one by one, as {key}.KEY=VALUE"
-    if problem["type"] == "too_short":
-        return f"{key}={short_repr(problem['input'])}: give at least {problem['ctx']['min_length']}"
-    return f"{key}={short_repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        return f"{key}={short_repr(problem['input'])}: this is a group of keys; set them one by one, as {key}.KEY=VALUE"
+    return f"{key}={short_repr(problem['input'])}: {_wish(problem)}"
+
+
+def _wish(problem: Any) -> str:
+    """Say what to give in place of a value."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in WISHES:
+        return f"give {WISHES[kind].format(*context.values())}"
+    message = problem["msg"]
+    if message.startswith("Input should be "):
+        return f"give {message.removeprefix('Input should be ')}"
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def unknown_key(key: str, variant: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,8 +29,9 @@ class Pace:
     seconds_per_step: float
     rest: float = 0.0
 
-    def seconds(self, cfg: Config) -> float:
-        return self.seconds_per_step * cfg.steps + self.rest
+    def seconds(self, cfg: Config, done: int = 0) -> float:
+        """Return the seconds that a run takes of which so many steps are `done`."""
+        return self.seconds_per_step * (cfg.steps - done) + self.rest
 
 
 def expected_pace(cfg: Config) -> Pace | None:
@@ -63,6 +65,22 @@ def _seconds(content: dict[str, Any]) -> float:
         return (finished - started).total_seconds()
     except (KeyError, TypeError, ValueError):
         return 0.0
+
+
+def steps_done(cfg: Config, code: str) -> int:
+    """Return the steps, about, that the cell's unfinished run has done and continues from; 0 if it starts.
+
+    Args:
+        code: version of the core (`engine.versions`), since a run of another one is not continued.
+    """
+    done = [0]
+    names = {"code": code, "recipe": cfg.recipe.name, "data": cfg.data_name, "row": cfg.row}  # a folder's name is cut
+    for checkpoint in row_folder(cfg).glob(f"seed{cfg.seed}-*/checkpoint*.pt"):
+        content = record.read(checkpoint.parent) or {}
+        if content.get("status") != "finished" and names.items() <= content.items():
+            with suppress(OSError, ValueError):
+                done.append(record.last_step(checkpoint.parent))
+    return min(max(done), cfg.steps)
 
 
 def needs_pretraining(cfg: Config) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fpn_ablate.utils.files import save_text
-from fpn_ablate.utils.paths import RECORD
+from fpn_ablate.utils.numbers import is_finite
+from fpn_ablate.utils.paths import METRICS, RECORD
 
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 FORMAT = 1  # of record.json; raised when keys change their meaning
@@ -29,6 +30,19 @@ def read(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
         if isinstance(content, dict) and all(map(_is_fingerprint, _fingerprints(content))):
             return content
     return None
+
+
+def last_step(folder: Path) -> int:
+    """Return the last step that a run has logged.
+
+    Raises:
+        OSError, ValueError: it has logged none.
+    """
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    with suppress(KeyError, TypeError, RecursionError):
+        steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]  # the last may be cut
+        return max(int(step) for step in steps if is_finite(step))
+    raise ValueError("no line of metrics.jsonl names a step")
 
 
 def _fingerprints(content: dict[str, Any]) -> list[Any]:

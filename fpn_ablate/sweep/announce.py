@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from fpn_ablate.config.schema import Config, Shapes
 from fpn_ablate.config.sources import sources
+from fpn_ablate.engine.versions import core_version
 from fpn_ablate.runs.skip import finished_record
 from fpn_ablate.store.layout import row_folder
-from fpn_ablate.store.pace import expected_pace, needs_pretraining
+from fpn_ablate.store.pace import expected_pace, needs_pretraining, steps_done
 from fpn_ablate.utils.console import about, log_line
 
 
@@ -15,6 +16,8 @@ def announce_run(cfg: Config, bare: bool = False) -> None:
     if bare:
         log_line("No row is named: this trains fpn. --help lists rows, tables and commands.")
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
+    if done := _steps_done(cfg):
+        what = f"continues, {done} of {cfg.steps} steps done"
     log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
     log_line(f"  {_setting(cfg)}")
     _warn_of_warmup([cfg])
@@ -26,6 +29,8 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
     names = ", ".join(rows if len(rows) <= 6 else [*rows[:5], f"{len(rows) - 5} more"])
     seeds = sorted({cfg.seed for cfg in pending})
     count = f"{len(pending)} run{'s' * (len(pending) != 1)}"
+    begun = sum(_steps_done(cfg) > 0 for cfg in pending)
+    count += f", {begun} begun before" if begun else ""
     count += f", {len(cells) - len(pending)} finished before" if len(cells) > len(pending) else ""
     settings = dict.fromkeys(_setting(cfg) for cfg in pending)
     parallel = f", {at_once} at once" if at_once and at_once > 1 else ""
@@ -56,8 +61,12 @@ def _time(cells: Sequence[Config], at_once: int) -> str:
     paces = {folder: expected_pace(cfg) for folder, cfg in rows.items()}  # once a row: it looks at all records of the table
     if None in paces.values():
         return "time not known yet"
-    total = sum(paces[row_folder(cfg)].seconds(cfg) for cfg in runs) / at_once
+    total = sum(paces[row_folder(cfg)].seconds(cfg, _steps_done(cfg)) for cfg in runs) / at_once
     return about(total) + (", after pre-training" if any(map(needs_pretraining, cells)) else "")
+
+
+def _steps_done(cfg: Config) -> int:
+    return steps_done(cfg, core_version())
 
 
 def _unfinished_sources(cells: Sequence[Config]) -> list[Config]:

@@ -124,8 +124,11 @@ def unwritable(path: Path, error: BaseException) -> UserError:
     """Turn an error of the disk, or of a library that writes to it, into a UserError that names the fix."""
     number = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or "the disk did not take all of it; is it full?"
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
-    fix = "make room, then run the same command again" if full else "make it writable, or choose another path"
+    fix = "make it writable, or choose another path"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
+        fix = "make room, then run the same command again"
+    elif number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        fix = "a file is where a folder has to be, or the other way round: move it away, or choose another path"
     return UserError(f"{path}: cannot be written ({reason}); {fix}")
 
 

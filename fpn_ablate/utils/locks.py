@@ -22,8 +22,10 @@ from filelock import FileLock, Timeout
 
 from fpn_ablate.utils.console import log_line
 from fpn_ablate.utils.errors import UserError
+from fpn_ablate.utils.files import unwritable
 
 # Where the kernel has no locks, filelock >= 4 would silently use a lock file, which outlives its process.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)  # of flock, by file system
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # the only way to read it
@@ -74,7 +76,7 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
 
     Raises:
         Held: another process holds it, and `wait` is False.
-        UserError: the file system has no locks.
+        UserError: the file system has no locks, or the lock's file cannot be written.
     """
     held = lock(path)
     try:
@@ -88,10 +90,10 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
             log_line(f"{problem}; waiting", sys.stderr)
             held.acquire()
     except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+            raise unwritable(path, error) from None
         reason = getattr(error, "strerror", None) or str(error)
         fix = "choose an output folder (out) on a disk that supports flock"
-        if getattr(error, "errno", None) in _UNWRITABLE:
-            fix = "make the folder and its files writable for you, or choose another output folder (out)"
         raise UserError(f"{path}: cannot be locked ({reason}); {fix}") from None
     try:
         yield

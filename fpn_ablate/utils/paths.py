@@ -32,6 +32,11 @@ _FOLDERS = r"""
 _BARE, _QUOTED = (re.compile(_FOLDERS.format(end), re.VERBOSE) for end in (r"\s'\",:;=()\[\]{{}}", r"'\""))
 
 
+def short_name(table: str) -> str:
+    """Return the short name by which `+experiments=` finds a table: table1 of table1_rpn."""
+    return table.partition("_")[0] if table.startswith("table") else table
+
+
 def without_folders(value: Any) -> Any:
     """Shorten the absolute and the home paths in a text, or in the texts of nested lists and dictionaries, to their last part.
 

@@ -17,6 +17,7 @@ from fpn_ablate.runs.state import Run
 from fpn_ablate.store import plan
 from fpn_ablate.store.layout import run_lock
 from fpn_ablate.sweep import jobs, publish
+from fpn_ablate.sweep.announce import announce_run, announce_sweep
 from fpn_ablate.sweep.checks import reject_duplicate_rows, reject_unfair_rows, reject_unread_keys
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.locks import lock
@@ -38,10 +39,10 @@ def records(folder="results/runs"):
             ["ablation=fpm"],
             r"^ablation=fpm: there is no such file\. Did you mean ablation=fpn\? Else a file of your own: ",
         ),
-        (["neck.upsample=cubic"], r"neck.upsample='cubic': input should be 'nearest', 'bilinear', 'deconv' or 'carafe'"),
-        (["experiments=table99"], r"^experiments=table99: there is no such file\. .*table1_rpn"),
+        (["neck.upsample=cubic"], r"neck.upsample='cubic': give 'nearest', 'bilinear', 'deconv' or 'carafe'"),
+        (["experiments=table99"], r"^experiments=table99: there is no such file\. .*table1,"),
         (["recipe.short_side=${nope}"], r"recipe.short_side: Interpolation key 'nope' not found"),
-        (["++recipe.name=null"], r"recipe.name=None: input should be a valid string"),
+        (["++recipe.name=null"], r"recipe.name=None: give a text"),
         (["~task"], r"task: missing; set task=..."),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
         (["data=coco"], r"data.root: missing: give data.root=FOLDER"),
@@ -185,7 +186,7 @@ def test_with_on_failure_stop_no_other_row_begins(cli, monkeypatch):
     assert not list(Path("results/runs/.plans").glob("*.stop"))
 
 
-def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeypatch):
+def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, config, monkeypatch, capsys):
     log = running.Run.log
 
     def strike(self, step, values):
@@ -203,6 +204,16 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, monkeyp
     assert plan.has_leftover_plan(Path("results/runs"))  # for the process that writes the last page
     (checkpoint,) = Path("results").rglob("checkpoint.pt")
     assert checkpointed_steps(checkpoint) in (4, 5)
+    begun, other, longer = (
+        config(*TINY, "recipe.steps=9", "log.every=4", *more)
+        for more in (["ablation=c4"], [], ["ablation=c4", "recipe.steps=10"])
+    )
+    announce_run(begun)
+    announce_sweep([begun, other], [begun, other], 1)
+    announce_run(longer)
+    told = capsys.readouterr().out
+    assert "seed 0: continues, 4 of 9 steps done, about" in told and "2 runs, 1 begun before, about" in told
+    assert "seed 0: 10 steps, about" in told
 
 
 def test_a_row_that_another_process_works_on_goes_to_the_end_of_the_sweep(cli, config, monkeypatch):

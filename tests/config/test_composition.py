@@ -50,7 +50,7 @@ def test_factors_name_the_row_and_all_else_the_recipe(config, overrides, row, re
         ("[recipe.steps]", "factors: recipe.steps cannot be one. Allowed: backbone, neck, rpn, task"),
         ("[seed]", "factors: seed cannot be one"),
         ("[]", r"factors=\[\]"),
-        ("neck", "factors='neck': input should be a valid tuple"),
+        ("neck", "factors='neck': give a list, as"),
     ],
 )
 def test_a_factor_that_cannot_be_one_is_refused_with_what_can(config, factors, message):

@@ -207,7 +207,12 @@ def test_a_row_file_that_is_no_yaml_is_named_with_the_line(tmp_path, content, re
 
 @pytest.mark.parametrize(
     ("typed", "near"),
-    [("ablation=retinanet/focl", "retinanet/focal"), ("recipe=quik", "quick"), ("+experiments=neck", "necks")],
+    [
+        ("ablation=retinanet/focl", "retinanet/focal"),
+        ("recipe=quik", "quick"),
+        ("+experiments=neck", "necks"),
+        ("+experiments=tabel2", "table2"),
+    ],
 )
 def test_a_misspelt_file_is_refused_with_the_nearest_one(typed, near):
     key, _, name = typed.lstrip("+").partition("=")

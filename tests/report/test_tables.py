@@ -122,11 +122,11 @@ def test_difference_to_the_same_data_is_plain(runs, put):
 
 def test_cells_say_what_happened(runs, put):
     for seed, value in enumerate((0.2, None, 0.4)):
-        put(seed=seed, metrics={"AR100": value, "AR1k": None})
+        put(seed=seed, metrics={"AR100": value, "AR1k": None, "AR1k_s": 0.0})
     put("c4", 0, status="diverged", error="loss is nan at step 12")
     (table,) = collate(load(runs))
     lines = {line.label.split(" [")[0]: line for line in grid(table).lines if line.ours}
-    assert lines["(c) FPN"].metrics[:2] == ("30.0 ± 127.1 (n=2)", "n/a")
+    assert lines["(c) FPN"].metrics[:3] == ("30.0 ± 127.1 (n=2)", "n/a", "0.0")  # nothing found is no certainty
     assert set(lines["(a) baseline on conv4"].metrics) == {"diverged @ step 12"}
     assert set(lines["(b) baseline on conv5"].metrics) == {"not run"}
     assert grid(table).notes == ("c4, seed 0: diverged @ step 12 (loss is nan at step 12)",)

@@ -1,6 +1,5 @@
 """Progress of running sweeps, from their plans (fpn_ablate.store.plan) and the records and metrics of their runs."""
 
-import json
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -172,14 +171,12 @@ def _running(cell: PlannedRun, folder: Path) -> State:
     """Read the state of a run in progress from its metrics.jsonl."""
     metrics = folder / METRICS
     try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        steps = [json.loads(line)["step"] for line in lines[-2:] if line.endswith("}")]
-        step = max(int(step) for step in steps if is_finite(step))
+        step = store.last_step(folder)
         spent = metrics.stat().st_mtime - (folder / CONFIG).stat().st_mtime  # since the run's start, or since it went on
         cost = (store.read(folder) or {}).get("cost")
         resumed_at = cost.get("resumed_at", 0) if isinstance(cost, dict) else 0
         done = step - (int(resumed_at) if is_finite(resumed_at) else 0)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError):
         return State("running", "starting")
     left = spent / done * max(cell.steps - step, 0) if done >= 1 else math.inf
     rest = "" if left == math.inf else f", {coarse_duration(left)} left" if step < cell.steps else ", evaluating"
