@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fpn_ablate.config import parts, schema, tasks
 from fpn_ablate.config.comments import introduction, keys_of
+from fpn_ablate.report.formats.grid import varies
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
@@ -215,9 +216,10 @@ def verdicts() -> str:
             mean, low, high = (float(claim[name]) for name in ("mean", "low", "high"))
             published = f"{float(claim['published']):+.1f}" if claim["published"] else "ours only"
             metric = claim["metric"] + (f" beyond {claim['less']}" if claim["less"] else "")
-            ours = f"{round(mean, 1) + 0.0:+.1f} ± {(high - low) / 2:.1f}"  # + 0.0: no -0.0
+            ours, interval = f"{round(mean, 1) + 0.0:+.1f}", f" ± {(high - low) / 2:.1f}"  # + 0.0: no -0.0
             if claim["ratio"] == "true":
-                ours = f"x {mean:.2f} ({low:.2f} to {high:.2f})"
+                ours, interval = f"x {mean:.2f}", f" ({low:.2f} to {high:.2f})"
+            ours += interval if varies(high - low) else ""
             recipe = claim["recipe"].split("+")[0]
             table = f"`{claim['table']}`" + (f", {recipe}" if recipe != "quick" else "")
             lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")

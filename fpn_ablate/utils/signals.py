@@ -182,7 +182,7 @@ def outlive_signals(worker: int = 0) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process once its parent has ended: as after SIGTERM, and PARENT_GRACE later in any case.
+    """End this process once its parent has ended: as after SIGTERM, with its job, and after PARENT_GRACE in any case.
 
     You can call it as often as you like.
     """
@@ -191,7 +191,9 @@ def end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PARENT_GRACE)
+        limit = time.monotonic() + PARENT_GRACE
+        while _job_runs and time.monotonic() < limit:
+            time.sleep(0.2)
         os._exit(128 + signal.SIGTERM)
 
     parent = os.getppid()

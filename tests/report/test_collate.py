@@ -159,7 +159,7 @@ def test_same_data_as_the_paper_only_on_all_of_it(runs, put):
 
 def test_missing_seeds_of_the_definition_are_in_the_footer(runs, put):
     put(seed=1)
-    assert footer_of(only_table(runs), "seeds") == ["1; the table's file plans 2, 3, 4, too"]
+    assert footer_of(only_table(runs), "seeds") == ["1; planned and not run: 2, 3, 4"]
 
 
 def test_unreadable_records_are_in_the_footer(runs, put):

@@ -214,13 +214,15 @@ def test_what_a_job_held_that_failed_or_was_stopped_is_free(outer):
 
 
 ORPHAN = """
-import os, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.errors import RankFailed, UserError
 if len(sys.argv) > 1:
-    signals.install_handlers()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a worker of joblib that waits for its next job
     signals.end_with_parent()
-    print(os.getpid(), flush=True)
+    with signals.running_job():
+        print(os.getpid(), flush=True)
+        while not pathlib.Path("saved").exists():
+            time.sleep(0.1)
     time.sleep(600)
 else:
     subprocess.Popen([sys.executable, __file__, "worker"])
@@ -228,10 +230,10 @@ else:
 """
 
 
-def test_a_worker_ends_when_its_sweep_is_killed(tmp_path):
+def test_a_worker_ends_when_its_sweep_is_killed_once_its_job_has(tmp_path):
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN)
-    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     status = Path("/proc", main.stdout.readline().strip(), "status")
 
     def runs():
@@ -240,7 +242,10 @@ def test_a_worker_ends_when_its_sweep_is_killed(tmp_path):
     assert runs()
     main.kill()
     main.wait()
-    deadline = time.monotonic() + 30
+    time.sleep(1.5)
+    assert runs()
+    (tmp_path / "saved").touch()
+    deadline = time.monotonic() + 20  # less than a job is given
     while runs() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not runs()

@@ -174,7 +174,7 @@ def _seeds(definition: Definition, rows: Iterable[Row]) -> str:
     else:
         text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(seeds)}" for row, seeds in finished.items())
     missing = sorted(set(definition.seeds) - {seed for seeds in finished.values() for seed in seeds})
-    return text + (f"; the table's file plans {_numbers(missing)}, too" if missing else "")
+    return text + (f"; planned and not run: {_numbers(missing)}" if missing else "")
 
 
 def comparison_lines(

@@ -140,9 +140,18 @@ def _contrast_text(contrast: Contrast, published: float | None = None) -> str:
     low, high, half_width = (contrast.shown(contrast.ours.low), contrast.shown(contrast.ours.high), contrast.ours.half_width)
     mean = contrast.shown(contrast.ours.mean if published is None else published)
     text = f"x {mean:.2f}" if contrast.ratio else f"{mean:+z.1f}"
-    if published is not None or not half_width or mean is None:
+    if published is not None or not varies(half_width) or mean is None:
         return text
     return text + (f" ({low:.2f} to {high:.2f})" if contrast.ratio else f" ± {half_width:.1f}")
+
+
+def varies(half_width: float | None) -> bool:
+    """Return whether a figure has an interval to show.
+
+    One that is the same in every draw, as 0.0 where nothing was found or a ratio of GFLOPs, has none: "± 0.0" would read as
+    certain.
+    """
+    return half_width is not None and half_width > 1e-9  # less is rounding
 
 
 def _p_text(p: float) -> str:
@@ -234,9 +243,8 @@ def _estimate_text(metric: Metric, cell: Cell, seeds: int, sign: str = "") -> st
     if ours.mean is None:
         return "n/a"
     text = f"{ours.mean:{sign}z.{metric.digits}f}"
-    # A cost has no interval: it varies with the machine's other load, not with images. Nor has a figure that is the same in
-    # every draw, as 0.0 where nothing was found: "± 0.0" would read as certain.
-    text += f" ± {ours.half_width:.{metric.digits}f}" if ours.half_width and metric.source is None else ""
+    # A cost has no interval: it varies with the machine's other load, not with images.
+    text += f" ± {ours.half_width:.{metric.digits}f}" if varies(ours.half_width) and metric.source is None else ""
     # If the metric is undefined for some seeds, column n is wrong for this cell.
     return text + (f" (n={ours.n})" if ours.n < seeds else "")
 
