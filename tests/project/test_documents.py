@@ -28,6 +28,7 @@ from fpn_ablate.report.collate import records
 from fpn_ablate.report.collate.collate import collate
 from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats import plots
+from fpn_ablate.report.formats.tables import markdown
 from fpn_ablate.report.html import figures
 from fpn_ablate.report.output import readme
 from fpn_ablate.sweep.checks import check_parts
@@ -119,7 +120,7 @@ def check_run(arguments: list[str], config_dir: Path | None) -> None:
     parsed = OverridesParser.create().parse_overrides(overrides)
     assert "-m" in arguments or not any(override.is_sweep_override() for override in parsed)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for job in product(*(choices(override) for override in parsed)):
+        for job in product(*(choices(override)[: 1 if override.key_or_group == "seed" else None] for override in parsed)):
             composed = compose("config", [*job, *more], return_hydra_config=True)
             overrides_of_job = [override for override in job if not override.startswith("hydra")]
             check_parts(cell_config(without_hydra(composed), composed.hydra.runtime.choices, overrides_of_job, config_dir))
@@ -141,8 +142,13 @@ def check_command(name: str, arguments: list[str], config_dir: Path | None) -> N
     assert options <= options_of(name, *(arguments[:1] if name == "weights" else []))
     if name in ("verify", "doctor"):
         overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        for cfg in compose_rows(overrides, config_dir):
-            check_parts(cfg)
+        check_rows(tuple(sorted(overrides)), config_dir)
+
+
+@functools.cache
+def check_rows(overrides: tuple[str, ...], config_dir: Path | None) -> None:
+    for cfg in compose_rows(overrides, config_dir):
+        check_parts(cfg)
 
 
 @pytest.mark.parametrize("command", COMMANDS_QUOTED)
@@ -230,6 +236,17 @@ def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypa
     differing = [p for p in sorted(made) if (tmp_path / p).read_bytes() != (reference / p).read_bytes()]
     plotted = [path for path in differing if same and path.suffix == ".svg" and drawn in ("", path.stem)]
     assert not [path for path in differing if path.parent.name == "tables"] + plotted
+
+
+@pytest.mark.slow
+def test_the_longer_trainings_are_what_their_ledger_gives_and_what_the_text_says() -> None:
+    folder = LEDGER.parent / "longer"
+    made = {f"{table.name}.md": markdown(table) for table in collate(records.load(folder / "ledger.csv"))}
+    assert made == {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*.md")}
+    text = " ".join(TEXTS["results/README.md"].split())
+    told = " ".join(re.findall(r"\(#longer-trainings\).*?\. ", text))
+    figures = re.findall(r"(\d+\.\d) ± (\d+\.\d)", told)
+    assert len(figures) > 2 and all(re.search(rf"{mean} ± {half}", "".join(made.values())) for mean, half in figures)
 
 
 VERIFIED = r"^<!-- verify: .*?^<!-- /verify -->$"

@@ -34,7 +34,7 @@ def built(bench):
     return build
 
 
-@pytest.mark.parametrize("task", ["JOINT", "RPN", "RETINANET"])
+@pytest.mark.parametrize("task", ["JOINT", *(pytest.param(task, marks=pytest.mark.slow) for task in ("RPN", "RETINANET"))])
 def test_a_case_is_fair_and_has_all_figures(bench, task):
     results = bench.measure(tiny(bench, getattr(bench, task)), CPU, seconds=0, min_rounds=2, peak=PEAK)
     counts = results["equal (ours, torchvision's)"]

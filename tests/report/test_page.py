@@ -212,7 +212,9 @@ def test_a_ledger_alone_has_tables_and_says_what_it_lacks(full, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["artifacts.npz", "detections.npz", "metrics.jsonl", "truth.json", "1.jpg"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "other"])
+@pytest.mark.parametrize(
+    "damage", ["gone", "other", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cut", "empty"))]
+)
 def test_missing_and_damaged_files_do_not_break_the_page(full, name, damage):
     for file in [*full.rglob(name)]:
         content = file.read_bytes()

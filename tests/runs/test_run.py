@@ -311,6 +311,7 @@ def test_pre_training_again_gives_the_same_weights(backbone, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_pre_training_leaves_the_cores_of_its_workers_to_them(backbone, tmp_path, monkeypatch):
     cfg, _, _ = backbone
     seen, forward = set(), pretrain.Classifier.forward
