@@ -15,7 +15,7 @@ from fpn_ablate.config.schema import Config
 from fpn_ablate.config.tasks import TASKS
 from fpn_ablate.utils.errors import UserError, short_repr
 
-# What a value has to be, by pydantic's type of the error; {}: the bound that it broke.
+# What a value has to be, by pydantic's type of the error; in braces the bound that it broke.
 WISHES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -23,12 +23,12 @@ WISHES = {
     **dict.fromkeys(("list_type", "tuple_type"), "a list, as [A,B]"),
     "string_type": "a text",
     "dict_type": "keys with values, as {{A: B}}",
-    "greater_than": "more than {}",
-    "greater_than_equal": "at least {}",
-    "less_than": "less than {}",
-    "less_than_equal": "at most {}",
-    "too_short": "at least {1}",
-    "too_long": "at most {1}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
 }
 
 
@@ -101,10 +101,9 @@ def explain(key: str, problem: Any) -> str:
 
 def _wish(problem: Any) -> str:
     """Say what to give in place of a value."""
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind in WISHES:
-        return f"give {WISHES[kind].format(*context.values())}"
     message = problem["msg"]
+    if problem["type"] in WISHES:
+        return f"give {WISHES[problem['type']].format(**problem.get('ctx', {}))}"
     if message.startswith("Input should be "):
         return f"give {message.removeprefix('Input should be ')}"
     return f"{message[0].lower()}{message[1:]}"
