@@ -107,7 +107,12 @@ def check_weights(cells: Sequence[Config]) -> None:
         if backbone.weights not in ("none", "shipped", "pretrain"):
             from fpn_ablate.weights.backbone import backbone_weights  # loads torch, which takes seconds
 
-            backbone_weights(backbone, None)
+            try:
+                backbone_weights(backbone, None)
+            except UserError as error:
+                if " does not fit " not in str(error):
+                    raise
+                raise UserError(f"{error}; give a file of this backbone, or the backbone that the file is of") from None
 
 
 def reject_duplicate_rows(cells: Sequence[Config]) -> None:

@@ -21,6 +21,7 @@ from fpn_ablate.sweep.announce import announce_run, announce_sweep
 from fpn_ablate.sweep.checks import reject_duplicate_rows, reject_unfair_rows, reject_unread_keys
 from fpn_ablate.utils.errors import Diverged, UserError
 from fpn_ablate.utils.locks import lock
+from fpn_ablate.weights.shipped import SHIPPED
 
 
 def records(folder="results/runs"):
@@ -46,8 +47,12 @@ def records(folder="results/runs"):
         (["~task"], r"task: missing; set task=..."),
         (["data=coco", "data.root=nowhere"], r"data.root=nowhere is not a folder"),
         (["data=coco"], r"data.root: missing: give data.root=FOLDER"),
-        (["backbone.weights=none.pth"], r"backbone.weights=none.pth: no such file"),
+        (["backbone.weights=none.pth"], r"backbone.weights=none.pth: no such file; give a file of weights"),
         (["task=faster_rcnn", "mode=evaluate", "weights=none.pth"], r"none.pth: no such file"),
+        (
+            ["backbone=resnet18", f"backbone.weights={SHIPPED / 'small.safetensors'}"],
+            "does not fit .*; give a file of this backbone, or the backbone",
+        ),
     ],
 )
 def test_bad_input_stops_at_once_with_a_message_and_no_traceback(cli, sweep, arguments, message):
