@@ -129,6 +129,16 @@ def differences(expected: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(name for name in expected.keys() | other.keys() if expected.get(name) != other.get(name))
 
 
+def differing_results(expected: dict[str, Any], out: Path) -> list[str]:
+    """List what differs in the results of a sweep by several processes.
+
+    A row of Table 2 makes the RPN that it stands on if it comes first: that run, and its proposals, then lie below `sources`.
+    """
+    found = differences(expected, contents(out))
+    elsewhere = [name for name in found if name.startswith("runs/sources/")]
+    return [name for name in found if name not in elsewhere and not (elsewhere and name.endswith("/files"))]
+
+
 def stage(out: Path) -> str:
     """Tell from the files what the sweep was doing."""
     running = [f.parent for f in Path(out, "runs").glob("*/*/*/*/record.json") if '"status": "running"' in f.read_text()]
@@ -289,7 +299,7 @@ def together(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         trained.append(trainings((folder / "log.txt").read_text() for folder in folders))
         findings += [f"pair {n}: exit codes {codes}"] * any(codes)
         findings += [f"pair {n}: {trained[-1]} trainings"] * (trained[-1] != 6)
-        findings += [f"pair {n}: {name} differs" for name in differences(expected, contents(work / f"pair{n}" / "results"))]
+        findings += [f"pair {n}: {name} differs" for name in differing_results(expected, work / f"pair{n}" / "results")]
     how = f"trainings of each pair of sweeps: {', '.join(map(str, trained))}; {EQUAL}"
     return outcome("two sweeps over the same 6 runs at the same time", tries, findings, how)
 
@@ -307,9 +317,7 @@ def worker(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             tries += 1
         code = process.wait()
         findings += [f"sweep {sweeps}: exit code {code}"] * (code != 0)
-        # A row of Table 2 trains the RPN that it stands on if that row's worker was killed: the run then lies below `sources`.
-        differing = [name for name in differences(expected, contents(out / "results")) if not name.endswith("/files")]
-        findings += [f"sweep {sweeps}: {name} differs" for name in differing if not name.startswith("runs/sources/")]
+        findings += [f"sweep {sweeps}: {name} differs" for name in differing_results(expected, out / "results")]
         sweeps += 1
     how = f"the sweep went on by itself to exit code 0; {EQUAL}"
     return outcome("one of joblib's two workers is killed", tries, findings, how)

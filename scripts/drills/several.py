@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kills import EQUAL, contents, differences, outcome, trainings
+from kills import EQUAL, contents, differing_results, outcome, trainings
 from reliability import OUTCOMES, save
 
 COMMON = ["-m", "recipe=smoke", "device=auto", "threads=1", "jobs=1", "log.wandb=disabled"]
@@ -63,9 +63,8 @@ def check(name: str, folder: Path, alone: Path, logs: Sequence[str]) -> tuple[in
     used = sorted(gpu for log in logs for gpu in re.findall(r"on GPU (\S+)", log))
     findings = [f"{trained} trainings"] * (trained != CELLS[name])
     findings += [f"GPUs used: {used}"] * (len(set(used)) != len(logs))
-    # Whichever sweep comes first trains an RPN for its row of Table 1, or for that of Table 2, which then lies below `sources`.
-    differing = differences(contents(alone / "results"), contents(folder / "results"))
-    return trained, findings + [f"{item} differs" for item in differing if not re.search(r"/files$|^runs/sources/", item)]
+    differing = differing_results(contents(alone / "results"), folder / "results")
+    return trained, findings + [f"{item} differs" for item in differing]
 
 
 def two(work: Path) -> dict[str, Any]:
