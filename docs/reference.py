@@ -208,7 +208,10 @@ def recipes() -> str:
 
 def verdicts() -> str:
     """Return the claims that the committed tables on generated data judge, where they have the seeds that were planned."""
-    lines = ["| table | claim | metric | ours | published | verdict |", "| --- | --- | --- | ---: | ---: | --- |"]
+    lines = [
+        "| table | claim | metric | ours | published | verdict | p (Holm) |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: |",
+    ]
     for file in sorted((REFERENCE / "tables").glob("*-shapes-*-claims.csv")):
         with file.open(encoding="utf-8", newline="") as rows_of_file:
             claims = [claim for claim in csv.DictReader(rows_of_file) if claim["look"]]
@@ -222,7 +225,9 @@ def verdicts() -> str:
             ours += interval if varies(high - low) else ""
             recipe = claim["recipe"].split("+")[0]
             table = f"`{claim['table']}`" + (f", {recipe}" if recipe != "quick" else "")
-            lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} |")
+            p = float(claim["p_holm"] or "nan")
+            p = "" if p != p else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
+            lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} | {p} |")
     return "\n".join(lines) + "\n"
 
 

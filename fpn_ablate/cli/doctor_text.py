@@ -1,6 +1,7 @@
 """Print the report of `doctor` as tables."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +48,9 @@ def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit
     for title, findings in groups.items():
         if findings:
             where = f"{name}, {split['annotations']}" if split["annotations"] else name
-            console.print(literal(f"{where}: {title}: {summary(findings, limit or len(findings))}"))
+            text = summary(findings, limit or len(findings))
+            text = re.sub(r"\. Fix: .*", "", text) if title.startswith("Mended") else text
+            console.print(literal(f"{where}: {title}: {text}"))
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:

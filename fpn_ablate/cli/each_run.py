@@ -1,5 +1,6 @@
 """Apply a function to each finished run below some folders; `measure` and `artifacts` share it."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,5 +33,6 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
             print(f"left as it was: {folder}: {reason}", file=sys.stderr)
             failures += 1
     if failures < len(files):
-        print(f"to make the tables again: python -m fpn_ablate report {' '.join(map(str, options.runs))}")
+        roots = dict.fromkeys(str(file.parents[4]) for file in files)  # a table needs all its rows, also those left as they are
+        print(f"to make the tables again: python -m fpn_ablate report {shlex.join(roots)}")
     return 2 if failures else 0

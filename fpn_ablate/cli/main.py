@@ -99,9 +99,13 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
     for first, second in pairwise(arguments):
         if "=" in first and first.endswith(",") and not second.startswith("-"):
             raise UserError(f"{first} {second}: write values without spaces: {first}{second}")
+        if second.startswith("=") and not first.startswith("-"):
+            raise UserError(f"{first} {second}: write KEY=VALUE without spaces: {first}{second}")
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
+        if equals and name != name.strip():
+            raise UserError(f"{argument}: write KEY=VALUE without spaces: {name.strip()}={value.strip()}")
         if name in _CONFIG_DIR:
             if config_dir:
                 raise UserError("--config-dir is given twice; put what both folders hold into one")
@@ -112,7 +116,9 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
             command = _command(argument)
         elif command is None and argument.startswith("-") and name not in (*_WITH_VALUE, *_FLAGS):
             setting = argument.lstrip("-") if equals else f"{name.lstrip('-')}=VALUE"
-            raise UserError(f"{argument}: there is no such option; a setting has no dashes: {setting}")
+            near = difflib.get_close_matches(name, (*_CONFIG_DIR, *_WITH_VALUE, *_FLAGS), n=1, cutoff=0.8)
+            hint = f"did you mean {near[0]}?" if near else f"a setting has no dashes: {setting}"
+            raise UserError(f"{argument}: there is no such option; {hint}")
         else:
             rest.append(argument)
     return command, rest, config_dir

@@ -20,6 +20,11 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, short_name
 
 # Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
+# The launchers and sweepers that a slip of the pen may mean. There may be others: they are Hydra's plugins.
+PLUGINS = {
+    "hydra/launcher": ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("basic", "optuna", "table"),
+}
 SHOWING = ("-c", "--cfg", "-i", "--info")  # Hydra's options that print, and run nothing
 # Options of which Hydra takes one at most; several end in a traceback.
 MODES = ("-m", "--multirun", "-r", "--run", *SHOWING, "-sc", "--shell-completion")
@@ -74,6 +79,9 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         group, _, value = argument.lstrip("+").partition("=")
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
+        near = difflib.get_close_matches(value, PLUGINS.get(group, ()), n=1)
+        if near and value not in PLUGINS[group]:
+            raise UserError(f"{argument}: there is no such plugin. Did you mean {group}={near[0]}?")
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
         if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./-]*", name) for name in names):
             continue
@@ -102,7 +110,7 @@ def _no_such_file(group: str, name: str, known: Iterable[str]) -> str:
         return f"{group}={name}: this takes the name of a file, not a path; {own}"
     shown = [short_name(name) for name in known] if group == "experiments" else known
     near = difflib.get_close_matches(stem, known, n=1) or difflib.get_close_matches(stem, shown, n=1, cutoff=0.8)
-    if near:
+    if near and not re.fullmatch(r"table\d+", stem):  # another number is no slip of the pen
         return f"{group}={name}: there is no such file. Did you mean {group}={near[0]}? Else {own}"
     there = ", ".join(sorted(shown, key=lambda name: ("/" in name, name)))
     return f"{group}={name}: there is no such file. There are {there}; {own}"
@@ -129,8 +137,8 @@ def _check_syntax(argument: str) -> None:
     quoted = f'{key}="{quoted}"'
     if _is_readable(argument):
         return
-    if value.rstrip().endswith(","):
-        raise UserError(f"{argument}: a value is missing behind the comma; write values without spaces, as KEY=A,B")
+    if ",," in value or value.startswith(",") or value.rstrip().endswith(","):
+        raise UserError(f"{argument}: a value is missing beside a comma; write values without spaces, as KEY=A,B")
     if value[:1] in ("[", "{") or not _is_readable(quoted):
         raise UserError(f"{argument}: cannot be read as key=value; a list is written as 'KEY=[A,B]'")
     raise UserError(f"{argument}: Hydra does not read this value as it is; quote it for Hydra too: {shlex.quote(quoted)}")

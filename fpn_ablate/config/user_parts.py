@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import sys
-import traceback
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from typing_extensions import TypedDict
 
 from fpn_ablate.config.parts import UserPart
 from fpn_ablate.config.validation import explain, no_such_key
-from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.errors import UserError, first_line, raising_line
 from fpn_ablate.utils.hashing import digest, without_docstrings
 from fpn_ablate.utils.imports import closure, imports_of
 
@@ -263,9 +262,7 @@ def _as_user_error(part: UserPart, key: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f for f in frames if part.folder and Path(f.filename).is_relative_to(part.folder.resolve())]
-        line = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
+        line = raising_line(error, lambda file: bool(part.folder) and file.is_relative_to(part.folder.resolve()))
         text = re.sub(rf"{_ROOT}_\w+", "", first_line(error))
         raise UserError(f"{_where(part, key)}: {line}{type(error).__name__}: {text}{meta_hint(text)}") from error
 

@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +112,22 @@ def _wish(problem: Any) -> str:
 def unknown_key(key: str, variant: str | None = None) -> str:
     """Return the message for a key that does not exist, or not with a group's `variant` (neck=fpn), with the nearest one."""
     parent, _, name = key.rpartition(".")
-    allowed = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent})
+    allowed, near = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent}), []
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
+        near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.8)  # recpie.steps
         parent, name = "", key.split(".")[0]
     if not parent:
         allowed += ["ablation", "experiments"]  # groups that leave no key behind
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
     tasks = [f"task={task}" for task in TASKS if variant in TASKS and key in keys(variant=task)]
-    return no_such_key(where, parent, name, allowed) + (f". It goes with {' or '.join(tasks)}" if tasks else "")
+    return no_such_key(where, parent, name, allowed, near) + (f". It goes with {' or '.join(tasks)}" if tasks else "")
 
 
-def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str]) -> str:
-    """Return the message that `parent` has no key `name`, with the keys that it has and the nearest of them."""
+def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str], near: Sequence[str] = ()) -> str:
+    """Return the message that `parent` has no key `name`, with the keys that it has and the nearest, unless `near` names it."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.75)
+    near = near or difflib.get_close_matches(name, allowed, n=1, cutoff=0.75)
     hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
     return f"{where}: there is no such key.{hint} Allowed{f' in {parent}' if parent else ''}: {', '.join(allowed)}"
 

@@ -43,6 +43,8 @@ from fpn_ablate.weights.backbone import missing_download
 FORMAT = 1
 # Kind: its text, with the number of cases and the first of them in place of {}.
 WARNINGS = {
+    "corners": "boxes that leave their image: {}, of more than half of the objects; are they [x1, y1, x2, y2]? COCO's are "
+    "[x, y, width, height]",
     "category-without-objects": "categories without an object: {}",
     "duplicate-annotations": "ids of annotations that repeat image, category and box of another: {}; remove them",
     "duplicate-file-names": "file names that several images share: {}",
@@ -51,8 +53,8 @@ WARNINGS = {
     "below-finest-stride": "objects smaller in the input than a cell of the finest level: {}; a larger recipe.short_side helps",
     "shared-content": "images that train has too, byte for byte (ids train = val): {}; scores would be too high: remove them",
     "shared-name": "file names with the same size in both splits, but other bytes: {}; perhaps versions of one picture",
-    "anchors": "sizes of which less than half have an anchor with IoU >= 0.5: {}; raise recipe.short_side, or choose other "
-    "rpn.anchor_sizes or a row of finer stride",
+    "anchors": "rows and sizes where less than half of the objects have an anchor of IoU >= 0.5: {}; raise recipe.short_side, "
+    "or choose other rpn.anchor_sizes or a row of finer stride",
     "download": "the first run downloads ImageNet's weights, once: {}; without a network give backbone.weights=FILE",
 }
 
@@ -151,8 +153,10 @@ def _warnings(report: dict[str, Any], download: str | None) -> list[dict[str, An
     for name, split in report["splits"].items():
         if split["images"] is None:
             continue
+        outside = sum(finding["count"] for finding in split["findings"] if finding["kind"] == "box-outside")
         missing = [category["name"] for category in split["categories"] if not category["objects"]]
         cases += [
+            ("corners", name, outside if 2 * outside > split["objects"] else 0),
             ("category-without-objects", name, missing),
             ("duplicate-annotations", name, split["duplicates"]["annotation_ids"]),
             ("duplicate-file-names", name, split["duplicates"]["shared_file_names"]),

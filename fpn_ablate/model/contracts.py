@@ -18,7 +18,8 @@ from fpn_ablate.model.backbones.base import STAGES, Backbone
 from fpn_ablate.model.heads.box_head import BoxHead
 from fpn_ablate.model.necks.base import Neck
 from fpn_ablate.structures.levels import Features, Level
-from fpn_ablate.utils.errors import UserError, first_line
+from fpn_ablate.utils.errors import UserError, first_line, raising_line
+from fpn_ablate.utils.paths import PACKAGE
 
 # Height and width of images: multiples of 32, as batches are padded to. The coarsest maps have odd sides.
 PROBES = ((96, 160), (64, 224))
@@ -126,7 +127,8 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         with torch.enable_grad():
             return module(x)
     except Exception as error:  # a part may raise anything
-        text = f"{type(error).__name__}: {first_line(error)}"
+        line = raising_line(error, lambda file: not file.is_relative_to(PACKAGE) and "site-packages" not in file.parts)
+        text = f"{line}{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: fails on {what}: {text}{meta_hint(text)}") from error
 
 

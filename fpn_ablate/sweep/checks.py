@@ -89,7 +89,8 @@ def _check_data(cfg: Config) -> None:
         for name, split in (("val", data.val), ("train", data.train)) if cfg.mode == "train" else (("val", data.val),):
             if not (root / split.annotations).is_file():
                 raise UserError(
-                    f"data.{name}.annotations={split.annotations}: there is no such file below data.root={data.root}"
+                    f"data.{name}.annotations={split.annotations}: there is no such file below data.root={data.root}; "
+                    f"put it there, or give data.{name}.annotations=FILE"
                 )
 
 

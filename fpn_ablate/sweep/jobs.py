@@ -26,7 +26,14 @@ from fpn_ablate.config.sources import sources as sources_of
 from fpn_ablate.config.user_parts import folder_of
 from fpn_ablate.runs import skip
 from fpn_ablate.sweep.announce import announce_run
-from fpn_ablate.sweep.checks import as_hydra_error, check_inputs, check_parts, check_writable, reject_unread_keys
+from fpn_ablate.sweep.checks import (
+    HydraUserError,
+    as_hydra_error,
+    check_inputs,
+    check_parts,
+    check_writable,
+    reject_unread_keys,
+)
 from fpn_ablate.sweep.objective import objective, objective_column
 from fpn_ablate.sweep.publish import mark_killed, publish
 from fpn_ablate.sweep.shared_sources import shared_sources
@@ -229,13 +236,19 @@ class RetryingLauncher:
         return job_return
 
     def raise_first_failure(self) -> None:
-        """Print each failure in a line. Then raise the first that has a traceback to show, or exit with code 1."""
+        """Print each failure once, with its rows. Then raise the first that has a traceback to show, or exit with code 1."""
+        rows: dict[str, list[str]] = {}
+        shared = set.intersection(*(set(job_return.overrides) for job_return in self.failed)) if len(self.failed) > 1 else set()
         for job_return in self.failed:
             error = job_return._return_value
-            log_line(f"failed: {' '.join(job_return.overrides)}: {type(error).__name__}: {error}", sys.stderr)
+            text = str(error) if isinstance(error, HydraUserError) else f"{type(error).__name__}: {error}"
+            row = " ".join(override.lstrip("+") for override in job_return.overrides if override not in shared)
+            rows.setdefault(text, []).append(row)
+        for text, those in rows.items():
+            log_line(f"failed: {'; '.join(those)}: {text}", sys.stderr)
         errors = [job_return._return_value for job_return in self.failed]
         for error in errors:
-            if not isinstance(error, WorkerKilled):
+            if not isinstance(error, WorkerKilled | HydraUserError):
                 raise error
         if errors:
             raise SystemExit(1)

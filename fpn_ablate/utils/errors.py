@@ -1,6 +1,9 @@
 """Errors that the user can fix: the message names the file, key or value, and the fix."""
 
 import reprlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -25,6 +28,12 @@ class RankFailed(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def raising_line(error: BaseException, is_theirs: Callable[[Path], bool]) -> str:
+    """Return "FILE, line N: " of the innermost call in a file that `is_theirs`; "" if there is none."""
+    calls = [call for call in traceback.extract_tb(error.__traceback__) if is_theirs(Path(call.filename))]
+    return f"{calls[-1].filename}, line {calls[-1].lineno}: " if calls else ""
 
 
 def printable(text: str) -> str:

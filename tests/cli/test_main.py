@@ -132,6 +132,19 @@ def test_a_setting_with_dashes_is_refused(cli, called, typed, setting):
     assert (code, out, called) == (2, "", []) and err.endswith(f"there is no such option; a setting has no dashes: {setting}\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--config-dr", "mine"], "--config-dr: there is no such option; did you mean --config-dir?"),
+        (["recipe.steps", "=3"], "recipe.steps =3: write KEY=VALUE without spaces: recipe.steps=3"),
+        (["ablation", "=", "fpn"], "ablation =: write KEY=VALUE without spaces: ablation="),
+        (["ablation = fpn"], "ablation = fpn: write KEY=VALUE without spaces: ablation=fpn"),
+    ],
+)
+def test_a_slip_in_an_option_or_with_spaces_is_told(cli, called, typed, message):
+    assert cli(*typed) == (2, "", f"{message}\n") and not called
+
+
 def test_what_was_typed_is_shown_without_the_control_characters_in_it(cli):
     assert cli("re\x1b[2Jport")[2].startswith("re\\x1b[2Jport: there is no such command")
 

@@ -102,6 +102,14 @@ def finished(trained, tmp_path):
     return place, shutil.copytree(mine, tmp_path / "mine")
 
 
+def test_a_network_that_fails_is_refused_with_the_line_of_its_file(cli, tmp_path):
+    file = write(tmp_path / "mine") / "necks.py"
+    file.write_text(file.read_text().replace('features[f"c{name[1:]}"]', 'features["c9"]'))
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), start=1) if "c9" in text)
+    code, _, err = cli("verify", "ablation=pan", "--config-dir", file.parent)
+    assert code == 2 and f": fails on the maps of an image of 96 x 160: {file}, line {line}: KeyError" in err
+
+
 def evaluate(folder, *more):
     words = [*TINY, JOINT[0], "task.roi.score_thresh=0.0", "mode=evaluate", f"weights={folder}", "ablation=pan"]
     return [word for word in words if not word.startswith("recipe.steps")] + [*more]
@@ -109,7 +117,8 @@ def evaluate(folder, *more):
 
 def test_measure_and_artifacts_restore_the_network_with_the_folder(cli, finished):
     folder, mine = finished
-    assert cli("measure", folder, "--config-dir", mine)[0] == 0
+    code, out, _ = cli("measure", folder, "--config-dir", mine)
+    assert code == 0 and out.endswith(f"python -m fpn_ablate report {folder.parents[3]}\n")  # the tables of all rows
     code, out, err = cli("artifacts", folder, "--config-dir", mine)
     assert code == 0 and f"{folder}: made" in out and "stay as they were" not in err
     assert cli("pictures", folder, "--config-dir", mine)[0] == 0

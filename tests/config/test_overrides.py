@@ -48,7 +48,8 @@ def test_what_hydra_does_one_at_a_time_is_asked_for_one_at_a_time(arguments):
     ("argument", "message"),
     [
         ("+experiment=table1", "experiment: there is no such key. Did you mean experiments?"),
-        ("nek.top_down=false", "nek.top_down: there is no such key. Did you mean neck?"),
+        ("nek.top_down=false", "nek.top_down: there is no such key. Did you mean neck.top_down?"),
+        ("recpie.steps=3", "recpie.steps: there is no such key. Did you mean recipe.steps?"),
         ("head.samples=3", "head.samples: there is no such key"),
         ("+row=mine", "row: there is no such key"),
         ("report.title=x", "report.title: there is no such key"),
@@ -137,7 +138,8 @@ def test_a_value_that_hydra_does_not_read_is_refused_with_the_way_to_quote_it(co
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("ablation=c4,", "ablation=c4,: a value is missing behind the comma; write values without spaces, as KEY=A,B"),
+        ("ablation=c4,", "ablation=c4,: a value is missing beside a comma; write values without spaces, as KEY=A,B"),
+        ("seed=0,,1", "seed=0,,1: a value is missing beside a comma; write values without spaces, as KEY=A,B"),
         ("factors=[neck", "factors=[neck: cannot be read as key=value; a list is written as 'KEY=[A,B]'"),
     ],
 )
@@ -176,6 +178,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
             "task=xyz: there is no such file. There are fast_rcnn, faster_rcnn, fcos, mask_rcnn, retinanet, rpn, ",
         ),
         ("+experiments=tabel1_rpn", "experiments=tabel1_rpn: there is no such file. Did you mean experiments=table1_rpn?"),
+        ("+experiments=table7", "experiments=table7: there is no such file. There are backbones, "),
         ("ablation=mein", "ablation=mein: there is no such file. Did you mean ablation=mine?"),
     ],
 )
@@ -218,3 +221,9 @@ def test_a_misspelt_file_is_refused_with_the_nearest_one(typed, near):
     key, _, name = typed.lstrip("+").partition("=")
     with pytest.raises(UserError, match=rf"^{key}={name}: there is no such file\. Did you mean {key}={near}\?"):
         check_files([typed], None)
+
+
+def test_a_misspelt_launcher_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"slrum: there is no such plugin\. Did you mean hydra/launcher=slurm\?$"):
+        check_files(["hydra/launcher=slrum"], None)
+    check_files(["hydra/launcher=slurm", "hydra/sweeper=nevergrad"], None)

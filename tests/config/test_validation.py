@@ -180,7 +180,7 @@ def test_every_key_can_be_named_and_every_leaf_is_a_key(values):
     ("key", "expected"),
     [
         ("neck.topdown", "Did you mean neck.top_down? Allowed in neck: act, attention, block, bottom_up, chain, channels"),
-        ("nek.top_down", "Did you mean neck?"),
+        ("nek.top_down", "Did you mean neck.top_down?"),
         ("recipe.optimizer.lrr", "Did you mean recipe.optimizer.lr? Allowed in recipe.optimizer: backbone_lr_factor, lr, "),
         ("zzz", "Allowed: ablation, backbone, data"),
     ],

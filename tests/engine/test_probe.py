@@ -20,7 +20,7 @@ USUAL = bootstrap.REPLICATES
 
 @pytest.fixture(autouse=True)
 def usual_replicates(monkeypatch):
-    """Draw as many bootstrap samples as for users; conftest.py draws fewer."""
+    """Draw as many bootstrap samples as for users; shared_fixtures.py draws fewer."""
     monkeypatch.setattr(bootstrap, "REPLICATES", USUAL)
 
 

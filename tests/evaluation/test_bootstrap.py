@@ -85,7 +85,7 @@ def test_every_image_once_is_the_metric_itself(world):
 
 
 def test_the_same_generator_gives_the_same_draws(monkeypatch):
-    monkeypatch.setattr(bootstrap, "REPLICATES", REPLICATES)  # of a user's process; conftest.py draws fewer
+    monkeypatch.setattr(bootstrap, "REPLICATES", REPLICATES)  # of a user's process; shared_fixtures.py draws fewer
     first, second = (bootstrap_indices(50, np.random.default_rng(9), 7) for _ in range(2))
     assert (first == second).all() and first.shape == (7, 50)
     assert (first != bootstrap_indices(50, np.random.default_rng(10), 7)).any()

@@ -13,7 +13,7 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
 from fpn_ablate.sweep import jobs
-from fpn_ablate.sweep.checks import as_hydra_error
+from fpn_ablate.sweep.checks import HydraUserError, as_hydra_error
 from fpn_ablate.sweep.jobs import Deferred, NotStarted, RetryingLauncher, WorkerKilled, failed_return, job_scope
 from fpn_ablate.utils import signals
 from fpn_ablate.utils.errors import RankFailed, UserError
@@ -82,6 +82,15 @@ def test_a_job_that_fails_or_whose_process_was_lost_costs_its_row_alone(launch, 
     launcher.failed.pop()
     with pytest.raises(SystemExit, match="1"):
         launcher.raise_first_failure()
+
+
+def test_bad_input_that_several_rows_have_in_common_is_told_once(launch, capsys):
+    launcher, *_ = launch([])
+    bad = HydraUserError("train: 2 problems")
+    launcher.failed = [failed_return([f"ablation={row}", "++data.root=x"], bad) for row in ("c4", "fpn")]
+    with pytest.raises(SystemExit, match="1"):
+        launcher.raise_first_failure()
+    assert capsys.readouterr().err == "failed: ablation=c4; ablation=fpn: train: 2 problems\n"
 
 
 def test_with_stop_hydra_hears_of_the_failure_and_what_is_deferred_is_not_waited_for(launch, tmp_path):

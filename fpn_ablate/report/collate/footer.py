@@ -173,7 +173,7 @@ def _seeds(definition: Definition, rows: Iterable[Row]) -> str:
         text = _numbers(next(iter(finished.values())))
     else:
         text = "NOT THE SAME FOR ALL ROWS: " + "; ".join(f"{row}: {_numbers(seeds)}" for row, seeds in finished.items())
-    missing = sorted(set(definition.seeds) - {seed for seeds in finished.values() for seed in seeds})
+    missing = sorted(set(definition.seeds) - {seed for row in rows for seed in row.states})
     return text + (f"; planned and not run: {_numbers(missing)}" if missing else "")
 
 

@@ -250,6 +250,7 @@ function pyramid(root) {
   const without = rows.findIndex((row) => row.levels.length > 1 && !adds(row));
   a.value = Math.max(0, rows.findIndex(adds));
   b.value = without >= 0 ? without : Math.min(1, rows.length - 1);
+  b.closest("label").hidden = rows.length < 2;
   const cell = (map, name, caption) => make("figure", {}, map, make("figcaption", {}, make("b", {}, name), ` ${caption}`));
   // A label, the picture, and a map of each level.
   const line = (label, colour, place, ...maps) => make("div", { class: "levels", style: `--levels:${maps.length}` },
