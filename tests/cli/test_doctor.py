@@ -57,7 +57,9 @@ def test_a_task_without_anchors_is_not_judged_by_them(cli, task):
     assert report["sound"] and not report["anchors"] and not any("anchor" in str(warning) for warning in report["warnings"])
 
 
-@pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])
+@pytest.mark.parametrize(
+    ("task", "rows"), [pytest.param("rpn", list(ROWS), marks=pytest.mark.slow), ("faster_rcnn", ["c4", "c5", "fpn"])]
+)
 def test_the_rows_are_those_of_the_tasks_table_and_ones_own(cli, root, mine, task, rows):
     call = ["doctor", "data=coco", root, "recipe=smoke", f"task={task}", "--json", "-"]
     assert list(json.loads(cli(*call)[1])["anchors"]) == rows

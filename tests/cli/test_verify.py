@@ -67,7 +67,9 @@ def test_scales_are_shown_of_a_row_with_an_image_pyramid_and_its_cost_is_of_all_
     assert "image scales" not in cli("verify", "recipe=smoke", "ablation=c4")[1]
 
 
-@pytest.mark.parametrize(("task", "rows"), [("rpn", list(ROWS)), ("faster_rcnn", ["c4", "c5", "fpn"])])
+@pytest.mark.parametrize(
+    ("task", "rows"), [pytest.param("rpn", list(ROWS), marks=pytest.mark.slow), ("faster_rcnn", ["c4", "c5", "fpn"])]
+)
 def test_rows_of_ones_own_stand_below_them(cli, mine, task, rows):
     code, out, _ = cli("verify", "recipe=smoke", f"task={task}", "--config-dir", mine)
     assert (code, list(rows_of(out))) == (0, [*rows, "mine"])

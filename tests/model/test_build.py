@@ -95,7 +95,9 @@ def test_every_trained_parameter_gets_a_gradient_where_levels_share_no_head(conf
     assert len([name for name in trained if "objectness.weight" in name]) == len(model.neck.levels)
 
 
-@pytest.mark.parametrize(("task", "backbone"), [("rpn", "small"), ("joint", "small"), ("rpn", "resnet18")])
+@pytest.mark.parametrize(
+    ("task", "backbone"), [("rpn", "small"), ("joint", "small"), pytest.param("rpn", "resnet18", marks=pytest.mark.slow)]
+)
 def test_rows_share_the_weights_that_they_share_by_name_and_shape(config, task, backbone):
     """Also with a second stage: pyramids and P2 have it whole, C4 and C5 its predictor where the widths agree."""
     overrides = (f"backbone={backbone}", *SCRATCH)
@@ -244,7 +246,7 @@ def test_conv5_as_a_head_is_refused_where_the_backbone_has_run_it_already(config
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("frozen_bn", [True, False])
+@pytest.mark.parametrize("frozen_bn", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn):
     net, path = randomised(getattr(torchvision.models, name)(weights=None)), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)
@@ -273,7 +275,7 @@ def test_the_conv5_head_is_torchvisions_layer4(config, tmp_path, name, frozen_bn
     assert all(p.requires_grad for p in head.parameters())
 
 
-@pytest.mark.parametrize("row", ["c5", "fpn"])
+@pytest.mark.parametrize("row", [pytest.param("c5", marks=pytest.mark.slow), "fpn"])
 def test_the_backbone_is_filled_with_a_second_stage_as_without(config, tmp_path, row):
     net, path = randomised(torchvision.models.resnet18(weights=None)), tmp_path / "weights.pth"
     torch.save(net.state_dict(), path)

@@ -126,8 +126,9 @@ def test_every_module_can_be_imported_without_timm_and_wandb() -> None:
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PAGES.exists() or "[madvise]" not in PAGES.read_text(), reason="no huge pages to be had")
-@pytest.mark.parametrize(("setting", "large"), [(None, True), pytest.param("0", False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("setting", "large"), [(None, True), ("0", False)])
 def test_large_tensors_lie_on_large_pages(setting: str | None, large: bool) -> None:
     code = (
         "import fpn_ablate, torch; x = torch.ones(2**24)\n"

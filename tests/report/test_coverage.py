@@ -84,12 +84,13 @@ def test_intervals_of_paired_differences_cover_the_truth_in_93_to_97_percent(see
     assert 0.93 <= covered / REPETITIONS <= 0.97
 
 
-@pytest.mark.slow  # the edge of equivalence is tested alike
+@pytest.mark.slow  # the coverage of intervals, which decides it, is tested above
 def test_without_an_effect_fewer_than_5_percent_of_families_say_supported():
     words = verdicts(0.0, {"above": 0.0})
     assert (words == "supported").any(axis=1).mean() < 0.05
 
 
+@pytest.mark.slow  # the coverage of intervals, which decides it, is tested above
 def test_at_the_edge_of_equivalence_fewer_than_5_percent_say_supported():
     words = verdicts(2.0, {"above": -2.0, "below": 2.0}, 200)
     assert (words == "supported").any(axis=1).mean() < 0.05

@@ -282,7 +282,7 @@ def changed(folders, copy, tmp_path):
     return folder, data, change
 
 
-@pytest.mark.parametrize("what", ["pictures", "annotations"])
+@pytest.mark.parametrize("what", [pytest.param("pictures", marks=pytest.mark.slow), "annotations"])
 def test_a_run_on_data_that_have_changed_since_is_refused(changed, what, tmp_path, capsys):
     folder, data, change = changed
     out = ("--out", str(tmp_path / "a.png"))
