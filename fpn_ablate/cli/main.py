@@ -141,7 +141,8 @@ def _help_on(name: str) -> int:
     if text := help_text.choice(*name.partition("=")[::2]):
         print(text)
         return 0
-    near = difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS), n=1)
+    choices = (f"{group}={entry}" for group in help_text.GROUPS for entry in help_text.names(CONF / group))
+    near = difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS, *choices), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {', '.join((*help_text.TOPICS, *COMMANDS))}")
 

@@ -76,7 +76,9 @@ class FinishedRun:
     def heading(self) -> str:
         """Row, table, seed and the main metric, as the title of a column; with masks both AP."""
         metrics = self.record["metrics"]
-        figures = [f"{name} {100 * metrics[name]:.1f}" for name in ("AP", "AR1k") if metrics.get(name) is not None][:1]
+        figures = [
+            f"{name.replace('AR', 'AR@')} {100 * metrics[name]:.1f}" for name in ("AP", "AR1k") if metrics.get(name) is not None
+        ][:1]
         if metrics.get("mask_AP") is not None:
             figures = [", ".join([*figures, f"mask AP {100 * metrics['mask_AP']:.1f}"])]
         return "\n".join(_short(line, 34) for line in (self.cfg.row, f"{self.cfg.table}, seed {self.cfg.seed}", *figures))

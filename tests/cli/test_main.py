@@ -191,9 +191,10 @@ def test_the_help_of_every_choice_names_keys_that_exist():
     assert named <= {*keys()}
 
 
-def test_a_misspelt_topic_is_refused_with_the_nearest_one(cli):
-    code, out, err = cli("--help", "kyes")
-    assert (code, out) == (2, "") and err.startswith("--help kyes: there is no such topic. Did you mean keys?")
+@pytest.mark.parametrize(("typed", "near"), [("kyes", "keys"), ("neck=bifp", "neck=bifpn")])
+def test_a_misspelt_topic_is_refused_with_the_nearest_one(cli, typed, near):
+    code, out, err = cli("--help", typed)
+    assert (code, out) == (2, "") and err.startswith(f"--help {typed}: there is no such topic. Did you mean {near}?")
 
 
 def test_the_shell_gets_hydras_completion(cli, monkeypatch):

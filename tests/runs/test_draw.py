@@ -97,7 +97,7 @@ def test_one_line_an_image_and_one_column_a_run_after_the_truth(folders):
     assert (
         titles[1].startswith("fpn\n") and f"AP {100 * run.record['metrics']['AP']:.1f}" in titles[1] and "seed 0" in titles[1]
     )
-    assert "AR1k" in titles[2]
+    assert "AR@1k" in titles[2]
     _, validation = load_data(run.cfg.data, run.cfg.recipe, run.cfg.mode)
     for line, index in zip(axes, (0, 2, 4), strict=True):
         sample = validation[index]
