@@ -33,5 +33,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures, and torch with them, which takes seconds, but not in a process that only hands the tests out."""
-    if not config.getoption("numprocesses", None):
+    shows = config.option.collectonly or config.option.showfixtures  # in this process, whatever -n says
+    if shows or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("shared_fixtures")

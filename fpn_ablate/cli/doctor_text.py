@@ -17,6 +17,7 @@ from fpn_ablate.evaluation.coco import AREAS
 from fpn_ablate.utils.console import literal
 
 CATEGORIES = 20  # shown; all of them are in the JSON
+MENDED = "Mended as data.invalid says"
 WIDTH = 120  # of what is no terminal
 
 
@@ -41,15 +42,15 @@ def show(report: Mapping[str, Any], limit: int = 50) -> None:
 
 
 def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit: int) -> None:
-    groups: dict[str, list[Finding]] = {"Problems": [], "Mended as data.invalid says": [], "Notes": []}
+    groups: dict[str, list[Finding]] = {"Problems": [], MENDED: [], "Notes": []}
     for entry in split["findings"]:
-        title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else "Mended as data.invalid says"
+        title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else MENDED
         groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
     for title, findings in groups.items():
         if findings:
             where = f"{name}, {split['annotations']}" if split["annotations"] else name
             text = summary(findings, limit or len(findings))
-            text = re.sub(r"\. Fix: .*", "", text) if title.startswith("Mended") else text
+            text = re.sub(r"\. Fix: .*", "", text) if title == MENDED else text  # data.invalid has applied the fix
             console.print(literal(f"{where}: {title}: {text}"))
 
 

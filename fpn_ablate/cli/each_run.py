@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fpn_ablate.cli.parser import command_parser
+from fpn_ablate.store.record import read
 from fpn_ablate.utils.errors import UserError
-from fpn_ablate.utils.files import UNREADABLE
+from fpn_ablate.utils.files import UNREADABLE, safe_name
 from fpn_ablate.utils.paths import RECORD
 
 
@@ -33,6 +34,13 @@ def update_runs(arguments: Sequence[str], command: str, about: str, update: Call
             print(f"left as it was: {folder}: {reason}", file=sys.stderr)
             failures += 1
     if failures < len(files):
-        roots = dict.fromkeys(str(file.parents[4]) for file in files)  # a table needs all its rows, also those left as they are
-        print(f"to make the tables again: python -m fpn_ablate report {shlex.join(roots)}")
+        print(f"to make the tables again: python -m fpn_ablate report {shlex.join(dict.fromkeys(map(_all_runs, files)))}")
     return 2 if failures else 0
+
+
+def _all_runs(file: Path) -> str:
+    """Return the folder that holds all runs, of which a table needs every row; for a run that was moved its own folder."""
+    folder, content = file.parent.resolve(), read(file.parent) or {}
+    names = [safe_name(str(content.get(key))) for key in ("table", "recipe", "row")]
+    runs = folder.parents[3] if len(folder.parents) > 3 and list(folder.parts[-4:-1]) == names else folder
+    return str(runs.relative_to(Path.cwd()) if runs.is_relative_to(Path.cwd()) else runs)

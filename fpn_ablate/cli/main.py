@@ -99,13 +99,10 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
     for first, second in pairwise(arguments):
         if "=" in first and first.endswith(",") and not second.startswith("-"):
             raise UserError(f"{first} {second}: write values without spaces: {first}{second}")
-        if second.startswith("=") and not first.startswith("-"):
-            raise UserError(f"{first} {second}: write KEY=VALUE without spaces: {first}{second}")
+    _refuse_spaces(arguments)
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
-        if equals and name != name.strip():
-            raise UserError(f"{argument}: write KEY=VALUE without spaces: {name.strip()}={value.strip()}")
         if name in _CONFIG_DIR:
             if config_dir:
                 raise UserError("--config-dir is given twice; put what both folders hold into one")
@@ -116,12 +113,31 @@ def split_command(arguments: Sequence[str]) -> tuple[str | None, list[str], Path
             command = _command(argument)
         elif command is None and argument.startswith("-") and name not in (*_WITH_VALUE, *_FLAGS):
             setting = argument.lstrip("-") if equals else f"{name.lstrip('-')}=VALUE"
-            near = difflib.get_close_matches(name, (*_CONFIG_DIR, *_WITH_VALUE, *_FLAGS), n=1, cutoff=0.8)
+            near = difflib.get_close_matches(name, (*_CONFIG_DIR, *_WITH_VALUE, *_FLAGS), n=1, cutoff=0.85)
             hint = f"did you mean {near[0]}?" if near else f"a setting has no dashes: {setting}"
             raise UserError(f"{argument}: there is no such option; {hint}")
         else:
             rest.append(argument)
     return command, rest, config_dir
+
+
+def _refuse_spaces(arguments: Sequence[str]) -> None:
+    """Refuse KEY = VALUE, whose parts would be taken for commands. What follows a command, or an option, is its own."""
+    for n, word in enumerate(arguments):
+        before, behind = arguments[n - 1] if n else "-", arguments[n + 1] if n + 1 < len(arguments) else "-"
+        if word in COMMANDS:
+            return
+        if word.startswith("-") or before in (*_WITH_VALUE, *_CONFIG_DIR):
+            continue
+        (key, equals, value), setting = word.partition("="), None
+        if word.startswith("=") and not before.startswith("-"):
+            setting = f"{before}{word}{behind if word == '=' else ''}"
+        elif equals and not value and "=" not in behind and not behind.startswith("-") and behind not in COMMANDS:
+            setting = f"{word}{behind}"
+        elif equals and key != key.strip():
+            setting = f"{key.strip()}={value.strip()}"
+        if setting:
+            raise UserError(f"write KEY=VALUE without spaces: {setting}")
 
 
 def _check_working_folder() -> None:

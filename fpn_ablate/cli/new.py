@@ -126,7 +126,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     """
     parser = command_parser("new", ABOUT)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("name", help="of the row and its files, my_pan, and, as MyPan, of its class")
+    parser.add_argument("name", help="name of the row and its files, as my_pan; its class is then MyPan")
     parser.add_argument("folder", type=Path, help="for --config-dir; it is made if it is not there")
     options = parser.parse_args(arguments)
     name, folder, (code, group, part, row, factors) = options.name, options.folder, KINDS[options.kind]

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +20,6 @@ from fpn_ablate.utils.paths import CLAIMS, CONF, EXPERIMENTS, short_name
 
 # Values that Hydra does not read as the name of a group's file.
 NO_NAME = re.compile(r"(?i:null|true|false|nan|[-+]?inf|[-+]?[\d_.]+(e[-+]?\d+)?|[\[{].*)", re.DOTALL)
-# The launchers and sweepers that a slip of the pen may mean. There may be others: they are Hydra's plugins.
-PLUGINS = {
-    "hydra/launcher": ("basic", "joblib", "ray", "slurm", "submitit_local", "submitit_slurm"),
-    "hydra/sweeper": ("basic", "optuna", "table"),
-}
 SHOWING = ("-c", "--cfg", "-i", "--info")  # Hydra's options that print, and run nothing
 # Options of which Hydra takes one at most; several end in a traceback.
 MODES = ("-m", "--multirun", "-r", "--run", *SHOWING, "-sc", "--shell-completion")
@@ -79,9 +74,6 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         group, _, value = argument.lstrip("+").partition("=")
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
-        near = difflib.get_close_matches(value, PLUGINS.get(group, ()), n=1)
-        if near and value not in PLUGINS[group]:
-            raise UserError(f"{argument}: there is no such plugin. Did you mean {group}={near[0]}?")
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
         if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./-]*", name) for name in names):
             continue
@@ -101,14 +93,14 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
                 check_yaml(known[stem])
 
 
-def _no_such_file(group: str, name: str, known: Iterable[str]) -> str:
+def _no_such_file(group: str, name: str, known: Collection[str]) -> str:
     is_path, stem = name.startswith((".", "/")), name.removesuffix(".yaml")
     own = f"a file of your own: --config-dir FOLDER with {group}/{'NAME' if is_path else stem}.yaml"
     if group == "data":
         own = f"a data set of your own: data=coco data.root=FOLDER; {own}"
     if is_path:
         return f"{group}={name}: this takes the name of a file, not a path; {own}"
-    shown = [short_name(name) for name in known] if group == "experiments" else known
+    shown = [short_name(name) if (EXPERIMENTS / f"{name}.yaml").is_file() else name for name in known]
     near = difflib.get_close_matches(stem, known, n=1) or difflib.get_close_matches(stem, shown, n=1, cutoff=0.8)
     if near and not re.fullmatch(r"table\d+", stem):  # another number is no slip of the pen
         return f"{group}={name}: there is no such file. Did you mean {group}={near[0]}? Else {own}"

@@ -27,8 +27,8 @@ WISHES = {
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
 }
 
 
@@ -112,7 +112,8 @@ def _wish(problem: Any) -> str:
 def unknown_key(key: str, variant: str | None = None) -> str:
     """Return the message for a key that does not exist, or not with a group's `variant` (neck=fpn), with the nearest one."""
     parent, _, name = key.rpartition(".")
-    allowed, near = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent}), []
+    allowed = sorted({k.rpartition(".")[2] for k in keys(variant=variant) if k.rpartition(".")[0] == parent})
+    near: Sequence[str] = ()
     if not allowed:
         allowed = sorted({k.split(".")[0] for k in keys()})
         near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.8)  # recpie.steps
@@ -125,7 +126,11 @@ def unknown_key(key: str, variant: str | None = None) -> str:
 
 
 def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str], near: Sequence[str] = ()) -> str:
-    """Return the message that `parent` has no key `name`, with the keys that it has and the nearest, unless `near` names it."""
+    """Return the message that `parent` has no key `name`, with the keys that it has and the nearest.
+
+    Args:
+        near: the nearest key, if the caller knows it.
+    """
     allowed = sorted(allowed)
     near = near or difflib.get_close_matches(name, allowed, n=1, cutoff=0.75)
     hint = f" Did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""

@@ -43,7 +43,7 @@ from fpn_ablate.weights.backbone import missing_download
 FORMAT = 1
 # Kind: its text, with the number of cases and the first of them in place of {}.
 WARNINGS = {
-    "corners": "boxes that leave their image: {}, of more than half of the objects; are they [x1, y1, x2, y2]? COCO's are "
+    "corners": "boxes that leave their image: {}, more than half of all; are they [x1, y1, x2, y2]? COCO's are "
     "[x, y, width, height]",
     "category-without-objects": "categories without an object: {}",
     "duplicate-annotations": "ids of annotations that repeat image, category and box of another: {}; remove them",
@@ -154,9 +154,10 @@ def _warnings(report: dict[str, Any], download: str | None) -> list[dict[str, An
         if split["images"] is None:
             continue
         outside = sum(finding["count"] for finding in split["findings"] if finding["kind"] == "box-outside")
+        boxes = split["objects"] + split["crowd"] + (0 if report["invalid"] == "clip" else outside)  # also those left out
         missing = [category["name"] for category in split["categories"] if not category["objects"]]
         cases += [
-            ("corners", name, outside if 2 * outside > split["objects"] else 0),
+            ("corners", name, outside if 2 * outside > boxes else 0),
             ("category-without-objects", name, missing),
             ("duplicate-annotations", name, split["duplicates"]["annotation_ids"]),
             ("duplicate-file-names", name, split["duplicates"]["shared_file_names"]),

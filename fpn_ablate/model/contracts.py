@@ -5,9 +5,11 @@ Everything is checked on the meta device, which knows shapes alone. Built-in par
 Shape letters: N images of H x W pixels, C channels, Ri anchors of level i, M RoIs, S x S bins.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,7 +129,8 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         with torch.enable_grad():
             return module(x)
     except Exception as error:  # a part may raise anything
-        line = raising_line(error, lambda file: not file.is_relative_to(PACKAGE) and "site-packages" not in file.parts)
+        folder = Path(inspect.getfile(type(module))).resolve().parent  # of the user's class
+        line = raising_line(error, lambda file: file.is_relative_to(folder) and not file.is_relative_to(PACKAGE))
         text = f"{line}{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: fails on {what}: {text}{meta_hint(text)}") from error
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fpn_ablate.config import user_parts
 from fpn_ablate.config.schema import Config
 from fpn_ablate.store import record
 from fpn_ablate.store.layout import row_folder
@@ -30,7 +31,7 @@ class Pace:
     rest: float = 0.0
 
     def seconds(self, cfg: Config, done: int = 0) -> float:
-        """Return the seconds that a run takes of which so many steps are `done`."""
+        """Return the seconds that a run still takes once `done` steps are done."""
         return self.seconds_per_step * (cfg.steps - done) + self.rest
 
 
@@ -68,18 +69,23 @@ def _seconds(content: dict[str, Any]) -> float:
 
 
 def steps_done(cfg: Config, code: str) -> int:
-    """Return the steps, about, that the cell's unfinished run has done and continues from; 0 if it starts.
+    """Return about how many steps of the cell's unfinished run are saved, from which it continues; 0 if it starts.
+
+    What files hold, and on which device it ran, are not compared.
 
     Args:
         code: version of the core (`engine.versions`), since a run of another one is not continued.
     """
     done = [0]
     names = {"code": code, "recipe": cfg.recipe.name, "data": cfg.data_name, "row": cfg.row}  # a folder's name is cut
+    names |= {"user_parts": user_parts.describe(cfg.user_parts)} if cfg.user_parts else {}
     for checkpoint in row_folder(cfg).glob(f"seed{cfg.seed}-*/checkpoint*.pt"):
         content = record.read(checkpoint.parent) or {}
-        if content.get("status") != "finished" and names.items() <= content.items():
+        status = content.get("status")
+        if status in ("interrupted", "running", "failed") and names.items() <= content.items():
             with suppress(OSError, ValueError):
-                done.append(record.last_step(checkpoint.parent))
+                step = record.last_step(checkpoint.parent)
+                done.append(step if status == "interrupted" else step - step % cfg.recipe.checkpoint_every)
     return min(max(done), cfg.steps)
 
 

@@ -17,7 +17,7 @@ def announce_run(cfg: Config, bare: bool = False) -> None:
         log_line("No row is named: this trains fpn. --help lists rows, tables and commands.")
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
     if done := _steps_done(cfg):
-        what = f"continues, {done} of {cfg.steps} steps done"
+        what = f"continues, about {done} of {cfg.steps} steps done"
     log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
     log_line(f"  {_setting(cfg)}")
     _warn_of_warmup([cfg])

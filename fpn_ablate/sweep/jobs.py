@@ -242,10 +242,10 @@ class RetryingLauncher:
         for job_return in self.failed:
             error = job_return._return_value
             text = str(error) if isinstance(error, HydraUserError) else f"{type(error).__name__}: {error}"
-            row = " ".join(override.lstrip("+") for override in job_return.overrides if override not in shared)
-            rows.setdefault(text, []).append(row)
-        for text, those in rows.items():
-            log_line(f"failed: {'; '.join(those)}: {text}", sys.stderr)
+            own = [override for override in job_return.overrides if override not in shared] or job_return.overrides
+            rows.setdefault(text, []).append(" ".join(override.lstrip("+") for override in own))
+        for text, failed_rows in rows.items():
+            log_line(f"failed: {'; '.join(dict.fromkeys(failed_rows))}: {text}", sys.stderr)
         errors = [job_return._return_value for job_return in self.failed]
         for error in errors:
             if not isinstance(error, WorkerKilled | HydraUserError):

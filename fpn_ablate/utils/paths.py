@@ -34,7 +34,7 @@ _BARE, _QUOTED = (re.compile(_FOLDERS.format(end), re.VERBOSE) for end in (r"\s'
 
 def short_name(table: str) -> str:
     """Return the short name by which `+experiments=` finds a table: table1 of table1_rpn."""
-    return table.partition("_")[0] if table.startswith("table") else table
+    return re.sub(r"^(table\d+)_.*", r"\1", table)
 
 
 def without_folders(value: Any) -> Any:

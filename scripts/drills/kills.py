@@ -134,9 +134,10 @@ def differing_results(expected: dict[str, Any], out: Path) -> list[str]:
 
     A row of Table 2 makes the RPN that it stands on if it comes first: that run, and its proposals, then lie below `sources`.
     """
-    found = differences(expected, contents(out))
-    elsewhere = [name for name in found if name.startswith("runs/sources/")]
-    return [name for name in found if name not in elsewhere and not (elsewhere and name.endswith("/files"))]
+    results = contents(out)
+    differing = differences(expected, results)
+    elsewhere = {name for name in expected.keys() ^ results.keys() if name.startswith("runs/sources/")}
+    return [name for name in differing if name not in elsewhere and not (elsewhere and name.endswith("/files"))]
 
 
 def stage(out: Path) -> str:

@@ -14,7 +14,7 @@ import torch
 import fpn_ablate.cli
 from fpn_ablate import __version__
 from fpn_ablate.cli import help_text
-from fpn_ablate.cli.main import COMMANDS, main
+from fpn_ablate.cli.main import COMMANDS, main, split_command
 from fpn_ablate.config.validation import keys
 from fpn_ablate.runs import environment
 from fpn_ablate.store import plan
@@ -136,13 +136,21 @@ def test_a_setting_with_dashes_is_refused(cli, called, typed, setting):
     ("typed", "message"),
     [
         (["--config-dr", "mine"], "--config-dr: there is no such option; did you mean --config-dir?"),
-        (["recipe.steps", "=3"], "recipe.steps =3: write KEY=VALUE without spaces: recipe.steps=3"),
-        (["ablation", "=", "fpn"], "ablation =: write KEY=VALUE without spaces: ablation="),
-        (["ablation = fpn"], "ablation = fpn: write KEY=VALUE without spaces: ablation=fpn"),
+        (["--rpn=x"], "--rpn=x: there is no such option; a setting has no dashes: rpn=x"),
+        (["recipe.steps", "=3"], "write KEY=VALUE without spaces: recipe.steps=3"),
+        (["recipe.steps=", "3"], "write KEY=VALUE without spaces: recipe.steps=3"),
+        (["-m", "ablation", "=", "fpn"], "write KEY=VALUE without spaces: ablation=fpn"),
+        (["ablation = fpn"], "write KEY=VALUE without spaces: ablation=fpn"),
     ],
 )
 def test_a_slip_in_an_option_or_with_spaces_is_told(cli, called, typed, message):
     assert cli(*typed) == (2, "", f"{message}\n") and not called
+
+
+def test_spaces_in_what_is_no_setting_are_kept():
+    assert split_command(["artifacts", "a =b", "c=", "d"]) == ("artifacts", ["a =b", "c=", "d"], None)
+    words = ["--package", "a =b", "seed=", "log.name=a = b"]
+    assert split_command(words)[1] == words
 
 
 def test_what_was_typed_is_shown_without_the_control_characters_in_it(cli):

@@ -118,7 +118,9 @@ def evaluate(folder, *more):
 def test_measure_and_artifacts_restore_the_network_with_the_folder(cli, finished):
     folder, mine = finished
     code, out, _ = cli("measure", folder, "--config-dir", mine)
-    assert code == 0 and out.endswith(f"python -m fpn_ablate report {folder.parents[3]}\n")  # the tables of all rows
+    assert code == 0 and out.endswith("python -m fpn_ablate report runs\n")  # the tables of all rows
+    moved = shutil.copytree(folder, mine.parent / "moved")
+    assert cli("measure", moved, "--config-dir", mine)[1].endswith(f"python -m fpn_ablate report {moved.name}\n")
     code, out, err = cli("artifacts", folder, "--config-dir", mine)
     assert code == 0 and f"{folder}: made" in out and "stay as they were" not in err
     assert cli("pictures", folder, "--config-dir", mine)[0] == 0

@@ -217,7 +217,7 @@ def test_a_signal_leaves_a_checkpoint_and_what_is_left_is_not_begun(cli, config,
     announce_sweep([begun, other], [begun, other], 1)
     announce_run(longer)
     told = capsys.readouterr().out
-    assert "seed 0: continues, 4 of 9 steps done, about" in told and "2 runs, 1 begun before, about" in told
+    assert "seed 0: continues, about 4 of 9 steps done, about" in told and "2 runs, 1 begun before, about" in told
     assert "seed 0: 10 steps, about" in told
 
 

@@ -221,9 +221,3 @@ def test_a_misspelt_file_is_refused_with_the_nearest_one(typed, near):
     key, _, name = typed.lstrip("+").partition("=")
     with pytest.raises(UserError, match=rf"^{key}={name}: there is no such file\. Did you mean {key}={near}\?"):
         check_files([typed], None)
-
-
-def test_a_misspelt_launcher_is_refused_with_the_nearest_one():
-    with pytest.raises(UserError, match=r"slrum: there is no such plugin\. Did you mean hydra/launcher=slurm\?$"):
-        check_files(["hydra/launcher=slrum"], None)
-    check_files(["hydra/launcher=slurm", "hydra/sweeper=nevergrad"], None)

@@ -61,7 +61,7 @@ def test_vgg_is_cut_at_its_pooling():
             torch.testing.assert_close(x, expected)
 
 
-@pytest.mark.slow  # that a level has its size is tested of swin above
+@pytest.mark.slow  # the sizes of swin's levels are tested above
 def test_swin_takes_any_size_and_hands_out_channels_first():
     """Its windows and their shift are the same at every size: at that it was made for, and no more there, timm clips them."""
     net = timm.create_model(SWIN, strict_img_size=False, always_partition=True)

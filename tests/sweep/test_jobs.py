@@ -91,6 +91,10 @@ def test_bad_input_that_several_rows_have_in_common_is_told_once(launch, capsys)
     with pytest.raises(SystemExit, match="1"):
         launcher.raise_first_failure()
     assert capsys.readouterr().err == "failed: ablation=c4; ablation=fpn: train: 2 problems\n"
+    launcher.failed = launcher.failed[:1] * 2  # the same row twice
+    with pytest.raises(SystemExit, match="1"):
+        launcher.raise_first_failure()
+    assert capsys.readouterr().err == "failed: ablation=c4 data.root=x: train: 2 problems\n"
 
 
 def test_with_stop_hydra_hears_of_the_failure_and_what_is_deferred_is_not_waited_for(launch, tmp_path):
