@@ -264,7 +264,7 @@ def _changed(cfg, **keys):
         (("task=segment_proposals",), "image_pyramid goes with task=rpn, .*, and not with task=segment"),
         (("task=mask_rcnn",), "and not with task=mask_rcnn: set image_pyramid=none, or another task"),
         (("image_pyramid.scales=[1,1]",), "image_pyramid.scales: a scale comes twice"),
-        (("image_pyramid.scales=[]",), "image_pyramid.scales=.*: give at least 1"),
+        (("image_pyramid.scales=[]",), "image_pyramid.scales=.*: give a list of at least 1"),
         (("image_pyramid.rois=nearest",), "image_pyramid.rois: there is no such key. Did you mean image_pyramid.roi?"),
     ],
 )
