@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fpn_ablate.config import parts, schema, tasks
 from fpn_ablate.config.comments import introduction, keys_of
-from fpn_ablate.report.formats.grid import varies
+from fpn_ablate.report.formats.grid import p_text, varies
 from fpn_ablate.utils.blocks import fill_blocks
 from fpn_ablate.utils.paths import CONF, EXPERIMENTS
 
@@ -225,8 +225,7 @@ def verdicts() -> str:
             ours += interval if varies(high - low) else ""
             recipe = claim["recipe"].split("+")[0]
             table = f"`{claim['table']}`" + (f", {recipe}" if recipe != "quick" else "")
-            p = float(claim["p_holm"] or "nan")
-            p = "" if p != p else "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
+            p = cell(p_text(float(claim["p_holm"]))) if claim["p_holm"] else ""
             lines.append(f"| {table} | {cell(claim['claim'])} | {metric} | {ours} | {published} | {claim['verdict']} | {p} |")
     return "\n".join(lines) + "\n"
 

@@ -111,7 +111,7 @@ def check_weights(cells: Sequence[Config]) -> None:
             try:
                 backbone_weights(backbone, None)
             except UserError as error:
-                if " does not fit " not in str(error):
+                if " does not fit " not in str(error):  # other messages name their fix
                     raise
                 raise UserError(f"{error}; give a file of this backbone, or the backbone that the file is of") from None
 

@@ -129,7 +129,7 @@ def _verdict(table: Table, verdict: Verdict) -> dict[str, str]:
             outcome += f"; within the noise of equal rows, {contrast.noise:.1f}"
         ours = _contrast_text(contrast)
         published = "" if verdict.published is None else _contrast_text(contrast, verdict.published)
-        p = "" if verdict.reason else _p_text(verdict.p)
+        p = "" if verdict.reason else p_text(verdict.p)
     text = f"{claim.text} ({_bounds(claim)})" + (", ours only" if claim.ours else "")
     cells = text, metric, ours, str(contrast.ours.n if contrast else 0), published, outcome, p
     return dict(zip(VERDICT_HEADER, map(clean, cells), strict=True))
@@ -154,7 +154,7 @@ def varies(half_width: float | None) -> bool:
     return half_width is not None and half_width > 1e-9  # less is rounding
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -198,7 +198,7 @@ def _effect_line(table: Table, effect: EffectRow) -> Line:
 
     values = tuple(map(value, table.definition.metrics))
     p_values = [effect.p.get(metric.key) for metric in table.definition.metrics]
-    differences = tuple("" if p is None else f"p {_p_text(p)}" for p in p_values)
+    differences = tuple("" if p is None else f"p {p_text(p)}" for p in p_values)
     facts = (*("" for _ in table.definition.facts), str(len(effect.seeds)))
     label = clean(effect.title if effect.row else f"effect, ours: {effect.title}")
     return Line("effect", label, facts, values, differences)
