@@ -32,7 +32,7 @@ IMAGES = torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0), dt
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(65, 97), (31, 1)])
+@pytest.mark.parametrize("size", [pytest.param((64, 64), marks=pytest.mark.slow), (65, 97), (31, 1)])
 def test_levels_say_what_comes_out(name, size):
     with torch.device("meta"):
         backbone = made_on_meta(name)
