@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import shlex
@@ -248,6 +249,13 @@ def test_the_longer_trainings_are_what_their_ledger_gives_and_what_the_text_says
     figures = re.findall(r"(\d+\.\d) ± (\d+\.\d)", told)
     in_table = r"(?<![\d.]){} ± {}(?!\d)"
     assert figures and all(re.search(in_table.format(*map(re.escape, pair)), "".join(made.values())) for pair in figures)
+
+
+def test_what_anchors_cover_is_what_the_doctor_found() -> None:
+    rows = json.loads((LEDGER.parent / "doctor-facemask.json").read_text(encoding="utf-8"))["anchors"]
+    fpn, c5 = (f"{100 * rows[row]['recall']['small']['iou50']:.0f} %" for row in ("fpn", "c5"))
+    text = " ".join(TEXTS["docs/pages/tutorials/own-data.md"].split())
+    assert re.findall(r"(\d+ %) of the small ones.*? and (\d+ %) one of `c5`", text) == [(fpn, c5)]
 
 
 VERIFIED = r"^<!-- verify: .*?^<!-- /verify -->$"

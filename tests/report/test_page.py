@@ -167,6 +167,10 @@ def test_states_of_rows_are_seen(put, runs):
     assert 'aria-label="seed 2 finished, seed 3 failed, seed 4 not run"' in made
 
 
+def test_the_key_of_the_charts_has_the_rows_that_were_run(full):
+    assert re.findall(r"<button[^>]* data-row=.*?</span>(.*?)</button>", rendered(full)) == ["(a) baseline on conv4", "(c) FPN"]
+
+
 def test_rows_of_a_table_show_the_same_seeds_planned_or_run(put, runs):
     put("c4", 0)
     put("fpn", 2, status="failed", error="ValueError: no")
