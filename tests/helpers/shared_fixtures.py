@@ -1,28 +1,27 @@
 """What several test files share: configurations composed as the command line composes them, and the measuring scripts."""
 
-import copy
+import dataclasses
 import functools
 import importlib.util
 import json
 import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra import compose as hydra_compose
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 from records import make_record
 
-from fpn_ablate.config import composition
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.schema import Config
 from fpn_ablate.evaluation import bootstrap
@@ -82,52 +81,50 @@ def few_replicates():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def files_are_read_once():
-    """Keep what Hydra reads of the package's own files: every composition reads the same twenty, for a third of its time.
+def groups_are_composed_once():
+    """Keep what Hydra makes of the same choices of groups, which takes a tenth of a second, and give each composition a copy.
 
-    Each composition gets a copy, since Hydra changes what it gets.
+    Values are set on the copy by Hydra's own code. Files of a test's own (`--config-dir`) are read and composed each time.
     """
-    read, pickled = ConfigRepository.load_config, {}
+    list_files, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    read, kept = ConfigRepository.load_config, {}
+
+    def package(repository: IConfigRepository) -> tuple[str, ...] | None:
+        sources = repository.get_sources()
+        return None if any(s.provider == "command-line" for s in sources) else tuple(s.path for s in sources)
 
     def load_config(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
-        if any(source.provider == "command-line" for source in repository.get_sources()):
+        if (folders := package(repository)) is None:
             return read(repository, config_path)
-        key = (*(source.path for source in repository.get_sources()), config_path)
-        if key not in pickled:
-            pickled[key] = pickle.dumps(read(repository, config_path))
-        return pickle.loads(pickled[key])
+        if (key := (folders, config_path)) not in kept:
+            kept[key] = pickle.dumps(read(repository, config_path))
+        return pickle.loads(kept[key])  # Hydra changes what it gets
+
+    def create_defaults_list(
+        repo: IConfigRepository, config_name: str, overrides_list: list[Override], **how: bool
+    ) -> DefaultsList:
+        if (folders := package(repo)) is None:
+            return list_files(repo, config_name, overrides_list, **how)
+        chosen = [o for o in overrides_list if not o.is_sweep_override()]
+        values = [o for o in chosen if isinstance(o.value(), dict) or not repo.group_exists(o.key_or_group)]
+        choices = [o for o in chosen if o not in values]
+        key = (folders, config_name, *(o.input_line for o in choices), *how.items())
+        if key not in kept:
+            kept[key] = list_files(repo, config_name, choices, **how)
+        made = kept[key]
+        return dataclasses.replace(made, config_overrides=[*made.config_overrides, *values])
+
+    def compose_files(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        if (folders := package(repo)) is None:
+            return merge(self, defaults, repo)
+        if (key := (folders, *map(repr, defaults))) not in kept:
+            kept[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(kept[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def files_are_composed_once():
-    """Set keys of a composition's groups on a copy of what the groups give, by Hydra's own function.
-
-    Hydra composes the same groups again for every value, which takes a tenth of a second. Files of a test's own are left to it,
-    and whatever is more than `group.key=value`.
-    """
-    parser, bases = OverridesParser.create(), {}
-
-    def compose_groups(config_name: str, overrides: list[str]) -> DictConfig:
-        values = [o for o in overrides if re.match(r"\+*(?!hydra\.)\w+(\.\w+)+=", o)]
-        groups = tuple(o for o in overrides if o not in values)
-        path = GlobalHydra.instance().config_loader().get_search_path().get_path()
-        if not values or any(folder.provider == "command-line" for folder in path):
-            return hydra_compose(config_name, overrides)
-        parsed = parser.parse_overrides(values)
-        if any(o.is_sweep_override() for o in parsed):
-            return hydra_compose(config_name, overrides)  # refuses them
-        if groups not in bases:
-            bases[groups] = hydra_compose(config_name, list(groups))
-        composed = copy.deepcopy(bases[groups])
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, composed)
-        return composed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(composition, "hydra_compose", compose_groups)
+        patch.setattr(config_loader_impl, "create_defaults_list", create_defaults_list)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_files)
         yield
 
 

@@ -33,7 +33,7 @@ def test_every_row_and_task_runs_on_the_gpu_and_its_losses_are_fp32():
         ((), {}),
         (("task=fast_rcnn",), {"tolist": 1}),
         (JOINT, {"nms": 16, "tolist": 2}),
-        ((*JOINT, "ablation=c4"), {"nms": 16, "tolist": 1}),
+        pytest.param((*JOINT, "ablation=c4"), {"nms": 16, "tolist": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_how_often_the_host_waits_in_a_training_step_of_16_images(config, monkeypatch, overrides, expected):

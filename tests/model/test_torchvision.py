@@ -89,7 +89,7 @@ class FirstByPosition:
 
 
 # Network, short side, long side at most, proposals and samples an image; and images: one is enlarged, one reduced.
-SMALL = ("resnet18", 80, 128, 100, 64), [(60, 80), (120, 90)]
+SMALL = ("resnet18", 80, 128, 50, 64), [(60, 80), (120, 90)]
 FULL = ("resnet50", 800, 1333, 1000, 512), [(480, 640), (500, 375)]
 
 

@@ -27,7 +27,7 @@ EACH = pytest.mark.parametrize(
     "version, sides, sizes",
     [
         ("v1", *SMALL),
-        ("v2", *SMALL),
+        pytest.param("v2", *SMALL, marks=pytest.mark.slow),
         pytest.param("v1", *FULL, marks=pytest.mark.slow),
         pytest.param("v2", *FULL, marks=pytest.mark.slow),
     ],

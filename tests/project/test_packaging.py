@@ -176,8 +176,8 @@ def two_rows(installed: Environment, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_a_command_of_the_wheel_in_an_empty_folder(installed: Environment, tmp_path: Path) -> None:
-    printed = installed.run("python", ["-m", "fpn_ablate", "verify", "recipe=smoke", "ablation=c5"], tmp_path).stdout
-    assert "c5" in printed and not list(tmp_path.iterdir())
+    printed = installed.run("python", ["-m", "fpn_ablate", "ablation=c5", "--cfg", "job"], tmp_path).stdout
+    assert "level: c5" in printed and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HELPER = Path(__file__).parents[1] / "helpers" / "pickled_job.py"
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_reads_what_launchers_send_to_a_job(tmp_path):
     """Without the folder of the plugin on its path, and without torch; it has the folder of `--config-dir`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FPN_ABLATE"))}
