@@ -26,6 +26,8 @@ from pathlib import Path
 import kills
 from reliability import OUTCOMES, save
 
+from fpn_ablate.utils.paths import METRICS
+
 CELLS = [*kills.CELLS, "seed=0,1", "recipe.steps=100", "log.wandb=disabled"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=15", "hydra.launcher.signal_delay_s=30"]
 SWEEPS = 4  # at most, after the one whose process is killed
@@ -52,16 +54,26 @@ def training_job(out: Path, but: set[str]) -> str:
     """Wait for a running job, none of `but`, that has trained some steps, and return its id."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        for number in running_jobs().keys() - but:
-            log = out / "results" / "slurm" / number / f"{number}_0_log.out"
-            if log.exists() and "step " in log.read_text().rpartition("Starting with")[2]:
-                return number
+        if number := next(filter(has_trained_steps, running_jobs().keys() - but), None):
+            return number
         time.sleep(0.5)
     raise SystemExit(f"no job trains: {(out / 'log.txt').read_text()}")
 
 
+def has_trained_steps(number: str) -> bool:
+    """Return whether the process of a job has logged a step."""
+    with suppress(OSError):
+        opened = [file.resolve() for file in Path(f"/proc/{process_of(number)}/fd").iterdir()]
+        return any(file.name == METRICS and file.stat().st_size for file in opened)
+    return False
+
+
 def process_of(number: str) -> int:
-    """Return the id of the process that trains the row of a job."""
+    """Return the id of the process that trains the row of a job.
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
     array, _, index = number.partition("_")
     wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={index}".encode()}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -69,7 +81,7 @@ def process_of(number: str) -> int:
             environment, command = ((folder / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
             if wanted <= set(environment) and b"submitit.core._submit" in command and b"srun" not in command[0]:
                 return int(folder.name)
-    raise SystemExit(f"job {number} has no process")
+    raise ProcessLookupError(f"job {number} has no process")
 
 
 def kill(number: str) -> None:
