@@ -28,7 +28,7 @@ from reliability import OUTCOMES, save
 
 from fpn_ablate.utils.paths import METRICS
 
-CELLS = [*kills.CELLS, "seed=0,1", "recipe.steps=100", "log.wandb=disabled"]
+CELLS = [*kills.CELLS, "seed=0,1", "recipe.steps=300", "log.wandb=disabled"]  # SLURM takes seconds to preempt a job
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=15", "hydra.launcher.signal_delay_s=30"]
 SWEEPS = 4  # at most, after the one whose process is killed
 PATIENCE = 900  # seconds for which a job to be disturbed is waited for

@@ -84,42 +84,35 @@ def few_replicates():
 def groups_are_composed_once():
     """Keep what Hydra makes of the same choices of groups, which takes a tenth of a second, and give each composition a copy.
 
-    Values are set on the copy by Hydra's own code. Files of a test's own (`--config-dir`) are read and composed each time.
+    Values are set on the copy by Hydra's own code. With files of a test's own (`--config-dir`) nothing is kept.
     """
-    list_files, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
     read, kept = ConfigRepository.load_config, {}
+    list_files, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
 
-    def package(repository: IConfigRepository) -> tuple[str, ...] | None:
+    def once(repository: IConfigRepository, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         sources = repository.get_sources()
-        return None if any(s.provider == "command-line" for s in sources) else tuple(s.path for s in sources)
+        if any(source.provider == "command-line" for source in sources):
+            return make()
+        key = (*(source.path for source in sources), *key)
+        if key not in kept:
+            kept[key] = pickle.dumps(make())
+        return pickle.loads(kept[key])
 
     def load_config(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
-        if (folders := package(repository)) is None:
-            return read(repository, config_path)
-        if (key := (folders, config_path)) not in kept:
-            kept[key] = pickle.dumps(read(repository, config_path))
-        return pickle.loads(kept[key])  # Hydra changes what it gets
+        return once(repository, (config_path,), lambda: read(repository, config_path))
 
     def create_defaults_list(
         repo: IConfigRepository, config_name: str, overrides_list: list[Override], **how: bool
     ) -> DefaultsList:
-        if (folders := package(repo)) is None:
-            return list_files(repo, config_name, overrides_list, **how)
-        chosen = [o for o in overrides_list if not o.is_sweep_override()]
-        values = [o for o in chosen if isinstance(o.value(), dict) or not repo.group_exists(o.key_or_group)]
-        choices = [o for o in chosen if o not in values]
-        key = (folders, config_name, *(o.input_line for o in choices), *how.items())
-        if key not in kept:
-            kept[key] = list_files(repo, config_name, choices, **how)
-        made = kept[key]
-        return dataclasses.replace(made, config_overrides=[*made.config_overrides, *values])
+        single = [o for o in overrides_list if not o.is_sweep_override()]
+        values = [o for o in single if isinstance(o.value(), dict) or not repo.group_exists(o.key_or_group)]
+        choices = [o for o in single if o not in values]
+        key = (config_name, *(o.input_line for o in choices), *how.items())
+        listed = once(repo, key, lambda: list_files(repo, config_name, choices, **how))
+        return dataclasses.replace(listed, config_overrides=values)
 
     def compose_files(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        if (folders := package(repo)) is None:
-            return merge(self, defaults, repo)
-        if (key := (folders, *map(repr, defaults))) not in kept:
-            kept[key] = pickle.dumps(merge(self, defaults, repo))
-        return pickle.loads(kept[key])
+        return once(repo, (*map(repr, defaults),), lambda: merge(self, defaults, repo))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)

@@ -154,7 +154,7 @@ def test_conv5_as_a_head_starts_as_the_backbone_does(config):
     assert len(convs) == 20
     for conv in convs:  # He et al. 2015, fan-out
         fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
-        assert float(conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+        assert float(conv.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
 def test_what_is_built_is_what_is_asked_for(config):

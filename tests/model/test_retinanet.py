@@ -226,7 +226,7 @@ def test_ohem_trains_on_the_hardest_anchors_that_nms_leaves(ratio):
             if ratio is None or labels[r] > 0 or negatives <= ratio * max(positives, 1):
                 taken.append(loss[r])
         chosen += taken[:20]
-    assert losses(model, features, t)["class"].item() == pytest.approx(float(torch.stack(chosen).mean()))
+    assert losses(model, features, t)["class"].item() == pytest.approx(float(torch.stack(chosen).mean().detach()))
 
 
 @pytest.mark.parametrize("loss", ["focal", "ohem"])
