@@ -125,7 +125,7 @@ def jobs(count: int, out: Path) -> dict:
     rows = ["c4", "fpn", "bottom_up", "finest"]
     seeds = -(-count // len(rows))
     sweep = [f"seed=range({seeds})", f"ablation={','.join(rows)}"]  # in this order rows alternate, not seeds
-    arguments = ["-m", *TINY, *sweep, "log.wandb=disabled", f"out={out}"]
+    arguments = ["-m", *TINY, *sweep, "jobs=1", "log.wandb=disabled", f"out={out}"]
     running.run = measured
     code, took = _timed(lambda: fpn_ablate(arguments))
     running.run = run
