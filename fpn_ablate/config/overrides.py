@@ -74,6 +74,8 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         group, _, value = argument.lstrip("+").partition("=")
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
+        if ours.is_dir() and re.fullmatch(r"[\w./-]+( +[\w./-]+)+", value):
+            raise UserError(f"{group}={value}: separate names by commas, without spaces: {group}={','.join(value.split())}")
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
         if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./-]*", name) for name in names):
             continue

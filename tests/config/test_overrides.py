@@ -155,6 +155,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
             "ablation=fpn,fnp",
             "ablation=fnp: there is no such file. Did you mean ablation=fpn? Else a file of your own: --config-dir ",
         ),
+        ("ablation=fpn c4", "ablation=fpn c4: separate names by commas, without spaces: ablation=fpn,c4"),
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick?"),
         ("recipe=my.yaml", "FOLDER with recipe/my.yaml"),
         (

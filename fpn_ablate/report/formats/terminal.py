@@ -108,7 +108,7 @@ def _hints(table: Table, rows: Collection[str], left_out: Sequence[str], whole: 
         missing = [row.row for row in table.rows if not row.states and not row.published_only]
         hints += [f"not run: {', '.join(missing)}"] if missing else []
         unjudged = [verdict.verdict == NOT_RUN for verdict in table.verdicts if not verdict.look]
-        hints += [f"not judged, as rows are not run: {sum(unjudged)} claims"] if any(unjudged) else []
+        hints += [f"not judged, as rows have no healthy run: {sum(unjudged)} claims"] if any(unjudged) else []
         needed = table.seeds_to_judge
         hints += [f"not judged before {needed} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
     if whole:
