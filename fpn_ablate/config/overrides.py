@@ -74,10 +74,8 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
         group, _, value = argument.lstrip("+").partition("=")
         ours = {"experiments": EXPERIMENTS}.get(group, CONF / group)
         names = [name.strip() for name in value.split(",")]
-        if ours.is_dir() and re.fullmatch(r"[\w./-]+( +[\w./-]+)+", value):
-            raise UserError(f"{group}={value}: separate names by commas, without spaces: {group}={','.join(value.split())}")
         # An own group, a timm/MODEL, or Hydra's grammar: not ours to check.
-        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./-]*", name) for name in names):
+        if "/" in group or not ours.is_dir() or not all(re.fullmatch(r"[\w./][\w./ -]*", name) for name in names):
             continue
         if any(name.startswith("timm/") for name in names):
             continue
@@ -98,6 +96,9 @@ def check_files(arguments: Sequence[str], config_dir: Path | None) -> None:
 def _no_such_file(group: str, name: str, known: Collection[str]) -> str:
     is_path, stem = name.startswith((".", "/")), name.removesuffix(".yaml")
     own = f"a file of your own: --config-dir FOLDER with {group}/{'NAME' if is_path else stem}.yaml"
+    words = stem.split()
+    if len(words) > 1 and all(word in known for word in words):
+        return f"{group}={name}: there is no such file. Separate names by commas, without spaces: {','.join(words)}"
     if group == "data":
         own = f"a data set of your own: data=coco data.root=FOLDER; {own}"
     if is_path:

@@ -1,9 +1,10 @@
 """What a composed job is called, and which keys may be factors."""
 
-import hydra
+import subprocess
+import sys
+
 import pytest
 
-from fpn_ablate.config import composition
 from fpn_ablate.config.composition import compose
 from fpn_ablate.config.rows import compose_rows
 from fpn_ablate.utils.errors import UserError
@@ -87,11 +88,24 @@ def test_rows_of_a_tasks_table_that_are_of_another_task_are_left_out_unless_the_
     assert "focal" in alone and [row for row in table if row not in alone] == ["two_stage"]
 
 
-def test_the_tests_short_cut_composes_what_hydra_does(monkeypatch):
-    overrides = ["recipe=smoke", "ablation=ssd", "task.nms_thresh=0.3", "recipe.channels=8", "data.objects=[1, 2]"]
-    short = compose(overrides)
-    monkeypatch.setattr(composition, "hydra_compose", hydra.compose)
-    assert compose(overrides).model_dump_json() == short.model_dump_json()
+IN_ANOTHER_PROCESS = """
+import sys
+from fpn_ablate.config.composition import compose
+for line in sys.stdin.read().splitlines():
+    print(compose(line.split()).model_dump_json())
+"""
+
+
+def test_the_tests_short_cut_composes_what_hydra_does():
+    """Each set twice, since the second is from what was kept, in between sets of the same choices with other values."""
+    lines = [
+        "recipe=smoke ablation=ssd task.nms_thresh=0.3 recipe.channels=8 data.objects=[1,2]",
+        "recipe=smoke ablation=ssd task.nms_thresh=0.4 seed=3",
+        "recipe=smoke ablation=fpn neck.channels=16 neck.smooth=none neck.upsample=bilinear",
+        "recipe=smoke task=mask_rcnn backbone=resnet18 rpn.nms_thresh=0.5",
+    ] * 2
+    done = subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], input="\n".join(lines), capture_output=True, text=True)
+    assert [compose(line.split()).model_dump_json() for line in lines] == done.stdout.splitlines(), done.stderr
 
 
 def test_rows_are_every_combination_of_several_values_and_what_a_table_sweeps_over() -> None:

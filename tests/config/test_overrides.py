@@ -155,7 +155,7 @@ def test_a_list_that_does_not_end_is_refused(argument, message):
             "ablation=fpn,fnp",
             "ablation=fnp: there is no such file. Did you mean ablation=fpn? Else a file of your own: --config-dir ",
         ),
-        ("ablation=fpn c4", "ablation=fpn c4: separate names by commas, without spaces: ablation=fpn,c4"),
+        ("ablation=fpn c4", "ablation=fpn c4: there is no such file. Separate names by commas, without spaces: fpn,c4"),
         ("recipe=quik", "recipe=quik: there is no such file. Did you mean recipe=quick?"),
         ("recipe=my.yaml", "FOLDER with recipe/my.yaml"),
         (
@@ -207,6 +207,12 @@ def test_a_row_file_that_is_no_yaml_is_named_with_the_line(tmp_path, content, re
     with pytest.raises(UserError, match=re.escape(f"mine.yaml{reason}")):
         check_files(["ablation=mine"], tmp_path)
     check_files(["ablation=fpn"], tmp_path)
+
+
+def test_a_file_of_ones_own_may_have_a_space_in_its_name(tmp_path):
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "my row.yaml").write_text("# @package _global_\nneck: {upsample: bilinear}\n")
+    check_files(["ablation=my row,fpn"], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def groups_are_composed_once():
         repo: IConfigRepository, config_name: str, overrides_list: list[Override], **how: bool
     ) -> DefaultsList:
         single = [o for o in overrides_list if not o.is_sweep_override()]
-        values = [o for o in single if isinstance(o.value(), dict) or not repo.group_exists(o.key_or_group)]
+        values = [o for o in single if not repo.group_exists(o.key_or_group)]
         choices = [o for o in single if o not in values]
         key = (config_name, *(o.input_line for o in choices), *how.items())
         listed = once(repo, key, lambda: list_files(repo, config_name, choices, **how))

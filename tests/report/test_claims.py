@@ -104,7 +104,7 @@ def test_nothing_is_supported_where_nothing_was_compared(runs, put):
         put("fpn", seed)
     put("c4", 9)
     (made,) = collate(load(runs))
-    assert {v.verdict for v in made.verdicts} == {"not run"}
+    assert {v.verdict for v in made.verdicts} == {"no result"}
     assert all(v.p is None for v in made.verdicts)
 
 
@@ -147,7 +147,7 @@ def test_rows_that_stand_for_different_ones_of_their_names_are_not_compared(runs
         for row, value in (("fpn+backbone=small+training=four_step", 0.6), ("fpn+backbone=resnet50+training=separate", 0.3)):
             put(row, seed, table="table5_sharing", metrics={"AP": value + 0.001 * seed})
     (made,) = collate(load(runs))
-    assert verdict_of(made, words, "AP").verdict == "not run"
+    assert verdict_of(made, words, "AP").verdict == "no result"
 
 
 def test_every_claim_of_ours_names_rows_and_metrics_of_its_table():
@@ -275,8 +275,8 @@ def test_claims_of_rows_that_a_users_own_table_lacks_are_not_run(runs, put, tmp_
     )
     put()
     (made,) = collate(load(runs), experiments=[EXPERIMENTS, tmp_path])
-    assert {v.verdict for v in made.verdicts} == {"not run"}
-    assert any(cells["verdict"] == "not run; the table has no row 'c4'" for cells in grid(made).verdicts)
+    assert {v.verdict for v in made.verdicts} == {"no result"}
+    assert any(cells["verdict"] == "no result; the table has no row 'c4'" for cells in grid(made).verdicts)
 
 
 def test_verdicts_stand_in_every_format(table):

@@ -55,8 +55,8 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
     assert "44.0" in shown and "paper: COCO minival (Δ other data)" in shown  # the paper's, of Table 1 (c)
     assert "GENERATED DATA: not comparable with COCO" in shown
     assert shown.count("not run") >= 4, "rows that are not run are holes"
-    unjudged = sum(verdict.verdict == "not run" for verdict in table.verdicts)
-    assert unjudged and f"Not judged, as their rows have no healthy run: {unjudged} claims." in shown
+    unjudged = sum(verdict.verdict == "no result" for verdict in table.verdicts)
+    assert unjudged and f"No result, as their rows have no healthy run at a common seed: {unjudged} claims." in shown
     for heading in ("Verdicts", "Plots", "Image by image", "The pyramid", "Provenance", "The data", "4 runs"):
         assert heading in shown
     for chart in ("Recall against object size", "Learning curves", "Effect sizes", "Cost against accuracy"):
@@ -187,7 +187,7 @@ def test_claims_with_fewer_seeds_than_planned_are_not_judged_yet_rather_than_inc
         for seed in (2, 3, 4):
             put(row, seed, recipe="more")
     early, complete = sorted(collate(load(runs)), key=lambda table: table.recipe == "more")
-    assert {verdict.verdict for verdict in early.verdicts} == {"not judged yet", "not run"}
+    assert {verdict.verdict for verdict in early.verdicts} == {"not judged yet", "no result"}
     assert "not judged yet" not in {verdict.verdict for verdict in complete.verdicts}
     count = sum(verdict.verdict == "not judged yet" for verdict in early.verdicts)
     shown = text_of(page.render([early]))

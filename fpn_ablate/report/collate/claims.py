@@ -16,7 +16,8 @@ from fpn_ablate.utils.paths import CLAIMS
 # A row's mean must be this many times the claim's bound (both in points): rows that learned nothing are all about equal.
 MIN_MEAN_TO_BOUND = 5
 ONE_SEED = "one seed says nothing of seeds"
-ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not judged yet": "–", "not run": "–"}
+NO_RESULT = "no result"
+ICONS = {"supported": "✓", "contradicted": "✗", "inconclusive": "?", "not judged yet": "–", NO_RESULT: "–"}
 
 
 def load_claims(folders: Iterable[Path]) -> list[Claim]:
@@ -52,14 +53,14 @@ def judge(claims: Sequence[Claim], comparison: Comparison) -> tuple[Verdict, ...
     for k, claim in enumerate(claims):
         missing = comparison.missing((*claim.plus, *claim.minus), [name for name in (claim.metric, claim.less) if name])
         if missing:
-            verdicts[k] = Verdict(claim, "not run", reason=f"the table has no {missing}")
+            verdicts[k] = Verdict(claim, NO_RESULT, reason=f"the table has no {missing}")
             continue
         contrast, look = comparison.at_look(claim.metric, claim.plus, claim.minus, claim.less, claim.ratio)
         available = len(comparison.seeds([*claim.plus, *claim.minus]))
         outcome = "not judged yet" if look is None else "inconclusive"
         verdict = Verdict(claim, outcome, contrast, 1.0, look=look, available=available)
         if not contrast.ours.n:
-            verdicts[k] = Verdict(claim, "not run")
+            verdicts[k] = Verdict(claim, NO_RESULT)
         elif look is None:  # counts in the family, or the claims that are complete first would be corrected for fewer
             n = contrast.ours.n
             reason = f"{n} seed{'s' * (n > 1)}, {planned} planned" if planned > 1 else ONE_SEED

@@ -72,7 +72,8 @@ class Verdict:
     """The outcome of testing a claim on the runs.
 
     Attributes:
-        verdict: `supported`, `contradicted`, `inconclusive`, `not judged yet` while planned seeds are missing, or `not run`.
+        verdict: `supported`, `contradicted`, `inconclusive`, `not judged yet` while planned seeds are missing, or `no result`:
+            its rows have no healthy run at a common seed.
         contrast: the difference of rows, over the seeds of the look; None if no seed has all rows.
         p: the p-value of the verdict, after correction for looks and, by Holm, for the claims of the table; None if nothing
             was compared.

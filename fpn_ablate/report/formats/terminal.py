@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fpn_ablate.report.collate.claims import NO_RESULT
 from fpn_ablate.report.collate.definition import BASELINE
 from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats.grid import Grid, Line, grid
@@ -107,8 +108,8 @@ def _hints(table: Table, rows: Collection[str], left_out: Sequence[str], whole: 
     if not rows:
         missing = [row.row for row in table.rows if not row.states and not row.published_only]
         hints += [f"not run: {', '.join(missing)}"] if missing else []
-        unjudged = [verdict.verdict == NOT_RUN for verdict in table.verdicts if not verdict.look]
-        hints += [f"not judged, as rows have no healthy run: {sum(unjudged)} claims"] if any(unjudged) else []
+        unjudged = [verdict.verdict == NO_RESULT for verdict in table.verdicts if not verdict.look]
+        hints += [f"no result, as rows have no healthy run at a common seed: {sum(unjudged)} claims"] if any(unjudged) else []
         needed = table.seeds_to_judge
         hints += [f"not judged before {needed} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
     if whole:
