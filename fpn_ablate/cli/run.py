@@ -57,6 +57,6 @@ def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
             finally:
                 publish_other_sweeps()
     except KeyboardInterrupt as stop:
-        log_line("interrupted; the same command goes on, each unfinished run from its last checkpoint", sys.stderr)
+        log_line("interrupted; the same command continues, each unfinished run from its last checkpoint", sys.stderr)
         return getattr(stop, "code", 130)
     return int(bool(unpublished))  # rows are finished; the same command, or `report`, makes their tables
