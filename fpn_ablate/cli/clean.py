@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args(arguments)
     if options.older < 0:
-        parser.error("--older is at least 0")
+        parser.error(f"--older {options.older:g}: give a number of days from 0 on")
     if not options.out.is_dir():
         raise UserError(f"{options.out}: no such folder; give the one that holds runs/")
     kinds = set(options.only or KINDS) - (set() if options.finished else {"finished"})

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -17,7 +17,7 @@ from fpn_ablate.evaluation.coco import AREAS
 from fpn_ablate.utils.console import literal
 
 CATEGORIES = 20  # shown; all of them are in the JSON
-MENDED = "Mended as data.invalid says"
+PROBLEMS, MENDED, NOTES = "Problems", "Mended as data.invalid says", "Notes"
 WIDTH = 120  # of what is no terminal
 
 
@@ -27,7 +27,7 @@ def show(report: Mapping[str, Any], limit: int = 50) -> None:
     if not console.is_terminal:
         console.width = max(WIDTH, console.width)
     for name, split in report["splits"].items():
-        _print_findings(console, name, split, limit)
+        _print_findings(console, name, split, limit, (MENDED, NOTES))
     readable = {name: split for name, split in report["splits"].items() if split["images"] is not None}
     tables = [_overview(report, readable), _sizes(report, readable), _balance(readable)] if readable else []
     tables += [_anchors(report)] if report["anchors"] else []
@@ -36,18 +36,20 @@ def show(report: Mapping[str, Any], limit: int = 50) -> None:
     for warning in report["warnings"]:
         where = f"{warning['split']}: " if warning["split"] else ""
         console.print(f"[yellow]Warning[/]: {literal(where + warning['text'])}.")
+    for name, split in report["splits"].items():  # above the verdict, whose reasons they are
+        _print_findings(console, name, split, limit, (PROBLEMS,))
     for reason in report["refused"]:
         console.print(f"[red]Refused[/]: {literal(reason)}")
     console.print("[green]Sound.[/]" if report["sound"] else "[red]A training would be refused.[/]")
 
 
-def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit: int) -> None:
-    groups: dict[str, list[Finding]] = {"Problems": [], MENDED: [], "Notes": []}
+def _print_findings(console: Console, name: str, split: Mapping[str, Any], limit: int, titles: Iterable[str]) -> None:
+    groups: dict[str, list[Finding]] = {PROBLEMS: [], MENDED: [], NOTES: []}
     for entry in split["findings"]:
-        title = "Problems" if entry["refused"] else "Notes" if entry["level"] == NOTE else MENDED
+        title = PROBLEMS if entry["refused"] else NOTES if entry["level"] == NOTE else MENDED
         groups[title].append(Finding(**{key: entry[key] for key in Finding.__dataclass_fields__}))
-    for title, findings in groups.items():
-        if findings:
+    for title in titles:
+        if findings := groups[title]:
             where = f"{name}, {split['annotations']}" if split["annotations"] else name
             text = summary(findings, limit or len(findings))
             text = re.sub(r"\. Fix: .*", "", text) if title == MENDED else text  # data.invalid has applied the fix

@@ -1,6 +1,7 @@
 """Parsers of arguments whose errors are safe to print."""
 
 import argparse
+import difflib
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -8,10 +9,13 @@ from fpn_ablate.utils.errors import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with control characters in its messages escaped: they repeat what was typed, or pasted."""
+    """argparse's. A message names the option that a misspelt one may mean, and its control characters are escaped: it repeats
+    what was typed, or pasted."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        what, _, unknown = message.partition(": ")
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1) if what == "unrecognized arguments" else ()
+        super().error(printable(message) + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -122,6 +122,7 @@ def _parser() -> Parser:
     bring.add_argument("--keep-classes", action="store_true", help="keep all 91 rows of a COCO detector of torchvision")
     send = commands.add_parser("export", help="a run's weights, or a file of ours, for other programs")
     send.add_argument("file", type=Path, metavar="RUN_OR_FILE", help="folder of a finished run, or a file of weights")
-    send.add_argument("out", type=Path)
-    send.add_argument("--to", required=True, choices=["torchvision", "safetensors"])
+    send.add_argument("out", type=Path, help="the file to write, as torchvision's .pth or .safetensors")
+    formats = "torchvision: a state dict that its networks load; safetensors: ours, as a backbone's or a row's weights"
+    send.add_argument("--to", required=True, choices=["torchvision", "safetensors"], help=formats)
     return parser

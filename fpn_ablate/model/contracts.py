@@ -129,8 +129,10 @@ def _call(module: nn.Module, x: Any, where: str, what: str) -> Any:
         with torch.enable_grad():
             return module(x)
     except Exception as error:  # a part may raise anything
-        folder = Path(inspect.getfile(type(module))).resolve().parent  # of the user's class
-        line = raising_line(error, lambda file: file.is_relative_to(folder) and not file.is_relative_to(PACKAGE))
+        file = Path(inspect.getfile(type(module))).resolve()  # of the user's class
+        line = raising_line(error, lambda path: path.is_relative_to(file.parent) and not path.is_relative_to(PACKAGE))
+        if isinstance(error, NotImplementedError) and not line:  # the base's
+            raise UserError(f"{where}: class {type(module).__name__} of {file} has no method forward; define it") from None
         text = f"{line}{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: fails on {what}: {text}{meta_hint(text)}") from error
 

@@ -8,7 +8,7 @@ from fpn_ablate.engine.versions import core_version
 from fpn_ablate.runs.skip import finished_record
 from fpn_ablate.store.layout import row_folder
 from fpn_ablate.store.pace import expected_pace, needs_pretraining, steps_done
-from fpn_ablate.utils.console import about, log_line
+from fpn_ablate.utils.console import about, log_line, log_words
 
 
 def announce_run(cfg: Config, bare: bool = False) -> None:
@@ -18,8 +18,8 @@ def announce_run(cfg: Config, bare: bool = False) -> None:
     what = f"{cfg.steps} steps" if cfg.mode == "train" else f"evaluates {cfg.weights}"
     if done := _steps_done(cfg):
         what = f"continues, about {done} of {cfg.steps} steps done"
-    log_line(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}")
-    log_line(f"  {_setting(cfg)}")
+    log_words(f"Row {cfg.row} of {cfg.table}, seed {cfg.seed}: {what}, {_time([cfg], 1)}", "  ")
+    log_words(f"  {_setting(cfg)}", "  ")
     _warn_of_warmup([cfg])
 
 
@@ -36,8 +36,8 @@ def announce_sweep(cells: Sequence[Config], pending: Sequence[Config], at_once: 
     parallel = f", {at_once} at once" if at_once and at_once > 1 else ""
     time = f", {_time(pending, at_once)}" if at_once else ""
     seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    log_line(f"{count}{parallel}{time}: {names}")
-    log_line(f"  {seed}, {' | '.join(settings)}")
+    log_words(f"{count}{parallel}{time}: {names}", "  ")
+    log_words(f"  {seed}, {' | '.join(settings)}", "  ")
     _warn_of_warmup(pending)
 
 

@@ -90,13 +90,14 @@ def _records(cfg: Config) -> list[tuple[Path, dict[str, Any]]]:
 def publish(cells: Iterable[Config], printed: bool = True, single: bool = False) -> None:
     """Print, then write, the tables that these cells belong to, from all records on disk, finished or not.
 
-    With `printed=False` they are only written; with `single` the cells' rows alone are printed, if they are finished.
+    With `printed=False` they are only written; with `single` the cells' rows alone are printed, if they are finished, and
+    nothing is done for a cell without a record: its run was refused.
 
     Raises nothing, since it is called at a sweep's end, whatever ended it; failures are listed in `unpublished`. After SIGTERM
     nothing is published, since whoever sent it kills the process within seconds. The sweep's plan stays, and so the process
     that keeps the page up to date sees that the sweep has ended and writes the last one.
     """
-    cells = list(cells)
+    cells = [cfg for cfg in cells if not single or _records(cfg)]
     unpublished.clear()
     for out in sorted({cfg.out for cfg in cells}):
         if signals.pending_signal() == signal.SIGTERM:

@@ -1,6 +1,8 @@
 """Print lines for the user. No run fails because the terminal, or the file on a full disk that stands for it, takes none."""
 
+import shutil
 import sys
+import textwrap
 from contextlib import suppress
 from typing import TextIO
 
@@ -18,6 +20,15 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError):
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
+
+
+def log_words(text: str, indent: str) -> None:
+    """Print a text at once, on a terminal broken between words; `indent` stands before its further lines."""
+    if sys.stdout.isatty():
+        wrapper = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+        wrapper.width = shutil.get_terminal_size().columns
+        text = wrapper.fill(text)
+    log_line(text)
 
 
 def literal(text: str) -> str:

@@ -109,7 +109,9 @@ def test_a_link_that_leads_out_is_not_followed(cli, results, tmp_path):
     assert (outside / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["nowhere"], "nowhere: no such folder"), (["--older", "-1"], "--older")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nowhere"], "nowhere: no such folder"), (["--older", "-1"], "--older -1: give a number")]
+)
 def test_bad_arguments_are_refused(cli, results, arguments, message):
     code, _, err = cli("clean", *arguments)
     assert code == 2 and message in err and Path(results).exists()

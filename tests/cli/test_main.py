@@ -147,6 +147,10 @@ def test_a_slip_in_an_option_or_with_spaces_is_told(cli, called, typed, message)
     assert cli(*typed) == (2, "", f"{message}\n") and not called
 
 
+def test_a_slip_in_an_option_of_a_command_is_told(cli):
+    assert cli("clean", "--dry-rnu")[2].endswith("unrecognized arguments: --dry-rnu; did you mean --dry-run?\n")
+
+
 def test_spaces_in_what_is_no_setting_are_kept():
     assert split_command(["artifacts", "a =b", "c=", "d"]) == ("artifacts", ["a =b", "c=", "d"], None)
     words = ["--package", "a =b", "seed=", "log.name=a = b"]

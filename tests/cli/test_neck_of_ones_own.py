@@ -108,6 +108,9 @@ def test_a_network_that_fails_is_refused_with_the_line_of_its_file(cli, tmp_path
     line = next(n for n, text in enumerate(file.read_text().splitlines(), start=1) if "c9" in text)
     code, _, err = cli("verify", "ablation=pan", "--config-dir", file.parent)
     assert code == 2 and f": fails on the maps of an image of 96 x 160: {file}, line {line}: KeyError" in err
+    file.write_text(file.read_text().replace("def forward(", "def forwards("))
+    code, _, err = cli("verify", "ablation=pan", "--config-dir", file.parent)
+    assert code == 2 and f"of {file} has no method forward; define it" in err
 
 
 def evaluate(folder, *more):

@@ -242,6 +242,18 @@ def test_what_cannot_begin_is_refused_once_and_has_no_tables(cli, sweep, start):
     assert not [*Path("results").rglob("*.html"), *Path("results").rglob("ledger.csv")]
 
 
+def test_a_run_that_is_refused_ends_with_the_reason(cli, put, runs, monkeypatch):
+    """It has no record, so that the table of the other rows is as it was."""
+
+    def refuse(*_):
+        raise UserError("device=cuda: torch sees no GPU")
+
+    put("c4", recipe="smoke")
+    monkeypatch.setattr(running, "run", refuse)
+    code, out, err = cli("recipe=smoke", f"out={runs.parent}")
+    assert (code, err) == (2, "device=cuda: torch sees no GPU\n") and "written" not in out
+
+
 def test_a_launcher_without_a_sweep_is_refused(cli):
     for option in ("hydra/launcher=joblib", "hydra/sweeper=basic"):
         code, _, err = cli("recipe=smoke", option)

@@ -141,7 +141,7 @@ def test_an_effect_takes_the_seeds_that_all_its_rows_have_finished(ap, put, tabl
     table = table_of(rows=ABCD, effects=[effect, effect | {"title": "none", "plus": ["d"]}])
     assert effects_of(table)["e"] == ((0, 2), [pytest.approx(1), None])
     lines = [line for line in grid(table).lines if line.kind == "effect"]
-    assert [line.cells for line in lines] == [("effect, ours: e", "2", "+1.0 (n=1)"), ("effect, ours: none", "0", "not run")]
+    assert [line.cells for line in lines] == [("effect, ours: e", "2", "+1.0 (n=1)"), ("effect, ours: none", "0", "no result")]
 
 
 def test_effects_are_in_every_format_and_marked_as_ours(ap, table_of):

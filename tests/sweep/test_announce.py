@@ -1,5 +1,7 @@
 """What a command says before it trains: rows, seeds, settings, and about how long it takes."""
 
+import sys
+
 import pytest
 
 from fpn_ablate.store.pace import Pace
@@ -19,6 +21,17 @@ def test_a_run_says_what_it_is_and_how_long_it_takes(cell, capsys, bare):
     assert row == "Row fpn of table1_rpn, seed 0: 500 steps, about 2 min"
     assert setting == "  generated data, recipe quick"
     assert first == ["No row is named: this trains fpn. --help lists rows, tables and commands."] * bare
+
+
+def test_a_narrow_terminal_breaks_a_line_between_words(cell, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    announce_run(cell())
+    assert capsys.readouterr().out.splitlines() == [
+        "Row fpn of table1_rpn, seed 0: 500",
+        "  steps, about 2 min",
+        "  generated data, recipe quick",
+    ]
 
 
 def test_a_run_says_that_all_its_steps_are_warm_up(cell, capsys):

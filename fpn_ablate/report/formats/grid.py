@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fpn_ablate.report.collate.cells import Cell, Contrast
+from fpn_ablate.report.collate.claims import NO_RESULT
 from fpn_ablate.report.collate.definition import Fact, Metric
 from fpn_ablate.report.collate.table import Claim, EffectRow, Row, Table, Verdict, clean
 
@@ -192,7 +193,7 @@ def _effect_line(table: Table, effect: EffectRow) -> Line:
         if metric.source:
             return "–"
         if not effect.seeds:
-            return "not run"
+            return NO_RESULT
         cell = effect.cells[metric.key]
         return _estimate_text(metric, cell, len(effect.seeds), "+") + f" {WITHIN_NOISE}" * cell.within_noise
 

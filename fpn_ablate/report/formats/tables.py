@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fpn_ablate.report.collate.claims import NO_RESULT
 from fpn_ablate.report.collate.records import to_csv
 from fpn_ablate.report.collate.stats import Estimate
 from fpn_ablate.report.collate.table import Row, Table, Verdict
@@ -104,7 +105,7 @@ def csv_text(table: Table) -> str:
         state = f"A/A control, {_state(row)}" if row is table.control else _state(row)
         entries.append(([row.row, row.letter, row.label, *row.facts.values()], state, row.cells, {}))
     blank = [None for _ in definition.facts]
-    entries += [([None, None, e.title, *blank], "effect" if e.seeds else "not run", e.cells, e.p) for e in table.effects]
+    entries += [([None, None, e.title, *blank], "effect" if e.seeds else NO_RESULT, e.cells, e.p) for e in table.effects]
     between = "same data" if table.same_data else "different data sets"
     lines = []
     for names, state, cells, p in entries:

@@ -22,7 +22,6 @@ DETAILS = (
     *("objects", "evaluator", "same runs", "pairing", "noise", "p"),
     *("code", "proposals", "cost", "effects", "note", "published"),
 )
-NOT_RUN = "not run"
 
 
 def show(
@@ -73,7 +72,7 @@ def _shown_lines(table: Table, content: Grid, rows: Collection[str]) -> list[Lin
         if line.kind == "effect":
             effect = next(effects)
             wanted = not rows or effect.row in rows or any(effect.title.startswith(f"{row} − ") for row in rows)
-            if wanted and line.state != NOT_RUN:
+            if wanted and line.state != NO_RESULT:
                 lines.append(line)
         elif line.kind == "published":
             lines += [] if rows else [line]

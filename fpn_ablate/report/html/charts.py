@@ -17,7 +17,6 @@ from fpn_ablate.report.html.curves import MAX_STEPS, curves
 from fpn_ablate.report.html.diagnosis import diagnosis
 from fpn_ablate.report.html.labels import LABEL_FONT, NARROW, place_labels
 from fpn_ablate.report.html.vega import (
-    BACKGROUND,
     COLOURS,
     INK,
     LINE,
@@ -233,11 +232,10 @@ def effects(table: Table) -> Chart | str:
     below = {"yOffset": 9}  # of the line's text
     ours = {"type": "point", "filled": True, "fill": "var(--c0)", "size": 70}
     hollow = {"type": "point", "shape": "diamond", "size": 80, "stroke": "var(--c1)", "strokeWidth": 1.8, "fill": None}
-    zero = {"x": quantity("zero"), "y": {"value": 0}, "y2": {"value": {"expr": "height"}}}
-    mean = quantity("mean", "difference (points)", axis={"tickCount": 7})
+    zero = {"type": "tick", "orient": "vertical", "size": 20, "thickness": 1, "color": MUTED, **below}
+    mean = quantity("mean", "difference (points)", axis={"tickCount": 7, "grid": False})  # it would run through the text
     layers = [
-        {"data": {"values": [{"zero": 0}]}, "mark": {"type": "rule", "stroke": MUTED}, "encoding": zero},
-        {"mark": text | {"stroke": BACKGROUND, "strokeWidth": 5, "strokeJoin": "round"}, "encoding": line},
+        {"mark": zero, "encoding": {"x": {"datum": 0, "type": "quantitative"}}},
         {"mark": text | {"fill": INK}, "encoding": line | {"tooltip": tips}},
         *interval_rules(points, {"stroke": "var(--c0)", "strokeWidth": 2, **below}, "x", {"opacity": shade}),
         {"mark": ours | below, "encoding": {"x": mean, "opacity": shade, "tooltip": tips}},
