@@ -22,6 +22,7 @@ from pathlib import Path
 from reliability import OUTCOMES, save
 
 from fpn_ablate.cli.main import main as fpn_ablate
+from fpn_ablate.cli.parser import at_least
 from fpn_ablate.report.html import live
 from fpn_ablate.runs import run as running
 from fpn_ablate.utils.paths import METRICS, RECORD
@@ -162,7 +163,7 @@ def _timed(work: Callable[[], int]) -> tuple[int, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/drills/memory.py", description=__doc__.splitlines()[0])
     parser.add_argument("drill", choices=["steps", "jobs"])
-    parser.add_argument("--count", type=int, help="steps (default 20000) or jobs (default 200)")
+    parser.add_argument("--count", type=at_least(16), help="steps (default 20000) or jobs (default 200), 16 or more")
     parser.add_argument("--out", type=Path, default=OUTCOMES, help="default: results/reference/reliability")
     options = parser.parse_args(argv)
     os.environ.setdefault(live.SWITCH, "off")  # the page takes another process and seconds
