@@ -239,7 +239,6 @@ def test_all_that_is_committed_is_what_the_ledger_gives(tmp_path: Path, monkeypa
     assert not [path for path in differing if path.parent.name == "tables"] + plotted
 
 
-@pytest.mark.slow
 def test_the_longer_trainings_are_what_their_ledger_gives_and_what_the_text_says() -> None:
     folder = LEDGER.parent / "longer"
     made = {f"{table.name}.md": markdown(table) for table in collate(records.load(folder / "ledger.csv"))}
