@@ -43,3 +43,7 @@ def pytest_collection_finish() -> None:
     """Collect garbage less often, and never among what is loaded by now: that took a tenth of the time."""
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries tell of what is left at the end
