@@ -14,6 +14,7 @@ from fpn_ablate.report.collate.table import Table
 from fpn_ablate.report.formats import terminal
 from fpn_ablate.report.html import live
 from fpn_ablate.store.plan import writing_tables
+from fpn_ablate.utils.console import log_words
 from fpn_ablate.utils.errors import UserError
 from fpn_ablate.utils.files import save_text
 from fpn_ablate.utils.paths import EXPERIMENTS
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str], config_dir: Path | None = None) -> int:
     for table in () if options.check else chosen:  # without the lock, since a pager may hold this up
         terminal.show(table, whole=options.out / "tables" / f"{table.name}.md")
     if not options.check:
-        print(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}")
+        log_words(f"written to {options.out}: {', '.join(table.name for table in chosen) or 'the ledger alone'}", "  ")
     return code
 
 

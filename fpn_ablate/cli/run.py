@@ -11,7 +11,7 @@ from fpn_ablate.sweep.jobs import run_job
 from fpn_ablate.sweep.plugin import register
 from fpn_ablate.sweep.publish import publish_other_sweeps, unpublished
 from fpn_ablate.utils import signals
-from fpn_ablate.utils.console import log_line
+from fpn_ablate.utils.console import log_words
 from fpn_ablate.utils.paths import CONF
 from fpn_ablate.utils.world import launched_rank
 
@@ -57,6 +57,7 @@ def _run(arguments: Sequence[str], config_dir: Path | None) -> int:
             finally:
                 publish_other_sweeps()
     except KeyboardInterrupt as stop:
-        log_line("interrupted; the same command continues, each unfinished run from its last checkpoint", sys.stderr)
+        text = "interrupted; the same command continues, each unfinished run from its last checkpoint"
+        log_words(text, stream=sys.stderr)
         return getattr(stop, "code", 130)
     return int(bool(unpublished))  # rows are finished; the same command, or `report`, makes their tables

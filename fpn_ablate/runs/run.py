@@ -126,6 +126,7 @@ def _run_and_record(run: Run) -> dict[str, Any]:
         text = traceback.format_exc()
         with suppress(UserError):
             save_text(run.folder / ERROR, text)
+            problem.add_note(f"traceback of {run.title}: {run.folder / ERROR}")  # other processes get the message alone
         raise
     finally:
         with signals.defer_interrupts():

@@ -78,8 +78,8 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
         signals.end_with_parent()  # a sweep that is killed leaves no worker
         relay_lines()
     cells = []
-    try:
-        with as_hydra_error(exit_on_error=single):  # a single run's error is printed before its table
+    with as_hydra_error(exit_on_error=single):
+        try:
             config_dir = folder_of(context.runtime.config_sources)
             cfg = cell_config(composed, context.runtime.choices, context.overrides.task, config_dir)
             if single:  # a sweep has looked at all its rows
@@ -100,9 +100,9 @@ def run_job(composed: DictConfig) -> Deferred | float | None:
             with job_scope(cfg.on_failure):
                 # A sweeper that is not ours would not launch a deferred job again.
                 return _run_or_defer(cfg, 0 if single else context.job.num, wait=STOP not in os.environ)
-    finally:
-        if single and not signals.pending_signal():  # an interrupted run has nothing to add to its table
-            publish(cells, single=True)
+        finally:  # before an error is printed, which is the last thing to read
+            if single and not signals.pending_signal():  # an interrupted run has nothing to add to its table
+                publish(cells, single=True)
 
 
 def _run_or_defer(cfg: Config, job: int, wait: bool) -> Deferred | float | None:

@@ -22,13 +22,13 @@ def log_line(line: str, stream: TextIO | None = None, end: str = "\n") -> None:
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, end=end, flush=True)
 
 
-def log_words(text: str, indent: str) -> None:
-    """Print a text at once, on a terminal broken between words; `indent` stands before its further lines."""
-    if sys.stdout.isatty():
+def log_words(text: str, indent: str = "", stream: TextIO | None = None) -> None:
+    """Print a text as `log_line` does, on a terminal broken between words; `indent` stands before its further lines."""
+    if (stream or sys.stdout).isatty():
         wrapper = textwrap.TextWrapper(break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
         wrapper.width = shutil.get_terminal_size().columns
         text = wrapper.fill(text)
-    log_line(text)
+    log_line(text, stream)
 
 
 def literal(text: str) -> str:

@@ -91,7 +91,7 @@ def exclusive(path: Path, task: str, wait: bool = True) -> Iterator[None]:
             held.acquire()
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
-            raise UserError(f"{unwritable(path, error)}, out=FOLDER") from None
+            raise unwritable(path, error) from None
         reason = getattr(error, "strerror", None) or str(error)
         fix = "choose an output folder (out) on a disk that supports flock"
         raise UserError(f"{path}: cannot be locked ({reason}); {fix}") from None

@@ -43,6 +43,7 @@ def test_an_evaluated_detector_that_finds_nothing_has_its_figures(runs, put):
     (table,) = collate(load(runs))
     line = next(line for line in grid(table).lines if line.row and line.row.row == "c4")
     assert line.metrics[:2] == ("0.3", "n/a") and line.label.endswith(", unhealthy [1]")
+    assert dict(table.footer)["seeds"].startswith("none healthy")
 
 
 def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):

@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 from itertools import product
@@ -197,9 +198,11 @@ def test_a_failed_cell_leaves_a_record_and_the_traceback_and_can_be_done_again(c
     cfg = cell()
     with monkeypatch.context() as patch:
         patch.setattr(procedures, "train", raising(MemoryError("no room")))
-        with pytest.raises(MemoryError):
+        with pytest.raises(MemoryError) as failed:
             running.run(cfg)
     (file,) = Path(cfg.out).rglob("record.json")
+    (note,) = pickle.loads(pickle.dumps(failed.value)).__notes__  # as the process of the sweep gets it
+    assert note.endswith(str(file.parent / "error.txt"))
     content = json.loads(file.read_text())
     assert (content["status"], content["error"], content["metrics"]) == ("failed", "MemoryError: no room", {})
     assert "no room" in (file.parent / "error.txt").read_text()

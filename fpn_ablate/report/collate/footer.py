@@ -1,7 +1,7 @@
 """Write a table's footer: data, images, evaluator, recipe, machine, code, and what was left out."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 from statistics import fmean, median
 from typing import Any
@@ -21,7 +21,7 @@ NORMAL = "; seeds are taken for draws of one normal distribution, which a row th
 
 def lines(
     definition: Definition,
-    rows: Iterable[Row],
+    rows: Collection[Row],
     records: list[Record],
     others: list[list[Record]],
     left_out: list[str],
@@ -165,10 +165,10 @@ def _proposals(records: list[Record]) -> str:
     return "; ".join(texts)
 
 
-def _seeds(definition: Definition, rows: Iterable[Row]) -> str:
+def _seeds(definition: Definition, rows: Collection[Row]) -> str:
     finished = {row.row: row.seeds for row in rows if row.seeds}
     if not finished:
-        return "none finished"
+        return "none healthy" if any(row.shown for row in rows) else "none finished"
     if len(set(finished.values())) == 1:
         text = _numbers(next(iter(finished.values())))
     else:
