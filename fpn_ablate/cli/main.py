@@ -158,7 +158,8 @@ def _help_on(name: str) -> int:
         print(text)
         return 0
     choices = (f"{group}={entry}" for group in help_text.GROUPS for entry in help_text.names(CONF / group))
-    near = difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS, *choices), n=1)
+    listed = {"ablation": ["rows"], "experiments": ["tables"]}.get(name.lstrip("+").partition("=")[0])
+    near = listed or difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS, *choices), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {', '.join((*help_text.TOPICS, *COMMANDS))}")
 

@@ -153,8 +153,10 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
         if override.startswith("+experiments=") and not showing:
             raise UserError(f"{override}: a table is a sweep; add -m: python -m fpn_ablate -m {override} ...")
         if not override.startswith("-") and "=" in override and _parsed(override).is_sweep_override():
-            fix = f"{min(showing)} shows one configuration" if showing else f"add -m: python -m fpn_ablate -m {override} ..."
-            raise UserError(f"{override}: several values are a sweep; {fix}")
+            typed = override.lstrip("+")
+            fix = f"{min(showing)} shows one configuration" if showing else f"add -m: python -m fpn_ablate -m {typed} ..."
+            fix += f"; a fraction has a point: {typed.replace(',', '.')}" if re.fullmatch(r"[^=]*=0,\d+", typed) else ""
+            raise UserError(f"{typed}: several values are a sweep; {fix}")
 
 
 def _parsed(override: str) -> Override:

@@ -121,8 +121,13 @@ def unknown_key(key: str, variant: str | None = None) -> str:
     if not parent:
         allowed += ["ablation", "experiments"]  # groups that leave no key behind
     where = f"{key} with {parent.split('.')[0]}={variant}" if variant and parent else key
-    tasks = [f"task={task}" for task in TASKS if variant in TASKS and key in keys(variant=task)]
-    return no_such_key(where, parent, name, allowed, near) + (f". It goes with {' or '.join(tasks)}" if tasks else "")
+    group = key.partition(".")[0]
+    models = _options(Config.model_fields[group].annotation) if variant and parent else ()
+    variants = (
+        TASKS if group == "task" else [tag for model in models if not issubclass(model, UserPart) for tag in _tags(model)]
+    )
+    others = [f"{group}={other}" for other in variants if variant in variants and key in keys(variant=other)]
+    return no_such_key(where, parent, name, allowed, near) + (f". It goes with {' or '.join(others)}" if others else "")
 
 
 def no_such_key(where: str, parent: str, name: str, allowed: Iterable[str], near: Sequence[str] = ()) -> str:

@@ -203,7 +203,7 @@ def test_the_help_of_every_choice_names_keys_that_exist():
     assert named <= {*keys()}
 
 
-@pytest.mark.parametrize(("typed", "near"), [("kyes", "keys"), ("neck=bifp", "neck=bifpn")])
+@pytest.mark.parametrize(("typed", "near"), [("kyes", "keys"), ("neck=bifp", "neck=bifpn"), ("ablation=c4", "rows")])
 def test_a_misspelt_topic_is_refused_with_the_nearest_one(cli, typed, near):
     code, out, err = cli("--help", typed)
     assert (code, out) == (2, "") and err.startswith(f"--help {typed}: there is no such topic. Did you mean {near}?")

@@ -30,6 +30,8 @@ def test_a_sweep_may_be_asked_for_anywhere(option):
 def test_several_values_without_a_sweep_are_refused():
     with pytest.raises(UserError, match=r"^ablation=fpn,c4: several values are a sweep; add -m"):
         refuse_sweeps(["seed=1", "ablation=fpn,c4"])
+    with pytest.raises(UserError, match=r"^a=0,01: several values .* -m a=0,01 \.\.\.; a fraction has a point: a=0\.01$"):
+        refuse_sweeps(["++a=0,01"])
     with pytest.raises(UserError, match=r"^\+experiments=table1_rpn: a table is a sweep; add -m"):
         refuse_sweeps(["seed=1", "+experiments=table1_rpn"])
     refuse_sweeps(["factors=[neck,backbone]", "+experiments=table1_rpn", "--cfg", "job"])
@@ -96,6 +98,7 @@ def test_hydra_adds_keys_below_a_group_that_are_missing(typed, passed):
             "task.training with task=rpn: there is no such key. Allowed in task: name. It",
         ),
         (["task.roi.samples=3"], "It goes with task=fast_rcnn or task=faster_rcnn"),
+        (["data.root=set"], "It goes with data=coco"),
         (["task=faster_rcnn", "task.trainin=joint"], "Did you mean task.training?"),
         (["recipe.step=3"], "Did you mean recipe.steps?"),
         (["neck.class=necks.Mine"], "neck.class=necks.Mine: say where its file lies, with --config-dir FOLDER"),
