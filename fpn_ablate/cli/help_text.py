@@ -62,14 +62,14 @@ def short(commands: Mapping[str, str]) -> str:
 
 
 def topic(name: str) -> str:
-    """Return what `--help NAME` prints, of a name in TOPICS."""
+    """Return what `--help NAME` prints, of a name in TOPICS or GROUPS."""
     if name == "keys":
         return "\n".join(_keys())
     folder, start = {
         "rows": (CONF / "ablation", "ablation="),
         "tables": (EXPERIMENTS, "-m +experiments="),
         "recipes": (CONF / "recipe", "recipe="),
-    }[name]
+    }.get(name, (CONF / name, f"{name}="))
     lines = []
     for entry in names(folder):
         lines.append(f"{start}{entry}")

@@ -149,7 +149,7 @@ def _check_working_folder() -> None:
 
 def _help_on(name: str) -> int:
     """Print the help on a topic or a command."""
-    if name in help_text.TOPICS:
+    if name in (*help_text.TOPICS, *help_text.GROUPS):
         print(help_text.topic(name))
         return 0
     if name in COMMANDS:
@@ -161,7 +161,8 @@ def _help_on(name: str) -> int:
     listed = {"ablation": ["rows"], "experiments": ["tables"]}.get(name.lstrip("+").partition("=")[0])
     near = listed or difflib.get_close_matches(name, (*COMMANDS, *help_text.TOPICS, *choices), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {', '.join((*help_text.TOPICS, *COMMANDS))}")
+    topics = ", ".join((*help_text.TOPICS, *help_text.GROUPS, *COMMANDS))
+    raise UserError(f"--help {name}: there is no such topic.{hint} Topics: {topics}")
 
 
 def _command(name: str) -> str:

@@ -180,6 +180,7 @@ def test_the_help_lists_every_command(cli, option):
         ("tables", ["-m +experiments=table1_rpn", "Table 1 of Feature Pyramid Networks"]),
         ("recipes", ["recipe=paper2017", "The paper's settings (Sec. 5.1 and 5.2) for COCO"]),
         ("report", ["usage: python -m fpn_ablate report "]),
+        ("neck", ["neck=yolo", "The paper's neck (Sec. 3)"]),
         ("neck=bifpn", ["Bidirectional pyramid", "neck.layers = 3", "how often the maps are fused, down and up again"]),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_page_holds_the_table_its_verdicts_charts_pictures_and_runs(full):
     assert "GENERATED DATA: not comparable with COCO" in shown
     assert shown.count("not run") >= 4, "rows that are not run are holes"
     unjudged = sum(verdict.verdict == "no result" for verdict in table.verdicts)
-    assert unjudged and f"No result, as their rows have no healthy run at a common seed: {unjudged} claims." in shown
+    assert unjudged and f"No result, as their rows are not run or not healthy at a common seed: {unjudged} claims." in shown
     for heading in ("Verdicts", "Plots", "Image by image", "The pyramid", "Provenance", "The data", "4 runs"):
         assert heading in shown
     for chart in ("Recall against object size", "Learning curves", "Effect sizes", "Cost against accuracy"):

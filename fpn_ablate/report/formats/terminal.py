@@ -108,7 +108,8 @@ def _hints(table: Table, rows: Collection[str], left_out: Sequence[str], whole: 
         missing = [row.row for row in table.rows if not row.states and not row.published_only]
         hints += [f"not run: {', '.join(missing)}"] if missing else []
         unjudged = [verdict.verdict == NO_RESULT for verdict in table.verdicts if not verdict.look]
-        hints += [f"no result, as rows have no healthy run at a common seed: {sum(unjudged)} claims"] if any(unjudged) else []
+        why = "rows are not run or not healthy at a common seed"
+        hints += [f"no result, as {why}: {sum(unjudged)} claims"] if any(unjudged) else []
         needed = table.seeds_to_judge
         hints += [f"not judged before {needed} seeds: {unjudged.count(False)} claims"] if not all(unjudged) else []
     if whole:
