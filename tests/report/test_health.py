@@ -65,7 +65,7 @@ def test_an_unhealthy_seed_is_shown_and_not_averaged(runs, put):
         ("0.1", "unhealthy")
     ]
     assert {v.verdict for v in table.verdicts if "c4" in v.claim.minus} == {"no result"} and not table.effects
-    assert "as their rows have no healthy run" in page.render([table])
+    assert "as their rows are not run or not healthy" in page.render([table])
     assert any("the cells are over 1 of 2 seeds" in note for note in made.notes)
 
 
