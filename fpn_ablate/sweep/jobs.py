@@ -236,7 +236,10 @@ class RetryingLauncher:
         return job_return
 
     def raise_first_failure(self) -> None:
-        """Print each failure once, with its rows. Then raise the first that has a traceback to show, or exit with code 1."""
+        """Print each failure once, with its rows. Raise the first of this process, with its traceback, or exit with code 1.
+
+        An error of another process has no traceback here; its notes name the file that has one.
+        """
         rows: dict[str, list[str]] = {}
         shared = set.intersection(*(set(job_return.overrides) for job_return in self.failed)) if len(self.failed) > 1 else set()
         for job_return in self.failed:
@@ -248,8 +251,10 @@ class RetryingLauncher:
             log_line(f"failed: {'; '.join(dict.fromkeys(failed_rows))}: {text}", sys.stderr)
         errors = [job_return._return_value for job_return in self.failed]
         for error in errors:
-            if not isinstance(error, WorkerKilled | HydraUserError):
+            if error.__traceback__ and not isinstance(error, HydraUserError):
                 raise error
+        for note in dict.fromkeys(note for error in errors for note in getattr(error, "__notes__", ())):
+            log_line(note, sys.stderr)
         if errors:
             raise SystemExit(1)
 

@@ -93,11 +93,11 @@ class TableSweeper(BasicSweeper):
         try:
             with signals.reraise_as_stopped():
                 returns = super().sweep(arguments)
-                self.launcher.raise_first_failure()
-            return returns
         finally:
             del os.environ[jobs.STOP]
             self.publish()
+        self.launcher.raise_first_failure()  # behind the tables: the last thing to read
+        return returns
 
     def publish(self) -> None:
         """Publish the tables of all cells."""
