@@ -69,7 +69,7 @@ def measure(recipe: str, jobs: list[int], device: str) -> dict[str, Any]:
                 **_sweep(out, arguments),
                 **{f"{part[:-2]}, all rows (s)": seconds for part, seconds in _costs(out).items() if part != "pretrain_s"},
             }
-        results["ways"]["a finished sweep again"] = _sweep(folder / str(jobs[0]), ["-m", ROWS, *common])
+        results["ways"]["a finished sweep again"] = _sweep(out, arguments)
     return results
 
 

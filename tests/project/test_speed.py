@@ -11,6 +11,7 @@ from fpn_ablate.utils.blocks import fill_blocks
 
 CPU = torch.device("cpu")
 PEAK = {"GEMM float32 (GFLOP/s)": 20.0, "convolution float32 (GFLOP/s)": 40.0, "copy, read and written (GB/s)": 10.0}
+RETINANETS = ("ResNet-50, 800 x 1066", "small, 128 px", "small, 256 px")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,28 @@ def test_the_figures_of_the_readme_are_those_of_the_file(script, name, block, fi
     results = Path(__file__).parents[2] / "results"
     text, content = (results / "README.md").read_text(), json.loads((results / "reference" / f"{figures}.json").read_text())
     assert fill_blocks(text, block, lambda _: script(f"benchmarks/{name}").markdown(content)) == text
+
+
+def test_the_shares_in_the_documentation_are_those_of_the_file():
+    root = Path(__file__).parents[2]
+    cases = json.loads((root / "results" / "reference" / "bench-cpu.json").read_text())["cases"]
+    shares, beside_layers = {}, {}
+    for name, case in cases.items():
+        for work, compared in case["compared"].items():
+            seconds = {contender: f["processor (s)"]["median"] for contender, f in compared["contenders"].items()}
+            best = min(time for contender, time in seconds.items() if contender.startswith("torchvision"))
+            shares.setdefault((name.split(",")[0], work), []).append(seconds["ours"] / best)
+            beside_layers[name, work] = f"{seconds['ours'] / seconds['layers alone']:.2f}"
+    lines = (root / "docs" / "pages" / "speed.md").read_text().splitlines()
+    for detector in ("Faster R-CNN", "RPN", "RetinaNet"):
+        both = [shares.get((detector, work)) for work in ("training step", "inference")]
+        figures = [f"{min(values):.2f} to {max(values):.2f}" if values else "" for values in both]
+        (line,) = (line for line in lines if line.startswith(f"| {detector}"))
+        assert [cell.strip() for cell in line.strip("|").split("|")[1:]] == figures
+    text = " ".join((root / "docs" / "pages" / "detectors.md").read_text().split())
+    large, *small = (beside_layers[f"RetinaNet, {size}", "training step"] for size in RETINANETS)
+    assert f"takes {large} times what its layers alone take" in text
+    assert f"it takes {small[0]} times" in text and small[0] == small[1]
 
 
 @pytest.mark.slow
