@@ -100,9 +100,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [[way, *(str(figures.get(name, "")) for name in header)] for way, figures in results["ways"].items()]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    return (
-        f"{table}\nRecipe {results['recipe']}; pre-training, once before: {results['pre-training (s)']} s. Machine: {facts}.\n"
-    )
+    pretraining = f"; pre-training, once before: {seconds} s" if (seconds := results["pre-training (s)"]) else ""
+    return f"{table}\nRecipe {results['recipe']}{pretraining}. Machine: {facts}.\n"
 
 
 def _parser() -> argparse.ArgumentParser:
